@@ -1,0 +1,36 @@
+# Two commands do everything on a fresh clone: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: quickstart test test-slow lint clean
+
+# One marker per set of extras, so that a second call does nothing.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.report: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[report]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/.report
+
+quickstart: $(VENV)/.report   ## train MSDNet with the paper's method on scikit-learn's digits, evaluate, report
+	$(BIN)/offramp train --data digits --objective power-sqrt --epochs 20 --out runs/quickstart
+	$(BIN)/offramp evaluate runs/quickstart
+
+test: $(VENV)/.dev            ## everything but the slow tests
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(VENV)/.dev       ## the slow tests alone
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

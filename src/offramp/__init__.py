@@ -1,0 +1,59 @@
+"""offramp: early-exiting image classifiers. Public names load when first used, so importing this imports no torch."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from offramp import backbones, data, evaluation, objectives, reports, rules
+    from offramp.config import DataConfig, Run, Spec, TrainConfig
+    from offramp.costs import cost
+    from offramp.network import EarlyExitNet, class_log_probs
+    from offramp.runs import load
+    from offramp.training import fit, train
+
+__version__ = "0.1.0"
+
+_HOME = {  # public name -> module that defines it
+    "DataConfig": "offramp.config",
+    "EarlyExitNet": "offramp.network",
+    "Run": "offramp.config",
+    "Spec": "offramp.config",
+    "TrainConfig": "offramp.config",
+    "class_log_probs": "offramp.network",
+    "cost": "offramp.costs",
+    "fit": "offramp.training",
+    "load": "offramp.runs",
+    "train": "offramp.training",
+}
+_ROOMS = ("backbones", "data", "evaluation", "objectives", "reports", "rules")
+
+__all__ = [
+    "DataConfig",
+    "EarlyExitNet",
+    "Run",
+    "Spec",
+    "TrainConfig",
+    "backbones",
+    "class_log_probs",
+    "cost",
+    "data",
+    "evaluation",
+    "fit",
+    "load",
+    "objectives",
+    "reports",
+    "rules",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"offramp.{name}")
+    raise AttributeError(f"module 'offramp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,256 @@
+"""What a run is: data, network, objective, training; frozen, torch-free. The command line is made from these classes.
+
+A method, a backbone or a data set is named by a `Spec`: a registered name or `package.module:Name`, with keyword
+arguments. The same class stands on the command line, in a run's `config.json` and on a built network.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.constructors import PrimitiveConstructorSpec
+
+from offramp.errors import UsageError
+
+PAPER_EPOCHS = 300  # CIFAR; ImageNet: 100 (paper, section 4)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to build: a registered name or `package.module:Name`, and keyword arguments (JSON values only)."""
+
+    name: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> "Spec":
+        """Read `NAME key=value key=value`; values are Python literals, anything else is a string."""
+        if not words:
+            raise UsageError("A name is missing: NAME [KEY=VALUE ...].")
+        name, *pairs = words
+        args: dict[str, Any] = {}
+        for pair in pairs:
+            key, equals, value = pair.partition("=")
+            if not equals or not key.isidentifier():
+                raise UsageError(f"{pair!r} after {name!r} is not of the form key=value.")
+            args[key] = _literal(value)
+        return cls(name, args)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Spec":
+        """The inverse of `to_json`."""
+        return cls(value["name"], dict(value["args"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary, equal for equal specs (tuples become lists)."""
+        return {"name": self.name, "args": _jsonable(dict(self.args))}
+
+    def __str__(self) -> str:
+        return " ".join([self.name, *(f"{key}={value!r}" for key, value in self.args.items())])
+
+
+def _literal(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise UsageError(f"{value!r} cannot be written to a run's configuration; use numbers, strings, lists.")
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """The tail of an error message: the near names, then all names."""
+    near = difflib.get_close_matches(word, known, n=2)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return f"{hint} Known: {', '.join(known)}."
+
+
+def resolve(name: str, registry: Mapping[str, Any], kind: str) -> Any:
+    """The object behind a registered name or `package.module:Name`. `kind` is the word used in errors."""
+    if name in registry:
+        return registry[name]
+    module_name, colon, attribute = name.partition(":")
+    if not colon:
+        raise UsageError(
+            f"Unknown {kind} {name!r}.{did_you_mean(name, sorted(registry))} Your own: package.module:Name."
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A missing import inside the user's module is a bug there and keeps its traceback.
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise
+        raise UsageError(f"{kind} {name!r}: there is no module {module_name!r} on the Python path.") from None
+    if not hasattr(module, attribute):
+        raise UsageError(f"{kind} {name!r}: module {module_name!r} has no {attribute!r}.")
+    return getattr(module, attribute)
+
+
+def build(spec: Spec, registry: Mapping[str, Any], kind: str, **defaults: Any) -> Any:
+    """Build what `spec` names. Its arguments win over `defaults`; a default the builder does not take is dropped."""
+    builder = resolve(spec.name, registry, kind)
+    known, takes_any = _parameters(builder)
+    for key in spec.args:
+        if key not in known and not takes_any:
+            raise UsageError(f"{kind} {spec.name!r} has no argument {key!r}.{did_you_mean(key, known)}")
+    accepted = {key: value for key, value in defaults.items() if key in known or takes_any}
+    return builder(**{**accepted, **spec.args})
+
+
+def _parameters(builder: Callable[..., Any]) -> tuple[list[str], bool]:
+    parameters = inspect.signature(builder).parameters.values()
+    return [p.name for p in parameters], any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+_SPEC_FLAG = PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="NAME [KEY=VALUE ...]",
+    instance_from_str=Spec.parse,
+    is_instance=lambda value: isinstance(value, Spec),
+    str_from_instance=lambda spec: str(spec).split(" "),
+)
+SpecFlag = Annotated[Spec, _SPEC_FLAG]
+
+# Fields marked so may differ when a run is continued: they change how it runs, never what it computes.
+FREE: Mapping[str, Any] = {"free": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, in which parts."""
+
+    source: Annotated[SpecFlag, tyro.conf.arg(name="data")] = field(default_factory=lambda: Spec("digits"))
+    """digits, fashion-mnist, cifar10, cifar100, imagenet, folder:PATH, or package.module:Name; arguments follow."""
+    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = field(default=None, metadata=FREE)
+    """Folder that holds the data set's files (default: $OFFRAMP_DATA, else ~/.cache/offramp)."""
+    batch_size: int = 64
+    """Images per optimiser step, over all processes together."""
+    holdout: int | None = None
+    """Training images held out, half for `search`, half for `certify`. Default: CIFAR 5000, ImageNet 50000; 0: none."""
+    workers: int = field(default=0, metadata=FREE)
+    """Worker processes that decode images (data sets that do not fit in memory)."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"batch-size must be at least 1, not {self.batch_size}.")
+        if self.holdout is not None and self.holdout < 0:
+            raise UsageError(f"holdout must be at least 0, not {self.holdout}.")
+        if self.workers < 0:
+            raise UsageError(f"workers must be at least 0, not {self.workers}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a network is trained. The defaults are the paper's recipe (section 4; protocols of the originals)."""
+
+    epochs: int = PAPER_EPOCHS
+    """Passes over the training part."""
+    seed: int = 0
+    """Seed of initialisation, order of images and augmentation."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd: momentum, no Nesterov; adamw: decoupled weight decay."""
+    lr: float = 0.1
+    """Learning rate at the start (after warm-up)."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    weight_decay: float = 1e-4
+    """Weight decay on every parameter."""
+    schedule: Literal["cosine", "multistep"] = "cosine"
+    """cosine: per iteration, to 0; multistep: times 0.1 at each milestone."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Shares of all epochs after which multistep divides the rate by ten."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up from 0."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: autocast, with float32 master weights."""
+    channels_last: bool = False
+    """Memory layout of images and weights."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    deterministic: bool = True
+    """On a GPU: deterministic kernels where there are any."""
+    threads: int | None = None
+    """CPU threads of torch. Bit-exact resumption needs the same number."""
+    init: str | None = None
+    """Weights file (safetensors) or run folder to start from."""
+    save_every_steps: int | None = field(default=None, metadata=FREE)
+    """Also save a checkpoint every so many steps."""
+    save_every_minutes: float = field(default=5.0, metadata=FREE)
+    """Save a checkpoint when the last is older than this; one is always saved at the end of an epoch."""
+    keep_checkpoints: int = field(default=2, metadata=FREE)
+    """Checkpoints kept besides the best."""
+    keep_best: bool = field(default=False, metadata=FREE)
+    """Keep the weights of the epoch with the best mean accuracy on `search`."""
+    tensorboard: bool = field(default=False, metadata=FREE)
+    """Write TensorBoard files (extra `tensorboard`)."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}.")
+        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "save_every_minutes"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UsageError(f"{name.replace('_', '-')} must be a number of at least 0, not {getattr(self, name)}.")
+        for name in ("save_every_steps", "threads"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UsageError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}.")
+        if self.warmup_epochs > self.epochs:
+            raise UsageError(f"warmup-epochs ({self.warmup_epochs}) is longer than the run ({self.epochs} epochs).")
+        if not all(0 < share < 1 for share in self.milestones):
+            raise UsageError(f"milestones are shares of the epochs, between 0 and 1; found {self.milestones}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything that determines a trained network."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: SpecFlag = field(default_factory=lambda: Spec("cross-entropy"))
+    """cross-entropy, label-smoothing, discard-threshold, damping, power-sqrt, dynamic, or package.module:Name."""
+    network: SpecFlag = field(default_factory=lambda: Spec("auto"))
+    """auto (fits the data), a preset such as msdnet7-cifar100, msdnet, ranet, or package.module:Name."""
+    rule: SpecFlag = field(default_factory=lambda: Spec("standard"))
+    """What happens to a batch: standard (one backward pass, one optimiser step), or package.module:Name."""
+    training: TrainConfig = field(default_factory=TrainConfig)
+
+
+def to_json(config: Any) -> Any:
+    """A configuration as plain JSON values."""
+    if isinstance(config, Spec):
+        return config.to_json()
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    return _jsonable(config)
+
+
+def free_fields(config_class: type) -> frozenset[str]:
+    """Names of the fields that may differ when a run is continued."""
+    return frozenset(f.name for f in dataclasses.fields(config_class) if f.metadata.get("free"))
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One line per field in which two JSON configurations differ: `training.lr: 0.1 there, 0.2 now`."""
+    lines = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {old!r} there, {new!r} now")
+    return lines

@@ -1,0 +1,155 @@
+"""An early-exiting network is a list of stages and a list of exits.
+
+K exits, B images, N classes, C outputs of an exit (N, or N + 1 with the damping neuron).
+
+Stage k maps a carry (a tuple of tensors, batch first) to the next carry; exit k reads one tensor of the carry and gives
+logits. Nothing here, or anywhere else, knows what a backbone looks like inside.
+"""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import ParamSpec
+
+import torch
+from torch import Tensor, nn
+
+from offramp.config import Spec
+from offramp.errors import UsageError
+
+Carry = tuple[Tensor, ...]
+# link(k, K, carry, reads) -> (what exit k sees, what stage k + 1 gets): values unchanged, gradients rerouted.
+Link = Callable[[int, int, Carry, int], tuple[Tensor, Carry]]
+
+
+def plain_link(k: int, K: int, carry: Carry, reads: int) -> tuple[Tensor, Carry]:
+    """The link that changes nothing: the exit sees the map it reads, the next stage gets the whole carry."""
+    return carry[reads], carry
+
+
+class EarlyExitNet(nn.Module):
+    """Stages and exits, run in turn.
+
+    Args:
+        stages: Modules called with the tensors of the carry as positional arguments (the first one with the images);
+            each returns a tensor or a tuple of tensors, the next carry.
+        exits: As many modules as stages; each maps one tensor of the carry to logits `[B, C]`.
+        num_classes: N. Without it, read off the last Linear of the first exit.
+        damping: Whether output N (the last) is the damping neuron (paper, Eq. 1).
+        reads: Index into the carry of the tensor an exit reads, one for all or one per exit.
+        image_shape: `(channels, height, width)` of the images it was made for, where known.
+    """
+
+    link: Link
+
+    def __init__(
+        self,
+        stages: Iterable[nn.Module],
+        exits: Iterable[nn.Module],
+        *,
+        num_classes: int | None = None,
+        damping: bool = False,
+        reads: int | Sequence[int] = -1,
+        image_shape: tuple[int, int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.exits = nn.ModuleList(exits)
+        if len(self.stages) != len(self.exits) or not self.exits:
+            raise UsageError(
+                f"A network needs as many exits as stages, at least one; found {len(self.stages)} stages "
+                f"and {len(self.exits)} exits."
+            )
+        self.reads = (reads,) * self.num_exits if isinstance(reads, int) else tuple(reads)
+        if len(self.reads) != self.num_exits:
+            raise UsageError(f"`reads` names {len(self.reads)} tensors for {self.num_exits} exits.")
+        self.num_classes = _classes_of(self.exits[0]) - damping if num_classes is None else num_classes
+        self.damping = damping
+        self.image_shape = image_shape
+        self.link = plain_link
+        self.spec: Spec | None = None  # how to build this network again; set by `builder`
+
+    @property
+    def num_exits(self) -> int:
+        """K."""
+        return len(self.exits)
+
+    @property
+    def num_outputs(self) -> int:
+        """C: the classes, and the damping neuron where there is one."""
+        return self.num_classes + self.damping
+
+    def run_stage(self, k: int, carry: Carry) -> Carry:
+        """The carry after stage k (from 0) for the carry after stage k - 1 (the images, for k = 0)."""
+        out = self.stages[k](*carry)
+        return out if isinstance(out, tuple) else (out,)
+
+    def run_exit(self, k: int, carry: Carry) -> Tensor:
+        """Logits `[B, C]` of exit k (from 0) for the carry after stage k."""
+        logits_BC: Tensor = self.exits[k](carry[self.reads[k]])
+        return logits_BC
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[K, B, C]` of every exit for images `[B, channels, height, width]`."""
+        last = self.num_exits - 1
+        carry: Carry = (images,)
+        logits = []
+        for k, head in enumerate(self.exits):
+            carry = self.run_stage(k, carry)
+            link = self.link if k < last else plain_link
+            seen, carry = link(k, self.num_exits, carry, self.reads[k])
+            logits.append(head(seen))
+        return torch.stack(logits)
+
+    def class_log_probs(self, logits_KBC: Tensor, *, renormalise: bool = False) -> Tensor:
+        """See `class_log_probs`."""
+        return class_log_probs(logits_KBC, self.num_classes, renormalise=renormalise)
+
+
+def class_log_probs(logits_KBC: Tensor, num_classes: int, *, renormalise: bool = False) -> Tensor:
+    """Log-probabilities `[..., N]` of the classes: the one way from logits `[..., C]` to anything else.
+
+    The softmax runs over all C outputs (paper, Eq. 1) and the damping neuron's share is left out, so that the classes
+    sum to 1 - F[N+1]: the neuron's mass is a natural "not sure". With `renormalise` the classes sum to 1 instead.
+    Computed in float32 at least.
+    """
+    logits = logits_KBC.float() if logits_KBC.dtype in (torch.float16, torch.bfloat16) else logits_KBC
+    if renormalise:
+        return logits[..., :num_classes].log_softmax(-1)
+    return logits.log_softmax(-1)[..., :num_classes]
+
+
+def _classes_of(head: nn.Module) -> int:
+    linears = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    if not linears:
+        raise UsageError("The exits have no Linear layer to read the number of classes from; pass `num_classes`.")
+    return linears[-1].out_features
+
+
+P = ParamSpec("P")
+
+
+def builder(function: Callable[P, EarlyExitNet]) -> Callable[P, EarlyExitNet]:
+    """Make a function that returns a network leave its recipe on it: import path and arguments, all JSON values."""
+
+    @functools.wraps(function)
+    def build_and_sign(*args: P.args, **kwargs: P.kwargs) -> EarlyExitNet:
+        network = function(*args, **kwargs)
+        bound = inspect.signature(function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = dict(bound.arguments)
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                arguments |= arguments.pop(parameter.name)
+        network.spec = Spec.from_json(Spec(f"{function.__module__}:{function.__qualname__}", arguments).to_json())
+        return network
+
+    return build_and_sign
+
+
+def rebuild(spec: Spec) -> EarlyExitNet:
+    """The network that `spec` (found on a built one) describes, with fresh weights."""
+    module_name, _, attribute = spec.name.partition(":")
+    network: EarlyExitNet = getattr(importlib.import_module(module_name), attribute)(**spec.args)
+    return network

@@ -1,0 +1,96 @@
+"""What stands in a run's folder, and how to read it back.
+
+config.json          everything that determines the run (and the fields that may change when it is continued)
+environment.json     versions, device, threads, git state, command, of every start
+split.json           the saved permutation behind train, search and certify, and hashes of the data
+metrics.jsonl        one line an epoch: only what the run determines, the same byte for byte after any interruption
+timing.jsonl         clocks and rates
+checkpoints/         the last few states of the training, each with its content hash in its name
+weights.safetensors  the final weights, plain layout; there when the run is finished
+records/             logits of whole data sets, made by `offramp evaluate`
+report.html          made by `offramp evaluate`
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from offramp.config import Spec
+from offramp.errors import OfframpError, UsageError
+from offramp.network import EarlyExitNet, rebuild
+from offramp.storage import load_tensors
+
+FORMAT = 1  # of the folder; a run folder of a newer format is refused
+
+
+class RunFolder:
+    """Paths and contents of one run's folder."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        self.config = self.path / "config.json"
+        self.environment = self.path / "environment.json"
+        self.split = self.path / "split.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.timing = self.path / "timing.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.weights = self.path / "weights.safetensors"
+        self.best_weights = self.path / "best.safetensors"
+        self.records = self.path / "records"
+        self.report = self.path / "report.html"
+
+    def read_config(self) -> dict[str, Any]:
+        """The run's configuration as JSON values. A folder that is no run, or of a newer offramp, is refused."""
+        if not self.config.is_file():
+            raise UsageError(f"{self.path} is not a run: it has no config.json. `offramp train --out DIR` makes one.")
+        try:
+            config: dict[str, Any] = json.loads(self.config.read_text())
+        except ValueError as error:
+            raise OfframpError(f"{self.config} is damaged: {error}.") from error
+        if config.get("format", 0) > FORMAT:
+            raise UsageError(
+                f"{self.path} was written by a newer offramp (run format {config['format']}; this one reads up to "
+                f"{FORMAT}). Update offramp."
+            )
+        return config
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """One dictionary per finished epoch."""
+        if not self.metrics.is_file():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+
+def load(run: str | Path, into: EarlyExitNet | None = None) -> EarlyExitNet:
+    """The trained network of a finished run, in evaluation mode, on the CPU.
+
+    A network that was built by hand has no recipe in the run: pass one of the same make as `into`.
+    """
+    folder = RunFolder(run)
+    config = folder.read_config()
+    if not folder.weights.is_file():
+        raise UsageError(f"{folder.path} has no weights yet: the run is not finished. Start the same command again.")
+    if into is None:
+        if config["network"] is None:
+            raise UsageError(f"The network of {folder.path} was built by hand; pass one of the same make as `into`.")
+        into = rebuild(Spec.from_json(config["network"]))
+    tensors, _ = load_tensors(folder.weights)
+    load_weights(into, tensors, folder.weights)
+    return into.eval()
+
+
+def load_weights(network: EarlyExitNet, tensors: dict[str, Any], source: Path) -> None:
+    """Put `tensors` into `network`; every name and shape must fit, or the error shows what does not."""
+    own = network.state_dict()
+    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    shapes = [
+        f"{name} is {list(tensors[name].shape)} there, {list(own[name].shape)} here"
+        for name in own.keys() & tensors.keys()
+        if tensors[name].shape != own[name].shape
+    ]
+    problems = [f"{len(missing)} missing, such as {missing[0]}"] if missing else []
+    problems += [f"{len(unknown)} unknown, such as {unknown[0]}"] if unknown else []
+    problems += [f"{len(shapes)} of another shape: {sorted(shapes)[0]}"] if shapes else []
+    if problems:
+        raise UsageError(f"{source} does not fit this network: {'; '.join(problems)}.")
+    network.load_state_dict(tensors)
