@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -39,6 +39,8 @@ class Spec:
             key, equals, value = pair.partition("=")
             if not equals or not key.isidentifier():
                 raise UsageError(f"{pair!r} after {name!r} is not of the form key=value.")
+            if key in args:
+                raise UsageError(f"{key} is given twice after {name!r}.")
             args[key] = _literal(value)
         return cls(name, args)
 
@@ -51,8 +53,12 @@ class Spec:
         """A plain dictionary, equal for equal specs (tuples become lists)."""
         return {"name": self.name, "args": _jsonable(dict(self.args))}
 
+    def words(self) -> list[str]:
+        """The inverse of `parse`."""
+        return [self.name, *(f"{key}={value!r}" for key, value in self.args.items())]
+
     def __str__(self) -> str:
-        return " ".join([self.name, *(f"{key}={value!r}" for key, value in self.args.items())])
+        return " ".join(self.words())
 
 
 def _literal(text: str) -> Any:
@@ -60,7 +66,7 @@ def _literal(text: str) -> Any:
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):  # TypeError: a literal that is no value, such as {[]: 1}
         return text
 
 
@@ -86,7 +92,7 @@ def resolve(name: str, registry: Mapping[str, Any], kind: str) -> Any:
     if name in registry:
         return registry[name]
     module_name, colon, attribute = name.partition(":")
-    if not colon:
+    if not colon or not module_name or module_name.startswith("."):
         raise UsageError(
             f"Unknown {kind} {name!r}.{did_you_mean(name, sorted(registry))} Your own: package.module:Name."
         )
@@ -105,17 +111,24 @@ def resolve(name: str, registry: Mapping[str, Any], kind: str) -> Any:
 def build(spec: Spec, registry: Mapping[str, Any], kind: str, **defaults: Any) -> Any:
     """Build what `spec` names. Its arguments win over `defaults`; a default the builder does not take is dropped."""
     builder = resolve(spec.name, registry, kind)
-    known, takes_any = _parameters(builder)
+    try:
+        signature = inspect.signature(builder)
+    except (TypeError, ValueError):  # not callable, or written in C
+        raise UsageError(f"{kind} {spec.name!r} is a {type(builder).__name__}; name a class or a function.") from None
+    if inspect.isabstract(builder):
+        raise UsageError(f"{kind} {spec.name!r} is abstract: it lacks {', '.join(sorted(builder.__abstractmethods__))}.")
+    known = [p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for key in spec.args:
         if key not in known and not takes_any:
-            raise UsageError(f"{kind} {spec.name!r} has no argument {key!r}.{did_you_mean(key, known)}")
-    accepted = {key: value for key, value in defaults.items() if key in known or takes_any}
-    return builder(**{**accepted, **spec.args})
-
-
-def _parameters(builder: Callable[..., Any]) -> tuple[list[str], bool]:
-    parameters = inspect.signature(builder).parameters.values()
-    return [p.name for p in parameters], any(p.kind is p.VAR_KEYWORD for p in parameters)
+            hint = did_you_mean(key, known) if known else " It takes none."
+            raise UsageError(f"{kind} {spec.name!r} has no argument {key!r}.{hint}")
+    arguments = {key: value for key, value in defaults.items() if key in known or takes_any} | dict(spec.args)
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise UsageError(f"{kind} {spec.name!r}: {error}.") from None
+    return builder(**arguments)
 
 
 _SPEC_FLAG = PrimitiveConstructorSpec(
@@ -123,7 +136,7 @@ _SPEC_FLAG = PrimitiveConstructorSpec(
     metavar="NAME [KEY=VALUE ...]",
     instance_from_str=Spec.parse,
     is_instance=lambda value: isinstance(value, Spec),
-    str_from_instance=lambda spec: str(spec).split(" "),
+    str_from_instance=Spec.words,
 )
 SpecFlag = Annotated[Spec, _SPEC_FLAG]
 
@@ -185,6 +198,8 @@ class TrainConfig:
     """Compile the network with torch.compile."""
     deterministic: bool = True
     """On a GPU: deterministic kernels where there are any."""
+    device: str = "auto"
+    """auto (a CUDA GPU where there is one), cpu, cuda, cuda:N."""
     threads: int | None = None
     """CPU threads of torch. Bit-exact resumption needs the same number."""
     init: str | None = None
@@ -201,15 +216,11 @@ class TrainConfig:
     """Write TensorBoard files (extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}.")
-        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "save_every_minutes"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UsageError(f"{name.replace('_', '-')} must be a number of at least 0, not {getattr(self, name)}.")
-        for name in ("save_every_steps", "threads"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UsageError(f"{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}.")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UsageError(f"Unknown {name} {getattr(self, name)!r}.{did_you_mean(str(getattr(self, name)), known)}")
+        for name, least in _LEAST_WHOLE.items():
+            ...
         if self.warmup_epochs > self.epochs:
             raise UsageError(f"warmup-epochs ({self.warmup_epochs}) is longer than the run ({self.epochs} epochs).")
         if not all(0 < share < 1 for share in self.milestones):

@@ -37,6 +37,12 @@ def max_over_all(tensor: Tensor) -> Tensor:
     return largest
 
 
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if active():
+        dist.barrier()
+
+
 def share_of(num_items: int) -> slice:
     """This process's contiguous share of `num_items`; shares differ by at most one and may be empty."""
     here, world = rank(), world_size()

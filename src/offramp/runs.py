@@ -15,6 +15,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from offramp.config import Spec
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet, rebuild
@@ -94,3 +96,26 @@ def load_weights(network: EarlyExitNet, tensors: dict[str, Any], source: Path) -
     if problems:
         raise UsageError(f"{source} does not fit this network: {'; '.join(problems)}.")
     network.load_state_dict(tensors)
+
+
+def start_from(network: EarlyExitNet, path: str | Path) -> None:
+    """Take over the weights of a safetensors file or a finished run.
+
+    Weights of a network without the damping neuron fit one that has it: the neuron keeps its fresh weights.
+    """
+    source = Path(path).expanduser()
+    if source.is_dir():
+        source = RunFolder(source).weights
+    if source.suffix != ".safetensors":
+        raise UsageError(f"{source} is no safetensors file; `offramp import` converts checkpoints of the originals.")
+    tensors, _ = load_tensors(source)
+    if network.damping:
+        for name, own in network.state_dict().items():
+            there = tensors.get(name)
+            if (
+                there is not None
+                and own.shape[:1] == (network.num_outputs,)
+                and there.shape[:1] == (network.num_classes,)
+            ):
+                tensors[name] = torch.cat([there, own[-1:].to(there)])
+    load_weights(network, tensors, source)

@@ -1,6 +1,7 @@
 """Files that are whole or not there: atomic writes, tensors as safetensors. Nothing read here can run code."""
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -8,9 +9,16 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from offramp.errors import OfframpError, UsageError
+
+_ENTRY = "offramp"  # the one entry of a file's own metadata: JSON with our metadata and the hash
+
+
+class DamagedFileError(OfframpError):
+    """A file that is not what was written."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -39,29 +47,40 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def digest(content: bytes) -> str:
-    """SHA-256 of `content`, 64 hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Tensors and string metadata as the bytes of a safetensors file; equal input gives equal bytes."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return safetensors.torch.save(plain, dict(metadata) if metadata else None)
-
-
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically."""
-    write_atomically(path, pack(tensors, metadata))
+    """Write a safetensors file atomically, with a hash of its content; equal input gives equal bytes."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    kept = dict(metadata or {})
+    # One entry: the format does not fix the order of several, and files of equal runs must be equal.
+    packed = {_ENTRY: json.dumps({"metadata": kept, "sha256": _content_hash(plain, kept)}, sort_keys=True)}
+    write_atomically(path, safetensors.torch.save(plain, packed))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors (on CPU) and metadata of a safetensors file. A missing or damaged file is a clear error."""
+    """Tensors (on CPU) and metadata of a safetensors file. A missing or damaged one is a clear error."""
     if not path.is_file():
         raise UsageError(f"There is no file {path}.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise OfframpError(f"{path} is not a readable safetensors file: {error}") from error
+            packed = json.loads((file.metadata() or {}).get(_ENTRY, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise DamagedFileError(f"{path} is damaged or no safetensors file: {error}.") from error
+    metadata: dict[str, str] = packed.get("metadata", {})
+    if "sha256" in packed and packed["sha256"] != _content_hash(tensors, metadata):  # files of others have no hash
+        raise DamagedFileError(f"{path} is damaged: its content does not have the hash it was written with.")
+    return tensors, metadata
+
+
+def _content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    content = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        content.update(tensor_hash(tensors[name], name).encode())
+    return content.hexdigest()
+
+
+def tensor_hash(tensor: Tensor, name: str = "") -> str:
+    """SHA-256 of a name, type, shape and the values, 64 hexadecimal digits."""
+    content = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return content.hexdigest()

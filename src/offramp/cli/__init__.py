@@ -1,0 +1,62 @@
+"""The command `offramp`: one thin file a command. Nothing here imports torch; a command does when it runs."""
+
+import contextlib
+import functools
+import io
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from offramp.cli.train import train
+from offramp.errors import OfframpError, UsageError
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Status: 0 done, 1 failed, 2 wrong use, 130 or 143 stopped by a signal."""
+    try:
+        _parse(arguments)()
+    except UsageError as error:
+        print(f"offramp: {error}", file=sys.stderr)
+        return 2
+    except OfframpError as error:
+        print(f"offramp: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> Callable[[], None]:
+    """The command with its arguments, not yet run. What a configuration refuses is raised as it was, not in a box."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            command: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
+                {name: _later(function) for name, function in COMMANDS.items()},
+                prog="offramp",
+                description="Early-exiting image classifiers: train, evaluate, compare.",
+                args=arguments,
+            )
+            return command
+    except SystemExit as stop:
+        cause: BaseException | None = stop
+        while cause is not None and not isinstance(cause, UsageError):
+            cause = cause.__context__
+        if cause is not None:
+            raise cause from None
+        print(said.getvalue(), end="", file=sys.stderr)
+        raise
+
+
+def _later(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    @functools.wraps(function)
+    def bind(*args: Any, **kwargs: Any) -> Callable[[], None]:
+        return functools.partial(function, *args, **kwargs)
+
+    return bind

@@ -1,0 +1,23 @@
+"""Training rules: what happens to a batch. One file per published rule; a new one is a file and a line below."""
+
+from typing import Any
+
+from offramp import config
+from offramp.config import Spec
+from offramp.errors import UsageError
+from offramp.rules.base import Outcome, TrainingRule, Workbench
+from offramp.rules.standard import Standard
+
+RULES: dict[str, Any] = {
+    "standard": Standard,
+}
+
+__all__ = ["RULES", "Outcome", "Standard", "TrainingRule", "Workbench", "build"]
+
+
+def build(spec: Spec) -> TrainingRule:
+    """The rule that `spec` names: registered, or `package.module:Name`."""
+    rule = config.build(spec, RULES, "rule")
+    if not isinstance(rule, TrainingRule):
+        raise UsageError(f"rule {spec.name!r} gives a {type(rule).__name__}, not an offramp.rules.TrainingRule.")
+    return rule

@@ -1,0 +1,119 @@
+"""The contract of a training rule: what happens to a batch, and the bench it works at.
+
+K exits, B images here, C outputs. The training loop knows rules only through this file.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from offramp import processes
+from offramp.data import Batch
+from offramp.network import EarlyExitNet
+from offramp.objectives import Objective
+
+
+@dataclass
+class Workbench:
+    """What a rule works with: network, objective, optimiser, and the one guarded way to change the weights."""
+
+    network: EarlyExitNet
+    forward: Callable[[Tensor], Tensor]
+    """The network, or its compiled form: images `[B, ...]` to logits `[K, B, C]`."""
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    precision: Literal["float32", "bf16"] = "float32"
+    broken: Tensor = field(init=False)
+    """On the device: 1 once a gradient was not finite. From then on no update reaches the weights."""
+    _with_gradient: list[bool] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.broken = torch.zeros((), device=self.parameters[0].device)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context of the forward pass: bf16 autocast where asked for; the weights stay float32."""
+        if self.precision == "bf16":
+            return torch.autocast(self.broken.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def update(self) -> None:
+        """One optimiser step with the gradients that stand in `.grad`: this process's share of the global mean's.
+
+        Sums them over processes and lets nothing that is not finite through. The gate is on the device: no waiting.
+        """
+        self._sum_gradients()
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        largest = torch.nn.utils.get_total_norm(gradients, norm_type=float("inf"))
+        self.broken = torch.maximum(self.broken, (~largest.isfinite()).to(self.broken))
+        # The protocol of torch.amp.GradScaler: a fused optimiser skips its step where found_inf is 1.
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self.broken  # type: ignore[attr-defined]
+        self.optimizer.step()
+
+    def _sum_gradients(self) -> None:
+        """Plain sums in one buffer, not DistributedDataParallel.
+
+        Shares of unequal size need no special case, exits that get no gradient do not hang, and rules that compute
+        several gradients a step use the same way.
+        """
+        if not processes.active():
+            return
+        here = [p.grad is not None for p in self.parameters]
+        if any(here):
+            self._with_gradient = here
+        # A process with no image in this batch takes part with zeros, for the parameters that had a gradient before.
+        present = self._with_gradient or [True] * len(here)
+        reduced = [p for p, has in zip(self.parameters, present, strict=True) if has]
+        for parameter in reduced:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = processes.sum_over_all(torch.cat([p.grad.reshape(-1) for p in reduced if p.grad is not None]))
+        for parameter, part in zip(reduced, flat.split([p.numel() for p in reduced]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step leaves for the records, all detached.
+
+    The loss (this process's share of the global mean), logits `[K, B, C]`, the objective's statistics `[K, B]`.
+    """
+
+    loss: Tensor
+    logits_KBC: Tensor
+    stats_KB: Mapping[str, Tensor]
+
+
+class TrainingRule(ABC):
+    """What happens to a batch and at the end of an epoch."""
+
+    needs_plain: ClassVar[bool] = False
+    """Whether the rule needs the plain network: no compiled form (second order, parameters replaced)."""
+
+    def prepare(self, bench: Workbench) -> None:
+        """Called once, before the first step and before `load_state`."""
+        self.bench = bench
+
+    @abstractmethod
+    def step(self, batch: Batch, progress: float) -> Outcome:
+        """Train on this process's share of a batch (it may be empty). `progress` of the whole training, in `[0, 1)`."""
+
+    def settings(self) -> dict[str, Any]:
+        """The method's settings as JSON values: a run is refused in a folder whose settings differ."""
+        return {}
+
+    def end_epoch(self) -> None:  # noqa: B027 - most rules have nothing to do there
+        """Called after the last batch of every epoch."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold besides network and optimiser."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """The inverse of `state`."""

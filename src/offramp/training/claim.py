@@ -1,0 +1,69 @@
+"""Taking possession of a run's folder: one process at a time, one configuration for ever."""
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from offramp.config import DataConfig, TrainConfig, differences, free_fields
+from offramp.errors import OfframpError, UsageError
+from offramp.runs import RunFolder
+from offramp.storage import write_atomically
+
+
+@contextmanager
+def claimed(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[None]:
+    """Hold the folder while the body runs.
+
+    Writes `config.json` in a new folder; refuses one that holds something else, another configuration (showing the
+    fields that differ), or a training that is going on.
+    """
+    try:
+        if folder.path.is_dir() and not folder.config.is_file() and _holds_something(folder.path):
+            raise UsageError(f"{folder.path} is not empty and holds no run of offramp; choose another folder.")
+        if folder.config.is_file():
+            _refuse_another(folder, config)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = open(folder.path / ".lock", "w")  # noqa: SIM115 - held, and released by the system even after kill -9
+    except OSError as error:
+        raise UsageError(f"The folder {folder.path} cannot be written: {error.strerror or error}.") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OfframpError(f"Another process is training in {folder.path} right now.") from None
+        for part in folder.path.rglob(".*.part"):  # what a killed process left half-written
+            part.unlink()
+        write_json(folder.config, config)
+        yield
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON atomically."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def _holds_something(path: Path) -> bool:
+    return any(not entry.name.startswith(".") for entry in path.iterdir())
+
+
+def _refuse_another(folder: RunFolder, config: Mapping[str, Any]) -> None:
+    lines = differences(_identity(folder.read_config()), _identity(config))
+    if lines:
+        raise UsageError(
+            f"{folder.path} holds a run of another configuration ({'; '.join(lines)}). Choose another folder, or the "
+            "same configuration to continue."
+        )
+
+
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that determines the result."""
+    identity = {key: value for key, value in config.items() if key not in ("format", "offramp")}
+    for key, free in (("data", free_fields(DataConfig)), ("training", free_fields(TrainConfig))):
+        if identity[key] is not None:
+            identity[key] = {name: value for name, value in identity[key].items() if name not in free}
+    # Through JSON, as it will be read back: tuples become lists.
+    result: dict[str, Any] = json.loads(json.dumps(identity))
+    return result

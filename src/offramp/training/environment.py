@@ -1,0 +1,47 @@
+"""Where a run runs: versions, device, threads, the git state of the folder it was started from, the command."""
+
+import datetime
+import platform
+import shlex
+import subprocess
+import sys
+from typing import Any
+
+import numpy
+import torch
+import torchvision
+
+import offramp
+from offramp import processes
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """What `environment.json` says of one start."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+        "offramp": offramp.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "device": f"{device.type}: {name}",
+        "threads": torch.get_num_threads(),
+        "processes": processes.world_size(),
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the folder we were started from, and whether it has changes; None where it is no repository."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return {"commit": commit, "changed": bool(_git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository: nothing to record
+        return None
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()

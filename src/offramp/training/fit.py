@@ -1,0 +1,253 @@
+"""Training a network on a data set into a run's folder; starting the same again continues."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import offramp
+from offramp import backbones, data, objectives, processes, rules
+from offramp.config import Run, TrainConfig, to_json
+from offramp.data import HeldOut, Split
+from offramp.errors import UsageError
+from offramp.network import EarlyExitNet
+from offramp.objectives import Objective
+from offramp.rules import TrainingRule, Workbench
+from offramp.runs import FORMAT, RunFolder, load, start_from
+from offramp.training import environment
+from offramp.training.claim import claimed, write_json
+from offramp.training.loop import Loop
+from offramp.training.monitor import Placement
+
+
+def train(run: Run, out: str | Path) -> EarlyExitNet:
+    """Build everything that `run` names, and `fit` it into the folder `out`."""
+    objective = objectives.build(run.objective)
+    rule = rules.build(run.rule)
+    train_split, val, _ = data.load(run.data)
+    torch.manual_seed(run.training.seed)  # of the initial weights
+    network = backbones.build(
+        run.network,
+        num_classes=train_split.num_classes,
+        image_shape=train_split.image_shape,
+        damping=objective.damping_neuron == "required",
+    )
+    return fit(network, objective, train_split, val, run.training, out=out, rule=rule)
+
+
+def fit(
+    network: EarlyExitNet,
+    objective: Objective,
+    train: Split,
+    val: HeldOut | None = None,
+    config: TrainConfig | None = None,
+    *,
+    out: str | Path,
+    rule: TrainingRule | None = None,
+) -> EarlyExitNet:
+    """Train `network`, keep everything in the folder `out`, and return the network in evaluation mode.
+
+    Starting the same again continues where the last checkpoint stands, to the very same weights (one process, CPU,
+    same machine and number of threads). A finished run is loaded and returned. Under torchrun the processes share
+    each batch.
+
+    Args:
+        network: Any `EarlyExitNet`; with a damping neuron where the objective needs one.
+        objective: The loss.
+        train: The images to train on.
+        val: Held-out images; every epoch is watched on `val.search`, and on the training images where there are none.
+        config: How to train. Default: the paper's recipe.
+        out: The run's folder.
+        rule: What happens to a batch; default: one backward pass and one optimiser step.
+
+    Raises:
+        UsageError: What does not fit together, or a folder that holds something else.
+        OfframpError: A loss that is not finite, a disk that is full, checkpoints that are all damaged.
+    """
+    config = config or TrainConfig()
+    rule = rule or rules.Standard()
+    folder = RunFolder(out)
+    _check(network, objective, train)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    with (
+        _together(config.device) as device,
+        _claimed_by_the_first(folder, _describe(network, objective, train, val, config, rule), device),
+    ):
+        if folder.weights.is_file():
+            _say(f"{folder.path} is finished; nothing to do.")
+            return load(folder.path, into=network)
+        return _train_in(folder, device, network, objective, train, val, config, rule)
+
+
+def _train_in(
+    folder: RunFolder,
+    device: torch.device,
+    network: EarlyExitNet,
+    objective: Objective,
+    train: Split,
+    val: HeldOut | None,
+    config: TrainConfig,
+    rule: TrainingRule,
+) -> EarlyExitNet:
+    if config.deterministic:
+        _be_deterministic(device)
+    place = Placement(device, config.channels_last)
+    network.to(device=device, memory_format=place.layout)  # type: ignore[call-overload]
+    plain = rule.needs_plain or not config.compile
+    bench = Workbench(
+        network=network,
+        forward=network if plain else torch.compile(network),
+        objective=objective,
+        optimizer=_optimizer(network, config),
+        precision=config.precision,
+    )
+    rule.prepare(bench)
+    loop = Loop(folder, bench, rule, train, val.search if val else None, config, place)
+    if loop.restore(_say):
+        _say(f"Continuing {folder.path} at epoch {loop.epoch + 1}, step {loop.step + 1}.")
+    elif config.init is not None:
+        start_from(network, config.init)
+    with _listeners(folder, config) as listeners:
+        loop.run(listeners)
+    loop.write_final_weights()
+    processes.wait_for_all()
+    return network.cpu().eval()
+
+
+def _check(network: EarlyExitNet, objective: Objective, train: Split) -> None:
+    objectives.check_fits(objective, network)
+    if network.num_classes != train.num_classes:
+        raise UsageError(
+            f"The network tells {network.num_classes} classes apart, {train.name} has {train.num_classes}; build it "
+            f"with num_classes={train.num_classes}."
+        )
+    if network.image_shape is not None and tuple(network.image_shape) != tuple(train.image_shape):
+        raise UsageError(
+            f"The network was made for images of shape {tuple(network.image_shape)}, {train.name} has "
+            f"{tuple(train.image_shape)} (channels, height, width)."
+        )
+    if min(train.batch_size, len(train)) < processes.world_size():
+        raise UsageError(
+            f"{processes.world_size()} processes cannot share batches of {train.batch_size} of {len(train)} images; "
+            "use fewer processes or larger batches."
+        )
+
+
+def _optimizer(network: EarlyExitNet, config: TrainConfig) -> torch.optim.Optimizer:
+    # Fused: the only kind that can skip a step on the device (see Workbench.update), and the fastest.
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.SGD(
+        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def _describe(
+    network: EarlyExitNet,
+    objective: Objective,
+    train: Split,
+    val: HeldOut | None,
+    config: TrainConfig,
+    rule: TrainingRule,
+) -> dict[str, Any]:
+    """What `config.json` holds: all that determines the run."""
+    return {
+        "format": FORMAT,
+        "offramp": offramp.__version__,
+        "data": None if train.config is None else to_json(train.config),
+        "images": {"train": train.fingerprint(), "search": val.search.fingerprint() if val else None},
+        "network": None if network.spec is None else network.spec.to_json(),
+        "objective": objectives.describe(objective),
+        "rule": {"class": f"{type(rule).__module__}:{type(rule).__qualname__}", "args": rule.settings()},
+        "training": to_json(config),
+    }
+
+
+@contextmanager
+def _claimed_by_the_first(folder: RunFolder, config: dict[str, Any], device: torch.device) -> Iterator[None]:
+    """The first process claims the folder and writes what explains the run; the others wait until it has."""
+    if processes.rank() != 0:
+        processes.wait_for_all()
+        yield
+        return
+    with claimed(folder, config):
+        starts = json.loads(folder.environment.read_text()) if folder.environment.is_file() else []
+        write_json(folder.environment, [*starts, environment.describe(device)])
+        processes.wait_for_all()
+        yield
+
+
+@contextmanager
+def _together(wanted: str) -> Iterator[torch.device]:
+    """This process's device, among the processes that torchrun started where it did."""
+    device = _device(wanted)
+    started_here = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized()
+    if started_here:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        if started_here:
+            dist.destroy_process_group()
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise UsageError(f"There is no device {wanted!r}; use auto, cpu or cuda.") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError(f"device {wanted!r} was asked for, and torch sees no CUDA GPU here; use --device cpu.")
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    return device
+
+
+def _be_deterministic(device: torch.device) -> None:
+    """On a GPU, where torch has deterministic kernels; it warns where it has none. A CPU needs nothing."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+
+
+@contextmanager
+def _listeners(folder: RunFolder, config: TrainConfig) -> Iterator[list[Callable[[dict[str, Any]], None]]]:
+    if not config.tensorboard or processes.rank() != 0:
+        yield []
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UsageError("TensorBoard is not installed: pip install 'offramp[tensorboard]'.") from error
+    with SummaryWriter(str(folder.path / "tensorboard")) as writer:
+
+        def write(line: dict[str, Any]) -> None:
+            for name, value in _scalars(line):
+                writer.add_scalar(name, value, line["epoch"])
+
+        yield [write]
+
+
+def _scalars(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in {**line, **line["stats"]}.items():
+        if isinstance(value, (int, float)):
+            yield name, value
+        elif isinstance(value, list):
+            yield from ((f"{name}/exit{k}", item) for k, item in enumerate(value, 1))
+
+
+def _say(text: str) -> None:
+    if processes.rank() == 0:
+        print(text, flush=True)

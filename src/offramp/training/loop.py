@@ -1,0 +1,264 @@
+"""The training loop: epochs and steps, saved so that a run killed at any moment ends as if it had never been.
+
+Nothing here keeps a random state: the order of images and their augmentation depend on (seed, epoch, index), and the
+generators are seeded anew at every step from (seed, step, process).
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offramp import processes
+from offramp.config import TrainConfig
+from offramp.data import Batch, Split
+from offramp.errors import OfframpError
+from offramp.rules import TrainingRule, Workbench
+from offramp.runs import RunFolder
+from offramp.storage import save_tensors, write_atomically
+from offramp.training.checkpoints import Checkpoint, CheckpointStore
+from offramp.training.diagnosis import diagnose
+from offramp.training.monitor import EpochSums, Placement, mean, watch
+from offramp.training.progress import Reporter
+from offramp.training.schedule import learning_rate
+from offramp.training.signals import StoppedError, StopRequest
+
+
+class Loop:
+    """One run's training, from where its folder stands to the end."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        bench: Workbench,
+        rule: TrainingRule,
+        train: Split,
+        search: Split | None,
+        config: TrainConfig,
+        place: Placement,
+    ) -> None:
+        self.folder, self.bench, self.rule, self.config, self.place = folder, bench, rule, config, place
+        self.train, self.search = train, search
+        self.steps_per_epoch = train.num_batches
+        self.store = CheckpointStore(folder.checkpoints, config.keep_checkpoints)
+        self.epoch = 0  # finished ones
+        self.step = 0  # finished ones of this epoch
+        self.sums = EpochSums()
+        self.lines: list[str] = []  # of metrics.jsonl
+        self.best = -1.0  # mean accuracy on `search`
+        self.saved_at = time.monotonic()
+
+    def run(self, listeners: list[Callable[[dict[str, Any]], None]]) -> None:
+        """Train to the end. `listeners` hear each epoch's metrics."""
+        with (
+            Reporter(self.config.epochs, self.steps_per_epoch, self._global_step()) as reporter,
+            StopRequest() as stop,
+        ):
+            while self.epoch < self.config.epochs:
+                self._train_epoch(reporter, stop)
+                self._finish_epoch(reporter, listeners)
+                self._stop_if_asked(stop)
+
+    def restore(self, note: Callable[[str], None]) -> bool:
+        """Continue from the newest good checkpoint; False where there is none."""
+        checkpoint = self.store.latest(note)
+        if checkpoint is not None:
+            self._load(checkpoint)
+        self._write_metrics()
+        return checkpoint is not None
+
+    def _train_epoch(self, reporter: Reporter, stop: StopRequest) -> None:
+        started, waited, first_step = time.monotonic(), 0.0, self.step
+        previous: tuple[Batch, int, Tensor] | None = None
+        batches = self.train.batches(seed=self.config.seed, epoch=self.epoch, start=self.step)
+        for batch, seconds in _timed(batches):
+            waited += seconds
+            step = self._global_step()
+            images_BCHW, targets_B = self.place(batch.images_BCHW, batch.targets_B)
+            batch = batch._replace(images_BCHW=images_BCHW, targets_B=targets_B)
+            self._one_step(batch, step)
+            # Read a step late, so that the device always has work.
+            if previous is not None:
+                self._check(*previous)
+            previous = batch, step, self.bench.broken
+            self.step += 1
+            reporter.after_step(batch.size)
+            if self.step < self.steps_per_epoch and (stop.number is not None or self._time_to_save()):
+                self._check(*previous)
+                self._save()
+                self._stop_if_asked(stop)
+        if previous is not None:
+            self._check(*previous)
+        self._append_timing(started, waited, first_step)
+
+    def _one_step(self, batch: Batch, step: int) -> None:
+        rate = learning_rate(self.config, step, self.steps_per_epoch)
+        for group in self.bench.optimizer.param_groups:
+            group["lr"] = rate
+        self._seed(step)
+        self.bench.network.train()
+        outcome = self.rule.step(batch, self._progress(step))
+        self.sums.add(outcome, batch.targets_B, batch.size, self.bench.network.num_classes)
+        self._average_buffers(len(batch.targets_B) / batch.size)
+
+    def _finish_epoch(self, reporter: Reporter, listeners: list[Callable[[dict[str, Any]], None]]) -> None:
+        self.rule.end_epoch()
+        self.epoch, self.step = self.epoch + 1, 0
+        last_step = self._global_step() - 1
+        watched: dict[str, Any] = {"search_top1": None, "search_nll": None}
+        if self.search is not None:
+            watched = dict(watch(self.bench, self.search, self.place))
+        line = {
+            "epoch": self.epoch,
+            "step": last_step + 1,
+            "lr": learning_rate(self.config, last_step, self.steps_per_epoch),
+            **self.sums.means(),
+            **watched,
+        }
+        self.lines.append(json.dumps(line))
+        self.sums = EpochSums()
+        if self.config.keep_best and self.search is not None and mean(line["search_top1"]) > self.best:
+            self.best = mean(line["search_top1"])
+            self._write_weights(self.folder.best_weights)
+        self._save()  # before metrics.jsonl: what stands there is always in a checkpoint
+        self._write_metrics()
+        reporter.after_epoch(line)
+        for listener in listeners:
+            listener(line)
+
+    def write_final_weights(self) -> None:
+        """The mark of a finished run."""
+        self._write_weights(self.folder.weights)
+
+    # -- state ---------------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        self.saved_at = time.monotonic()
+        if processes.rank() != 0:
+            return
+        sums, sums_values = self.sums.state()
+        tensors = {f"network.{name}": t for name, t in self.bench.network.state_dict().items()}
+        tensors |= {f"optimizer.{name}": t for name, t in self._optimizer_state().items()}
+        tensors |= {f"rule.{name}": t for name, t in self.rule.state().items()}
+        tensors |= {f"sums.{name}": t for name, t in sums.items()}
+        values = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": sums_values,
+            "metrics": self.lines,
+            "best": self.best,
+        }
+        self.store.save(self._global_step(), Checkpoint(tensors, values))
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}, "rule": {}, "sums": {}}
+        for name, tensor in checkpoint.tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        self.bench.network.load_state_dict(parts["network"])
+        self._load_optimizer_state(parts["optimizer"])
+        self.rule.load_state(parts["rule"])
+        values = checkpoint.values
+        self.sums.load_state(parts["sums"], values["sums"], self.place.device)
+        self.epoch, self.step = values["epoch"], values["step"]
+        self.lines, self.best = list(values["metrics"]), values["best"]
+
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        names = {parameter: name for name, parameter in self.bench.network.named_parameters()}
+        return {
+            f"{key}.{names[parameter]}": value
+            for parameter, state in self.bench.optimizer.state.items()
+            for key, value in state.items()
+            if value is not None
+        }
+
+    def _load_optimizer_state(self, tensors: dict[str, Tensor]) -> None:
+        """Not the optimiser's own way: that keeps the memory layout of the file; fused steps need the weights'."""
+        parameters = dict(self.bench.network.named_parameters())
+        for full_name, tensor in tensors.items():
+            key, _, name = full_name.partition(".")
+            like = parameters[name]
+            if tensor.shape == like.shape:
+                tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+            self.bench.optimizer.state[like][key] = tensor if key == "step" else tensor.to(like.device)
+
+    def _average_buffers(self, share: float) -> None:
+        """Running statistics: the mean over processes, weighted by images, so that any process can save for all."""
+        if not processes.active():
+            return
+        buffers = [b for b in self.bench.network.buffers() if b.is_floating_point()]
+        if buffers:
+            flat = processes.sum_over_all(torch.cat([b.reshape(-1) for b in buffers]) * share)
+            for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+                buffer.copy_(part.view_as(buffer))
+
+    # -- small things --------------------------------------------------------------------------------------------------
+
+    def _global_step(self) -> int:
+        return self.epoch * self.steps_per_epoch + self.step
+
+    def _progress(self, step: int) -> float:
+        return step / (self.config.epochs * self.steps_per_epoch)
+
+    def _seed(self, step: int) -> None:
+        mixed = (self.config.seed * 1_000_003 + step) * 65_537 + processes.rank()
+        torch.manual_seed(mixed & 0x7FFF_FFFF_FFFF_FFFF)
+
+    def _check(self, batch: Batch, step: int, broken: Tensor) -> None:
+        """Stop where a step met something that is not finite. The gate kept it from the weights, then and since."""
+        if not broken:
+            return
+        self._seed(step)
+        raise OfframpError(
+            f"Training stopped at step {step + 1} (epoch {self.epoch + 1}): "
+            f"{diagnose(self.bench, batch, self._progress(step))}. The weights were not touched; the last checkpoint "
+            "is good. A lower learning rate or a warm-up may help."
+        )
+
+    def _time_to_save(self) -> bool:
+        every = self.config.save_every_steps
+        if every is not None and self._global_step() % every == 0:
+            return True
+        return time.monotonic() - self.saved_at > 60 * self.config.save_every_minutes
+
+    def _stop_if_asked(self, stop: StopRequest) -> None:
+        if stop.number is not None and self.epoch < self.config.epochs:
+            raise StoppedError(stop.number)
+
+    def _write_weights(self, path: Any) -> None:
+        if processes.rank() == 0:
+            network = self.bench.network
+            spec = None if network.spec is None else network.spec.to_json()
+            save_tensors(path, network.state_dict(), {"network": json.dumps(spec, sort_keys=True)})
+
+    def _write_metrics(self) -> None:
+        if processes.rank() == 0:
+            write_atomically(self.folder.metrics, "".join(line + "\n" for line in self.lines).encode())
+
+    def _append_timing(self, started: float, waited: float, first_step: int) -> None:
+        if processes.rank() == 0:
+            seconds = time.monotonic() - started
+            line = {
+                "epoch": self.epoch + 1,
+                "steps": self.step - first_step,
+                "seconds": seconds,
+                "data_seconds": waited,
+                "images_per_second": (self.step - first_step) * self.train.batch_size / seconds,
+            }
+            with open(self.folder.timing, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Each batch with the seconds waited for it."""
+    while True:
+        started = time.perf_counter()
+        with suppress(StopIteration):
+            batch = next(batches)
+            yield batch, time.perf_counter() - started
+            continue
+        return

@@ -1,0 +1,79 @@
+"""What a person sees while a network trains: a bar with rate and time left in a terminal, plain lines in a log file."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from offramp import processes
+from offramp.training.monitor import mean
+
+_QUIET_SECONDS = 60.0  # between plain lines within an epoch
+
+
+class Reporter:
+    """Bar or lines, on standard error, from the first process only."""
+
+    def __init__(self, epochs: int, steps_per_epoch: int, done_steps: int) -> None:
+        self.console = Console(stderr=True, quiet=processes.rank() != 0, highlight=False)
+        self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
+        self.step = self.first_step = done_steps
+        self.images = 0
+        self.started = self.spoke = time.monotonic()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:,.0f} images/s"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("training", total=epochs * steps_per_epoch, completed=done_steps, rate=0.0)
+
+    def __enter__(self) -> "Reporter":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def after_step(self, images: int) -> None:
+        """Count a step of `images` images."""
+        self.step += 1
+        self.images += images
+        now = time.monotonic()
+        rate = self.images / max(now - self.started, 1e-9)
+        self.bar.update(self.task, completed=self.step, rate=rate)
+        if not self.console.is_terminal and now - self.spoke > _QUIET_SECONDS:
+            self.spoke = now
+            epoch, step = divmod(self.step, self.steps_per_epoch)
+            self.note(
+                f"epoch {epoch + 1}/{self.epochs}  step {step}/{self.steps_per_epoch}  {rate:,.0f} images/s  "
+                f"{self._time_left(now)} left"
+            )
+
+    def after_epoch(self, line: dict[str, Any]) -> None:
+        """Tell how an epoch ended."""
+        where = "search" if line["search_top1"] is not None else "train"
+        top1_K = line[f"{where}_top1"]
+        now = self.spoke = time.monotonic()
+        exits = " ".join(f"{value:.1f}" for value in top1_K)
+        self.note(
+            f"epoch {line['epoch']}/{self.epochs}  loss {line['loss']:.4f}  {where} {exits} (mean {mean(top1_K):.2f} %)"
+            f"  {self._time_left(now)} left"
+        )
+
+    def _time_left(self, now: float) -> str:
+        done = self.step - self.first_step
+        left = (self.epochs * self.steps_per_epoch - self.step) * (now - self.started) / max(done, 1)
+        return f"{int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d}"

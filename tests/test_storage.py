@@ -1,0 +1,80 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from offramp.errors import OfframpError, UsageError
+from offramp.storage import DamagedFileError, load_tensors, save_tensors, tensor_hash, write_atomically
+
+TENSORS = {
+    "a": torch.arange(6.0).reshape(2, 3),
+    "half": torch.ones(3, dtype=torch.bfloat16),
+    "count": torch.tensor(7),
+    "none": torch.zeros(0, 2),
+}
+
+
+def test_tensors_come_back(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "x.safetensors", TENSORS, {"b": "2", "a": "1"})
+    tensors, metadata = load_tensors(tmp_path / "x.safetensors")
+    assert metadata == {"a": "1", "b": "2"}
+    assert tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+
+
+def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
+    for number in range(2):
+        metadata = {str(i): "x" for i in (range(20) if number else reversed(range(20)))}
+        strided = (
+            torch.arange(6.0).reshape(3, 2).t().contiguous().t().t() if number else torch.arange(6.0).reshape(3, 2).t()
+        )
+        save_tensors(tmp_path / f"{number}", {"a": strided}, metadata)
+    assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_a_flipped_bit_is_found_anywhere(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": torch.randn(50)}, {"key": "value"})
+    content = bytearray(path.read_bytes())
+    content[int(share * len(content))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedFileError, match="damaged"):
+        load_tensors(path)
+
+
+def test_a_truncated_file_and_a_missing_one_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, TENSORS)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(OfframpError, match="damaged or no safetensors file"):
+        load_tensors(path)
+    with pytest.raises(UsageError, match="There is no file"):
+        load_tensors(tmp_path / "y")
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_tensors_hash_depends_on_name_type_shape_and_values() -> None:
+    hashes = {
+        tensor_hash(torch.zeros(4)),
+        tensor_hash(torch.zeros(4), "name"),
+        tensor_hash(torch.zeros(2, 2)),
+        tensor_hash(torch.zeros(4, dtype=torch.int32)),
+        tensor_hash(torch.ones(4)),
+    }
+    assert len(hashes) == 5
+    assert tensor_hash(torch.zeros(4)) in hashes
