@@ -1,0 +1,284 @@
+"""One pass over a data set, kept: the logits of every exit. Whatever is asked afterwards is arithmetic on them.
+
+K exits, B images of a batch, S images of a data set, N classes, C outputs of an exit (N, or N + 1 with the damping
+neuron).
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from offramp.errors import OfframpError, UsageError
+from offramp.network import EarlyExitNet
+from offramp.processes import active
+from offramp.storage import DamagedFileError, load_tensors, save_tensors, tensor_hash
+
+FORMAT = 1  # of the file
+Progress = Callable[[int, int], None]  # called with images done and images in all
+
+
+class BatchLike(Protocol):
+    """What is read of a batch (`offramp.data.Batch`)."""
+
+    @property
+    def images_BCHW(self) -> Tensor: ...  # noqa: D102, N802
+    @property
+    def targets_B(self) -> Tensor: ...  # noqa: D102, N802
+    @property
+    def indices_B(self) -> Tensor: ...  # noqa: D102, N802
+
+
+class SplitLike(Protocol):
+    """What is read of a part of a data set (`offramp.data.Split`)."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def num_classes(self) -> int: ...  # noqa: D102
+    @property
+    def class_names(self) -> Sequence[str]: ...  # noqa: D102
+    def __len__(self) -> int: ...
+    def fingerprint(self) -> str: ...  # noqa: D102
+    def batches(self, *, seed: int = 0, epoch: int = 0, start: int = 0) -> Iterator[BatchLike]: ...  # noqa: D102
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """The logits of a network's exits on a data set, and where they came from.
+
+    Attributes:
+        logits_KSC: float32, on the CPU.
+        targets_S: The true classes, in [0, N).
+        indices_S: Positions of the images in the official training or test set.
+        class_names: N names.
+        split: Name of the part of the data set, such as `digits/test`.
+        fingerprint: Hash of what that part holds.
+        weights: Hash of the network's weights (`weights_hash`).
+        total: Images the part holds; more than S where the record was limited.
+        made_on: Device and version of torch, in words.
+
+    Raises:
+        UsageError: Shapes that do not fit each other, no images, targets outside [0, N).
+        OfframpError: Logits that are not finite.
+    """
+
+    logits_KSC: Tensor
+    targets_S: Tensor
+    indices_S: Tensor
+    class_names: tuple[str, ...]
+    split: str
+    fingerprint: str
+    weights: str
+    total: int
+    made_on: str
+
+    def __post_init__(self) -> None:
+        if self.logits_KSC.dim() != 3:
+            raise UsageError(f"A record's logits are [K, S, C]; found shape {list(self.logits_KSC.shape)}.")
+        num_images, num_outputs = self.logits_KSC.shape[1:]
+        if num_images == 0:
+            raise UsageError(f"{self.split} holds no images, so there is nothing to evaluate.")
+        if self.targets_S.shape != (num_images,) or self.indices_S.shape != (num_images,):
+            raise UsageError(
+                f"{self.split}: logits of {num_images} images, but {len(self.targets_S)} targets and "
+                f"{len(self.indices_S)} indices."
+            )
+        if num_outputs not in (self.num_classes, self.num_classes + 1):
+            raise UsageError(
+                f"{self.split} has {self.num_classes} classes, so exits have {self.num_classes} outputs, or one more "
+                f"with the damping neuron; found {num_outputs}."
+            )
+        if not 0 <= int(self.targets_S.min()) <= int(self.targets_S.max()) < self.num_classes:
+            raise UsageError(
+                f"{self.split}: classes lie between {int(self.targets_S.min())} and {int(self.targets_S.max())}, "
+                f"outside [0, {self.num_classes})."
+            )
+        _refuse_not_finite(self.logits_KSC, self.indices_S, self.split)
+
+    @property
+    def num_classes(self) -> int:
+        """N."""
+        return len(self.class_names)
+
+    @property
+    def num_images(self) -> int:
+        """S."""
+        return len(self.targets_S)
+
+    @property
+    def damping(self) -> bool:
+        """Whether the last output is the damping neuron."""
+        return self.logits_KSC.shape[2] > self.num_classes
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, whole or not at all."""
+        about = {"format": FORMAT, **{key: getattr(self, key) for key in _ABOUT}}
+        tensors = {"logits": self.logits_KSC, "targets": self.targets_S, "indices": self.indices_S}
+        save_tensors(Path(path), tensors, {"record": json.dumps(about, sort_keys=True)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Record":
+        """Read what `save` wrote."""
+        tensors, metadata = load_tensors(Path(path))
+        if "record" not in metadata:
+            raise UsageError(f"{path} is not a record of logits.")
+        about: dict[str, Any] = json.loads(metadata["record"])
+        if about["format"] > FORMAT:
+            raise UsageError(f"{path} was written by a newer offramp. Update offramp, or delete the file.")
+        values: dict[str, Any] = {key: about[key] for key in _ABOUT} | {"class_names": tuple(about["class_names"])}
+        return cls(tensors["logits"], tensors["targets"], tensors["indices"], **values)
+
+
+_ABOUT = ("class_names", "split", "fingerprint", "weights", "total", "made_on")
+
+
+def record(
+    network: EarlyExitNet,
+    split: SplitLike,
+    *,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> Record:
+    """One pass over `split` in evaluation mode; the network is left as it was.
+
+    Args:
+        network: Its logits on a batch must be `[K, B, C]`.
+        split: A part of a data set, read in its own order; `train.plain()` gives training images test transforms.
+        device: Where to compute; the network's own device if None.
+        batch_size: Largest number of images in one forward pass, below the split's own.
+        limit: Only the first so many images.
+        progress: Called after each forward pass with images done and images in all.
+
+    Raises:
+        UsageError: A split without images, or with other classes than the network's.
+        OfframpError: Logits that are not finite, with the exit and the image.
+    """
+    if active():
+        raise UsageError("record reads a whole data set in one process; call it outside torchrun.")
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit must be at least 1, not {limit}.")
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, not {batch_size}.")
+    if split.num_classes != network.num_classes:
+        raise UsageError(f"{split.name} has {split.num_classes} classes, the network {network.num_classes}.")
+    num_images = len(split) if limit is None else min(limit, len(split))
+    # Made once at full size: a list of batches, stacked at the end, would need the memory twice.
+    logits_KSC = torch.empty(network.num_exits, num_images, network.num_outputs)
+    targets_S, indices_S = (torch.empty(num_images, dtype=torch.int64) for _ in range(2))
+    home = _device_of(network)
+    device = home if device is None else torch.device(device)
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.to(device).eval()
+        done = 0
+        for images_BCHW, targets_B, indices_B in _chunks(split, num_images, batch_size):
+            here = slice(done, done + len(targets_B))
+            logits_KSC[:, here] = _logits(network, images_BCHW.to(device), indices_B, split.name)
+            targets_S[here], indices_S[here] = targets_B, indices_B
+            done = here.stop
+            if progress is not None:
+                progress(done, num_images)
+    finally:
+        network.to(home)
+        for module, mode in modes:
+            module.training = mode
+    if done != num_images:
+        raise OfframpError(f"{split.name} should hold {num_images} images, but its batches ended after {done}.")
+    return Record(
+        logits_KSC=logits_KSC,
+        targets_S=targets_S,
+        indices_S=indices_S,
+        class_names=tuple(split.class_names),
+        split=split.name,
+        fingerprint=split.fingerprint(),
+        weights=weights_hash(network.state_dict()),
+        total=len(split),
+        made_on=f"{describe_device(device)}, torch {torch.__version__}",
+    )
+
+
+def recorded(
+    network: EarlyExitNet,
+    split: SplitLike,
+    path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> Record:
+    """The record kept at `path` if it is of these weights and these images; else one made now and kept there.
+
+    Arguments as for `record`. A damaged record is made again.
+    """
+    num_images = len(split) if limit is None else min(limit, len(split))
+    wanted = (weights_hash(network.state_dict()), split.fingerprint(), num_images)
+    if Path(path).is_file():
+        try:
+            kept = Record.load(path)
+        except DamagedFileError:
+            kept = None  # nothing is lost: it is made again below, from the same weights and images
+        if kept is not None and (kept.weights, kept.fingerprint, kept.num_images) == wanted:
+            return kept
+    made = record(network, split, device=device, batch_size=batch_size, limit=limit, progress=progress)
+    made.save(path)
+    return made
+
+
+def weights_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values: the same for a `state_dict` and for the weights file made of it."""
+    hashes = (tensor_hash(tensor, name) for name, tensor in sorted(tensors.items()))
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def describe_device(device: torch.device) -> str:
+    """A device in words: `cpu`, or the name of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _device_of(network: EarlyExitNet) -> torch.device:
+    parameter = next(network.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _chunks(split: SplitLike, num_images: int, batch_size: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Images, targets and indices, `batch_size` at most at a time, `num_images` in all."""
+    left = num_images
+    for batch in split.batches():
+        size = batch_size or max(1, len(batch.targets_B))
+        tensors = (batch.images_BCHW[:left], batch.targets_B[:left], batch.indices_B[:left])
+        yield from zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
+        left -= len(batch.targets_B)
+        if left <= 0:
+            return
+
+
+@torch.inference_mode()
+def _logits(network: EarlyExitNet, images_BCHW: Tensor, indices_B: Tensor, split: str) -> Tensor:
+    logits_KBC: Tensor = network(images_BCHW).float().cpu()
+    expected = (network.num_exits, len(indices_B), network.num_outputs)
+    if logits_KBC.shape != expected:
+        raise UsageError(
+            f"The network's logits are {list(logits_KBC.shape)}; it should give {list(expected)} [K, B, C]."
+        )
+    _refuse_not_finite(logits_KBC, indices_B, split)
+    return logits_KBC
+
+
+def _refuse_not_finite(logits_KSC: Tensor, indices_S: Tensor, split: str) -> None:
+    for k, logits_SC in enumerate(logits_KSC):
+        finite_S = logits_SC.isfinite().all(-1)
+        if not finite_S.all():
+            index = int(indices_S[~finite_S][0])
+            raise OfframpError(
+                f"Exit {k + 1} gives logits that are not finite for image {index} of {split} "
+                f"({int((~finite_S).sum())} images in all): its weights, or the image's pixels, are not finite."
+            )

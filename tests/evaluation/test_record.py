@@ -1,0 +1,164 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from offramp.errors import OfframpError, UsageError
+from offramp.evaluation import Record, record, recorded, weights_hash
+from offramp.storage import load_tensors, save_tensors
+
+
+def test_record_holds_the_logits_of_evaluation_mode(network, split):
+    seen = record(network, split)
+    network.eval()
+    with torch.no_grad():
+        expected = network(split.images)
+    torch.testing.assert_close(seen.logits_KSC, expected)
+    assert seen.logits_KSC.dtype == torch.float32
+    assert seen.targets_S.tolist() == split.targets.tolist()
+    assert seen.indices_S.tolist() == list(range(100, 117))
+    assert (seen.split, seen.class_names, seen.num_classes) == ("made-up/test", split.class_names, 4)
+    assert (seen.num_images, seen.total, seen.damping) == (17, 17, True)
+
+
+def test_record_leaves_the_network_as_it_was(network, split):
+    modes = [module.training for module in network.modules()]
+    before = weights_hash(network.state_dict())
+    record(network, split)
+    assert [module.training for module in network.modules()] == modes
+    assert len(set(modes)) == 2  # a frozen layer inside a training network stays frozen
+    assert weights_hash(network.state_dict()) == before
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
+def test_batch_size_and_limit_change_no_logit(network, split, batch_size):
+    whole = record(network, split)
+    calls = []
+    part = record(network, split, batch_size=batch_size, limit=12, progress=lambda *call: calls.append(call))
+    torch.testing.assert_close(part.logits_KSC, whole.logits_KSC[:, :12])
+    assert part.indices_S.tolist() == whole.indices_S[:12].tolist()
+    assert (part.num_images, part.total) == (12, 17)
+    assert calls[-1] == (12, 12)
+    assert max(now[0] - before[0] for before, now in zip([(0, 12), *calls], calls, strict=False)) <= batch_size
+
+
+def test_a_limit_beyond_the_end_is_the_whole(network, split):
+    assert record(network, split, limit=1000).num_images == 17
+
+
+def test_save_and_load_give_the_same_record(network, split, tmp_path):
+    made = record(network, split)
+    made.save(tmp_path / "records" / "test.safetensors")
+    back = Record.load(tmp_path / "records" / "test.safetensors")
+    for field in dataclasses.fields(Record):
+        mine, theirs = getattr(made, field.name), getattr(back, field.name)
+        assert torch.equal(mine, theirs) if isinstance(mine, torch.Tensor) else mine == theirs
+
+
+def test_recorded_serves_the_same_weights_and_images_from_disk(network, split, tmp_path):
+    passes = []
+    first = recorded(network, split, tmp_path / "r", progress=lambda *call: passes.append(call))
+    again = recorded(network, split, tmp_path / "r", progress=lambda *call: pytest.fail("a second pass"))
+    assert passes
+    assert torch.equal(first.logits_KSC, again.logits_KSC)
+
+
+def test_changed_weights_are_not_served_from_an_old_record(network, split, tmp_path):
+    old = recorded(network, split, tmp_path / "r")
+    with torch.no_grad():
+        network.exits[2][1].bias[0] += 1
+    new = recorded(network, split, tmp_path / "r")
+    torch.testing.assert_close(new.logits_KSC[2, :, 0], old.logits_KSC[2, :, 0] + 1)
+    assert Record.load(tmp_path / "r").weights == weights_hash(network.state_dict())
+
+
+def test_changed_batch_norm_statistics_count_as_changed_weights(network, split, tmp_path):
+    old = recorded(network, split, tmp_path / "r")
+    network.stages[1][1].running_mean += 1
+    assert not torch.equal(recorded(network, split, tmp_path / "r").logits_KSC, old.logits_KSC)
+
+
+def test_other_images_and_other_limits_are_not_served_from_an_old_record(network, split, tmp_path):
+    recorded(network, split, tmp_path / "r")
+    other = dataclasses.replace(split, images=split.images + 1)
+    assert recorded(network, other, tmp_path / "r").fingerprint == other.fingerprint()
+    assert recorded(network, other, tmp_path / "r", limit=3).num_images == 3
+    assert recorded(network, other, tmp_path / "r").num_images == 17
+
+
+def test_a_damaged_record_is_made_again(network, split, tmp_path):
+    made = recorded(network, split, tmp_path / "r")
+    content = bytearray((tmp_path / "r").read_bytes())
+    content[-20] ^= 1
+    (tmp_path / "r").write_bytes(content)
+    assert torch.equal(recorded(network, split, tmp_path / "r").logits_KSC, made.logits_KSC)
+    assert torch.equal(Record.load(tmp_path / "r").logits_KSC, made.logits_KSC)
+
+
+def test_a_file_that_is_no_record_is_refused(tmp_path: Path):
+    save_tensors(tmp_path / "w.safetensors", {"weight": torch.zeros(3)})
+    with pytest.raises(UsageError, match="not a record"):
+        Record.load(tmp_path / "w.safetensors")
+
+
+def test_weights_hash_is_the_same_for_a_network_and_its_file(network, tmp_path):
+    save_tensors(tmp_path / "w", network.state_dict(), {"any": "metadata"})
+    assert weights_hash(load_tensors(tmp_path / "w")[0]) == weights_hash(network.state_dict())
+    renamed = {f"x.{name}": tensor for name, tensor in network.state_dict().items()}
+    assert weights_hash(renamed) != weights_hash(network.state_dict())
+
+
+def test_no_images_is_said(network, split):
+    empty = dataclasses.replace(split, images=split.images[:0], targets=split.targets[:0])
+    with pytest.raises(UsageError, match="made-up/test holds no images"):
+        record(network, empty)
+
+
+def test_not_finite_pixels_name_the_exit_and_the_image(network, split):
+    split.images[9, 0, 2, 2] = float("nan")
+    with pytest.raises(OfframpError, match="Exit 1 gives logits that are not finite for image 109 of made-up/test"):
+        record(network, split)
+    assert network.training
+
+
+def test_not_finite_weights_name_the_exit(network, split):
+    with torch.no_grad():
+        network.exits[1][1].weight[0, 0] = float("inf")
+    with pytest.raises(OfframpError, match="Exit 2"):
+        record(network, split)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"logits_KSC": torch.zeros(2, 3)}, r"\[K, S, C\]"),
+        ({"logits_KSC": torch.zeros(2, 0, 3), "targets_S": torch.zeros(0), "indices_S": torch.zeros(0)}, "no images"),
+        ({"targets_S": torch.zeros(4, dtype=torch.int64)}, "4 targets"),
+        ({"targets_S": torch.tensor([0, 1, 2])}, r"outside \[0, 2\)"),
+        ({"targets_S": torch.tensor([0, -1, 1])}, r"outside \[0, 2\)"),
+        ({"logits_KSC": torch.zeros(2, 3, 5)}, "2 classes"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_refused(changes, said):
+    good = Record(torch.zeros(2, 3, 2), torch.tensor([0, 1, 1]), torch.arange(3), ("a", "b"), "s", "f", "w", 3, "cpu")
+    with pytest.raises(UsageError, match=said):
+        dataclasses.replace(good, **changes)
+
+
+@pytest.mark.parametrize(("arguments", "said"), [({"limit": 0}, "limit"), ({"batch_size": 0}, "batch_size")])
+def test_impossible_arguments_are_refused(network, split, arguments, said):
+    with pytest.raises(UsageError, match=f"{said} must be at least 1, not 0"):
+        record(network, split, **arguments)
+
+
+def test_another_number_of_classes_is_refused(network, split):
+    with pytest.raises(UsageError, match="7 classes, the network 4"):
+        record(network, dataclasses.replace(split, num_classes=7))
+
+
+def test_logits_of_another_shape_are_refused(network, split):
+    network.forward = lambda images: torch.zeros(len(images), 5)
+    with pytest.raises(UsageError, match=r"\[5, 5\]; it should give \[3, 5, 5\]"):
+        record(network, split)
