@@ -11,7 +11,7 @@ import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
@@ -116,7 +116,9 @@ def build(spec: Spec, registry: Mapping[str, Any], kind: str, **defaults: Any) -
     except (TypeError, ValueError):  # not callable, or written in C
         raise UsageError(f"{kind} {spec.name!r} is a {type(builder).__name__}; name a class or a function.") from None
     if inspect.isabstract(builder):
-        raise UsageError(f"{kind} {spec.name!r} is abstract: it lacks {', '.join(sorted(builder.__abstractmethods__))}.")
+        raise UsageError(
+            f"{kind} {spec.name!r} is abstract: it lacks {', '.join(sorted(builder.__abstractmethods__))}."
+        )
     known = [p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for key in spec.args:
@@ -144,6 +146,26 @@ SpecFlag = Annotated[Spec, _SPEC_FLAG]
 FREE: Mapping[str, Any] = {"free": True}
 
 
+def _check_whole(config: Any, name: str, least: int, *, optional: bool = False) -> None:
+    value = getattr(config, name)
+    if optional and value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"{name.replace('_', '-')} must be a whole number of at least {least}, not {value!r}.")
+
+
+def _check_number(config: Any, name: str) -> None:
+    value = getattr(config, name)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < float("inf"):
+        raise UsageError(f"{name.replace('_', '-')} must be a number of at least 0, not {value!r}.")
+
+
+def _check_choice(config: Any, name: str) -> None:
+    value, known = getattr(config, name), get_args(get_type_hints(type(config))[name])
+    if value not in known:
+        raise UsageError(f"Unknown {name} {value!r}.{did_you_mean(str(value), known)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which images, in which parts."""
@@ -160,12 +182,9 @@ class DataConfig:
     """Worker processes that decode images (data sets that do not fit in memory)."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UsageError(f"batch-size must be at least 1, not {self.batch_size}.")
-        if self.holdout is not None and self.holdout < 0:
-            raise UsageError(f"holdout must be at least 0, not {self.holdout}.")
-        if self.workers < 0:
-            raise UsageError(f"workers must be at least 0, not {self.workers}.")
+        _check_whole(self, "batch_size", least=1)
+        _check_whole(self, "holdout", least=0, optional=True)
+        _check_whole(self, "workers", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,11 +235,15 @@ class TrainConfig:
     """Write TensorBoard files (extra `tensorboard`)."""
 
     def __post_init__(self) -> None:
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise UsageError(f"Unknown {name} {getattr(self, name)!r}.{did_you_mean(str(getattr(self, name)), known)}")
-        for name, least in _LEAST_WHOLE.items():
-            ...
+        for name in ("optimizer", "schedule", "precision"):
+            _check_choice(self, name)
+        for name in ("epochs", "keep_checkpoints"):
+            _check_whole(self, name, least=1)
+        for name in ("save_every_steps", "threads"):
+            _check_whole(self, name, least=1, optional=True)
+        _check_whole(self, "seed", least=0)
+        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "save_every_minutes"):
+            _check_number(self, name)
         if self.warmup_epochs > self.epochs:
             raise UsageError(f"warmup-epochs ({self.warmup_epochs}) is longer than the run ({self.epochs} epochs).")
         if not all(0 < share < 1 for share in self.milestones):

@@ -1,0 +1,72 @@
+"""Training objectives. One file per published objective; a new one is a file and a line in `OBJECTIVES`."""
+
+import dataclasses
+from typing import Any
+
+from offramp import config
+from offramp.config import Spec
+from offramp.errors import UsageError
+from offramp.objectives.base import Objective, Terms, check_fits
+from offramp.objectives.cross_entropy import CrossEntropy
+from offramp.objectives.damping import Damping
+from offramp.objectives.discard_threshold import DiscardThreshold
+from offramp.objectives.dynamic_training import dynamic
+from offramp.objectives.label_smoothing import LabelSmoothing
+from offramp.objectives.power_sqrt import PowerSqrt
+from offramp.objectives.weighting import DynamicWeights
+
+OBJECTIVES: dict[str, Any] = {
+    "cross-entropy": CrossEntropy,
+    "damping": Damping,
+    "discard-threshold": DiscardThreshold,
+    "dynamic": dynamic,
+    "label-smoothing": LabelSmoothing,
+    "power-sqrt": PowerSqrt,
+}
+
+__all__ = [
+    "OBJECTIVES",
+    "CrossEntropy",
+    "Damping",
+    "DiscardThreshold",
+    "DynamicWeights",
+    "LabelSmoothing",
+    "Objective",
+    "PowerSqrt",
+    "Terms",
+    "build",
+    "check_fits",
+    "describe",
+    "dynamic",
+]
+
+
+def build(spec: Spec) -> Objective:
+    """The objective that `spec` names: registered, or a class or function `package.module:Name` that gives one."""
+    objective = config.build(spec, OBJECTIVES, "objective")
+    if not isinstance(objective, Objective):
+        raise UsageError(
+            f"objective {spec.name!r} gives a {type(objective).__name__}, not an offramp.objectives.Objective."
+        )
+    return objective
+
+
+def describe(objective: Objective) -> dict[str, Any]:
+    """What `objective` is, as the JSON form of a `Spec`: its class, and its fields as arguments.
+
+    Equal for equal objectives however they were made, so that runs can be compared; `build` takes it back. Of a class
+    that is no dataclass, the public attributes that JSON can hold.
+    """
+    name = f"{type(objective).__module__}:{type(objective).__qualname__}"
+    if dataclasses.is_dataclass(objective):
+        return {"name": name, "args": config.to_json(objective)}
+    public = {key: value for key, value in vars(objective).items() if not key.startswith("_")}
+    return {"name": name, "args": {key: config.to_json(value) for key, value in public.items() if _is_json(value)}}
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        config.to_json(value)
+    except UsageError:
+        return False
+    return True

@@ -3,13 +3,17 @@
 K exits, B images, N classes, C outputs (N, or N + 1 with the damping neuron, which is the last).
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+
+from offramp.config import did_you_mean
+from offramp.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -18,11 +22,12 @@ class Terms:
 
     Attributes:
         loss_KB: Each exit's and sample's share; the loss is its mean over samples, summed over exits. Its gradient,
-            too, is separable: share `[k, b]` gives the gradient that exit k gets from sample b.
+            too, is separable: share `[k, b]` gives the gradient that exit k gets from sample b. (The one exception:
+            dynamic weights that carry a gradient join the exits.)
         stats_KB: Named quantities per exit and sample, detached. Names in use: `F_true` (softmax of the true class),
-            `F_damping` (softmax of the damping neuron, F[N+1]), `a` (-log F[N+1]), `gamma` (damping coefficient),
-            `weight` (dynamic weight), `off_or_reversed` (1 where F[y] >= 1/(1 + gamma): the gradient on the true class
-            is off or reversed, Proposition 1).
+            `F_damping` (softmax of the damping neuron, F[N+1]), `a` (-log F[N+1]), `gamma` (damping coefficient, over
+            the weight of the cross-entropy), `weight` (dynamic weight), `off_or_reversed` (1 where the gradient on the
+            true class is off or reversed; with damping where F[y] >= 1/(1 + gamma), Proposition 1).
     """
 
     loss_KB: Tensor
@@ -40,6 +45,7 @@ class Objective(ABC):
         """Shares and statistics for logits `[K, B, C]` and classes `[B]` in `[0, N)`.
 
         `progress` is the share of the training that is done, in `[0, 1)`, for methods that change on the way.
+        A process whose share of the batch is empty (B = 0) calls this as well: sums over the batch need every process.
         """
 
     def __call__(self, logits_KBC: Tensor, targets_B: Tensor, *, progress: float = 0.0) -> Tensor:
@@ -47,14 +53,34 @@ class Objective(ABC):
         return self.terms(logits_KBC, targets_B, progress=progress).loss_KB.mean(1).sum()
 
 
+def check_fits(objective: Objective, *, damping: bool) -> None:
+    """Refuse an objective on a network (with or without the damping neuron) that it is not made for."""
+    name = type(objective).__name__
+    if objective.damping_neuron == "required" and not damping:
+        raise UsageError(f"{name} needs the damping neuron and the network has none: build it with damping=True.")
+    if objective.damping_neuron == "refused" and damping:
+        raise UsageError(f"{name} takes no damping neuron and the network has one: build it with damping=False.")
+
+
 def log_softmax(logits_KBC: Tensor) -> Tensor:
     """Log-softmax over all C outputs, in float32 at least, also inside bf16 autocast."""
-    if logits_KBC.dtype in (torch.float16, torch.bfloat16):
-        logits_KBC = logits_KBC.float()
-    return logits_KBC.log_softmax(-1)
+    return logits_KBC.log_softmax(-1, dtype=torch.promote_types(logits_KBC.dtype, torch.float32))
 
 
 def pick(log_probs_KBC: Tensor, targets_B: Tensor) -> Tensor:
     """The entries `[K, B]` of each sample's own class."""
     index_KB1 = targets_B.expand(log_probs_KBC.shape[0], -1).unsqueeze(-1)
     return log_probs_KBC.gather(-1, index_KB1).squeeze(-1)
+
+
+def check_number(name: str, value: Any, allowed: str, holds: Callable[[float], bool]) -> None:
+    """Refuse a setting that is no finite number or for which `holds` is false; `allowed` says so: "of at least 0"."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not (is_number and holds(value)):
+        raise UsageError(f"{name} must be a number {allowed}, not {value!r}.")
+
+
+def check_name(name: str, value: Any, known: Sequence[str]) -> None:
+    """Refuse a setting that is none of the `known` words."""
+    if value not in known:
+        raise UsageError(f"Unknown {name} {value!r}.{did_you_mean(str(value), known)}")

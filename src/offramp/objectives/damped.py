@@ -1,0 +1,66 @@
+"""What the objectives on the damping neuron share: cross-entropy plus damping, each exit and sample under a weight.
+
+K exits, B images, C = N + 1 outputs.
+"""
+
+from abc import abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from offramp.objectives.base import Objective, Terms, log_softmax
+from offramp.objectives.weighting import DynamicWeights
+
+
+class DampedObjective(Objective):
+    """Shares w (ce + gamma a), with ce = -log F[y] and a = -log F[N+1]; gamma is a constant to the gradient.
+
+    Subclasses say what gamma is, and have a field `weighting`.
+    """
+
+    damping_neuron = "required"
+
+    weighting: DynamicWeights | Literal["dynamic", "uniform"] | None
+
+    @abstractmethod
+    def damping(self, a_KB: Tensor) -> Tensor:
+        """Coefficient `[K, B]` of the damping of each exit and sample, for `a` (weighted, where weights act inside)."""
+
+    def terms(self, logits_KBC: Tensor, targets_B: Tensor, *, progress: float = 0.0) -> Terms:
+        """See `Objective.terms`."""
+        log_true_KB, log_damping_KB = _pick_with_neuron(log_softmax(logits_KBC), targets_B)
+        a_KB = -log_damping_KB
+        if isinstance(self.weighting, DynamicWeights):
+            weight_KB, applied_to = self.weighting.weights(a_KB), self.weighting.applied_to
+        else:
+            weight_KB, applied_to = torch.ones_like(a_KB), "gradient"
+        constant_a_KB, constant_weight_KB = a_KB.detach(), weight_KB.detach()
+        if applied_to == "root":
+            gamma_KB = self.damping(constant_weight_KB * constant_a_KB)
+        else:
+            gamma_KB = self.damping(constant_a_KB)
+        if applied_to == "cross-entropy":
+            loss_KB = gamma_KB * a_KB - weight_KB * log_true_KB
+            # Proposition 1 holds with the damping per unit of cross-entropy; a weight can be 0 where alpha is 1.
+            gamma_KB = gamma_KB / constant_weight_KB.clamp_min(torch.finfo(a_KB.dtype).eps)
+        else:
+            loss_KB = weight_KB * (gamma_KB * a_KB - log_true_KB)
+        true_KB = log_true_KB.detach().exp()
+        stats_KB = {
+            "F_true": true_KB,
+            "F_damping": log_damping_KB.detach().exp(),
+            "a": constant_a_KB,
+            "gamma": gamma_KB,
+            "weight": constant_weight_KB,
+            "off_or_reversed": (true_KB >= 1 / (1 + gamma_KB)).to(true_KB),
+        }
+        return Terms(loss_KB, stats_KB)
+
+
+def _pick_with_neuron(log_probs_KBC: Tensor, targets_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The entries `[K, B]` of each sample's class and of the damping neuron: one gather, so one scatter backward."""
+    num_exits, _, num_outputs = log_probs_KBC.shape
+    index_B2 = torch.stack([targets_B, torch.full_like(targets_B, num_outputs - 1)], dim=-1)
+    log_true_KB, log_damping_KB = log_probs_KBC.gather(-1, index_B2.expand(num_exits, -1, -1)).unbind(-1)
+    return log_true_KB, log_damping_KB

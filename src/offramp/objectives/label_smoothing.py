@@ -1,0 +1,40 @@
+"""Label smoothing at every exit: the comparison of the paper's Table 8.
+
+K exits, B images, N classes.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from offramp.objectives.base import Objective, Terms, check_number, log_softmax, pick
+
+
+@dataclass(frozen=True)
+class LabelSmoothing(Objective):
+    """Cross-entropy against (1 - s) onehot(y) + s/N, the same s at every exit (Szegedy et al. 2016; paper, Table 8).
+
+    For networks without the damping neuron: the smooth target has N entries.
+
+    Args:
+        smoothing: s, in [0, 1). The paper gives no value.
+    """
+
+    damping_neuron = "refused"
+
+    smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_number("smoothing", self.smoothing, "in [0, 1)", lambda s: 0 <= s < 1)
+
+    def terms(self, logits_KBC: Tensor, targets_B: Tensor, *, progress: float = 0.0) -> Terms:
+        """See `Objective.terms`. The gradient on the true class is off or reversed where F[y] reaches its target."""
+        s, num_classes = self.smoothing, logits_KBC.shape[-1]
+        log_probs_KBN = log_softmax(logits_KBC)
+        log_true_KB = pick(log_probs_KBN, targets_B)
+        true_KB = log_true_KB.detach().exp()
+        reached_KB = true_KB >= 1 - s + s / num_classes
+        return Terms(
+            -(1 - s) * log_true_KB - s * log_probs_KBN.mean(-1),
+            {"F_true": true_KB, "off_or_reversed": reached_KB.to(true_KB)},
+        )
