@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors
@@ -23,17 +24,25 @@ class DamagedFileError(OfframpError):
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside `path`, sync, rename, sync the folder: after a crash the old or the new content is there, whole."""
+    with _replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to; it takes the place of `path` when the block ends well, else it goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
@@ -53,7 +62,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     kept = dict(metadata or {})
     # One entry: the format does not fix the order of several, and files of equal runs must be equal.
     packed = {_ENTRY: json.dumps({"metadata": kept, "sha256": _content_hash(plain, kept)}, sort_keys=True)}
-    write_atomically(path, safetensors.torch.save(plain, packed))
+    with _replacing(path) as temporary:
+        try:  # straight to the file: as bytes it would be in memory two more times, gigabytes for ImageNet's logits
+            safetensors.torch.save_file(plain, temporary, packed)
+        except safetensors.SafetensorError as error:  # how it says that the disk is full
+            raise OSError(f"{path}: {error}") from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
