@@ -1,0 +1,71 @@
+"""Data sets: builders that give train, held-out and test parts, and `load`, which finds them by name."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+
+from offramp import config as configuration
+from offramp.config import DataConfig
+from offramp.data.base import Batch, HeldOut, Parts, Split
+from offramp.data.builder import SETTINGS, builder
+from offramp.data.cifar import cifar10, cifar100
+from offramp.data.class_folders import folder, imagenet
+from offramp.data.fashion import fashion_mnist
+from offramp.data.numpy_arrays import arrays
+from offramp.data.sklearn_digits import digits
+from offramp.errors import UsageError
+
+REGISTRY: Mapping[str, Callable[..., Parts]] = {
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "digits": digits,
+    "fashion-mnist": fashion_mnist,
+    "folder:PATH": folder,
+    "imagenet": imagenet,
+}
+KIND = "data set"
+
+__all__ = [
+    "REGISTRY",
+    "Batch",
+    "HeldOut",
+    "Parts",
+    "Split",
+    "arrays",
+    "builder",
+    "cifar10",
+    "cifar100",
+    "digits",
+    "fashion_mnist",
+    "folder",
+    "imagenet",
+    "load",
+]
+
+
+def load(config: DataConfig) -> Parts:
+    """The data set that `config` describes. A setting that the data set has no use for is refused.
+
+    `source` names a builder: a registered one, `folder:PATH`, or `package.module:Name`, a function that returns `Parts`
+    and takes what it needs of `root`, `batch_size`, `holdout` and `workers`.
+    """
+    source = config.source
+    kind, _, path = source.name.partition(":")
+    known = dict(REGISTRY)
+    if kind == "folder":
+        if not path:
+            raise UsageError("folder needs to know which: folder:PATH.")
+        known[source.name] = functools.partial(folder, path)
+    # None is no setting: the builder's own default holds.
+    settings = {name: getattr(config, name) for name in SETTINGS if getattr(config, name) is not None}
+    parameters = inspect.signature(configuration.resolve(source.name, known, KIND)).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name, value in settings.items():
+        if name not in parameters and not takes_any and value != getattr(DataConfig(), name):
+            raise UsageError(f"{KIND} {source.name!r} has no use for {name.replace('_', '-')}={value}; leave it out.")
+    parts = configuration.build(source, known, KIND, **settings)
+    if not isinstance(parts, Parts):
+        raise UsageError(f"{KIND} {source.name!r} returned a {type(parts).__name__}, not offramp.data.Parts.")
+    for split in parts.splits():
+        split.config = split.config or config
+    return parts

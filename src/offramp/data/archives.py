@@ -1,0 +1,47 @@
+"""Files of published data sets: where they lie, whether they are whole, and their download where there is a network."""
+
+import hashlib
+import http.client
+import os
+from pathlib import Path
+
+from offramp.errors import OfframpError
+
+
+def root_folder(root: str | Path | None) -> Path:
+    """The folder with the data sets' files: `root`, else $OFFRAMP_DATA, else ~/.cache/offramp."""
+    return Path(root or os.environ.get("OFFRAMP_DATA") or "~/.cache/offramp").expanduser()
+
+
+def md5_of(path: Path) -> str:
+    """MD5 of a file, the checksum that the data sets' authors publish."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def check_file(path: Path, md5: str, way_out: str) -> None:
+    """Refuse a file that is not the published one, byte for byte."""
+    found = md5_of(path)
+    if found != md5:
+        raise OfframpError(
+            f"{path} is damaged, not fully downloaded, or another file (MD5 {found}, expected {md5}). {way_out}"
+        )
+
+
+def download(url: str, target: Path, md5: str) -> None:
+    """Fetch `target`: to a name of this process's own first, renamed once its checksum is right."""
+    from torchvision.datasets.utils import download_url  # 1.2 s of import, for the one run that downloads
+
+    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        download_url(url, target.parent, partial.name, md5)
+        partial.replace(target)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:  # no network; checksum wrong; cut off
+        half = next(target.parent.glob(f"{target.name}*.part"), None) if not partial.exists() else None
+        left = f" ({half.name} there is a download that did not finish.)" if half else ""
+        raise OfframpError(
+            f"{target.name} is not in {target.parent} and could not be downloaded: {error}. "
+            f"Fetch {url} and put it there, or name the folder that has it with root.{left}"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)

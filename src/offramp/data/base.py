@@ -1,0 +1,217 @@
+"""The data contract: a `Split` is one part of a data set with its transform; `Parts` are the three of them.
+
+B images of a batch, S images of a split, C channels, H and W pixels.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp.config import DataConfig
+from offramp.data.randomness import Draw, IntArray, Purpose, permutation
+from offramp.errors import UsageError
+from offramp.processes import share_of
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Refuse anything but a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+
+
+class Batch(NamedTuple):
+    """This process's share of one global batch; it may be empty."""
+
+    images_BCHW: Tensor
+    """float32, normalised."""
+    targets_B: Tensor
+    """Classes, int64."""
+    indices_B: Tensor
+    """Positions in the official training or test set, int64."""
+    size: int
+    """Images of the global batch, over all processes."""
+
+
+class Split(ABC):
+    """One part of a data set with its transform.
+
+    A data set of a kind of its own subclasses this and writes `read` and `content`; for one that fits in memory,
+    `offramp.data.arrays` is shorter.
+
+    Args:
+        name: Data set and part, such as `cifar100/search`.
+        labels_S: Class of each image, in `[0, number of classes)`.
+        indices_S: Position of each image in the official training or test set.
+        class_names: One name per class.
+        image_shape: `(C, H, W)` of what `read` gives.
+        batch_size: Images per step, over all processes together.
+        training: Whether the images are shuffled and augmented.
+    """
+
+    config: DataConfig | None = None
+    """What `load` needs to build it again; None where it cannot."""
+
+    def __init__(
+        self,
+        name: str,
+        labels_S: IntArray,
+        indices_S: IntArray,
+        *,
+        class_names: Sequence[str],
+        image_shape: tuple[int, int, int],
+        batch_size: int,
+        training: bool,
+    ) -> None:
+        check_whole("batch-size", batch_size, 1)
+        self.name = name
+        self.labels_S = torch.from_numpy(labels_S.astype(np.int64))
+        self.indices_S = indices_S
+        self.class_names = tuple(class_names)
+        self.image_shape = image_shape
+        self.batch_size = batch_size
+        self.training = training
+        self._fingerprint: str | None = None
+
+    @abstractmethod
+    def read(self, shares: Iterable[IntArray], draw: Draw | None) -> Generator[Tensor]:
+        """For each share in turn (positions in the official set) its normalised images, float32 `[B, C, H, W]`.
+
+        `draw` has the random numbers of the augmentation; without it the images get the test transforms. A share may be
+        empty. The generator is closed when it is no longer needed, perhaps early.
+        """
+
+    @abstractmethod
+    def content(self) -> Iterator[bytes]:
+        """Bytes that identify the images, in order, for `fingerprint`."""
+
+    def __len__(self) -> int:
+        return len(self.indices_S)
+
+    @property
+    def num_classes(self) -> int:
+        """N."""
+        return len(self.class_names)
+
+    @property
+    def num_batches(self) -> int:
+        """Steps of one pass; the last incomplete batch is kept (protocols of the originals)."""
+        return -(-len(self) // self.batch_size)
+
+    def batches(self, *, seed: int = 0, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """This process's share of each global batch of one pass, from step `start` on.
+
+        Which image, in which order, and how it is augmented depends on (seed, epoch, index) alone: neither on `start`
+        nor on the number of workers or processes. A split that is not for training ignores seed and epoch.
+        """
+        check_whole("start", start, 0)
+        if start > self.num_batches:
+            raise UsageError(f"start={start} is past the end: {self.name} has {self.num_batches} batches.")
+        return self._batches(seed, epoch, start)
+
+    def _batches(self, seed: int, epoch: int, start: int) -> Iterator[Batch]:
+        order_S = permutation(len(self), Purpose.ORDER, seed, epoch) if self.training else np.arange(len(self))
+        batches = [order_S[first : first + self.batch_size] for first in range(0, len(self), self.batch_size)][start:]
+        shares = [batch[share_of(len(batch))] for batch in batches]
+        draw = Draw(seed, epoch) if self.training else None
+        with contextlib.closing(self.read([self.indices_S[share] for share in shares], draw)) as images:
+            for batch, share, images_BCHW in zip(batches, shares, images, strict=True):
+                indices_B = torch.from_numpy(self.indices_S[share])
+                yield Batch(images_BCHW, self.labels_S[torch.from_numpy(share)], indices_B, len(batch))
+
+    def plain(self) -> "Split":
+        """The same images in order with test transforms."""
+        other = copy.copy(self)
+        other.training = False
+        return other
+
+    def fingerprint(self) -> str:
+        """SHA-256 (64 hexadecimal digits) of images, labels, class names and shape; the same for `plain()`."""
+        if self._fingerprint is None:
+            sha = hashlib.sha256(json.dumps([self.class_names, self.image_shape]).encode())
+            sha.update(self.labels_S.numpy().astype("<i8").tobytes())
+            for chunk in self.content():
+                sha.update(chunk)
+            self._fingerprint = sha.hexdigest()
+        return self._fingerprint
+
+
+class HeldOut:
+    """The held-out training images, with test transforms: `search` and `certify`. Empty where nothing is held out.
+
+    Args:
+        search: The first half: monitoring, temperature, thresholds.
+        certify: The second half: certificates, and nothing else.
+        division: How the training set was divided, as JSON values, for `Parts.description`.
+    """
+
+    def __init__(
+        self, search: Split | None = None, certify: Split | None = None, division: Mapping[str, Any] | None = None
+    ) -> None:
+        if (search is None) != (certify is None):
+            raise UsageError("Held-out images are `search` and `certify` together, or neither.")
+        self._search, self._certify = search, certify
+        self.division = dict(division or {})
+
+    @property
+    def search(self) -> Split:
+        """For monitoring, temperature and thresholds."""
+        return self._get(self._search, "search")
+
+    @property
+    def certify(self) -> Split:
+        """For certificates."""
+        return self._get(self._certify, "certify")
+
+    def _get(self, part: Split | None, name: str) -> Split:
+        if part is None:
+            raise UsageError(
+                f"There is no `{name}`: with holdout=0 every training image was trained on and nothing was held out. "
+                f"Build the data with a holdout, for example holdout=5000."
+            )
+        return part
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in (self._search, self._certify) if part is not None)
+
+    def splits(self) -> tuple[Split, ...]:
+        """Both parts, or none."""
+        return tuple(part for part in (self._search, self._certify) if part is not None)
+
+    def description(self) -> dict[str, Any]:
+        """What a run folder saves about the split, as JSON values.
+
+        `search` and `certify` list positions in the official training set in the order of the permutation, of which
+        they are the last entries. They, and the number of images, give every part back without this program. The
+        SHA-256 of the whole permutation (int64, little-endian) stands beside them. Nothing of this needs to be read
+        again: the split is a function of the data set, `holdout`, `limit` and `split_seed`.
+        """
+        names = ("search", "certify")
+        return {
+            **self.division,
+            **{name: part.indices_S.tolist() for name, part in zip(names, self.splits(), strict=False)},
+        }
+
+
+class Parts(NamedTuple):
+    """What every builder returns."""
+
+    train: Split
+    val: HeldOut
+    test: Split
+
+    def splits(self) -> tuple[Split, ...]:
+        """All parts there are: train, search and certify if images are held out, test."""
+        return (self.train, *self.val.splits(), self.test)
+
+    def description(self) -> dict[str, Any]:
+        """`HeldOut.description`, and each part's number of images and fingerprint."""
+        parts = {part.name: {"images": len(part), "fingerprint": part.fingerprint()} for part in self.splits()}
+        return {**self.val.description(), "parts": parts}

@@ -1,0 +1,250 @@
+"""Labelled images as folders, one per class: ImageNet, and one's own.
+
+S images.
+"""
+
+import functools
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from offramp.data.archives import root_folder
+from offramp.data.base import Parts, check_whole
+from offramp.data.builder import builder
+from offramp.data.files import FileSplit, decode
+from offramp.data.partition import Cut, divide, share_for_test
+from offramp.data.randomness import IntArray
+from offramp.errors import OfframpError, UsageError
+
+READABLE = (".jpeg", ".jpg", ".png", ".webp")
+UNREADABLE = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".tif", ".tiff")  # images all the same: never passed over
+IMAGENET_HOLDOUT = 50000
+IMAGE_SIZES = (32, 64, 96, 128, 224)
+_PROBED = 32  # images looked at to choose a size
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images below a folder of class folders: paths relative to it, sorted, with their classes."""
+
+    folder: Path
+    files: Sequence[str]
+    labels_S: IntArray
+    class_names: tuple[str, ...]
+
+
+@builder
+def imagenet(
+    root: str | Path | None = None,
+    *,
+    image_size: int = 224,
+    batch_size: int = 64,
+    holdout: int | None = None,
+    split_seed: int = 0,
+    limit: int | None = None,
+    workers: int = 0,
+) -> Parts:
+    """ImageNet as the usual folders `train` and `val`, one folder per class in each; `val` is the test set.
+
+    Random resized crop (area 8 to 100 %, aspect 3/4 to 4/3, bilinear) and flip; for test the shorter side is resized to
+    256 and the centre cropped to 224. The images stay in their files.
+
+    Args:
+        root: Folder with `train` and `val`, or with a folder `imagenet` that has them.
+        image_size: Height and width given to the network.
+        batch_size: Images per step, over all processes together.
+        holdout: Training images held out (default 50,000, but at most a tenth of them).
+        split_seed: Seed of the permutation whose last entries are held out.
+        limit: Train on only so many images; held-out ones are among them.
+        workers: Processes that decode images, for each training process; 0: none besides it.
+    """
+    cut = Cut(holdout, split_seed, limit, IMAGENET_HOLDOUT)
+    folder = root_folder(root)
+    folder = folder / "imagenet" if (folder / "imagenet").is_dir() else folder
+    for part in ("train", "val"):
+        if not (folder / part).is_dir():
+            raise OfframpError(
+                f"ImageNet is not in {folder}: it has no folder {part!r}. Put train/ and val/ there, one folder per "
+                f"class in each, or name the folder that has them with root. It cannot be downloaded for you."
+            )
+    train, test = list_images(folder / "train"), list_images(folder / "val")
+    if train.class_names != test.class_names:
+        odd = sorted(set(train.class_names) ^ set(test.class_names))
+        raise OfframpError(f"{folder}: train and val must have the same classes; {odd[0]} is in one of them only.")
+    return _parts(
+        "imagenet",
+        train,
+        test,
+        image_size=image_size,
+        flip=True,
+        batch_size=batch_size,
+        workers=workers,
+        cut=cut,
+    )
+
+
+@builder
+def folder(
+    path: str | Path,
+    *,
+    image_size: int | None = None,
+    flip: bool = True,
+    batch_size: int = 64,
+    holdout: int | None = None,
+    split_seed: int = 0,
+    limit: int | None = None,
+    workers: int = 0,
+) -> Parts:
+    """One's own labelled images (JPEG, PNG, WebP), one folder per class; `folder:PATH` on the command line.
+
+    `path` has the class folders either in `train` and `test` (or `val`, which then is the test set), or directly;
+    without a test set a fixed fifth of each class is test. Images become RGB; transforms and statistics are ImageNet's.
+
+    Args:
+        path: The folder.
+        image_size: Height and width given to the network. Default: the largest of 32, 64, 96, 128 and 224 that is not
+            larger than the median shorter side of (32 of) the training images.
+        flip: Whether training images are mirrored with probability 1/2.
+        batch_size: Images per step, over all processes together.
+        holdout: Training images held out (default: a tenth, at least 2).
+        split_seed: Seed of the permutation whose last entries are held out.
+        limit: Train on only so many images; held-out ones are among them.
+        workers: Processes that decode images, for each training process; 0: none besides it.
+    """
+    cut = Cut(holdout, split_seed, limit)
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise UsageError(f"There is no folder {path}.")
+    train, test = _official_parts(path)
+    listing = list_images(train)
+    return _parts(
+        path.resolve().name,
+        listing,
+        None if test is None else list_images(test, listing.class_names),
+        image_size=image_size,
+        flip=flip,
+        batch_size=batch_size,
+        workers=workers,
+        cut=cut,
+    )
+
+
+def _official_parts(path: Path) -> tuple[Path, Path | None]:
+    """The folders with the class folders for training and, if there is one, for test.
+
+    A folder `train` that holds no folders is a class of that name.
+    """
+    named = [path / name for name in ("train", "test", "val") if _subfolders(path / name)]
+    if path / "train" not in named:
+        return path, None
+    if len(named) == 3:
+        warnings.warn(
+            f"{path / 'val'} is not used: images are held out from train, and test is the test set.", stacklevel=4
+        )
+    return named[0], named[1] if len(named) > 1 else None
+
+
+def _subfolders(path: Path) -> list[str]:
+    if not path.is_dir():
+        return []
+    with os.scandir(path) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def list_images(folder: Path, class_names: tuple[str, ...] | None = None) -> Listing:
+    """The images in the class folders of `folder`. Hidden files, and files that are no images, are passed over.
+
+    Args:
+        folder: It.
+        class_names: The classes there may be. Default: the names of the folders, sorted; each must have an image.
+    """
+    present = _subfolders(folder)
+    loose = [
+        entry.name for entry in folder.iterdir() if entry.suffix.lower() in READABLE + UNREADABLE and entry.is_file()
+    ]
+    if loose:
+        raise OfframpError(
+            f"{folder / min(loose)} lies outside the class folders; move it into the folder of its class."
+        )
+    names = tuple(present) if class_names is None else class_names
+    unknown = sorted(set(present) - set(names))
+    if unknown:
+        raise OfframpError(f"{folder / unknown[0]}: there is no class {unknown[0]!r} among the training images.")
+    if class_names is None and len(names) < 2:
+        found = f"one class folder only, {names[0]!r}" if names else "no class folders"
+        raise OfframpError(
+            f"{folder} has {found}; put the images of each class into a folder of its own, at least two."
+        )
+    files, labels = [], []
+    for label, name in enumerate(names):
+        members = sorted(_images_in(folder, name)) if name in present else []
+        if not members and name in present:
+            raise OfframpError(f"{folder / name} holds no image ({', '.join(READABLE)}); fill it or remove it.")
+        files += members
+        labels += [label] * len(members)
+    if not files:
+        raise OfframpError(f"{folder} holds no images in class folders.")
+    return Listing(folder, files, np.array(labels, dtype=np.int64), names)
+
+
+def _images_in(folder: Path, name: str) -> Iterator[str]:
+    with os.scandir(folder / name) as entries:
+        for entry in entries:
+            ending = os.path.splitext(entry.name)[1].lower()
+            if entry.name.startswith("."):
+                continue
+            if ending in UNREADABLE:
+                raise OfframpError(f"{entry.path}: {ending} is not read; convert it to PNG or JPEG, or remove it.")
+            if ending in READABLE:
+                yield f"{name}/{entry.name}"
+            elif entry.is_dir():
+                raise OfframpError(
+                    f"{entry.path} is a folder in a class folder; the images of a class lie in its folder directly."
+                )
+
+
+def _parts(
+    name: str,
+    train: Listing,
+    test: Listing | None,
+    *,
+    image_size: int | None,
+    flip: bool,
+    batch_size: int,
+    workers: int,
+    cut: Cut,
+) -> Parts:
+    if test is None:
+        test, (train_S, test_S) = train, share_for_test(train.labels_S)
+    else:
+        train_S, test_S = np.arange(len(train.files)), np.arange(len(test.files))
+    if image_size is None:
+        image_size = _fitting_size(train, train_S)
+    check_whole("image_size", image_size, 1)
+
+    def split(listing: Listing, name: str, indices_S: IntArray, training: bool) -> FileSplit:
+        return FileSplit(
+            listing.folder,
+            listing.files,
+            listing.labels_S,
+            name,
+            indices_S,
+            training,
+            image_size=image_size,
+            flip=flip,
+            class_names=train.class_names,
+            batch_size=batch_size,
+            workers=workers,
+        )
+
+    return divide(name, train_S, functools.partial(split, train), split(test, f"{name}/test", test_S, False), cut)
+
+
+def _fitting_size(listing: Listing, train_S: IntArray) -> int:
+    probed_S = train_S[np.linspace(0, len(train_S) - 1, min(_PROBED, len(train_S))).astype(np.int64)]
+    side = np.median([min(decode(listing.folder / listing.files[i]).shape[1:]) for i in probed_S])
+    return max((size for size in IMAGE_SIZES if size <= side), default=IMAGE_SIZES[0])

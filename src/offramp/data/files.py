@@ -1,0 +1,158 @@
+"""Splits whose images stay in files: decoded, cropped and resized by worker processes, step by step.
+
+B images of a batch, S images of a whole official set, C channels, H and W pixels.
+
+A worker has no state: the loader sends it the files and the random numbers' counters of one step at a time, so what it
+returns depends on them alone.
+"""
+
+import signal
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from offramp.data.augment import CROP_UNIFORMS, Uniforms, central_box, cut, normalise, random_box, resize
+from offramp.data.base import Split
+from offramp.data.randomness import Draw, IntArray
+from offramp.errors import OfframpError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's (protocols, 2.1)
+
+Job = tuple[list[Path], IntArray]
+
+
+class FileSplit(Split):
+    """A split of labelled image files; see `Split` for the other arguments.
+
+    Args:
+        folder: What `files` are relative to.
+        files: Paths of the whole official set.
+        labels_S: Their classes.
+        image_size: Height and width given to the network.
+        flip: Whether training images are mirrored with probability 1/2.
+        workers: Processes that decode; 0: this one does.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        files: Sequence[str],
+        labels_S: IntArray,
+        name: str,
+        indices_S: IntArray,
+        training: bool,
+        *,
+        image_size: int,
+        flip: bool,
+        class_names: Sequence[str],
+        batch_size: int,
+        workers: int,
+    ) -> None:
+        super().__init__(
+            name,
+            labels_S[indices_S],
+            indices_S,
+            class_names=class_names,
+            image_shape=(3, image_size, image_size),
+            batch_size=batch_size,
+            training=training,
+        )
+        self.folder, self.files = folder, files
+        self.image_size, self.flip, self.workers = image_size, flip, workers
+
+    def read(self, shares: Iterable[IntArray], draw: Draw | None) -> Generator[Tensor]:
+        """See `Split.read`; decodes ahead by two steps a worker."""
+        import torchvision.io  # noqa: F401  Here, once: forked workers inherit it, others import it themselves.
+
+        jobs = (([self.folder / self.files[i] for i in indices_B], indices_B) for indices_B in shares)
+        loader: DataLoader[Tensor | OfframpError] = DataLoader(
+            _Decoder(self.image_size, self.flip, draw),
+            sampler=jobs,
+            batch_size=None,  # a job is a batch already
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_leave_interrupts_to_the_parent,
+            generator=torch.Generator(),  # or it would draw from, and so advance, the run's generator
+        )
+        mean_C, std_C = torch.tensor(MEAN), torch.tensor(STD)
+        for images_BCHW in _guarded(iter(loader)):
+            if isinstance(images_BCHW, OfframpError):
+                raise images_BCHW
+            yield normalise(images_BCHW, mean_C, std_C)  # here: bytes are a quarter of the traffic
+
+    def content(self) -> Iterator[bytes]:
+        """See `Split.content`: names and sizes of the files; reading them all would take as long as an epoch."""
+        for index in self.indices_S:
+            name = self.files[index]
+            yield f"{name}\0{(self.folder / name).stat().st_size}\0".encode(errors="surrogateescape")
+
+
+class _Decoder(Dataset[Tensor | OfframpError]):
+    """Turns a job into uint8 images `[B, 3, H, W]`; an error is returned, for the parent to raise in one line."""
+
+    def __init__(self, image_size: int, flip: bool, draw: Draw | None) -> None:
+        self.image_size, self.flip, self.draw = image_size, flip, draw
+
+    def __getitem__(self, job: Any) -> Tensor | OfframpError:
+        paths, indices_B = job
+        images_BCHW = torch.empty(len(paths), 3, self.image_size, self.image_size, dtype=torch.uint8)
+        numbers = None if self.draw is None else self.draw.uniforms(indices_B, CROP_UNIFORMS + 1)
+        try:
+            for b, path in enumerate(paths):
+                images_BCHW[b] = self._transform(decode(path), None if numbers is None else numbers[b])
+        except OfframpError as error:
+            return error
+        return images_BCHW
+
+    def _transform(self, image_CHW: Tensor, uniforms: Uniforms | None) -> Tensor:
+        height, width = image_CHW.shape[1:]
+        if uniforms is None:
+            resized, box = central_box(height, width, self.image_size)
+            return cut(resize(image_CHW, resized), box)
+        image_CHW = resize(cut(image_CHW, random_box(height, width, uniforms)), (self.image_size, self.image_size))
+        return image_CHW.flip(-1) if self.flip and uniforms[CROP_UNIFORMS] < 0.5 else image_CHW
+
+
+def decode(path: Path) -> Tensor:
+    """The image in a file as uint8 RGB `[3, H, W]`, turned as its EXIF data say; grey, CMYK and alpha are converted."""
+    from torchvision.io import ImageReadMode, decode_image  # 1.2 s of import
+
+    try:
+        encoded = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+        image_CHW: Tensor = decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise OfframpError(f"{path} cannot be read as an image ({reason}). Mend, replace or remove it.") from error
+    if image_CHW.dtype == torch.uint16:  # PNG files with 16 bits
+        image_CHW = image_CHW.to(torch.int32).bitwise_right_shift(8).to(torch.uint8)
+    return image_CHW
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    # Ctrl-C reaches every process of a terminal; the parent may still want the batches of its last step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _guarded(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same; a worker that is gone is a clear error."""
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise OfframpError(
+                f"A process that decodes images is gone: {str(error).splitlines()[0]} "
+                f"Out of memory, or of shared memory (/dev/shm)? Try fewer workers."
+            ) from error
+        yield batch

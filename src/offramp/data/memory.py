@@ -1,0 +1,100 @@
+"""Data sets that live in memory: one array of pixels, which all their splits index into and never copy.
+
+B images of a batch, S images of the whole array, C channels, H and W pixels.
+"""
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp.data.augment import crop_and_flip, normalise
+from offramp.data.base import Split
+from offramp.data.randomness import Draw, IntArray
+
+_CHUNK = 1024  # images hashed at a time
+
+
+@dataclass(frozen=True)
+class Look:
+    """How pixels become what a network sees: normalisation always, the rest for training only.
+
+    Attributes:
+        mean: Per channel, of pixels scaled to [0, 1] (uint8) or as they are (float32).
+        std: Per channel, likewise.
+        padding: Width of the black border out of which the image is cropped at random.
+        flip: Whether half the images are mirrored.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    padding: int
+    flip: bool
+
+
+class MemorySplit(Split):
+    """A split of an array `[S, C, H, W]` of pixels, uint8 or float32; see `Split` for the other arguments.
+
+    Attributes:
+        pixels_SCHW: The whole array, shared by all splits of it.
+    """
+
+    def __init__(
+        self,
+        pixels_SCHW: Tensor,
+        labels_S: IntArray,
+        name: str,
+        indices_S: IntArray,
+        training: bool,
+        *,
+        look: Look,
+        class_names: Sequence[str],
+        batch_size: int,
+    ) -> None:
+        channels, height, width = pixels_SCHW.shape[1:]
+        super().__init__(
+            name,
+            labels_S[indices_S],
+            indices_S,
+            class_names=class_names,
+            image_shape=(channels, height, width),
+            batch_size=batch_size,
+            training=training,
+        )
+        self.pixels_SCHW = pixels_SCHW
+        self.look = look
+
+    def read(self, shares: Iterable[IntArray], draw: Draw | None) -> Generator[Tensor]:
+        """See `Split.read`; crops and mirrors a batch at a time."""
+        mean_C, std_C = torch.tensor(self.look.mean), torch.tensor(self.look.std)
+        for indices_B in shares:
+            images_BCHW = self.pixels_SCHW[torch.from_numpy(indices_B)]
+            if draw is not None:
+                uniforms_B3 = draw.uniforms(indices_B, 3)
+                images_BCHW = crop_and_flip(images_BCHW, self.look.padding, self.look.flip, uniforms_B3)
+            yield normalise(images_BCHW, mean_C, std_C)
+
+    def content(self) -> Iterator[bytes]:
+        """See `Split.content`: all pixels."""
+        for first in range(0, len(self), _CHUNK):
+            indices = torch.from_numpy(self.indices_S[first : first + _CHUNK])
+            yield self.pixels_SCHW[indices].numpy().tobytes()
+
+
+def statistics(pixels_SCHW: Tensor, indices_S: IntArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation per channel of the images at `indices_S`, of uint8 pixels scaled to [0, 1].
+
+    A channel that does not vary gets the deviation 1.
+    """
+    count, total, squares = 0, 0.0, 0.0
+    scale = 255.0 if pixels_SCHW.dtype == torch.uint8 else 1.0
+    for first in range(0, len(indices_S), _CHUNK):
+        chunk = pixels_SCHW[torch.from_numpy(indices_S[first : first + _CHUNK])].numpy().astype(np.float64) / scale
+        count += chunk[:, 0].size
+        total = total + chunk.sum((0, 2, 3))
+        squares = squares + (chunk**2).sum((0, 2, 3))
+    mean_C = np.asarray(total) / count
+    std_C = np.sqrt(np.maximum(np.asarray(squares) / count - mean_C**2, 0))
+    return tuple(mean_C.tolist()), tuple(np.where(std_C > 1e-6, std_C, 1.0).tolist())
