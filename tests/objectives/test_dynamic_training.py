@@ -1,0 +1,29 @@
+"""The paper's full method by one name."""
+
+import pytest
+
+from offramp.errors import UsageError
+from offramp.objectives import Damping, DynamicWeights, PowerSqrt, dynamic
+
+
+def test_it_is_power_sqrt_under_dynamic_weights_unless_told_otherwise():
+    assert dynamic() == PowerSqrt(weighting="dynamic")
+    assert dynamic("damping", strength=[0.1, 0.2]) == Damping((0.1, 0.2), weighting="dynamic")
+
+
+def test_every_setting_of_the_weights_reaches_them():
+    settings = {
+        "alpha": 0.3,
+        "normalisation": "tanh",
+        "over": "batch",
+        "applied_to": "cross-entropy",
+        "reverse": True,
+        "with_gradient": True,
+    }
+    assert set(settings) == set(DynamicWeights.__dataclass_fields__)
+    assert dynamic(strength=0.07, **settings) == PowerSqrt(0.07, weighting=DynamicWeights(**settings))
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(UsageError, match="Did you mean power-sqrt"):
+        dynamic("powersqrt")
