@@ -1,0 +1,237 @@
+"""MSDNet: densely connected layers on maps of several scales at once (Huang et al., ICLR 2018).
+
+S scales, the finest first; scale s carries `base * growth_factors[s]` channels, with one common `base` that grows by
+`growth` a layer. Layers are numbered from 1 to n through the whole network. Operations, parameters and initialisation
+are those of the original program; the initialiser it defines never reaches a layer there, so the library's stands.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from offramp.backbones.layers import (
+    Stem,
+    StemKind,
+    Unit,
+    branch,
+    check_choice,
+    check_counts,
+    check_image_size,
+    check_lists,
+    check_share,
+    heads,
+)
+from offramp.errors import UsageError
+from offramp.network import Carry, EarlyExitNet, builder
+
+
+class Growth(nn.Module):
+    """One scale of a layer: its map with new channels appended, from the next finer map (`down`) and from itself."""
+
+    def __init__(self, same: nn.Module, down: nn.Module | None = None) -> None:
+        super().__init__()
+        self.down = down
+        self.same = same
+
+    def forward(self, x: Tensor, finer: Tensor | None) -> Tensor:
+        """The grown map; `finer` is read where there is a `down`."""
+        new = [self.same(x)] if self.down is None else [self.down(finer), self.same(x)]
+        return torch.cat([x, *new], dim=1)
+
+
+class Layer(nn.Module):
+    """One layer on several scales; it may discard finest ones, whose maps it still reads.
+
+    Args:
+        base: Common number of channels before the layer.
+        growth: What the layer adds to it.
+        factors: Growth factor of each scale that comes in, finest first.
+        bottlenecks: Bottleneck factor of each of them (None: no bottleneck).
+        num_discarded: How many of them, the finest, do not go on.
+    """
+
+    def __init__(
+        self, base: int, growth: int, factors: Sequence[int], bottlenecks: Sequence[int | None], num_discarded: int
+    ) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList()
+        for i in range(num_discarded, len(factors)):
+            here, new = base * factors[i], growth * factors[i]
+            if i == 0:
+                self.scales.append(Growth(branch(here, new, bottlenecks[i])))
+            else:
+                same = branch(here, new // 2, bottlenecks[i])
+                down = branch(base * factors[i - 1], new // 2, bottlenecks[i - 1], stride=2)
+                self.scales.append(Growth(same, down))
+
+    def forward(self, *maps: Tensor) -> Carry:
+        """The grown maps of the scales that go on."""
+        first = len(maps) - len(self.scales)
+        return tuple(scale(maps[i], maps[i - 1] if i else None) for i, scale in enumerate(self.scales, first))
+
+
+class Transition(nn.Module):
+    """A 1 x 1 unit on every scale, from `base` to `new_base` common channels."""
+
+    def __init__(self, base: int, new_base: int, factors: Sequence[int]) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(Unit(base * factor, new_base * factor, 1) for factor in factors)
+
+    def forward(self, *maps: Tensor) -> Carry:
+        """One map for each."""
+        return tuple(scale(x) for scale, x in zip(self.scales, maps, strict=True))
+
+
+class Stage(nn.Module):
+    """A block: layers and transitions in turn, the stem before the first ones.
+
+    Its carry holds the surviving scales, finest first; the exit reads the last, the coarsest. After the last stage
+    nothing is left but that one.
+    """
+
+    def __init__(self, parts: Sequence[nn.Module], is_last: bool) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.is_last = is_last
+
+    def forward(self, *maps: Tensor) -> Carry:
+        """The next carry; `maps` are the images or the scales that survived the stage before."""
+        for part in self.parts:
+            maps = part(*maps)
+        return maps[-1:] if self.is_last else maps
+
+
+@dataclass(frozen=True)
+class _Trunk:
+    """The knobs that decide what stands between the stem and the exits."""
+
+    layers_per_block: Sequence[int]
+    channels: int
+    growth: int
+    factors: Sequence[int]
+    bottlenecks: Sequence[int]
+    has_bottlenecks: bool
+    prune: str
+    reduction: float
+
+    def __post_init__(self) -> None:
+        check_counts(channels=self.channels, growth=self.growth)
+        check_lists(growth_factors=self.factors, bottleneck_factors=self.bottlenecks)
+        check_choice("prune", self.prune, ("max", "min"))
+        check_share("reduction", self.reduction)
+        for factor in self.factors[1:]:
+            if self.growth * factor % 2:
+                raise UsageError(
+                    f"Every scale but the finest grows from two branches of equal width, so growth times its factor "
+                    f"must be even; found growth={self.growth}, growth_factors={tuple(self.factors)}."
+                )
+
+    def blocks(self) -> tuple[list[list[nn.Module]], list[int]]:
+        """The layers and transitions of each block, and the number of common channels after each block."""
+        base, num_scales = self.channels, len(self.factors)
+        bottlenecks = self.bottlenecks if self.has_bottlenecks else [None] * num_scales
+        numbers = itertools.count(1)
+        blocks, bases = [], []
+        for num_layers in self.layers_per_block:
+            parts: list[nn.Module] = []
+            for number in itertools.islice(numbers, num_layers):
+                num_discarded = num_scales - self.scales_after(number)
+                parts.append(
+                    Layer(base, self.growth, self.factors[-num_scales:], bottlenecks[-num_scales:], num_discarded)
+                )
+                base, num_scales = base + self.growth, num_scales - num_discarded
+                if self.has_transition(number, num_discarded):
+                    new_base = math.floor(self.reduction * base)  # the floor is taken before the factors come in
+                    if new_base < 1:
+                        raise UsageError(
+                            f"reduction={self.reduction} leaves no channels of {base}; raise it, or use 0."
+                        )
+                    parts.append(Transition(base, new_base, self.factors[-num_scales:]))
+                    base = new_base
+            blocks.append(parts)
+            bases.append(base)
+        return blocks, bases
+
+    def scales_after(self, number: int) -> int:
+        """Number of scales that layer `number` hands on."""
+        num_layers, num_scales = sum(self.layers_per_block), len(self.factors)
+        if self.prune == "min":
+            return min(num_scales, num_layers - number + 1)
+        return num_scales - (number - 1) // math.ceil(num_layers / num_scales)
+
+    def has_transition(self, number: int, num_discarded: int) -> bool:
+        """Whether a transition follows layer `number`."""
+        if self.reduction == 0:
+            return False
+        num_layers = sum(self.layers_per_block)
+        return number in (num_layers // 3, 2 * num_layers // 3) if self.prune == "min" else num_discarded > 0
+
+
+def _layers_per_block(exits: int, base: int, step: int, step_mode: str) -> list[int]:
+    check_counts(exits=exits, base=base, step=step)
+    check_choice("step_mode", step_mode, ("lin_grow", "even"))
+    return [base, *(step if step_mode == "even" else step * i + 1 for i in range(1, exits))]
+
+
+@builder
+def msdnet(
+    *,
+    exits: int = 7,
+    num_classes: int = 100,
+    damping: bool = False,
+    base: int = 1,
+    step: int = 1,
+    step_mode: Literal["lin_grow", "even"] = "lin_grow",
+    channels: int = 16,
+    growth: int = 6,
+    growth_factors: Sequence[int] = (1, 2, 4),
+    bottleneck: bool = True,
+    bottleneck_factors: Sequence[int] | None = None,
+    prune: Literal["max", "min"] = "max",
+    reduction: float = 0.5,
+    stem: StemKind = "cifar",
+    head_channels: int | None = 128,
+    image_size: int | Sequence[int] = 32,
+    in_channels: int = 3,
+    last_only: bool = False,
+) -> EarlyExitNet:
+    """MSDNet with K = `exits`; the defaults are the paper's MSDNet-7 for CIFAR-100.
+
+    Args:
+        num_classes, damping: N, and whether each exit has one more output, the damping neuron.
+        base, step, step_mode: Layers of the first block; of block i (from 0), `step` (`even`) or `step * i + 1`.
+        channels, growth, growth_factors: Channels of the stem, and what a layer adds, each times the scale's factor.
+            As many scales as factors, finest first.
+        bottleneck, bottleneck_factors: Whether 1 x 1 units stand before the 3 x 3 of a layer, and how much wider they
+            are than what follows, per scale (default: the growth factors).
+        prune: Discard the finest scale after each S-th part of the layers (`max`), or as late as possible (`min`).
+        reduction: Factor of the transitions' channels; 0: no transitions.
+        stem: The finest map has the images' side (`cifar`) or a quarter of it (`imagenet`).
+        head_channels: Width of the exits; None: that of the map they read.
+        image_size, in_channels: Side of the images, or height and width, and their channels.
+        last_only: Keep the last exit alone, on the same trunk, as one stage.
+
+    Raises:
+        UsageError: For arguments that contradict each other, and images whose coarsest map no exit can read.
+    """
+    bottlenecks = growth_factors if bottleneck_factors is None else bottleneck_factors
+    layers = _layers_per_block(exits, base, step, step_mode)
+    trunk = _Trunk(layers, channels, growth, growth_factors, bottlenecks, bottleneck, prune, reduction)
+    first = Stem(stem, in_channels, [channels * factor for factor in growth_factors], [2] * (len(growth_factors) - 1))
+    height, width = check_image_size("MSDNet", image_size, stem, len(growth_factors))
+    blocks, bases = trunk.blocks()
+    blocks[0].insert(0, first)
+    if last_only:
+        blocks, bases = [[part for block in blocks for part in block]], bases[-1:]
+    return EarlyExitNet(
+        [Stage(parts, is_last=k == len(blocks) - 1) for k, parts in enumerate(blocks)],
+        heads([base * growth_factors[-1] for base in bases], num_classes, damping, head_channels),
+        num_classes=num_classes,
+        damping=damping,
+        image_shape=(in_channels, height, width),
+    )
