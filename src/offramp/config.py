@@ -114,7 +114,9 @@ def build(spec: Spec, registry: Mapping[str, Any], kind: str, **defaults: Any) -
     try:
         signature = inspect.signature(builder)
     except (TypeError, ValueError):  # not callable, or written in C
-        raise UsageError(f"{kind} {spec.name!r} is of type {type(builder).__name__}; name a class or a function.") from None
+        raise UsageError(
+            f"{kind} {spec.name!r} is of type {type(builder).__name__}; name a class or a function."
+        ) from None
     if inspect.isabstract(builder):
         raise UsageError(
             f"{kind} {spec.name!r} is abstract: it lacks {', '.join(sorted(builder.__abstractmethods__))}."

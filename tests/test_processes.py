@@ -1,0 +1,82 @@
+"""Sums and shares over processes. The file is also what each process runs: `python test_processes.py RANK STORE`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from offramp import processes
+
+
+def test_alone_nothing_happens():
+    values = torch.tensor([1.0, 2.0], requires_grad=True)
+    assert (processes.active(), processes.rank(), processes.world_size()) == (False, 0, 1)
+    assert processes.sum_over_all(values) is values
+    assert processes.max_over_all(values) is values
+    assert processes.share_of(7) == slice(0, 7)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+@pytest.mark.parametrize("num_items", [0, 1, 2, 6, 64, 65])
+def test_shares_are_contiguous_cover_everything_once_and_differ_by_one_at_most(
+    num_items: int, world: int, monkeypatch: pytest.MonkeyPatch
+):
+    shares = []
+    for rank in range(world):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(processes, "world_size", lambda: world)
+        shares.append(list(range(num_items))[processes.share_of(num_items)])
+    assert [item for share in shares for item in share] == list(range(num_items))
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What each of two real processes saw."""
+    store = tmp_path_factory.mktemp("processes") / "store"
+    command = [sys.executable, __file__]
+    workers = [subprocess.Popen([*command, str(rank), str(store)], stdout=subprocess.PIPE) for rank in range(2)]
+    found = [worker.communicate(timeout=60)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0]
+    return [json.loads(text) for text in found]
+
+
+def test_together_each_process_knows_its_number_and_its_share(reports: list[dict]):
+    assert [report["who"] for report in reports] == [[True, 0, 2], [True, 1, 2]]
+    assert [report["share"] for report in reports] == [[0, 2], [2, 5]]
+
+
+def test_together_sums_and_maxima_are_the_same_everywhere(reports: list[dict]):
+    assert [report["sum"] for report in reports] == [[3.0, -3.0]] * 2
+    assert [report["max"] for report in reports] == [[2.0, -1.0]] * 2
+
+
+def test_the_tensor_given_stays_as_it_is_and_no_gradient_flows_back(reports: list[dict]):
+    assert [report["given"] for report in reports] == [[1.0, -1.0], [2.0, -2.0]]
+    assert [report["requires_grad"] for report in reports] == [[False, False]] * 2
+
+
+def main(rank: int, store: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    values = torch.tensor([1.0, -1.0]).mul(rank + 1).requires_grad_()
+    total, largest = processes.sum_over_all(values), processes.max_over_all(values)
+    share = processes.share_of(5)
+    report = {
+        "who": [processes.active(), processes.rank(), processes.world_size()],
+        "share": [share.start, share.stop],
+        "sum": total.tolist(),
+        "max": largest.tolist(),
+        "given": values.tolist(),
+        "requires_grad": [total.requires_grad, largest.requires_grad],
+    }
+    print(json.dumps(report))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))
