@@ -101,6 +101,7 @@ def test_every_published_objective_has_its_name():
         (["power-sqr"], "Unknown objective 'power-sqr'. Did you mean power-sqrt"),
         (["damping", "strenght=1"], "no argument 'strenght'. Did you mean strength"),
         (["cross-entropy", "strength=1"], "no argument 'strength'. It takes none"),
+        (["damping", "per_sqrt_exits=maybe"], "per_sqrt_exits must be true or false, not 'maybe'"),
         (["damping", "strength=-1"], "strength must be a number of at least 0, not -1"),
         (["dynamic", "alpha=2"], "alpha must be a number in"),
         (["dynamic", "strength=1,2"], "one strength for all exits"),

@@ -175,6 +175,8 @@ def test_weights_over_the_batch_with_gradient_are_refused_in_several_processes(m
         ({"normalisation": "minmax"}, "Did you mean min-max"),
         ({"over": "batches"}, "Did you mean batch"),
         ({"applied_to": "gradients"}, "Did you mean gradient"),
+        ({"reverse": "no"}, "reverse must be true or false, not 'no'"),
+        ({"with_gradient": 1}, "with_gradient must be true or false, not 1"),
     ],
 )
 def test_settings_outside_their_range_are_refused(settings_: dict, message: str):

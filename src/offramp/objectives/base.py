@@ -49,7 +49,7 @@ class Objective(ABC):
         """
 
     def __call__(self, logits_KBC: Tensor, targets_B: Tensor, *, progress: float = 0.0) -> Tensor:
-        """The scalar loss: sum over exits, mean over samples (paper, section 3.1; ambiguity A11)."""
+        """The scalar loss: sum over exits, mean over samples (paper, section 3.1)."""
         return self.terms(logits_KBC, targets_B, progress=progress).loss_KB.mean(1).sum()
 
 
@@ -80,7 +80,13 @@ def check_number(name: str, value: Any, allowed: str, holds: Callable[[float], b
         raise UsageError(f"{name} must be a number {allowed}, not {value!r}.")
 
 
+def check_flag(name: str, value: Any) -> None:
+    """Refuse a setting that is neither True nor False: a word on the command line would count as True."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} must be true or false, not {value!r}.")
+
+
 def check_name(name: str, value: Any, known: Sequence[str]) -> None:
     """Refuse a setting that is none of the `known` words."""
     if value not in known:
-        raise UsageError(f"Unknown {name} {value!r}.{did_you_mean(str(value), known)}")
+        raise UsageError(f"{name} {value!r} is unknown.{did_you_mean(str(value), known)}")

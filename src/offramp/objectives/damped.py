@@ -4,13 +4,12 @@ K exits, B images, C = N + 1 outputs.
 """
 
 from abc import abstractmethod
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from offramp.objectives.base import Objective, Terms, log_softmax
-from offramp.objectives.weighting import DynamicWeights
+from offramp.objectives.weighting import DynamicWeights, Weighting
 
 
 class DampedObjective(Objective):
@@ -21,7 +20,7 @@ class DampedObjective(Objective):
 
     damping_neuron = "required"
 
-    weighting: DynamicWeights | Literal["dynamic", "uniform"] | None
+    weighting: Weighting
 
     @abstractmethod
     def damping(self, a_KB: Tensor) -> Tensor:

@@ -5,15 +5,14 @@ K exits, B images.
 
 import math
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from offramp.errors import UsageError
-from offramp.objectives.base import check_number
+from offramp.objectives.base import check_flag, check_number
 from offramp.objectives.damped import DampedObjective
-from offramp.objectives.weighting import DynamicWeights, as_weighting
+from offramp.objectives.weighting import DynamicWeights, Weighting, as_weighting
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Damping(DampedObjective):
 
     strength: float | tuple[float, ...] = 0.005
     _: KW_ONLY
-    weighting: DynamicWeights | Literal["dynamic", "uniform"] | None = None
+    weighting: Weighting = None
     per_sqrt_exits: bool = False
 
     def __post_init__(self) -> None:
@@ -37,6 +36,7 @@ class Damping(DampedObjective):
             object.__setattr__(self, "strength", tuple(self.strength))
         for strength in self.strength if isinstance(self.strength, tuple) else [self.strength]:
             check_number("strength", strength, "of at least 0", lambda value: value >= 0)
+        check_flag("per_sqrt_exits", self.per_sqrt_exits)
         object.__setattr__(self, "weighting", as_weighting(self.weighting))
         if isinstance(self.weighting, DynamicWeights) and self.weighting.applied_to == "root":
             raise UsageError("Damping has no root for weights to stand in: applied_to='root' is for PowerSqrt.")

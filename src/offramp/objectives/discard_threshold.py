@@ -15,7 +15,7 @@ class DiscardThreshold(Objective):
     """Cross-entropy that drops a sample at an exit where F[y] exceeds a threshold (paper, section 3.2, Fig. 3).
 
     The mean still divides by the whole batch: discarding one sample must not enlarge the gradients of the others, and
-    threshold 1 is plain training (ambiguity A14).
+    threshold 1 is plain training. (The paper does not say which mean.)
 
     Args:
         threshold: In (0, 1]. The paper sweeps 0.7 to 1.

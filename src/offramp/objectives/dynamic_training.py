@@ -5,7 +5,7 @@ from typing import Literal
 from offramp.objectives.base import check_name
 from offramp.objectives.damping import Damping
 from offramp.objectives.power_sqrt import PowerSqrt
-from offramp.objectives.weighting import DynamicWeights
+from offramp.objectives.weighting import DynamicWeights, Normalisation, Range, Target
 
 
 def dynamic(
@@ -13,9 +13,9 @@ def dynamic(
     *,
     strength: float | tuple[float, ...] = 0.005,
     alpha: float = 0.8,
-    normalisation: Literal["max", "min-max", "tanh"] = "max",
-    over: Literal["exits", "batch"] = "exits",
-    applied_to: Literal["gradient", "cross-entropy", "root"] = "gradient",
+    normalisation: Normalisation = "max",
+    over: Range = "exits",
+    applied_to: Target = "gradient",
     reverse: bool = False,
     with_gradient: bool = False,
 ) -> PowerSqrt | Damping:

@@ -14,7 +14,7 @@ from offramp import processes
 from offramp.errors import UsageError
 from offramp.objectives.base import check_name, check_number
 from offramp.objectives.damped import DampedObjective
-from offramp.objectives.weighting import DynamicWeights, as_weighting
+from offramp.objectives.weighting import Weighting, as_weighting
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class PowerSqrt(DampedObjective):
 
     strength: float = 0.005
     _: KW_ONLY
-    weighting: DynamicWeights | Literal["dynamic", "uniform"] | None = None
+    weighting: Weighting = None
     root: Literal["sample", "batch"] = "sample"
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ K exits, B images. R1 to R3 and W1, W3, W4 label the readings of what the paper 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +14,11 @@ from torch import Tensor
 from offramp import processes
 from offramp.config import Spec, build
 from offramp.errors import UsageError
-from offramp.objectives.base import check_name, check_number
+from offramp.objectives.base import check_flag, check_name, check_number
+
+Normalisation: TypeAlias = Literal["max", "min-max", "tanh"]
+Range: TypeAlias = Literal["exits", "batch"]
+Target: TypeAlias = Literal["gradient", "cross-entropy", "root"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +46,19 @@ class DynamicWeights:
     """
 
     alpha: float = 0.8
-    normalisation: Literal["max", "min-max", "tanh"] = "max"
-    over: Literal["exits", "batch"] = "exits"
-    applied_to: Literal["gradient", "cross-entropy", "root"] = "gradient"
+    normalisation: Normalisation = "max"
+    over: Range = "exits"
+    applied_to: Target = "gradient"
     reverse: bool = False
     with_gradient: bool = False
 
     def __post_init__(self) -> None:
         check_number("alpha", self.alpha, "in [0, 1]", lambda alpha: 0 <= alpha <= 1)
-        check_name("normalisation", self.normalisation, ("max", "min-max", "tanh"))
-        check_name("range of the weights `over`", self.over, ("exits", "batch"))
-        check_name("target of the weights `applied_to`", self.applied_to, ("gradient", "cross-entropy", "root"))
+        check_name("normalisation", self.normalisation, get_args(Normalisation))
+        check_name("over", self.over, get_args(Range))
+        check_name("applied_to", self.applied_to, get_args(Target))
+        check_flag("reverse", self.reverse)
+        check_flag("with_gradient", self.with_gradient)
 
     def weights(self, a_KB: Tensor) -> Tensor:
         """The weight `[K, B]` of each exit for each sample, a constant unless `with_gradient`."""
@@ -98,7 +104,10 @@ def _over_batch(a_KB: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor, Tens
     return total / count, -minus_low, high
 
 
-def as_weighting(value: Any) -> DynamicWeights | None:
+Weighting: TypeAlias = DynamicWeights | Mapping[str, Any] | Literal["dynamic", "uniform"] | None
+
+
+def as_weighting(value: Weighting) -> DynamicWeights | None:
     """None for None and "uniform"; `DynamicWeights` for "dynamic" (the defaults) and for a mapping of its fields."""
     if value is None or value == "uniform":
         return None
@@ -107,6 +116,6 @@ def as_weighting(value: Any) -> DynamicWeights | None:
     if isinstance(value, Mapping):
         weights: DynamicWeights = build(Spec("dynamic", value), {"dynamic": DynamicWeights}, "weighting")
         return weights
-    if not isinstance(value, DynamicWeights):
-        raise UsageError(f"weighting must be 'uniform', 'dynamic' or DynamicWeights(...), not {value!r}.")
-    return value
+    if isinstance(value, DynamicWeights):
+        return value
+    raise UsageError(f"weighting must be 'uniform', 'dynamic' or DynamicWeights(...), not {value!r}.")
