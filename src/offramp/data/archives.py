@@ -44,4 +44,5 @@ def download(url: str, target: Path, md5: str) -> None:
             f"Fetch {url} and put it there, or name the folder that has it with root.{left}"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.is_file():
+            partial.unlink()

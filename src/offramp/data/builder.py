@@ -24,7 +24,9 @@ def builder(function: Callable[P, Parts]) -> Callable[P, Parts]:
 
     @functools.wraps(function)
     def build_and_sign(*args: P.args, **kwargs: P.kwargs) -> Parts:
-        given = dict(signature.bind(*args, **kwargs).arguments)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = dict(bound.arguments)
         name = function.__name__.replace("_", "-")
         if "path" in given:
             name = f"{name}:{Path(given.pop('path')).expanduser().resolve()}"

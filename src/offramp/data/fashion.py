@@ -6,6 +6,8 @@ S images. Xiao, Rasul and Vollgraf, Fashion-MNIST, 2017; Debian packages it as d
 import functools
 import gzip
 import hashlib
+import math
+import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,10 +143,10 @@ def parse(content: bytes, file: IdxFile, path: Path) -> npt.NDArray[np.uint8]:
     magic = bytes((0, 0, 8, len(file.shape)))
     if content[:4] != magic:
         raise OfframpError(f"{path} begins with {content[:4].hex()} instead of {magic.hex()}. {way_out}")
-    shape = tuple(np.frombuffer(content[4:header], dtype=">u4").tolist())
-    if shape != file.shape or len(content) != header + np.prod(shape):
+    shape = struct.unpack(f">{len(file.shape)}I", content[4:header].ljust(header - 4, b"\0"))
+    if shape != file.shape or len(content) != header + math.prod(shape):
         raise OfframpError(
-            f"{path} says it holds {shape} values in {len(content)} bytes; there should be {file.shape}. {way_out}"
+            f"{path} says it holds {shape} values, in {len(content)} bytes; there should be {file.shape}. {way_out}"
         )
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != file.md5:
         raise OfframpError(f"{path} has the right size, but its checksum is wrong. {way_out}")
