@@ -80,7 +80,8 @@ def test_a_path_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_litter_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.checkpoints.mkdir()
+    with claimed(folder, config()):
+        folder.checkpoints.mkdir()
     litter = folder.checkpoints / ".step-000000001.safetensors.abc.part"
     litter.touch()
     with claimed(folder, config()):

@@ -42,28 +42,29 @@ class Workbench:
             return torch.autocast(self.broken.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def update(self) -> None:
+    def update(self, loss: Tensor) -> None:
         """One optimiser step with the gradients that stand in `.grad`: this process's share of the global mean's.
 
-        Sums them over processes and lets nothing that is not finite through. The gate is on the device: no waiting.
+        Sums them over processes and lets nothing through where they, or `loss` (this process's share), are not finite.
+        The gate is on the device: no waiting.
         """
-        self._sum_gradients()
+        loss = self._sum_gradients(loss.detach())
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         largest = torch.nn.utils.get_total_norm(gradients, norm_type=float("inf"))
-        self.broken = torch.maximum(self.broken, (~largest.isfinite()).to(self.broken))
+        self.broken = torch.maximum(self.broken, (~(largest + loss).isfinite()).to(self.broken))
         # The protocol of torch.amp.GradScaler: a fused optimiser skips its step where found_inf is 1.
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         self.optimizer.found_inf = self.broken  # type: ignore[attr-defined]
         self.optimizer.step()
 
-    def _sum_gradients(self) -> None:
-        """Plain sums in one buffer, not DistributedDataParallel.
+    def _sum_gradients(self, loss: Tensor) -> Tensor:
+        """The sum of the losses; gradients become plain sums, in one buffer, not by DistributedDataParallel.
 
         Shares of unequal size need no special case, exits that get no gradient do not hang, and rules that compute
         several gradients a step use the same way.
         """
         if not processes.active():
-            return
+            return loss
         here = [p.grad is not None for p in self.parameters]
         if any(here):
             self._with_gradient = here
@@ -73,9 +74,11 @@ class Workbench:
         for parameter in reduced:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        flat = processes.sum_over_all(torch.cat([p.grad.reshape(-1) for p in reduced if p.grad is not None]))
-        for parameter, part in zip(reduced, flat.split([p.numel() for p in reduced]), strict=True):
+        shares = [loss.reshape(1), *(p.grad.reshape(-1) for p in reduced if p.grad is not None)]
+        loss, *sums = processes.sum_over_all(torch.cat(shares)).split([share.numel() for share in shares])
+        for parameter, part in zip(reduced, sums, strict=True):
             parameter.grad = part.view_as(parameter)
+        return loss[0]
 
 
 @dataclass(frozen=True)

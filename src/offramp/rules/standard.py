@@ -1,6 +1,9 @@
-"""The usual training: one forward pass, one backward pass, one optimiser step a batch."""
+"""The usual training: one forward pass, one backward pass, one optimiser step a batch.
 
-import torch
+K exits, B images here, C outputs.
+"""
+
+from torch import Tensor
 
 from offramp.data import Batch
 from offramp.rules.base import Outcome, TrainingRule
@@ -13,14 +16,19 @@ class Standard(TrainingRule):
         """Forward, loss, backward, update."""
         bench = self.bench
         bench.optimizer.zero_grad()
-        if not len(batch.targets_B):  # fewer images than processes: take part in the sums, with nothing to add
-            bench.update()
-            network = bench.network
-            return Outcome(bench.broken.new_zeros(()), torch.empty(network.num_exits, 0, network.num_outputs), {})
-        with bench.autocast():
-            logits_KBC = bench.forward(batch.images_BCHW)
+        logits_KBC = self._logits(batch.images_BCHW)
         terms = bench.objective.terms(logits_KBC, batch.targets_B, progress=progress)
         loss = terms.loss_KB.sum() / batch.size
-        loss.backward()  # type: ignore[no-untyped-call]
-        bench.update()
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        bench.update(loss)
         return Outcome(loss.detach(), logits_KBC.detach(), terms.stats_KB)
+
+    def _logits(self, images_BCHW: Tensor) -> Tensor:
+        bench = self.bench
+        if not len(images_BCHW):
+            # Fewer images than processes, and batch norm cannot train on none: take part in the sums of objective and
+            # update, which the others wait for, with nothing to add.
+            return bench.parameters[0].new_zeros(bench.network.num_exits, 0, bench.network.num_outputs)
+        with bench.autocast():
+            return bench.forward(images_BCHW)

@@ -71,13 +71,14 @@ def fit(
     """
     config = config or TrainConfig()
     rule = rule or rules.Standard()
+    val = val or HeldOut()
     folder = RunFolder(out)
     _check(network, objective, train)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with (
         _together(config.device) as device,
-        _claimed_by_the_first(folder, _describe(network, objective, train, val, config, rule), device),
+        _claimed_by_the_first(folder, _describe(network, objective, train, val, config, rule), device, val),
     ):
         if folder.weights.is_file():
             _say(f"{folder.path} is finished; nothing to do.")
@@ -91,7 +92,7 @@ def _train_in(
     network: EarlyExitNet,
     objective: Objective,
     train: Split,
-    val: HeldOut | None,
+    val: HeldOut,
     config: TrainConfig,
     rule: TrainingRule,
 ) -> EarlyExitNet:
@@ -121,7 +122,7 @@ def _train_in(
 
 
 def _check(network: EarlyExitNet, objective: Objective, train: Split) -> None:
-    objectives.check_fits(objective, network)
+    objectives.check_fits(objective, damping=network.damping)
     if network.num_classes != train.num_classes:
         raise UsageError(
             f"The network tells {network.num_classes} classes apart, {train.name} has {train.num_classes}; build it "
@@ -153,7 +154,7 @@ def _describe(
     network: EarlyExitNet,
     objective: Objective,
     train: Split,
-    val: HeldOut | None,
+    val: HeldOut,
     config: TrainConfig,
     rule: TrainingRule,
 ) -> dict[str, Any]:
@@ -165,13 +166,15 @@ def _describe(
         "images": {"train": train.fingerprint(), "search": val.search.fingerprint() if val else None},
         "network": None if network.spec is None else network.spec.to_json(),
         "objective": objectives.describe(objective),
-        "rule": {"class": f"{type(rule).__module__}:{type(rule).__qualname__}", "args": rule.settings()},
+        "rule": {"name": f"{type(rule).__module__}:{type(rule).__qualname__}", "args": rule.settings()},
         "training": to_json(config),
     }
 
 
 @contextmanager
-def _claimed_by_the_first(folder: RunFolder, config: dict[str, Any], device: torch.device) -> Iterator[None]:
+def _claimed_by_the_first(
+    folder: RunFolder, config: dict[str, Any], device: torch.device, val: HeldOut
+) -> Iterator[None]:
     """The first process claims the folder and writes what explains the run; the others wait until it has."""
     if processes.rank() != 0:
         processes.wait_for_all()
@@ -180,6 +183,7 @@ def _claimed_by_the_first(folder: RunFolder, config: dict[str, Any], device: tor
     with claimed(folder, config):
         starts = json.loads(folder.environment.read_text()) if folder.environment.is_file() else []
         write_json(folder.environment, [*starts, environment.describe(device)])
+        write_json(folder.split, val.description())
         processes.wait_for_all()
         yield
 

@@ -1,0 +1,74 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from offramp.data import Batch
+from offramp.network import EarlyExitNet
+from offramp.objectives import CrossEntropy
+from offramp.rules import Standard, Workbench
+from offramp.storage import load_tensors
+
+
+def bench_of(optimizer: str = "sgd") -> Workbench:
+    network = EarlyExitNet([nn.Linear(4, 4), nn.Linear(4, 4)], [nn.Linear(4, 3), nn.Linear(4, 3)])
+    make = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[optimizer]
+    return Workbench(
+        network=network,
+        forward=network,
+        objective=CrossEntropy(),
+        optimizer=make(network.parameters(), lr=0.1, weight_decay=0.1, fused=True),
+    )
+
+
+def step(bench: Workbench, images: torch.Tensor) -> None:
+    rule = Standard()
+    rule.prepare(bench)
+    rule.step(Batch(images, torch.zeros(len(images), dtype=torch.long), torch.arange(len(images)), len(images)), 0.0)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_what_is_not_finite_never_reaches_the_weights(optimizer: str, poison: float) -> None:
+    bench = bench_of(optimizer)
+    step(bench, torch.randn(5, 4))
+    assert not bench.broken
+    before = {name: value.clone() for name, value in bench.network.state_dict().items()}
+    step(bench, torch.tensor([[1.0, poison, 0.0, 0.0]]))
+    assert bench.broken
+    step(bench, torch.randn(5, 4))  # the gate stays shut: what is read a step late finds the weights as they were
+    assert all(torch.equal(value, before[name]) for name, value in bench.network.state_dict().items())
+
+
+def test_a_step_moves_the_weights_against_the_gradient() -> None:
+    bench = bench_of()
+    images = torch.randn(6, 4)
+    weights = {name: p.detach().clone() for name, p in bench.network.named_parameters()}
+    bench.objective(bench.network(images), torch.zeros(6, dtype=torch.long)).backward()
+    wanted = {
+        name: weights[name] - 0.1 * (p.grad + 0.1 * weights[name]) for name, p in bench.network.named_parameters()
+    }
+    step(bench, images)
+    for name, parameter in bench.network.named_parameters():
+        torch.testing.assert_close(parameter.detach(), wanted[name])
+
+
+def weights_after(tmp_path: Path, objective: str, num_processes: int) -> dict[str, torch.Tensor]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    script = str(Path(__file__).with_name("three_steps.py"))
+    out = tmp_path / str(num_processes)
+    command = [sys.executable, *(launcher if num_processes > 1 else []), script, str(out), objective]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return load_tensors(out)[0]
+
+
+@pytest.mark.parametrize("objective", ["dynamic over=batch", "last"])
+def test_two_processes_take_the_steps_of_one(tmp_path: Path, objective: str) -> None:
+    """Unequal and empty shares, batch-wide statistics, exits without gradient (which must not hang)."""
+    one, two = (weights_after(tmp_path, objective, n) for n in (1, 2))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-10, atol=1e-12)

@@ -1,0 +1,211 @@
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import offramp
+from offramp import data, objectives
+from offramp.config import TrainConfig
+from offramp.data import Parts
+from offramp.errors import OfframpError, UsageError
+from offramp.network import EarlyExitNet
+from offramp.objectives import CrossEntropy, Objective, PowerSqrt
+from offramp.objectives.base import Terms
+from offramp.runs import RunFolder
+from offramp.storage import load_tensors, save_tensors
+
+
+def images(num: int = 60, **more: Any) -> Parts:
+    """Two classes told apart by brightness, 8 x 8 pixels."""
+    labels = np.arange(num) % 2
+    pixels = np.random.default_rng(0).integers(0, 100, (num, 1, 8, 8)).astype(np.uint8) + (150 * labels).astype(
+        np.uint8
+    ).reshape(-1, 1, 1, 1)
+    return data.arrays(pixels, labels, **({"batch_size": 16, "holdout": 10} | more))
+
+
+def network(damping: bool = False) -> EarlyExitNet:
+    torch.manual_seed(0)
+    stages = [
+        nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()),
+    ]
+    exits = [nn.Sequential(nn.Flatten(), nn.Linear(width, 2 + damping)) for width in (36, 4)]
+    return EarlyExitNet(stages, exits, damping=damping)
+
+
+QUICK = TrainConfig(epochs=3, lr=0.05)
+
+
+def test_a_run_explains_itself_and_gives_the_network_back(tmp_path: Path) -> None:
+    parts = images()
+    trained = offramp.fit(network(True), PowerSqrt(), parts.train, parts.val, QUICK, out=tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    lines = folder.read_metrics()
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert lines[-1]["step"] == 3 * parts.train.num_batches
+    assert lines[-1]["search_top1"] == [100.0, 100.0]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[-1]["stats"].keys() == {"F_true", "F_damping", "a", "gamma", "weight", "off_or_reversed"}
+    assert not {"seconds", "time", "date"} & lines[0].keys()
+    assert len(folder.timing.read_text().splitlines()) == 3
+    start = json.loads(folder.environment.read_text())[0]
+    assert {"torch", "offramp", "threads", "git", "command", "device"} <= start.keys()
+    held_out = json.loads(folder.split.read_text())
+    assert held_out["search"] == parts.val.search.indices_S.tolist()
+    again = offramp.load(folder.path, into=network(True))
+    some = torch.randn(3, 1, 8, 8)
+    assert torch.equal(again(some), trained(some))
+
+
+def test_a_finished_run_says_so_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = images()
+    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    capsys.readouterr()
+    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path)
+    assert "is finished; nothing to do" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} == before
+
+
+def test_a_second_run_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        parts = images()
+        offramp.fit(
+            network(),
+            CrossEntropy(),
+            parts.train,
+            parts.val,
+            dataclasses.replace(QUICK, seed=seed),
+            out=tmp_path / name,
+        )
+    weights = {name: (tmp_path / name / "weights.safetensors").read_bytes() for name in "abc"}
+    metrics = {name: (tmp_path / name / "metrics.jsonl").read_bytes() for name in "abc"}
+    assert weights["a"] == weights["b"] != weights["c"]
+    assert metrics["a"] == metrics["b"] != metrics["c"]
+
+
+def test_without_held_out_images_the_training_images_are_watched(tmp_path: Path) -> None:
+    parts = images(holdout=0)
+    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path)
+    line = RunFolder(tmp_path).read_metrics()[-1]
+    assert line["search_top1"] is None
+    assert len(line["train_top1"]) == 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Poisoned(Objective):
+    """Cross-entropy that is nan at one exit, for one image, from some progress on."""
+
+    exit: int
+    kind: str
+
+    def terms(self, logits_KBC: Tensor, targets_B: Tensor, *, progress: float = 0.0) -> Terms:
+        loss_KB = CrossEntropy().terms(logits_KBC, targets_B).loss_KB
+        if progress < 0.5:
+            return Terms(loss_KB, {})
+        poison_KB = torch.zeros_like(loss_KB)
+        if self.kind == "loss":
+            poison_KB[self.exit, 3] = float("nan")
+            return Terms(loss_KB + poison_KB, {})
+        scaled_B = logits_KBC[self.exit, :, 0] * 1e30
+        steep_B = (scaled_B - scaled_B.detach()) * 1e30  # value 0, gradient beyond float32
+        return Terms(loss_KB + torch.stack([steep_B if k == self.exit else poison_KB[k] for k in range(2)]), {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("loss", r"exit 2, images \d+: the loss"), ("gradient", "exit 2: the loss is finite, its gradient is not")],
+)
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_traced(tmp_path: Path, kind: str, words: str) -> None:
+    parts = images()
+    net = network()
+    config = dataclasses.replace(QUICK, epochs=4)
+    with pytest.raises(OfframpError, match=rf"step {2 * parts.train.num_batches + 1} \(epoch 3\): {words}"):
+        offramp.fit(net, Poisoned(1, kind), parts.train, parts.val, config, out=tmp_path)
+    last = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    tensors, _ = load_tensors(last)
+    assert all(torch.equal(p, tensors[f"network.{name}"]) for name, p in net.named_parameters())
+    assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_init_takes_weights_of_a_run_and_widens_them_for_the_neuron(tmp_path: Path) -> None:
+    parts = images()
+    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path / "first")
+    frozen = TrainConfig(epochs=1, lr=0.0, weight_decay=0.0, init=str(tmp_path / "first"))
+    second = offramp.fit(network(True), PowerSqrt(), parts.train, parts.val, frozen, out=tmp_path / "second")
+    first = offramp.load(tmp_path / "first", into=network())
+    for own, before in zip(second.parameters(), first.parameters(), strict=True):
+        assert torch.equal(own[: len(before)], before)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"objective": PowerSqrt()}, "damping neuron"),
+        ({"network": EarlyExitNet([nn.Identity()], [nn.Linear(4, 3)])}, "tells 3 classes apart"),
+        ({"config": TrainConfig(epochs=1, init="/no/such/file.safetensors")}, "There is no file"),
+        ({"config": TrainConfig(epochs=1, init="weights.pth.tar")}, "offramp import"),
+        ({"config": TrainConfig(epochs=1, device="cuda:7")}, "no CUDA GPU"),
+        ({"config": TrainConfig(epochs=1, device="abacus")}, "There is no device 'abacus'"),
+    ],
+)
+def test_what_does_not_fit_together(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    parts = images()
+    arguments = {"network": network(), "objective": CrossEntropy(), "config": QUICK} | change
+    with pytest.raises(UsageError, match=words):
+        offramp.fit(**arguments, train=parts.train, val=parts.val, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+
+
+def test_weights_of_another_network_are_refused_with_the_reason(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "w.safetensors", {"a": torch.zeros(2)})
+    parts = images()
+    config = TrainConfig(epochs=1, init=str(tmp_path / "w.safetensors"))
+    with pytest.raises(UsageError, match=r"does not fit this network: \d+ missing.*1 unknown, such as a"):
+        offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("option", [{"precision": "bf16"}, {"channels_last": True}, {"optimizer": "adamw", "lr": 0.01}])
+def test_options_train_and_resume_to_the_same_bytes(
+    tmp_path: Path, option: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = images()
+    config = dataclasses.replace(QUICK, save_every_steps=2, **option)
+    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path / "calm")
+
+    class PlugPulledError(Exception):
+        pass
+
+    steps = 0
+
+    def terms(self: CrossEntropy, *args: Any, **kwargs: Any) -> Terms:
+        nonlocal steps
+        steps += 1
+        if steps == 8:
+            raise PlugPulledError
+        return original(self, *args, **kwargs)
+
+    original = CrossEntropy.terms
+    with monkeypatch.context() as patch:
+        patch.setattr(CrossEntropy, "terms", terms)
+        with pytest.raises(PlugPulledError):
+            offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path / "resumed")
+    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path / "resumed")
+    for name in ("weights.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "calm" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
+    assert RunFolder(tmp_path / "calm").read_metrics()[-1]["search_top1"] == [100.0, 100.0]
+
+
+def test_a_run_is_described_by_its_objective(tmp_path: Path) -> None:
+    parts = images()
+    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path)
+    config = RunFolder(tmp_path).read_config()
+    assert config["objective"] == objectives.describe(CrossEntropy())
+    with pytest.raises(UsageError, match=r"objective.name: .*CrossEntropy' there, .*LabelSmoothing' now"):
+        offramp.fit(network(), objectives.LabelSmoothing(), parts.train, parts.val, QUICK, out=tmp_path)

@@ -1,0 +1,38 @@
+"""`kill -9` at any moment, start again: the same files, byte for byte."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TRAIN = (
+    "train --data digits --objective dynamic --network msdnet exits=2 channels=4 growth=2 growth_factors=(1,2) "
+    "bottleneck_factors=(1,2) head_channels=8 --save-every-steps 3 --batch-size 100"
+).split()
+
+
+def torture(tmp_path: Path, num_kills: int, seed: int, *more: str) -> dict[str, Any]:
+    command = [sys.executable, str(Path(__file__).with_name("torture.py")), str(tmp_path), str(num_kills), str(seed)]
+    done = subprocess.run([*command, *TRAIN, *more], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def test_three_kills(tmp_path: Path) -> None:
+    result = torture(tmp_path, 3, 1, "--epochs", "4")
+    assert result["kills"] == 3
+    assert len(result["compared"]) == 4
+    assert result["different"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [2, 3])
+def test_twenty_kills(tmp_path: Path, seed: int) -> None:
+    result = torture(tmp_path, 20, seed, "--epochs", "40", "--keep-best")
+    assert result["kills"] == 20
+    assert len(result["kinds"]) >= 4
+    assert result["different"] == []
