@@ -1,0 +1,231 @@
+import io
+import multiprocessing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from offramp.data import Batch
+from offramp.data.augment import CROP_UNIFORMS, central_box, cut, random_box, resize
+from offramp.data.files import MEAN, STD, FileSplit, _guarded, decode
+from offramp.data.randomness import Draw
+from offramp.errors import OfframpError
+
+NUM_IMAGES = 14
+
+
+def picture(height: int, width: int, seed: int) -> Image.Image:
+    """Coloured blocks, so that JPEG's loss is small."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(np.kron(blocks, np.ones((8, 8, 1), np.uint8))[:height, :width])
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for i in range(NUM_IMAGES):
+        picture(40 + 3 * i, 60 - 2 * i, i).save(tmp_path / f"{i}.{'png' if i % 2 else 'jpg'}")
+    return tmp_path
+
+
+def make(folder: Path, workers: int = 0, training: bool = True, flip: bool = True) -> FileSplit:
+    return FileSplit(
+        folder,
+        [f"{i}.{'png' if i % 2 else 'jpg'}" for i in range(NUM_IMAGES)],
+        np.arange(NUM_IMAGES) % 3,
+        "made/train",
+        np.arange(1, NUM_IMAGES),
+        training,
+        image_size=24,
+        flip=flip,
+        class_names=["a", "b", "c"],
+        batch_size=4,
+        workers=workers,
+    )
+
+
+def normalised(image: torch.Tensor) -> torch.Tensor:
+    return (image / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def test_training_images_are_the_boxes_their_numbers_say(images: Path) -> None:
+    split = make(images)
+    batches = list(split.batches(seed=3, epoch=2))
+    assert [(len(batch.images_BCHW), batch.size) for batch in batches] == [(4, 4), (4, 4), (4, 4), (1, 1)]
+    assert sorted(int(i) for batch in batches for i in batch.indices_B) == list(range(1, NUM_IMAGES))
+    mirrored = 0
+    for batch in batches:
+        assert torch.equal(batch.targets_B, batch.indices_B % 3)
+        for image, index in zip(batch.images_BCHW, batch.indices_B.tolist(), strict=True):
+            whole = decode(images / split.files[index])
+            numbers = Draw(3, 2).uniforms(np.array([index]), CROP_UNIFORMS + 1)[0]
+            expected = resize(cut(whole, random_box(*whole.shape[1:], numbers)), (24, 24))
+            mirrored += numbers[CROP_UNIFORMS] < 0.5
+            assert torch.equal(image, normalised(expected.flip(-1) if numbers[CROP_UNIFORMS] < 0.5 else expected))
+    assert 0 < mirrored < NUM_IMAGES - 1
+
+
+def test_test_images_are_central_and_in_order(images: Path) -> None:
+    split = make(images).plain()
+    for batch in split.batches():
+        for image, index in zip(batch.images_BCHW, batch.indices_B.tolist(), strict=True):
+            whole = decode(images / split.files[index])
+            resized, box = central_box(*whole.shape[1:], 24)
+            assert torch.equal(image, normalised(cut(resize(whole, resized), box)))
+    assert [int(i) for batch in split.batches() for i in batch.indices_B] == list(range(1, NUM_IMAGES))
+
+
+def test_without_flip_nothing_is_mirrored(images: Path) -> None:
+    pairs = zip(make(images).batches(), make(images, flip=False).batches(), strict=True)
+    for batch, unmirrored in pairs:
+        numbers = Draw(0, 0).uniforms(batch.indices_B.numpy(), CROP_UNIFORMS + 1)
+        flipped = torch.from_numpy(numbers[:, CROP_UNIFORMS] < 0.5).view(-1, 1, 1, 1)
+        expected = torch.where(flipped, batch.images_BCHW.flip(-1), batch.images_BCHW)
+        assert torch.equal(unmirrored.images_BCHW, expected)
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_workers_change_nothing(images: Path, start: int, same: Callable[[list[Batch], list[Batch]], bool]) -> None:
+    alone = list(make(images).batches(seed=1, epoch=5))[start:]
+    assert same(alone, list(make(images, workers=2).batches(seed=1, epoch=5, start=start)))
+    assert same(alone, list(make(images, workers=1).batches(seed=1, epoch=5, start=start)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_processes_share_each_batch(
+    images: Path, workers: int, same: Callable[..., bool], joined: Callable[..., list[Batch]]
+) -> None:
+    alone = list(make(images).batches(seed=1, epoch=5))
+    assert same(joined(make(images, workers), 2, seed=1, epoch=5), alone)  # the last share of one of them is empty
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pass_leaves_the_generator_of_the_run_alone(images: Path, workers: int) -> None:
+    before = torch.get_rng_state()
+    assert len(list(make(images, workers).batches())) == 4
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_abandoned_pass_leaves_no_process(images: Path) -> None:
+    batches = make(images, workers=2).batches()
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    del batches
+    assert multiprocessing.active_children() == []
+
+
+def test_a_finished_pass_leaves_no_process(images: Path) -> None:
+    batches = make(images, workers=2).batches()
+    assert len(list(batches)) == 4
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_file_is_named_in_one_line(images: Path, workers: int) -> None:
+    path = images / "6.jpg"
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(OfframpError, match=r"6\.jpg cannot be read as an image \(.*truncated\)") as caught:
+        list(make(images, workers).batches())
+    assert "\n" not in str(caught.value)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_worker_that_is_gone_is_a_clear_error() -> None:
+    def killed() -> Iterator[int]:
+        yield 1
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.\nDetails follow.")
+
+    batches = _guarded(killed())
+    assert next(batches) == 1
+    with pytest.raises(
+        OfframpError, match=r"is gone: .*killed by signal: Killed. Out of memory.*fewer workers"
+    ) as caught:
+        next(batches)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_errors_of_a_worker_keep_their_traceback() -> None:
+    def broken() -> Iterator[int]:
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.")
+        yield 1
+
+    with pytest.raises(RuntimeError, match="Caught RuntimeError") as caught:
+        next(_guarded(broken()))
+    assert not isinstance(caught.value, OfframpError)
+
+
+def test_the_fingerprint_knows_names_sizes_and_labels(images: Path) -> None:
+    before = make(images).fingerprint()
+    assert before == make(images, workers=2, training=False).fingerprint()
+    path = images / "3.png"
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert make(images).fingerprint() != before
+
+
+def rgb(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA", "RGB"])
+def test_png_files_of_any_kind_become_rgb(mode: str, tmp_path: Path) -> None:
+    image = picture(30, 50, 1).convert(mode)
+    image.save(tmp_path / "image.png")
+    assert torch.equal(decode(tmp_path / "image.png"), rgb(image))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_jpeg_files_of_any_kind_become_rgb(mode: str, tmp_path: Path) -> None:
+    image = picture(32, 48, 1).convert(mode)
+    image.save(tmp_path / "image.jpg", quality=95, subsampling=0)
+    assert (decode(tmp_path / "image.jpg").int() - rgb(image).int()).abs().float().mean() < 4
+
+
+def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
+    values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    found = decode(tmp_path / "deep.png")
+    assert found.dtype == torch.uint8
+    assert np.array_equal(found.numpy(), np.broadcast_to(values >> 8, (3, 32, 32)))
+
+
+def test_webp_is_read(tmp_path: Path) -> None:
+    image = picture(32, 48, 1)
+    image.save(tmp_path / "image.webp", lossless=True)
+    assert torch.equal(decode(tmp_path / "image.webp"), rgb(image))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_images_are_turned_as_their_exif_data_say(orientation: int, ending: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"image.{ending}"
+    picture(32, 48, 1).save(path, exif=exif)
+    with Image.open(path) as image:
+        expected = rgb(ImageOps.exif_transpose(image))
+    found = decode(path)
+    assert found.shape == expected.shape
+    assert (found.int() - expected.int()).abs().float().mean() < 2
+
+
+def test_the_content_and_not_the_name_says_what_a_file_is(tmp_path: Path) -> None:
+    image = picture(30, 50, 1)  # ImageNet has a PNG called .JPEG
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    (tmp_path / "image.JPEG").write_bytes(buffer.getvalue())
+    assert torch.equal(decode(tmp_path / "image.JPEG"), rgb(image))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\xff\xd8\xff"])
+def test_what_is_no_image_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    path.write_bytes(content)
+    with pytest.raises(OfframpError, match=r"image\.jpg cannot be read as an image"):
+        decode(path)
+
+
+def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OfframpError, match=r"gone\.jpg cannot be read as an image"):
+        decode(tmp_path / "gone.jpg")
