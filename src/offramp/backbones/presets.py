@@ -57,8 +57,9 @@ PRESETS: Mapping[str, Spec] = {
 def fitting(image_shape: tuple[int, int, int]) -> dict[str, Any]:
     """MSDNet's knobs for images `(channels, height, width)`: what `--network auto` builds.
 
-    By the smaller side: below 24, three exits; below 32, four exits of one more layer each; below 96, the paper's
-    CIFAR network; from there on, the paper's ImageNet network. As many scales as leave the exits a map they can read.
+    By the smaller side: below 24, three exits (1, 2 and 3 layers); below 32, four exits (2, 1, 1 and 1 layers); below
+    96, the paper's CIFAR network; from there on, the paper's ImageNet network. As many scales as leave the exits a map
+    they can read. All of these end on a single scale, so every weight is trained.
     """
     sides, side = image_shape[1:], min(image_shape[1:])
     stem: StemKind = "imagenet" if side >= 96 else "cifar"
@@ -70,7 +71,7 @@ def fitting(image_shape: tuple[int, int, int]) -> dict[str, Any]:
     if side < 24:
         knobs: dict[str, Any] = {"exits": 3, "head_channels": 64}
     elif side < 32:
-        knobs = {"exits": 4, "step_mode": "even", "head_channels": 64}
+        knobs = {"exits": 4, "base": 2, "step_mode": "even", "head_channels": 64}
     else:
         knobs = dict(_MSDNET5 if stem == "imagenet" else _MSDNET7)
         del knobs["image_size"]

@@ -1,0 +1,286 @@
+"""RANet against the published tables, and what running it stage by stage promises."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from offramp.backbones import ranet
+from offramp.backbones.ranet import FusionBlock
+from offramp.config import Spec
+from offramp.errors import UsageError
+from offramp.network import EarlyExitNet, rebuild
+
+SMALL: dict[str, Any] = {"num_classes": 5, "channels": 4, "growth": 4, "head_channels": 8, "image_size": 20}
+# Equal neighbours share a resolution, and then transitions and halvings stand after different blocks.
+REPEATED: dict[str, Any] = {
+    **SMALL,
+    "scales": (1, 2, 3, 3),
+    "growth_factors": (4, 2, 1, 1),
+    "step_mode": "even",
+    "step": 3,
+}
+
+
+def on_meta(**knobs: Any) -> EarlyExitNet:
+    with torch.device("meta"):
+        return ranet(**knobs)
+
+
+# Cumulative operations of exit k: convolutions, ReLU, pooling, Linear weights, Linear biases.
+BREAKDOWN = [
+    (8314880, 44032, 512, 12800, 100),
+    (21684224, 77312, 1024, 25600, 200),
+    (32692032, 146624, 1536, 38400, 300),
+    (41348928, 167616, 2048, 51200, 400),
+    (52918400, 298368, 2560, 64000, 500),
+    (58600064, 310144, 3072, 76800, 600),
+]
+
+
+def test_breakdown_of_the_cumulative_operations(tallies: Any) -> None:
+    found = tallies(ranet())
+    for k, row in enumerate(BREAKDOWN):
+        upto = tuple(f"{kind}.{j}." for kind in ("stages", "exits") for j in range(k + 1))
+        parts = [tally for name, tally in found.items() if name.startswith(upto)]
+        assert (
+            tuple(sum(getattr(t, kind) for t in parts) for kind in ("conv", "relu", "pool", "weights", "biases")) == row
+        )
+
+
+# Parameters and operations of the stem and of each block.
+BLOCKS = {
+    "stages.0.stem.": (23696, 2830336),
+    "stages.0.plain.": (45072, 2871808),
+    "stages.1.plain.": (140736, 8976384),
+    "stages.2.fusion.0.": (8520, 1371904),
+    "stages.2.fusion.1.": (37871, 4481792),
+    "stages.2.plain.": (30816, 1958400),
+    "stages.3.plain.": (57216, 3643392),
+    "stages.4.fusion.0.": (1286, 827648),
+    "stages.4.fusion.1.": (7040, 2677376),
+    "stages.4.fusion.2.": (7026, 1008000),
+    "stages.4.fusion.3.": (32810, 3254784),
+    "stages.4.plain.": (10260, 648960),
+    "stages.5.plain.": (17064, 1082880),
+}
+
+
+def test_parameters_and_operations_of_each_block(tallies: Any) -> None:
+    found = tallies(ranet())
+    sums = {}
+    for block in BLOCKS:
+        parts = [tally for name, tally in found.items() if name.startswith(block)]
+        sums[block] = (sum(t.params for t in parts), sum(t.ops for t in parts))
+    assert sums == BLOCKS
+    in_blocks = sum(t.params for name, t in found.items() if name.startswith("stages."))
+    assert in_blocks == sum(params for params, _ in BLOCKS.values())
+
+
+def widths(branch: nn.Module) -> tuple[int, int, int]:
+    return branch[0].conv.in_channels, branch[0].conv.out_channels, branch[1].conv.out_channels
+
+
+def test_widths_of_the_branches() -> None:
+    network = on_meta()
+    first, second = network.stages[0].plain, network.stages[1].plain
+    assert [widths(layer) for layer in first.layers] == [(64, 64, 24), (88, 88, 24)]  # here the input is the narrower
+    assert [widths(layer) for layer in second.layers] == [(c, 96, 24) for c in (112, 136, 160, 184)]
+    one, two = network.stages[2].fusion
+    assert [widths(layer.own) for layer in one.layers] == [(32, 18, 9), (44, 18, 9)]
+    assert [widths(layer.up) for layer in one.layers] == [(64, 12, 3), (88, 12, 3)]
+    assert [widths(layer.own) for layer in two.layers] == [(c, 18, 9) for c in (70, 82, 94, 106)]
+    assert [widths(layer.up) for layer in two.layers] == [(c, 12, 3) for c in (112, 136, 160, 184)]
+    assert [layer.own[1].conv.stride for layer in two.layers] == [(1, 1)] * 3 + [(2, 2)]
+    last = network.stages[4].fusion[3]
+    assert [widths(layer.own) for layer in last.layers] == [(c, 5, 5) for c in range(90, 133, 6)]
+    assert [widths(layer.up) for layer in last.layers] == [(c, 2, 1) for c in range(145, 230, 12)]
+    assert (last.extra.conv.in_channels, last.extra.conv.out_channels) == (241, 34)
+    assert (last.transition.conv.in_channels, last.transition.conv.out_channels) == (172, 86)
+
+
+def fusion_blocks(network: EarlyExitNet) -> list[list[FusionBlock]]:
+    """Of each sub-network but the first."""
+    return [list(stage.fusion) for stage in network.stages if len(stage.fusion)]
+
+
+def test_where_halvings_and_transitions_stand() -> None:
+    blocks = fusion_blocks(on_meta())
+    assert [[b.halves for b in net] for net in blocks] == [[False, True], [False, True, False, True]]
+    assert [[b.transition is not None for b in net] for net in blocks] == [[False, True], [False, True, False, True]]
+    last = fusion_blocks(on_meta(**REPEATED))[-1]  # of the fourth sub-network, with blocks 1 to 6
+    assert [n for n, b in enumerate(last, 1) if b.halves] == [4, 6]
+    assert [n for n, b in enumerate(last, 1) if b.transition is not None] == [2, 5]
+
+
+# channels@side of the carry: stem maps of sub-networks to come, then the trail of the current one
+CARRY = [
+    [(32, 16), (16, 32), (112, 8)],
+    [(32, 16), (16, 32), (208, 8)],
+    [(16, 32), (106, 16), (118, 8), (145, 8)],
+    [(16, 32), (106, 16), (118, 8), (241, 8)],
+    [(146, 8)],
+    [(218, 8)],
+]
+
+
+def test_the_carry_is_a_handful_of_tensors() -> None:
+    network = ranet().eval()
+    carry = (torch.zeros(1, 3, 32, 32),)
+    for k, maps in enumerate(CARRY):
+        carry = network.run_stage(k, carry)
+        assert [tuple(x.shape) for x in carry] == [(1, channels, side, side) for channels, side in maps]
+        assert all(x.is_contiguous() for x in carry)  # whole tensors, no views that keep others alive
+
+
+@pytest.mark.parametrize("knobs", [SMALL, REPEATED])
+def test_every_channel_of_the_carry_is_read_by_a_later_exit(knobs: dict[str, Any]) -> None:
+    network = ranet(**knobs).double().eval()
+    carry = (torch.rand(2, 3, 20, 20, dtype=torch.float64),)
+    for k in range(network.num_exits - 1):
+        carry = tuple(x.detach().requires_grad_() for x in network.run_stage(k, carry))
+        later, logits = carry, torch.zeros(())
+        for j in range(k + 1, network.num_exits):
+            later = network.run_stage(j, later)
+            logits = logits + network.run_exit(j, later).square().sum()
+        gradients = torch.autograd.grad(logits, carry)
+        assert all((g.abs().sum((0, 2, 3)) > 0).all() for g in gradients)
+
+
+def test_module_inventory() -> None:
+    network = on_meta()
+    expected = {nn.Conv2d: 212, nn.BatchNorm2d: 212, nn.ReLU: 212, nn.AvgPool2d: 6, nn.Linear: 6}
+    assert {kind: sum(isinstance(m, kind) for m in network.modules()) for kind in expected} == expected
+    assert len(list(network.parameters())) == 648
+
+
+@pytest.mark.parametrize("knobs", [SMALL, REPEATED, {**SMALL, "scales": (1, 1, 2), "compress": 0.5}])
+def test_stage_by_stage_is_the_whole_forward_also_with_rows_dropped(knobs: dict[str, Any]) -> None:
+    network = ranet(**knobs).double().eval()
+    num_images = network.num_exits + 2
+    images = torch.rand(num_images, 3, 20, 20, dtype=torch.float64)
+    whole = network(images)
+    assert whole.shape == (network.num_exits, num_images, 5)
+    kept, carry = torch.arange(num_images), (images,)
+    for k in range(network.num_exits):
+        carry = network.run_stage(k, carry)
+        torch.testing.assert_close(network.run_exit(k, carry), whole[k, kept], rtol=0, atol=1e-12)
+        stay = torch.arange(len(kept)) != k % len(kept)  # drop one row after every stage
+        kept, carry = kept[stay], tuple(x[stay] for x in carry)
+
+
+def test_ranet6_keeps_its_rows_when_others_are_dropped() -> None:
+    network = ranet().double().eval()
+    images = torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    whole, carry = network(images), (images,)
+    rounding = 1e-14 * whole.abs().max().item()  # fresh weights without batch statistics: logits of some hundreds
+    for k in range(6):
+        carry = network.run_stage(k, carry)
+        torch.testing.assert_close(network.run_exit(k, carry), whole[k, -len(carry[0]) :], rtol=0, atol=rounding)
+        carry = tuple(x[1:] if len(x) > 1 else x for x in carry)
+
+
+@pytest.mark.parametrize("damping", [False, True])
+def test_weights_start_normal_but_for_the_stem(damping: bool) -> None:
+    """The original's initialiser reaches the sub-networks and the heads, not the stem."""
+    network = ranet(damping=damping)
+    stem = set(network.stages[0].stem.modules())
+    normal = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module in stem:
+            largest = module.weight.abs().max().item() * math.sqrt(module.weight[0].numel())
+            assert 1 - 12 / module.weight.numel() <= largest <= 1
+        elif isinstance(module, nn.Conv2d):
+            std = math.sqrt(2 / (module.kernel_size[0] * module.kernel_size[1] * module.out_channels))
+            normal.append(module.weight.detach().flatten() / std)
+        elif isinstance(module, nn.BatchNorm2d):
+            assert torch.equal(module.weight, torch.ones_like(module.weight))
+            assert torch.equal(module.bias, torch.zeros_like(module.bias))
+        elif isinstance(module, nn.Linear):
+            assert torch.equal(module.bias, torch.zeros(100 + damping))
+            assert 0.99 <= module.weight.abs().max().item() * math.sqrt(128) <= 1
+    sample = torch.cat(normal)  # two and a half million standard normal numbers
+    assert abs(sample.mean()) < 5 / math.sqrt(len(sample))
+    assert sample.var().item() == pytest.approx(1, abs=5 * math.sqrt(2 / len(sample)))
+    assert sample.pow(4).mean().item() == pytest.approx(3, abs=0.05)
+    assert all(abs(x.var().item() - 1) < 6 * math.sqrt(2 / len(x)) for x in normal if len(x) > 1000)
+
+
+def test_the_damping_neuron_is_one_more_output_of_each_exit() -> None:
+    plain, damped = on_meta(**SMALL), on_meta(**SMALL, damping=True)
+    assert (damped.num_classes, damped.num_outputs) == (5, 6)
+    more = sum(p.numel() for p in damped.parameters()) - sum(p.numel() for p in plain.parameters())
+    assert more == 6 * (8 + 1)
+
+
+@pytest.mark.parametrize("size", [17, 23, 28, 33, 48, (17, 48)])
+def test_any_image_size_the_strides_allow(size: Any) -> None:
+    height, width = size if isinstance(size, tuple) else (size, size)
+    network = ranet(**{**SMALL, "image_size": size}, in_channels=1).eval()
+    assert network.image_shape == (1, height, width)
+    assert network(torch.rand(2, 1, height, width)).shape == (6, 2, 5)
+
+
+@pytest.mark.parametrize("size", [16, 49, (32, 16)])
+def test_sizes_that_do_not_fit_are_refused_and_could_not_run(size: Any) -> None:
+    with pytest.raises(UsageError, match=r"RANet with 3 scales .* Images of 17 to 48 pixels a side fit"):
+        ranet(image_size=size)
+    height, width = size if isinstance(size, tuple) else (size, size)
+    with pytest.raises(RuntimeError):
+        ranet(**SMALL).eval()(torch.rand(1, 3, height, width))
+
+
+def test_repeated_scales_count_once_for_the_image_size() -> None:
+    assert on_meta(**REPEATED).image_shape == (3, 20, 20)
+    with pytest.raises(UsageError, match="33 to 96"):
+        ranet(scales=(1, 2, 3, 4), growth_factors=(4, 2, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"blocks": 0}, "blocks must be a whole number of at least 1, not 0"),
+        ({"block_step": 0}, "block_step must be"),
+        ({"step": 0}, "step must be"),
+        ({"channels": 1.5}, "channels must be"),
+        ({"in_channels": -1}, "in_channels must be"),
+        ({"num_classes": None}, "num_classes must be"),
+        ({"scales": (1, 2)}, "scales has 2, growth_factors has 3"),
+        ({"scales": (2, 3, 4)}, "scales must start at 1 and rise by 0 or 1"),
+        ({"scales": (1, 3, 3)}, "scales must start at 1 and rise by 0 or 1"),
+        ({"scales": (1, 2, 1)}, "scales must start at 1 and rise by 0 or 1"),
+        ({"step_mode": "lin_grow"}, "step_mode must be one of lg, even"),
+        ({"stem": "none"}, "stem must be one of cifar, imagenet"),
+        ({"compress": 0.1}, "compress=0.1 takes 0 of the 6 channels"),
+        ({"compress": 1}, "compress=1 takes 12 of the 12 channels"),
+        ({"compress": -1}, "compress must be a number between 0 and 1"),
+        ({"reduction": 0}, "reduction=0 leaves no channels of 147"),
+    ],
+)
+def test_contradictions_are_refused_with_the_reason(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ranet(**knobs)
+
+
+def test_the_recipe_on_the_network_builds_it_again() -> None:
+    network = ranet(**REPEATED, damping=True)
+    assert network.spec is not None
+    again = rebuild(Spec.from_json(json.loads(json.dumps(network.spec.to_json()))))
+    again.load_state_dict(network.state_dict())
+    images = torch.rand(2, 3, 20, 20)
+    assert torch.equal(again.eval()(images), network.eval()(images))
+    assert (again.spec, again.image_shape) == (network.spec, (3, 20, 20))
+
+
+def test_one_sub_network_alone() -> None:
+    network = ranet(**{**SMALL, "image_size": 8}, scales=(1,), growth_factors=(2,), blocks=1).eval()
+    assert network(torch.zeros(2, 3, 8, 8)).shape == (1, 2, 5)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    network = ranet(**REPEATED)
+    network(torch.rand(4, 3, 20, 20)).square().sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
