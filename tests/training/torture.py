@@ -76,7 +76,7 @@ def torture(folder: Path, num_kills: int, seed: int, train_arguments: list[str])
     while kills.total() < num_kills and not (tortured / "weights.safetensors").exists():
         kind = rng.choice(["by the clock", "by the clock", *SUICIDES])
         if kind == "by the clock":
-            status = attempt(arguments, seconds=rng.uniform(0, 2 * duration / num_kills))
+            status = attempt(arguments, seconds=rng.uniform(0, duration / num_kills))
         else:
             status = attempt(arguments, prepare=suicide(kind, rng.randint(1, 8), rng.random() < 0.5))
         kills[kind] += os.WIFSIGNALED(status)
