@@ -54,7 +54,7 @@ def memory(passes: int) -> dict[str, dict[str, float]]:
     return results
 
 
-def files(passes: int, num_images: int = 256) -> dict[str, dict[str, float]]:
+def files(passes: int, num_images: int = 256, copies: int = 8) -> dict[str, dict[str, float]]:
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         for i in range(num_images):
@@ -64,6 +64,8 @@ def files(passes: int, num_images: int = 256) -> dict[str, dict[str, float]]:
             path = Path(folder, "train", str(i % 2), f"{i}.jpg")
             path.parent.mkdir(parents=True, exist_ok=True)
             write_jpeg(torch.from_numpy(noisy), str(path))
+            for copy in range(1, copies):  # more steps a pass, so that starting the workers does not count
+                path.with_name(f"{i}_{copy}.jpg").hardlink_to(path)
         Path(folder, "val").symlink_to(Path(folder, "train"))
 
         def train(workers: int) -> Split:

@@ -113,7 +113,7 @@ def test_with_test_and_val_the_unused_one_is_announced(tmp_path: Path) -> None:
         fill(tmp_path / part, {"cat": 6, "dog": 5})
     with pytest.warns(UserWarning, match="val is not used"):
         test = data.folder(tmp_path).test
-    assert test.folder == tmp_path / "test"  # type: ignore[attr-defined]
+    assert test.listing.folder == tmp_path / "test"  # type: ignore[attr-defined]
 
 
 def test_train_may_be_a_class(tmp_path: Path) -> None:

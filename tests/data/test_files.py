@@ -10,11 +10,12 @@ from PIL import Image, ImageOps
 
 from offramp.data import Batch
 from offramp.data.augment import CROP_UNIFORMS, central_box, cut, random_box, resize
-from offramp.data.files import MEAN, STD, FileSplit, _guarded, decode
+from offramp.data.files import MEAN, STD, FileSplit, Listing, _guarded, decode
 from offramp.data.randomness import Draw
 from offramp.errors import OfframpError
 
 NUM_IMAGES = 14
+FILES = [f"{i}.{'png' if i % 2 else 'jpg'}" for i in range(NUM_IMAGES)]
 
 
 def picture(height: int, width: int, seed: int) -> Image.Image:
@@ -25,22 +26,19 @@ def picture(height: int, width: int, seed: int) -> Image.Image:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    for i in range(NUM_IMAGES):
-        picture(40 + 3 * i, 60 - 2 * i, i).save(tmp_path / f"{i}.{'png' if i % 2 else 'jpg'}")
+    for i, name in enumerate(FILES):
+        picture(40 + 3 * i, 60 - 2 * i, i).save(tmp_path / name)
     return tmp_path
 
 
 def make(folder: Path, workers: int = 0, training: bool = True, flip: bool = True) -> FileSplit:
     return FileSplit(
-        folder,
-        [f"{i}.{'png' if i % 2 else 'jpg'}" for i in range(NUM_IMAGES)],
-        np.arange(NUM_IMAGES) % 3,
+        Listing(folder, FILES, np.arange(NUM_IMAGES) % 3, ("a", "b", "c")),
         "made/train",
         np.arange(1, NUM_IMAGES),
         training,
         image_size=24,
         flip=flip,
-        class_names=["a", "b", "c"],
         batch_size=4,
         workers=workers,
     )
@@ -59,7 +57,7 @@ def test_training_images_are_the_boxes_their_numbers_say(images: Path) -> None:
     for batch in batches:
         assert torch.equal(batch.targets_B, batch.indices_B % 3)
         for image, index in zip(batch.images_BCHW, batch.indices_B.tolist(), strict=True):
-            whole = decode(images / split.files[index])
+            whole = decode(images / FILES[index])
             numbers = Draw(3, 2).uniforms(np.array([index]), CROP_UNIFORMS + 1)[0]
             expected = resize(cut(whole, random_box(*whole.shape[1:], numbers)), (24, 24))
             mirrored += numbers[CROP_UNIFORMS] < 0.5
@@ -71,7 +69,7 @@ def test_test_images_are_central_and_in_order(images: Path) -> None:
     split = make(images).plain()
     for batch in split.batches():
         for image, index in zip(batch.images_BCHW, batch.indices_B.tolist(), strict=True):
-            whole = decode(images / split.files[index])
+            whole = decode(images / FILES[index])
             resized, box = central_box(*whole.shape[1:], 24)
             assert torch.equal(image, normalised(cut(resize(whole, resized), box)))
     assert [int(i) for batch in split.batches() for i in batch.indices_B] == list(range(1, NUM_IMAGES))

@@ -102,7 +102,7 @@ def labels(index: int, value: int) -> np.ndarray:
         ((IMAGES.astype(np.int32), LABELS), {}, "must be uint8 or floating point, not int32"),
         ((IMAGES, LABELS, IMAGES), {}, "test_images and test_labels go together"),
         ((IMAGES, LABELS, IMAGES[..., :4], LABELS), {}, r"test_images are \[3, 6, 4\] of torch.uint8"),
-        ((IMAGES, LABELS * 0), {}, "one class only"),
+        ((IMAGES, LABELS * 0), {}, "at least two classes; found 1"),
         ((IMAGES, LABELS), {"padding": -1}, "padding must be a whole number of at least 0"),
         ((IMAGES, LABELS), {"batch_size": 0}, "batch-size must be a whole number of at least 1"),
     ],

@@ -6,8 +6,7 @@ S images.
 import functools
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from offramp.data.archives import root_folder
 from offramp.data.base import Parts, check_whole
 from offramp.data.builder import builder
-from offramp.data.files import FileSplit, decode
+from offramp.data.files import FileSplit, Listing, decode
 from offramp.data.partition import Cut, divide, share_for_test
 from offramp.data.randomness import IntArray
 from offramp.errors import OfframpError, UsageError
@@ -25,16 +24,6 @@ UNREADABLE = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".tif", ".tiff")  # imag
 IMAGENET_HOLDOUT = 50000
 IMAGE_SIZES = (32, 64, 96, 128, 224)
 _PROBED = 32  # images looked at to choose a size
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The images below a folder of class folders: paths relative to it, sorted, with their classes."""
-
-    folder: Path
-    files: Sequence[str]
-    labels_S: IntArray
-    class_names: tuple[str, ...]
 
 
 @builder
@@ -186,8 +175,6 @@ def list_images(folder: Path, class_names: tuple[str, ...] | None = None) -> Lis
             raise OfframpError(f"{folder / name} holds no image ({', '.join(READABLE)}); fill it or remove it.")
         files += members
         labels += [label] * len(members)
-    if not files:
-        raise OfframpError(f"{folder} holds no images in class folders.")
     return Listing(folder, files, np.array(labels, dtype=np.int64), names)
 
 
@@ -225,22 +212,7 @@ def _parts(
     if image_size is None:
         image_size = _fitting_size(train, train_S)
     check_whole("image_size", image_size, 1)
-
-    def split(listing: Listing, name: str, indices_S: IntArray, training: bool) -> FileSplit:
-        return FileSplit(
-            listing.folder,
-            listing.files,
-            listing.labels_S,
-            name,
-            indices_S,
-            training,
-            image_size=image_size,
-            flip=flip,
-            class_names=train.class_names,
-            batch_size=batch_size,
-            workers=workers,
-        )
-
+    split = functools.partial(FileSplit, image_size=image_size, flip=flip, batch_size=batch_size, workers=workers)
     return divide(name, train_S, functools.partial(split, train), split(test, f"{name}/test", test_S, False), cut)
 
 

@@ -8,6 +8,7 @@ returns depends on them alone.
 
 import signal
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,28 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's (protocol
 Job = tuple[list[Path], IntArray]
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The labelled image files of a whole official set.
+
+    Attributes:
+        folder: What `files` are relative to.
+        files: Paths, in an order that is the same on every machine.
+        labels_S: Their classes.
+        class_names: One name per class.
+    """
+
+    folder: Path
+    files: Sequence[str]
+    labels_S: IntArray
+    class_names: tuple[str, ...]
+
+
 class FileSplit(Split):
     """A split of labelled image files; see `Split` for the other arguments.
 
     Args:
-        folder: What `files` are relative to.
-        files: Paths of the whole official set.
-        labels_S: Their classes.
+        listing: The official set it is a part of.
         image_size: Height and width given to the network.
         flip: Whether training images are mirrored with probability 1/2.
         workers: Processes that decode; 0: this one does.
@@ -39,36 +55,34 @@ class FileSplit(Split):
 
     def __init__(
         self,
-        folder: Path,
-        files: Sequence[str],
-        labels_S: IntArray,
+        listing: Listing,
         name: str,
         indices_S: IntArray,
         training: bool,
         *,
         image_size: int,
         flip: bool,
-        class_names: Sequence[str],
         batch_size: int,
         workers: int,
     ) -> None:
         super().__init__(
             name,
-            labels_S[indices_S],
+            listing.labels_S[indices_S],
             indices_S,
-            class_names=class_names,
+            class_names=listing.class_names,
             image_shape=(3, image_size, image_size),
             batch_size=batch_size,
             training=training,
         )
-        self.folder, self.files = folder, files
+        self.listing = listing
         self.image_size, self.flip, self.workers = image_size, flip, workers
 
     def read(self, shares: Iterable[IntArray], draw: Draw | None) -> Generator[Tensor]:
         """See `Split.read`; decodes ahead by two steps a worker."""
         import torchvision.io  # noqa: F401  Here, once: forked workers inherit it, others import it themselves.
 
-        jobs = (([self.folder / self.files[i] for i in indices_B], indices_B) for indices_B in shares)
+        folder, files = self.listing.folder, self.listing.files
+        jobs = (([folder / files[i] for i in indices_B], indices_B) for indices_B in shares)
         loader: DataLoader[Tensor | OfframpError] = DataLoader(
             _Decoder(self.image_size, self.flip, draw),
             sampler=jobs,
@@ -87,8 +101,8 @@ class FileSplit(Split):
     def content(self) -> Iterator[bytes]:
         """See `Split.content`: names and sizes of the files; reading them all would take as long as an epoch."""
         for index in self.indices_S:
-            name = self.files[index]
-            yield f"{name}\0{(self.folder / name).stat().st_size}\0".encode(errors="surrogateescape")
+            name = self.listing.files[index]
+            yield f"{name}\0{(self.listing.folder / name).stat().st_size}\0".encode(errors="surrogateescape")
 
 
 class _Decoder(Dataset[Tensor | OfframpError]):

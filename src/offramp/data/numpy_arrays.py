@@ -58,40 +58,41 @@ def arrays(
     Raises:
         UsageError: Shapes, types or values that do not fit, with the first offending index.
     """
+    cut = Cut(holdout, split_seed, limit)
     check_whole("padding", padding, 0)
     if (test_images is None) != (test_labels is None):
         raise UsageError("test_images and test_labels go together: pass both, or neither.")
-    pixels_SCHW, labels_S = _checked(images, labels, "")
-    if class_names is None and labels_S.max() >= len(labels_S):
-        raise UsageError(
-            f"labels go up to {labels_S.max()} for {len(labels_S)} images; pass class_names if that is right."
-        )
-    names = [str(n) for n in range(labels_S.max() + 1)] if class_names is None else list(class_names)
+    train = _checked(images, labels, "")
+    names = _names(train[1]) if class_names is None else tuple(class_names)
     if len(names) < 2:
-        raise UsageError(f"There is one class only ({names[0] if names else 'no name'}); at least two are needed.")
-    check_labels(labels_S, len(names), "labels", UsageError)
+        raise UsageError(f"There must be at least two classes; found {len(names)}.")
+    check_labels(train[1], len(names), "labels", UsageError)
     if test_images is None or test_labels is None:
-        train_S, test_S = share_for_test(labels_S)
-        test = pixels_SCHW, labels_S
+        test, (train_S, test_S) = train, share_for_test(train[1])
     else:
         test = _checked(test_images, test_labels, "test_")
         check_labels(test[1], len(names), "test_labels", UsageError)
-        if test[0].shape[1:] != pixels_SCHW.shape[1:] or test[0].dtype != pixels_SCHW.dtype:
-            raise UsageError(
-                f"test_images are {list(test[0].shape[1:])} of {test[0].dtype}, images are "
-                f"{list(pixels_SCHW.shape[1:])} of {pixels_SCHW.dtype}."
-            )
-        train_S, test_S = np.arange(len(labels_S)), np.arange(len(test[1]))
-    mean, std = statistics(pixels_SCHW, train_S)
-    look = Look(mean, std, padding, flip)
+        _check_same_kind(train[0], test[0])
+        train_S, test_S = np.arange(len(train[1])), np.arange(len(test[1]))
+    look = Look(*statistics(train[0], train_S), padding, flip)
     split = functools.partial(MemorySplit, look=look, class_names=names, batch_size=batch_size)
-    return divide(
-        "arrays",
-        train_S,
-        functools.partial(split, pixels_SCHW, labels_S),
-        split(*test, "arrays/test", test_S, False),
-        Cut(holdout, split_seed, limit),
-    )
+    return divide("arrays", train_S, functools.partial(split, *train), split(*test, "arrays/test", test_S, False), cut)
+
+
+def _names(labels_S: IntArray) -> tuple[str, ...]:
+    if labels_S.max() >= len(labels_S):
+        raise UsageError(
+            f"labels go up to {labels_S.max()} for {len(labels_S)} images; pass class_names if that is right."
+        )
+    return tuple(str(n) for n in range(labels_S.max() + 1))
+
+
+def _check_same_kind(train_SCHW: Tensor, test_SCHW: Tensor) -> None:
+    if test_SCHW.shape[1:] != train_SCHW.shape[1:] or test_SCHW.dtype != train_SCHW.dtype:
+        raise UsageError(
+            f"test_images are {list(test_SCHW.shape[1:])} of {test_SCHW.dtype}, images are "
+            f"{list(train_SCHW.shape[1:])} of {train_SCHW.dtype}."
+        )
 
 
 def _checked(images: Array, labels: Array, prefix: str) -> tuple[Tensor, IntArray]:
