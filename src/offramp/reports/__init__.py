@@ -1,0 +1,7 @@
+"""Reports: a run measured and shown, runs side by side."""
+
+from offramp.reports.compare import Comparison, compare
+from offramp.reports.evaluate import evaluate
+from offramp.reports.evaluation import Evaluation
+
+__all__ = ["Comparison", "Evaluation", "compare", "evaluate"]

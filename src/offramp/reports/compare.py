@@ -1,0 +1,261 @@
+"""Runs side by side: seeds grouped, with their spread, and paired differences.
+
+K exits, n runs of a group. The paper's "±" is very probably a half-range, (max - min) / 2, so both it and the standard
+deviation are given.
+"""
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offramp.config import DataConfig, TrainConfig, free_fields
+from offramp.errors import UsageError
+from offramp.reports.evaluate import evaluate
+from offramp.reports.evaluation import current_json
+from offramp.reports.labels import differences, labels, short_name
+from offramp.runs import RunFolder
+
+METRICS = ("top1", "nll", "ece", "damping")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Some numbers in short.
+
+    Attributes:
+        mean: Their mean.
+        std: Their standard deviation (n - 1 in the denominator); None for one.
+        half_range: (max - min) / 2; None for one.
+        n: How many they are.
+    """
+
+    mean: float
+    std: float | None
+    half_range: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """The spread of one number or more."""
+        if len(values) == 1:
+            return cls(values[0], None, None, 1)
+        return cls(statistics.fmean(values), statistics.stdev(values), (max(values) - min(values)) / 2, len(values))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run and its figures: what its `config.json` and `evaluation.json` hold."""
+
+    path: Path
+    config: Mapping[str, Any]
+    figures: Mapping[str, Any]
+
+    @property
+    def seed(self) -> Any:
+        """The seed it was trained with."""
+        return (self.config.get("training") or {}).get("seed")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed only.
+
+    Attributes:
+        label: What sets the group apart from the others, in few words.
+        differs: The same in full: fields of the configuration in which the groups differ, with this group's values.
+        runs: In the order of their seeds.
+    """
+
+    label: str
+    differs: Mapping[str, Any]
+    runs: tuple[Measured, ...]
+
+    @property
+    def num_exits(self) -> int:
+        """K."""
+        return len(self.runs[0].figures["exits"])
+
+    @property
+    def operations(self) -> list[int]:
+        """Of each exit, cumulative."""
+        return [exit["operations"] for exit in self.runs[0].figures["exits"]]
+
+    def exit(self, k: int, metric: str) -> Spread | None:
+        """The spread of a figure of exit k (from 0); None where the exit has none, such as damping."""
+        values = [run.figures["exits"][k][metric] for run in self.runs]
+        return None if any(value is None for value in values) else Spread.of(values)
+
+    @property
+    def mean_top1(self) -> Spread:
+        """The spread of the mean accuracy over exits."""
+        return Spread.of([run.figures["mean_top1"] for run in self.runs])
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What a group has over the first one, seed by seed, in percentage points of top-1.
+
+    Attributes:
+        seeds: The seeds that both have.
+        mean_top1: Differences of the mean over exits.
+        exits: Differences of each exit; None where the groups have different numbers of exits.
+    """
+
+    seeds: tuple[Any, ...]
+    mean_top1: Spread
+    exits: tuple[Spread, ...] | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups of runs, in the order in which they were named."""
+
+    groups: tuple[Group, ...]
+
+    def against_first(self, group: Group) -> Paired | None:
+        """What `group` has over the first one; None without a common seed or on another test set."""
+        first = self.groups[0]
+        ours, theirs = ({run.seed: run.figures for run in g.runs} for g in (group, first))
+        seeds = tuple(seed for seed in ours if seed in theirs)
+        if group is first or not seeds or first.runs[0].figures["fingerprint"] != group.runs[0].figures["fingerprint"]:
+            return None
+        exits = None
+        if group.num_exits == first.num_exits:
+            exits = tuple(
+                Spread.of([ours[s]["exits"][k]["top1"] - theirs[s]["exits"][k]["top1"] for s in seeds])
+                for k in range(group.num_exits)
+            )
+        return Paired(seeds, Spread.of([ours[s]["mean_top1"] - theirs[s]["mean_top1"] for s in seeds]), exits)
+
+    @property
+    def data_names(self) -> tuple[str, ...]:
+        """The data sets, each once."""
+        return tuple(dict.fromkeys(group.runs[0].figures["data"] for group in self.groups))
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for scripts."""
+        return {"groups": [self._group_json(group) for group in self.groups]}
+
+    def _group_json(self, group: Group) -> dict[str, Any]:
+        paired = self.against_first(group)
+        return {
+            "label": group.label,
+            "differs": dict(group.differs),
+            "data": group.runs[0].figures["data"],
+            "runs": [str(run.path) for run in group.runs],
+            "seeds": [run.seed for run in group.runs],
+            "n": len(group.runs),
+            "mean_top1": _json(group.mean_top1),
+            "exits": [
+                {"operations": operations, **{metric: _json(group.exit(k, metric)) for metric in METRICS}}
+                for k, operations in enumerate(group.operations)
+            ],
+            "against_first": None
+            if paired is None
+            else {
+                "seeds": list(paired.seeds),
+                "mean_top1": _json(paired.mean_top1),
+                "exits": None if paired.exits is None else [_json(spread) for spread in paired.exits],
+            },
+        }
+
+
+def _json(spread: Spread | None) -> dict[str, Any] | None:
+    return None if spread is None else vars(spread)
+
+
+def _measure(run: Path) -> Mapping[str, Any]:
+    return evaluate(run, page=False).to_json()
+
+
+def compare(
+    runs: Sequence[str | Path],
+    *,
+    measure: Callable[[Path], Mapping[str, Any]] = _measure,
+    note: Callable[[str], None] = lambda text: None,
+) -> Comparison:
+    """Put runs side by side; a folder that holds several stands for all of them.
+
+    Args:
+        runs: Folders.
+        measure: Called for a run that has no current `evaluation.json`; gives what it would hold. Default: `evaluate`.
+        note: Hears of unfinished runs that were left out.
+
+    Raises:
+        UsageError: No finished run, or one run twice.
+    """
+    measured = []
+    for folder in _expanded(runs, note):
+        figures = current_json(folder)
+        measured.append(Measured(folder.path, folder.read_config(), figures or measure(folder.path)))
+    by_recipe: dict[str, list[Measured]] = {}
+    for run in measured:
+        by_recipe.setdefault(json.dumps(_recipe(run), sort_keys=True), []).append(run)
+    for same in by_recipe.values():
+        _refuse_equal_seeds(same)
+    differing = differences({recipe: json.loads(recipe) for recipe in by_recipe})
+    label_of = labels(list(by_recipe), differing)
+    return Comparison(
+        tuple(
+            Group(
+                label=label_of[recipe] or short_name(same[0].config["objective"]),
+                differs={key: values[recipe] for key, values in differing if recipe in values},
+                runs=tuple(sorted(same, key=lambda run: (run.seed is None, run.seed))),
+            )
+            for recipe, same in by_recipe.items()
+        )
+    )
+
+
+def _expanded(runs: Sequence[str | Path], note: Callable[[str], None]) -> list[RunFolder]:
+    """The runs themselves, each once. Unfinished ones are left out of a folder of several, refused where named."""
+    found: dict[Path, RunFolder] = {}
+    for given in map(RunFolder, runs):
+        inside = [given] if given.config.is_file() else _runs_in(given.path)
+        if not inside:
+            raise UsageError(f"{given.path} is not a run and holds none: there is no config.json in it.")
+        for folder in inside:
+            if folder.weights.is_file():
+                found.setdefault(folder.path.resolve(), folder)
+            elif folder is given:
+                raise UsageError(f"{folder.path} is not finished: it has no weights yet.")
+            else:
+                note(f"{folder.path} is not finished and was left out.")
+    if not found:
+        raise UsageError("None of the runs is finished.")
+    return list(found.values())
+
+
+def _runs_in(path: Path) -> list[RunFolder]:
+    folders = [config.parent for config in path.rglob("config.json")] if path.is_dir() else []
+    return [RunFolder(folder) for folder in sorted(folders, key=_naturally)]
+
+
+def _naturally(path: Path) -> list[str | int]:
+    """Sorts seed-2 before seed-10: text and numbers in turn."""
+    return [int(word) if word.isdigit() else word for word in re.split("([0-9]+)", str(path))]
+
+
+def _recipe(run: Measured) -> dict[str, Any]:
+    """What determines a run but for its seed, and the test set it was measured on."""
+    recipe = {key: value for key, value in run.config.items() if key != "format"}
+    for key, kind, dropped in (("data", DataConfig, set()), ("training", TrainConfig, {"seed"})):
+        if recipe.get(key):
+            free = free_fields(kind) | dropped
+            recipe[key] = {name: value for name, value in recipe[key].items() if name not in free}
+    return {**recipe, "images": {**(recipe.get("images") or {}), "test": run.figures["fingerprint"]}}
+
+
+def _refuse_equal_seeds(runs: Sequence[Measured]) -> None:
+    first: dict[Any, Measured] = {}
+    for run in runs:
+        if run.seed in first:
+            raise UsageError(
+                f"{first[run.seed].path} and {run.path} are the same run twice: configuration and seed ({run.seed}) "
+                "are equal. Name one of them."
+            )
+        first[run.seed] = run

@@ -1,0 +1,141 @@
+"""A finished run, measured: every exit on the test set, with its cost; JSON, plots and a page in the run's folder."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from offramp import data
+from offramp.config import DataConfig, Spec
+from offramp.costs import cost
+from offramp.data import Parts
+from offramp.errors import UsageError
+from offramp.evaluation import anytime, recorded
+from offramp.network import EarlyExitNet
+from offramp.reports import figures
+from offramp.reports.evaluation import Evaluation, evaluation_file
+from offramp.reports.report import draw, report
+from offramp.reports.sample import Sample
+from offramp.runs import RunFolder, load
+from offramp.storage import write_atomically
+
+TRAIN_LIMIT = 10_000
+
+Progress = Callable[[str, int, int], None]  # called with a part's name, images done and images in all
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    parts: Parts | None = None,
+    into: EarlyExitNet | None = None,
+    root: str | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    train_limit: int = TRAIN_LIMIT,
+    renormalise: bool = False,
+    page: bool = True,
+    plots: Literal["svg", "png"] | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure every exit of a finished run on its test set, and write what was found into its folder.
+
+    Logits are kept in `records/` and used again as long as weights and images are the same. Written are
+    `evaluation.json`, `report.html` (where matplotlib is installed) and, on request, `plots/`.
+
+    Args:
+        run: The run's folder.
+        parts: The data, for a run that was fit from Python with data made by hand.
+        into: A network of the same make, for one that was built by hand.
+        root: Folder that holds the data set's files, if it is not where it was in training.
+        device: auto (the GPU if there is one), cpu, cuda or cuda:N.
+        batch_size: Largest number of images in one forward pass, below the run's own batch size.
+        train_limit: Training images, evenly spread, on which the exits are measured too; 0 for none.
+        renormalise: Likelihood and calibration of classes that sum to 1 (reading A9(a)), not of the softmax over all
+            outputs with the damping neuron's share left out (A9(b)).
+        page: Whether to write `report.html`.
+        plots: Also write each plot as a file of this kind.
+        progress: Called after each forward pass.
+
+    Raises:
+        UsageError: No run, an unfinished one, data that cannot be found again or is not what the run was trained on.
+    """
+    if train_limit < 0:
+        raise UsageError(f"train-limit must be at least 0, not {train_limit}.")
+    if plots is not None:
+        figures.require()
+    folder = RunFolder(run)
+    config = folder.read_config()
+    network = load(folder.path, into).to(_device(device))
+    if not os.access(folder.path, os.W_OK):
+        raise UsageError(f"{folder.path} is not writable; evaluation writes its logits and figures there.")
+    parts = parts or _parts_of(folder, config, root)
+    if (config.get("images") or {}).get("train", parts.train.fingerprint()) != parts.train.fingerprint():
+        raise UsageError(f"The training images found now are not those that {folder.path} was trained on.")
+    keep = functools.partial(recorded, network, batch_size=batch_size)
+    record = keep(parts.test, folder.records / "test.safetensors", progress=_named(progress, "test"))
+    train = None
+    if train_limit:
+        sample, path = Sample(parts.train, train_limit), folder.records / "train.safetensors"
+        train = anytime(keep(sample, path, progress=_named(progress, "train")), renormalise=renormalise)
+    evaluation = Evaluation(
+        run=folder,
+        config=config,
+        starts=json.loads(folder.environment.read_text()) if folder.environment.is_file() else [],
+        metrics=folder.read_metrics(),
+        test=anytime(record, renormalise=renormalise),
+        train=train,
+        cost=cost(network, parts.test.image_shape),
+        weights=record.weights,
+        fingerprint=record.fingerprint,
+        made_on=record.made_on,
+    )
+    return dataclasses.replace(evaluation, written=_write(evaluation, page, plots))
+
+
+def _write(evaluation: Evaluation, page: bool, plots: Literal["svg", "png"] | None) -> tuple[Path, ...]:
+    folder = evaluation.run
+    files = {evaluation_file(folder): (json.dumps(evaluation.to_json(), indent=1) + "\n").encode()}
+    page = page and figures.available()
+    if page or plots is not None:
+        with figures.style():
+            drawn = draw(evaluation)
+            if page:
+                files[folder.report] = report(evaluation, drawn).encode()
+            if plots is not None:
+                for name, figure in drawn.items():
+                    files[folder.path / "plots" / f"{name}.{plots}"] = figures.render(figure, plots, name)
+    for path, content in files.items():
+        write_atomically(path, content)
+    return tuple(files)
+
+
+def _parts_of(folder: RunFolder, config: dict[str, Any], root: str | None) -> Parts:
+    if config["data"] is None:
+        raise UsageError(
+            f"{folder.path} was trained on data made by hand, which its folder cannot bring back. From Python: "
+            f"offramp.reports.evaluate({str(folder.path)!r}, parts=...)."
+        )
+    values = {**config["data"], "source": Spec.from_json(config["data"]["source"])}
+    return data.load(DataConfig(**(values if root is None else {**values, "root": root})))
+
+
+def _named(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
+    return None if progress is None else functools.partial(progress, name)
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise UsageError(f"There is no device {wanted!r}; use auto, cpu or cuda.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {wanted!r} was asked for, and torch sees no CUDA GPU here; use cpu.")
+    return device

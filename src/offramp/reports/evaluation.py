@@ -1,0 +1,127 @@
+"""What was found out about a run, and its form in `evaluation.json`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import offramp
+from offramp.config import Spec
+from offramp.costs import Cost
+from offramp.evaluation import Anytime, ExitFigures, weights_hash
+from offramp.evaluation.damping import EDGES
+from offramp.runs import RunFolder
+from offramp.storage import load_tensors
+
+FORMAT = 1  # of evaluation.json
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found out about a run.
+
+    Attributes:
+        run: Its folder.
+        config: What its `config.json` holds.
+        starts: What its `environment.json` holds, one dictionary a start.
+        metrics: One dictionary an epoch.
+        test: Every exit on the test set.
+        train: Every exit on training images with test transforms; None where they were not asked for.
+        cost: Operations and parameters.
+        weights: Hash of the network's weights.
+        fingerprint: Hash of the test set.
+        made_on: Device and version of torch that made the logits.
+        written: Files written: `evaluation.json`, the report, the plots.
+    """
+
+    run: RunFolder
+    config: dict[str, Any]
+    starts: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
+    test: Anytime
+    train: Anytime | None
+    cost: Cost
+    weights: str
+    fingerprint: str
+    made_on: str
+    written: tuple[Path, ...] = ()
+
+    @property
+    def data_name(self) -> str:
+        """The data set, as the run's configuration names it."""
+        data = self.config["data"]
+        return "data of your own" if data is None else str(Spec.from_json(data["source"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """What `evaluation.json` holds and scripts may rely on. Accuracies in percent, likelihoods in nats."""
+        test = self.test
+        return {
+            "format": FORMAT,
+            "offramp": offramp.__version__,
+            "made_on": self.made_on,
+            "weights": self.weights,
+            "data": self.data_name,
+            "split": test.split,
+            "images": test.num_images,
+            "fingerprint": self.fingerprint,
+            "train_images": None if self.train is None else self.train.num_images,
+            "renormalised": test.renormalised,
+            "exits": [self._exit_json(k) for k in range(len(test.exits))],
+            "mean_top1": test.mean_top1,
+            "mean_top1_se": test.mean_top1_se,
+            "classes": [
+                {"name": name, "images": images, "known_from_exit": None if k is None else k + 1}
+                for name, images, k in zip(test.class_names, test.class_images, test.knows_from, strict=True)
+            ],
+            "deep_only": list(test.deep_only),
+            "damping_edges": None if test.exits[0].damping is None else list(EDGES),
+        }
+
+    def _exit_json(self, k: int) -> dict[str, Any]:
+        exit, count = self.test.exits[k], self.cost.exits[k]
+        return {
+            "exit": k + 1,
+            "operations": count.operations,
+            "multiply_adds": count.multiply_adds,
+            "parameters": count.parameters,
+            "path_operations": self.cost.path[k].operations,
+            **_figures_json(exit),
+            "train": None if self.train is None else _figures_json(self.train.exits[k]),
+            "class_top1": list(exit.class_top1),
+            "reliability": {
+                "images": list(exit.reliability.images),
+                "confidence": list(exit.reliability.confidence),
+                "accuracy": list(exit.reliability.accuracy),
+            },
+            "damping_histogram": None if exit.damping is None else list(exit.damping.histogram),
+        }
+
+
+def _figures_json(exit: ExitFigures) -> dict[str, Any]:
+    damping = exit.damping
+    return {
+        "top1": exit.top1,
+        "top1_se": exit.top1_se,
+        "top5": exit.top5,
+        "nll": exit.nll,
+        "ece": exit.ece,
+        "damping": None if damping is None else damping.mean,
+        "a": None if damping is None else damping.a,
+        "damping_wins": None if damping is None else damping.wins,
+    }
+
+
+def evaluation_file(folder: RunFolder) -> Path:
+    """Where a run's figures are kept."""
+    return folder.path / "evaluation.json"
+
+
+def current_json(folder: RunFolder) -> dict[str, Any] | None:
+    """The run's `evaluation.json` if it is of the weights that stand there now and of default settings; else None."""
+    path = evaluation_file(folder)
+    if not path.is_file():
+        return None
+    kept: dict[str, Any] = json.loads(path.read_text())
+    if kept.get("format") != FORMAT or kept["renormalised"]:
+        return None
+    return kept if kept["weights"] == weights_hash(load_tensors(folder.weights)[0]) else None

@@ -1,0 +1,89 @@
+"""What sets recipes apart: in which fields of the configuration they differ, and a short label for each.
+
+A recipe is a run's configuration without its seed. Arguments are compared only between recipes of the same name: that
+power-sqrt has a strength and cross-entropy none is said by their names.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Difference = tuple[str, Mapping[str, Any]]  # dotted field, and the values of the recipes that have it
+
+_BY_CONTENT = "images"  # hashes of the images; they follow from the data's configuration where there is one
+
+
+def differences(recipes: Mapping[str, Any], field: str = "") -> list[Difference]:
+    """The fields in which recipes (by key, as JSON values) differ, in the order of the configuration."""
+    first, *rest = recipes.values()
+    if all(value == first for value in rest):
+        return []
+    if not all(isinstance(value, Mapping) for value in recipes.values()):
+        return [(field, recipes)]
+    if all(_is_spec(value) for value in recipes.values()):
+        return _spec_differences(recipes, field)
+    names = list(dict.fromkeys(name for value in recipes.values() for name in value))
+    return [
+        difference
+        for name in names
+        for difference in differences(
+            {key: value.get(name) for key, value in recipes.items()}, f"{field}.{name}" if field else name
+        )
+    ]
+
+
+def labels(keys: Sequence[str], differing: Sequence[Difference]) -> dict[str, str]:
+    """A label for each recipe: its values where recipes differ. Hashes of images only where nothing else tells."""
+    said = [difference for difference in differing if difference[0].split(".")[0] != _BY_CONTENT]
+    made = {key: _label(key, said) for key in keys}
+    if len(set(made.values())) < len(keys):
+        made = {key: _label(key, differing) for key in keys}
+    return made
+
+
+def short_name(spec: Mapping[str, Any]) -> str:
+    """`PowerSqrt` for a spec whose name is `offramp.objectives.power_sqrt:PowerSqrt`."""
+    return _short(_name(spec))
+
+
+def _is_spec(value: Mapping[str, Any]) -> bool:
+    return value.keys() in ({"name", "args"}, {"class", "args"})
+
+
+def _name(spec: Mapping[str, Any]) -> str:
+    name: str = spec.get("name") or spec["class"]
+    return name
+
+
+def _short(name: str) -> str:
+    return name.rpartition(":")[2]
+
+
+def _spec_differences(specs: Mapping[str, Any], field: str) -> list[Difference]:
+    names = {key: _name(spec) for key, spec in specs.items()}
+    found: list[Difference] = [(f"{field}.name", names)] if len(set(names.values())) > 1 else []
+    for name in dict.fromkeys(names.values()):
+        same = {key: spec["args"] for key, spec in specs.items() if names[key] == name}
+        found += differences(same, f"{field}.{_short(name)}")
+    return found
+
+
+def _label(key: str, differing: Sequence[Difference]) -> str:
+    return " ".join(_piece(field, values, key) for field, values in differing if key in values)
+
+
+def _piece(field: str, values: Mapping[str, Any], key: str) -> str:
+    value = values[key]
+    if field.endswith(".name"):  # of an objective, a network, a rule, a data set
+        known = set(values.values())
+        return _short(str(value)) if len(known) == len({_short(name) for name in known}) else str(value)
+    return f"{field.rpartition('.')[2]}={_brief(value)}"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, Mapping) and _is_spec(value):
+        return short_name(value)
+    if isinstance(value, Mapping):
+        name, first = next(iter(value.items()))
+        return f"{{{name}={_brief(first)}{', …' if len(value) > 1 else ''}}}"
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 24 else f"{text[:8]}…"

@@ -1,0 +1,39 @@
+"""Some images of a part, evenly spread, with test transforms: enough for a mean, in a fixed order.
+
+Not simply the first: folders and ImageNet stand sorted by class, and their first ten thousand are eight classes.
+"""
+
+from collections.abc import Generator, Iterable, Iterator
+
+import numpy as np
+from torch import Tensor
+
+from offramp.data import Split
+from offramp.data.randomness import Draw, IntArray
+
+
+class Sample(Split):
+    """`limit` images of `whole` (all, where there are no more), evenly spread over its order, with test transforms."""
+
+    def __init__(self, whole: Split, limit: int) -> None:
+        limit = min(limit, len(whole))
+        self.whole = whole
+        self.positions_S = np.arange(limit) * len(whole) // max(limit, 1)
+        super().__init__(
+            whole.name,
+            whole.labels_S.numpy()[self.positions_S],
+            whole.indices_S[self.positions_S],
+            class_names=whole.class_names,
+            image_shape=whole.image_shape,
+            batch_size=whole.batch_size,
+            training=False,
+        )
+
+    def read(self, shares: Iterable[IntArray], draw: Draw | None) -> Generator[Tensor]:
+        """See `Split.read`."""
+        return self.whole.read(shares, draw)
+
+    def content(self) -> Iterator[bytes]:
+        """See `Split.content`."""
+        yield self.whole.fingerprint().encode()
+        yield self.positions_S.astype("<i8").tobytes()

@@ -1,0 +1,113 @@
+"""A comparison as tables: in the terminal, as Markdown, as a page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group as Lines
+from rich.console import RenderableType
+from rich.table import Table
+
+from offramp.reports import figures
+from offramp.reports.compare import Comparison, Paired, Spread
+from offramp.reports.page import inline_svg, page
+
+LEGEND = "mean ± standard deviation (half-range) over n seeds"
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of plain text."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def tables(comparison: Comparison) -> list[TextTable]:
+    """The mean over exits of each group, then every exit."""
+    groups = comparison.groups
+    paired = [comparison.against_first(group) for group in groups]
+    summary = TextTable(
+        f"Mean over exits of top-1 in %: {LEGEND}",
+        ["", "n", "mean over exits", *(["against the first, paired"] if any(paired) else [])],
+        [
+            [
+                group.label,
+                str(len(group.runs)),
+                spread_text(group.mean_top1),
+                *([_paired_text(p)] if any(paired) else []),
+            ]
+            for group, p in zip(groups, paired, strict=True)
+        ],
+    )
+    columns = [
+        [spread_text(group.exit(k, "top1")) for k in range(group.num_exits)] + [spread_text(group.mean_top1)]
+        for group in groups
+    ]
+    names = [*(str(k + 1) for k in range(max(group.num_exits for group in groups)))]
+    exits = [
+        [name, *row] for name, row in zip(names, zip_longest(*(c[:-1] for c in columns), fillvalue=""), strict=True)
+    ]
+    exits.append(["mean", *(column[-1] for column in columns)])
+    return [summary, TextTable(f"Every exit, top-1 in %: {LEGEND}", ["exit", *(g.label for g in groups)], exits)]
+
+
+def spread_text(spread: Spread | None, sign: str = "") -> str:
+    """`70.39 ±0.14 (0.16)`: mean, standard deviation, half-range; the mean alone for one run."""
+    if spread is None:
+        return ""
+    spreads = "" if spread.std is None else f" ±{spread.std:.2f} ({spread.half_range:.2f})"
+    return f"{spread.mean:{sign}.2f}{spreads}"
+
+
+def _paired_text(paired: Paired | None) -> str:
+    return "" if paired is None else f"{spread_text(paired.mean_top1, '+')}, n = {paired.mean_top1.n}"
+
+
+def on_terminal(comparison: Comparison) -> RenderableType:
+    """Both tables for a terminal."""
+    drawn = []
+    for table in tables(comparison):
+        rich_table = Table(box=SIMPLE_HEAD, pad_edge=False, title=table.title, title_justify="left", title_style="bold")
+        for number, name in enumerate(table.head):
+            rich_table.add_column(name, justify="left" if number == 0 else "right")
+        for row in table.rows:
+            rich_table.add_row(*row)
+        drawn.append(rich_table)
+    return Lines(*drawn)
+
+
+def markdown(comparison: Comparison) -> str:
+    """Both tables as Markdown."""
+    lines = []
+    for table in tables(comparison):
+        lines += [f"**{table.title}**", "", _line(table.head), _line(["---", *["---:"] * (len(table.head) - 1)])]
+        lines += [_line(row) for row in table.rows] + [""]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    escaped = [cell.replace("\\", "\\\\").replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
+
+
+def html(comparison: Comparison) -> str:
+    """Both tables, and accuracy against operations where matplotlib is installed, as one page."""
+    plot = None
+    if figures.available():
+        with figures.style():
+            plot = inline_svg(figures.accuracy(_curves(comparison)), "accuracy")
+    return page(
+        "compare.html.j2", title="Runs side by side", comparison=comparison, tables=tables(comparison), plot=plot
+    )
+
+
+def _curves(comparison: Comparison) -> list[figures.Curve]:
+    curves = []
+    for group in comparison.groups:
+        spreads = [spread for k in range(group.num_exits) if (spread := group.exit(k, "top1")) is not None]
+        std = [spread.std or 0.0 for spread in spreads]
+        curves.append(figures.Curve(group.label, group.operations, [spread.mean for spread in spreads], std, std))
+    return curves

@@ -1,0 +1,66 @@
+"""Tables and progress for the terminal."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from offramp.reports.evaluate import Progress as PassProgress
+from offramp.reports.evaluation import Evaluation
+from offramp.reports.figures import short
+
+
+def console() -> Console:
+    """Standard output; wide enough for a table where it is no terminal."""
+    plain = Console(highlight=False)
+    return plain if plain.is_terminal else Console(highlight=False, width=max(plain.width, 120))
+
+
+@contextmanager
+def passes() -> Iterator[PassProgress]:
+    """A bar per data set on standard error, while it is read; nothing where that is no terminal."""
+    on_stderr = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=on_stderr, transient=True, disable=not on_stderr.is_terminal) as bars:
+        tasks = {}
+
+        def show(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.update(tasks[name], completed=done)
+
+        yield show
+
+
+def run_table(evaluation: Evaluation) -> RenderableType:
+    """Every exit of a run: cost, accuracy, likelihood, calibration, damping."""
+    test, train = evaluation.test, evaluation.train
+    top5, damped = test.exits[0].top5 is not None, test.exits[0].damping is not None
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    names = ["exit", "operations", "parameters", "top-1 %", *(["top-5 %"] if top5 else []), "NLL", "ECE"]
+    if damped:
+        names += ["F[N+1] test", *(["F[N+1] train"] if train else [])]
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for k, (exit, count) in enumerate(zip(test.exits, evaluation.cost.exits, strict=True)):
+        row = [str(k + 1), short(count.operations), short(count.parameters), with_error(exit.top1, exit.top1_se)]
+        row += [f"{exit.top5:.2f}"] if exit.top5 is not None else []
+        row += [f"{exit.nll:.4f}", f"{exit.ece:.4f}"]
+        for part in (test, train):
+            damping = part.exits[k].damping if part is not None else None
+            row += [f"{damping.mean:#.2g}"] if damping is not None else []
+        table.add_row(*row)
+    table.add_section()
+    table.add_row("mean", "", "", with_error(test.mean_top1, test.mean_top1_se))
+    lines = [f"{evaluation.data_name}: {test.num_images} images of {test.split}; ± is the standard error over them"]
+    if train is not None and damped:
+        lines.append(f"F[N+1] train: mean over {train.num_images} training images with test transforms")
+    return Group(table, *lines)
+
+
+def with_error(value: float, error: float) -> str:
+    """A percentage and what it is uncertain by."""
+    return f"{value:.2f} ±{error:.2f}"
