@@ -306,6 +306,8 @@ def test_the_refusal_says_how_many_scales_would_fit() -> None:
         ({"exits": True}, "exits must be"),
         ({"num_classes": 0}, "num_classes must be"),
         ({"base": 0}, "base must be"),
+        ({"damping": "yes"}, "damping must be True or False, not 'yes'"),
+        ({"bottleneck": "off"}, "bottleneck must be True or False, not 'off'"),
         ({"step": 1.5}, "step must be"),
         ({"growth": -6}, "growth must be"),
         ({"in_channels": 0}, "in_channels must be"),

@@ -75,6 +75,7 @@ def _imagenet_unit(in_channels: int, out_channels: int) -> nn.Sequential:
 def heads(in_channels: Sequence[int], num_classes: int, damping: bool, width: int | None) -> list[nn.Sequential]:
     """One exit for each map, given the maps' channels; `damping` adds one output, the damping neuron, to each."""
     check_counts(num_classes=num_classes)
+    check_flags(damping=damping)
     if width is not None:
         check_counts(head_channels=width)
     return [_head(channels, num_classes + damping, width or channels) for channels in in_channels]
@@ -97,6 +98,13 @@ def check_counts(**values: Any) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UsageError(f"{name} must be a whole number of at least 1, not {value!r}.")
+
+
+def check_flags(**values: Any) -> None:
+    """Refuse what is neither True nor False."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise UsageError(f"{name} must be True or False, not {value!r}.")
 
 
 def check_lists(**values: Any) -> None:

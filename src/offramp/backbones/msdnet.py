@@ -21,6 +21,7 @@ from offramp.backbones.layers import (
     branch,
     check_choice,
     check_counts,
+    check_flags,
     check_image_size,
     check_lists,
     check_share,
@@ -220,6 +221,7 @@ def msdnet(
         UsageError: For arguments that contradict each other, and images whose coarsest map no exit can read.
     """
     bottlenecks = growth_factors if bottleneck_factors is None else bottleneck_factors
+    check_flags(bottleneck=bottleneck, last_only=last_only)
     layers = _layers_per_block(exits, base, step, step_mode)
     trunk = _Trunk(layers, channels, growth, growth_factors, bottlenecks, bottleneck, prune, reduction)
     first = Stem(stem, in_channels, [channels * factor for factor in growth_factors], [2] * (len(growth_factors) - 1))

@@ -9,11 +9,19 @@ from typing import Any
 
 import tyro
 
+from offramp.cli.compare import compare
+from offramp.cli.cost import cost
+from offramp.cli.evaluate import evaluate
+from offramp.cli.import_ import import_
 from offramp.cli.train import train
 from offramp.errors import OfframpError, UsageError
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
+    "evaluate": evaluate,
+    "compare": compare,
+    "cost": cost,
+    "import": import_,
 }
 
 

@@ -53,5 +53,9 @@ class CheckpointStore:
             raise OfframpError(f"Every checkpoint in {self.folder} is damaged. Delete the run's folder to start anew.")
         return None
 
+    def is_empty(self) -> bool:
+        """Whether nothing was saved yet."""
+        return not self._files()
+
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"))

@@ -20,6 +20,7 @@ from offramp.objectives import Objective
 from offramp.rules import TrainingRule, Workbench
 from offramp.runs import FORMAT, RunFolder, load, start_from
 from offramp.training import environment
+from offramp.training.checkpoints import CheckpointStore
 from offramp.training.claim import claimed, write_json
 from offramp.training.loop import Loop
 from offramp.training.monitor import Placement
@@ -74,6 +75,8 @@ def fit(
     val = val or HeldOut()
     folder = RunFolder(out)
     _check(network, objective, train)
+    if config.init is not None and CheckpointStore(folder.checkpoints, config.keep_checkpoints).is_empty():
+        start_from(network, config.init)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with (
@@ -112,8 +115,6 @@ def _train_in(
     loop = Loop(folder, bench, rule, train, val.search if val else None, config, place)
     if loop.restore(_say):
         _say(f"Continuing {folder.path} at epoch {loop.epoch + 1}, step {loop.step + 1}.")
-    elif config.init is not None:
-        start_from(network, config.init)
     with _listeners(folder, config) as listeners:
         loop.run(listeners)
     loop.write_final_weights()

@@ -66,10 +66,11 @@ class Loop:
     def restore(self, note: Callable[[str], None]) -> bool:
         """Continue from the newest good checkpoint; False where there is none."""
         checkpoint = self.store.latest(note)
-        if checkpoint is not None:
-            self._load(checkpoint)
+        if checkpoint is None:
+            return False
+        self._load(checkpoint)
         self._write_metrics()
-        return checkpoint is not None
+        return True
 
     def _train_epoch(self, reporter: Reporter, stop: StopRequest) -> None:
         started, waited, first_step = time.monotonic(), 0.0, self.step

@@ -1,0 +1,82 @@
+"""The command itself: bad input gets one clear line and the right status, and leaves nothing half-written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from offramp.cli import COMMANDS, main
+
+DIGITS = ["train", "--data", "digits"]
+BAD = {
+    "unknown data set": (["train", "--data", "digitz"], "Unknown data set 'digitz'. Did you mean digits?"),
+    "unknown objective": ([*DIGITS, "--objective", "dampin"], "Unknown objective 'dampin'. Did you mean damping"),
+    "unknown network": ([*DIGITS, "--network", "msdnet7"], "Unknown network 'msdnet7'."),
+    "unknown rule": ([*DIGITS, "--rule", "wpm"], "Unknown rule 'wpm'."),
+    "unknown argument": ([*DIGITS, "--objective", "damping", "strenght=1"], "has no argument 'strenght'. Did you mean"),
+    "no module": ([*DIGITS, "--objective", "nowhere:Loss"], "there is no module 'nowhere'"),
+    "missing folder": (["train", "--data", "folder:/no/such/folder"], "/no/such/folder"),
+    "no neuron": ([*DIGITS, "--objective", "damping", "--network", "auto", "damping=False"], "damping=True"),
+    "neuron not wanted": ([*DIGITS, "--objective", "label-smoothing", "--network", "auto", "damping=True"], "damping"),
+    "negative strength": ([*DIGITS, "--objective", "damping", "strength=-1"], "strength must be a number"),
+    "alpha too large": ([*DIGITS, "--objective", "dynamic", "alpha=1.5"], "alpha must be a number in [0, 1]"),
+    "no batch": ([*DIGITS, "--batch-size", "0"], "batch-size must be a whole number of at least 1"),
+    "no epochs": ([*DIGITS, "--epochs", "0"], "epochs must be a whole number of at least 1"),
+    "too many held out": ([*DIGITS, "--holdout", "5000"], "holdout=5000 leaves nothing to train on"),
+    "image too small": ([*DIGITS, "--network", "msdnet7-cifar100"], "16"),
+    "no GPU": ([*DIGITS, "--device", "cuda:9"], "no CUDA GPU"),
+    "no weights": ([*DIGITS, "--init", "/no/such.safetensors"], "There is no file"),
+    "not key=value": ([*DIGITS, "--objective", "damping", "0.5"], "is not of the form key=value"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD.values(), ids=BAD.keys())
+def test_bad_input(tmp_path: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 2
+    output = capsys.readouterr()
+    lines = output.err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("offramp: ")
+    assert words in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_path_that_is_not_writable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main([*DIGITS, "--out", str(tmp_path / "file" / "run")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "cost"])
+def test_a_folder_that_is_no_run_or_newer(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, str(tmp_path)]) == 2
+    assert "is not a run" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(json.dumps({"format": 99}))
+    assert main([command, str(tmp_path)]) == 2
+    assert "newer offramp" in capsys.readouterr().err
+
+
+def test_damaged_checkpoints_are_a_failure_not_a_misuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = [*DIGITS, "limit=100", "--epochs", "1", "--out", str(tmp_path)]
+    assert main(quick) == 0
+    (tmp_path / "weights.safetensors").unlink()
+    for checkpoint in (tmp_path / "checkpoints").iterdir():
+        checkpoint.write_bytes(b"x" * 100)
+    assert main(quick) == 1
+    assert "Every checkpoint in" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_help_names_every_command_and_python_m_is_the_same() -> None:
+    done = subprocess.run([sys.executable, "-m", "offramp", "--help"], capture_output=True, text=True, check=True)
+    assert all(name in done.stdout for name in COMMANDS)
+    assert done.stderr == ""
+
+
+def test_unknown_commands_and_options_are_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["trian"], [*DIGITS, "--epoch", "3"], []):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+    assert "trian" in capsys.readouterr().err

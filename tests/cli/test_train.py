@@ -1,0 +1,92 @@
+"""`offramp train` as people and scripts meet it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from offramp.cli import main
+from offramp.storage import load_tensors
+
+TINY = (
+    "--network msdnet exits=2 channels=4 growth=2 growth_factors=(1,2) bottleneck_factors=(1,2) head_channels=8".split()
+)
+QUICK = ["train", "--data", "digits", "limit=200", *TINY, "--epochs", "1"]
+
+
+@pytest.mark.parametrize(
+    "objective", ["cross-entropy", "label-smoothing", "discard-threshold", "damping", "power-sqrt", "dynamic"]
+)
+def test_what_scripts_rely_on(tmp_path: Path, objective: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    assert main([*QUICK, "--objective", objective, "--seed", "3", "--out", out]) == 0
+    assert load_tensors(tmp_path / "run" / "weights.safetensors")[0]
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+    capsys.readouterr()
+    assert main(["evaluate", out, "--json"]) == 0
+    evaluation = json.loads(capsys.readouterr().out)
+    assert len(evaluation["exits"]) == 2
+    for exit_ in evaluation["exits"]:
+        assert {"top1", "nll", "ece", "operations", "parameters", "damping"} <= exit_.keys()
+        assert 0 <= exit_["top1"] <= 100
+        assert (exit_["damping"] is None) == (objective in ("cross-entropy", "label-smoothing", "discard-threshold"))
+    assert evaluation["mean_top1"] == pytest.approx(sum(e["top1"] for e in evaluation["exits"]) / 2)
+
+
+def test_several_seeds_in_folders_of_their_own(tmp_path: Path) -> None:
+    assert main([*QUICK, "--seeds", "3", "--seed", "5", "--out", str(tmp_path)]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["seed-5", "seed-6", "seed-7"]
+    weights = {(tmp_path / f"seed-{seed}" / "weights.safetensors").read_bytes() for seed in (5, 6, 7)}
+    assert len(weights) == 3
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_saves_leaves_with_the_usual_status_and_continues(
+    tmp_path: Path, number: int, status: int
+) -> None:
+    long = [*QUICK, "--epochs", "100000", "--out", str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "offramp", *long], env=environment, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "timing.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == status, stderr.decode()
+    assert b"Traceback" not in stderr
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+
+
+def test_tensorboard_writes_its_files(tmp_path: Path) -> None:
+    assert main([*QUICK, "--tensorboard", "--out", str(tmp_path)]) == 0
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_the_best_weights_are_kept_on_request(tmp_path: Path) -> None:
+    assert main([*QUICK, "--epochs", "3", "--keep-best", "--out", str(tmp_path)]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    best = max(lines, key=lambda line: sum(line["search_top1"]))
+    assert best["search_top1"] is not None
+    tensors, metadata = load_tensors(tmp_path / "best.safetensors")
+    assert tensors.keys() == load_tensors(tmp_path / "weights.safetensors")[0].keys()
+    assert json.loads(metadata["network"])["name"] == "offramp.backbones.msdnet:msdnet"
+
+
+@pytest.mark.slow
+def test_compiled_training_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    compiled = [*QUICK, "--epochs", "2", "--compile", "--save-every-steps", "1"]
+    assert main([*compiled, "--out", str(tmp_path / "calm")]) == 0
+    assert main([*compiled, "--out", str(tmp_path / "broken")]) == 0
+    for name in ("weights.safetensors", "metrics.jsonl"):
+        (tmp_path / "broken" / name).unlink()
+    newest = sorted((tmp_path / "broken" / "checkpoints").iterdir())[-1]
+    newest.unlink()
+    assert main([*compiled, "--out", str(tmp_path / "broken")]) == 0
+    for name in ("weights.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "calm" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()

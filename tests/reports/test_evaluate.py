@@ -1,0 +1,195 @@
+import json
+import os
+
+import pytest
+import torch
+
+import offramp
+from offramp.errors import OfframpError, UsageError
+from offramp.evaluation import anytime, record, weights_hash
+from offramp.reports import evaluate
+from offramp.reports.evaluation import current_json
+from offramp.reports.sample import Sample
+from offramp.runs import RunFolder, load
+from offramp.storage import load_tensors, save_tensors
+
+
+def read_json(run):
+    return json.loads((run / "evaluation.json").read_text())
+
+
+def change_weights(run):
+    tensors, _ = load_tensors(run / "weights.safetensors")
+    tensors["exits.0.2.bias"] += torch.tensor([5.0, 0, 0, 0, 0])
+    save_tensors(run / "weights.safetensors", tensors)
+
+
+def test_figures_are_those_of_the_record_and_the_cost(make_run, tiny_parts):
+    run = make_run()
+    found = evaluate(run, page=False)
+    network = load(run)
+    assert found.test == anytime(record(network, tiny_parts.test))
+    assert found.train == anytime(record(network, tiny_parts.train.plain()))
+    assert found.cost == offramp.cost(network)
+    assert found.weights == weights_hash(network.state_dict())
+    assert found.written == (run / "evaluation.json",)
+
+
+def test_json_has_what_scripts_rely_on(make_run):
+    run = make_run()
+    found = evaluate(run, page=False)
+    values = read_json(run)
+    assert values == json.loads(json.dumps(found.to_json()))
+    assert len(values["exits"]) == 3
+    for k, exit in enumerate(values["exits"]):
+        figures, count = found.test.exits[k], found.cost.exits[k]
+        assert (exit["operations"], exit["multiply_adds"]) == (count.operations, count.multiply_adds)
+        assert exit["parameters"] == count.parameters
+        assert (exit["top1"], exit["top1_se"], exit["nll"]) == (figures.top1, figures.top1_se, figures.nll)
+        assert (exit["ece"], exit["top5"]) == (figures.ece, None)
+        assert (exit["damping"], exit["a"]) == (figures.damping.mean, figures.damping.a)
+        assert exit["train"]["damping"] == found.train.exits[k].damping.mean
+        assert sum(exit["reliability"]["images"]) == sum(exit["damping_histogram"]) == values["images"] == 40
+        assert len(exit["damping_histogram"]) == len(values["damping_edges"]) - 1
+        assert 0 <= exit["top1"] <= 100
+        assert 0 <= exit["ece"] <= 1
+    assert values["mean_top1"] == pytest.approx(sum(exit["top1"] for exit in values["exits"]) / 3)
+    assert [c["name"] for c in values["classes"]] == ["<0>", "<1>", "<2>", "<3>"]
+    assert values["data"].endswith("tiny_data num_classes=4")
+    assert "NaN" not in (run / "evaluation.json").read_text()
+
+
+def test_without_the_neuron_damping_is_null(make_run):
+    run = make_run(damping=False)
+    evaluate(run, page=False)
+    values = read_json(run)
+    assert values["damping_edges"] is None
+    assert all(exit["damping"] is exit["a"] is exit["damping_histogram"] is None for exit in values["exits"])
+
+
+def test_one_exit_and_many_classes(make_run):
+    run = make_run(exits=1, num_classes=12)
+    values = evaluate(run, plots="svg").to_json()
+    assert len(values["exits"]) == 1
+    assert values["mean_top1"] == values["exits"][0]["top1"] <= values["exits"][0]["top5"]
+
+
+def test_a_second_time_no_image_is_looked_at_and_every_byte_is_the_same(make_run):
+    run = make_run()
+    first = evaluate(run, plots="png")
+    before = {path: path.read_bytes() for path in first.written}
+    second = evaluate(run, plots="png", progress=lambda *_: pytest.fail("a second pass"))
+    assert len(before) == 6
+    assert {path: path.read_bytes() for path in second.written} == before
+
+
+def test_changed_weights_are_evaluated_anew(make_run):
+    run = make_run()
+    old = evaluate(run, page=False)
+    change_weights(run)
+    new = evaluate(run, page=False)
+    assert new.weights != old.weights
+    assert new.test.exits[0].nll != old.test.exits[0].nll
+    assert new.test == anytime(record(load(run), evaluate_parts(run).test))
+
+
+def evaluate_parts(run):
+    source = json.loads((run / "config.json").read_text())["data"]["source"]
+    return offramp.data.load(offramp.DataConfig(source=offramp.Spec.from_json(source), batch_size=16, holdout=8))
+
+
+def test_an_old_evaluation_is_not_taken_for_a_current_one(make_run):
+    run = make_run()
+    assert current_json(RunFolder(run)) is None
+    evaluate(run, page=False, train_limit=0)
+    assert current_json(RunFolder(run)) == read_json(run)
+    evaluate(run, page=False, train_limit=0, renormalise=True)
+    assert current_json(RunFolder(run)) is None
+    evaluate(run, page=False, train_limit=0)
+    change_weights(run)
+    assert current_json(RunFolder(run)) is None
+
+
+def test_renormalised_likelihood_is_better_and_accuracy_the_same(make_run):
+    run = make_run()
+    kept, renormalised = evaluate(run, page=False), evaluate(run, page=False, renormalise=True)
+    for ours, theirs in zip(kept.test.exits, renormalised.test.exits, strict=True):
+        assert ours.top1 == theirs.top1
+        assert ours.nll > theirs.nll
+    assert read_json(run)["renormalised"] is True
+
+
+def test_a_limit_spreads_over_the_training_images_and_zero_means_none(make_run, tiny_parts):
+    run = make_run()
+    assert evaluate(run, page=False, train_limit=7).train == anytime(record(load(run), Sample(tiny_parts.train, 7)))
+    assert read_json(run)["train_images"] == 7
+    assert evaluate(run, train_limit=0).train is None
+    assert read_json(run)["exits"][0]["train"] is None
+
+
+def test_data_made_by_hand_is_asked_for_and_taken(make_run, tiny_parts):
+    run = make_run(data=None)
+    with pytest.raises(UsageError, match=r"offramp.reports.evaluate\('.*run', parts=...\)"):
+        evaluate(run)
+    assert evaluate(run, parts=tiny_parts).data_name == "data of your own"
+    assert "data of your own" in (run / "report.html").read_text()
+
+
+def test_a_network_made_by_hand_is_asked_for_and_taken(make_run):
+    run = make_run()
+    network = load(run)
+    run = make_run(network=None)
+    with pytest.raises(UsageError, match="built by hand"):
+        evaluate(run)
+    assert len(evaluate(run, into=network).test.exits) == 3
+    assert "a network of your own" in (run / "report.html").read_text()
+
+
+def test_other_training_images_are_refused(make_run, tiny_parts):
+    run = make_run(images={"train": tiny_parts.train.fingerprint(), "search": None})
+    evaluate(run, page=False)
+    run = make_run(images={"train": "0" * 64, "search": None})
+    with pytest.raises(UsageError, match="not those that .* was trained on"):
+        evaluate(run, page=False)
+
+
+def test_what_is_no_finished_run_is_refused_and_nothing_is_written(make_run, tmp_path):
+    with pytest.raises(UsageError, match="not a run"):
+        evaluate(tmp_path)
+    run = make_run()
+    (run / "weights.safetensors").unlink()
+    before = sorted(os.listdir(run))
+    with pytest.raises(UsageError, match="not finished"):
+        evaluate(run)
+    assert sorted(os.listdir(run)) == before
+
+
+def test_weights_that_are_not_finite_are_said_and_no_figures_are_written(make_run):
+    run = make_run()
+    tensors, _ = load_tensors(run / "weights.safetensors")
+    tensors["exits.1.2.bias"][0] = float("nan")
+    save_tensors(run / "weights.safetensors", tensors)
+    with pytest.raises(OfframpError, match="Exit 2 gives logits that are not finite"):
+        evaluate(run)
+    assert not (run / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"train_limit": -1}, "train-limit must be at least 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"device": "tpu"}, "There is no device 'tpu'"),
+    ],
+)
+def test_impossible_arguments_are_refused(make_run, arguments, said):
+    with pytest.raises(UsageError, match=said):
+        evaluate(make_run(), **arguments)
+
+
+@pytest.mark.usefixtures("without_matplotlib")
+def test_without_matplotlib_there_are_figures_but_no_page(make_run):
+    run = make_run()
+    assert evaluate(run).written == (run / "evaluation.json",)
+    with pytest.raises(UsageError, match=r"pip install 'offramp\[report\]'"):
+        evaluate(run, plots="png")

@@ -1,0 +1,135 @@
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from offramp.reports import evaluate
+from offramp.reports.report import _wilson
+
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Strict(HTMLParser):
+    """Tags that open and close in order, and everything a browser would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+        self.ids: list[str] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self.handle_startendtag(tag, attrs)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "iframe", "object")
+        for name, value in attrs:
+            assert not name.startswith("on")
+            if name in ("src", "href", "xlink:href", "data", "action") and not (value or "").startswith("#"):
+                self.fetched.append(f"{tag} {name}={value}")
+            if name == "id":
+                self.ids.append(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def parsed(run) -> Strict:
+    parser = Strict()
+    parser.feed((run / "report.html").read_text())
+    parser.close()
+    return parser
+
+
+@pytest.mark.parametrize(("exits", "damping"), [(3, True), (1, False), (5, False)])
+def test_the_page_parses_and_loads_nothing(make_run, exits, damping):
+    run = make_run(exits=exits, damping=damping)
+    evaluate(run)
+    page = parsed(run)
+    assert page.open == []
+    assert page.fetched == []
+    assert len(page.ids) == len(set(page.ids))
+    source = (run / "report.html").read_text()
+    assert "http://" not in source
+    assert "https://" not in source
+    assert not re.search(r"@import|url\((?!#)", source)
+    assert source.count("<svg") == 3 + damping
+    assert ("The damping neuron" in source) is damping
+
+
+def test_the_page_says_what_was_measured_and_how(make_run):
+    run = make_run()
+    found = evaluate(run)
+    text = " ".join(" ".join(parsed(run).texts).split())
+    assert "tiny_data num_classes=4: 40 images of arrays/test , 4 classes" in text
+    assert "60" not in re.findall(
+        r"Train figures are of (\d+) training", text
+    )  # held-out images are no training images
+    assert f"{found.test.mean_top1:.2f} %" in text
+    for exit in found.test.exits:
+        assert f"{exit.top1:.2f} ±{exit.top1_se:.2f} {exit.nll:.4f} {exit.ece:.4f}" in text
+    assert "offramp train --data '<tiny>' --out run" in text
+    assert "an earlier start" not in text
+    assert "cpu: made up" in text
+    assert "torch 2.0" in text
+    assert "abc123 (changed)" in text
+    assert "seed 0" in text
+
+
+def test_names_cannot_become_markup(make_run):
+    run = make_run()
+    evaluate(run)
+    source = (run / "report.html").read_text()
+    assert "<td>&lt;0&gt;</td>" in source
+    assert "<tiny>" not in source
+
+
+def test_the_page_follows_the_readers_theme(make_run):
+    run = make_run()
+    evaluate(run)
+    source = (run / "report.html").read_text()
+    assert "prefers-color-scheme: dark" in source
+    assert "var(--ink)" in source[source.index("<svg") :]
+    plots = source[source.index("<svg") :]
+    assert not re.search(r"#24292f|#6a737d|#d8dde3|#ffffff|#000000", plots)
+
+
+def test_a_run_without_metrics_or_environment_is_reported_without_them(make_run):
+    run = make_run()
+    for name in ("metrics.jsonl", "environment.json"):
+        (run / name).unlink()
+    evaluate(run)
+    source = (run / "report.html").read_text()
+    assert "<h2>Training</h2>" not in source
+    assert "trained on" not in source
+
+
+def test_classes_are_sorted_by_what_depth_gains(make_run):
+    run = make_run()
+    found = evaluate(run)
+    gains = {
+        name: last - first
+        for name, first, last in zip(
+            found.test.class_names, found.test.exits[0].class_top1, found.test.exits[-1].class_top1, strict=True
+        )
+    }
+    texts = [text.strip() for text in parsed(run).texts if text.strip()]
+    shown = [text for text in texts[texts.index("gain") :] if text in gains]
+    assert [gains[name] for name in shown] == sorted(gains.values(), reverse=True)
+
+
+@pytest.mark.parametrize(("top1", "n"), [(0.0, 20), (37.0, 100), (99.4, 355), (100.0, 50)])
+def test_intervals_stay_inside_and_solve_wilsons_equation(top1, n):
+    down, up = _wilson(top1, n)
+    low, high = (top1 - down) / 100, (top1 + up) / 100
+    assert -1e-12 <= low <= top1 / 100 <= high <= 1 + 1e-12
+    for end in (low, high):
+        if 1e-9 < end < 1 - 1e-9:  # where the share is 1.96 standard errors (of the end) away from the end
+            assert abs(top1 / 100 - end) == pytest.approx(1.96 * math.sqrt(end * (1 - end) / n), rel=1e-9)
