@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from offramp.costs import cost
     from offramp.network import EarlyExitNet, class_log_probs
     from offramp.runs import load
-    from offramp.training import fit, train
+    from offramp.training.fit import fit, train
 
 __version__ = "0.1.0"
 

@@ -95,5 +95,5 @@ def _content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
 def tensor_hash(tensor: Tensor, name: str = "") -> str:
     """SHA-256 of a name, type, shape and the values, 64 hexadecimal digits."""
     content = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return content.hexdigest()

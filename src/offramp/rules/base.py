@@ -75,7 +75,8 @@ class Workbench:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         shares = [loss.reshape(1), *(p.grad.reshape(-1) for p in reduced if p.grad is not None)]
-        loss, *sums = processes.sum_over_all(torch.cat(shares)).split([share.numel() for share in shares])
+        total = processes.sum_over_all(torch.cat(shares))
+        loss, *sums = torch.split(total, [share.numel() for share in shares])
         for parameter, part in zip(reduced, sums, strict=True):
             parameter.grad = part.view_as(parameter)
         return loss[0]

@@ -169,11 +169,11 @@ class Loop:
         self.lines, self.best = list(values["metrics"]), values["best"]
 
     def _optimizer_state(self) -> dict[str, Tensor]:
-        names = {parameter: name for name, parameter in self.bench.network.named_parameters()}
+        state = self.bench.optimizer.state
         return {
-            f"{key}.{names[parameter]}": value
-            for parameter, state in self.bench.optimizer.state.items()
-            for key, value in state.items()
+            f"{key}.{name}": value
+            for name, parameter in self.bench.network.named_parameters()
+            for key, value in state.get(parameter, {}).items()
             if value is not None
         }
 
@@ -194,7 +194,7 @@ class Loop:
         buffers = [b for b in self.bench.network.buffers() if b.is_floating_point()]
         if buffers:
             flat = processes.sum_over_all(torch.cat([b.reshape(-1) for b in buffers]) * share)
-            for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            for buffer, part in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
                 buffer.copy_(part.view_as(buffer))
 
     # -- small things --------------------------------------------------------------------------------------------------
