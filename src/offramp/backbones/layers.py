@@ -146,13 +146,17 @@ def check_image_size(network: str, image_size: Any, stem: StemKind, num_scales: 
         return height, width
     times = 2 ** (STEM_HALVINGS[stem] + num_scales - 1)
     message = (
-        f"{network} with {num_scales} scales cannot take {height} x {width} images: its exits would read maps of "
+        f"{network} with {_scales(num_scales)} cannot take {height} x {width} images: its exits would read maps of "
         f"{shrunk[0]} x {shrunk[1]}, and they read sides of {least} to {most}. "
         f"Images of {(least - 1) * times + 1} to {most * times} pixels a side fit"
     )
     other = deepest_scales(sides, stem)
     fits = other > 0 and max(coarsest_sides(sides, stem, other)) <= most
-    raise UsageError(message + (f"; for these images, use {other} scales." if fits else "."))
+    raise UsageError(message + (f"; for these images, use {_scales(other)}." if fits else "."))
+
+
+def _scales(number: int) -> str:
+    return "1 scale" if number == 1 else f"{number} scales"
 
 
 def coarsest_sides(sides: Sequence[int], stem: StemKind, num_scales: int) -> tuple[int, ...]:
