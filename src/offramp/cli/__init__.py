@@ -27,6 +27,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Status: 0 done, 1 failed, 2 wrong use, 130 or 143 stopped by a signal."""
+    if "" not in sys.path:
+        sys.path.append("")  # `mine:Loss` is found in the folder one works in, as with `python -m offramp`
     try:
         _parse(arguments)()
     except UsageError as error:
