@@ -14,6 +14,7 @@ from torch import nn
 import offramp
 from offramp import data
 from offramp.network import EarlyExitNet, builder
+from offramp.reports import Evaluation, evaluate
 from offramp.storage import save_tensors
 
 
@@ -34,7 +35,7 @@ def tiny_data(
     return data.arrays(images[:60], labels[:60], images[60:], labels[60:], **arguments)
 
 
-def metrics(K: int, epochs: int = 4, searched: bool = True) -> list[dict[str, Any]]:
+def metrics(K: int, damping: bool, searched: bool) -> list[dict[str, Any]]:
     def per_exit(top: float) -> list[float]:
         return [top * (k + 1) / K for k in range(K)]
 
@@ -47,57 +48,63 @@ def metrics(K: int, epochs: int = 4, searched: bool = True) -> list[dict[str, An
             "train_top1": per_exit(50 + epoch),
             "search_top1": per_exit(40 + epoch) if searched else None,
             "search_nll": per_exit(1 / epoch) if searched else None,
-            "stats": {"F_damping": per_exit(0.01), "weight": per_exit(1.0), "of_my_own": per_exit(2.0)},
+            "stats": {"of_my_own": per_exit(2.0), **({"F_damping": per_exit(0.01)} if damping else {})},
         }
-        for epoch in range(1, epochs + 1)
+        for epoch in range(1, 5)
     ]
+
+
+def write_run(
+    folder: Path,
+    *,
+    exits: int = 3,
+    damping: bool = True,
+    num_classes: int = 4,
+    seed: int = 0,
+    objective: dict[str, Any] | None = None,
+    searched: bool = True,
+    **config: Any,
+) -> Path:
+    """A finished run's folder; `config` changes entries of its config.json."""
+    torch.manual_seed(seed)
+    network = tiny_network(exits=exits, damping=damping, num_classes=num_classes)
+    source = {"name": f"{__name__}:tiny_data", "args": {"num_classes": num_classes}}
+    values = {
+        "format": 1,
+        "offramp": offramp.__version__,
+        "data": {"source": source, "root": None, "batch_size": 16, "holdout": 8, "workers": 0},
+        "network": network.spec.to_json(),
+        "objective": objective or {"name": "offramp.objectives.damping:Damping", "args": {"strength": 0.005}},
+        "rule": {"name": "offramp.rules.standard:Standard", "args": {}},
+        "training": {"epochs": 4, "seed": seed, "lr": 0.1, "keep_checkpoints": 2},
+        **config,
+    }
+    save_tensors(folder / "weights.safetensors", network.state_dict(), {"network": "null"})
+    (folder / "config.json").write_text(json.dumps(values))
+    lines = [json.dumps(line) + "\n" for line in metrics(exits, damping, searched)]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    start = {
+        "command": "offramp train --data '<tiny>' --out run",
+        "device": "cpu: made up",
+        "torch": "2.0",
+        "python": "3.11",
+        "offramp": offramp.__version__,
+        "git": {"commit": "abc123", "changed": True},
+    }
+    (folder / "environment.json").write_text(json.dumps([{**start, "command": "an earlier start"}, start]))
+    return folder
 
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """`make_run(name, exits=3, ...)` gives a finished run's folder; `config` changes entries of its config.json."""
+    """`make_run(name, exits=3, ...)` gives a finished run's folder: see `write_run`."""
+    return lambda name="run", **settings: write_run(tmp_path / name, **settings)
 
-    def make(
-        name: str = "run",
-        *,
-        exits: int = 3,
-        damping: bool = True,
-        num_classes: int = 4,
-        seed: int = 0,
-        objective: dict[str, Any] | None = None,
-        searched: bool = True,
-        **config: Any,
-    ) -> Path:
-        folder = tmp_path / name
-        torch.manual_seed(seed)
-        network = tiny_network(exits=exits, damping=damping, num_classes=num_classes)
-        source = {"name": f"{__name__}:tiny_data", "args": {"num_classes": num_classes}}
-        values = {
-            "format": 1,
-            "offramp": offramp.__version__,
-            "data": {"source": source, "root": None, "batch_size": 16, "holdout": 8, "workers": 0},
-            "network": network.spec.to_json(),
-            "objective": objective or {"name": "offramp.objectives.damping:Damping", "args": {"strength": 0.005}},
-            "rule": {"name": "offramp.rules.standard:Standard", "args": {}},
-            "training": {"epochs": 4, "seed": seed, "lr": 0.1, "keep_checkpoints": 2},
-            **config,
-        }
-        save_tensors(folder / "weights.safetensors", network.state_dict(), {"network": "null"})
-        (folder / "config.json").write_text(json.dumps(values))
-        lines = [json.dumps(line) + "\n" for line in metrics(exits, searched=searched)]
-        (folder / "metrics.jsonl").write_text("".join(lines))
-        start = {
-            "command": "offramp train --data '<tiny>' --out run",
-            "device": "cpu: made up",
-            "torch": "2.0",
-            "python": "3.11",
-            "offramp": offramp.__version__,
-            "git": {"commit": "abc123", "changed": True},
-        }
-        (folder / "environment.json").write_text(json.dumps([{**start, "command": "an earlier start"}, start]))
-        return folder
 
-    return make
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    """A run with its page, made once and only looked at."""
+    return evaluate(write_run(tmp_path_factory.mktemp("reported") / "run"))
 
 
 @pytest.fixture

@@ -48,10 +48,8 @@ def parsed(run) -> Strict:
     return parser
 
 
-@pytest.mark.parametrize(("exits", "damping"), [(3, True), (1, False), (5, False)])
-def test_the_page_parses_and_loads_nothing(make_run, exits, damping):
-    run = make_run(exits=exits, damping=damping)
-    evaluate(run)
+def test_the_page_parses_and_loads_nothing(reported):
+    run = reported.run.path
     page = parsed(run)
     assert page.open == []
     assert page.fetched == []
@@ -60,13 +58,22 @@ def test_the_page_parses_and_loads_nothing(make_run, exits, damping):
     assert "http://" not in source
     assert "https://" not in source
     assert not re.search(r"@import|url\((?!#)", source)
-    assert source.count("<svg") == 3 + damping
-    assert ("The damping neuron" in source) is damping
+    assert source.count("<svg") == 4
+    assert "The damping neuron" in source
 
 
-def test_the_page_says_what_was_measured_and_how(make_run):
-    run = make_run()
-    found = evaluate(run)
+def test_one_exit_without_neuron_and_without_held_out_images(make_run):
+    run = make_run(exits=1, damping=False, searched=False)
+    evaluate(run)
+    assert parsed(run).open == []
+    source = (run / "report.html").read_text()
+    assert source.count("<svg") == 3
+    assert "amping neuron" not in source
+    assert "top-1 on training images, %" in source
+
+
+def test_the_page_says_what_was_measured_and_how(reported):
+    run, found = reported.run.path, reported
     text = " ".join(" ".join(parsed(run).texts).split())
     assert "tiny_data num_classes=4: 40 images of arrays/test , 4 classes" in text
     assert "60" not in re.findall(
@@ -83,18 +90,14 @@ def test_the_page_says_what_was_measured_and_how(make_run):
     assert "seed 0" in text
 
 
-def test_names_cannot_become_markup(make_run):
-    run = make_run()
-    evaluate(run)
-    source = (run / "report.html").read_text()
+def test_names_cannot_become_markup(reported):
+    source = reported.run.report.read_text()
     assert "<td>&lt;0&gt;</td>" in source
     assert "<tiny>" not in source
 
 
-def test_the_page_follows_the_readers_theme(make_run):
-    run = make_run()
-    evaluate(run)
-    source = (run / "report.html").read_text()
+def test_the_page_follows_the_readers_theme(reported):
+    source = reported.run.report.read_text()
     assert "prefers-color-scheme: dark" in source
     assert "var(--ink)" in source[source.index("<svg") :]
     plots = source[source.index("<svg") :]
@@ -111,9 +114,8 @@ def test_a_run_without_metrics_or_environment_is_reported_without_them(make_run)
     assert "trained on" not in source
 
 
-def test_classes_are_sorted_by_what_depth_gains(make_run):
-    run = make_run()
-    found = evaluate(run)
+def test_classes_are_sorted_by_what_depth_gains(reported):
+    run, found = reported.run.path, reported
     gains = {
         name: last - first
         for name, first, last in zip(
