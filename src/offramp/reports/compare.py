@@ -19,6 +19,7 @@ from offramp.reports.evaluation import current_json
 from offramp.reports.labels import differences, labels, short_name
 from offramp.runs import RunFolder
 
+_FIRST = ("objective", "network", "rule", "training", "data")  # the order of what is said of a group
 METRICS = ("top1", "nll", "ece", "damping")
 
 
@@ -102,12 +103,12 @@ class Paired:
     Attributes:
         seeds: The seeds that both have.
         mean_top1: Differences of the mean over exits.
-        exits: Differences of each exit; None where the groups have different numbers of exits.
+        exits: Differences of each exit.
     """
 
     seeds: tuple[Any, ...]
     mean_top1: Spread
-    exits: tuple[Spread, ...] | None
+    exits: tuple[Spread, ...]
 
 
 @dataclass(frozen=True)
@@ -117,19 +118,21 @@ class Comparison:
     groups: tuple[Group, ...]
 
     def against_first(self, group: Group) -> Paired | None:
-        """What `group` has over the first one; None without a common seed or on another test set."""
+        """What `group` has over the first one; None without a common seed, or with other exits or another test set."""
         first = self.groups[0]
         ours, theirs = ({run.seed: run.figures for run in g.runs} for g in (group, first))
         seeds = tuple(seed for seed in ours if seed in theirs)
-        if group is first or not seeds or first.runs[0].figures["fingerprint"] != group.runs[0].figures["fingerprint"]:
+        same_test = first.runs[0].figures["fingerprint"] == group.runs[0].figures["fingerprint"]
+        if group is first or not seeds or not same_test or group.num_exits != first.num_exits:
             return None
-        exits = None
-        if group.num_exits == first.num_exits:
-            exits = tuple(
-                Spread.of([ours[s]["exits"][k]["top1"] - theirs[s]["exits"][k]["top1"] for s in seeds])
+        return Paired(
+            seeds,
+            Spread.of([ours[seed]["mean_top1"] - theirs[seed]["mean_top1"] for seed in seeds]),
+            tuple(
+                Spread.of([ours[seed]["exits"][k]["top1"] - theirs[seed]["exits"][k]["top1"] for seed in seeds])
                 for k in range(group.num_exits)
-            )
-        return Paired(seeds, Spread.of([ours[s]["mean_top1"] - theirs[s]["mean_top1"] for s in seeds]), exits)
+            ),
+        )
 
     @property
     def data_names(self) -> tuple[str, ...]:
@@ -159,7 +162,7 @@ class Comparison:
             else {
                 "seeds": list(paired.seeds),
                 "mean_top1": _json(paired.mean_top1),
-                "exits": None if paired.exits is None else [_json(spread) for spread in paired.exits],
+                "exits": [_json(spread) for spread in paired.exits],
             },
         }
 
@@ -192,17 +195,20 @@ def compare(
     for folder in _expanded(runs, note):
         figures = current_json(folder)
         measured.append(Measured(folder.path, folder.read_config(), figures or measure(folder.path)))
-    by_recipe: dict[str, list[Measured]] = {}
+    recipes = {json.dumps(_recipe(run), sort_keys=True): _recipe(run) for run in measured}
+    by_recipe: dict[str, list[Measured]] = {recipe: [] for recipe in recipes}
     for run in measured:
-        by_recipe.setdefault(json.dumps(_recipe(run), sort_keys=True), []).append(run)
+        by_recipe[json.dumps(_recipe(run), sort_keys=True)].append(run)
     for same in by_recipe.values():
         _refuse_equal_seeds(same)
-    differing = differences({recipe: json.loads(recipe) for recipe in by_recipe})
-    label_of = labels(list(by_recipe), differing)
+    differing = differences(recipes)
+    label_of = labels(list(recipes), differing)
+    if "objective.name" not in dict(differing):  # said even where it is common to all
+        label_of = {key: f"{short_name(recipes[key]['objective'])} {label}".strip() for key, label in label_of.items()}
     return Comparison(
         tuple(
             Group(
-                label=label_of[recipe] or short_name(same[0].config["objective"]),
+                label=label_of[recipe],
                 differs={key: values[recipe] for key, values in differing if recipe in values},
                 runs=tuple(sorted(same, key=lambda run: (run.seed is None, run.seed))),
             )
@@ -242,11 +248,12 @@ def _naturally(path: Path) -> list[str | int]:
 
 def _recipe(run: Measured) -> dict[str, Any]:
     """What determines a run but for its seed, and the test set it was measured on."""
-    recipe = {key: value for key, value in run.config.items() if key != "format"}
-    for key, kind, dropped in (("data", DataConfig, set()), ("training", TrainConfig, {"seed"})):
-        if recipe.get(key):
-            free = free_fields(kind) | dropped
-            recipe[key] = {name: value for name, value in recipe[key].items() if name not in free}
+    names = [*_FIRST, *(key for key in run.config if key not in (*_FIRST, "format"))]
+    recipe = {name: run.config.get(name) for name in names}
+    for name, unsaid in (("data", free_fields(DataConfig)), ("training", free_fields(TrainConfig) | {"seed"})):
+        settings = recipe[name]
+        if settings is not None:
+            recipe[name] = {key: value for key, value in settings.items() if key not in unsaid}
     return {**recipe, "images": {**(recipe.get("images") or {}), "test": run.figures["fingerprint"]}}
 
 

@@ -127,7 +127,7 @@ def accuracy(curves: Sequence[Curve]) -> "Figure":
                 f"{k}", point, xytext=(-4, 5), textcoords="offset points", ha="right", color=MUTED, fontsize=8.5
             )
     else:
-        axes.legend(loc="lower right")
+        figure.legend(loc="outside upper left", ncols=1 if max(len(curve.label) for curve in curves) > 40 else 2)
     axes.xaxis.set_major_formatter(lambda value, _: short(value, zeros=False))
     axes.set(xlabel="operations per image, with all heads on the way", ylabel="top-1 accuracy, %")
     axes.margins(x=0.06, y=0.12)

@@ -13,7 +13,11 @@ from offramp.reports import figures
 from offramp.reports.compare import Comparison, Paired, Spread
 from offramp.reports.page import inline_svg, page
 
-LEGEND = "mean ± standard deviation (half-range) over n seeds"
+LEGEND = (
+    "Top-1 in percent: mean ± standard deviation (half-range) over n seeds. The half-range is half the distance from "
+    "the lowest run to the highest. Paired: differences seed by seed, where both have the seed, as many exits and the "
+    "same test set."
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ def tables(comparison: Comparison) -> list[TextTable]:
     groups = comparison.groups
     paired = [comparison.against_first(group) for group in groups]
     summary = TextTable(
-        f"Mean over exits of top-1 in %: {LEGEND}",
+        "Mean over exits",
         ["", "n", "mean over exits", *(["against the first, paired"] if any(paired) else [])],
         [
             [
@@ -51,7 +55,7 @@ def tables(comparison: Comparison) -> list[TextTable]:
         [name, *row] for name, row in zip(names, zip_longest(*(c[:-1] for c in columns), fillvalue=""), strict=True)
     ]
     exits.append(["mean", *(column[-1] for column in columns)])
-    return [summary, TextTable(f"Every exit, top-1 in %: {LEGEND}", ["exit", *(g.label for g in groups)], exits)]
+    return [summary, TextTable("Every exit", ["exit", *(g.label for g in groups)], exits)]
 
 
 def spread_text(spread: Spread | None, sign: str = "") -> str:
@@ -76,7 +80,7 @@ def on_terminal(comparison: Comparison) -> RenderableType:
         for row in table.rows:
             rich_table.add_row(*row)
         drawn.append(rich_table)
-    return Lines(*drawn)
+    return Lines(*drawn, LEGEND)
 
 
 def markdown(comparison: Comparison) -> str:
@@ -85,7 +89,7 @@ def markdown(comparison: Comparison) -> str:
     for table in tables(comparison):
         lines += [f"**{table.title}**", "", _line(table.head), _line(["---", *["---:"] * (len(table.head) - 1)])]
         lines += [_line(row) for row in table.rows] + [""]
-    return "\n".join(lines)
+    return "\n".join([*lines, LEGEND, ""])
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -100,7 +104,12 @@ def html(comparison: Comparison) -> str:
         with figures.style():
             plot = inline_svg(figures.accuracy(_curves(comparison)), "accuracy")
     return page(
-        "compare.html.j2", title="Runs side by side", comparison=comparison, tables=tables(comparison), plot=plot
+        "compare.html.j2",
+        title="Runs side by side",
+        comparison=comparison,
+        tables=tables(comparison),
+        legend=LEGEND,
+        plot=plot,
     )
 
 
