@@ -205,9 +205,11 @@ def damping(result: Anytime) -> "Figure":
 
 def short(count: float, *, zeros: bool = True) -> str:
     """A count in few characters: 812, 6.86 k, 12.0 M, 1.36 G; 12 M without `zeros`."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, size in ((" G", 1e9), (" M", 1e6), (" k", 1e3)):
         if abs(count) >= size:
-            return f"{count / size:{'#' if zeros else ''}.3g}".rstrip(".") + f" {unit}"
+            value = count / size
+            text = f"{value:.{2 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f}"
+            return (text if zeros or "." not in text else text.rstrip("0").rstrip(".")) + unit
     return f"{count:.3g}"
 
 

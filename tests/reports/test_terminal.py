@@ -1,0 +1,53 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from offramp.reports import evaluate
+from offramp.reports.terminal import passes, run_table
+
+
+def shown(evaluation):
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(run_table(evaluation))
+    return console.export_text()
+
+
+def test_the_table_has_a_line_an_exit_and_the_mean(make_run):
+    found = evaluate(make_run(), page=False)
+    text = shown(found)
+    for k, (exit, train) in enumerate(zip(found.test.exits, found.train.exits, strict=True), 1):
+        (row,) = [line.split() for line in text.splitlines() if line.split()[:1] == [str(k)]]
+        assert f"{exit.top1:.2f}" in row
+        assert f"±{exit.top1_se:.2f}" in row
+        assert row[-4:] == [
+            f"{exit.nll:.4f}",
+            f"{exit.ece:.4f}",
+            f"{exit.damping.mean:#.2g}",
+            f"{train.damping.mean:#.2g}",
+        ]
+    assert f"mean {found.test.mean_top1:.2f} ±{found.test.mean_top1_se:.2f}" in " ".join(text.split())
+    assert "40 images of arrays/test" in text
+    assert "52 training images" in text
+
+
+@pytest.mark.parametrize(("settings", "absent"), [({"damping": False}, "F[N+1]"), ({}, "top-5")])
+def test_what_does_not_apply_is_left_out(make_run, settings, absent):
+    assert absent not in shown(evaluate(make_run(exits=1, **settings), page=False))
+
+
+def test_top5_is_shown_for_many_classes(make_run):
+    assert "top-5" in shown(evaluate(make_run(exits=1, num_classes=12), page=False))
+
+
+def test_no_training_images_no_column(make_run):
+    assert "F[N+1] train" not in shown(evaluate(make_run(exits=1), page=False, train_limit=0))
+
+
+def test_progress_is_silent_where_standard_error_is_no_terminal(capsys):
+    with passes() as show:
+        show("test", 1, 2)
+        show("test", 2, 2)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.strip() == ""
