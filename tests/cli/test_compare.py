@@ -1,0 +1,102 @@
+import json
+
+import pytest
+import torch
+
+from offramp.cli import main
+from offramp.evaluation import weights_hash
+from offramp.storage import save_tensors
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that was evaluated: what compare reads of it, no more."""
+
+    def make(name, top1, seed=0, strength=0.1):
+        folder = tmp_path / name
+        tensors = {"weight": torch.tensor(top1)}
+        save_tensors(folder / "weights.safetensors", tensors)
+        config = {
+            "format": 1,
+            "objective": {"name": "m:Damping", "args": {"strength": strength}},
+            "network": None,
+            "data": None,
+            "training": {"seed": seed},
+        }
+        exits = [{"operations": 10, "top1": value, "nll": 1.0, "ece": 0.1, "damping": None} for value in top1]
+        evaluation = {
+            "format": 1,
+            "renormalised": False,
+            "weights": weights_hash(tensors),
+            "data": "digits",
+            "fingerprint": "f",
+            "exits": exits,
+            "mean_top1": sum(top1) / len(top1),
+        }
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "evaluation.json").write_text(json.dumps(evaluation))
+        return str(folder)
+
+    return make
+
+
+def test_json_is_one_object_on_standard_output(run, tmp_path, capsys):
+    for seed in (0, 1):
+        run(f"a/seed-{seed}", [50.0 + seed, 60.0], seed)
+    other = run("b", [52.0, 62.0], strength=0.2)
+    assert main(["compare", str(tmp_path / "a"), other, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert len(captured.out.splitlines()) == 1
+    a, b = json.loads(captured.out)["groups"]
+    assert (a["label"], b["label"]) == ("Damping strength=0.1", "Damping strength=0.2")
+    assert a["mean_top1"] == {"mean": 55.25, "std": pytest.approx(0.5**0.5 / 2), "half_range": 0.25, "n": 2}
+    assert b["against_first"]["mean_top1"] == {"mean": 2.0, "std": None, "half_range": None, "n": 1}
+    assert b["against_first"]["seeds"] == [0]
+
+
+def test_a_table_otherwise_and_files_on_request(run, tmp_path, capsys):
+    runs = [run("a", [50.0, 60.0]), run("b", [52.0, 62.0], strength=0.2)]
+    for name in ("out.md", "pages/out.html"):
+        assert main(["compare", *runs, "--out", str(tmp_path / name)]) == 0
+        captured = capsys.readouterr()
+        assert "Damping strength=0.2" in captured.out
+        assert captured.out.splitlines()[-1] == str(tmp_path / name)
+        assert "57.00" in (tmp_path / name).read_text()
+
+
+def test_the_file_is_named_on_standard_error_with_json(run, tmp_path, capsys):
+    out = str(tmp_path / "out.md")
+    assert main(["compare", run("a", [50.0]), "--json", "--out", out]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["groups"][0]["n"] == 1
+    assert captured.err == f"{out}\n"
+
+
+def test_unfinished_runs_in_a_folder_are_noted(run, tmp_path, capsys):
+    run("a/seed-0", [50.0])
+    run("a/seed-1", [50.0], 1)
+    (tmp_path / "a" / "seed-1" / "weights.safetensors").unlink()
+    assert main(["compare", str(tmp_path / "a"), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["groups"][0]["seeds"] == [0]
+    assert captured.err == f"{tmp_path}/a/seed-1 is not finished and was left out.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "Name at least one run"),
+        (["nowhere"], "nowhere is not a run and holds none"),
+        (["run", "--out", "x.pdf"], "should end in .html or .md"),
+    ],
+)
+def test_wrong_use_is_one_line(run, tmp_path, capsys, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    run("run", [50.0])
+    assert main(["compare", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

@@ -1,0 +1,110 @@
+import inspect
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from offramp import data
+from offramp.cli import main
+from offramp.cli.evaluate import evaluate as command
+from offramp.network import EarlyExitNet, builder
+from offramp.reports import evaluate
+from offramp.storage import save_tensors
+
+
+@builder
+def tiny_network(damping: bool = True) -> EarlyExitNet:
+    stages = [nn.Conv2d(channels, 3, 3, padding=1) for channels in (1, 3)]
+    exits = [nn.Sequential(nn.Flatten(), nn.Linear(48, 3 + damping)) for _ in stages]
+    return EarlyExitNet(stages, exits, num_classes=3, damping=damping, image_shape=(1, 4, 4))
+
+
+def tiny_data() -> data.Parts:
+    images = np.random.default_rng(0).integers(0, 256, (60, 4, 4), dtype=np.uint8)
+    return data.arrays(images, np.arange(60) % 3, batch_size=8, holdout=6)
+
+
+@pytest.fixture
+def run(tmp_path):
+    network = tiny_network()
+    config = {
+        "format": 1,
+        "offramp": "0.1.0",
+        "data": {"source": {"name": f"{__name__}:tiny_data", "args": {}}},
+        "network": network.spec.to_json(),
+        "objective": {"name": "offramp.objectives.damping:Damping", "args": {"strength": 0.005}},
+        "rule": {"name": "offramp.rules.standard:Standard", "args": {}},
+        "training": {"epochs": 1, "seed": 0},
+    }
+    save_tensors(tmp_path / "run" / "weights.safetensors", network.state_dict())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    return tmp_path / "run"
+
+
+def test_json_is_one_object_on_standard_output_and_notes_go_elsewhere(run, capsys):
+    assert main(["evaluate", str(run), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 1
+    values = json.loads(captured.out)
+    assert values == json.loads((run / "evaluation.json").read_text())
+    assert len(values["exits"]) == 2
+    for exit in values["exits"]:
+        assert all(isinstance(exit[key], float) for key in ("top1", "nll", "ece", "damping"))
+        assert all(isinstance(exit[key], int) for key in ("operations", "parameters"))
+    assert values["mean_top1"] == pytest.approx(sum(exit["top1"] for exit in values["exits"]) / 2)
+    assert captured.err.splitlines() == [str(run / "evaluation.json"), str(run / "report.html")]
+
+
+def test_otherwise_a_table_and_where_the_files_lie(run, capsys):
+    assert main(["evaluate", str(run), "--plots", "svg"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("top-1 %" in line and "F[N+1] train" in line for line in lines)
+    names = ["evaluation.json", "report.html", *(f"plots/{n}.svg" for n in ("accuracy", "reliability", "damping"))]
+    assert lines[-5:] == [str(run / name) for name in names]
+    assert all((run / name).is_file() for name in names)
+
+
+def test_options_reach_the_evaluation(run, capsys):
+    assert main(["evaluate", str(run), "--json", "--renormalise", "--train-limit", "5", "--batch-size", "2"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["renormalised"], values["train_images"]) == (True, 5)
+
+
+def test_defaults_are_those_of_python():
+    ours, theirs = inspect.signature(command).parameters, inspect.signature(evaluate).parameters
+    shared = ours.keys() & theirs.keys() - {"run"}
+    assert {name: ours[name].default for name in shared} == {name: theirs[name].default for name in shared}
+    assert shared == ours.keys() - {"run", "as_json"}
+
+
+def test_without_matplotlib_table_and_json_still_work(run, capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["evaluate", str(run)]) == 0
+    captured = capsys.readouterr()
+    assert "top-1 %" in captured.out
+    assert captured.err == "No report.html: plots need matplotlib: pip install 'offramp[report]'\n"
+    assert main(["evaluate", str(run), "--plots", "png"]) == 2
+
+
+@pytest.mark.parametrize("where", ["nowhere", "."])
+def test_what_is_no_run_is_wrong_use(where, tmp_path, capsys):
+    assert main(["evaluate", str(tmp_path / where)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("offramp: ")
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_weights_that_are_not_finite_are_a_failure(run, capsys):
+    network = tiny_network()
+    torch.nn.init.constant_(network.exits[1][1].bias, float("inf"))
+    save_tensors(run / "weights.safetensors", network.state_dict())
+    assert main(["evaluate", str(run), "--json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Exit 2 gives logits that are not finite" in captured.err
