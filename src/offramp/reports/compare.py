@@ -195,26 +195,28 @@ def compare(
     for folder in _expanded(runs, note):
         figures = current_json(folder)
         measured.append(Measured(folder.path, folder.read_config(), figures or measure(folder.path)))
-    recipes = {json.dumps(_recipe(run), sort_keys=True): _recipe(run) for run in measured}
-    by_recipe: dict[str, list[Measured]] = {recipe: [] for recipe in recipes}
-    for run in measured:
-        by_recipe[json.dumps(_recipe(run), sort_keys=True)].append(run)
-    for same in by_recipe.values():
-        _refuse_equal_seeds(same)
+    return Comparison(_grouped(measured))
+
+
+def _grouped(runs: Sequence[Measured]) -> tuple[Group, ...]:
+    keys = {run.path: json.dumps(_recipe(run), sort_keys=True) for run in runs}
+    recipes = {keys[run.path]: _recipe(run) for run in runs}
     differing = differences(recipes)
     label_of = labels(list(recipes), differing)
     if "objective.name" not in dict(differing):  # said even where it is common to all
         label_of = {key: f"{short_name(recipes[key]['objective'])} {label}".strip() for key, label in label_of.items()}
-    return Comparison(
-        tuple(
+    groups = []
+    for key in recipes:
+        same = [run for run in runs if keys[run.path] == key]
+        _refuse_equal_seeds(same)
+        groups.append(
             Group(
-                label=label_of[recipe],
-                differs={key: values[recipe] for key, values in differing if recipe in values},
+                label=label_of[key],
+                differs={field: values[key] for field, values in differing if key in values},
                 runs=tuple(sorted(same, key=lambda run: (run.seed is None, run.seed))),
             )
-            for recipe, same in by_recipe.items()
         )
-    )
+    return tuple(groups)
 
 
 def _expanded(runs: Sequence[str | Path], note: Callable[[str], None]) -> list[RunFolder]:
