@@ -1,6 +1,6 @@
 import pytest
 
-from offramp.reports.labels import differences, labels, short_name
+from offramp.reports.labels import differences, labels, short_name, summary
 
 
 def recipe(objective="CrossEntropy", module="offramp.objectives.x", args=None, **more):
@@ -68,3 +68,12 @@ def test_hashes_of_images_are_said_only_where_nothing_else_tells():
 def test_short_name(key):
     assert short_name({key: "package.module:Name", "args": {}}) == "Name"
     assert short_name({key: "digits", "args": {}}) == "digits"
+
+
+def test_summary_has_the_arguments_in_brief():
+    spec = {
+        "name": "m:PowerSqrt",
+        "args": {"strength": 0.005, "weighting": {"alpha": 0.8, "over": "exits"}, "root": None},
+    }
+    assert summary(spec) == "PowerSqrt strength=0.005 weighting={alpha=0.8, …} root=none"
+    assert summary({"name": "m:CrossEntropy", "args": {}}) == "CrossEntropy"

@@ -45,6 +45,11 @@ def short_name(spec: Mapping[str, Any]) -> str:
     return _short(_name(spec))
 
 
+def summary(spec: Mapping[str, Any]) -> str:
+    """`PowerSqrt strength=0.005 weighting={alpha=0.8, …}`: a spec's short name and its arguments in brief."""
+    return " ".join([short_name(spec), *(f"{key}={_brief(value)}" for key, value in spec["args"].items())])
+
+
 def _is_spec(value: Mapping[str, Any]) -> bool:
     return value.keys() in ({"name", "args"}, {"class", "args"})
 

@@ -7,7 +7,7 @@ import offramp
 from offramp.config import Spec
 from offramp.reports import figures
 from offramp.reports.evaluation import Evaluation
-from offramp.reports.labels import short_name
+from offramp.reports.labels import short_name, summary
 from offramp.reports.page import inline_svg, page
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def report(evaluation: Evaluation, drawn: "dict[str, Figure]") -> str:
                 evaluation.data_name,
             ]
         ),
+        objective=summary(evaluation.config["objective"]),
         evaluation=evaluation,
         test=evaluation.test,
         train=evaluation.train,
