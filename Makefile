@@ -19,7 +19,7 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 
 quickstart: $(VENV)/.report   ## train MSDNet with the paper's method on scikit-learn's digits, evaluate, report
 	$(BIN)/offramp train --data digits --objective power-sqrt --epochs 20 --out runs/quickstart
-	$(BIN)/offramp evaluate runs/quickstart
+	$(BIN)/offramp evaluate runs/quickstart --plots svg
 
 test: $(VENV)/.dev            ## everything but the slow tests
 	$(BIN)/python -m pytest -n 2

@@ -10,7 +10,16 @@ import pytest
 import offramp
 
 PACKAGE = Path(offramp.__file__).parent
-BOTTOM = ["errors", "config", "storage", "processes", "network", "runs", "costs"]  # each may import those before it
+BOTTOM = [
+    "errors",
+    "config",
+    "storage",
+    "processes",
+    "devices",
+    "network",
+    "runs",
+    "costs",
+]  # each may import those before it
 LEVELS = {
     **dict.fromkeys(BOTTOM, 0),
     **dict.fromkeys(["backbones", "objectives", "data", "evaluation"], 1),

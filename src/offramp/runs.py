@@ -2,13 +2,16 @@
 
 config.json          everything that determines the run (and the fields that may change when it is continued)
 environment.json     versions, device, threads, git state, command, of every start
-split.json           the saved permutation behind train, search and certify, and hashes of the data
+split.json           which training images are held out as search and certify
 metrics.jsonl        one line an epoch: only what the run determines, the same byte for byte after any interruption
 timing.jsonl         clocks and rates
-checkpoints/         the last few states of the training, each with its content hash in its name
+checkpoints/         the last few states of the training
 weights.safetensors  the final weights, plain layout; there when the run is finished
-records/             logits of whole data sets, made by `offramp evaluate`
-report.html          made by `offramp evaluate`
+best.safetensors     the weights of the best epoch, on request
+records/             logits of whole data sets, made by `offramp evaluate`, as are the following
+evaluation.json      the figures of every exit
+report.html          the same as a page
+plots/               its plots as files
 """
 
 import json

@@ -64,3 +64,9 @@ def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None
         import_(file, preset=Spec("msdnet", {"exits": 1}), out=tmp_path / "file" / "weights.safetensors")
     with pytest.raises(OfframpError, match="cannot be written: Is a directory"):
         import_(file, preset=Spec("msdnet", {"exits": 1}), out=tmp_path)
+
+
+def test_without_a_place_the_weights_stand_beside_the_checkpoint(tmp_path: Path) -> None:
+    file = checkpoint(tmp_path / "model_best.pth.tar", msdnet(exits=1, channels=4, growth=2, head_channels=8))
+    import_(file, preset=Spec("msdnet", {"exits": 1, "channels": 4, "growth": 2, "head_channels": 8}))
+    assert (tmp_path / "model_best.safetensors").is_file()

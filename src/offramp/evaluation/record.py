@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from offramp.devices import describe_device
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
 from offramp.processes import active
@@ -237,11 +238,6 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and values: the same for a `state_dict` and for the weights file made of it."""
     hashes = (tensor_hash(tensor, name) for name, tensor in sorted(tensors.items()))
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
-
-
-def describe_device(device: torch.device) -> str:
-    """A device in words: `cpu`, or the name of the GPU."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _device_of(network: EarlyExitNet) -> torch.device:

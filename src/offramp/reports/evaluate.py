@@ -8,12 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from offramp import data
 from offramp.config import DataConfig, Spec
 from offramp.costs import cost
 from offramp.data import Parts
+from offramp.devices import device_named
 from offramp.errors import UsageError
 from offramp.evaluation import anytime, recorded
 from offramp.network import EarlyExitNet
@@ -71,7 +70,7 @@ def evaluate(
         figures.require()
     folder = RunFolder(run)
     config = folder.read_config()
-    network = load(folder.path, into).to(_device(device))
+    network = load(folder.path, into).to(device_named(device))
     if not os.access(folder.path, os.W_OK):
         raise UsageError(f"{folder.path} is not writable; evaluation writes its logits and figures there.")
     parts = parts or _parts_of(folder, config, root)
@@ -127,15 +126,3 @@ def _parts_of(folder: RunFolder, config: dict[str, Any], root: str | None) -> Pa
 
 def _named(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
     return None if progress is None else functools.partial(progress, name)
-
-
-def _device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as error:
-        raise UsageError(f"There is no device {wanted!r}; use auto, cpu or cuda.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {wanted!r} was asked for, and torch sees no CUDA GPU here; use cpu.")
-    return device

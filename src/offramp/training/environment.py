@@ -13,11 +13,11 @@ import torchvision
 
 import offramp
 from offramp import processes
+from offramp.devices import describe_device
 
 
 def describe(device: torch.device) -> dict[str, Any]:
     """What `environment.json` says of one start."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
@@ -27,7 +27,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "torchvision": torchvision.__version__,
         "numpy": numpy.__version__,
         "platform": platform.platform(),
-        "device": f"{device.type}: {name}",
+        "device": describe_device(device),
         "threads": torch.get_num_threads(),
         "processes": processes.world_size(),
         "git": _git_state(),

@@ -14,6 +14,7 @@ import offramp
 from offramp import backbones, data, objectives, processes, rules
 from offramp.config import Run, TrainConfig, to_json
 from offramp.data import HeldOut, Split
+from offramp.devices import device_named
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import Objective
@@ -204,17 +205,10 @@ def _together(wanted: str) -> Iterator[torch.device]:
 
 
 def _device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as error:
-        raise UsageError(f"There is no device {wanted!r}; use auto, cpu or cuda.") from error
+    """Under torchrun each process of a machine takes its own GPU."""
+    device = device_named(wanted)
     if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UsageError(f"device {wanted!r} was asked for, and torch sees no CUDA GPU here; use --device cpu.")
-        if device.index is None:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index)
         torch.cuda.set_device(device)
     return device
 
