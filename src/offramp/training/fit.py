@@ -52,7 +52,7 @@ def fit(
     out: str | Path,
     rule: TrainingRule | None = None,
 ) -> EarlyExitNet:
-    """Train `network`, keep everything in the folder `out`, and return the network in evaluation mode.
+    """Train `network`, keep everything in the folder `out`, and return the network, in evaluation mode and on the CPU.
 
     Starting the same again continues where the last checkpoint stands, to the very same weights (one process, CPU,
     same machine and number of threads). A finished run is loaded and returned. Under torchrun the processes share
