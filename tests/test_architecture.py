@@ -17,6 +17,7 @@ BOTTOM = [
     "processes",
     "devices",
     "network",
+    "policy",
     "runs",
     "costs",
 ]  # each may import those before it

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from offramp.config import DataConfig, Run, Spec, TrainConfig
     from offramp.costs import cost
     from offramp.network import EarlyExitNet, class_log_probs
+    from offramp.policy import Measure, Policy
     from offramp.runs import load
     from offramp.training.fit import fit, train
 
@@ -16,6 +17,8 @@ __version__ = "0.1.0"
 _HOME = {  # public name -> module that defines it
     "DataConfig": "offramp.config",
     "EarlyExitNet": "offramp.network",
+    "Measure": "offramp.policy",
+    "Policy": "offramp.policy",
     "Run": "offramp.config",
     "Spec": "offramp.config",
     "TrainConfig": "offramp.config",
@@ -30,6 +33,8 @@ _ROOMS = ("backbones", "data", "evaluation", "objectives", "reports", "rules")
 __all__ = [
     "DataConfig",
     "EarlyExitNet",
+    "Measure",
+    "Policy",
     "Run",
     "Spec",
     "TrainConfig",
