@@ -35,4 +35,5 @@ def test_twenty_kills(tmp_path: Path, seed: int) -> None:
     result = torture(tmp_path, 20, seed, "--epochs", "40", "--keep-best")
     assert result["kills"] == 20
     assert len(result["kinds"]) >= 4
+    assert "best.safetensors" in result["compared"]
     assert result["different"] == []

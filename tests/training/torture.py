@@ -81,11 +81,8 @@ def torture(folder: Path, num_kills: int, seed: int, train_arguments: list[str])
             status = attempt(arguments, prepare=suicide(kind, rng.randint(1, 8), rng.random() < 0.5))
         kills[kind] += os.WIFSIGNALED(status)
     assert attempt(arguments) == 0
-    names = [
-        "weights.safetensors",
-        "metrics.jsonl",
-        *(f"checkpoints/{p.name}" for p in (calm / "checkpoints").iterdir()),
-    ]
+    kept = ("*.safetensors", "metrics.jsonl", "checkpoints/*")  # final and best weights, metrics, optimiser states
+    names = [str(path.relative_to(calm)) for pattern in kept for path in calm.glob(pattern)]
     different = [n for n in names if (calm / n).read_bytes() != (tortured / n).read_bytes()]
     return {"kills": kills.total(), "kinds": dict(kills), "compared": sorted(names), "different": different}
 
