@@ -121,6 +121,9 @@ class Measure:
             raise UsageError(f"There are {len(self.temperatures)} temperatures for {num_exits} exits.")
 
 
+SOFTMAX = Measure()  # the published one
+
+
 def _agreements(log_probs_BN: Tensor, state: State) -> tuple[Tensor, State]:
     labels_B, broken_B = log_probs_BN.argmax(-1), log_probs_BN.isnan().any(-1)
     run_B = torch.zeros_like(log_probs_BN[..., 0])
@@ -161,7 +164,7 @@ class Policy:
     """
 
     thresholds: tuple[float, ...]
-    measure: Measure = Measure()
+    measure: Measure = SOFTMAX
     found: Mapping[str, Any] = field(default_factory=dict)
     network: str | None = None
 

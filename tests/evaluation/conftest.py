@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from offramp.costs import Cost, Count
 from offramp.evaluation import Record
 from offramp.network import EarlyExitNet
 
@@ -75,5 +76,16 @@ def make_record() -> Callable[..., Record]:
             total=S,
             made_on="cpu",
         )
+
+    return make
+
+
+@pytest.fixture
+def make_cost() -> Callable[..., Cost]:
+    """The cost of a network whose exits take so many operations, heads on the way included."""
+
+    def make(*operations: int) -> Cost:
+        counts = tuple(Count(count, count, 1) for count in operations)
+        return Cost(counts, counts, counts, counts, (1, 4, 4))
 
     return make
