@@ -1,0 +1,71 @@
+"""How strongly counts speak against "the risk is above `risk`": p-values, exact or by betting; exact limits.
+
+All functions work elementwise on arrays of counts that broadcast against each other. A p-value is valid when, whatever
+the true distribution with a risk above `risk`, it is at most u with probability at most u, for every u.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+LARGEST_BET = 0.9  # of what is possible: one loss costs at most nine tenths of the wealth
+
+
+def binomial_p_value(lost: npt.ArrayLike, images: npt.ArrayLike, risk: float) -> FloatArray:
+    """Exact p-value that the probability of a loss is above `risk`, after `lost` losses among `images` images.
+
+    P(Binomial(images, risk) <= lost). No images: 1.
+    """
+    lost, images = np.asarray(lost, dtype=np.int64), np.asarray(images, dtype=np.int64)
+    if images.size and (images == images.flat[0]).all():  # one number of images: a table is many times faster
+        table = special.bdtr(np.arange(lost.max(initial=0) + 1), images.flat[0], risk)
+        return np.asarray(table[np.broadcast_to(lost, np.broadcast(lost, images).shape)])
+    return np.asarray(special.bdtr(lost, images, risk))
+
+
+def betting_p_value(
+    lost: npt.ArrayLike, gained: npt.ArrayLike, images: npt.ArrayLike, risk: float, bet: npt.ArrayLike
+) -> FloatArray:
+    """p-value that the mean of X is above `risk`, X being 1 (`lost` times), -1 (`gained` times) or else 0.
+
+    One gambler bets the same share of the wealth on every image: the wealth is the product of 1 + bet (risk - X), which
+    under the null hypothesis grows by at most 1 in expectation with each image, so that 1 / wealth is a p-value by
+    Markov's inequality (Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", 2024,
+    section 4). The product needs no order of the images, only counts.
+
+    Args:
+        lost: Images with X = 1.
+        gained: Images with X = -1.
+        images: All images.
+        risk: In (0, 1).
+        bet: In [0, 1 / (1 - risk)), so that the wealth stays positive; fixed before the images are seen. See
+            `best_bet`.
+    """
+    lost, gained, images, bet = (np.asarray(a, dtype=np.float64) for a in (lost, gained, images, bet))
+    log_wealth = (
+        lost * np.log1p(bet * (risk - 1))
+        + gained * np.log1p(bet * (risk + 1))
+        + (images - lost - gained) * np.log1p(bet * risk)
+    )
+    return np.asarray(np.exp(-np.maximum(log_wealth, 0.0)))
+
+
+def best_bet(differing: npt.ArrayLike, images: npt.ArrayLike, risk: float, confidence: float) -> FloatArray:
+    """The bet that needs the least evidence, where a share `differing` of all images has X other than 0.
+
+    It is sqrt(2 log(1/delta) / (images variance)) with the second moment for the variance (Waudby-Smith and Ramdas,
+    section 3.3), but never so large that one loss would cost nearly all the wealth. A poor guess of `differing` costs
+    power, never validity, as long as it comes from other images.
+    """
+    variance = np.maximum(np.asarray(differing, dtype=np.float64), np.finfo(np.float64).tiny)
+    per_image = 2 * -np.log1p(-confidence) / np.maximum(np.asarray(images, dtype=np.float64), 1.0)
+    return np.asarray(np.minimum(np.sqrt(per_image / variance), LARGEST_BET / (1 - risk)))
+
+
+def lower_limit(hits: npt.ArrayLike, trials: npt.ArrayLike, confidence: float) -> FloatArray:
+    """Exact (Clopper-Pearson) lower limit of a probability after `hits` among `trials`."""
+    hits, trials = np.asarray(hits, dtype=np.float64), np.asarray(trials, dtype=np.float64)
+    return np.asarray(np.where(hits > 0, special.betaincinv(np.maximum(hits, 1), trials - hits + 1, 1 - confidence), 0))

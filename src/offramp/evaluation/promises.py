@@ -1,0 +1,173 @@
+"""A promise about early answers, and which candidate policies keep it: Learn-then-Test on counts.
+
+Angelopoulos, Bates, Candes, Jordan, Lei, "Learn then Test" (2021). J candidates, ordered from those that hold images
+back to those that let them go; S images. Arrays of counts may have any leading axes, so that one call serves one
+calibration set or ten thousand, one class or all.
+
+No image may be in both of the two sets used here. From `search` come the candidates, their order, where testing starts
+and how much is bet; from `certify` come p-values, and nothing else.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from offramp.config import did_you_mean
+from offramp.errors import UsageError
+from offramp.evaluation.bounds import FloatArray, IntArray, best_bet, betting_p_value, binomial_p_value
+
+BoolArray = npt.NDArray[np.bool_]
+Loss = Literal["regret", "early-error", "drop"]
+LOSSES: tuple[Loss, ...] = get_args(Loss)
+MOST_IMAGES = 10**9  # where `images_needed` gives up
+
+
+@dataclass(frozen=True)
+class Promise:
+    """With probability `confidence` over the draw of the certify images, the risk is at most `risk`.
+
+    Attributes:
+        risk: In (0, 1).
+        confidence: In (0, 1).
+        loss: `regret`: an image leaves early with a wrong answer though the last exit is right; the risk is the share
+            of such images among all, never less than the accuracy lost. `early-error`: the share of wrong answers among
+            the images that leave early. `drop`: the accuracy lost against the last exit, where images that only the
+            early answer gets right make up for others.
+    """
+
+    risk: float = 0.01
+    confidence: float = 0.95
+    loss: Loss = "regret"
+
+    def __post_init__(self) -> None:
+        for name in ("risk", "confidence"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 < value < 1:
+                raise UsageError(f"{name} must lie between 0 and 1, both excluded, not {value!r}.")
+        if self.loss not in LOSSES:
+            raise UsageError(f"Unknown loss {self.loss!r}.{did_you_mean(str(self.loss), LOSSES)}")
+
+    @property
+    def level(self) -> float:
+        """The probability with which the promise may be broken, 1 - confidence."""
+        return 1 - self.confidence
+
+    def p_values(self, certify: "Tally", search: "Tally") -> FloatArray:
+        """How strongly the certify images speak against "the risk is above `risk`", elementwise.
+
+        A 0/1 loss on independent images is binomial. For `early-error` the number of images that leave is random, but
+        given which images leave, their answers are still independent, each wrong with the probability in question: the
+        binomial of that many images holds given their number, so it holds.
+
+        A drop is at most the regret, so the binomial of its losses alone is valid too, and stronger where gains are
+        rare. Each candidate gets the test that would have been stronger on the search images.
+        """
+        binomial = binomial_p_value(certify.lost, certify.counted, self.risk)
+        return (
+            binomial if self.loss != "drop" else np.where(self.bets(search), self._betting(certify, search), binomial)
+        )
+
+    def bets(self, search: "Tally") -> BoolArray:
+        """Which candidates are tested by betting on the signed loss, not by the exact binomial."""
+        if self.loss != "drop":
+            return np.zeros(np.broadcast(*search).shape, dtype=bool)
+        return self._betting(search, search) < binomial_p_value(search.lost, search.counted, self.risk)
+
+    def _betting(self, tally: "Tally", search: "Tally") -> FloatArray:
+        # One more than was seen: a candidate under which no search image differs is not sure to change none.
+        differing = (search.lost + search.gained + 1) / (search.counted + 1)
+        bet = best_bet(differing, tally.counted, self.risk, self.confidence)
+        return betting_p_value(tally.lost, tally.gained, tally.counted, self.risk, bet)
+
+    def images_needed(self) -> int:
+        """The fewest counted images, none of them with a loss (or a gain), that could keep the promise."""
+
+        def enough(images: int) -> bool:
+            tally = Tally(np.array(0), np.array(0), np.array(images))
+            return bool(self.p_values(tally, tally) <= self.level)
+
+        high = 1
+        while not enough(high):
+            if high > MOST_IMAGES:
+                raise UsageError(f"risk={self.risk} at confidence={self.confidence} needs over a billion images.")
+            high *= 2
+        low = high // 2  # not enough (or 0)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if enough(middle) else (middle, high)
+        return high
+
+
+class Tally(NamedTuple):
+    """What candidates did on a set of images, as counts that broadcast: integers of shape `[..., J]`."""
+
+    lost: IntArray
+    """Images with a loss of 1."""
+    gained: IntArray
+    """Images with a loss of -1 (`drop` only, else 0)."""
+    counted: IntArray
+    """Images the risk is a share of: all, or for `early-error` those that left early."""
+
+    @property
+    def risk(self) -> FloatArray:
+        """The mean loss; 0 where nothing is counted."""
+        return np.asarray((self.lost - self.gained) / np.maximum(self.counted, 1))
+
+
+class Events(NamedTuple):
+    """Which images are lost, gained and counted under a loss: three masks of one shape."""
+
+    lost: BoolArray
+    gained: BoolArray
+    counted: BoolArray
+
+
+def events(loss: Loss, left: BoolArray, right: BoolArray, full: BoolArray) -> Events:
+    """What happens to images under a policy: `left` early or not, answered `right` or not, right at the last exit."""
+    no = np.zeros_like(left)
+    if loss == "early-error":
+        return Events(left & ~right, no, left)
+    lost = left & ~right & full
+    return Events(lost, left & right & ~full if loss == "drop" else no, ~no)
+
+
+def cheapest_kept(p_values_J: FloatArray, start: IntArray, level: float) -> IntArray:
+    """Fixed-sequence testing: the last candidate that passes before the first that fails, from `start` on; -1 if none.
+
+    Each candidate is tested at the whole level, because testing stops at the first failure: to certify a candidate that
+    breaks the promise, the first such on the way has to pass, which happens with probability `level` at most. The order
+    and `start` (one per leading index) must not depend on the images that the p-values come from.
+
+    Args:
+        p_values_J: `[..., J]`.
+        start: Candidates, of shape `[...]`.
+        level: 1 - confidence.
+    """
+    J = p_values_J.shape[-1]
+    # Written with > last: a p-value that is not a number passes no test.
+    fails = ~(p_values_J <= level) & (np.arange(J) >= start[..., None])
+    first_failure = np.where(fails.any(-1), fails.argmax(-1), J)
+    return np.where(first_failure > start, first_failure - 1, -1)
+
+
+def learn_then_test(promise: Promise, search: Tally, certify: Tally, axis: int | None = None) -> IntArray:
+    """The cheapest candidate certified to keep `promise`, of shape `[...]`; -1 where none is.
+
+    Testing starts at the candidate that the search images speak for most. For a share of all images this is the first;
+    for a share of those that leave, the first candidates let so few go that nothing can be said of them.
+
+    Args:
+        promise: The promise.
+        search: Counts on the search images, `[..., J]`.
+        certify: Counts on the certify images, of the same shape.
+        axis: Where the groups (classes) stand for each of which the promise is to hold. A candidate's p-value is then
+            the largest of its groups': it breaks the joint promise if it breaks one of them, whose own p-value is then
+            at most `level` with probability at most `level`. So no further correction is needed
+            (intersection-union test; Berger, 1982).
+    """
+    expected_J, p_values_J = promise.p_values(search, search), promise.p_values(certify, search)
+    if axis is not None:
+        expected_J, p_values_J = expected_J.max(axis), p_values_J.max(axis)
+    return cheapest_kept(p_values_J, expected_J.argmin(-1), promise.level)
