@@ -1,19 +1,34 @@
 """Evaluation: `record` a network's logits on a data set once, then ask. Everything but `record` is arithmetic on it."""
 
 from offramp.evaluation.anytime import Anytime, ExitFigures, anytime
+from offramp.evaluation.budgeted import Curve, Point, budgeted, curve, geometric_policies
 from offramp.evaluation.calibration import Reliability, reliability
 from offramp.evaluation.damping import DampingFigures
+from offramp.evaluation.paired import Gain, gains
 from offramp.evaluation.record import Record, record, recorded, weights_hash
+from offramp.evaluation.search import search_thresholds
+from offramp.evaluation.targets import policy_for
+from offramp.evaluation.temperature import fit_temperatures
 
 __all__ = [
     "Anytime",
+    "Curve",
     "DampingFigures",
     "ExitFigures",
+    "Gain",
+    "Point",
     "Record",
     "Reliability",
     "anytime",
+    "budgeted",
+    "curve",
+    "fit_temperatures",
+    "gains",
+    "geometric_policies",
+    "policy_for",
     "record",
     "recorded",
     "reliability",
+    "search_thresholds",
     "weights_hash",
 ]

@@ -1,0 +1,98 @@
+import dataclasses
+
+import pytest
+import torch
+
+from offramp.errors import UsageError
+from offramp.evaluation.search import search_thresholds
+from offramp.evaluation.targets import policy_for
+from offramp.policy import EVERYBODY, Measure, Policy
+
+
+@pytest.fixture
+def search(make_record):
+    record = make_record(K=3, N=4, S=800)
+    own = torch.nn.functional.one_hot(record.targets_S, record.logits_KSC.shape[-1])
+    record.logits_KSC.add_(own * torch.tensor([2.0, 4.0, 7.0])[:, None, None] * 2 * torch.rand(800, 1))
+    return dataclasses.replace(record, split="made-up/search")
+
+
+def accuracy(policy: Policy, record) -> float:
+    labels_S = policy.choose(record.logits_KSC, record.num_classes).labels_S
+    return 100 * (labels_S == record.targets_S).double().mean().item()
+
+
+def last(record) -> float:
+    return accuracy(Policy((1e8, 1e8, EVERYBODY)), record)
+
+
+@pytest.mark.parametrize("budget", [0.4, 25, 40])
+def test_a_budget_is_kept_and_is_what_the_search_finds(search, make_cost, budget):
+    cost = make_cost(10, 20, 40)
+    policy = policy_for(search, cost, budget=budget)
+    assert policy == search_thresholds(search, cost, [budget])[0]
+    choice = policy.choose(search.logits_KSC, search.num_classes)
+    spent = torch.tensor([10.0, 20.0, 40.0])[choice.exits_S].mean().item()
+    assert spent == pytest.approx(policy.found["operations"], rel=1e-6)
+    assert spent <= (40 * budget if budget <= 1 else budget)
+    assert policy.network == search.weights
+    assert policy.found["fingerprint"] == search.fingerprint
+
+
+@pytest.mark.parametrize("caution", [0.0, 1.0, None])
+def test_no_more_accuracy_is_lost_on_search_than_allowed(search, make_cost, caution):
+    cost, spent = make_cost(10, 20, 40), []
+    for max_drop in (0, 1, 3, 10):
+        policy = policy_for(search, cost, max_drop=max_drop, caution=caution)
+        assert last(search) - accuracy(policy, search) <= max_drop + 1e-9
+        assert policy.found["max_drop"] == max_drop
+        spent.append(policy.found["operations"])
+    assert spent == sorted(spent, reverse=True)
+    assert spent[0] > spent[-1]
+
+
+def test_caution_costs_operations_and_saves_accuracy(search, make_cost):
+    cost = make_cost(10, 20, 40)
+    bold, default, timid = (policy_for(search, cost, max_drop=1, caution=caution) for caution in (0, None, 50))
+    assert default.found["caution"] == 2.0
+    assert bold.found["operations"] < default.found["operations"] < timid.found["operations"]
+    assert accuracy(bold, search) < accuracy(default, search)
+    assert accuracy(timid, search) >= last(search) - 1
+
+
+def test_whoever_allows_everything_leaves_at_the_first_exit(search, make_cost):
+    policy = policy_for(search, make_cost(10, 20, 40), max_drop=100, caution=0)
+    assert policy.choose(search.logits_KSC, search.num_classes).exits_S.tolist() == [0] * 800
+    assert policy.found["procedure"] == "first exit alone"
+
+
+def test_the_measure_is_kept(search, make_cost):
+    measure = Measure("entropy", temperatures=(1.5, 1.2, 1.0))
+    for target in ({"budget": 0.5}, {"max_drop": 1}):
+        assert policy_for(search, make_cost(10, 20, 40), measure=measure, **target).measure == measure
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({}, "one target"),
+        ({"budget": 0.5, "max_drop": 1}, "one target"),
+        ({"budget": 0.1}, "cannot be kept"),
+        ({"max_drop": -1}, "max_drop must be a number of at least 0"),
+        ({"max_drop": float("nan")}, "max_drop must be a number"),
+        ({"max_drop": 1, "caution": -1}, "caution must be a number of at least 0"),
+        ({"budget": 0.5, "caution": float("inf")}, "caution must be a number of at least 0"),
+        ({"budget": 0.5, "measure": Measure(temperatures=(1.0,))}, "1 temperatures for 3 exits"),
+    ],
+)
+def test_what_cannot_be_is_refused(search, make_cost, arguments, said):
+    with pytest.raises(UsageError, match=said):
+        policy_for(search, make_cost(10, 20, 40), **arguments)
+
+
+@pytest.mark.parametrize("part", ["train", "certify", "test"])
+@pytest.mark.parametrize("target", [{"budget": 0.5}, {"max_drop": 1}])
+def test_other_parts_than_search_are_refused(search, make_cost, part, target):
+    record = dataclasses.replace(search, split=f"digits/{part}")
+    with pytest.raises(UsageError, match=f"not on digits/{part}: .*holdout=0"):
+        policy_for(record, make_cost(10, 20, 40), **target)
