@@ -212,20 +212,42 @@ def test_logits_of_another_number_of_exits_are_refused() -> None:
         Policy((0.5, EVERYBODY)).choose(logits(), N)
 
 
+WHOLE = {
+    "format": 1,
+    "measure": {"name": "softmax", "renormalise": False, "temperatures": None},
+    "thresholds": [0.5, -1e8],
+    "network": None,
+    "found": {},
+}
+
+
 @pytest.mark.parametrize(
     ("content", "error", "said"),
     [
         ("{", OfframpError, "damaged or no JSON"),
         ("[]", UsageError, "not a policy"),
         ('{"format": 1}', UsageError, "not a policy"),
-        (
-            json.dumps({"format": 2, "measure": {}, "thresholds": [], "found": {}, "network": None}),
-            UsageError,
-            "newer offramp",
+        (json.dumps({"format": 2, "new": 1}), UsageError, "newer offramp"),
+        *(
+            (json.dumps({**WHOLE, **change}), UsageError, "not a policy")
+            for change in (
+                {"more": 1},
+                {"measure": "softmax"},
+                {"measure": {"name": "softmax"}},
+                {"measure": {**WHOLE["measure"], "temperatures": "hot"}},
+                {"thresholds": 0.5},
+                {"thresholds": ["0.5", -1e8]},
+                {"network": 5},
+                {"found": []},
+            )
         ),
+        (json.dumps({**WHOLE, "thresholds": [math.nan, -1e8]}), UsageError, "finite"),
+        (json.dumps({**WHOLE, "measure": {**WHOLE["measure"], "name": "mood"}}), UsageError, "Unknown confidence"),
     ],
 )
 def test_a_file_that_is_no_policy_is_refused(tmp_path: Path, content: str, error: type[Exception], said: str) -> None:
+    (tmp_path / "p.json").write_text(json.dumps(WHOLE))
+    assert Policy.load(tmp_path / "p.json") == Policy((0.5, EVERYBODY))
     (tmp_path / "p.json").write_text(content)
     with pytest.raises(error, match=said):
         Policy.load(tmp_path / "p.json")

@@ -10,7 +10,7 @@ A policy knows logits and nothing else: recorded logits (`choose`) or one exit's
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -236,11 +236,7 @@ class Policy:
         """Write a JSON file, whole or not at all; equal policies give equal bytes."""
         content = {
             "format": FORMAT,
-            "measure": {
-                "name": self.measure.name,
-                "renormalise": self.measure.renormalise,
-                "temperatures": self.measure.temperatures,
-            },
+            "measure": asdict(self.measure),
             "thresholds": self.thresholds,
             "network": self.network,
             "found": self.found,
@@ -257,8 +253,29 @@ class Policy:
             content = json.loads(source.read_text())
         except ValueError as error:
             raise OfframpError(f"{source} is damaged or no JSON file: {error}.") from error
-        if not isinstance(content, dict) or not {"format", "measure", "thresholds"} <= content.keys():
-            raise UsageError(f"{source} is not a policy.")
-        if content["format"] > FORMAT:
+        if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
             raise UsageError(f"{source} was written by a newer offramp (policy format {content['format']}). Update it.")
+        if not _is_policy(content):
+            raise UsageError(f"{source} is not a policy.")
         return cls(content["thresholds"], Measure(**content["measure"]), content["found"], content["network"])
+
+
+def _is_policy(content: Any) -> bool:
+    """Whether a JSON value has the form of what `save` writes."""
+    if not isinstance(content, dict) or content.keys() != {"format", "measure", "thresholds", "network", "found"}:
+        return False
+    measure, thresholds = content["measure"], content["thresholds"]
+    return (
+        isinstance(measure, dict)
+        and measure.keys() == {one.name for one in fields(Measure)}
+        and isinstance(measure["renormalise"], bool)
+        and all(
+            isinstance(row, list) and all(map(_is_number, row)) for row in [thresholds, measure["temperatures"] or []]
+        )
+        and isinstance(content["found"], dict)
+        and (content["network"] is None or isinstance(content["network"], str))
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
