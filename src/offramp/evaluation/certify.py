@@ -1,0 +1,267 @@
+"""Policies with a promise: candidates from the search half, tested on the certify half, the cheapest that passes.
+
+K exits, S images, N classes, J candidates. What is promised, and by which argument: docs/design.md, "Promises".
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp.costs import Cost
+from offramp.errors import OfframpError, UsageError
+from offramp.evaluation.bounds import IntArray
+from offramp.evaluation.promises import BoolArray, Loss, Promise, Tally, events, learn_then_test
+from offramp.evaluation.record import Record
+from offramp.evaluation.search import candidates as found_on
+from offramp.evaluation.thresholds import check_search, policies
+from offramp.policy import SOFTMAX, Measure, Policy
+
+METHOD = "Learn-then-Test, fixed sequence"
+BINOMIAL, BETTING = "exact binomial", "betting on {-1, 0, 1}"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is promised of a policy, and what it rests on. It travels in the policy: `Certificate.of(policy)`.
+
+    Attributes:
+        promise: What is promised.
+        per_class: Whether it is promised of the images of each class, of all classes at once.
+        method: How candidates were tested.
+        bound: The p-value.
+        images: Images of the certify half.
+        counted: Those that the risk is a share of: all, or for `early-error` those that leave early.
+        lost: Images with a loss of 1 under the policy.
+        gained: Images with a loss of -1.
+        candidates: Policies that might have been chosen, all from the search half.
+        split: Name of the certify half.
+        fingerprint: Hash of what it holds.
+        weights: Hash of the network's weights.
+    """
+
+    promise: Promise
+    per_class: bool
+    method: str
+    bound: str
+    images: int
+    counted: int
+    lost: int
+    gained: int
+    candidates: int
+    split: str
+    fingerprint: str
+    weights: str
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Certificate":
+        """The inverse of `to_json`."""
+        return cls(**{**value, "promise": Promise(**value["promise"])})
+
+    @classmethod
+    def of(cls, policy: Policy) -> "Certificate | None":
+        """The certificate that travels in `policy`; None where there is none."""
+        found = policy.found.get("certificate")
+        return None if found is None else cls.from_json(found)
+
+    def __str__(self) -> str:
+        of_what = {
+            "regret": "the share of images that leave early with a wrong answer though the full network is right",
+            "early-error": "the share of wrong answers among the images that leave early",
+            "drop": "the accuracy lost against the full network",
+        }[self.promise.loss]
+        where = ", in every class," if self.per_class else ""
+        gains = f", {self.gained} gained" if self.promise.loss == "drop" else ""
+        return (
+            f"With {self.promise.confidence:.4g} confidence {of_what}{where} is at most {self.promise.risk:.4g} "
+            f"({self.lost} of {self.counted} images of {self.split}{gains}; {self.bound}; {self.method}, "
+            f"{self.candidates} candidates)."
+        )
+
+
+def certify(
+    search: Record,
+    certify: Record,
+    cost: Cost,
+    *,
+    risk: float = 0.01,
+    confidence: float = 0.95,
+    loss: Loss = "regret",
+    per_class: bool = False,
+    measure: Measure | None = None,
+    candidates: Sequence[Policy] | None = None,
+) -> Policy:
+    """The cheapest policy certified to keep a promise, with its `Certificate`.
+
+    Args:
+        search: Logits on the search half: candidates and their order come from here.
+        certify: Logits of the same network on the certify half: the tests use these images, and nothing else may.
+        cost: What the network costs.
+        risk: With probability `confidence` the risk is at most this.
+        confidence: See `risk`.
+        loss: What the risk is the mean of: see `Promise`.
+        per_class: Promise it for the images of each class.
+        measure: How confidence is read off logits; the largest softmax by default.
+        candidates: Policies to choose from, found without the certify half; by default all that the search for
+            thresholds looks at on `search`.
+
+    Raises:
+        UsageError: Records that are not of the two halves or not of one network, candidates found on other data or for
+            another network, too few images for any such promise.
+        OfframpError: No candidate that lets an image leave keeps the promise.
+    """
+    promise = Promise(risk, confidence, loss)
+    _check_records(search, certify)
+    _check_enough(promise, certify, per_class)
+    if candidates is None:
+        candidates = _found_on_search(search, cost, measure or SOFTMAX)
+    elif measure is not None:
+        raise UsageError("Candidates have their own measures; give candidates or a measure, not both.")
+    candidates = _frontier(candidates, search, cost, loss)
+    on_search, on_certify = (_tally(candidates, record, loss, per_class) for record in (search, certify))
+    chosen = int(learn_then_test(promise, on_search, on_certify, axis=0 if per_class else None))
+    if chosen < 0:
+        raise OfframpError(_none_passed(promise, on_certify, certify))
+    lost, gained, counted = (int(count[..., chosen].sum()) for count in on_certify)
+    certificate = Certificate(
+        promise=promise,
+        per_class=per_class,
+        method=METHOD,
+        bound=BETTING if promise.bets(on_search)[..., chosen].any() else BINOMIAL,
+        images=certify.num_images,
+        counted=counted,
+        lost=lost,
+        gained=gained,
+        candidates=len(candidates),
+        split=certify.split,
+        fingerprint=certify.fingerprint,
+        weights=certify.weights,
+    )
+    found = {**candidates[chosen].found, "certificate": certificate.to_json()}
+    return replace(candidates[chosen], found=found, network=certify.weights)
+
+
+def _none_passed(promise: Promise, on_certify: Tally, certify: Record) -> str:
+    seen = on_certify.risk.reshape(-1, on_certify.risk.shape[-1]).max(0).min()
+    return (
+        f"None of {on_certify.risk.shape[-1]} policies that let images leave early can be certified at risk "
+        f"{promise.risk:g} and confidence {promise.confidence:g} with the {certify.num_images} images of "
+        f"{certify.split}, where the lowest risk seen is {seen:.4g}. Promise less, or hold out more images."
+    )
+
+
+def _found_on_search(search: Record, cost: Cost, measure: Measure) -> tuple[Policy, ...]:
+    found = found_on(search, cost, measure)
+    how = [found.how(j) for j in range(len(found.thresholds_JK))]
+    return policies(found.thresholds_JK, found.seen, search, measure, how)
+
+
+class _Replay(NamedTuple):
+    """What policies do to the images of a record: `[J, S]`, NumPy."""
+
+    exits: IntArray
+    left: BoolArray
+    right: BoolArray
+    full: BoolArray
+
+
+def _replay(policies: Sequence[Policy], record: Record) -> _Replay:
+    over: dict[Measure, tuple[Tensor, Tensor]] = {}
+    exits, right, full = [], [], []
+    rows_S = torch.arange(record.num_images)
+    for policy in policies:
+        if policy.measure not in over:  # the costly part, the same for most
+            over[policy.measure] = policy.measure.over(record.logits_KSC, record.num_classes)
+        confidence_KS, labels_KS = over[policy.measure]
+        exits_S = policy.exits(confidence_KS)
+        exits.append(exits_S.numpy())
+        right.append((labels_KS[exits_S, rows_S] == record.targets_S).numpy())
+        full.append((labels_KS[-1] == record.targets_S).numpy())
+    exits_JS = np.stack(exits)
+    return _Replay(exits_JS, exits_JS < len(record.logits_KSC) - 1, np.stack(right), np.stack(full))
+
+
+def _tally(policies: Sequence[Policy], record: Record, loss: Loss, per_class: bool) -> Tally:
+    """Counts `[J]`, or `[N, J]` per class."""
+    replay = _replay(policies, record)
+    happens = events(loss, replay.left, replay.right, replay.full)
+    if not per_class:
+        return Tally(*(mask_JS.sum(-1, dtype=np.int64) for mask_JS in happens))
+    of_class_NS = np.arange(record.num_classes)[:, None] == record.targets_S.numpy()
+    # Products of floats are fast and, below 2^24, exact.
+    per_class_NJ = (of_class_NS.astype(np.float32) @ mask_JS.T.astype(np.float32) for mask_JS in happens)
+    return Tally(*(count_NJ.astype(np.int64) for count_NJ in per_class_NJ))
+
+
+def _frontier(candidates: Sequence[Policy], search: Record, cost: Cost, loss: Loss) -> list[Policy]:
+    """Those under which images leave and that no cheaper one beats in risk, on search; the dearest first."""
+    _check_candidates(candidates, search, cost)
+    replay = _replay(candidates, search)
+    operations_K = np.array([count.operations for count in cost.exits], dtype=np.float64)
+    operations_J = operations_K[replay.exits].mean(-1)
+    risk_J = _tally(candidates, search, loss, per_class=False).risk
+    kept: list[Policy] = []
+    least = np.inf
+    for j in np.lexsort((risk_J, operations_J)):
+        # Of equal risk the dearer stay: they are more cautious, and cost the test nothing.
+        if replay.left[j].any() and risk_J[j] <= least:
+            kept.append(candidates[j])
+            least = risk_J[j]
+    if not kept:
+        raise OfframpError(f"No candidate lets an image of {search.split} leave early; there is nothing to certify.")
+    return kept[::-1]
+
+
+def _check_records(search: Record, certify: Record) -> None:
+    check_search(search)
+    if certify.split.rpartition("/")[2] != "certify":
+        raise UsageError(
+            f"Certificates rest on the `certify` half of the held-out images, which nothing else has touched, not on "
+            f"{certify.split}. Record `val.certify`; with holdout=0 there is none, so train with a holdout."
+        )
+    if search.split.rpartition("/")[0] != certify.split.rpartition("/")[0]:
+        raise UsageError(f"{search.split} and {certify.split} are not of one data set.")
+    if search.weights != certify.weights:
+        raise UsageError(f"{search.split} and {certify.split} were recorded with different weights.")
+    shared = np.intersect1d(search.indices_S.numpy(), certify.indices_S.numpy())
+    if len(shared) or search.fingerprint == certify.fingerprint:
+        raise UsageError(
+            f"{search.split} and {certify.split} share {len(shared)} images: thresholds found on images say nothing "
+            f"when they are tested on the same."
+        )
+
+
+def _check_enough(promise: Promise, certify: Record, per_class: bool) -> None:
+    needed, images, of = promise.images_needed(), certify.num_images, "images"
+    if per_class:
+        images_N = certify.targets_S.bincount(minlength=certify.num_classes)
+        images, of = int(images_N.min()), f"images of class {certify.class_names[int(images_N.argmin())]!r}"
+    if images < needed:
+        raise UsageError(
+            f"Nothing can be certified with {images} {of}, at least {needed} are needed (risk {promise.risk:g}, "
+            f"confidence {promise.confidence:g}). Hold out more images, or promise less."
+        )
+
+
+def _check_candidates(candidates: Sequence[Policy], search: Record, cost: Cost) -> None:
+    if not candidates:
+        raise UsageError("There are no candidates: a network with one exit has nowhere to leave early.")
+    for policy in candidates:
+        policy.check_network(search.weights)
+        if not policy.num_exits == len(search.logits_KSC) == len(cost.exits):
+            raise UsageError(
+                f"A candidate is for {policy.num_exits} exits, the record of {len(search.logits_KSC)}, the cost of "
+                f"{len(cost.exits)}."
+            )
+        if policy.found.get("fingerprint", search.fingerprint) != search.fingerprint:
+            raise UsageError(
+                f"A candidate was found on {policy.found.get('split', 'other data')}, not on the {search.split} given "
+                f"here; only policies found on the search half can be certified."
+            )

@@ -1,0 +1,264 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import one_hot
+
+from offramp.costs import Cost, Count
+from offramp.errors import OfframpError, UsageError
+from offramp.evaluation import Record
+from offramp.evaluation.bounds import binomial_p_value, lower_limit
+from offramp.evaluation.certify import Certificate, certify
+from offramp.evaluation.promises import LOSSES
+from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
+
+OPERATIONS = (30, 60, 100)
+COST = Cost(*[tuple(Count(o, o, 1) for o in OPERATIONS)] * 4, (1, 8, 8))
+FIRST = {"search": 0, "certify": 10**6, "test": 10**7}
+
+
+def record(part: str, S: int = 1200, seed: int = 0, *, N: int = 4, flaw: float = 0.0, **changes) -> Record:
+    """Three exits that get better; `flaw` of the images fool the first exit alone, which is sure of them."""
+    generator = torch.Generator().manual_seed(100 * seed + len(part))
+    targets_S = torch.randint(0, N, (S,), generator=generator)
+    noise_SN = torch.randn(S, N, generator=generator)
+    hard_S = torch.rand(S, generator=generator)
+    exits = []
+    for k in range(3):
+        own_SN = torch.randn(S, N, generator=generator)
+        exits.append((3 + 1.5 * k - 2 * hard_S)[:, None] * one_hot(targets_S, N) + 0.7 * (noise_SN + own_SN))
+    fooled_S = torch.rand(S, generator=generator) < flaw
+    exits[0][fooled_S] = 9.0 * one_hot((targets_S[fooled_S] + 1) % N, N)
+    values = {
+        "logits_KSC": 2 * torch.stack(exits),
+        "targets_S": targets_S,
+        "indices_S": torch.arange(S) + FIRST[part],
+        "class_names": tuple(f"class {n}" for n in range(N)),
+        "split": f"made-up/{part}",
+        "fingerprint": f"{part} {seed}",
+        "weights": "w" * 64,
+        "total": S,
+        "made_on": "cpu",
+    }
+    return Record(**values | changes)
+
+
+def outcomes(policy: Policy, seen: Record) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """left early, right, right at the last exit"""
+    choice = policy.choose(seen.logits_KSC, seen.num_classes)
+    right = choice.labels_S == seen.targets_S
+    full = seen.logits_KSC[-1].argmax(-1) == seen.targets_S
+    return tuple(mask.numpy() for mask in (choice.exits_S < 2, right, full))
+
+
+def true_risk(policy: Policy, loss: str, seen: Record) -> float:
+    left, right, full = outcomes(policy, seen)
+    if loss == "early-error":
+        return (left & ~right).sum() / left.sum()
+    return (full & ~right).mean() if loss == "regret" else full.mean() - right.mean()
+
+
+@pytest.fixture(scope="module")
+def world() -> Record:
+    return record("test", S=100_000, seed=7)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_is_certified_holds_and_saves_operations(loss, world):
+    policy = certify(record("search"), record("certify"), COST, risk=0.03, loss=loss)
+    assert true_risk(policy, loss, world) <= 0.03
+    exits_S = policy.choose(world.logits_KSC, world.num_classes).exits_S
+    assert torch.tensor(OPERATIONS)[exits_S].double().mean() < 80
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_certificate_travels_in_the_policy(loss, tmp_path):
+    held_out = record("certify")
+    policy = certify(record("search"), held_out, COST, risk=0.03, confidence=0.9, loss=loss)
+    policy.save(tmp_path / "policy.json")
+    read = Policy.load(tmp_path / "policy.json")
+    certificate = Certificate.of(read)
+    assert read == policy
+    assert certificate is not None
+    assert Certificate.from_json(json.loads(json.dumps(certificate.to_json()))) == certificate
+    assert (certificate.promise.risk, certificate.promise.confidence, certificate.promise.loss) == (0.03, 0.9, loss)
+    assert (certificate.fingerprint, certificate.weights) == ("certify 0", "w" * 64)
+    assert (certificate.images, certificate.split) == (1200, "made-up/certify")
+    assert read.found["fingerprint"] == "search 0"
+    assert read.network == "w" * 64
+    left, right, full = outcomes(policy, held_out)
+    lost = (left & ~right).sum() if loss == "early-error" else (full & ~right).sum()
+    gained = (right & ~full).sum() if loss == "drop" else 0
+    counted = left.sum() if loss == "early-error" else 1200
+    assert (certificate.lost, certificate.gained, certificate.counted) == (lost, gained, counted)
+    assert f"{lost} of {counted} images of made-up/certify" in str(certificate)
+    assert Certificate.of(dataclasses.replace(policy, found={})) is None
+
+
+def grid_policies(search: Record) -> list[Policy]:
+    found = {"fingerprint": search.fingerprint}
+    return [Policy((t, t, EVERYBODY), found=found) for t in np.linspace(0.25, 1.0, 40).tolist()]
+
+
+def test_the_cheapest_is_found_as_by_a_slow_loop():
+    """Every step of the procedure again, one candidate and one image at a time."""
+    search, held_out = record("search"), record("certify")
+
+    def regret_and_operations(policy: Policy, seen: Record) -> tuple[int, float]:
+        lost, spent = 0, 0.0
+        for logits_KC, target in zip(seen.logits_KSC.unbind(1), seen.targets_S.tolist(), strict=True):
+            exit = next((k for k in (0, 1) if logits_KC[k].softmax(-1).max() >= policy.thresholds[k]), 2)
+            lost += int(logits_KC[2].argmax()) == target != int(logits_KC[exit].argmax())
+            spent += OPERATIONS[exit]
+        return lost, spent
+
+    policies = grid_policies(search)[::3]
+    on_search = [(*regret_and_operations(policy, search), policy) for policy in policies]
+    leaving = [one for one in on_search if one[1] < 100 * search.num_images]
+    kept = [a for a in leaving if not any(b[1] < a[1] and b[0] < a[0] for b in leaving)]
+    chosen = None
+    for _, _, policy in sorted(kept, key=lambda one: -one[1]):
+        lost, _ = regret_and_operations(policy, held_out)
+        if binomial_p_value(lost, held_out.num_images, 0.02) > 0.05:
+            break
+        chosen = policy
+    policy = certify(search, held_out, COST, risk=0.02, candidates=policies)
+    assert chosen is not None
+    assert policy.thresholds == chosen.thresholds
+
+
+def test_with_2500_images_16_losses_pass_and_17_do_not():
+    """One exit whose confidence says exactly who is lost: each candidate loses one image more."""
+
+    def made(part: str, S: int) -> Record:
+        targets_S = torch.zeros(S, dtype=torch.int64)
+        logits_KSC = torch.zeros(2, S, 2)
+        logits_KSC[:, :, 0] = 5.0
+        lost = torch.arange(40)
+        logits_KSC[0, lost] = torch.stack([torch.zeros(40), 4.0 - lost / 20], -1)
+        names, first = ("a", "b"), FIRST[part]
+        about = (f"x/{part}", part, "w" * 64, S, "cpu")
+        return Record(logits_KSC, targets_S, torch.arange(S) + first, names, *about)
+
+    search, held_out = made("search", 2500), made("certify", 2500)
+    confidence_S = Measure().over(held_out.logits_KSC, 2)[0][0]
+    candidates = [Policy((float(confidence_S[m]), EVERYBODY)) for m in range(40)]
+    cost = Cost(*[(Count(1, 1, 1), Count(2, 2, 1))] * 4, (1, 1, 1))
+    certificate = Certificate.of(certify(search, held_out, cost, candidates=candidates))
+    assert certificate is not None
+    assert (certificate.lost, certificate.counted) == (16, 2500)
+    with pytest.raises(OfframpError, match="None of 1 policies"):
+        certify(search, held_out, cost, candidates=candidates[16:17])
+    assert certify(search, held_out, cost, candidates=candidates[15:16]).thresholds == candidates[15].thresholds
+
+
+def test_a_flaw_that_search_does_not_know_is_not_certified():
+    """An exit that is surely wrong: every candidate that uses it fails, and the error says so."""
+    with pytest.raises(OfframpError, match=r"None of \d+ policies .* certified at risk 0.01 and confidence 0.95"):
+        certify(
+            record("search", flaw=0.2), record("certify", flaw=0.2), COST, candidates=grid_policies(record("search"))
+        )
+
+
+@pytest.mark.parametrize("loss", ["regret", "early-error"])
+def test_too_few_images_are_refused_with_how_many_are_needed(loss):
+    with pytest.raises(UsageError, match="Nothing can be certified with 298 images, at least 299 are needed"):
+        certify(record("search"), record("certify", S=298), COST, loss=loss)
+    easy = record("certify", S=299)
+    easy.logits_KSC[:] = 9.0 * one_hot(easy.targets_S, 4)
+    assert certify(easy_search(), easy, COST, loss=loss).found["certificate"]["lost"] == 0
+
+
+def easy_search() -> Record:
+    search = record("search")
+    search.logits_KSC[:] = 9.0 * one_hot(search.targets_S, 4)
+    return search
+
+
+def test_per_class_each_class_is_tested():
+    search, held_out = record("search", S=6000), record("certify", S=6000)
+    pooled = certify(search, held_out, COST, risk=0.02)
+    each = certify(search, held_out, COST, risk=0.02, per_class=True)
+    left, right, full = outcomes(each, held_out)
+    for n in range(4):
+        mine = held_out.targets_S.numpy() == n
+        assert binomial_p_value((full & ~right & mine).sum(), mine.sum(), 0.02) <= 0.05
+    assert left.any()
+    cost = [torch.tensor(OPERATIONS)[p.choose(held_out.logits_KSC, 4).exits_S].sum() for p in (pooled, each)]
+    assert cost[1] >= cost[0]
+    assert "in every class" in str(Certificate.of(each))
+
+
+def test_per_class_the_smallest_class_must_have_enough_images():
+    held_out = record("certify", S=1200)
+    fewest = int(held_out.targets_S.bincount().min())
+    with pytest.raises(UsageError, match=rf"with {fewest} images of class 'class \d', at least 299 are needed"):
+        certify(record("search"), held_out, COST, per_class=True)
+
+
+def test_candidates_may_read_confidence_differently():
+    search, held_out = record("search"), record("certify")
+    candidates = [
+        *grid_policies(search),
+        *(Policy((t, t, EVERYBODY), Measure("margin")) for t in np.linspace(0, 1, 30).tolist()),
+    ]
+    policy = certify(search, held_out, COST, risk=0.03, candidates=candidates)
+    assert Certificate.of(policy).candidates > 10
+    with pytest.raises(UsageError, match="candidates or a measure"):
+        certify(search, held_out, COST, candidates=candidates, measure=Measure("margin"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"split": "made-up/test"}, "rest on the `certify` half"),
+        ({"split": "made-up/search"}, "rest on the `certify` half"),
+        ({"split": "other/certify"}, "not of one data set"),
+        ({"weights": "v" * 64}, "different weights"),
+        ({"indices_S": torch.arange(1200) + 1190}, "share 10 images"),
+        ({"fingerprint": "search 0"}, "share 0 images"),
+    ],
+)
+def test_records_of_other_parts_weights_or_the_same_images_are_refused(changes, says):
+    with pytest.raises(UsageError, match=says):
+        certify(record("search"), record("certify", **changes), COST)
+
+
+def test_thresholds_found_on_anything_but_search_are_refused():
+    with pytest.raises(UsageError, match="not on made-up/certify"):
+        certify(record("certify"), record("certify"), COST)
+    peeked = Policy((0.5, 0.5, EVERYBODY), found={"split": "made-up/certify", "fingerprint": "certify 0"})
+    with pytest.raises(UsageError, match="found on made-up/certify"):
+        certify(record("search"), record("certify"), COST, candidates=[peeked])
+    other = Policy((0.5, 0.5, EVERYBODY), network="v" * 64)
+    with pytest.raises(UsageError, match="weights vvvv"):
+        certify(record("search"), record("certify"), COST, candidates=[other])
+    with pytest.raises(UsageError, match="is for 2 exits"):
+        certify(record("search"), record("certify"), COST, candidates=[Policy((0.5, EVERYBODY))])
+
+
+def test_a_policy_under_which_nobody_leaves_is_no_result():
+    nobody = Policy((NOBODY, NOBODY, EVERYBODY))
+    with pytest.raises(OfframpError, match="nothing to certify"):
+        certify(record("search"), record("certify"), COST, candidates=[nobody])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_whole_way_from_logits_to_policy_keeps_its_promise(loss, world):
+    """1,000 pairs of halves drawn from a large world whose risks are known; a promise of 80 %, so that breaks show."""
+    broken = trials = 0
+    for seed in range(1000):
+        try:
+            policy = certify(
+                record("search", S=150, seed=seed), record("certify", S=150, seed=seed), COST, risk=0.05,
+                confidence=0.8, loss=loss,
+            )  # fmt: skip
+            broken += true_risk(policy, loss, world) > 0.05
+        except OfframpError:
+            pass
+        trials += 1
+    assert lower_limit(broken, trials, 0.999) <= 0.2
+    assert broken > 0
