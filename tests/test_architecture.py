@@ -29,7 +29,6 @@ LEVELS = {
     "cli": 5,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
-OPTIONAL = {"matplotlib", "tensorboard"}  # imported where they are used; all else stands at the top
 
 
 def room(path: Path) -> str:

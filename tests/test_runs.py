@@ -21,7 +21,9 @@ def small(damping: bool = False, num_classes: int = 4) -> EarlyExitNet:
 def run_in(path: Path, network: EarlyExitNet, recipe: bool = True) -> RunFolder:
     folder = RunFolder(path)
     spec = network.spec.to_json() if recipe and network.spec else None
-    folder.config.write_text(json.dumps({"format": FORMAT, "network": spec}))
+    folder.config.write_text(
+        json.dumps({"format": FORMAT, "network": spec, "data": None, "objective": {}, "training": {}})
+    )
     save_tensors(folder.weights, network.state_dict())
     return folder
 

@@ -246,10 +246,15 @@ class TrainConfig:
         _check_whole(self, "seed", least=0)
         for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "save_every_minutes"):
             _check_number(self, name)
+        if self.seed >= 2**63:
+            raise UsageError(f"seed must be below 2**63, not {self.seed}.")
         if self.warmup_epochs > self.epochs:
             raise UsageError(f"warmup-epochs ({self.warmup_epochs}) is longer than the run ({self.epochs} epochs).")
         if not all(0 < share < 1 for share in self.milestones):
             raise UsageError(f"milestones are shares of the epochs, between 0 and 1; found {self.milestones}.")
+        for name, choice, user in (("momentum", "optimizer", "sgd"), ("milestones", "schedule", "multistep")):
+            if getattr(self, choice) != user and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise UsageError(f"{name} is for {choice} {user}; {getattr(self, choice)} has no use for it.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,12 @@ def device_named(wanted: str) -> torch.device:
         device = torch.device(wanted)
     except RuntimeError as error:
         raise UsageError(f"There is no device {wanted!r}; use auto, cpu or cuda.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"Device {wanted!r} is not supported; use auto, cpu or cuda.")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {wanted!r} was asked for, and torch sees no CUDA GPU here; use cpu.")
+        raise UsageError(f"Device {wanted!r} was asked for, and torch sees no CUDA GPU here; use cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"Device {wanted!r} was asked for, and torch sees {torch.cuda.device_count()} CUDA GPUs here.")
     return device
 
 

@@ -7,7 +7,6 @@ logits. Nothing here, or anywhere else, knows what a backbone looks like inside.
 """
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import ParamSpec
@@ -15,7 +14,7 @@ from typing import ParamSpec
 import torch
 from torch import Tensor, nn
 
-from offramp.config import Spec
+from offramp.config import Spec, resolve
 from offramp.errors import UsageError
 
 Carry = tuple[Tensor, ...]
@@ -150,6 +149,5 @@ def builder(function: Callable[P, EarlyExitNet]) -> Callable[P, EarlyExitNet]:
 
 def rebuild(spec: Spec) -> EarlyExitNet:
     """The network that `spec` (found on a built one) describes, with fresh weights."""
-    module_name, _, attribute = spec.name.partition(":")
-    network: EarlyExitNet = getattr(importlib.import_module(module_name), attribute)(**spec.args)
+    network: EarlyExitNet = resolve(spec.name, {}, "network")(**spec.args)
     return network

@@ -48,22 +48,40 @@ class RunFolder:
         """The run's configuration as JSON values. A folder that is no run, or of a newer offramp, is refused."""
         if not self.config.is_file():
             raise UsageError(f"{self.path} is not a run: it has no config.json. `offramp train --out DIR` makes one.")
-        try:
-            config: dict[str, Any] = json.loads(self.config.read_text())
-        except ValueError as error:
-            raise OfframpError(f"{self.config} is damaged: {error}.") from error
-        if config.get("format", 0) > FORMAT:
+        config = read_json(self.config)
+        if not isinstance(config, dict) or not isinstance(config.get("format"), int):
+            raise UsageError(f"{self.path} is not a run: its config.json is not one of offramp.")
+        if config["format"] > FORMAT:
             raise UsageError(
                 f"{self.path} was written by a newer offramp (run format {config['format']}; this one reads up to "
                 f"{FORMAT}). Update offramp."
             )
+        missing = {"data", "network", "objective", "training"} - config.keys()
+        if missing:
+            raise OfframpError(f"{self.config} is damaged: it lacks {', '.join(sorted(missing))}.")
         return config
+
+    def read_starts(self) -> list[dict[str, Any]]:
+        """What `environment.json` says of every start, the first one first."""
+        starts: list[dict[str, Any]] = read_json(self.environment) if self.environment.is_file() else []
+        return starts
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """One dictionary per finished epoch."""
         if not self.metrics.is_file():
             return []
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        try:
+            return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        except ValueError as error:
+            raise OfframpError(f"{self.metrics} is damaged: {error}.") from error
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file; one that holds none is a clear error."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise OfframpError(f"{path} is damaged: {error}.") from error
 
 
 def load(run: str | Path, into: EarlyExitNet | None = None) -> EarlyExitNet:
@@ -107,11 +125,14 @@ def start_from(network: EarlyExitNet, path: str | Path) -> None:
     Weights of a network without the damping neuron fit one that has it: the neuron keeps its fresh weights.
     """
     source = Path(path).expanduser()
+    foreign = not source.is_dir()
     if source.is_dir():
-        source = RunFolder(source).weights
+        folder = RunFolder(source)
+        folder.read_config()
+        source = folder.weights
     if source.suffix != ".safetensors":
         raise UsageError(f"{source} is no safetensors file; `offramp import` converts checkpoints of the originals.")
-    tensors, _ = load_tensors(source)
+    tensors, _ = load_tensors(source, foreign=foreign)
     if network.damping:
         for name, own in network.state_dict().items():
             there = tensors.get(name)

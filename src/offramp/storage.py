@@ -31,20 +31,24 @@ def write_atomically(path: Path, content: bytes) -> None:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to; it takes the place of `path` when the block ends well, else it goes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OfframpError(f"{path} cannot be written: {error.strerror or error}.") from error
         raise
-    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -69,8 +73,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
             raise OSError(f"{path}: {error}") from error
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors (on CPU) and metadata of a safetensors file. A missing or damaged one is a clear error."""
+def load_tensors(path: Path, *, foreign: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors (on CPU) and metadata of a safetensors file. A missing or damaged one is a clear error.
+
+    Only of `foreign` files, which other programs wrote, no hash is demanded.
+    """
     if not path.is_file():
         raise UsageError(f"There is no file {path}.")
     try:
@@ -80,7 +87,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise DamagedFileError(f"{path} is damaged or no safetensors file: {error}.") from error
     metadata: dict[str, str] = packed.get("metadata", {})
-    if "sha256" in packed and packed["sha256"] != _content_hash(tensors, metadata):  # files of others have no hash
+    if not (foreign and "sha256" not in packed) and packed.get("sha256") != _content_hash(tensors, metadata):
         raise DamagedFileError(f"{path} is damaged: its content does not have the hash it was written with.")
     return tensors, metadata
 

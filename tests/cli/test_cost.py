@@ -49,7 +49,9 @@ def test_the_table_shows_every_exit_and_stage(capsys: pytest.CaptureFixture[str]
 
 def run_folder(path: Path, network: Any) -> Path:
     path.mkdir()
-    (path / "config.json").write_text(json.dumps({"format": 1, "network": network}))
+    (path / "config.json").write_text(
+        json.dumps({"format": 1, "network": network, "data": None, "objective": {}, "training": {}})
+    )
     return path
 
 

@@ -63,7 +63,7 @@ def test_a_download_that_is_cut_off_or_another_file_leaves_nothing(
     target = tmp_path / "root" / "set.tar.gz"
     with pytest.raises(OfframpError, match=r"set\.tar\.gz is not in .*root and could not be downloaded"):
         download(f"{server}/{place}", target, md5)
-    assert list(target.parent.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("no_network")

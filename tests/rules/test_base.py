@@ -56,19 +56,21 @@ def test_a_step_moves_the_weights_against_the_gradient() -> None:
         torch.testing.assert_close(parameter.detach(), wanted[name])
 
 
-def weights_after(tmp_path: Path, objective: str, num_processes: int) -> dict[str, torch.Tensor]:
+def weights_after(tmp_path: Path, objective: str, layout: str, num_processes: int) -> dict[str, torch.Tensor]:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    script = str(Path(__file__).with_name("three_steps.py"))
+    script = str(Path(__file__).with_name("some_steps.py"))
     out = tmp_path / str(num_processes)
-    command = [sys.executable, *(launcher if num_processes > 1 else []), script, str(out), objective]
+    command = [sys.executable, *(launcher if num_processes > 1 else []), script, str(out), objective, layout]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return load_tensors(out)[0]
 
 
-@pytest.mark.parametrize("objective", ["dynamic over=batch", "last"])
-def test_two_processes_take_the_steps_of_one(tmp_path: Path, objective: str) -> None:
-    """Unequal and empty shares, batch-wide statistics, exits without gradient (which must not hang)."""
-    one, two = (weights_after(tmp_path, objective, n) for n in (1, 2))
+@pytest.mark.parametrize(
+    ("objective", "layout"), [("dynamic over=batch", "contiguous_format"), ("cross-entropy", "channels_last")]
+)
+def test_two_processes_take_the_steps_of_one(tmp_path: Path, objective: str, layout: str) -> None:
+    """Unequal and empty shares, batch-wide statistics, an exit without gradient (which must not hang), both layouts."""
+    one, two = (weights_after(tmp_path, objective, layout, n) for n in (1, 2))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-10, atol=1e-12)

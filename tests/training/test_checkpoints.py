@@ -63,7 +63,7 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, monkeypatch: pytes
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)
-        with pytest.raises(OfframpError, match=r"step 4 could not be written.*step-000000003"):
+        with pytest.raises(OfframpError, match=r"cannot be written: No space left.*of step 4 is lost.*step-000000003"):
             store.save(4, state(4))
     latest = store.latest(pytest.fail)
     assert latest is not None

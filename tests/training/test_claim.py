@@ -15,6 +15,8 @@ def config(**training: Any) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "offramp": "0.1.0",
+        "network": None,
+        "objective": {"name": "cross-entropy", "args": {}},
         "data": to_json(DataConfig(source=Spec("digits"))),
         "training": to_json(TrainConfig(**training)),
     }

@@ -7,7 +7,6 @@ from typing import Annotated
 import tyro
 
 from offramp.config import SpecFlag
-from offramp.errors import OfframpError
 
 
 def import_(
@@ -36,8 +35,5 @@ def import_(
     if out is None:
         out = file.with_name(file.name.removesuffix(".tar").removesuffix(".pth") + ".safetensors")
     out = out.expanduser()
-    try:
-        save_tensors(out, network.state_dict(), {"network": dumps(network.spec.to_json()), "source": file.name})
-    except OSError as error:
-        raise OfframpError(f"{out} cannot be written: {error.strerror}.") from error
+    save_tensors(out, network.state_dict(), {"network": dumps(network.spec.to_json()), "source": file.name})
     print(f"{out}: {network.num_exits} exits, {sum(p.numel() for p in network.parameters()):,} parameters.")

@@ -1,5 +1,6 @@
 """Files of published data sets: where they lie, whether they are whole, and their download where there is a network."""
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -33,6 +34,7 @@ def download(url: str, target: Path, md5: str) -> None:
     from torchvision.datasets.utils import download_url  # 1.2 s of import, for the one run that downloads
 
     partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+    new_folders = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
     try:
         download_url(url, target.parent, partial.name, md5)
         partial.replace(target)
@@ -46,3 +48,7 @@ def download(url: str, target: Path, md5: str) -> None:
     finally:
         if partial.is_file():
             partial.unlink()
+        if not target.exists():
+            for folder in new_folders:
+                with contextlib.suppress(OSError):  # not there, or somebody has put something in it
+                    folder.rmdir()

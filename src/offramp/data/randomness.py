@@ -25,6 +25,7 @@ class Purpose(enum.IntEnum):
     HELD_OUT = 3
     LIMIT = 4
     TEST_SHARE = 5
+    STEP = 6  # of training: whatever a network or a rule draws there
 
 
 def hashes(purpose: Purpose, *counters: int | IntArray) -> npt.NDArray[np.uint64]:

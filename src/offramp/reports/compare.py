@@ -250,7 +250,7 @@ def _naturally(path: Path) -> list[str | int]:
 
 def _recipe(run: Measured) -> dict[str, Any]:
     """What determines a run but for its seed, and the test set it was measured on."""
-    names = [*_FIRST, *(key for key in run.config if key not in (*_FIRST, "format"))]
+    names = [*_FIRST, *(key for key in run.config if key not in (*_FIRST, "format", "offramp"))]
     recipe = {name: run.config.get(name) for name in names}
     for name, unsaid in (("data", free_fields(DataConfig)), ("training", free_fields(TrainConfig) | {"seed"})):
         settings = recipe[name]

@@ -66,6 +66,8 @@ def evaluate(
     """
     if train_limit < 0:
         raise UsageError(f"train-limit must be at least 0, not {train_limit}.")
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"batch_size must be at least 1, not {batch_size}.")
     if plots is not None:
         figures.require()
     folder = RunFolder(run)
@@ -73,19 +75,18 @@ def evaluate(
     network = load(folder.path, into).to(device_named(device))
     if not os.access(folder.path, os.W_OK):
         raise UsageError(f"{folder.path} is not writable; evaluation writes its logits and figures there.")
-    parts = parts or _parts_of(folder, config, root)
-    if (config.get("images") or {}).get("train", parts.train.fingerprint()) != parts.train.fingerprint():
-        raise UsageError(f"The training images found now are not those that {folder.path} was trained on.")
+    parts = parts or parts_of(folder, config, root, "offramp.reports.evaluate")
+    check_trained_on(parts, folder, config)
     keep = functools.partial(recorded, network, batch_size=batch_size)
-    record = keep(parts.test, folder.records / "test.safetensors", progress=_named(progress, "test"))
+    record = keep(parts.test, folder.records / "test.safetensors", progress=named(progress, "test"))
     train = None
     if train_limit:
         sample, path = Sample(parts.train, train_limit), folder.records / "train.safetensors"
-        train = anytime(keep(sample, path, progress=_named(progress, "train")), renormalise=renormalise)
+        train = anytime(keep(sample, path, progress=named(progress, "train")), renormalise=renormalise)
     evaluation = Evaluation(
         run=folder,
         config=config,
-        starts=json.loads(folder.environment.read_text()) if folder.environment.is_file() else [],
+        starts=folder.read_starts(),
         metrics=folder.read_metrics(),
         test=anytime(record, renormalise=renormalise),
         train=train,
@@ -114,15 +115,23 @@ def _write(evaluation: Evaluation, page: bool, plots: Literal["svg", "png"] | No
     return tuple(files)
 
 
-def _parts_of(folder: RunFolder, config: dict[str, Any], root: str | None) -> Parts:
+def parts_of(folder: RunFolder, config: dict[str, Any], root: str | None, function: str) -> Parts:
+    """The data that a run was trained on, built again; `root` as for `evaluate`, `function` to name in an error."""
     if config["data"] is None:
         raise UsageError(
             f"{folder.path} was trained on data made by hand, which its folder cannot bring back. From Python: "
-            f"offramp.reports.evaluate({str(folder.path)!r}, parts=...)."
+            f"{function}({str(folder.path)!r}, parts=...)."
         )
     values = {**config["data"], "source": Spec.from_json(config["data"]["source"])}
     return data.load(DataConfig(**(values if root is None else {**values, "root": root})))
 
 
-def _named(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
+def check_trained_on(parts: Parts, folder: RunFolder, config: dict[str, Any]) -> None:
+    """Refuse data whose training images are not those of the run."""
+    if (config.get("images") or {}).get("train", parts.train.fingerprint()) != parts.train.fingerprint():
+        raise UsageError(f"The training images found now are not those that {folder.path} was trained on.")
+
+
+def named(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
+    """`progress` for the part of this name."""
     return None if progress is None else functools.partial(progress, name)

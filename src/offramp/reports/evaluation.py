@@ -1,6 +1,5 @@
 """What was found out about a run, and its form in `evaluation.json`."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,10 @@ from typing import Any
 import offramp
 from offramp.config import Spec
 from offramp.costs import Cost
+from offramp.errors import OfframpError
 from offramp.evaluation import Anytime, ExitFigures, weights_hash
 from offramp.evaluation.damping import EDGES
-from offramp.runs import RunFolder
+from offramp.runs import RunFolder, read_json
 from offramp.storage import load_tensors
 
 FORMAT = 1  # of evaluation.json
@@ -121,7 +121,10 @@ def current_json(folder: RunFolder) -> dict[str, Any] | None:
     path = evaluation_file(folder)
     if not path.is_file():
         return None
-    kept: dict[str, Any] = json.loads(path.read_text())
+    try:
+        kept: dict[str, Any] = read_json(path)
+    except OfframpError:  # damaged: nothing is lost, it is made again from the record
+        return None
     if kept.get("format") != FORMAT or kept["renormalised"]:
         return None
     return kept if kept["weights"] == weights_hash(load_tensors(folder.weights)[0]) else None

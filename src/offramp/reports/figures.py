@@ -33,7 +33,7 @@ STATISTICS = {  # of `metrics.jsonl`, in the paper's words
     "a": "a = −log F[N+1]  (nats)",
     "gamma": "damping coefficient γ",
     "weight": "dynamic weight w",
-    "off_or_reversed": "share with F[y] ≥ 1/(1+γ)",
+    "off_or_reversed": "share with the true class's gradient off or reversed",
 }
 
 

@@ -30,7 +30,6 @@ class Workbench:
     precision: Literal["float32", "bf16"] = "float32"
     broken: Tensor = field(init=False)
     """On the device: 1 once a gradient was not finite. From then on no update reaches the weights."""
-    _with_gradient: list[bool] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
@@ -65,20 +64,16 @@ class Workbench:
         """
         if not processes.active():
             return loss
-        here = [p.grad is not None for p in self.parameters]
-        if any(here):
-            self._with_gradient = here
-        # A process with no image in this batch takes part with zeros, for the parameters that had a gradient before.
-        present = self._with_gradient or [True] * len(here)
-        reduced = [p for p, has in zip(self.parameters, present, strict=True) if has]
-        for parameter in reduced:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        shares = [loss.reshape(1), *(p.grad.reshape(-1) for p in reduced if p.grad is not None)]
+        present = [p.grad is not None for p in self.parameters]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        shares = [loss.reshape(1), loss.new_tensor(present, dtype=loss.dtype), *(g.reshape(-1) for g in gradients)]
         total = processes.sum_over_all(torch.cat(shares))
-        loss, *sums = torch.split(total, [share.numel() for share in shares])
-        for parameter, part in zip(reduced, sums, strict=True):
-            parameter.grad = part.view_as(parameter)
+        loss, presences, *sums = torch.split(total, [share.numel() for share in shares])
+        if not any(present):  # no image of this batch is here: the parameters that have a gradient elsewhere
+            present = (presences > 0).tolist()
+        for parameter, gradient, part, has in zip(self.parameters, gradients, sums, present, strict=True):
+            # Copied into what is there: a fused step walks memory, so a gradient needs its weight's layout.
+            parameter.grad = gradient.copy_(part.view_as(parameter)) if has else None
         return loss[0]
 
 

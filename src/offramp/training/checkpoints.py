@@ -32,10 +32,13 @@ class CheckpointStore:
         path = self.folder / f"step-{step:09d}.safetensors"
         try:
             save_tensors(path, checkpoint.tensors, {"values": json.dumps(checkpoint.values)})
-        except OSError as error:
+        except OfframpError as error:
             files = self._files()
             last = f"the last good one is {files[-1]}" if files else "there is no earlier one"
-            raise OfframpError(f"The checkpoint of step {step} could not be written ({error}); {last}.") from error
+            raise OfframpError(f"{error} The checkpoint of step {step} is lost; {last}.") from error
+        later = [file for file in self._files() if file.name > path.name]  # damaged ones, passed over when continuing
+        for file in later:
+            file.unlink()
         for old in self._files()[: -self.keep]:
             old.unlink()
 

@@ -17,14 +17,11 @@ from offramp.storage import write_atomically
 def claimed(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[None]:
     """Hold the folder while the body runs.
 
-    Writes `config.json` in a new folder; refuses one that holds something else, another configuration (showing the
-    fields that differ), or a training that is going on.
+    Writes `config.json`, except into a finished run, which stays as it is. Refuses a folder that holds something else,
+    another configuration (showing the fields that differ), or a training that is going on.
     """
     try:
-        if folder.path.is_dir() and not folder.config.is_file() and _holds_something(folder.path):
-            raise UsageError(f"{folder.path} is not empty and holds no run of offramp; choose another folder.")
-        if folder.config.is_file():
-            _refuse_another(folder, config)
+        _check(folder, config)
         folder.path.mkdir(parents=True, exist_ok=True)
         lock = open(folder.path / ".lock", "w")  # noqa: SIM115 - held, and released by the system even after kill -9
     except OSError as error:
@@ -34,19 +31,24 @@ def claimed(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OfframpError(f"Another process is training in {folder.path} right now.") from None
-        for part in folder.path.rglob(".*.part"):  # what a killed process left half-written
-            part.unlink()
-        write_json(folder.config, config)
+        _check(folder, config)  # again: another process may have been here since
+        if not folder.weights.is_file():
+            for part in (*folder.path.glob(".*.part"), *folder.checkpoints.glob(".*.part")):  # of a killed process
+                part.unlink()
+            write_json(folder.config, config)
         yield
+
+
+def _check(folder: RunFolder, config: Mapping[str, Any]) -> None:
+    if folder.config.is_file():
+        _refuse_another(folder, config)
+    elif folder.path.is_dir() and any(not entry.name.startswith(".") for entry in folder.path.iterdir()):
+        raise UsageError(f"{folder.path} is not empty and holds no run of offramp; choose another folder.")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write readable JSON atomically."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def _holds_something(path: Path) -> bool:
-    return any(not entry.name.startswith(".") for entry in path.iterdir())
 
 
 def _refuse_another(folder: RunFolder, config: Mapping[str, Any]) -> None:

@@ -39,7 +39,7 @@ def _git_state() -> dict[str, Any] | None:
     try:
         commit = _git("rev-parse", "HEAD")
         return {"commit": commit, "changed": bool(_git("status", "--porcelain", "--untracked-files=no"))}
-    except (OSError, subprocess.CalledProcessError):  # no git, or no repository: nothing to record
+    except (OSError, subprocess.SubprocessError):  # no git, no repository, or one too slow to ask: nothing to record
         return None
 
 

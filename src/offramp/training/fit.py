@@ -1,6 +1,6 @@
 """Training a network on a data set into a run's folder; starting the same again continues."""
 
-import json
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,15 +75,15 @@ def fit(
     rule = rule or rules.Standard()
     val = val or HeldOut()
     folder = RunFolder(out)
-    _check(network, objective, train)
-    if config.init is not None and CheckpointStore(folder.checkpoints, config.keep_checkpoints).is_empty():
-        start_from(network, config.init)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    with (
-        _together(config.device) as device,
-        _claimed_by_the_first(folder, _describe(network, objective, train, val, config, rule), device, val),
-    ):
+    with _together(config.device) as device, contextlib.ExitStack() as held:
+        _check(network, objective, train, val, config)
+        fresh = CheckpointStore(folder.checkpoints, config.keep_checkpoints).is_empty()
+        if config.init is not None and fresh and not folder.weights.is_file():
+            start_from(network, config.init)
+        description = _describe(network, objective, train, val, config, rule)
+        held.enter_context(_claimed_by_the_first(folder, description, device, val))
         if folder.weights.is_file():
             _say(f"{folder.path} is finished; nothing to do.")
             return load(folder.path, into=network)
@@ -123,7 +123,8 @@ def _train_in(
     return network.cpu().eval()
 
 
-def _check(network: EarlyExitNet, objective: Objective, train: Split) -> None:
+def _check(network: EarlyExitNet, objective: Objective, train: Split, val: HeldOut, config: TrainConfig) -> None:
+    """What does not fit together, found before anything is written."""
     objectives.check_fits(objective, damping=network.damping)
     if network.num_classes != train.num_classes:
         raise UsageError(
@@ -140,6 +141,27 @@ def _check(network: EarlyExitNet, objective: Objective, train: Split) -> None:
             f"{processes.world_size()} processes cannot share batches of {train.batch_size} of {len(train)} images; "
             "use fewer processes or larger batches."
         )
+    if config.keep_best and not val:
+        raise UsageError("keep-best picks the best epoch on held-out images, and none are held out; set holdout.")
+    if config.tensorboard:
+        _summary_writer()
+    _try_out(network, objective, train.image_shape)
+
+
+def _try_out(network: EarlyExitNet, objective: Objective, image_shape: tuple[int, int, int]) -> None:
+    """One blank image through network and objective: their sizes fit, and the objective's settings the exits."""
+    parameter = next(network.parameters())
+    mode = network.training
+    with torch.no_grad():
+        logits_K1C = network.eval()(torch.zeros(1, *image_shape, dtype=parameter.dtype, device=parameter.device))
+        network.train(mode)
+        wanted = (network.num_exits, 1, network.num_outputs)
+        if tuple(logits_K1C.shape) != wanted:
+            raise UsageError(
+                f"The network's logits have the shape {tuple(logits_K1C.shape)} for one image, not {wanted} (exits, "
+                f"images, {network.num_classes} classes{' and the damping neuron' if network.damping else ''})."
+            )
+        objective.terms(logits_K1C, torch.zeros(1, dtype=torch.long, device=parameter.device))
 
 
 def _optimizer(network: EarlyExitNet, config: TrainConfig) -> torch.optim.Optimizer:
@@ -183,9 +205,9 @@ def _claimed_by_the_first(
         yield
         return
     with claimed(folder, config):
-        starts = json.loads(folder.environment.read_text()) if folder.environment.is_file() else []
-        write_json(folder.environment, [*starts, environment.describe(device)])
-        write_json(folder.split, val.description())
+        if not folder.weights.is_file():
+            write_json(folder.environment, [*folder.read_starts(), environment.describe(device)])
+            write_json(folder.split, val.description())
         processes.wait_for_all()
         yield
 
@@ -221,16 +243,21 @@ def _be_deterministic(device: torch.device) -> None:
         torch.backends.cudnn.benchmark = False
 
 
+def _summary_writer() -> Callable[[str], Any]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UsageError("TensorBoard is not installed: pip install 'offramp[tensorboard]'.") from error
+    writer: Callable[[str], Any] = SummaryWriter
+    return writer
+
+
 @contextmanager
 def _listeners(folder: RunFolder, config: TrainConfig) -> Iterator[list[Callable[[dict[str, Any]], None]]]:
     if not config.tensorboard or processes.rank() != 0:
         yield []
         return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UsageError("TensorBoard is not installed: pip install 'offramp[tensorboard]'.") from error
-    with SummaryWriter(str(folder.path / "tensorboard")) as writer:
+    with _summary_writer()(str(folder.path / "tensorboard")) as writer:
 
         def write(line: dict[str, Any]) -> None:
             for name, value in _scalars(line):

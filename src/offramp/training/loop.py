@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from offramp import processes
 from offramp.config import TrainConfig
 from offramp.data import Batch, Split
+from offramp.data.randomness import Purpose, hashes
 from offramp.errors import OfframpError
 from offramp.rules import TrainingRule, Workbench
 from offramp.runs import RunFolder
@@ -61,7 +63,7 @@ class Loop:
             while self.epoch < self.config.epochs:
                 self._train_epoch(reporter, stop)
                 self._finish_epoch(reporter, listeners)
-                self._stop_if_asked(stop)
+                _leave(stop.agreed(self.place.device) if self.epoch < self.config.epochs else None)
 
     def restore(self, note: Callable[[str], None]) -> bool:
         """Continue from the newest good checkpoint; False where there is none."""
@@ -73,7 +75,7 @@ class Loop:
         return True
 
     def _train_epoch(self, reporter: Reporter, stop: StopRequest) -> None:
-        started, waited, first_step = time.monotonic(), 0.0, self.step
+        started, waited, images = time.monotonic(), 0.0, 0
         previous: tuple[Batch, int, Tensor] | None = None
         batches = self.train.batches(seed=self.config.seed, epoch=self.epoch, start=self.step)
         for batch, seconds in _timed(batches):
@@ -87,14 +89,16 @@ class Loop:
                 self._check(*previous)
             previous = batch, step, self.bench.broken
             self.step += 1
+            images += batch.size
             reporter.after_step(batch.size)
-            if self.step < self.steps_per_epoch and (stop.number is not None or self._time_to_save()):
+            asked = stop.agreed(self.place.device)
+            if self.step < self.steps_per_epoch and (asked is not None or self._time_to_save()):
                 self._check(*previous)
                 self._save()
-                self._stop_if_asked(stop)
+                _leave(asked)
         if previous is not None:
             self._check(*previous)
-        self._append_timing(started, waited, first_step)
+        self._append_timing(started, waited, images)
 
     def _one_step(self, batch: Batch, step: int) -> None:
         rate = learning_rate(self.config, step, self.steps_per_epoch)
@@ -104,7 +108,7 @@ class Loop:
         self.bench.network.train()
         outcome = self.rule.step(batch, self._progress(step))
         self.sums.add(outcome, batch.targets_B, batch.size, self.bench.network.num_classes)
-        self._average_buffers(len(batch.targets_B) / batch.size)
+        self._average_statistics(len(batch.targets_B) / batch.size)
 
     def _finish_epoch(self, reporter: Reporter, listeners: list[Callable[[dict[str, Any]], None]]) -> None:
         self.rule.end_epoch()
@@ -185,13 +189,14 @@ class Loop:
             like = parameters[name]
             if tensor.shape == like.shape:
                 tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
-            self.bench.optimizer.state[like][key] = tensor if key == "step" else tensor.to(like.device)
+            self.bench.optimizer.state[like][key] = tensor.to(like.device)
 
-    def _average_buffers(self, share: float) -> None:
-        """Running statistics: the mean over processes, weighted by images, so that any process can save for all."""
+    def _average_statistics(self, share: float) -> None:
+        """Running statistics of batch norm: the mean over processes, by images, so that any can save for all."""
         if not processes.active():
             return
-        buffers = [b for b in self.bench.network.buffers() if b.is_floating_point()]
+        norms = [m for m in self.bench.network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        buffers = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
         if buffers:
             flat = processes.sum_over_all(torch.cat([b.reshape(-1) for b in buffers]) * share)
             for buffer, part in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
@@ -206,8 +211,7 @@ class Loop:
         return step / (self.config.epochs * self.steps_per_epoch)
 
     def _seed(self, step: int) -> None:
-        mixed = (self.config.seed * 1_000_003 + step) * 65_537 + processes.rank()
-        torch.manual_seed(mixed & 0x7FFF_FFFF_FFFF_FFFF)
+        torch.manual_seed(int(hashes(Purpose.STEP, self.config.seed, step, processes.rank())[0] >> 1))
 
     def _check(self, batch: Batch, step: int, broken: Tensor) -> None:
         """Stop where a step met something that is not finite. The gate kept it from the weights, then and since."""
@@ -217,7 +221,7 @@ class Loop:
         raise OfframpError(
             f"Training stopped at step {step + 1} (epoch {self.epoch + 1}): "
             f"{diagnose(self.bench, batch, self._progress(step))}. The weights were not touched; the last checkpoint "
-            "is good. A lower learning rate or a warm-up may help."
+            "is good. A lower learning rate or a warm-up (in a new folder) may help."
         )
 
     def _time_to_save(self) -> bool:
@@ -225,10 +229,6 @@ class Loop:
         if every is not None and self._global_step() % every == 0:
             return True
         return time.monotonic() - self.saved_at > 60 * self.config.save_every_minutes
-
-    def _stop_if_asked(self, stop: StopRequest) -> None:
-        if stop.number is not None and self.epoch < self.config.epochs:
-            raise StoppedError(stop.number)
 
     def _write_weights(self, path: Any) -> None:
         if processes.rank() == 0:
@@ -240,18 +240,23 @@ class Loop:
         if processes.rank() == 0:
             write_atomically(self.folder.metrics, "".join(line + "\n" for line in self.lines).encode())
 
-    def _append_timing(self, started: float, waited: float, first_step: int) -> None:
+    def _append_timing(self, started: float, waited: float, images: int) -> None:
         if processes.rank() == 0:
             seconds = time.monotonic() - started
             line = {
                 "epoch": self.epoch + 1,
-                "steps": self.step - first_step,
+                "images": images,
                 "seconds": seconds,
                 "data_seconds": waited,
-                "images_per_second": (self.step - first_step) * self.train.batch_size / seconds,
+                "images_per_second": images / seconds,
             }
             with open(self.folder.timing, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+def _leave(number: int | None) -> None:
+    if number is not None:
+        raise StoppedError(number)
 
 
 def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:

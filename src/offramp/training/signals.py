@@ -5,6 +5,11 @@ import threading
 from types import FrameType
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from offramp import processes
+
 
 class StoppedError(SystemExit):
     """Training was stopped by a signal; the state is saved. Its code is the usual exit status, 128 + signal."""
@@ -18,6 +23,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._vote: Tensor | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -27,6 +33,16 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         self._restore()
+
+    def agreed(self, device: torch.device) -> int | None:
+        """`number`, or that of another process: the same answer in all, so that all leave after the same step.
+
+        Every process must call it as often. The answer is that of the call before, so that a device never waits.
+        """
+        if not processes.active():
+            return self.number
+        before, self._vote = self._vote, processes.max_over_all(torch.tensor(float(self.number or 0), device=device))
+        return None if before is None else int(before.item()) or None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
