@@ -12,6 +12,7 @@ records/             logits of whole data sets, made by `offramp evaluate`, as a
 evaluation.json      the figures of every exit
 report.html          the same as a page
 plots/               its plots as files
+policy.json          thresholds with a certificate, made by `offramp certify`
 """
 
 import json
@@ -43,6 +44,7 @@ class RunFolder:
         self.best_weights = self.path / "best.safetensors"
         self.records = self.path / "records"
         self.report = self.path / "report.html"
+        self.policy = self.path / "policy.json"
 
     def read_config(self) -> dict[str, Any]:
         """The run's configuration as JSON values. A folder that is no run, or of a newer offramp, is refused."""

@@ -3,12 +3,16 @@
 import contextlib
 import functools
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tyro
 
+import offramp
+from offramp.cli.audit import audit
+from offramp.cli.certify import certify
 from offramp.cli.compare import compare
 from offramp.cli.cost import cost
 from offramp.cli.evaluate import evaluate
@@ -20,6 +24,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
+    "certify": certify,
+    "audit": audit,
     "cost": cost,
     "import": import_,
 }
@@ -29,8 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Status: 0 done, 1 failed, 2 wrong use, 130 or 143 stopped by a signal."""
     if "" not in sys.path:
         sys.path.append("")  # `mine:Loss` is found in the folder one works in, as with `python -m offramp`
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments == ["--version"]:
+        print(f"offramp {offramp.__version__}")
+        return 0
     try:
         _parse(arguments)()
+        sys.stdout.flush()
     except UsageError as error:
         print(f"offramp: {error}", file=sys.stderr)
         return 2
@@ -39,10 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `offramp cost ... | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 
-def _parse(arguments: Sequence[str] | None) -> Callable[[], None]:
+def _parse(arguments: Sequence[str]) -> Callable[[], None]:
     """The command with its arguments, not yet run. What a configuration refuses is raised as it was, not in a box."""
     said = io.StringIO()
     try:

@@ -1,6 +1,5 @@
 """A finished run, certified: the cheapest policy that keeps a promise, written into the run's folder."""
 
-import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +104,9 @@ def certify(
         raise UsageError(f"{folder.path} is not writable; logits and the policy are written there.")
     parts = parts or parts_of(folder, config, root, "offramp.reports.certify")
     check_trained_on(parts, folder, config)
+    held_before = (config.get("images") or {}).get("search")
+    if held_before not in (None, parts.val.search.fingerprint()):
+        raise UsageError(f"The images held out now are not those that were held out when {folder.path} was trained.")
     search, held_out = (
         recorded(
             network,
@@ -140,7 +142,9 @@ def _described(policy: Policy, held_out: Record, costs: Cost, written: Path) -> 
     exits = []
     for k, threshold in enumerate(policy.thresholds):
         here_S = choice.exits_S == k
-        top1, full = ((100 * mask_S[here_S].double().mean().item() if here_S.any() else None) for mask_S in (right_S, full_S))
+        top1, full = (
+            (100 * mask_S[here_S].double().mean().item() if here_S.any() else None) for mask_S in (right_S, full_S)
+        )
         exits.append(ExitUse(threshold, here_S.double().mean().item(), top1, full))
     operations_K = torch.tensor([count.operations for count in costs.exits], dtype=torch.float64)
     return Certified(
