@@ -3,7 +3,9 @@ import dataclasses
 import pytest
 import torch
 
+from offramp.costs import cost
 from offramp.errors import UsageError
+from offramp.evaluation import record, weights_hash
 from offramp.evaluation.search import search_thresholds
 from offramp.evaluation.targets import policy_for
 from offramp.policy import EVERYBODY, Measure, Policy
@@ -96,3 +98,21 @@ def test_other_parts_than_search_are_refused(search, make_cost, part, target):
     record = dataclasses.replace(search, split=f"digits/{part}")
     with pytest.raises(UsageError, match=f"not on digits/{part}: .*holdout=0"):
         policy_for(record, make_cost(10, 20, 40), **target)
+
+
+def test_from_a_network_to_a_saved_policy(network, split, tmp_path):
+    """The lines of docs/design.md's example, on a network and images."""
+    seen = record(network, dataclasses.replace(split, name="made-up/search"))
+    spent = cost(network, (1, 4, 4))
+    policy = policy_for(seen, spent, budget=0.7)
+    assert policy.found["operations"] <= 0.7 * spent.exits[-1].operations
+    policy.save(tmp_path / "policy.json")
+    back = Policy.load(tmp_path / "policy.json")
+    assert back == policy
+    back.check_network(weights_hash(network.state_dict()))
+    again = record(network, split)
+    assert torch.equal(back.choose(again.logits_KSC, 4).exits_S, policy.choose(seen.logits_KSC, 4).exits_S)
+    with torch.no_grad():
+        network.exits[0][1].bias[0] += 1
+    with pytest.raises(UsageError, match="found for the network"):
+        back.check_network(weights_hash(network.state_dict()))
