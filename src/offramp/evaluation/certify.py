@@ -124,25 +124,20 @@ def certify(
         candidates = _found_on_search(search, cost, measure or SOFTMAX)
     elif measure is not None:
         raise UsageError("Candidates have their own measures; give candidates or a measure, not both.")
-    candidates = _frontier(candidates, search, cost, loss)
-    on_search, on_certify = (_tally(candidates, record, loss, per_class) for record in (search, certify))
+    _check_candidates(candidates, search, cost)
+    seen = _replay(candidates, search)
+    kept = _frontier(seen, search, cost, loss)
+    candidates = [candidates[j] for j in kept]
+    on_search = _tally(seen.of(kept), search, loss, per_class)
+    on_certify = _tally(_replay(candidates, certify), certify, loss, per_class)
     chosen = int(learn_then_test(promise, on_search, on_certify, axis=0 if per_class else None))
     if chosen < 0:
         raise OfframpError(_none_passed(promise, on_certify, certify))
+    bound = BETTING if promise.bets(on_search)[..., chosen].any() else BINOMIAL
     lost, gained, counted = (int(count[..., chosen].sum()) for count in on_certify)
+    about = (certify.split, certify.fingerprint, certify.weights)
     certificate = Certificate(
-        promise=promise,
-        per_class=per_class,
-        method=METHOD,
-        bound=BETTING if promise.bets(on_search)[..., chosen].any() else BINOMIAL,
-        images=certify.num_images,
-        counted=counted,
-        lost=lost,
-        gained=gained,
-        candidates=len(candidates),
-        split=certify.split,
-        fingerprint=certify.fingerprint,
-        weights=certify.weights,
+        promise, per_class, METHOD, bound, certify.num_images, counted, lost, gained, len(candidates), *about
     )
     found = {**candidates[chosen].found, "certificate": certificate.to_json()}
     return replace(candidates[chosen], found=found, network=certify.weights)
@@ -171,6 +166,10 @@ class _Replay(NamedTuple):
     right: BoolArray
     full: BoolArray
 
+    def of(self, policies: Sequence[int]) -> "_Replay":
+        """Some of the policies alone."""
+        return _Replay(self.exits[policies], self.left[policies], self.right[policies], self.full[policies])
+
 
 def _replay(policies: Sequence[Policy], record: Record) -> _Replay:
     over: dict[Measure, tuple[Tensor, Tensor]] = {}
@@ -188,9 +187,8 @@ def _replay(policies: Sequence[Policy], record: Record) -> _Replay:
     return _Replay(exits_JS, exits_JS < len(record.logits_KSC) - 1, np.stack(right), np.stack(full))
 
 
-def _tally(policies: Sequence[Policy], record: Record, loss: Loss, per_class: bool) -> Tally:
+def _tally(replay: _Replay, record: Record, loss: Loss, per_class: bool) -> Tally:
     """Counts `[J]`, or `[N, J]` per class."""
-    replay = _replay(policies, record)
     happens = events(loss, replay.left, replay.right, replay.full)
     if not per_class:
         return Tally(*(mask_JS.sum(-1, dtype=np.int64) for mask_JS in happens))
@@ -200,20 +198,16 @@ def _tally(policies: Sequence[Policy], record: Record, loss: Loss, per_class: bo
     return Tally(*(count_NJ.astype(np.int64) for count_NJ in per_class_NJ))
 
 
-def _frontier(candidates: Sequence[Policy], search: Record, cost: Cost, loss: Loss) -> list[Policy]:
+def _frontier(replay: _Replay, search: Record, cost: Cost, loss: Loss) -> list[int]:
     """Those under which images leave and that no cheaper one beats in risk, on search; the dearest first."""
-    _check_candidates(candidates, search, cost)
-    replay = _replay(candidates, search)
     operations_K = np.array([count.operations for count in cost.exits], dtype=np.float64)
     operations_J = operations_K[replay.exits].mean(-1)
-    risk_J = _tally(candidates, search, loss, per_class=False).risk
-    kept: list[Policy] = []
-    least = np.inf
-    for j in np.lexsort((risk_J, operations_J)):
+    risk_J = _tally(replay, search, loss, per_class=False).risk
+    kept: list[int] = []
+    for j in np.lexsort((risk_J, operations_J)).tolist():
         # Of equal risk the dearer stay: they are more cautious, and cost the test nothing.
-        if replay.left[j].any() and risk_J[j] <= least:
-            kept.append(candidates[j])
-            least = risk_J[j]
+        if replay.left[j].any() and (not kept or risk_J[j] <= risk_J[kept[-1]]):
+            kept.append(j)
     if not kept:
         raise OfframpError(f"No candidate lets an image of {search.split} leave early; there is nothing to certify.")
     return kept[::-1]
