@@ -33,7 +33,7 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("share", [i / 97 for i in range(97)])
 def test_a_flipped_bit_is_found_anywhere(tmp_path: Path, share: float) -> None:
     path = tmp_path / "x.safetensors"
     save_tensors(path, {"a": torch.randn(50)}, {"key": "value"})

@@ -26,6 +26,11 @@ BAD = {
     "no epochs": ([*DIGITS, "--epochs", "0"], "epochs must be a whole number of at least 1"),
     "too many held out": ([*DIGITS, "--holdout", "5000"], "holdout=5000 leaves nothing to train on"),
     "image too small": ([*DIGITS, "--network", "msdnet7-cifar100"], "16"),
+    "strengths for other exits": ([*DIGITS, "--objective", "damping", "strength=0.1,0.2"], "2 values for 3 exits"),
+    "another device": ([*DIGITS, "--device", "meta"], "'meta' is not supported"),
+    "huge seed": ([*DIGITS, "--seed", "99999999999999999999"], "seed must be below 2**63"),
+    "ignored option": ([*DIGITS, "--optimizer", "adamw", "--momentum", "0.5"], "adamw has no use for it"),
+    "nothing to pick by": ([*DIGITS, "--keep-best", "--holdout", "0"], "none are held out"),
     "no GPU": ([*DIGITS, "--device", "cuda:9"], "no CUDA GPU"),
     "no weights": ([*DIGITS, "--init", "/no/such.safetensors"], "There is no file"),
     "not key=value": ([*DIGITS, "--objective", "damping", "0.5"], "is not of the form key=value"),
@@ -71,6 +76,21 @@ def test_damaged_checkpoints_are_a_failure_not_a_misuse(tmp_path: Path, capsys: 
 def test_help_names_every_command_and_python_m_is_the_same() -> None:
     done = subprocess.run([sys.executable, "-m", "offramp", "--help"], capture_output=True, text=True, check=True)
     assert all(name in done.stdout for name in COMMANDS)
+    assert done.stderr == ""
+
+
+def test_a_config_of_something_else_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    for command in (["evaluate", str(tmp_path)], ["cost", str(tmp_path)], [*DIGITS, "--out", str(tmp_path)]):
+        assert main(command) == 2
+        assert "its config.json is not one of offramp" in capsys.readouterr().err
+
+
+def test_the_version_and_a_reader_that_has_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("offramp ")
+    command = f"{sys.executable} -m offramp cost msdnet7-cifar100 --json | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stderr == ""
 
 

@@ -57,7 +57,7 @@ def test_seeds_are_grouped_and_spread(with_top1):
         with_top1(f"a{seed}", top1, seed=seed) for seed, top1 in enumerate([(50.0, 60.0), (54.0, 61.0), (55.0, 65.0)])
     ]
     (group,) = compare(runs).groups
-    assert group.label == "Damping"
+    assert group.label == "damping"
     assert group.differs == {}
     assert [run.seed for run in group.runs] == [0, 1, 2]
     assert group.exit(0, "top1") == Spread.of([50.0, 54.0, 55.0])
@@ -70,8 +70,8 @@ def test_groups_are_labelled_and_paired_by_seed(with_top1):
     second = [with_top1(f"b{seed}", (51.0 + 2 * seed, 60.5), seed=seed, objective=damping(0.075)) for seed in (2, 1, 7)]
     comparison = compare([*first, *second])
     a, b = comparison.groups
-    assert (a.label, b.label) == ("Damping strength=0.005", "Damping strength=0.075")
-    assert b.differs == {"objective.Damping.strength": 0.075}
+    assert (a.label, b.label) == ("damping strength=0.005", "damping strength=0.075")
+    assert b.differs == {"objective.damping.strength": 0.075}
     paired = comparison.against_first(b)
     assert paired.seeds == (1, 2)
     assert paired.exits == (Spread.of([53.0 - 51.0, 55.0 - 52.0]), Spread.of([0.5, 0.5]))
@@ -93,7 +93,7 @@ def test_nothing_is_paired_without_a_common_seed_test_set_or_number_of_exits(wit
 
 def test_runs_measured_on_different_images_are_no_seeds_of_one_another(with_top1):
     runs = [with_top1("a", (50.0,), seed=0), with_top1("b", (50.0,), seed=1, fingerprint="f" * 64)]
-    assert [group.label[:13] for group in compare(runs).groups] == ["Damping test="] * 2
+    assert [group.label[:13] for group in compare(runs).groups] == ["damping test="] * 2
 
 
 def test_fields_that_change_nothing_do_not_part_seeds(with_top1):

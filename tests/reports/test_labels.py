@@ -1,5 +1,4 @@
-import pytest
-
+from offramp.objectives import PowerSqrt, describe, dynamic
 from offramp.reports.labels import differences, labels, short_name, summary
 
 
@@ -64,10 +63,18 @@ def test_hashes_of_images_are_said_only_where_nothing_else_tells():
     assert labelled(recipe(images=images[0]), recipe(images=images[1])) == ["test=11111111…", "test=22222222…"]
 
 
-@pytest.mark.parametrize("key", ["name", "class"])
-def test_short_name(key):
-    assert short_name({key: "package.module:Name", "args": {}}) == "Name"
-    assert short_name({key: "digits", "args": {}}) == "digits"
+def test_short_name():
+    assert short_name({"name": "package.module:Name", "args": {}}) == "Name"
+    assert short_name({"name": "digits", "args": {}}) == "digits"
+
+
+def test_objectives_go_by_the_names_that_make_them():
+    assert short_name(describe(PowerSqrt())) == "power-sqrt"
+    assert short_name(describe(dynamic())) == "dynamic"
+    assert summary(describe(dynamic(form="damping"))).startswith("dynamic form=damping strength=")
+    recipes = [recipe(), recipe("Damping", network={"name": "m:net", "args": {"damping": True}})]
+    recipes[0]["network"] = {"name": "m:net", "args": {"damping": False}}
+    assert labelled(*recipes) == ["CrossEntropy", "Damping"]
 
 
 def test_summary_has_the_arguments_in_brief():

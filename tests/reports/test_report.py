@@ -83,7 +83,7 @@ def test_the_page_says_what_was_measured_and_how(reported):
     for exit in found.test.exits:
         assert f"{exit.top1:.2f} ±{exit.top1_se:.2f} {exit.nll:.4f} {exit.ece:.4f}" in text
     assert "offramp train --data '<tiny>' --out run" in text
-    assert "Trained with Damping strength=0.005 ." in text
+    assert "Trained with damping strength=0.005 ." in text
     assert "an earlier start" not in text
     assert "cpu: made up" in text
     assert "torch 2.0" in text

@@ -44,7 +44,7 @@ def test_a_flipped_bit_falls_back_to_the_one_before_and_says_so(tmp_path: Path) 
     assert latest.values["epoch"] == 2
     assert len(notes) == 1
     assert "step-000000003" in notes[0]
-    assert "Using the checkpoint before it" in notes[0]
+    assert "Trying the checkpoint before it" in notes[0]
 
 
 def test_all_damaged_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:

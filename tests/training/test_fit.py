@@ -14,7 +14,7 @@ from offramp.config import TrainConfig
 from offramp.data import Parts
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
-from offramp.objectives import CrossEntropy, Objective, PowerSqrt
+from offramp.objectives import CrossEntropy, Damping, Objective, PowerSqrt
 from offramp.objectives.base import Terms
 from offramp.runs import RunFolder
 from offramp.storage import load_tensors, save_tensors
@@ -37,6 +37,12 @@ def network(damping: bool = False) -> EarlyExitNet:
     ]
     exits = [nn.Sequential(nn.Flatten(), nn.Linear(width, 2 + damping)) for width in (36, 4)]
     return EarlyExitNet(stages, exits, damping=damping)
+
+
+def forgetful() -> EarlyExitNet:
+    """Says it has a damping neuron, and its exits lack one."""
+    plain = network()
+    return EarlyExitNet(plain.stages, plain.exits, num_classes=2, damping=True)
 
 
 QUICK = TrainConfig(epochs=3, lr=0.05)
@@ -66,11 +72,11 @@ def test_a_run_explains_itself_and_gives_the_network_back(tmp_path: Path) -> Non
 def test_a_finished_run_says_so_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = images()
     offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     capsys.readouterr()
     offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path)
-    assert "is finished; nothing to do" in capsys.readouterr().out
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} == before
+    assert "is finished; nothing to do" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_second_run_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
@@ -153,6 +159,8 @@ def test_init_takes_weights_of_a_run_and_widens_them_for_the_neuron(tmp_path: Pa
         ({"config": TrainConfig(epochs=1, init="weights.pth.tar")}, "offramp import"),
         ({"config": TrainConfig(epochs=1, device="cuda:7")}, "no CUDA GPU"),
         ({"config": TrainConfig(epochs=1, device="abacus")}, "There is no device 'abacus'"),
+        ({"objective": Damping((0.1, 0.2, 0.3)), "network": network(True)}, "3 values for 2 exits"),
+        ({"network": forgetful(), "objective": PowerSqrt()}, r"shape \(2, 1, 2\) for one image, not \(2, 1, 3\)"),
     ],
 )
 def test_what_does_not_fit_together(tmp_path: Path, change: dict[str, Any], words: str) -> None:
@@ -160,7 +168,7 @@ def test_what_does_not_fit_together(tmp_path: Path, change: dict[str, Any], word
     arguments = {"network": network(), "objective": CrossEntropy(), "config": QUICK} | change
     with pytest.raises(UsageError, match=words):
         offramp.fit(**arguments, train=parts.train, val=parts.val, out=tmp_path / "run")
-    assert not (tmp_path / "run" / "weights.safetensors").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_of_another_network_are_refused_with_the_reason(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def check_image_size(network: str, image_size: Any, stem: StemKind, num_scales: 
     )
     other = deepest_scales(sides, stem)
     fits = other > 0 and max(coarsest_sides(sides, stem, other)) <= most
-    raise UsageError(message + (f"; for these images, use {_scales(other)}." if fits else "."))
+    raise UsageError(message + (f"; for these images, use {_scales(other)} (as many growth_factors)." if fits else "."))
 
 
 def _scales(number: int) -> str:

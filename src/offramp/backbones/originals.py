@@ -54,10 +54,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle or archive can raise anything
-        reason = str(error).split("\n")[0]
+        # Not torch's own words: they advise to load it all the same.
         raise OfframpError(
             f"{path} cannot be read as a checkpoint: it is damaged, or holds more than tensors and plain values, which "
-            f"is never loaded ({type(error).__name__}: {reason})."
+            f"is never loaded ({type(error).__name__})."
         ) from error
     tensors = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):

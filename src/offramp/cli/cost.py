@@ -51,8 +51,8 @@ def _network(
 
     if spec.name in backbones.NETWORKS or not Path(spec.name).expanduser().is_dir():
         return backbones.build(spec, num_classes=num_classes, image_shape=image_shape, damping=damping or None)
-    if damping or num_classes or image_shape or spec.args:
-        raise UsageError(f"{spec.name} is a run: its network is what it is, and nothing else can be set.")
+    if damping or num_classes or spec.args:
+        raise UsageError(f"{spec.name} is a run: its network is what it is; only image-shape can be set.")
     recipe = RunFolder(spec.name).read_config()["network"]
     if recipe is None:
         raise UsageError(f"The network of {spec.name} was built by hand; call offramp.cost on it in Python.")

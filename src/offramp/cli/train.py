@@ -1,6 +1,7 @@
 """`offramp train`."""
 
 import dataclasses
+import sys
 from typing import Annotated
 
 import tyro
@@ -31,5 +32,6 @@ def train(
         return
     first = run.training.seed
     for seed in range(first, first + seeds):
+        print(f"Seed {seed}, the {seed - first + 1}. of {seeds}", file=sys.stderr)
         training = dataclasses.replace(run.training, seed=seed)
         train_one(dataclasses.replace(run, training=training), f"{out}/seed-{seed}")

@@ -1,6 +1,7 @@
 """Training objectives. One file per published objective; a new one is a file and a line in `OBJECTIVES`."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from offramp import config
@@ -35,6 +36,7 @@ __all__ = [
     "PowerSqrt",
     "Terms",
     "build",
+    "called",
     "check_fits",
     "describe",
     "dynamic",
@@ -62,6 +64,14 @@ def describe(objective: Objective) -> dict[str, Any]:
         return {"name": name, "args": config.to_json(objective)}
     public = {key: value for key, value in vars(objective).items() if not key.startswith("_")}
     return {"name": name, "args": {key: config.to_json(value) for key, value in public.items() if _is_json(value)}}
+
+
+def called(description: Mapping[str, Any]) -> str:
+    """The registered name of what `describe` described: a damping form under weights is `dynamic`; else its class."""
+    names = {f"{kind.__module__}:{kind.__qualname__}": name for name, kind in OBJECTIVES.items()}
+    name: str = names.get(description["name"], description["name"])
+    weighted = description["args"].get("weighting") is not None
+    return {"power-sqrt": "dynamic", "damping": "dynamic form=damping"}.get(name, name) if weighted else name
 
 
 def _is_json(value: Any) -> bool:

@@ -146,6 +146,8 @@ def training(metrics: Sequence[Mapping[str, Any]]) -> "Figure":
         ("learning rate", lambda line: line.get("lr")),
     ]
     names = {name for line in metrics for name in line.get("stats", {})}
+    if all(weight == 1 for line in metrics for weight in line.get("stats", {}).get("weight", ())):
+        names.discard("weight")  # no dynamic weights: nothing to see
     order = [*(name for name in STATISTICS if name in names), *sorted(names - STATISTICS.keys())]
     panels += [(STATISTICS.get(n, n), lambda line, n=n: line.get("stats", {}).get(n)) for n in order]  # type: ignore[misc]
     panels = [(title, read) for title, read in panels if any(read(line) is not None for line in metrics)]

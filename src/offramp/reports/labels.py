@@ -7,9 +7,14 @@ power-sqrt has a strength and cross-entropy none is said by their names.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from offramp.objectives import called
+
 Difference = tuple[str, Mapping[str, Any]]  # dotted field, and the values of the recipes that have it
 
-_BY_CONTENT = "images"  # hashes of the images; they follow from the data's configuration where there is one
+
+def _follows(field: str) -> bool:
+    """Hashes of images follow from the data's configuration, the damping neuron from the objective, as a rule."""
+    return field.startswith("images") or (field.startswith("network.") and field.endswith(".damping"))
 
 
 def differences(recipes: Mapping[str, Any], field: str = "") -> list[Difference]:
@@ -32,8 +37,8 @@ def differences(recipes: Mapping[str, Any], field: str = "") -> list[Difference]
 
 
 def labels(keys: Sequence[str], differing: Sequence[Difference]) -> dict[str, str]:
-    """A label for each recipe: its values where recipes differ. Hashes of images only where nothing else tells."""
-    said = [difference for difference in differing if difference[0].split(".")[0] != _BY_CONTENT]
+    """A label for each recipe: its values where recipes differ; what follows from others where nothing else tells."""
+    said = [difference for difference in differing if not _follows(difference[0])]
     made = {key: _label(key, said) for key in keys}
     if len(set(made.values())) < len(keys):
         made = {key: _label(key, differing) for key in keys}
@@ -41,22 +46,21 @@ def labels(keys: Sequence[str], differing: Sequence[Difference]) -> dict[str, st
 
 
 def short_name(spec: Mapping[str, Any]) -> str:
-    """`PowerSqrt` for a spec whose name is `offramp.objectives.power_sqrt:PowerSqrt`."""
+    """`power-sqrt` for a spec whose name is `offramp.objectives.power_sqrt:PowerSqrt`; `small` for `mine:small`."""
     return _short(_name(spec))
 
 
 def summary(spec: Mapping[str, Any]) -> str:
-    """`PowerSqrt strength=0.005 weighting={alpha=0.8, …}`: a spec's short name and its arguments in brief."""
+    """`dynamic strength=0.005 weighting={alpha=0.8, …}`: a spec's short name and its arguments in brief."""
     return " ".join([short_name(spec), *(f"{key}={_brief(value)}" for key, value in spec["args"].items())])
 
 
 def _is_spec(value: Mapping[str, Any]) -> bool:
-    return value.keys() in ({"name", "args"}, {"class", "args"})
+    return value.keys() == {"name", "args"}
 
 
 def _name(spec: Mapping[str, Any]) -> str:
-    name: str = spec.get("name") or spec["class"]
-    return name
+    return called(spec)
 
 
 def _short(name: str) -> str:

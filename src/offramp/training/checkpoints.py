@@ -49,7 +49,7 @@ class CheckpointStore:
             try:
                 tensors, metadata = load_tensors(path)
             except DamagedFileError as error:
-                note(f"{error} Using the checkpoint before it.")
+                note(f"{error} Trying the checkpoint before it.")
                 continue
             return Checkpoint(tensors, json.loads(metadata["values"]))
         if files:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import offramp
 from offramp import backbones, data, objectives, processes, rules
 from offramp.config import Run, TrainConfig, to_json
 from offramp.data import HeldOut, Split
-from offramp.devices import device_named
+from offramp.devices import describe_device, device_named
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import Objective
@@ -114,13 +115,38 @@ def _train_in(
     )
     rule.prepare(bench)
     loop = Loop(folder, bench, rule, train, val.search if val else None, config, place)
+    _say(_introduction(folder, network, objective, train, val, device))
     if loop.restore(_say):
-        _say(f"Continuing {folder.path} at epoch {loop.epoch + 1}, step {loop.step + 1}.")
+        _say(f"Continuing after {loop.epoch} epochs and {loop.step} steps of {folder.path}.")
+        _note_threads(folder)
     with _listeners(folder, config) as listeners:
         loop.run(listeners)
     loop.write_final_weights()
     processes.wait_for_all()
+    _say(f"Done: {folder.weights}. Next: offramp evaluate {folder.path}")
     return network.cpu().eval()
+
+
+def _introduction(
+    folder: RunFolder, network: EarlyExitNet, objective: Objective, train: Split, val: HeldOut, device: torch.device
+) -> str:
+    parts = ", ".join(f"{len(part):,} for {part.name.rpartition('/')[2]}" for part in (train, *val.splits()))
+    size = " x ".join(str(side) for side in train.image_shape)
+    parameters = sum(p.numel() for p in network.parameters())
+    return (
+        f"{folder.path}: {objectives.called(objectives.describe(objective))} on {train.name.partition('/')[0]} "
+        f"({parts}; {size}), {network.num_exits} exits, {parameters:,} parameters, {describe_device(device)}, "
+        f"{torch.get_num_threads()} threads"
+    )
+
+
+def _note_threads(folder: RunFolder) -> None:
+    """The promise of equal bytes holds for the same number of threads: say where it is another."""
+    before, now = folder.read_starts()[0].get("threads"), torch.get_num_threads()
+    if before != now:
+        _say(
+            f"It was started with {before} threads and goes on with {now}: the weights will differ in their last bits."
+        )
 
 
 def _check(network: EarlyExitNet, objective: Objective, train: Split, val: HeldOut, config: TrainConfig) -> None:
@@ -276,4 +302,4 @@ def _scalars(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 def _say(text: str) -> None:
     if processes.rank() == 0:
-        print(text, flush=True)
+        print(text, file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ generators are seeded anew at every step from (seed, step, process).
 """
 
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -63,7 +64,7 @@ class Loop:
             while self.epoch < self.config.epochs:
                 self._train_epoch(reporter, stop)
                 self._finish_epoch(reporter, listeners)
-                _leave(stop.agreed(self.place.device) if self.epoch < self.config.epochs else None)
+                self._leave(stop.agreed(self.place.device) if self.epoch < self.config.epochs else None, reporter)
 
     def restore(self, note: Callable[[str], None]) -> bool:
         """Continue from the newest good checkpoint; False where there is none."""
@@ -95,7 +96,7 @@ class Loop:
             if self.step < self.steps_per_epoch and (asked is not None or self._time_to_save()):
                 self._check(*previous)
                 self._save()
-                _leave(asked)
+                self._leave(asked, reporter)
         if previous is not None:
             self._check(*previous)
         self._append_timing(started, waited, images)
@@ -220,9 +221,17 @@ class Loop:
         self._seed(step)
         raise OfframpError(
             f"Training stopped at step {step + 1} (epoch {self.epoch + 1}): "
-            f"{diagnose(self.bench, batch, self._progress(step))}. The weights were not touched; the last checkpoint "
-            "is good. A lower learning rate or a warm-up (in a new folder) may help."
+            f"{diagnose(self.bench, batch, self._progress(step))}. It did not reach the weights, nor a checkpoint. "
+            "A lower learning rate or a warm-up (in a new folder) may help."
         )
+
+    def _leave(self, number: int | None, reporter: Reporter) -> None:
+        if number is not None:
+            reporter.note(
+                f"Stopped by {signal.Signals(number).name}; saved after {self.epoch} epochs and {self.step} steps. "
+                "The same command continues."
+            )
+            raise StoppedError(number)
 
     def _time_to_save(self) -> bool:
         every = self.config.save_every_steps
@@ -252,11 +261,6 @@ class Loop:
             }
             with open(self.folder.timing, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-
-
-def _leave(number: int | None) -> None:
-    if number is not None:
-        raise StoppedError(number)
 
 
 def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
