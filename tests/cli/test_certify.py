@@ -82,6 +82,8 @@ def test_a_run_gets_a_policy_with_its_certificate(make_run, tmp_path, capsys):
     assert certificate.fingerprint == tiny_data().val.certify.fingerprint()
     assert str(certificate) in out
     assert out.endswith("policy.json")
+    assert "last exit on them %" in out
+    assert "00000000.0" not in out  # who leaves from -1e8 is "all"
     # The same as from Python, on the logits that were kept.
     records = [Record.load(tmp_path / "run" / "records" / f"{part}.safetensors") for part in ("search", "certify")]
     assert certify_records(*records, cost(tiny_network()), risk=0.1, confidence=0.9) == policy

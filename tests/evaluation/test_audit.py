@@ -38,11 +38,15 @@ def test_our_procedure_keeps_its_promise_over_10_000_trials(loss, risk, confiden
 
 
 def test_the_first_uncertified_candidate_breaks_the_promise():
-    """Off by one, as found in the wild: a promised 10 % on 21 thresholds is broken several times as often."""
+    """Off by one, as found in the wild: about 22 % on 21 thresholds where 10 % are promised, or far more."""
     makes = (calibrated, overconfident, underconfident)
-    report = audit(first_uncertified, Promise(0.05, 0.9), candidates=(21,), images=(2500,), populations=makes)
-    assert not report.passes
-    assert [f.population for f in report.findings if f.limit > 0.2] == ["calibrated", "overconfident", "underconfident"]
+    few, many = (
+        audit(first_uncertified, Promise(0.05, 0.9), candidates=(21,), images=(n,), populations=makes)
+        for n in (400, 2500)
+    )
+    assert not any(finding.passes for finding in (*few.findings, *many.findings))
+    assert few.findings[0].rate == pytest.approx(0.23, abs=0.04)
+    assert all(finding.rate > 0.4 for finding in many.findings)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

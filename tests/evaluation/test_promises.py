@@ -105,6 +105,16 @@ def test_testing_starts_where_search_speaks_most_for_a_candidate():
     assert learn_then_test(promise, search, certify) == 3
 
 
+def test_lucky_gains_on_search_do_not_set_the_start():
+    """Of many candidates the one with the most gains on search is lucky: elsewhere it may fail, the cautious do not."""
+    promise = Promise(0.02, 0.9, "drop")
+    search = tally([10, 30, 40], 2000, gained=[0, 30, 160])
+    certify = tally([12, 35, 80], 2000, gained=[0, 33, 60])
+    assert promise.p_values(search, search).argmin() == 2
+    assert promise.p_values(certify, search)[2] > promise.level
+    assert learn_then_test(promise, search, certify) == 1
+
+
 def test_the_joint_promise_is_kept_when_each_class_keeps_it():
     promise = Promise(0.1, 0.9)
     lost = np.array([[0, 1, 2, 3], [0, 9, 1, 1]])  # [classes, candidates]

@@ -73,15 +73,16 @@ def _print_table(certified: "Certified") -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from offramp.policy import EVERYBODY, NOBODY
     from offramp.reports.terminal import console
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("exit", "leaves from", "images", "top-1 %", "last exit on them %"):
         table.add_column(name, justify="right", no_wrap=True)
     for k, exit in enumerate(certified.exits, 1):
-        threshold = "all" if k == len(certified.exits) else f"{exit.threshold:.4f}"
+        threshold = {NOBODY: "nobody", EVERYBODY: "all"}.get(exit.threshold, f"{exit.threshold:.4f}")
         accuracies = ("-" if value is None else f"{value:.2f}" for value in (exit.top1, exit.full_top1))
-        table.add_row(str(k), "nobody" if exit.threshold >= 1e8 else threshold, f"{exit.share:.1%}", *accuracies)
+        table.add_row(str(k), threshold, f"{exit.share:.1%}", *accuracies)
     out = console()
     out.print(table)
     out.print(f"{certified.certificate}")

@@ -199,14 +199,15 @@ def _tally(replay: _Replay, record: Record, loss: Loss, per_class: bool) -> Tall
 
 
 def _frontier(replay: _Replay, search: Record, cost: Cost, loss: Loss) -> list[int]:
-    """Those under which images leave and that no cheaper one beats in risk, on search; the dearest first."""
+    """Those under which images leave and that no cheaper one beats in losses, on search; the dearest first."""
     operations_K = np.array([count.operations for count in cost.exits], dtype=np.float64)
     operations_J = operations_K[replay.exits].mean(-1)
-    risk_J = _tally(replay, search, loss, per_class=False).risk
+    lost_J, _, counted_J = _tally(replay, search, loss, per_class=False)
+    share_J = lost_J / np.maximum(counted_J, 1)
     kept: list[int] = []
-    for j in np.lexsort((risk_J, operations_J)).tolist():
-        # Of equal risk the dearer stay: they are more cautious, and cost the test nothing.
-        if replay.left[j].any() and (not kept or risk_J[j] <= risk_J[kept[-1]]):
+    for j in np.lexsort((share_J, operations_J)).tolist():
+        # Of equal losses the dearer stay: they are more cautious, and cost the test nothing.
+        if replay.left[j].any() and (not kept or share_J[j] <= share_J[kept[-1]]):
             kept.append(j)
     if not kept:
         raise OfframpError(f"No candidate lets an image of {search.split} leave early; there is nothing to certify.")

@@ -64,16 +64,19 @@ class Promise:
         A drop is at most the regret, so the binomial of its losses alone is valid too, and stronger where gains are
         rare. Each candidate gets the test that would have been stronger on the search images.
         """
-        binomial = binomial_p_value(certify.lost, certify.counted, self.risk)
-        return (
-            binomial if self.loss != "drop" else np.where(self.bets(search), self._betting(certify, search), binomial)
-        )
+        if self.loss != "drop":
+            return self.losing(certify)
+        return np.where(self.bets(search), self._betting(certify, search), self.losing(certify))
+
+    def losing(self, tally: "Tally") -> FloatArray:
+        """The exact binomial p-value of the losses alone."""
+        return binomial_p_value(tally.lost, tally.counted, self.risk)
 
     def bets(self, search: "Tally") -> BoolArray:
         """Which candidates are tested by betting on the signed loss, not by the exact binomial."""
         if self.loss != "drop":
             return np.zeros(np.broadcast(*search).shape, dtype=bool)
-        return self._betting(search, search) < binomial_p_value(search.lost, search.counted, self.risk)
+        return self._betting(search, search) < self.losing(search)
 
     def _betting(self, tally: "Tally", search: "Tally") -> FloatArray:
         # One more than was seen: a candidate under which no search image differs is not sure to change none.
@@ -155,8 +158,10 @@ def cheapest_kept(p_values_J: FloatArray, start: IntArray, level: float) -> IntA
 def learn_then_test(promise: Promise, search: Tally, certify: Tally, axis: int | None = None) -> IntArray:
     """The cheapest candidate certified to keep `promise`, of shape `[...]`; -1 where none is.
 
-    Testing starts at the candidate that the search images speak for most. For a share of all images this is the first;
-    for a share of those that leave, the first candidates let so few go that nothing can be said of them.
+    Testing starts at the candidate that loses least on the search images, by the binomial p-value of its losses. For a
+    share of all images this is usually the first; for a share of those that leave, the first candidates let so few go
+    that nothing can be said of them. Gains are left aside: the candidate of many with the most is lucky, and elsewhere
+    often fails.
 
     Args:
         promise: The promise.
@@ -167,7 +172,7 @@ def learn_then_test(promise: Promise, search: Tally, certify: Tally, axis: int |
             at most `level` with probability at most `level`. So no further correction is needed
             (intersection-union test; Berger, 1982).
     """
-    expected_J, p_values_J = promise.p_values(search, search), promise.p_values(certify, search)
+    expected_J, p_values_J = promise.losing(search), promise.p_values(certify, search)
     if axis is not None:
         expected_J, p_values_J = expected_J.max(axis), p_values_J.max(axis)
     return cheapest_kept(p_values_J, expected_J.argmin(-1), promise.level)
