@@ -1,6 +1,7 @@
 """From a name and the data at hand to a network."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,10 @@ def test_a_class_is_a_builder_too(mine: str) -> None:
 def test_a_network_of_ones_own_that_does_not_fit(mine: str, name: str, asked: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         backbones.build(Spec(f"{mine}:{name}"), **asked)
+
+
+def test_a_network_that_memory_cannot_hold_is_refused_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 2**12, "SC_PHYS_PAGES": 2**18}[name])  # 1 GiB
+    assert backbones.build(Spec("msdnet", {"exits": 3})).num_exits == 3
+    with pytest.raises(UsageError, match=r"exits=30' has [\d,]+ parameters: .* there are 1\. Use fewer"):
+        backbones.build(Spec("msdnet", {"exits": 30}))

@@ -4,8 +4,11 @@
 """
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import torch
 
 from offramp import config
 from offramp.backbones.msdnet import msdnet
@@ -57,9 +60,12 @@ def build(
             raise UsageError("The network 'auto' is chosen by the images, and there are none here; name a preset.")
         spec = Spec(spec.name, {**fitting(image_shape), **spec.args})
     registry = NETWORKS if spec.name in NETWORKS else {spec.name: _signing(spec.name)}
-    network = config.build(
-        spec, registry, "network", **{name: value for name, value in asked.items() if value is not None}
+    make = functools.partial(
+        config.build, spec, registry, "network", **{name: value for name, value in asked.items() if value is not None}
     )
+    if spec.name in NETWORKS:
+        _check_memory(spec, make)
+    network = make()
     _check_fit(spec.name, network, num_classes, image_shape, damping)
     checked: EarlyExitNet = network
     return checked
@@ -77,6 +83,19 @@ def _signing(name: str) -> Callable[..., Any]:
         return network
 
     return build_and_sign
+
+
+def _check_memory(spec: Spec, make: Callable[[], EarlyExitNet]) -> None:
+    """Refuse a network whose weights, gradients and momentum would not fit; a few exits too many are enough."""
+    with torch.device("meta"):  # shapes without memory
+        num_parameters = sum(parameter.numel() for parameter in make().parameters())
+    needed = 3 * 4 * num_parameters
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise UsageError(
+            f"network {str(spec)!r} has {num_parameters:,} parameters: training it takes more than "
+            f"{needed / 2**30:.0f} GiB, and there are {memory / 2**30:.0f}. Use fewer exits, layers or channels."
+        )
 
 
 def _check_fit(
