@@ -11,19 +11,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-import offramp
 from offramp import backbones, data, objectives, processes, rules
-from offramp.config import Run, TrainConfig, to_json
+from offramp.config import Run, TrainConfig
 from offramp.data import HeldOut, Split
-from offramp.devices import describe_device, device_named
-from offramp.errors import UsageError
+from offramp.devices import device_named
 from offramp.network import EarlyExitNet
 from offramp.objectives import Objective
 from offramp.rules import TrainingRule, Workbench
-from offramp.runs import FORMAT, RunFolder, load, start_from
+from offramp.runs import RunFolder, load, start_from
 from offramp.training import environment
 from offramp.training.checkpoints import CheckpointStore
 from offramp.training.claim import claimed, write_json
+from offramp.training.job import Job, summary_writer
 from offramp.training.loop import Loop
 from offramp.training.monitor import Placement
 
@@ -73,34 +72,24 @@ def fit(
         OfframpError: A loss that is not finite, a disk that is full, checkpoints that are all damaged.
     """
     config = config or TrainConfig()
-    rule = rule or rules.Standard()
-    val = val or HeldOut()
+    job = Job(network, objective, train, val or HeldOut(), config, rule or rules.Standard())
     folder = RunFolder(out)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with _together(config.device) as device, contextlib.ExitStack() as held:
-        _check(network, objective, train, val, config)
+        job.check()
         fresh = CheckpointStore(folder.checkpoints, config.keep_checkpoints).is_empty()
         if config.init is not None and fresh and not folder.weights.is_file():
             start_from(network, config.init)
-        description = _describe(network, objective, train, val, config, rule)
-        held.enter_context(_claimed_by_the_first(folder, description, device, val))
+        held.enter_context(_claimed_by_the_first(folder, job, device))
         if folder.weights.is_file():
             _say(f"{folder.path} is finished; nothing to do.")
             return load(folder.path, into=network)
-        return _train_in(folder, device, network, objective, train, val, config, rule)
+        return _train_in(folder, job, device)
 
 
-def _train_in(
-    folder: RunFolder,
-    device: torch.device,
-    network: EarlyExitNet,
-    objective: Objective,
-    train: Split,
-    val: HeldOut,
-    config: TrainConfig,
-    rule: TrainingRule,
-) -> EarlyExitNet:
+def _train_in(folder: RunFolder, job: Job, device: torch.device) -> EarlyExitNet:
+    network, config, rule = job.network, job.config, job.rule
     if config.deterministic:
         _be_deterministic(device)
     place = Placement(device, config.channels_last)
@@ -109,13 +98,13 @@ def _train_in(
     bench = Workbench(
         network=network,
         forward=network if plain else torch.compile(network),
-        objective=objective,
+        objective=job.objective,
         optimizer=_optimizer(network, config),
         precision=config.precision,
     )
     rule.prepare(bench)
-    loop = Loop(folder, bench, rule, train, val.search if val else None, config, place)
-    _say(_introduction(folder, network, objective, train, val, device))
+    loop = Loop(folder, bench, rule, job.train, job.val.search if job.val else None, config, place)
+    _say(f"{folder.path}: {job.introduction(device)}")
     if loop.restore(_say):
         _say(f"Continuing after {loop.epoch} epochs and {loop.step} steps of {folder.path}.")
         _note_threads(folder)
@@ -127,19 +116,6 @@ def _train_in(
     return network.cpu().eval()
 
 
-def _introduction(
-    folder: RunFolder, network: EarlyExitNet, objective: Objective, train: Split, val: HeldOut, device: torch.device
-) -> str:
-    parts = ", ".join(f"{len(part):,} for {part.name.rpartition('/')[2]}" for part in (train, *val.splits()))
-    size = " x ".join(str(side) for side in train.image_shape)
-    parameters = sum(p.numel() for p in network.parameters())
-    return (
-        f"{folder.path}: {objectives.called(objectives.describe(objective))} on {train.name.partition('/')[0]} "
-        f"({parts}; {size}), {network.num_exits} exits, {parameters:,} parameters, {describe_device(device)}, "
-        f"{torch.get_num_threads()} threads"
-    )
-
-
 def _note_threads(folder: RunFolder) -> None:
     """The promise of equal bytes holds for the same number of threads: say where it is another."""
     before, now = folder.read_starts()[0].get("threads"), torch.get_num_threads()
@@ -147,47 +123,6 @@ def _note_threads(folder: RunFolder) -> None:
         _say(
             f"It was started with {before} threads and goes on with {now}: the weights will differ in their last bits."
         )
-
-
-def _check(network: EarlyExitNet, objective: Objective, train: Split, val: HeldOut, config: TrainConfig) -> None:
-    """What does not fit together, found before anything is written."""
-    objectives.check_fits(objective, damping=network.damping)
-    if network.num_classes != train.num_classes:
-        raise UsageError(
-            f"The network tells {network.num_classes} classes apart, {train.name} has {train.num_classes}; build it "
-            f"with num_classes={train.num_classes}."
-        )
-    if network.image_shape is not None and tuple(network.image_shape) != tuple(train.image_shape):
-        raise UsageError(
-            f"The network was made for images of shape {tuple(network.image_shape)}, {train.name} has "
-            f"{tuple(train.image_shape)} (channels, height, width)."
-        )
-    if min(train.batch_size, len(train)) < processes.world_size():
-        raise UsageError(
-            f"{processes.world_size()} processes cannot share batches of {train.batch_size} of {len(train)} images; "
-            "use fewer processes or larger batches."
-        )
-    if config.keep_best and not val:
-        raise UsageError("keep-best picks the best epoch on held-out images, and none are held out; set holdout.")
-    if config.tensorboard:
-        _summary_writer()
-    _try_out(network, objective, train.image_shape)
-
-
-def _try_out(network: EarlyExitNet, objective: Objective, image_shape: tuple[int, int, int]) -> None:
-    """One blank image through network and objective: their sizes fit, and the objective's settings the exits."""
-    parameter = next(network.parameters())
-    mode = network.training
-    with torch.no_grad():
-        logits_K1C = network.eval()(torch.zeros(1, *image_shape, dtype=parameter.dtype, device=parameter.device))
-        network.train(mode)
-        wanted = (network.num_exits, 1, network.num_outputs)
-        if tuple(logits_K1C.shape) != wanted:
-            raise UsageError(
-                f"The network's logits have the shape {tuple(logits_K1C.shape)} for one image, not {wanted} (exits, "
-                f"images, {network.num_classes} classes{' and the damping neuron' if network.damping else ''})."
-            )
-        objective.terms(logits_K1C, torch.zeros(1, dtype=torch.long, device=parameter.device))
 
 
 def _optimizer(network: EarlyExitNet, config: TrainConfig) -> torch.optim.Optimizer:
@@ -200,40 +135,17 @@ def _optimizer(network: EarlyExitNet, config: TrainConfig) -> torch.optim.Optimi
     )
 
 
-def _describe(
-    network: EarlyExitNet,
-    objective: Objective,
-    train: Split,
-    val: HeldOut,
-    config: TrainConfig,
-    rule: TrainingRule,
-) -> dict[str, Any]:
-    """What `config.json` holds: all that determines the run."""
-    return {
-        "format": FORMAT,
-        "offramp": offramp.__version__,
-        "data": None if train.config is None else to_json(train.config),
-        "images": {"train": train.fingerprint(), "search": val.search.fingerprint() if val else None},
-        "network": None if network.spec is None else network.spec.to_json(),
-        "objective": objectives.describe(objective),
-        "rule": {"name": f"{type(rule).__module__}:{type(rule).__qualname__}", "args": rule.settings()},
-        "training": to_json(config),
-    }
-
-
 @contextmanager
-def _claimed_by_the_first(
-    folder: RunFolder, config: dict[str, Any], device: torch.device, val: HeldOut
-) -> Iterator[None]:
+def _claimed_by_the_first(folder: RunFolder, job: Job, device: torch.device) -> Iterator[None]:
     """The first process claims the folder and writes what explains the run; the others wait until it has."""
     if processes.rank() != 0:
         processes.wait_for_all()
         yield
         return
-    with claimed(folder, config):
+    with claimed(folder, job.describe()):
         if not folder.weights.is_file():
             write_json(folder.environment, [*folder.read_starts(), environment.describe(device)])
-            write_json(folder.split, val.description())
+            write_json(folder.split, job.val.description())
         processes.wait_for_all()
         yield
 
@@ -269,21 +181,12 @@ def _be_deterministic(device: torch.device) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def _summary_writer() -> Callable[[str], Any]:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UsageError("TensorBoard is not installed: pip install 'offramp[tensorboard]'.") from error
-    writer: Callable[[str], Any] = SummaryWriter
-    return writer
-
-
 @contextmanager
 def _listeners(folder: RunFolder, config: TrainConfig) -> Iterator[list[Callable[[dict[str, Any]], None]]]:
     if not config.tensorboard or processes.rank() != 0:
         yield []
         return
-    with _summary_writer()(str(folder.path / "tensorboard")) as writer:
+    with summary_writer()(str(folder.path / "tensorboard")) as writer:
 
         def write(line: dict[str, Any]) -> None:
             for name, value in _scalars(line):

@@ -1,0 +1,108 @@
+"""What is to be trained, all of it: does it fit together, and how is it described."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import offramp
+from offramp import objectives, processes
+from offramp.config import TrainConfig, to_json
+from offramp.data import HeldOut, Split
+from offramp.devices import describe_device
+from offramp.errors import UsageError
+from offramp.network import EarlyExitNet
+from offramp.objectives import Objective
+from offramp.rules import TrainingRule
+from offramp.runs import FORMAT
+
+
+@dataclass(frozen=True)
+class Job:
+    """The arguments of `fit`, without the folder."""
+
+    network: EarlyExitNet
+    objective: Objective
+    train: Split
+    val: HeldOut
+    config: TrainConfig
+    rule: TrainingRule
+
+    def check(self) -> None:
+        """Refuse what does not fit together, before anything is written."""
+        network, train = self.network, self.train
+        objectives.check_fits(self.objective, damping=network.damping)
+        if network.num_classes != train.num_classes:
+            raise UsageError(
+                f"The network tells {network.num_classes} classes apart, {train.name} has {train.num_classes}; build "
+                f"it with num_classes={train.num_classes}."
+            )
+        if network.image_shape is not None and tuple(network.image_shape) != tuple(train.image_shape):
+            raise UsageError(
+                f"The network was made for images of shape {tuple(network.image_shape)}, {train.name} has "
+                f"{tuple(train.image_shape)} (channels, height, width)."
+            )
+        if min(train.batch_size, len(train)) < processes.world_size():
+            raise UsageError(
+                f"{processes.world_size()} processes cannot share batches of {train.batch_size} of {len(train)} "
+                "images; use fewer processes or larger batches."
+            )
+        if self.config.keep_best and not self.val:
+            raise UsageError("keep-best picks the best epoch on held-out images, and none are held out; set holdout.")
+        if self.config.tensorboard:
+            summary_writer()
+        self._try_out()
+
+    def _try_out(self) -> None:
+        """One blank image through network and objective: their sizes fit, and the objective's settings the exits."""
+        network = self.network
+        parameter = next(network.parameters())
+        image = torch.zeros(1, *self.train.image_shape, dtype=parameter.dtype, device=parameter.device)
+        mode = network.training
+        with torch.no_grad():
+            logits_K1C = network.eval()(image)
+            network.train(mode)
+            wanted = (network.num_exits, 1, network.num_outputs)
+            if tuple(logits_K1C.shape) != wanted:
+                neuron = " and the damping neuron" if network.damping else ""
+                raise UsageError(
+                    f"The network's logits have the shape {tuple(logits_K1C.shape)} for one image, not {wanted} "
+                    f"(exits, images, {network.num_classes} classes{neuron})."
+                )
+            self.objective.terms(logits_K1C, torch.zeros(1, dtype=torch.long, device=parameter.device))
+
+    def describe(self) -> dict[str, Any]:
+        """What `config.json` holds: all that determines the run."""
+        network, train, val, rule = self.network, self.train, self.val, self.rule
+        return {
+            "format": FORMAT,
+            "offramp": offramp.__version__,
+            "data": None if train.config is None else to_json(train.config),
+            "images": {"train": train.fingerprint(), "search": val.search.fingerprint() if val else None},
+            "network": None if network.spec is None else network.spec.to_json(),
+            "objective": objectives.describe(self.objective),
+            "rule": {"name": f"{type(rule).__module__}:{type(rule).__qualname__}", "args": rule.settings()},
+            "training": to_json(self.config),
+        }
+
+    def introduction(self, device: torch.device) -> str:
+        """One line for a person."""
+        train, network = self.train, self.network
+        parts = ", ".join(f"{len(part):,} for {part.name.rpartition('/')[2]}" for part in (train, *self.val.splits()))
+        size = " x ".join(str(side) for side in train.image_shape)
+        return (
+            f"{objectives.called(objectives.describe(self.objective))} on {train.name.partition('/')[0]} ({parts}; "
+            f"{size}), {network.num_exits} exits, {sum(p.numel() for p in network.parameters()):,} parameters, "
+            f"{describe_device(device)}, {torch.get_num_threads()} threads"
+        )
+
+
+def summary_writer() -> Callable[[str], Any]:
+    """TensorBoard's writer, from the extra `tensorboard`."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UsageError("TensorBoard is not installed: pip install 'offramp[tensorboard]'.") from error
+    writer: Callable[[str], Any] = SummaryWriter
+    return writer
