@@ -57,12 +57,46 @@ def test_json_is_one_object_on_standard_output(run, tmp_path, capsys):
 
 def test_a_table_otherwise_and_files_on_request(run, tmp_path, capsys):
     runs = [run("a", [50.0, 60.0]), run("b", [52.0, 62.0], strength=0.2)]
-    for name in ("out.md", "pages/out.html"):
+    for name in ("out.md", "out.html"):
         assert main(["compare", *runs, "--out", str(tmp_path / name)]) == 0
         captured = capsys.readouterr()
         assert "Damping strength=0.2" in captured.out
         assert captured.out.splitlines()[-1] == str(tmp_path / name)
         assert "57.00" in (tmp_path / name).read_text()
+
+
+@pytest.mark.parametrize(("name", "start"), [("plot.svg", b"<?xml"), ("plot.png", b"\x89PNG")])
+def test_the_plot_as_a_file(run, tmp_path, capsys, name, start):
+    runs = [run("a", [50.0, 60.0]), run("b", [52.0, 62.0], strength=0.2)]
+    assert main(["compare", *runs, "--plot", str(tmp_path / name)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / name)
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_without_matplotlib_a_plot_is_refused_before_anything_is_evaluated(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("offramp.reports.figures.available", lambda: False)
+    folder = run("a", [50.0])
+    (tmp_path / "a" / "evaluation.json").unlink()
+    assert main(["compare", folder, "--plot", str(tmp_path / "plot.svg")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "offramp: Plots need matplotlib: pip install 'offramp[report]'.\n"
+    assert not (tmp_path / "plot.svg").exists()
+
+
+@pytest.mark.parametrize("option", ["--out", "--plot"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_evaluated(
+    run, tmp_path, capsys, monkeypatch, option
+):
+    folder = run("a", [50.0])
+    (tmp_path / "a" / "evaluation.json").unlink()
+    ending = ".html" if option == "--out" else ".svg"
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    for name, said in (("no/where", "there is no folder"), ("x", "is not writable")):
+        assert main(["compare", folder, option, str(tmp_path / (name + ending))]) == 2
+        captured = capsys.readouterr()
+        assert said in captured.err
+        assert len(captured.err.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "config.json", "weights.safetensors"]
 
 
 def test_the_file_is_named_on_standard_error_with_json(run, tmp_path, capsys):
@@ -89,6 +123,7 @@ def test_unfinished_runs_in_a_folder_are_noted(run, tmp_path, capsys):
         ([], "Name at least one run"),
         (["nowhere"], "nowhere is not a run and holds none"),
         (["run", "--out", "x.pdf"], "should end in .html or .md"),
+        (["run", "--plot", "x.pdf"], "should end in .svg or .png"),
     ],
 )
 def test_wrong_use_is_one_line(run, tmp_path, capsys, monkeypatch, arguments, said):

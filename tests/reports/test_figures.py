@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -94,17 +96,73 @@ def test_colours_run_from_the_first_exit_to_the_last():
 
 
 def test_accuracy_numbers_the_exits_of_one_curve_and_names_several():
-    one = figures.Curve("ours", [1e6, 2e6], [50.0, 60.0], [1.0, 1.0], [2.0, 2.0])
-    two = figures.Curve("theirs", [1e6], [40.0], [0.0], [0.0])
+    one = figures.Curve("ours", [1e6, 2e6], [50.0, 60.0], [(1.0, 2.0), (1.0, 2.0)])
+    two = figures.Curve("theirs", [1e6], [40.0])
     single, several = figures.accuracy([one]), figures.accuracy([one, two])
     assert [text.get_text() for text in single.axes[0].texts] == ["1", "2"]
     assert single.legends == []
     assert [text.get_text() for text in several.legends[0].get_texts()] == ["ours", "theirs"]
 
 
+def test_long_names_stay_inside_the_figure():
+    curves = [figures.Curve(f"{n} " + "argument=value " * 14, [1.0, 2.0], [n, n + 1.0]) for n in range(6)]
+    figure = figures.accuracy(curves)
+    figures.render(figure, "png", "accuracy")  # places everything
+    names = figure.legends[0].get_window_extent()
+    plot = figure.axes[0].get_window_extent()
+    assert figure.bbox.x0 <= names.x0 < names.x1 <= figure.bbox.x1
+    assert plot.height > 0.3 * figure.bbox.height
+
+
+def test_each_curve_stands_at_its_own_operations_with_the_bars_it_has():
+    one = figures.Curve("ours", [1e6, 2e6], [50.0, 60.0], [(1.0, 2.0), (0.5, 3.0)])
+    two = figures.Curve("theirs", [3e6, 5e6], [40.0, 45.0])
+    first, second = figures.accuracy([one, two]).axes[0].containers
+    assert list(second.lines[0].get_xdata()) == [3e6, 5e6]
+    assert not second.has_yerr
+    (bars,) = first.lines[2]
+    assert [[tuple(end) for end in bar] for bar in bars.get_segments()] == [
+        [(1e6, 49.0), (1e6, 52.0)],
+        [(2e6, 59.5), (2e6, 63.0)],
+    ]
+
+
+def test_curves_differ_in_colour_or_marker():
+    number = len(figures.GROUPS) * len(figures.MARKERS)
+    curves = [figures.Curve(str(n), [1.0, 2.0], [n, n + 1.0]) for n in range(number)]
+    lines = figures.accuracy(curves).axes[0].get_lines()
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == number
+
+
+@pytest.mark.parametrize(("gamma", "from_0"), [([0.0371, 0.0380], True), ([0.0371, 0.0420], False)])
+def test_what_hardly_moves_is_drawn_from_0(gamma, from_0):
+    figure = figures.training([line(1, stats={"gamma": gamma}), line(2, stats={"gamma": gamma})])
+    (axes,) = [axes for axes in figure.axes if axes.get_title(loc="left") == "damping coefficient γ"]
+    assert (axes.get_ylim()[0] == 0) == from_0
+
+
+def test_accuracy_is_never_drawn_from_0():
+    axes = figures.training([line(epoch, train_top1=[98.0, 98.5]) for epoch in (1, 2)]).axes[0]
+    assert axes.get_ylim()[0] > 90
+
+
+@pytest.mark.parametrize("K", [4, 5, 7])
+def test_tick_labels_of_reliability_diagrams_do_not_meet(K):
+    figure = figures.reliability([reliability(torch.rand(50), torch.rand(50) < 0.5) for _ in range(K)])
+    figures.render(figure, "png", "reliability")  # places everything
+    boxes = [text.get_window_extent() for axes in figure.axes for text in axes.get_xticklabels()]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_a_last_row_with_fewer_panels_stands_in_the_middle():
+    figure = figures.reliability([reliability(torch.rand(50), torch.rand(50) < 0.5) for _ in range(5)])
+    grid = [axes.get_subplotspec() for axes in figure.axes]
+    assert [(place.rowspan.start, place.colspan.start) for place in grid] == [(0, 0), (0, 2), (0, 4), (1, 1), (1, 3)]
+
+
 @pytest.mark.parametrize(("kind", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
 def test_the_same_figure_gives_the_same_bytes(kind, start):
-    curve = figures.Curve("ours", [1e6, 2e6], [50.0, 60.0], [1.0, 1.0], [2.0, 2.0])
+    curve = figures.Curve("ours", [1e6, 2e6], [50.0, 60.0], [(1.0, 2.0), (1.0, 2.0)])
     contents = set()
     for _ in range(2):
         with figures.style():

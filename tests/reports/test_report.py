@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from offramp.reports import evaluate
-from offramp.reports.report import _wilson
+from offramp.reports.report import _wilson, with_error
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -81,7 +81,8 @@ def test_the_page_says_what_was_measured_and_how(reported):
     )  # held-out images are no training images
     assert f"{found.test.mean_top1:.2f} %" in text
     for exit in found.test.exits:
-        assert f"{exit.top1:.2f} ±{exit.top1_se:.2f} {exit.nll:.4f} {exit.ece:.4f}" in text
+        assert f"{with_error(exit.top1, exit.top1_se, 40)} {exit.nll:.4f} {exit.ece:.4f}" in text
+    assert "± is the standard error over test images" in text
     assert "offramp train --data '<tiny>' --out run" in text
     assert "Trained with damping strength=0.005 ." in text
     assert "an earlier start" not in text
@@ -136,3 +137,14 @@ def test_intervals_stay_inside_and_solve_wilsons_equation(top1, n):
     for end in (low, high):
         if 1e-9 < end < 1 - 1e-9:  # where the share is 1.96 standard errors (of the end) away from the end
             assert abs(top1 / 100 - end) == pytest.approx(1.96 * math.sqrt(end * (1 - end) / n), rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 20, 360, 10_000])
+def test_no_accuracy_is_shown_as_certain_and_an_exits_standard_error_stays_what_it_is(n):
+    p = 1 / (1 + 1 / n)  # where all of n images are one standard error away from the end of Wilson's interval
+    assert 1 - p == pytest.approx(math.sqrt(p * (1 - p) / n))
+    assert with_error(100.0, 0.0, n) == f"100.00 ±{100 * (1 - p):.2f}"
+    for right in range(1, min(n, 50)):
+        share = right / n
+        error = 100 * math.sqrt(share * (1 - share) / n)
+        assert with_error(100 * share, error, n) == f"{100 * share:.2f} ±{error:.2f}"

@@ -3,9 +3,9 @@ import io
 import pytest
 from rich.console import Console
 
-from offramp.reports import compare
+from offramp.reports import compare, figures
 from offramp.reports.compare import Spread
-from offramp.reports.side_by_side import html, markdown, on_terminal, spread_text, tables
+from offramp.reports.side_by_side import _accuracy, html, markdown, on_terminal, plot, spread_text, tables
 
 
 @pytest.fixture
@@ -65,6 +65,35 @@ def test_the_page_has_tables_plot_and_runs_and_the_same_bytes_twice(comparison):
     assert html(comparison) == source
 
 
+def test_the_plot_has_a_line_a_group_from_its_lowest_seed_to_its_highest(comparison):
+    with figures.style():
+        (axes,) = _accuracy(comparison).axes
+    for group, drawn in zip(comparison.groups, axes.containers, strict=True):
+        top1 = [[run.figures["exits"][k]["top1"] for run in group.runs] for k in range(group.num_exits)]
+        assert drawn.get_label() == f"{group.label}, n = {len(group.runs)}"
+        assert list(drawn.lines[0].get_xdata()) == group.operations
+        assert list(drawn.lines[0].get_ydata()) == pytest.approx([sum(seeds) / len(seeds) for seeds in top1])
+        ends = [end for bars in drawn.lines[2] for bar in bars.get_segments() for end in bar[:, 1]]
+        lowest_to_highest = [end for seeds in top1 for end in (min(seeds), max(seeds))]
+        assert ends == pytest.approx(lowest_to_highest if len(group.runs) > 1 else [])
+
+
+def test_the_plot_as_a_file_is_the_same_bytes_twice(comparison):
+    for kind, start in (("svg", b"<?xml"), ("png", b"\x89PNG")):
+        content = plot(comparison, kind)
+        assert content.startswith(start)
+        assert plot(comparison, kind) == content
+
+
+def test_page_and_tables_say_what_plus_minus_is(comparison):
+    text = " ".join(html(comparison).split())
+    assert "mean ± standard deviation (half-range) over n seeds" in text
+    assert "bars reach from the lowest seed to the highest" in text
+
+
 @pytest.mark.usefixtures("without_matplotlib")
-def test_without_matplotlib_the_page_has_its_tables(comparison):
-    assert html(comparison).count("<table>") == 2
+def test_without_matplotlib_the_page_has_its_tables_and_says_what_is_missing(comparison):
+    source = html(comparison)
+    assert source.count("<table>") == 2
+    assert "plots need matplotlib" in source
+    assert "<svg" not in source

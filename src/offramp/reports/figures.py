@@ -5,11 +5,13 @@ Colours are chosen here; `page` turns the neutral ones into variables of the pag
 
 import itertools
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from offramp.errors import UsageError
@@ -21,11 +23,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, LINE = "#24292f", "#6a737d", "#d8dde3"  # text; secondary text; grid and frames
-ACCENT = "#3d7ef0"
 DEPTH = ("#3d7ef0", "#12a594", "#d99a00", "#e5484d")  # from the first exit to the last; legible on white and on black
-GROUPS = ("#3d7ef0", "#e5484d", "#12a594", "#d99a00", "#8e5cd9", "#7b8794", "#d6409f", "#5b8c1f")
+# Okabe and Ito's colours for every kind of colour vision, without those that vanish on white or on black.
+GROUPS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9")
+MARKERS = "os^DvPX"  # one more than colours: 42 groups differ in one or the other
 WIDTH = 7.4  # inches
 ENOUGH = 10  # images in a bin of a reliability diagram for its bar to be drawn in full
+STEADY = 0.05  # curves that stay within this share of their mean get an axis from 0, or jitter would fill the panel
 
 STATISTICS = {  # of `metrics.jsonl`, in the paper's words
     "F_true": "softmax of the true class, F[y]",
@@ -33,7 +37,7 @@ STATISTICS = {  # of `metrics.jsonl`, in the paper's words
     "a": "a = −log F[N+1]  (nats)",
     "gamma": "damping coefficient γ",
     "weight": "dynamic weight w",
-    "off_or_reversed": "share with the true class's gradient off or reversed",
+    "off_or_reversed": "share with y's gradient off or reversed",
 }
 
 
@@ -104,22 +108,38 @@ def depth_colours(num_exits: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy against operations: a point per exit, and how far its bar reaches down and up, all in percent."""
+    """Accuracy against operations: a point per exit, all in percent.
+
+    Attributes:
+        label: What it is of.
+        operations: Of each exit, cumulative.
+        top1: Of each exit.
+        reach: How far the bar of each exit reaches down and up; empty for no bars.
+    """
 
     label: str
     operations: Sequence[float]
     top1: Sequence[float]
-    down: Sequence[float]
-    up: Sequence[float]
+    reach: Sequence[tuple[float, float]] = ()
 
 
-def accuracy(curves: Sequence[Curve]) -> "Figure":
-    """Top-1 accuracy against operations; the points of a single curve are numbered."""
-    figure, (axes,) = _figure(1, 1, 3.4)
-    for colour, curve in zip(itertools.cycle(GROUPS), curves, strict=False):
-        bars = (curve.down, curve.up)
+def accuracy(curves: Sequence[Curve], ylabel: str = "top-1 accuracy, %") -> "Figure":
+    """Top-1 accuracy against operations, each curve at its own; the points of a single curve are numbered."""
+    labels = [textwrap.fill(curve.label, 85) for curve in curves]  # a line of the figure holds about 90
+    columns = 1 if max(map(len, labels)) > 40 else 2
+    lines = sum(label.count("\n") + 1 for label in labels) / columns
+    figure, (axes,) = _figure(1, 3.2 + 0.2 * lines)
+    styles = zip(itertools.cycle(GROUPS), itertools.cycle(MARKERS), curves, labels, strict=False)
+    for colour, marker, curve, label in styles:
         axes.errorbar(
-            curve.operations, curve.top1, bars, color=colour, marker="o", markersize=5, capsize=2.5, label=curve.label
+            curve.operations,
+            curve.top1,
+            list(zip(*curve.reach, strict=True)) or None,
+            color=colour,
+            marker=marker,
+            markersize=5,
+            capsize=2.5,
+            label=label,
         )
     if len(curves) == 1:
         for k, point in enumerate(zip(curves[0].operations, curves[0].top1, strict=True), 1):
@@ -127,9 +147,9 @@ def accuracy(curves: Sequence[Curve]) -> "Figure":
                 f"{k}", point, xytext=(-4, 5), textcoords="offset points", ha="right", color=MUTED, fontsize=8.5
             )
     else:
-        figure.legend(loc="outside upper left", ncols=1 if max(len(curve.label) for curve in curves) > 40 else 2)
+        figure.legend(loc="outside upper left", ncols=columns)
     axes.xaxis.set_major_formatter(lambda value, _: short(value, zeros=False))
-    axes.set(xlabel="operations per image, with all heads on the way", ylabel="top-1 accuracy, %")
+    axes.set(xlabel="operations per image, with all heads on the way", ylabel=ylabel)
     axes.margins(x=0.06, y=0.12)
     return figure
 
@@ -140,8 +160,9 @@ def training(metrics: Sequence[Mapping[str, Any]]) -> "Figure":
 
     searched = all(line.get("search_top1") is not None for line in metrics)
     measured = "search_top1" if searched else "train_top1"
+    accuracy_title = f"top-1 on {'held-out' if searched else 'training'} images, %"
     panels: list[tuple[str, Callable[[Mapping[str, Any]], Any]]] = [
-        (f"top-1 on {'held-out' if searched else 'training'} images, %", lambda line: line.get(measured)),
+        (accuracy_title, lambda line: line.get(measured)),
         ("training loss (sum over exits)", lambda line: line.get("loss")),
         ("learning rate", lambda line: line.get("lr")),
     ]
@@ -151,10 +172,9 @@ def training(metrics: Sequence[Mapping[str, Any]]) -> "Figure":
     order = [*(name for name in STATISTICS if name in names), *sorted(names - STATISTICS.keys())]
     panels += [(STATISTICS.get(n, n), lambda line, n=n: line.get("stats", {}).get(n)) for n in order]  # type: ignore[misc]
     panels = [(title, read) for title, read in panels if any(read(line) is not None for line in metrics)]
-    rows = math.ceil(len(panels) / 2)
-    figure, all_axes = _figure(rows, 2, 2.3 * rows, hide_after=len(panels))
+    figure, all_axes = _figure(len(panels), 2.3, columns=2)
     num_exits = 1
-    for (title, read), axes in zip(panels, all_axes, strict=False):
+    for (title, read), axes in zip(panels, all_axes, strict=True):
         points = [(line["epoch"], _as_list(read(line))) for line in metrics if read(line) is not None]
         epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
         curves = list(zip(*values, strict=True))
@@ -162,6 +182,8 @@ def training(metrics: Sequence[Mapping[str, Any]]) -> "Figure":
         colours = [INK] if len(curves) == 1 else depth_colours(len(curves))
         for curve, colour in zip(curves, colours, strict=True):
             axes.plot(epochs, curve, color=colour, marker="o" if len(epochs) < 2 else None)
+        if title != accuracy_title and _steady(curves):
+            axes.set_ylim(0, 1.3 * max(itertools.chain(*curves)))
         axes.set_title(title)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
@@ -171,10 +193,9 @@ def training(metrics: Sequence[Mapping[str, Any]]) -> "Figure":
 
 def reliability(diagrams: Sequence[Reliability]) -> "Figure":
     """For each exit accuracy (bars) against confidence, the diagonal of perfect calibration, and where images lie."""
-    rows = math.ceil(len(diagrams) / 4)
-    columns = math.ceil(len(diagrams) / rows)
-    figure, all_axes = _figure(rows, columns, 2.35 * rows, hide_after=len(diagrams), sharey=True)
-    for k, (diagram, colour, axes) in enumerate(zip(diagrams, depth_colours(len(diagrams)), all_axes, strict=False), 1):
+    columns = math.ceil(len(diagrams) / math.ceil(len(diagrams) / 4))
+    figure, all_axes = _figure(len(diagrams), 2.35, columns=columns)
+    for k, (diagram, colour, axes) in enumerate(zip(diagrams, depth_colours(len(diagrams)), all_axes, strict=True), 1):
         bins = len(diagram.images)
         left = [b / bins for b in range(bins)]
         shares = [n / sum(diagram.images) for n in diagram.images]
@@ -183,8 +204,13 @@ def reliability(diagrams: Sequence[Reliability]) -> "Figure":
             bar.set_alpha(0.8 if images >= ENOUGH else 0.25)
         axes.bar(left, [-0.16 * s / max(shares) for s in shares], 1 / bins, align="edge", color=MUTED, alpha=0.6, lw=0)
         axes.plot([0, 1], [0, 1], color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
-        axes.set_title(f"exit {k} · ECE {diagram.ece:.3f}")
-        axes.set(xlim=(0, 1), ylim=(-0.18, 1.0), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], xlabel="confidence")
+        axes.set_title(f"exit {k} · ECE {diagram.ece:.3f}", fontsize=9)
+        axes.set(xlim=(0, 1), ylim=(-0.18, 1.0), yticks=[0, 0.5, 1], xlabel="confidence")
+        axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        first, _, last = axes.get_xticklabels()
+        first.set_horizontalalignment("left")  # inside their own panel, clear of the next one's
+        last.set_horizontalalignment("right")
+        axes.tick_params(labelleft=k % columns == 1 or columns == 1)
     for axes in all_axes[::columns]:
         axes.set_ylabel("accuracy")
     return figure
@@ -192,7 +218,7 @@ def reliability(diagrams: Sequence[Reliability]) -> "Figure":
 
 def damping(result: Anytime) -> "Figure":
     """How F[N+1] is distributed over the images, per exit, on a logarithmic axis."""
-    figure, (axes,) = _figure(1, 1, 3.2)
+    figure, (axes,) = _figure(1, 3.2)
     colours = depth_colours(len(result.exits))
     for exit, colour in zip(result.exits, colours, strict=True):
         if exit.damping is not None:
@@ -215,16 +241,25 @@ def short(count: float, *, zeros: bool = True) -> str:
     return f"{count:.3g}"
 
 
-def _figure(
-    rows: int, columns: int, height: float, *, hide_after: int | None = None, sharey: bool = False
-) -> tuple["Figure", list["Axes"]]:
+def _figure(count: int, height: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
+    """So many panels of equal size, in rows of `height` inches; what the last row has fewer stands in the middle."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
-    for unused in axes[hide_after:] if hide_after is not None else []:
-        unused.set_visible(False)
-    return figure, axes
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
+    halves = figure.add_gridspec(rows, 2 * columns)
+    missing = rows * columns - count
+    panels = []
+    for number in range(count):
+        row, column = divmod(number, columns)
+        left = 2 * column + (missing if row == rows - 1 else 0)
+        panels.append(figure.add_subplot(halves[row, left : left + 2]))
+    return figure, panels
+
+
+def _steady(curves: Sequence[Sequence[float]]) -> bool:
+    values = list(itertools.chain(*curves))
+    return min(values) > 0 and max(values) - min(values) < STEADY * fmean(values)
 
 
 def _exit_legend(figure: "Figure", num_exits: int) -> None:

@@ -21,9 +21,8 @@ def draw(evaluation: Evaluation) -> "dict[str, Figure]":
     """The plots of a run by name; to be called, and rendered, inside `figures.style()`."""
     test = evaluation.test
     top1 = [exit.top1 for exit in test.exits]
-    reach = [_wilson(value, test.num_images) for value in top1]
     operations = [count.operations for count in evaluation.cost.exits]
-    curve = figures.Curve("test", operations, top1, [down for down, _ in reach], [up for _, up in reach])
+    curve = figures.Curve("test", operations, top1, [_wilson(value, test.num_images) for value in top1])
     drawn = {"accuracy": figures.accuracy([curve])}
     if evaluation.metrics:
         drawn["training"] = figures.training(evaluation.metrics)
@@ -51,9 +50,19 @@ def report(evaluation: Evaluation, drawn: "dict[str, Figure]") -> str:
         train=evaluation.train,
         cost=evaluation.cost,
         plots={name: inline_svg(figure, name) for name, figure in drawn.items()},
+        with_error=with_error,
         classes=_classes(evaluation),
         facts=_facts(evaluation),
     )
+
+
+def with_error(value: float, standard_error: float, num_images: int) -> str:
+    """`92.35 ±0.27`: a percentage and its standard error over images, but at least 100 / (S + 1).
+
+    Where all answers are right, the standard error is 0, which would claim certainty. Wilson's interval of one standard
+    error reaches 100 / (S + 1) down from there; between 0 and 100 % an exit's standard error is always larger.
+    """
+    return f"{value:.2f} ±{max(standard_error, 100 / (num_images + 1)):.2f}"
 
 
 def _wilson(top1: float, num_images: int) -> tuple[float, float]:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from statistics import fmean
+from typing import TYPE_CHECKING, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group as Lines
@@ -10,13 +12,16 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from offramp.reports import figures
-from offramp.reports.compare import Comparison, Paired, Spread
+from offramp.reports.compare import Comparison, Group, Paired, Spread
 from offramp.reports.page import inline_svg, page
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 LEGEND = (
-    "Top-1 in percent: mean ± standard deviation (half-range) over n seeds. The half-range is half the distance from "
-    "the lowest run to the highest. Paired: differences seed by seed, where both have the seed, as many exits and the "
-    "same test set."
+    "Top-1 in percent: mean ± standard deviation (half-range) over n seeds; a run's own report gives the standard "
+    "error over test images instead. The half-range is half the distance from the lowest run to the highest. Paired: "
+    "differences seed by seed, where both have the seed, as many exits and the same test set."
 )
 
 
@@ -97,26 +102,41 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(escaped)} |"
 
 
+def plot(comparison: Comparison, kind: Literal["svg", "png"]) -> bytes:
+    """Accuracy against operations, a line per group, as a file's content; needs matplotlib."""
+    with figures.style():
+        return figures.render(_accuracy(comparison), kind, "accuracy")
+
+
 def html(comparison: Comparison) -> str:
     """Both tables, and accuracy against operations where matplotlib is installed, as one page."""
-    plot = None
+    drawn = None
     if figures.available():
         with figures.style():
-            plot = inline_svg(figures.accuracy(_curves(comparison)), "accuracy")
+            drawn = inline_svg(_accuracy(comparison), "accuracy")
     return page(
         "compare.html.j2",
         title="Runs side by side",
         comparison=comparison,
         tables=tables(comparison),
         legend=LEGEND,
-        plot=plot,
+        plot=drawn,
+        no_plot=figures.HOW_TO_GET_IT,
     )
 
 
-def _curves(comparison: Comparison) -> list[figures.Curve]:
-    curves = []
-    for group in comparison.groups:
-        spreads = [spread for k in range(group.num_exits) if (spread := group.exit(k, "top1")) is not None]
-        std = [spread.std or 0.0 for spread in spreads]
-        curves.append(figures.Curve(group.label, group.operations, [spread.mean for spread in spreads], std, std))
-    return curves
+def _accuracy(comparison: Comparison) -> "Figure":
+    seeds = max(len(group.runs) for group in comparison.groups)
+    ylabel = "top-1, %" if seeds == 1 else "top-1, %: mean and range"
+    return figures.accuracy([_curve(group) for group in comparison.groups], ylabel)
+
+
+def _curve(group: Group) -> figures.Curve:
+    n = len(group.runs)
+    top1 = [[run.figures["exits"][k]["top1"] for run in group.runs] for k in range(group.num_exits)]
+    means = [fmean(values) for values in top1]
+    # At least 0: the mean of equal values may be off by rounding.
+    reach = [
+        (max(0.0, mean - min(values)), max(0.0, max(values) - mean)) for mean, values in zip(means, top1, strict=True)
+    ]
+    return figures.Curve(f"{group.label}, n = {n}", group.operations, means, reach if n > 1 else ())

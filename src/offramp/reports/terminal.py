@@ -11,6 +11,7 @@ from rich.table import Table
 from offramp.reports.evaluate import Progress as PassProgress
 from offramp.reports.evaluation import Evaluation
 from offramp.reports.figures import short
+from offramp.reports.report import with_error
 
 
 def console() -> Console:
@@ -46,7 +47,12 @@ def run_table(evaluation: Evaluation) -> RenderableType:
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for k, (exit, count) in enumerate(zip(test.exits, evaluation.cost.exits, strict=True)):
-        row = [str(k + 1), short(count.operations), short(count.parameters), with_error(exit.top1, exit.top1_se)]
+        row = [
+            str(k + 1),
+            short(count.operations),
+            short(count.parameters),
+            with_error(exit.top1, exit.top1_se, test.num_images),
+        ]
         row += [f"{exit.top5:.2f}"] if exit.top5 is not None else []
         row += [f"{exit.nll:.4f}", f"{exit.ece:.4f}"]
         for part in (test, train):
@@ -54,13 +60,11 @@ def run_table(evaluation: Evaluation) -> RenderableType:
             row += [f"{damping.mean:#.2g}"] if damping is not None else []
         table.add_row(*row)
     table.add_section()
-    table.add_row("mean", "", "", with_error(test.mean_top1, test.mean_top1_se))
-    lines = [f"{evaluation.data_name}: {test.num_images} images of {test.split}; ± is the standard error over them"]
+    table.add_row("mean", "", "", with_error(test.mean_top1, test.mean_top1_se, test.num_images))
+    lines = [
+        f"{evaluation.data_name}: {test.num_images} images of {test.split}",
+        "±: standard error over the images, at least 100 / (images + 1); it says nothing of other seeds",
+    ]
     if train is not None and damped:
         lines.append(f"F[N+1] train: mean over {train.num_images} training images with test transforms")
     return Group(table, *lines)
-
-
-def with_error(value: float, error: float) -> str:
-    """A percentage and what it is uncertain by."""
-    return f"{value:.2f} ±{error:.2f}"
