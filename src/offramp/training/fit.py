@@ -97,7 +97,7 @@ def _train_in(folder: RunFolder, job: Job, device: torch.device) -> EarlyExitNet
     plain = rule.needs_plain or not config.compile
     bench = Workbench(
         network=network,
-        forward=network if plain else torch.compile(network),
+        forward=network if plain else torch.compile(network, dynamic=False),
         objective=job.objective,
         optimizer=_optimizer(network, config),
         precision=config.precision,
