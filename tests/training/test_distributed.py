@@ -26,10 +26,9 @@ class Killer(CrossEntropy):
 NETWORK = "msdnet exits=2 channels=4 growth=2 growth_factors=(1,2) bottleneck_factors=(1,2) head_channels=8".split()
 
 
-# Three restarts though one is meant: after a kill, gloo is now and then refused a connection, and torchrun tries again.
 def torchrun(folder: Path, out: str, **environment: str) -> None:
     (folder / "killer.py").write_text(KILLER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     command += ["-m", "offramp", "train", "--data", "digits", "--objective", "killer:Killer", "--epochs", "3"]
     command += ["--network", *NETWORK, "--save-every-steps", "4", "--out", out]
     variables = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"} | environment

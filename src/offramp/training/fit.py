@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from offramp import backbones, data, objectives, processes, rules
 from offramp.config import Run, TrainConfig
@@ -156,12 +158,20 @@ def _together(wanted: str) -> Iterator[torch.device]:
     device = _device(wanted)
     started_here = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized()
     if started_here:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        _join("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
     finally:
         if started_here:
             dist.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    """Meet the other processes. After a restart not by the addresses of the life before, which the store still has."""
+    store, rank, world_size = next(rendezvous("env://"))
+    life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"offramp/life-{life}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
 def _device(wanted: str) -> torch.device:
