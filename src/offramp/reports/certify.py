@@ -1,6 +1,5 @@
 """A finished run, certified: the cheapest policy that keeps a promise, written into the run's folder."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,15 +7,14 @@ import torch
 
 from offramp.costs import Cost, cost
 from offramp.data import Parts
-from offramp.devices import device_named
 from offramp.errors import UsageError
 from offramp.evaluation import Certificate, Record, recorded
 from offramp.evaluation import certify as certify_records
 from offramp.evaluation.promises import Loss
 from offramp.network import EarlyExitNet
 from offramp.policy import SOFTMAX, Measure, Policy
-from offramp.reports.evaluate import Progress, check_trained_on, named, parts_of
-from offramp.runs import RunFolder, load
+from offramp.reports.evaluate import Progress, check_trained_on, named, network_of, parts_of
+from offramp.runs import RunFolder
 
 
 @dataclass(frozen=True)
@@ -99,9 +97,7 @@ def certify(
     """
     folder = RunFolder(run)
     config = folder.read_config()
-    network = load(folder.path, into).to(device_named(device))
-    if not os.access(folder.path, os.W_OK):
-        raise UsageError(f"{folder.path} is not writable; logits and the policy are written there.")
+    network = network_of(folder, into, device, "logits and the policy are written there")
     parts = parts or parts_of(folder, config, root, "offramp.reports.certify")
     check_trained_on(parts, folder, config)
     held_before = (config.get("images") or {}).get("search")

@@ -72,9 +72,7 @@ def evaluate(
         figures.require()
     folder = RunFolder(run)
     config = folder.read_config()
-    network = load(folder.path, into).to(device_named(device))
-    if not os.access(folder.path, os.W_OK):
-        raise UsageError(f"{folder.path} is not writable; evaluation writes its logits and figures there.")
+    network = network_of(folder, into, device, "evaluation writes its logits and figures there")
     parts = parts or parts_of(folder, config, root, "offramp.reports.evaluate")
     check_trained_on(parts, folder, config)
     keep = functools.partial(recorded, network, batch_size=batch_size)
@@ -113,6 +111,14 @@ def _write(evaluation: Evaluation, page: bool, plots: Literal["svg", "png"] | No
     for path, content in files.items():
         write_atomically(path, content)
     return tuple(files)
+
+
+def network_of(folder: RunFolder, into: EarlyExitNet | None, device: str, written: str) -> EarlyExitNet:
+    """The network of a finished run on a device; a folder that cannot be written to is refused: what is `written`."""
+    network = load(folder.path, into).to(device_named(device))
+    if not os.access(folder.path, os.W_OK):
+        raise UsageError(f"{folder.path} is not writable; {written}.")
+    return network
 
 
 def parts_of(folder: RunFolder, config: dict[str, Any], root: str | None, function: str) -> Parts:
