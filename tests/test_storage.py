@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from offramp.errors import OfframpError, UsageError
-from offramp.storage import DamagedFileError, load_tensors, save_tensors, tensor_hash, write_atomically
+from offramp.storage import (
+    DamagedFileError,
+    load_tensors,
+    save_tensors,
+    tensor_hash,
+    weights_hash,
+    write_atomically,
+)
 
 TENSORS = {
     "a": torch.arange(6.0).reshape(2, 3),
@@ -78,3 +85,14 @@ def test_a_tensors_hash_depends_on_name_type_shape_and_values() -> None:
     }
     assert len(hashes) == 5
     assert tensor_hash(torch.zeros(4)) in hashes
+
+
+def test_weights_hash_is_the_same_for_a_network_and_its_file(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    save_tensors(tmp_path / "w", network.state_dict(), {"any": "metadata"})
+    assert weights_hash(load_tensors(tmp_path / "w")[0]) == weights_hash(network.state_dict())
+    renamed = {f"x.{name}": tensor for name, tensor in network.state_dict().items()}
+    assert weights_hash(renamed) != weights_hash(network.state_dict())
+    with torch.no_grad():
+        network[0].bias += 1
+    assert weights_hash(load_tensors(tmp_path / "w")[0]) != weights_hash(network.state_dict())

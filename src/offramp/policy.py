@@ -156,7 +156,7 @@ class Policy:
         measure: How confidence is read off logits.
         found: How and on which data the thresholds were found, as JSON values: `procedure`, `split`, `fingerprint`,
             and what the procedure adds. Empty for thresholds set by hand.
-        network: Hash of the weights they were found for (`evaluation.weights_hash`); None if they are for any.
+        network: Hash of the weights they were found for (`storage.weights_hash`); None if they are for any.
 
     Raises:
         UsageError: Thresholds that are not finite, a last one that would hold images back, as many temperatures as

@@ -104,3 +104,9 @@ def tensor_hash(tensor: Tensor, name: str = "") -> str:
     content = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
     content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return content.hexdigest()
+
+
+def weights_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values: the same for a `state_dict` and for the weights file made of it."""
+    hashes = (tensor_hash(tensor, name) for name, tensor in sorted(tensors.items()))
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()

@@ -5,10 +5,11 @@ import torch
 
 from offramp.costs import cost
 from offramp.errors import UsageError
-from offramp.evaluation import record, weights_hash
+from offramp.evaluation import record
 from offramp.evaluation.search import search_thresholds
 from offramp.evaluation.targets import policy_for
 from offramp.policy import EVERYBODY, Measure, Policy
+from offramp.storage import weights_hash
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ from offramp.evaluation.certify import Certificate, certify
 from offramp.evaluation.damping import DampingFigures
 from offramp.evaluation.paired import Gain, gains
 from offramp.evaluation.promises import Promise
-from offramp.evaluation.record import Record, record, recorded, weights_hash
+from offramp.evaluation.record import Record, record, recorded
 from offramp.evaluation.search import search_thresholds
 from offramp.evaluation.targets import policy_for
 from offramp.evaluation.temperature import fit_temperatures
+from offramp.storage import weights_hash
 
 __all__ = [
     "Anytime",

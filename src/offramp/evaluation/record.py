@@ -4,9 +4,8 @@ K exits, B images of a batch, S images of a data set, N classes, C outputs of an
 neuron).
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +17,7 @@ from offramp.devices import describe_device
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
 from offramp.processes import active
-from offramp.storage import DamagedFileError, load_tensors, save_tensors, tensor_hash
+from offramp.storage import DamagedFileError, load_tensors, save_tensors, weights_hash
 
 FORMAT = 1  # of the file
 Progress = Callable[[int, int], None]  # called with images done and images in all
@@ -60,7 +59,7 @@ class Record:
         class_names: N names.
         split: Name of the part of the data set, such as `digits/test`.
         fingerprint: Hash of what that part holds.
-        weights: Hash of the network's weights (`weights_hash`).
+        weights: Hash of the network's weights (`storage.weights_hash`).
         total: Images the part holds; more than S where the record was limited.
         made_on: Device and version of torch, in words.
 
@@ -232,12 +231,6 @@ def recorded(
     made = record(network, split, device=device, batch_size=batch_size, limit=limit, progress=progress)
     made.save(path)
     return made
-
-
-def weights_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values: the same for a `state_dict` and for the weights file made of it."""
-    hashes = (tensor_hash(tensor, name) for name, tensor in sorted(tensors.items()))
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _device_of(network: EarlyExitNet) -> torch.device:

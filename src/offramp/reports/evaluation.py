@@ -8,10 +8,10 @@ import offramp
 from offramp.config import Spec
 from offramp.costs import Cost
 from offramp.errors import OfframpError
-from offramp.evaluation import Anytime, ExitFigures, weights_hash
+from offramp.evaluation import Anytime, ExitFigures
 from offramp.evaluation.damping import EDGES
 from offramp.runs import RunFolder, read_json
-from offramp.storage import load_tensors
+from offramp.storage import load_tensors, weights_hash
 
 FORMAT = 1  # of evaluation.json
 
