@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from offramp import processes
-from offramp.data import Batch, Split, cifar
+from offramp.data import Batch, Inputs, Split, cifar
+from offramp.data.memory import MemorySplit
 
 
 class Python2Pickler(pickle._Pickler):
@@ -185,3 +187,18 @@ def joined(as_process: Callable[[int, int], None]) -> Callable[..., list[Batch]]
         ]
 
     return run
+
+
+@pytest.fixture
+def files_give(tmp_path: Path) -> Callable[[Split, Inputs], torch.Tensor]:
+    """What is read from PNG files of a split's images, written as they are."""
+
+    def write_and_read(split: Split, inputs: Inputs) -> torch.Tensor:
+        assert isinstance(split, MemorySplit)
+        path, images = tmp_path / "image.png", []
+        for pixels in split.pixels_SCHW[torch.from_numpy(split.indices_S)].numpy():
+            Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(path)
+            images.append(inputs.read(path))
+        return torch.stack(images)
+
+    return write_and_read

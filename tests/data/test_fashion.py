@@ -61,6 +61,15 @@ def test_images_and_labels_are_read(contents: dict[str, bytes], tmp_path: Path, 
             assert torch.equal(batch.targets_B, positions % 10)
 
 
+def test_images_written_to_files_are_themselves(
+    contents: dict[str, bytes], tmp_path: Path, files_give: Callable[..., torch.Tensor]
+) -> None:
+    write(tmp_path, contents)
+    test = data.fashion_mnist(tmp_path, holdout=0).test
+    own = torch.cat([batch.images_BCHW for batch in test.batches()])
+    assert torch.equal(files_give(test, test.inputs()), own)
+
+
 def test_debians_package_is_used_where_root_has_no_file(
     contents: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

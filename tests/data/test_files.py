@@ -1,4 +1,3 @@
-import io
 import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from offramp.data import Batch
 from offramp.data.augment import CROP_UNIFORMS, central_box, cut, random_box, resize
-from offramp.data.files import MEAN, STD, FileSplit, Listing, _guarded, decode
+from offramp.data.files import MEAN, STD, FileSplit, Listing, _guarded
+from offramp.data.inputs import Inputs, decode
 from offramp.data.randomness import Draw
 from offramp.errors import OfframpError
 
@@ -73,6 +73,17 @@ def test_test_images_are_central_and_in_order(images: Path) -> None:
             resized, box = central_box(*whole.shape[1:], 24)
             assert torch.equal(image, normalised(cut(resize(whole, resized), box)))
     assert [int(i) for batch in split.batches() for i in batch.indices_B] == list(range(1, NUM_IMAGES))
+
+
+def test_any_file_becomes_what_a_test_image_of_the_split_is(images: Path, tmp_path: Path) -> None:
+    split = make(images)
+    split.inputs().save(tmp_path / "input.json")
+    inputs = Inputs.load(tmp_path / "input.json")
+    assert inputs == split.inputs()
+    assert inputs.class_names == ("a", "b", "c")
+    for batch in split.plain().batches():
+        for image, index in zip(batch.images_BCHW, batch.indices_B.tolist(), strict=True):
+            assert torch.equal(inputs.read(images / FILES[index]), image)
 
 
 def test_without_flip_nothing_is_mirrored(images: Path) -> None:
@@ -160,70 +171,3 @@ def test_the_fingerprint_knows_names_sizes_and_labels(images: Path) -> None:
     path = images / "3.png"
     path.write_bytes(path.read_bytes() + b"\0")
     assert make(images).fingerprint() != before
-
-
-def rgb(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA", "RGB"])
-def test_png_files_of_any_kind_become_rgb(mode: str, tmp_path: Path) -> None:
-    image = picture(30, 50, 1).convert(mode)
-    image.save(tmp_path / "image.png")
-    assert torch.equal(decode(tmp_path / "image.png"), rgb(image))
-
-
-@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
-def test_jpeg_files_of_any_kind_become_rgb(mode: str, tmp_path: Path) -> None:
-    image = picture(32, 48, 1).convert(mode)
-    image.save(tmp_path / "image.jpg", quality=95, subsampling=0)
-    assert (decode(tmp_path / "image.jpg").int() - rgb(image).int()).abs().float().mean() < 4
-
-
-def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
-    values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
-    Image.fromarray(values).save(tmp_path / "deep.png")
-    found = decode(tmp_path / "deep.png")
-    assert found.dtype == torch.uint8
-    assert np.array_equal(found.numpy(), np.broadcast_to(values >> 8, (3, 32, 32)))
-
-
-def test_webp_is_read(tmp_path: Path) -> None:
-    image = picture(32, 48, 1)
-    image.save(tmp_path / "image.webp", lossless=True)
-    assert torch.equal(decode(tmp_path / "image.webp"), rgb(image))
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("ending", ["jpg", "png"])
-def test_images_are_turned_as_their_exif_data_say(orientation: int, ending: str, tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = tmp_path / f"image.{ending}"
-    picture(32, 48, 1).save(path, exif=exif)
-    with Image.open(path) as image:
-        expected = rgb(ImageOps.exif_transpose(image))
-    found = decode(path)
-    assert found.shape == expected.shape
-    assert (found.int() - expected.int()).abs().float().mean() < 2
-
-
-def test_the_content_and_not_the_name_says_what_a_file_is(tmp_path: Path) -> None:
-    image = picture(30, 50, 1)  # ImageNet has a PNG called .JPEG
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    (tmp_path / "image.JPEG").write_bytes(buffer.getvalue())
-    assert torch.equal(decode(tmp_path / "image.JPEG"), rgb(image))
-
-
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\xff\xd8\xff"])
-def test_what_is_no_image_is_named(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "image.jpg"
-    path.write_bytes(content)
-    with pytest.raises(OfframpError, match=r"image\.jpg cannot be read as an image"):
-        decode(path)
-
-
-def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OfframpError, match=r"gone\.jpg cannot be read as an image"):
-        decode(tmp_path / "gone.jpg")

@@ -11,6 +11,7 @@ from offramp.data.builder import SETTINGS, builder
 from offramp.data.cifar import cifar10, cifar100
 from offramp.data.class_folders import folder, imagenet
 from offramp.data.fashion import fashion_mnist
+from offramp.data.inputs import Inputs
 from offramp.data.numpy_arrays import arrays
 from offramp.data.sklearn_digits import digits
 from offramp.errors import UsageError
@@ -29,6 +30,7 @@ __all__ = [
     "REGISTRY",
     "Batch",
     "HeldOut",
+    "Inputs",
     "Parts",
     "Split",
     "arrays",

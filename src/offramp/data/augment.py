@@ -83,3 +83,26 @@ def cut(image_CHW: Tensor, box: Box) -> Tensor:
     """The pixels in `box`, a view."""
     top, left, height, width = box
     return image_CHW[:, top : top + height, left : left + width]
+
+
+def central_cut(image_CHW: Tensor, image_size: int) -> Tensor:
+    """The test transform of image files: resized and cut as `central_box` says."""
+    height, width = image_CHW.shape[1:]
+    resized, box = central_box(height, width, image_size)
+    return cut(resize(image_CHW, resized), box)
+
+
+def central_fit(image_CHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """The largest central crop of the aspect of `size` (height, width), resized to it; as it is if it has that size."""
+    height, width = image_CHW.shape[1:]
+    h = max(1, min(height, round(width * size[0] / size[1])))
+    w = max(1, min(width, round(height * size[1] / size[0])))
+    image_CHW = cut(image_CHW, ((height - h) // 2, (width - w) // 2, h, w))
+    return image_CHW if (h, w) == size else resize(image_CHW, size)
+
+
+def grey(image_3HW: Tensor) -> Tensor:
+    """One channel `[1, H, W]` of RGB pixels: the usual luma (0.299, 0.587, 0.114), rounded; grey stays as it is."""
+    red_HW, green_HW, blue_HW = image_3HW.int()
+    luma_HW: Tensor = (19595 * red_HW + 38470 * green_HW + 7471 * blue_HW + 32768) >> 16  # shares of 65536
+    return luma_HW.to(torch.uint8)[None]

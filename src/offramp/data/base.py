@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from offramp.config import DataConfig
+from offramp.data.inputs import Inputs
 from offramp.data.randomness import Draw, IntArray, Purpose, permutation
 from offramp.errors import UsageError
 from offramp.processes import share_of
@@ -91,6 +92,14 @@ class Split(ABC):
     @abstractmethod
     def content(self) -> Iterator[bytes]:
         """Bytes that identify the images, in order, for `fingerprint`."""
+
+    def inputs(self) -> Inputs | None:
+        """How the file of any image, of this data set or not, becomes what a network trained on it sees.
+
+        A test image that is written to a file as it is becomes what `read` gives without `draw`. None where there is no
+        such way, as for data sets of a kind of their own unless they say it.
+        """
+        return None
 
     def __len__(self) -> int:
         return len(self.indices_S)

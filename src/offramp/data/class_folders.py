@@ -14,7 +14,8 @@ import numpy as np
 from offramp.data.archives import root_folder
 from offramp.data.base import Parts, check_whole
 from offramp.data.builder import builder
-from offramp.data.files import FileSplit, Listing, decode
+from offramp.data.files import FileSplit, Listing
+from offramp.data.inputs import decode
 from offramp.data.partition import Cut, divide, share_for_test
 from offramp.data.randomness import IntArray
 from offramp.errors import OfframpError, UsageError

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from offramp.data.augment import CROP_UNIFORMS, Uniforms, central_box, cut, normalise, random_box, resize
+from offramp.data.augment import CROP_UNIFORMS, Uniforms, central_cut, cut, normalise, random_box, resize
 from offramp.data.base import Split
+from offramp.data.inputs import Inputs, decode
 from offramp.data.randomness import Draw, IntArray
 from offramp.errors import OfframpError
 
@@ -98,6 +99,10 @@ class FileSplit(Split):
                 raise images_BCHW
             yield normalise(images_BCHW, mean_C, std_C)  # here: bytes are a quarter of the traffic
 
+    def inputs(self) -> Inputs:
+        """See `Split.inputs`: the test transform."""
+        return Inputs(self.class_names, self.image_shape, MEAN, STD, "central-cut")
+
     def content(self) -> Iterator[bytes]:
         """See `Split.content`: names and sizes of the files; reading them all would take as long as an epoch."""
         for index in self.indices_S:
@@ -123,27 +128,11 @@ class _Decoder(Dataset[Tensor | OfframpError]):
         return images_BCHW
 
     def _transform(self, image_CHW: Tensor, uniforms: Uniforms | None) -> Tensor:
-        height, width = image_CHW.shape[1:]
         if uniforms is None:
-            resized, box = central_box(height, width, self.image_size)
-            return cut(resize(image_CHW, resized), box)
+            return central_cut(image_CHW, self.image_size)
+        height, width = image_CHW.shape[1:]
         image_CHW = resize(cut(image_CHW, random_box(height, width, uniforms)), (self.image_size, self.image_size))
         return image_CHW.flip(-1) if self.flip and uniforms[CROP_UNIFORMS] < 0.5 else image_CHW
-
-
-def decode(path: Path) -> Tensor:
-    """The image in a file as uint8 RGB `[3, H, W]`, turned as its EXIF data say; grey, CMYK and alpha are converted."""
-    from torchvision.io import ImageReadMode, decode_image  # 1.2 s of import
-
-    try:
-        encoded = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-        image_CHW: Tensor = decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
-    except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise OfframpError(f"{path} cannot be read as an image ({reason}). Mend, replace or remove it.") from error
-    if image_CHW.dtype == torch.uint16:  # PNG files with 16 bits
-        image_CHW = image_CHW.to(torch.int32).bitwise_right_shift(8).to(torch.uint8)
-    return image_CHW
 
 
 def _as_it_is(item: Any) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from offramp.data.augment import crop_and_flip, normalise
 from offramp.data.base import Split
+from offramp.data.inputs import CHANNELS, Inputs
 from offramp.data.randomness import Draw, IntArray
 
 _CHUNK = 1024  # images hashed at a time
@@ -75,6 +76,12 @@ class MemorySplit(Split):
                 uniforms_B3 = draw.uniforms(indices_B, 3)
                 images_BCHW = crop_and_flip(images_BCHW, self.look.padding, self.look.flip, uniforms_B3)
             yield normalise(images_BCHW, mean_C, std_C)
+
+    def inputs(self) -> Inputs | None:
+        """See `Split.inputs`: none for float32 pixels, whose range no file tells."""
+        if self.pixels_SCHW.dtype != torch.uint8 or self.image_shape[0] not in CHANNELS:
+            return None
+        return Inputs(self.class_names, self.image_shape, self.look.mean, self.look.std, "central-fit")
 
     def content(self) -> Iterator[bytes]:
         """See `Split.content`: all pixels."""

@@ -1,0 +1,130 @@
+"""From an image file to what a network sees, without the data set at hand.
+
+C channels, H and W pixels, N classes.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from offramp.data.augment import central_cut, central_fit, grey, normalise
+from offramp.errors import OfframpError, UsageError
+from offramp.storage import write_atomically
+
+FORMAT = 1  # of the file
+CHANNELS = (1, 3)  # grey, or red, green, blue
+Resizing = Literal["central-cut", "central-fit"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How an image file becomes a network's input, and what the network's answers are called.
+
+    Attributes:
+        class_names: N names.
+        image_shape: `(C, H, W)` of the input. With one channel images become grey by the usual luma.
+        mean: Per channel, of pixels scaled to [0, 1].
+        std: Per channel, likewise.
+        resizing: `central-cut`: the shorter side is resized to 256 for 224 pixels, and in proportion otherwise, and the
+            centre cut out (the test transform of image files). `central-fit`: the largest central crop of the input's
+            aspect is resized to it; an image that has the input's size is left as it is.
+
+    Raises:
+        UsageError: Values that do not fit together.
+    """
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resizing: Resizing
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
+        channels, height, width = self.image_shape
+        if channels not in CHANNELS or min(height, width) < 1:
+            raise UsageError(f"Images must have 1 or 3 channels, and at least one pixel, not {self.image_shape}.")
+        if not len(self.mean) == len(self.std) == channels:
+            raise UsageError(f"There must be one mean and std per channel; found {self.mean}, {self.std}.")
+        if not all(map(math.isfinite, self.mean)) or not all(0 < value < math.inf for value in self.std):
+            raise UsageError(f"Mean must be finite, std finite and above 0; found {self.mean}, {self.std}.")
+        if self.resizing not in get_args(Resizing):
+            raise UsageError(f"resizing must be one of {', '.join(get_args(Resizing))}, not {self.resizing!r}.")
+        if self.resizing == "central-cut" and height != width:
+            raise UsageError(f"central-cut makes square images, not {height} x {width}.")
+
+    def read(self, path: str | Path) -> Tensor:
+        """The image in a file as a network sees it, float32 `[C, H, W]`, normalised.
+
+        Raises:
+            OfframpError: No such file, or one that cannot be read as an image.
+        """
+        channels, height, width = self.image_shape
+        image_CHW = decode(Path(path))
+        if channels == 1:
+            image_CHW = grey(image_CHW)
+        if self.resizing == "central-cut":
+            image_CHW = central_cut(image_CHW, height)
+        else:
+            image_CHW = central_fit(image_CHW, (height, width))
+        return normalise(image_CHW, torch.tensor(self.mean), torch.tensor(self.std))
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file, whole or not at all."""
+        content = {"format": FORMAT, **asdict(self)}
+        write_atomically(Path(path), (json.dumps(content, indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Inputs":
+        """Read what `save` wrote."""
+        try:
+            content = json.loads(Path(path).read_text())
+        except FileNotFoundError as error:
+            raise UsageError(f"There is no file {path}.") from error
+        except ValueError as error:
+            raise OfframpError(f"{path} is damaged: {error}.") from error
+        if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
+            raise UsageError(f"{path} was written by a newer offramp (format {content['format']}). Update offramp.")
+        if not _is_inputs(content):
+            raise OfframpError(f"{path} is damaged: it is not what `offramp train` writes there.")
+        names, shape, mean, std = (tuple(content[key]) for key in ("class_names", "image_shape", "mean", "std"))
+        return cls(names, shape, mean, std, content["resizing"])
+
+
+def _is_inputs(content: Any) -> bool:
+    """Whether a JSON value has the form of what `save` writes."""
+    if not isinstance(content, dict) or content.keys() != {"format", *(one.name for one in fields(Inputs))}:
+        return False
+    kinds: dict[str, tuple[type, ...]] = {
+        "class_names": (str,),
+        "image_shape": (int,),
+        "mean": (int, float),
+        "std": (int, float),
+    }
+    lists = all(
+        isinstance(content[key], list) and all(isinstance(value, kind) for value in content[key])
+        for key, kind in kinds.items()
+    )
+    return lists and len(content["image_shape"]) == 3
+
+
+def decode(path: Path) -> Tensor:
+    """The image in a file as uint8 RGB `[3, H, W]`, turned as its EXIF data say; grey, CMYK and alpha are converted."""
+    from torchvision.io import ImageReadMode, decode_image  # 1.2 s of import
+
+    try:
+        encoded = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+        image_CHW: Tensor = decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
+        if image_CHW.ndim != 3:
+            raise ValueError("several images in one file")
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise OfframpError(f"{path} cannot be read as an image ({reason}). Mend, replace or remove it.") from error
+    if image_CHW.dtype == torch.uint16:  # PNG files with 16 bits
+        image_CHW = image_CHW.to(torch.int32).bitwise_right_shift(8).to(torch.uint8)
+    return image_CHW
