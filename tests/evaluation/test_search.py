@@ -16,6 +16,7 @@ from offramp.evaluation.search import (
     best_at_prices,
     in_operations,
     search_thresholds,
+    steps_between,
 )
 from offramp.evaluation.thresholds import PUBLISHED_P, Scores, scores
 from offramp.policy import EVERYBODY, NOBODY, SOFTMAX, Measure
@@ -124,6 +125,36 @@ def records(make_record):
 
 
 BUDGETS = (0.12, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
+
+
+def test_within_each_time_none_is_worse_on_search_than_geometric_shares(records, make_cost):
+    search, _ = records
+    cost, times = make_cost(100, 200, 300, 1000), (1.0, 1.5, 8.5, 10.0)
+    found = search_thresholds(search, cost, [10 * budget for budget in BUDGETS], times=times)
+    timed = scores(search, cost, SOFTMAX, times)
+    family_JK, family_JS = timed.replay(timed.thresholds(geometric_policies(search, cost, FAMILY)))
+    policy_JK, policy_JS = timed.replay(timed.thresholds(found))
+    better = 0
+    for budget, right_S, spent in zip(BUDGETS, policy_JS, timed.spent(policy_JK), strict=True):
+        assert spent <= 10 * budget + 1e-9
+        rivals_JS = family_JS[timed.spent(family_JK) <= 10 * budget]
+        rival = max(rivals_JS.double().mean(1).tolist(), default=0.0)
+        assert right_S.double().mean() >= rival
+        better += right_S.double().mean().item() > rival
+    assert better >= 3
+
+
+def test_what_an_exit_costs_is_one_vector():
+    """The search sees no difference between times and operations of the same numbers."""
+    seen, ranking = made_up(4, num_images=200, levels=150)
+    timed = dataclasses.replace(seen, operations_K=torch.full((4,), 7.0).double(), times_K=seen.operations_K)
+    start_JK = torch.tensor([[200, 0, 0], [0, 0, 0], [60, 60, 60]])
+    ranks_PK = best_at_prices(seen, ranking, start_JK)
+    assert torch.equal(best_at_prices(timed, ranking, start_JK), ranks_PK)
+    assert torch.equal(steps_between(timed, ranking, ranks_PK), steps_between(seen, ranking, ranks_PK))
+    taken_JK, _ = seen.replay(ranking.thresholds(ranks_PK))
+    assert torch.equal(timed.spent(taken_JK), seen.operations(taken_JK))
+    assert timed.operations(taken_JK).tolist() == [7.0] * len(taken_JK)
 
 
 @pytest.mark.parametrize("caution", [0.0, 1.0])

@@ -11,6 +11,9 @@ from offramp.evaluation.targets import policy_for
 from offramp.policy import EVERYBODY, Measure, Policy
 from offramp.storage import weights_hash
 
+# The second exit takes half the operations (10, 20, 40), but most of the time: the two disagree.
+TIMES = (0.6, 1.6, 1.7)
+
 
 @pytest.fixture
 def search(make_record):
@@ -71,7 +74,7 @@ def test_whoever_allows_everything_leaves_at_the_first_exit(search, make_cost):
 
 def test_the_measure_is_kept(search, make_cost):
     measure = Measure("entropy", temperatures=(1.5, 1.2, 1.0))
-    for target in ({"budget": 0.5}, {"max_drop": 1}):
+    for target in ({"budget": 0.5}, {"max_drop": 1}, {"latency": 1, "times": TIMES}):
         assert policy_for(search, make_cost(10, 20, 40), measure=measure, **target).measure == measure
 
 
@@ -80,6 +83,19 @@ def test_the_measure_is_kept(search, make_cost):
     [
         ({}, "one target"),
         ({"budget": 0.5, "max_drop": 1}, "one target"),
+        ({"budget": 0.5, "latency": 1, "times": TIMES}, "one target"),
+        ({"max_drop": 1, "latency": 1, "times": TIMES}, "one target"),
+        ({"latency": 1}, "needs times"),
+        ({"budget": 0.5, "times": TIMES}, "no use for times"),
+        ({"latency": 0.5, "times": TIMES}, r"0.5 ms an image cannot be kept: .* takes 0.6 ms \(the whole network 1"),
+        ({"latency": float("nan"), "times": TIMES}, "latency must be a number of at least 0"),
+        ({"latency": float("inf"), "times": TIMES}, "latency must be a number of at least 0"),
+        ({"latency": 1, "times": TIMES[:2]}, "2 times for 3 exits"),
+        ({"latency": 1, "times": ()}, "0 times for 3 exits"),
+        ({"latency": 1, "times": (0.5, float("nan"), 1)}, "that of exit 2 is nan"),
+        ({"max_drop": 1, "times": (0.5, 0.7, float("inf"))}, "that of exit 3 is inf"),
+        ({"max_drop": 1, "times": (0.0, 0.7, 1.0)}, "above 0; that of exit 1 is 0.0"),
+        ({"max_drop": 1, "times": (0.6, 0.5, 1.0)}, "exit 2 takes 0.5 ms, less than the 0.6 ms"),
         ({"budget": 0.1}, "cannot be kept"),
         ({"max_drop": -1}, "max_drop must be a number of at least 0"),
         ({"max_drop": float("nan")}, "max_drop must be a number"),
@@ -93,8 +109,71 @@ def test_what_cannot_be_is_refused(search, make_cost, arguments, said):
         policy_for(search, make_cost(10, 20, 40), **arguments)
 
 
+def spent(policy: Policy, record, of_exit) -> float:
+    exits_S = policy.choose(record.logits_KSC, record.num_classes).exits_S
+    return torch.tensor(of_exit, dtype=torch.float64)[exits_S].mean().item()
+
+
+@pytest.mark.parametrize("latency", [0.6, 0.63, 0.8, 1.2, 1.7, 99.0])
+def test_a_latency_is_kept_and_both_costs_are_remembered(search, make_cost, latency):
+    policy = policy_for(search, make_cost(10, 20, 40), latency=latency, times=TIMES)
+    assert policy == search_thresholds(search, make_cost(10, 20, 40), [latency], times=TIMES)[0]
+    found = policy.found
+    assert spent(policy, search, TIMES) <= latency * (1 + 1e-9)
+    assert found["milliseconds"] == pytest.approx(spent(policy, search, TIMES))
+    assert found["operations"] == pytest.approx(spent(policy, search, (10, 20, 40)))
+    assert (found["price"], found["times"], found["latency"]) == ("milliseconds", list(TIMES), latency)
+    assert "budget" not in found
+
+
+def test_times_in_proportion_to_operations_change_nothing(search, make_cost):
+    """Milliseconds are operations in another unit then: the same thresholds, whatever the target."""
+    cost, times = make_cost(10, 20, 40), (0.125, 0.25, 0.5)  # exact in binary, as are their sums
+    for operations in (12, 20, 28, 40):
+        in_time = policy_for(search, cost, latency=operations / 80, times=times)
+        assert in_time.thresholds == policy_for(search, cost, budget=operations).thresholds
+    for max_drop in (0, 1, 3):
+        in_time = policy_for(search, cost, max_drop=max_drop, times=times)
+        in_operations = policy_for(search, cost, max_drop=max_drop)
+        assert in_time.thresholds == in_operations.thresholds
+        assert (in_time.found["price"], in_operations.found["price"]) == ("milliseconds", "operations")
+        assert "times" not in in_operations.found
+
+
+def test_the_cheapest_is_cheapest_in_what_is_counted(search, make_cost):
+    cost = make_cost(10, 20, 40)
+    for max_drop in (2, 5, 10):
+        in_time = policy_for(search, cost, max_drop=max_drop, times=TIMES, caution=0)
+        in_operations = policy_for(search, cost, max_drop=max_drop, caution=0)
+        assert last(search) - accuracy(in_time, search) <= max_drop + 1e-9
+        assert spent(in_time, search, TIMES) < spent(in_operations, search, TIMES)
+        assert spent(in_time, search, (10, 20, 40)) > spent(in_operations, search, (10, 20, 40))
+
+
+def test_within_the_same_time_the_search_for_time_is_more_accurate(search, make_cost):
+    cost = make_cost(10, 20, 40)
+    for budget in (0.4, 0.5, 0.6, 0.7):
+        in_operations = policy_for(search, cost, budget=budget, caution=0)
+        latency = spent(in_operations, search, TIMES)
+        in_time = policy_for(search, cost, latency=latency, times=TIMES, caution=0)
+        assert accuracy(in_time, search) > accuracy(in_operations, search) + 1
+
+
+def test_all_the_time_there_is_gives_the_most_accurate(search, make_cost):
+    """Also where the mean of equal times is not exactly that time: 0.1 in binary."""
+    for times in ((0.1, 0.2, 0.7), (1e-3, 1.1e-3, 1.3e-3)):
+        policy = policy_for(search, make_cost(10, 20, 40), latency=times[-1], times=times, caution=0)
+        assert accuracy(policy, search) >= last(search)
+
+
+def test_exits_that_take_the_same_time_are_free_to_choose_among(search, make_cost):
+    policy = policy_for(search, make_cost(10, 20, 40), latency=2, times=(2, 2, 2))
+    assert policy.found["milliseconds"] == 2
+    assert accuracy(policy, search) >= last(search)
+
+
 @pytest.mark.parametrize("part", ["train", "certify", "test"])
-@pytest.mark.parametrize("target", [{"budget": 0.5}, {"max_drop": 1}])
+@pytest.mark.parametrize("target", [{"budget": 0.5}, {"max_drop": 1}, {"latency": 1, "times": TIMES}])
 def test_other_parts_than_search_are_refused(search, make_cost, part, target):
     record = dataclasses.replace(search, split=f"digits/{part}")
     with pytest.raises(UsageError, match=f"not on digits/{part}: .*holdout=0"):

@@ -5,6 +5,7 @@ costs nor what it adds. Here operations have a price, in accuracy for a whole ne
 moved one at a time to where right answers less the price of the operations are most. One threshold's best place, given
 the others, is found exactly, in one pass over the images in order of confidence. Each price gives a policy; between
 neighbours lie more. Which of them is taken for a budget, and how it is kept from fitting chance: `choose_within`.
+Milliseconds, where they were measured, take the place of operations: what an exit costs is one vector, `Scores.cost_K`.
 
 Thresholds are handled as ranks `[J, K - 1]`: exit k takes the `rank` surest of all images (of those that reach it).
 """
@@ -25,6 +26,7 @@ from offramp.evaluation.thresholds import (
     PUBLISHED_P,
     Scores,
     check_search,
+    check_times,
     geometric_shares,
     policies,
     scores,
@@ -46,6 +48,7 @@ def search_thresholds(
     cost: Cost,
     budgets: Sequence[float],
     *,
+    times: Sequence[float] | None = None,
     measure: Measure = SOFTMAX,
     caution: float = CAUTION,
 ) -> tuple[Policy, ...]:
@@ -58,18 +61,24 @@ def search_thresholds(
     Args:
         search: Logits on the search half.
         cost: What the network costs.
-        budgets: Expected operations per image; a share of the whole network's where 1 or less.
+        budgets: Expected operations per image; a share of the whole network's where 1 or less. With `times`, expected
+            milliseconds per image.
+        times: Milliseconds of an image that leaves at each exit, as measured: K positive numbers, none falling.
         measure: How confidence is read off logits.
         caution: In standard errors.
 
     Raises:
-        UsageError: A record of another part, a budget that not even the first exit alone keeps.
+        UsageError: A record of another part, a budget that not even the first exit alone keeps, times that cannot be.
     """
     check_number("caution", caution, 0)
-    found = candidates(search, cost, measure)
-    wanted = [in_operations(budget, cost) for budget in budgets]
-    chosen = [found.choose_within(budget, caution) for budget in wanted]
-    how = [{**found.how(j), "budget": budget, "caution": caution} for j, budget in zip(chosen, wanted, strict=True)]
+    if times is None:
+        name, wanted = "budget", [in_operations(budget, cost) for budget in budgets]
+    else:
+        check_times(times, len(cost.exits))
+        name, wanted = "latency", [in_milliseconds(latency, times) for latency in budgets]
+    found = candidates(search, cost, measure, times)
+    chosen = [found.choose_within(limit, caution) for limit in wanted]
+    how = [{**found.how(j), name: limit, "caution": caution} for j, limit in zip(chosen, wanted, strict=True)]
     return policies(found.thresholds_JK[chosen], found.seen, search, measure, how)
 
 
@@ -92,6 +101,17 @@ def in_operations(budget: float, cost: Cost) -> float:
     return operations
 
 
+def in_milliseconds(latency: float, times: Sequence[float]) -> float:
+    """A latency in expected milliseconds per image that can be kept, given the times of the exits."""
+    check_number("latency", latency, 0)
+    if latency < times[0]:
+        raise UsageError(
+            f"A latency of {latency:g} ms an image cannot be kept: the first exit alone takes {times[0]:g} ms "
+            f"(the whole network {times[-1]:g} ms)."
+        )
+    return float(latency)
+
+
 @dataclass(frozen=True, eq=False)
 class Candidates:
     """Policies on `search`: geometric shares (with p = 0, the first exit alone, and p = infinity), then what was found.
@@ -100,27 +120,28 @@ class Candidates:
         seen: The scores of `search`.
         thresholds_JK: Of each policy.
         right_JS: Which images each policy answers rightly.
-        operations_J: Expected operations per image.
+        spent_J: Expected cost per image, in operations or milliseconds: see `Scores.cost_K`.
         num_geometric: How many of them, from the first, are geometric.
     """
 
     seen: Scores
     thresholds_JK: Tensor
     right_JS: Tensor
-    operations_J: Tensor
+    spent_J: Tensor
     num_geometric: int
 
     def how(self, j: int) -> dict[str, Any]:
-        """How policy j was found, as JSON values."""
+        """How policy j was found, and what was counted as its cost, as JSON values."""
+        price = {"price": "operations" if self.seen.times_K is None else "milliseconds"}
         if j >= self.num_geometric:
-            return {"procedure": "search"}
+            return {"procedure": "search", **price}
         if j in (0, self.num_geometric - 1):
-            return {"procedure": "first exit alone" if j == 0 else "last exit alone"}
-        return {"procedure": "geometric shares", "p": FAMILY[j - 1]}
+            return {"procedure": "first exit alone" if j == 0 else "last exit alone", **price}
+        return {"procedure": "geometric shares", "p": FAMILY[j - 1], **price}
 
     def choose_within(self, budget: float, caution: float) -> int:
-        """The policy to take among those within a budget of operations: see `search_thresholds`."""
-        accuracy_J = self.right_JS.double().mean(1).masked_fill(self.operations_J > budget, -1.0)
+        """The policy to take among those within a budget: see `search_thresholds`."""
+        accuracy_J = self.right_JS.double().mean(1).masked_fill(self.spent_J > budget * (1 + 1e-12), -1.0)  # rounding
         rival = int(accuracy_J[: self.num_geometric].argmax())
         gain_J = accuracy_J - accuracy_J[rival]
         score_J = gain_J - caution * self.standard_error(self.right_JS[rival])
@@ -136,7 +157,7 @@ class Candidates:
         last_S = self.seen.right_KS[-1]
         drop_J = last_S.double().mean() - self.right_JS.double().mean(1) + caution * self.standard_error(last_S)
         fits_J = 100 * drop_J <= max_drop + 1e-9  # rounding: a drop of exactly the maximum is allowed
-        return int(self.operations_J.masked_fill(~fits_J, torch.inf).argmin())
+        return int(self.spent_J.masked_fill(~fits_J, torch.inf).argmin())
 
     def standard_error(self, right_S: Tensor) -> Tensor:
         """Standard error `[J]` of each policy's accuracy (in [0, 1]) less that of the given right answers."""
@@ -146,10 +167,10 @@ class Candidates:
         return ((unequal_J - gain_J.square()).clamp(min=0) / num_images).sqrt()
 
 
-def candidates(search: Record, cost: Cost, measure: Measure) -> Candidates:
+def candidates(search: Record, cost: Cost, measure: Measure, times: Sequence[float] | None = None) -> Candidates:
     """Geometric shares, the best thresholds at each price, and steps between neighbours among these."""
     check_search(search)
-    seen = scores(search, cost, measure)
+    seen = scores(search, cost, measure, times)
     num_exits = len(seen.confidence_KS)
     geometric_JK = share_thresholds(seen.confidence_KS, geometric_shares(FAMILY, num_exits))
     ends_JK = torch.tensor([[EVERYBODY] * num_exits, [NOBODY] * (num_exits - 1) + [EVERYBODY]]).to(geometric_JK)
@@ -160,7 +181,7 @@ def candidates(search: Record, cost: Cost, measure: Measure) -> Candidates:
         found_JK = best_at_prices(seen, ranking, ranking.ranks(geometric_JK))
         thresholds_JK = torch.cat([geometric_JK, ranking.thresholds(steps_between(seen, ranking, found_JK))])
     taken_JK, right_JS = seen.replay(thresholds_JK)
-    return Candidates(seen, thresholds_JK, right_JS, seen.operations(taken_JK), len(geometric_JK))
+    return Candidates(seen, thresholds_JK, right_JS, seen.spent(taken_JK), len(geometric_JK))
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +220,7 @@ class Ranking:
 
 def best_at_prices(seen: Scores, ranking: Ranking, start_JK: Tensor) -> Tensor:
     """Ranks found at each of `PRICES` prices, from the best of the starts there, then of all prices' finds."""
-    share_K = seen.operations_K / seen.operations_K[-1]
+    share_K = seen.cost_K / seen.cost_K[-1]
     num_images = seen.confidence_KS.shape[1]
     # From where a right answer does not pay for the next exit, to where one pays for the whole network on all images.
     highest, lowest = 1 / min((gap for gap in share_K.diff().tolist() if gap > 0), default=1.0), 1 / num_images
@@ -251,7 +272,7 @@ def steps_between(seen: Scores, ranking: Ranking, ranks_JK: Tensor) -> Tensor:
     ends_JK = torch.stack([torch.full_like(ranks_JK[0], ranking.order_KS.shape[1]), torch.zeros_like(ranks_JK[0])])
     ranks_JK = _distinct(torch.cat([ranks_JK, ends_JK]))
     taken_JK, _ = seen.replay(ranking.thresholds(ranks_JK))
-    ranks_JK = ranks_JK[seen.operations(taken_JK).argsort(stable=True)]
+    ranks_JK = ranks_JK[seen.spent(taken_JK).argsort(stable=True)]
     steps = [
         before_K + ((after_K - before_K) * step / BETWEEN).round().long()
         for before_K, after_K in itertools.pairwise(ranks_JK)

@@ -5,6 +5,7 @@ confidence is at least its threshold, and the last exit takes every image that i
 a record's logits are finite.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,11 +29,18 @@ class Scores:
         confidence_KS: Of each exit in each image.
         right_KS: Whether each exit's answer is right.
         operations_K: Of an image that leaves at each exit, with the heads of all exits up to it, as published.
+        times_K: Milliseconds of an image that leaves at each exit, where they, not operations, are the cost.
     """
 
     confidence_KS: Tensor
     right_KS: Tensor
     operations_K: Tensor
+    times_K: Tensor | None = None
+
+    @property
+    def cost_K(self) -> Tensor:  # noqa: N802
+        """What an image costs that leaves at each exit: its milliseconds where they are known, else its operations."""
+        return self.operations_K if self.times_K is None else self.times_K
 
     def thresholds(self, policies: Sequence[Policy]) -> Tensor:
         """The policies' thresholds `[J, K]`; policies of another number of exits are refused."""
@@ -59,16 +67,43 @@ class Scores:
 
     def operations(self, taken_JK: Tensor) -> Tensor:
         """Expected operations per image `[J]` (float64) of policies that take so many images at each exit."""
-        return (taken_JK.double() @ self.operations_K) / self.confidence_KS.shape[1]
+        return self._expected(self.operations_K, taken_JK)
+
+    def spent(self, taken_JK: Tensor) -> Tensor:
+        """Expected cost per image `[J]` (float64) of policies that take so many images at each exit: see `cost_K`."""
+        return self._expected(self.cost_K, taken_JK)
+
+    def _expected(self, of_exit_K: Tensor, taken_JK: Tensor) -> Tensor:
+        return (taken_JK.double() @ of_exit_K) / self.confidence_KS.shape[1]
 
 
-def scores(record: Record, cost: Cost, measure: Measure) -> Scores:
-    """The scores of `record`; a cost of another number of exits is refused."""
+def scores(record: Record, cost: Cost, measure: Measure, times: Sequence[float] | None = None) -> Scores:
+    """The scores of `record`; a cost or times (milliseconds of an image that leaves at each exit) of another number of
+    exits are refused.
+    """
     if len(cost.exits) != len(record.logits_KSC):
         raise UsageError(f"The cost is of {len(cost.exits)} exits, the record of {len(record.logits_KSC)}.")
     confidence_KS, labels_KS = measure.over(record.logits_KSC, record.num_classes)
     operations_K = torch.tensor([float(count.operations) for count in cost.exits], dtype=torch.float64)
-    return Scores(confidence_KS, labels_KS == record.targets_S, operations_K)
+    times_K = None
+    if times is not None:
+        check_times(times, len(cost.exits))
+        times_K = torch.tensor(times, dtype=torch.float64)
+    return Scores(confidence_KS, labels_KS == record.targets_S, operations_K, times_K)
+
+
+def check_times(times: Sequence[float], num_exits: int) -> None:
+    """Refuse what cannot be the milliseconds of an image that leaves at each exit: K positive numbers, none falling."""
+    if len(times) != num_exits:
+        raise UsageError(f"There are {len(times)} times for {num_exits} exits: give the milliseconds up to each exit.")
+    for k, time in enumerate(times):
+        if not 0 < time < math.inf:
+            raise UsageError(f"Times are milliseconds above 0; that of exit {k + 1} is {time!r}.")
+        if k and time < times[k - 1]:
+            raise UsageError(
+                f"An image that leaves at exit {k + 1} takes {time:g} ms, less than the {times[k - 1]:g} ms of one "
+                f"that leaves before it: give times up to each exit, measured anew if they are noisy."
+            )
 
 
 def check_search(record: Record) -> None:
@@ -136,14 +171,24 @@ def policies(
     """Policies that remember where their thresholds come from and what they do there."""
     taken_JK, right_JS = seen.replay(thresholds_JK)
     about = {"split": search.split, "fingerprint": search.fingerprint, "images": search.num_images}
+    timed: list[dict[str, Any]] = [{}] * len(thresholds_JK)
+    if seen.times_K is not None:
+        times = seen.times_K.tolist()
+        timed = [{"milliseconds": expected, "times": times} for expected in seen.spent(taken_JK).tolist()]
     rows = zip(
         thresholds_JK.tolist(),
         found,
         (100 * right_JS.double().mean(1)).tolist(),
         seen.operations(taken_JK).tolist(),
+        timed,
         strict=True,
     )
     return tuple(
-        Policy(tuple(row), measure, {**more, **about, "accuracy": accuracy, "operations": operations}, search.weights)
-        for row, more, accuracy, operations in rows
+        Policy(
+            tuple(row),
+            measure,
+            {**more, **about, "accuracy": accuracy, "operations": operations, **in_time},
+            search.weights,
+        )
+        for row, more, accuracy, operations, in_time in rows
     )
