@@ -2,6 +2,7 @@
 
 config.json          everything that determines the run (and the fields that may change when it is continued)
 environment.json     versions, device, threads, git state, command, of every start
+input.json           how an image file becomes the network's input, and the names of the classes
 split.json           which training images are held out as search and certify
 metrics.jsonl        one line an epoch: only what the run determines, the same byte for byte after any interruption
 timing.jsonl         clocks and rates
@@ -12,7 +13,8 @@ records/             logits of whole data sets, made by `offramp evaluate`, as a
 evaluation.json      the figures of every exit
 report.html          the same as a page
 plots/               its plots as files
-policy.json          thresholds with a certificate, made by `offramp certify`
+policy.json          thresholds, made by `offramp policy`, or with a certificate by `offramp certify`
+bench.json           milliseconds of an image that leaves at each exit, made by `offramp bench`
 """
 
 import json
@@ -36,6 +38,7 @@ class RunFolder:
         self.path = Path(path).expanduser()
         self.config = self.path / "config.json"
         self.environment = self.path / "environment.json"
+        self.input = self.path / "input.json"
         self.split = self.path / "split.json"
         self.metrics = self.path / "metrics.jsonl"
         self.timing = self.path / "timing.jsonl"
@@ -45,6 +48,7 @@ class RunFolder:
         self.records = self.path / "records"
         self.report = self.path / "report.html"
         self.policy = self.path / "policy.json"
+        self.bench = self.path / "bench.json"
 
     def read_config(self) -> dict[str, Any]:
         """The run's configuration as JSON values. A folder that is no run, or of a newer offramp, is refused."""
