@@ -23,7 +23,8 @@ BOTTOM = [
 ]  # each may import those before it
 LEVELS = {
     **dict.fromkeys(BOTTOM, 0),
-    **dict.fromkeys(["backbones", "objectives", "data", "evaluation"], 1),
+    **dict.fromkeys(["backbones", "objectives", "data", "evaluation", "engine"], 1),
+    "shipped": 1,
     "rules": 2,
     **dict.fromkeys(["training", "reports"], 3),
     "cli": 5,

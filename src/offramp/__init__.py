@@ -4,9 +4,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offramp import backbones, data, evaluation, objectives, reports, rules
+    from offramp import backbones, data, engine, evaluation, objectives, reports, rules
     from offramp.config import DataConfig, Run, Spec, TrainConfig
     from offramp.costs import cost
+    from offramp.engine import Engine
     from offramp.network import EarlyExitNet, class_log_probs
     from offramp.policy import Measure, Policy
     from offramp.runs import load
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 _HOME = {  # public name -> module that defines it
     "DataConfig": "offramp.config",
     "EarlyExitNet": "offramp.network",
+    "Engine": "offramp.engine",
     "Measure": "offramp.policy",
     "Policy": "offramp.policy",
     "Run": "offramp.config",
@@ -28,11 +30,12 @@ _HOME = {  # public name -> module that defines it
     "load": "offramp.runs",
     "train": "offramp.training",
 }
-_ROOMS = ("backbones", "data", "evaluation", "objectives", "reports", "rules")
+_ROOMS = ("backbones", "data", "engine", "evaluation", "objectives", "reports", "rules")
 
 __all__ = [
     "DataConfig",
     "EarlyExitNet",
+    "Engine",
     "Measure",
     "Policy",
     "Run",
@@ -42,6 +45,7 @@ __all__ = [
     "class_log_probs",
     "cost",
     "data",
+    "engine",
     "evaluation",
     "fit",
     "load",

@@ -1,0 +1,62 @@
+"""Answers exit by exit, and the best ones there are when time is up.
+
+B images of a batch. Every exit is asked here, also one that the policy lets take nobody: its answer may be the last.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from offramp.engine.plan import Tally
+from offramp.engine.rows import Answers, Rows, nothing
+from offramp.errors import UsageError
+
+if TYPE_CHECKING:
+    from offramp.engine.engine import Engine
+
+
+def until(
+    engine: "Engine", images_BCHW: Tensor, deadline_ms: float, clock: Callable[[], float], tally: Tally | None
+) -> Answers:
+    """See `Engine.anytime`."""
+    if not deadline_ms >= 0 or math.isnan(deadline_ms):
+        raise UsageError(f"deadline_ms must be a number of at least 0, not {deadline_ms!r}.")
+    end = clock() + deadline_ms / 1000
+    best = nothing()
+    with contextlib.closing(each_exit(engine, images_BCHW, tally)) as exits:
+        for best in exits:  # noqa: B007  the last one is the answer
+            engine.wait()
+            if clock() >= end:
+                break
+    return best
+
+
+@torch.inference_mode()
+def each_exit(engine: "Engine", images_BCHW: Tensor, tally: Tally | None) -> Generator[Answers]:
+    """See `Engine.each_exit`."""
+    if len(images_BCHW) == 0:
+        return
+    carry = engine.program.enter(images_BCHW)
+    rows: Rows | None = Rows(torch.arange(len(images_BCHW), device=carry[0].device), carry)
+    best = nothing()
+    try:
+        for k in range(engine.num_exits):
+            if rows is None:
+                return
+            passed, asked = engine.reach(k, rows, tally)
+            answers = Answers(asked.labels_B, torch.full_like(asked.labels_B, k), asked.confidence_B)
+            if k == 0:
+                best = answers
+            else:
+                columns = zip(best, answers, strict=True)
+                best = Answers(*(old_B.index_copy(0, rows.ids_B, new_B) for old_B, new_B in columns))
+            _, onward = engine.divide(k, passed, asked)
+            rows = None if onward is None else onward.compact(engine.plan_for(len(onward)).rows(len(onward)))
+            yield best
+    finally:
+        if tally is not None:
+            tally.answer(best.exits_B)

@@ -1,0 +1,330 @@
+"""Early exits that skip work: stage by stage, and after each exit only the rows that go on.
+
+B images of a batch, K exits, N classes.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from offramp.costs import cost
+from offramp.devices import device_named
+from offramp.engine.anytime import each_exit, until
+from offramp.engine.form import Form, Program
+from offramp.engine.plan import Plan, Tally
+from offramp.engine.rows import Answers, Left, Rows, in_order, join, nothing
+from offramp.engine.stream import as_ready, in_turn
+from offramp.errors import UsageError
+from offramp.network import EarlyExitNet
+from offramp.policy import EVERYBODY, NOBODY, PATIENCE, Policy
+from offramp.storage import weights_hash
+
+
+class Asked(NamedTuple):
+    """What an exit says of the images that reach it."""
+
+    labels_B: Tensor
+    confidence_B: Tensor
+    takes_B: Tensor
+    """Which of them leave here, a mask."""
+
+
+class Straight:
+    """The network run to one exit for every image, computing no other head: the plain way to an answer.
+
+    Args:
+        program: The network in the form in which it is run.
+        policy: How an answer and its confidence are read off logits.
+        exit: The exit that answers, from 0.
+        chunk: Most images run at a time; None: all at once.
+    """
+
+    def __init__(self, program: Program, policy: Policy, exit: int, chunk: int | None) -> None:
+        self.program, self.policy, self.exit, self.chunk = program, policy, exit, chunk
+
+    @torch.inference_mode()
+    def __call__(self, images_BCHW: Tensor) -> Answers:
+        """The exit's answers."""
+        chunks = [images_BCHW] if self.chunk is None else torch.split(images_BCHW, self.chunk)
+        logits_BC = torch.cat([self._logits(chunk) for chunk in chunks]) if len(chunks) > 1 else self._logits(chunks[0])
+        log_probs_BN = self.policy.log_probs(self.exit, logits_BC, self.program.num_classes)
+        confidence_B, _ = self.policy.measure.confidence(log_probs_BN)
+        labels_B = log_probs_BN.argmax(-1)
+        return Answers(labels_B, torch.full_like(labels_B, self.exit), confidence_B)
+
+    def _logits(self, images_BCHW: Tensor) -> Tensor:
+        carry = self.program.enter(images_BCHW)
+        for k in range(self.exit + 1):
+            carry = self.program.stage(k, carry)
+        return self.program.head(self.exit, carry)
+
+
+class Engine:
+    """A network that runs under a policy and skips what the policy makes unnecessary.
+
+        labels, exits, confidence = Engine(network, policy)(images)
+
+    It agrees with `policy.choose` on the logits of a full forward pass, image by image, except where rounding (other
+    kernels for other batch sizes, folded batch norm) moves a confidence across a threshold: see `disagreements`.
+
+    Args:
+        network: Stays as it is; the engine works on a copy in the given form.
+        policy: For this network, or for any.
+        form: Folding, memory layout, precision, compilation. `tune` measures which is fastest.
+        plan: How batches are run, whatever their size. `tune` measures which is fastest for which size.
+        device: Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`; the network's own device if None.
+
+    Raises:
+        UsageError: A policy for another number of exits or other weights, a plan that asks exits that are not there.
+    """
+
+    def __init__(
+        self,
+        network: EarlyExitNet,
+        policy: Policy,
+        *,
+        form: Form | None = None,
+        plan: Plan | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if policy.num_exits != network.num_exits:
+            raise UsageError(f"This policy is for {policy.num_exits} exits; the network has {network.num_exits}.")
+        if policy.network is not None:
+            policy.check_network(weights_hash(network.state_dict()))
+        self.network, self.policy = network, policy
+        self.device = device_named(device) if isinstance(device, str) else device
+        self.use(form or Form(), {1: plan or Plan()})
+
+    @property
+    def num_exits(self) -> int:
+        """K."""
+        return self.network.num_exits
+
+    def use(self, form: Form, plans: Mapping[int, Plan], stream: Plan | None = None) -> None:
+        """Run in this form from now on, a batch under the plan of the largest size that is not above its own.
+
+        Streams are run under `stream`; by default under the plan for the largest batches.
+        """
+        for plan in (*plans.values(), *([] if stream is None else [stream])):
+            self._check(plan)
+        self.stream_plan = plans[max(plans)] if stream is None else stream
+        self.program = Program(self.network, form, self.device)
+        self.plans = dict(sorted(plans.items()))
+        last = self.num_exits - 1
+        self._asked = {plan: self._asked_under(plan) for plan in (*self.plans.values(), self.stream_plan)}
+        self._straight = {
+            size: Straight(self.program, self.policy, last, plan.chunk) for size, plan in self.plans.items()
+        }
+
+    def _check(self, plan: Plan) -> None:
+        named = {*(plan.asks or ()), *(plan.compacts or ())}
+        unknown = sorted(named - set(range(self.num_exits)))
+        if unknown:
+            raise UsageError(f"The plan names exit {unknown[0]}; exits are numbered from 0 to {self.num_exits - 1}.")
+        if plan.asks is not None and self.policy.measure.name == PATIENCE and set(self._open()) - {*plan.asks}:
+            raise UsageError("Under patience every exit that may answer has to be asked: each counts on those before.")
+
+    def _size(self, images: int) -> int:
+        return max((size for size in self.plans if size <= images), default=min(self.plans))
+
+    def plan_for(self, images: int) -> Plan:
+        """The plan under which a batch of so many images is run."""
+        return self.plans[self._size(images)]
+
+    def runs(self, images: int) -> Callable[[Tensor], Answers]:
+        """What is called for a batch of so many images: where the plan is to run straight on, nothing but that."""
+        size = self._size(images)
+        return self._straight[size] if self.plans[size].straight else self._adaptive
+
+    def _open(self) -> tuple[int, ...]:
+        """The exits whose heads matter: those that may take an image; under patience, those before them too."""
+        last = self.num_exits - 1
+        may_take = [k for k in range(last) if self.policy.thresholds[k] != NOBODY]
+        if self.policy.measure.name == PATIENCE:
+            return tuple(range(self.num_exits))
+        return (*may_take, last)
+
+    def asks(self, plan: Plan) -> tuple[int, ...]:
+        """The exits whose heads run under a plan, the last one included."""
+        return self._asked[plan] if plan in self._asked else self._asked_under(plan)
+
+    def _asked_under(self, plan: Plan) -> tuple[int, ...]:
+        last = self.num_exits - 1
+        if plan.straight:
+            return (last,)
+        wanted = self._open()
+        return wanted if plan.asks is None else tuple(k for k in wanted if k in plan.asks or k == last)
+
+    def policy_under(self, plan: Plan) -> Policy:
+        """The policy that a plan carries out: exits that it does not ask take nobody."""
+        asked = self.asks(plan)
+        if asked == self._open():
+            return self.policy
+        thresholds = [self.policy.thresholds[k] if k in asked else NOBODY for k in range(self.num_exits - 1)]
+        found = {"procedure": "exits closed by a plan", "from": self.policy.found}
+        return Policy((*thresholds, EVERYBODY), self.policy.measure, found, self.policy.network)
+
+    def operations(self, plan: Plan | None = None, image_shape: tuple[int, int, int] | None = None) -> tuple[int, ...]:
+        """Operations spent on an image that leaves at each exit: the stages up to it, and the heads that are asked.
+
+        Args:
+            plan: By default that of single images.
+            image_shape: `(channels, height, width)`, by default what the network was made for.
+        """
+        asked, costs = self.asks(plan or self.plan_for(1)), cost(self.network, image_shape)
+        spent, total = [], 0
+        for k in range(self.num_exits):
+            total += costs.stages[k].operations
+            head = costs.heads[k].operations
+            total += head if k in asked else 0
+            spent.append(total if k in asked else total + head)
+        return tuple(spent)
+
+    def tally(self, *, timed: bool = False) -> Tally:
+        """An empty tally for this engine."""
+        return Tally(self.num_exits, timed)
+
+    @torch.inference_mode()
+    def __call__(self, images_BCHW: Tensor, *, tally: Tally | None = None) -> Answers:
+        """Answers for images `[B, channels, height, width]`, B from 0 up; what is spent is added to `tally`."""
+        if len(images_BCHW) == 0:
+            return nothing()
+        if tally is not None:
+            return self._adaptive(images_BCHW, tally)  # does the same where the plan is to run straight on, and counts
+        return self.runs(len(images_BCHW))(images_BCHW)
+
+    def stream(
+        self, batches: Iterable[Tensor], *, window: int | None = None, tally: Tally | None = None
+    ) -> Iterator[Answers]:
+        """The answers of each batch in order, on the CPU, while stages run on full batches of survivors of several.
+
+        Args:
+            batches: Images `[B, channels, height, width]`, B from 0 up; an iterator is read only as far as needed.
+            window: An image is hurried on when so many have come in after it, so that memory stays bounded and none
+                waits for ever; 32 chunks if None.
+            tally: Gets what is spent.
+        """
+        return in_turn(self, batches, window=window, tally=tally)
+
+    def anytime(
+        self,
+        images_BCHW: Tensor,
+        *,
+        deadline_ms: float,
+        clock: Callable[[], float] = time.perf_counter,
+        tally: Tally | None = None,
+    ) -> Answers:
+        """The best answer there is for each image when time is up: that of the last exit it has reached.
+
+        An image that leaves under the policy is done; the others go on until the deadline. The first exit always
+        answers, and no stage is begun after the deadline, so it is missed by less than one stage with its exit.
+
+        Args:
+            images_BCHW: Images.
+            deadline_ms: Milliseconds from the call on.
+            clock: Seconds.
+            tally: Gets what is spent.
+
+        Raises:
+            UsageError: A deadline that is not a number of at least 0.
+        """
+        return until(self, images_BCHW, deadline_ms, clock, tally)
+
+    def each_exit(self, images_BCHW: Tensor, *, tally: Tally | None = None) -> Iterator[Answers]:
+        """After each exit the best answer there is for every image; ends when all have left.
+
+        Each stage runs when the next answers are asked for.
+        """
+        return each_exit(self, images_BCHW, tally)
+
+    def as_ready(
+        self, batches: Iterable[Tensor], *, window: int | None = None, tally: Tally | None = None
+    ) -> Iterator[tuple[Tensor, Answers]]:
+        """The same as soon as they are there: positions `[B]` (int64, from 0 over the whole stream), and answers."""
+        return as_ready(self, batches, window=window, tally=tally)
+
+    @torch.inference_mode()
+    def _adaptive(self, images_BCHW: Tensor, tally: Tally | None = None) -> Answers:
+        num_images = len(images_BCHW)
+        plan = self.plan_for(num_images)
+        carry = self.program.enter(images_BCHW)
+        waiting = [Rows(torch.arange(num_images, device=carry[0].device), carry)]
+        left: list[Left] = []
+        for k in range(self.num_exits):
+            pieces, waiting = _pieces(waiting, plan, k), []
+            for piece in pieces:
+                gone, onward = self.advance(k, piece, plan, tally)
+                left += [] if gone is None else [gone]
+                waiting += [] if onward is None else [onward]
+            if not waiting:
+                break
+        answers = in_order(left, num_images)
+        if tally is not None:
+            tally.answer(answers.exits_B)
+        return answers
+
+    def advance(self, k: int, rows: Rows, plan: Plan, tally: Tally | None = None) -> tuple[Left | None, Rows | None]:
+        """Run stage k and, if the plan asks it, exit k: those that leave there, and those that go on."""
+        if k in self.asks(plan):
+            return self.divide(k, *self.reach(k, rows, tally))
+        started = self._now(tally)
+        carry = self.program.stage(k, rows.carry)
+        self._note(tally, k, rows.run, 0, started)
+        return None, Rows(rows.ids_B, carry, rows.state, rows.places_B)
+
+    def reach(self, k: int, rows: Rows, tally: Tally | None = None) -> tuple[Rows, Asked]:
+        """Run stage k and exit k: the same images after the stage, and what the exit says of them."""
+        started = self._now(tally)
+        carry = self.program.stage(k, rows.carry)
+        logits_BC = rows.of(self.program.head(k, carry))
+        log_probs_BN = self.policy.log_probs(k, logits_BC, self.program.num_classes)
+        confidence_B, state = self.policy.measure.confidence(log_probs_BN, rows.state)
+        asked = Asked(log_probs_BN.argmax(-1), confidence_B, self.policy.takes(k, confidence_B))
+        self._note(tally, k, rows.run, rows.run, started)
+        return Rows(rows.ids_B, carry, state, rows.places_B), asked
+
+    def divide(self, k: int, rows: Rows, asked: Asked) -> tuple[Left | None, Rows | None]:
+        """Those of the images that leave at exit k, and those that go on."""
+        labels_B, confidence_B, takes_B = asked
+        leaving = len(rows) if k == self.num_exits - 1 else int(takes_B.count_nonzero())
+        if leaving == 0:
+            return None, rows
+        if leaving == len(rows):
+            return Left(rows.ids_B, Answers(labels_B, torch.full_like(labels_B, k), confidence_B)), None
+        go_G, stay_B = (mask_B.nonzero().squeeze(1) for mask_B in (takes_B, ~takes_B))
+        labels_G = labels_B[go_G]
+        answers = Answers(labels_G, torch.full_like(labels_G, k), confidence_B[go_G])
+        return Left(rows.ids_B[go_G], answers), rows.keep(stay_B)
+
+    def wait(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.program.device.type == "cuda":
+            torch.cuda.synchronize(self.program.device)
+
+    def _now(self, tally: Tally | None) -> float:
+        if tally is None or not tally.timed:
+            return 0.0
+        self.wait()
+        return time.perf_counter()
+
+    def _note(self, tally: Tally | None, k: int, stage_rows: int, head_rows: int, started: float) -> None:
+        if tally is not None:
+            tally.stage_rows_K[k] += stage_rows
+            tally.head_rows_K[k] += head_rows
+            tally.seconds_K[k] += self._now(tally) - started
+
+
+def _pieces(waiting: list[Rows], plan: Plan, k: int) -> list[Rows]:
+    """What stage k is given, piece by piece: compacted where the plan says so, and never more than a chunk."""
+    most = plan.chunk
+    if len(waiting) == 1 and (most is None or waiting[0].run <= most):
+        rows = waiting[0]
+        size = plan.rows(len(rows))
+        drops = plan.compacts is None or k - 1 in plan.compacts
+        return [rows.compact(size) if drops and size < rows.run else rows]
+    together = join(waiting)
+    pieces = [together] if most is None else together.split(most)
+    return [piece.compact(max(len(piece), plan.rows(len(piece)))) for piece in pieces]

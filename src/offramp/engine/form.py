@@ -1,0 +1,108 @@
+"""A network in the form in which it is run: batch norm folded, memory layout, precision, compiled or not.
+
+B images, K exits, C outputs of an exit. The weights on disk and the network given are never touched: a program holds
+copies of its own.
+"""
+
+import copy
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from offramp.network import Carry, EarlyExitNet
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the stages and exits of a network are run.
+
+    Attributes:
+        fold: Merge each batch norm into the convolution before it, where a `Sequential` has them next to each other.
+        channels_last: Keep maps with their channels innermost.
+        bf16: Compute in bfloat16; what follows the logits is float32 all the same.
+        compiled: Compile each stage and each exit with `torch.compile` (a minute or more at first use).
+    """
+
+    fold: bool = True
+    channels_last: bool = True
+    bf16: bool = False
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        names = {"folded": self.fold, "channels-last": self.channels_last, "bf16": self.bf16, "compiled": self.compiled}
+        return ", ".join(name for name, on in names.items() if on) or "as it is"
+
+
+PLAIN = Form(fold=False, channels_last=False)
+
+
+class Program:
+    """Stages and exits of a network as callables, in one form, on one device.
+
+    Args:
+        network: Stays as it is.
+        form: See `Form`.
+        device: Where to compute; the network's own device if None.
+    """
+
+    def __init__(self, network: EarlyExitNet, form: Form, device: torch.device | None = None) -> None:
+        parameter = next(network.parameters(), torch.empty(0))
+        self.form = form
+        self.device = device or parameter.device
+        self.dtype = torch.bfloat16 if form.bf16 else parameter.dtype
+        self.num_exits, self.num_classes = network.num_exits, network.num_classes
+        self.image_shape = network.image_shape
+        twin = copy.deepcopy(network).eval().requires_grad_(False)
+        if form.fold:
+            fold(twin)
+        if form.channels_last:
+            twin = twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        twin = twin.to(self.device, self.dtype)
+        make: Callable[[Any], Any] = torch.compile if form.compiled else _as_it_is
+        self._stages = [make(stage) for stage in twin.stages]
+        self._heads = [make(head) for head in twin.exits]
+        self._reads = twin.reads
+
+    def enter(self, images_BCHW: Tensor) -> Carry:
+        """The carry before the first stage."""
+        images_BCHW = images_BCHW.to(self.device, self.dtype, non_blocking=True)
+        if self.form.channels_last and images_BCHW.dim() == 4:
+            images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
+        return (images_BCHW,)
+
+    def stage(self, k: int, carry: Carry) -> Carry:
+        """The carry after stage k (from 0)."""
+        out = self._stages[k](*carry)
+        return out if isinstance(out, tuple) else (out,)
+
+    def head(self, k: int, carry: Carry) -> Tensor:
+        """Logits `[B, C]` of exit k for the carry after stage k."""
+        logits_BC: Tensor = self._heads[k](carry[self._reads[k]])
+        return logits_BC
+
+
+def _as_it_is(module: Any) -> Any:
+    return module
+
+
+def fold(module: nn.Module) -> None:
+    """Merge each batch norm into the convolution it follows, in every `Sequential` inside; in evaluation mode only.
+
+    W' = W g / sqrt(v + eps) and b' = (b - m) g / sqrt(v + eps) + h, for batch norm of gain g, shift h, running mean m
+    and variance v.
+    """
+    for child in module.children():
+        fold(child)
+    if not isinstance(module, nn.Sequential):
+        return
+    names = list(module._modules)
+    for name, after in itertools.pairwise(names):
+        conv, norm = module._modules[name], module._modules[after]
+        if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats:
+            module._modules[name] = fuse_conv_bn_eval(conv, norm)
+            module._modules[after] = nn.Identity()

@@ -1,0 +1,129 @@
+"""Rows on their way through a network, and the answers of those that have left.
+
+B rows of a carry, N classes.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from offramp.network import Carry
+from offramp.policy import State
+
+
+class Answers(NamedTuple):
+    """What an engine answers for each image, in the order of the images, on the engine's device."""
+
+    labels_B: Tensor
+    """The class, int64."""
+    exits_B: Tensor
+    """The exit that answered, from 0, int64."""
+    confidence_B: Tensor
+    """Its confidence, in the units of the policy's measure."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Images between two stages.
+
+    Attributes:
+        ids_B: Which images they are.
+        carry: Its tensors have a row for each of them, and perhaps others that no longer matter.
+        state: What the policy's measure remembers of each image.
+        places_B: The row of each image in the carry; None: they are its first ones, in order.
+    """
+
+    ids_B: Tensor
+    carry: Carry
+    state: State = ()
+    places_B: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids_B)
+
+    @property
+    def run(self) -> int:
+        """Rows of the carry: what the next stage would work on."""
+        return len(self.carry[0])
+
+    def of(self, tensor_B: Tensor) -> Tensor:
+        """The images' rows of a tensor that has as many rows as the carry."""
+        return tensor_B[: len(self)] if self.places_B is None else tensor_B[self.places_B]
+
+    def keep(self, which_B: Tensor) -> "Rows":
+        """The images at the positions `which_B` among these; nothing in the carry is moved."""
+        places_B = which_B if self.places_B is None else self.places_B[which_B]
+        return Rows(self.ids_B[which_B], self.carry, tuple(tensor[which_B] for tensor in self.state), places_B)
+
+    def compact(self, size: int | None = None) -> "Rows":
+        """The same images with a carry of `size` rows, by default as many as there are images.
+
+        Rows behind are copies of the first image's.
+        """
+        size = len(self) if size is None else size
+        if size == self.run and self.places_B is None:
+            return self
+        places_B = torch.arange(len(self), device=self.ids_B.device) if self.places_B is None else self.places_B
+        if size > len(self):
+            places_B = torch.cat([places_B, places_B[:1].expand(size - len(self))])
+        return Rows(self.ids_B, tuple(_select(tensor, places_B) for tensor in self.carry), self.state)
+
+    def split(self, size: int) -> "list[Rows]":
+        """Pieces of at most `size` images, views; every row of the carry must be an image's, in order."""
+        return [self._cut(slice(first, first + size)) for first in range(0, len(self), size)]
+
+    def divide(self, size: int) -> "tuple[Rows, Rows]":
+        """The first `size` images and the others, as `split` does."""
+        return self._cut(slice(size)), self._cut(slice(size, None))
+
+    def _cut(self, rows: slice) -> "Rows":
+        carry, state = (tuple(tensor[rows] for tensor in tensors) for tensors in (self.carry, self.state))
+        return Rows(self.ids_B[rows], carry, state)
+
+
+def join(pieces: Sequence[Rows]) -> Rows:
+    """All images of the pieces, without other rows."""
+    compacted = [piece.compact() for piece in pieces]
+    if len(compacted) == 1:
+        return compacted[0]
+    carry = tuple(map(torch.cat, zip(*(piece.carry for piece in compacted), strict=True)))
+    state = tuple(map(torch.cat, zip(*(piece.state for piece in compacted), strict=True)))
+    return Rows(torch.cat([piece.ids_B for piece in compacted]), carry, state)
+
+
+def _select(tensor: Tensor, places_B: Tensor) -> Tensor:
+    """Rows of a tensor; a map whose channels are innermost stays so, which `index_select` by itself does not give."""
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return tensor.permute(0, 2, 3, 1).index_select(0, places_B).permute(0, 3, 1, 2)
+    return tensor.index_select(0, places_B)
+
+
+class Left(NamedTuple):
+    """Images that have left at one exit, and their answers."""
+
+    ids_B: Tensor
+    answers: Answers
+
+
+def in_order(left: Iterable[Left], num_images: int) -> Answers:
+    """The answers of all images, whose ids are 0 to `num_images` - 1, in that order."""
+    pieces = list(left)
+    if len(pieces) == 1:  # they left together, so they are in order
+        return pieces[0].answers
+    ids_B = torch.cat([piece.ids_B for piece in pieces])
+    columns = zip(*(piece.answers for piece in pieces), strict=True)
+    return Answers(*(_put(torch.cat(column), ids_B, num_images) for column in columns))
+
+
+def _put(values_B: Tensor, ids_B: Tensor, size: int) -> Tensor:
+    out_B = values_B.new_empty(size)
+    out_B[ids_B] = values_B
+    return out_B
+
+
+def nothing() -> Answers:
+    """The answers for no images."""
+    return Answers(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), torch.empty(0))

@@ -1,0 +1,178 @@
+"""Streams: survivors of successive batches wait in a queue per depth, so that every stage runs on full batches.
+
+A stage runs when a chunk of images waits before it, the deepest such stage first, so that less than two chunks wait
+anywhere but before the first. An image that would wait too long is fetched: the stages from where it is are run on what
+waits there. At the end all queues are emptied, the shallowest first.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from offramp.engine.plan import Plan, Tally
+from offramp.engine.rows import Answers, Left, Rows, join, nothing
+from offramp.errors import UsageError
+
+if TYPE_CHECKING:
+    from offramp.engine.engine import Engine
+
+WINDOW = 32  # chunks
+
+
+class Queues:
+    """The images under way in a stream.
+
+    Args:
+        engine: What runs.
+        plan: Its chunk is what stages are run on; 64 where it has none.
+        window: An image is fetched when so many images have come in after it.
+        tally: Gets what is spent.
+    """
+
+    def __init__(self, engine: "Engine", plan: Plan, window: int | None, tally: Tally | None) -> None:
+        self.engine, self.plan, self.tally = engine, plan, tally
+        self.chunk = plan.chunk or 64
+        self.window = WINDOW * self.chunk if window is None else window
+        if self.window < 1:
+            raise UsageError(f"window must be at least 1, not {self.window}.")
+        self.waiting: list[deque[Rows]] = [deque() for _ in range(engine.num_exits)]
+        self.counts = [0] * engine.num_exits
+        self.seen = 0  # images that have come in
+
+    def put(self, images_BCHW: Tensor) -> None:
+        """Take in images; their ids go on from those before."""
+        if len(images_BCHW) == 0:
+            return
+        carry = self.engine.program.enter(images_BCHW)
+        ids_B = torch.arange(self.seen, self.seen + len(images_BCHW))
+        self.seen += len(images_BCHW)
+        self._queue(0, Rows(ids_B.to(carry[0].device), carry))
+
+    def run(self) -> Iterator[Left]:
+        """Run every stage before which a chunk waits, and fetch images that have waited too long."""
+        while True:
+            full = [k for k, count in enumerate(self.counts) if count >= self.chunk]
+            if full:
+                yield from self._step(full[-1])
+            elif (late := self._late()) is not None:
+                yield from self._step(late)
+            else:
+                return
+
+    def drain(self) -> Iterator[Left]:
+        """Run everything that is under way."""
+        for k in range(len(self.waiting)):
+            while self.counts[k]:
+                yield from self._step(k)
+
+    def _late(self) -> int | None:
+        """A depth whose first image came in before the window, the shallowest such."""
+        for k, queue in enumerate(self.waiting):
+            if queue and self.seen - int(queue[0].ids_B[0]) > self.window:
+                return k
+        return None
+
+    def _queue(self, k: int, rows: Rows) -> None:
+        self.waiting[k].append(rows)
+        self.counts[k] += len(rows)
+
+    def _step(self, k: int) -> Iterator[Left]:
+        rows = self._take(k)
+        left, onward = self.engine.advance(k, rows.compact(self.plan.rows(len(rows))), self.plan, self.tally)
+        if onward is not None:
+            self._queue(k + 1, onward.compact())
+        if left is not None:
+            if self.tally is not None:
+                self.tally.answer(left.answers.exits_B)
+            yield left
+
+    def _take(self, k: int) -> Rows:
+        """At most a chunk of the images before stage k, those that came in first."""
+        pieces: list[Rows] = []
+        missing = self.chunk
+        while missing and self.waiting[k]:
+            piece = self.waiting[k].popleft()
+            if len(piece) > missing:
+                piece, rest = piece.divide(missing)
+                self.waiting[k].appendleft(rest)
+            pieces.append(piece)
+            missing -= len(piece)
+        self.counts[k] -= self.chunk - missing
+        return join(pieces)
+
+
+@torch.inference_mode()
+def as_ready(
+    engine: "Engine", batches: Iterable[Tensor], *, window: int | None = None, tally: Tally | None = None
+) -> Iterator[tuple[Tensor, Answers]]:
+    """Positions `[B]` (int64, counted over the whole stream) and answers of images, as soon as they are there."""
+    queues = Queues(engine, engine.stream_plan, window, tally)
+    for images_BCHW in batches:
+        queues.put(images_BCHW)
+        for left in queues.run():
+            yield _on_cpu(left)
+    for left in queues.drain():
+        yield _on_cpu(left)
+
+
+def _on_cpu(left: Left) -> tuple[Tensor, Answers]:
+    return left.ids_B.cpu(), Answers(*(column_B.cpu() for column_B in left.answers))
+
+
+def in_turn(
+    engine: "Engine", batches: Iterable[Tensor], *, window: int | None = None, tally: Tally | None = None
+) -> Iterator[Answers]:
+    """The answers of each batch, on the CPU, batch by batch in order, as soon as it and those before are complete."""
+    sizes: deque[int] = deque()
+
+    def counted() -> Iterator[Tensor]:
+        for images_BCHW in batches:
+            sizes.append(len(images_BCHW))
+            yield images_BCHW
+
+    shelf = _Shelf()
+    for positions_B, answers in as_ready(engine, counted(), window=window, tally=tally):
+        shelf.put(positions_B, answers)
+        while sizes and shelf.holds(sizes[0]):
+            yield shelf.take(sizes.popleft())
+    for size in sizes:  # batches without images: nothing arrives after which they would be delivered
+        yield shelf.take(size)
+
+
+class _Shelf:
+    """Answers that are not delivered yet, by position; `first` is the position of the first of them."""
+
+    def __init__(self) -> None:
+        self.first = 0
+        self.there_B = torch.zeros(0, dtype=torch.bool)
+        self.columns: list[Tensor] = []
+
+    def put(self, positions_B: Tensor, answers: Answers) -> None:
+        if not self.columns:
+            self.columns = [column_B.new_empty(0) for column_B in answers]
+        places_B = positions_B - self.first
+        missing = int(places_B.max()) + 1 - len(self.there_B)
+        if missing > 0:
+            self.there_B, *self.columns = (
+                torch.cat([column_B, column_B.new_zeros(max(missing, len(column_B)))])
+                for column_B in (self.there_B, *self.columns)
+            )
+        self.there_B[places_B] = True
+        for column_B, values_B in zip(self.columns, answers, strict=True):
+            column_B[places_B] = values_B
+
+    def holds(self, size: int) -> bool:
+        """Whether the next `size` answers are all there."""
+        return size <= len(self.there_B) and bool(self.there_B[:size].all())
+
+    def take(self, size: int) -> Answers:
+        """The next `size` answers."""
+        if not self.columns:
+            return Answers(*nothing())
+        taken = Answers(*(column_B[:size].clone() for column_B in self.columns))
+        self.there_B, *self.columns = (column_B[size:].clone() for column_B in (self.there_B, *self.columns))
+        self.first += size
+        return taken
