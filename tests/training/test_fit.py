@@ -69,6 +69,27 @@ def test_a_run_explains_itself_and_gives_the_network_back(tmp_path: Path) -> Non
     assert torch.equal(again(some), trained(some))
 
 
+def test_a_run_keeps_how_a_file_becomes_its_input(tmp_path: Path) -> None:
+    parts = images()
+    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path)
+    folder = RunFolder(tmp_path)
+    assert data.Inputs.load(folder.input) == parts.test.inputs()
+    before = {path: path.read_bytes() for path in (folder.config, folder.metrics, folder.weights, folder.input)}
+    # As a run is that was begun before there was such a file, and stopped before its end.
+    folder.input.unlink()
+    folder.weights.unlink()
+    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_where_files_have_no_way_in_the_run_says_nothing_of_it(tmp_path: Path) -> None:
+    floats = np.random.default_rng(0).normal(size=(60, 1, 8, 8))
+    parts = data.arrays(floats, np.arange(60) % 2, holdout=10)
+    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, TrainConfig(epochs=1), out=tmp_path)
+    assert RunFolder(tmp_path).weights.is_file()
+    assert not RunFolder(tmp_path).input.exists()
+
+
 def test_a_finished_run_says_so_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = images()
     offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path)

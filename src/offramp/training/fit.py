@@ -148,6 +148,9 @@ def _claimed_by_the_first(folder: RunFolder, job: Job, device: torch.device) -> 
         if not folder.weights.is_file():
             write_json(folder.environment, [*folder.read_starts(), environment.describe(device)])
             write_json(folder.split, job.val.description())
+            inputs = job.train.inputs()
+            if inputs is not None:
+                inputs.save(folder.input)
         processes.wait_for_all()
         yield
 
