@@ -231,14 +231,21 @@ def test_the_content_and_not_the_name_says_what_a_file_is(tmp_path: Path) -> Non
     assert torch.equal(decode(tmp_path / "image.JPEG"), rgb(image))
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\xff\xd8\xff"])
-def test_what_is_no_image_is_named(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"<html>not found</html>", "Unsupported image file"),
+        (b"\xff\xd8\xff", "Image is incomplete or truncated"),
+    ],
+)
+def test_what_is_no_image_is_named(content: bytes, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "image.jpg"
     path.write_bytes(content)
-    with pytest.raises(OfframpError, match=r"image\.jpg cannot be read as an image"):
+    with pytest.raises(OfframpError, match=rf"image\.jpg cannot be read as an image \({reason}\)\. Mend"):
         decode(path)
 
 
 def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OfframpError, match=r"gone\.jpg cannot be read as an image"):
+    with pytest.raises(OfframpError, match=r"gone\.jpg cannot be read as an image \(No such file or directory\)"):
         decode(tmp_path / "gone.jpg")

@@ -5,6 +5,7 @@ C channels, H and W pixels, N classes.
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -118,13 +119,25 @@ def decode(path: Path) -> Tensor:
     from torchvision.io import ImageReadMode, decode_image  # 1.2 s of import
 
     try:
-        encoded = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+        content = bytearray(path.read_bytes())
+        if not content:
+            raise ValueError("the file is empty")
+        encoded = torch.frombuffer(content, dtype=torch.uint8)
         image_CHW: Tensor = decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
         if image_CHW.ndim != 3:
             raise ValueError("several images in one file")
     except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise OfframpError(f"{path} cannot be read as an image ({reason}). Mend, replace or remove it.") from error
+        raise OfframpError(
+            f"{path} cannot be read as an image ({_reason(error)}). Mend, replace or remove it."
+        ) from error
     if image_CHW.dtype == torch.uint16:  # PNG files with 16 bits
         image_CHW = image_CHW.to(torch.int32).bitwise_right_shift(8).to(torch.uint8)
     return image_CHW
+
+
+def _reason(error: Exception) -> str:
+    """The system's word, or the first sentence of a decoder's, without the place in its source that it begins with."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    line = re.sub(r"^\S+, \S+:\d+, ", "", str(error).splitlines()[0])
+    return line.partition(". ")[0].removesuffix(".")
