@@ -16,6 +16,7 @@ from offramp.cli.certify import certify
 from offramp.cli.compare import compare
 from offramp.cli.cost import cost
 from offramp.cli.evaluate import evaluate
+from offramp.cli.example import example
 from offramp.cli.import_ import import_
 from offramp.cli.train import train
 from offramp.errors import OfframpError, UsageError
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "audit": audit,
     "cost": cost,
     "import": import_,
+    "example": example,
 }
 
 

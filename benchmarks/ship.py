@@ -1,0 +1,255 @@
+"""A finished run becomes a network that ships with the package: python benchmarks/ship.py RUN NAME --chosen "HOW".
+
+Run it on the machine that trained. The folder src/offramp/shipped/NAME is made anew. What goes in, and how figures and
+images come about, is the same for every network; only `DATA` knows data sets.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pairs import conditions
+from torchvision.io import write_png
+
+from offramp import objectives, shipped
+from offramp.data import Split
+from offramp.data.memory import MemorySplit
+from offramp.errors import OfframpError, UsageError
+from offramp.reports import Evaluation, evaluate
+from offramp.reports.evaluate import parts_of
+from offramp.reports.report import with_error
+from offramp.runs import RunFolder, read_json
+from offramp.shipped.card import CARD, Card
+from offramp.storage import write_atomically
+
+SHIPPED = Path(shipped.__file__).parent
+KEPT = (
+    "split.json",
+    "metrics.jsonl",
+    "input.json",
+    "weights.safetensors",
+)  # as they are; input.json where there is one
+DATA = {  # the data set's name in a configuration -> what a card says of it
+    "digits": {
+        "about": "The digits of scikit-learn: 1,797 handwritten digits of 8 x 8 pixels, here scaled up.",
+        "licence": "CC BY 4.0",
+        "source": "Alpaydin and Kaynak, UCI Machine Learning Repository, https://archive.ics.uci.edu/dataset/80",
+    },
+    "fashion-mnist": {
+        "about": "Fashion-MNIST: 70,000 grey images of clothes, 28 x 28 pixels.",
+        "licence": "MIT",
+        "source": "Xiao, Rasul and Vollgraf, https://github.com/zalandoresearch/fashion-mnist",
+    },
+}
+
+
+def ship(run: Path, name: str, chosen: str, to: Path = SHIPPED, root: str | None = None) -> Path:
+    """Make the folder `to`/`name` out of a finished run, whole or not at all, and return it.
+
+    Args:
+        run: The run's folder.
+        name: Of the shipped network.
+        chosen: How settings and seed were chosen, one sentence or more, for the card.
+        to: Where the shipped networks are.
+        root: Folder that holds the data set's files, if it is not where it was in training.
+
+    Raises:
+        UsageError: A run that cannot be repeated from its command, that held no images out, or on a data set whose
+            licence is not in `DATA`.
+    """
+    source = RunFolder(run)
+    config = source.read_config()
+    about = DATA.get(((config["data"] or {}).get("source") or {}).get("name"))
+    if about is None:
+        raise UsageError(f"{run} is trained on other data than {', '.join(DATA)}; say in DATA where it is from.")
+    if config["training"]["init"] is not None:
+        raise UsageError(f"{run} started from other weights ({config['training']['init']}), which do not ship.")
+    if not read_json(source.split).get("certify"):
+        raise UsageError(f"{run} held no images out, so nobody could try `offramp certify` on it.")
+    with tempfile.TemporaryDirectory(dir=to, prefix=f".{name}.", suffix=".part") as beside:
+        made = RunFolder(Path(beside) / name)
+        _write_json(made.config, {**config, "data": {**config["data"], "root": None}})
+        _write_json(made.environment, [scrubbed(source.read_starts(), name)])
+        for file in KEPT:
+            if (source.path / file).is_file():
+                shutil.copyfile(source.path / file, made.path / file)
+        evaluation = evaluate(made.path, root=root, device="cpu", page=False)
+        shutil.rmtree(made.records)
+        test = parts_of(made, config, root, "ship").test
+        about_it = {
+            "summary": _summary(evaluation, test.image_shape),
+            "data": about,
+            "chosen": chosen,
+            "seconds": round(sum(line["seconds"] for line in _lines(source.timing)), 1),
+            "processor": _processor(source.read_starts()[0]["device"]),
+            "images": write_images(test, made.path / "images"),
+        }
+        write_card(made.path, about_it)
+        if (to / name).exists():
+            os.replace(to / name, Path(beside) / "before")
+        os.replace(made.path, to / name)
+    return to / name
+
+
+def scrubbed(starts: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """What `environment.json` is to say: the first start, without what only this machine has."""
+    if not starts:
+        raise UsageError("The run has no environment.json, so nobody knows what trained it.")
+    commands = {command(start["command"], name) for start in starts}
+    if len(commands) > 1:
+        raise UsageError(f"The run was continued by other commands, so no one command repeats it: {sorted(commands)}.")
+    # Not the kernel's name, which can be a machine's own.
+    system = "-".join([platform.system(), platform.machine(), *filter(None, platform.libc_ver())])
+    return {**starts[0], "command": commands.pop(), "platform": system}
+
+
+def command(started: str, name: str) -> str:
+    """The command that a user can repeat: `offramp train ... --out runs/NAME`, without the place of the data."""
+    program, *words = shlex.split(started)
+    if Path(program).name not in ("offramp", "__main__.py") or words[:1] != ["train"]:
+        raise UsageError(f"The run was not made by `offramp train` but by `{started}`, which others cannot repeat.")
+    kept: list[str] = []
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        if flag in ("--out", "--root") and equals:
+            continue
+        if kept and kept[-1] in ("--out", "--root"):
+            kept.pop()
+            continue
+        kept.append(word)
+    return shlex.join(["offramp", *kept, "--out", f"runs/{name}"])
+
+
+def write_images(test: Split, folder: Path) -> dict[str, dict[str, int]]:
+    """The first test image of each class as a PNG file of its pixels; for each file its class and index."""
+    if not isinstance(test, MemorySplit):
+        raise UsageError(f"{test.name} does not keep its pixels in memory.")
+    folder.mkdir(parents=True)
+    images = {}
+    for label, class_name in enumerate(test.class_names):
+        index = int(test.indices_S[(test.labels_S == label).nonzero()[0, 0]])
+        file = f"{re.sub(r'[^A-Za-z0-9]+', '-', class_name)}-{index}.png"
+        write_png(test.pixels_SCHW[index], str(folder / file))
+        images[file] = {"class": label, "index": index}
+    return images
+
+
+def write_card(folder: Path, about_it: Mapping[str, Any]) -> None:
+    """`CARD.md` and `card.json`, whose hashes are those of all other files."""
+    _write_json(folder / CARD, {**about_it, "sha256": {}})
+    write_atomically(folder / "CARD.md", card_text(folder).encode())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CARD)
+    hashes = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    _write_json(folder / CARD, {**about_it, "sha256": hashes})
+
+
+def card_text(folder: Path) -> str:
+    """`CARD.md`, made of nothing but the folder's other files."""
+    card, config = Card.of(folder), RunFolder(folder).read_config()
+    split = read_json(RunFolder(folder).split)
+    held = {part: len(split[part]) for part in ("search", "certify")}
+    found, start = card.evaluation, card.start
+    rows = [
+        f"| {exit['exit']} | {exit['operations']:,} | {exit['parameters']:,} | "
+        f"{with_error(exit['top1'], exit['top1_se'], found['images'])} | {exit['nll']:.4f} | {exit['ece']:.4f} |"
+        for exit in found["exits"]
+    ]
+    trained_on = (split["limit"] or split["training_images"]) - split["holdout"]
+    changed = ", with changes" if start["git"] and start["git"]["changed"] else ""
+    commit = f"{start['git']['commit']}{changed}" if start["git"] else "unknown"
+    return f"""# {folder.name}
+
+{card.summary}.
+
+## Data
+
+{card.data["about"]} Licence: {card.data["licence"]}.
+Source: {card.data["source"]}.
+
+{trained_on:,} images for training, {held["search"]:,} for `search` (monitoring, thresholds), {held["certify"]:,} for
+`certify`, {found["images"]:,} for test. `images/` holds the first test image of each class, under the licence above.
+Its name is the class and the position (from 0) in the official test set, or among all images where there is none.
+
+## Recipe
+
+```sh
+{card.command}
+```
+
+Seed {config["training"]["seed"]}. Trained in {card.training}, offramp {start["offramp"]}
+(commit {commit}).
+{card.chosen}
+The command gives the same weights byte for byte on a like machine with the same versions.
+
+## Figures
+
+Measured on {found["images"]:,} images of {found["split"]} ({found["made_on"]}), with the weights that stand here, of
+the last epoch. ±: standard error over the images, at least 100 / (images + 1); it says nothing of other seeds.
+Operations of one image and parameters, with the heads of all exits on the way.
+
+| exit | operations | parameters | top-1 % | NLL | ECE |
+|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+More in `evaluation.json`; `card.json` has the SHA-256 of every file.
+
+## What it is for
+
+To try `offramp predict`, `offramp certify`, `offramp bench` and the Python interface within a minute, and to test them.
+
+It is not for reading digits, clothes or anything else in earnest: images from elsewhere look different (size, contrast,
+framing), and nothing measured or certified here holds for them. It says nothing about the method on larger data either.
+"""
+
+
+def _summary(evaluation: Evaluation, image_shape: Sequence[int]) -> str:
+    """One line: network, objective, data."""
+    config = evaluation.config
+    maker = config["network"]["name"].rpartition(":")[2]
+    kind = {"msdnet": "MSDNet", "ranet": "RANet"}.get(maker, maker)
+    exits = evaluation.cost.exits
+    return (
+        f"{kind}, {len(exits)} exits, {exits[-1].parameters:,} parameters, trained with "
+        f"{objectives.called(config['objective'])} on {evaluation.data_name} ({' x '.join(map(str, image_shape))})"
+    )
+
+
+def _processor(device: str) -> str:
+    return str(conditions()["device"]) if device == "cpu" else device
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--chosen", required=True, help="how settings and seed were chosen, for the card")
+    parser.add_argument("--root", help="folder that holds the data set's files")
+    arguments = parser.parse_args()
+    try:
+        made = ship(arguments.run, arguments.name, arguments.chosen, root=arguments.root)
+    except (UsageError, OfframpError) as error:
+        sys.exit(f"ship: {error}")
+    size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
+    print(f"{made}: {size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Which networks ship with the package, and what each folder says of itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offramp.config import did_you_mean
+from offramp.errors import UsageError
+from offramp.runs import RunFolder, read_json
+
+CARD = "card.json"
+EVALUATION = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a shipped network, read from its folder.
+
+    Attributes:
+        summary: One line: network, objective, data.
+        data: `about`, `licence` and `source` (an address) of the data set.
+        chosen: How settings and seed were chosen.
+        seconds: How long the training took.
+        processor: What it ran on.
+        images: For each file of `images/` its `class`, a number in [0, N), and its `index` in the data set.
+        sha256: Hash of each file's bytes, by its path in the folder; all files but `card.json` itself.
+        start: What `environment.json` says of the training.
+        evaluation: What `evaluation.json` holds: the figures of every exit on the test set.
+    """
+
+    summary: str
+    data: Mapping[str, str]
+    chosen: str
+    seconds: float
+    processor: str
+    images: Mapping[str, Mapping[str, int]]
+    sha256: Mapping[str, str]
+    start: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, path: Path) -> "Card":
+        """The card of a shipped network's folder, wherever that is."""
+        start = RunFolder(path).read_starts()[0]
+        return cls(**read_json(path / CARD), start=start, evaluation=read_json(path / EVALUATION))
+
+    @property
+    def command(self) -> str:
+        """What trains it again."""
+        return str(self.start["command"])
+
+    @property
+    def training(self) -> str:
+        """One line: time and place of the training."""
+        threads, python, torch = self.start["threads"], self.start["python"], self.start["torch"]
+        threads = f"{threads} thread{'' if threads == 1 else 's'}"
+        return f"{self.seconds:.0f} s on {self.processor}, {threads}, Python {python}, torch {torch}"
+
+
+def names() -> list[str]:
+    """The shipped networks, in alphabetical order."""
+    return sorted(path.parent.name for path in Path(__file__).parent.glob(f"*/{CARD}"))
+
+
+def folder(name: str) -> Path:
+    """Where a shipped network lies in the package, to read only: `offramp.load(offramp.shipped.folder("digits"))`.
+
+    Raises:
+        UsageError: No network of that name ships.
+    """
+    known = names()
+    if name not in known:
+        raise UsageError(f"Unknown example {name!r}.{did_you_mean(name, known)}")
+    return Path(__file__).parent / name
+
+
+def card(name: str) -> Card:
+    """What is known of a shipped network.
+
+    Raises:
+        UsageError: No network of that name ships.
+    """
+    return Card.of(folder(name))

@@ -1,0 +1,119 @@
+"""What ships is what its card says: hashes, figures, images, recipe."""
+
+import hashlib
+import json
+import re
+import shlex
+
+import pytest
+import torch
+from torchvision.io import decode_png, read_file
+
+import offramp
+from offramp import shipped
+from offramp.cli import main
+from offramp.errors import UsageError
+from offramp.evaluation import Certificate
+from offramp.policy import Policy
+from offramp.reports import evaluate
+from offramp.runs import RunFolder
+from offramp.storage import weights_hash
+
+LIMIT = 2_000_000  # bytes of a network; the package is to stay small
+every_network = pytest.mark.parametrize("name", shipped.names())
+
+
+def files_of(name: str) -> dict[str, bytes]:
+    folder = shipped.folder(name)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_digits_ship() -> None:
+    assert "digits" in shipped.names()
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    for ask in (shipped.folder, shipped.card):
+        with pytest.raises(UsageError, match=r"Unknown example 'digit'. Did you mean digits\?"):
+            ask("digit")
+
+
+@every_network
+def test_files_are_those_of_the_card_and_small(name: str) -> None:
+    files = files_of(name)
+    assert sum(map(len, files.values())) < LIMIT
+    hashes = {file: hashlib.sha256(content).hexdigest() for file, content in files.items() if file != "card.json"}
+    assert hashes == shipped.card(name).sha256
+
+
+@every_network
+def test_nothing_in_it_says_where_it_was_made(name: str) -> None:
+    files = files_of(name)
+    del files["weights.safetensors"]
+    for file, content in files.items():
+        assert not re.search(rb"/(home|root|tmp|work|Users|usr|var|mnt)/", content), file
+    assert json.loads(files["config.json"])["data"]["root"] is None
+
+
+@every_network
+def test_figures_are_of_the_weights_that_ship(name: str) -> None:
+    card, network = shipped.card(name), offramp.load(shipped.folder(name))
+    assert card.evaluation["weights"] == weights_hash(network.state_dict())
+    counted = offramp.cost(network).exits
+    assert [exit["operations"] for exit in card.evaluation["exits"]] == [count.operations for count in counted]
+    assert f"{len(counted)} exits, {counted[-1].parameters:,} parameters" in card.summary
+
+
+@every_network
+def test_one_image_of_each_class_at_the_networks_size(name: str) -> None:
+    card, network = shipped.card(name), offramp.load(shipped.folder(name))
+    assert sorted(image["class"] for image in card.images.values()) == list(range(network.num_classes))
+    assert {f"images/{file}" for file in card.images} == {file for file in card.sha256 if file.startswith("images/")}
+    for file, image in card.images.items():
+        pixels = decode_png(read_file(str(shipped.folder(name) / "images" / file)))
+        assert (pixels.dtype, tuple(pixels.shape)) == (torch.uint8, network.image_shape)
+        assert file.endswith(f"-{image['index']}.png")
+
+
+@every_network
+def test_the_recipe_is_that_of_the_run(name: str, tmp_path, capsys) -> None:
+    """The command makes the same configuration: in a copy, it finds the run finished."""
+    command = shlex.split(shipped.card(name).command)
+    assert command[-2:] == ["--out", f"runs/{name}"]
+    if RunFolder(shipped.folder(name)).read_config()["data"]["source"]["name"] != "digits":
+        pytest.skip("its data may not be here")
+    assert shipped.copy(name, tmp_path / "run")
+    assert main([*command[1:-1], str(tmp_path / "run")]) == 0
+    assert "is finished; nothing to do" in capsys.readouterr().err
+
+
+def test_images_are_those_of_the_test_set() -> None:
+    test = offramp.data.digits().test
+    for file, image in shipped.card("digits").images.items():
+        assert image["index"] in test.indices_S
+        place = test.indices_S.tolist().index(image["index"])
+        assert int(test.labels_S[place]) == image["class"] == int(file[0])
+        pixels = decode_png(read_file(str(shipped.folder("digits") / "images" / file)))
+        assert torch.equal(pixels, test.pixels_SCHW[image["index"]])
+
+
+def test_figures_are_found_again(tmp_path) -> None:
+    shipped.copy("digits", tmp_path / "run")
+    told = shipped.card("digits").evaluation
+    found = evaluate(tmp_path / "run", page=False, train_limit=0, device="cpu").to_json()
+    assert (found["weights"], found["fingerprint"]) == (told["weights"], told["fingerprint"])
+    for here, there in zip(found["exits"], told["exits"], strict=True):
+        # Another machine rounds otherwise, so an image on the edge may change sides; not two.
+        assert here["top1"] == pytest.approx(there["top1"], abs=1.01 * 100 / told["images"])
+        assert here["nll"] == pytest.approx(there["nll"], rel=1e-3)
+
+
+def test_it_can_be_certified_with_the_default_promise(tmp_path) -> None:
+    shipped.copy("digits", tmp_path / "run")
+    assert main(["certify", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    policy = Policy.load(tmp_path / "run" / "policy.json")
+    certificate = Certificate.of(policy)
+    assert certificate is not None
+    assert certificate.images >= 299
+    assert (certificate.promise.risk, certificate.promise.confidence) == (0.01, 0.95)
+    assert policy.found["operations"] < offramp.cost(offramp.load(tmp_path / "run")).exits[-1].operations
