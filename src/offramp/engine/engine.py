@@ -279,11 +279,12 @@ class Engine:
         """Run stage k and exit k: the same images after the stage, and what the exit says of them."""
         started = self._now(tally)
         carry = self.program.stage(k, rows.carry)
+        asked_at = self._now(tally)
         logits_BC = rows.of(self.program.head(k, carry))
         log_probs_BN = self.policy.log_probs(k, logits_BC, self.program.num_classes)
         confidence_B, state = self.policy.measure.confidence(log_probs_BN, rows.state)
         asked = Asked(log_probs_BN.argmax(-1), confidence_B, self.policy.takes(k, confidence_B))
-        self._note(tally, k, rows.run, rows.run, started)
+        self._note(tally, k, rows.run, rows.run, started, asked_at)
         return Rows(rows.ids_B, carry, state, rows.places_B), asked
 
     def divide(self, k: int, rows: Rows, asked: Asked) -> tuple[Left | None, Rows | None]:
@@ -310,11 +311,21 @@ class Engine:
         self.wait()
         return time.perf_counter()
 
-    def _note(self, tally: Tally | None, k: int, stage_rows: int, head_rows: int, started: float) -> None:
+    def _note(
+        self,
+        tally: Tally | None,
+        k: int,
+        stage_rows: int,
+        head_rows: int,
+        started: float,
+        asked_at: float | None = None,
+    ) -> None:
         if tally is not None:
+            now = self._now(tally)
             tally.stage_rows_K[k] += stage_rows
             tally.head_rows_K[k] += head_rows
-            tally.seconds_K[k] += self._now(tally) - started
+            tally.seconds_K[k] += now - started
+            tally.exit_seconds_K[k] += 0.0 if asked_at is None else now - asked_at
 
 
 def _pieces(waiting: list[Rows], plan: Plan, k: int) -> list[Rows]:

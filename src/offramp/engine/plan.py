@@ -55,6 +55,7 @@ class Tally:
         stage_rows_K: Rows run through each stage, padding included.
         head_rows_K: Rows run through each exit's head, padding included.
         seconds_K: Seconds in each stage with its exit and the decision who leaves; zeros unless timed.
+        exit_seconds_K: Those of them that are the exit's and the decision's.
     """
 
     num_exits: int
@@ -63,10 +64,11 @@ class Tally:
     stage_rows_K: list[int] = field(init=False)
     head_rows_K: list[int] = field(init=False)
     seconds_K: list[float] = field(init=False)
+    exit_seconds_K: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
         self.exits_K, self.stage_rows_K, self.head_rows_K = ([0] * self.num_exits for _ in range(3))
-        self.seconds_K = [0.0] * self.num_exits
+        self.seconds_K, self.exit_seconds_K = ([0.0] * self.num_exits for _ in range(2))
 
     @property
     def images(self) -> int:
