@@ -1,76 +1,21 @@
 import inspect
 import json
 
-import numpy as np
 import pytest
-import torch
-from torch import nn
 
-from offramp import data
 from offramp.cli import main
 from offramp.cli.certify import certify as command
 from offramp.costs import cost
 from offramp.evaluation import Certificate, Record
 from offramp.evaluation.bounds import binomial_p_value
 from offramp.evaluation.certify import certify as certify_records
-from offramp.network import EarlyExitNet, builder
 from offramp.policy import Policy
 from offramp.reports import certify
-from offramp.storage import save_tensors
 
 PROMISE = ["--risk", "0.1", "--confidence", "0.9"]
 
 
-@builder
-def tiny_network() -> EarlyExitNet:
-    stages = [nn.Conv2d(channels, 2, 3, padding=1) for channels in (1, 2, 2)]
-    exits = [nn.Sequential(nn.Flatten(), nn.Linear(32, 3)) for _ in stages]
-    return EarlyExitNet(stages, exits, num_classes=3, image_shape=(1, 4, 4))
-
-
-def tiny_data(holdout: int = 300) -> data.Parts:
-    """The class is the brightest row, more or less."""
-    numbers = np.random.default_rng(0)
-    labels = np.arange(900) % 3
-    images = numbers.integers(0, 90, (900, 4, 4), dtype=np.uint8)
-    images[np.arange(900), labels] += 40
-    return data.arrays(images, labels, batch_size=64, holdout=holdout)
-
-
-@pytest.fixture(scope="module")
-def weights():
-    torch.manual_seed(0)
-    network = tiny_network()
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-    for epoch in range(5):
-        for batch in tiny_data().train.batches(epoch=epoch):
-            logits_KBC = network(batch.images_BCHW)
-            loss = sum(nn.functional.cross_entropy(logits_BC, batch.targets_B) for logits_BC in logits_KBC)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return network.state_dict()
-
-
-@pytest.fixture
-def make_run(weights, tmp_path):
-    def make(holdout: int = 300, **more) -> str:
-        config = {
-            "format": 1,
-            "data": {"source": {"name": f"{__name__}:tiny_data", "args": {"holdout": holdout}}},
-            "network": tiny_network().spec.to_json(),
-            "objective": {"name": "offramp.objectives.cross_entropy:CrossEntropy", "args": {}},
-            "training": {"epochs": 1, "seed": 0},
-            **more,
-        }
-        save_tensors(tmp_path / "run" / "weights.safetensors", weights)
-        (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-        return str(tmp_path / "run")
-
-    return make
-
-
-def test_a_run_gets_a_policy_with_its_certificate(make_run, tmp_path, capsys):
+def test_a_run_gets_a_policy_with_its_certificate(make_run, tiny, parts, tmp_path, capsys):
     run = make_run()
     assert main(["certify", run, *PROMISE]) == 0
     out = " ".join(capsys.readouterr().out.split())
@@ -79,17 +24,17 @@ def test_a_run_gets_a_policy_with_its_certificate(make_run, tmp_path, capsys):
     assert certificate is not None
     assert binomial_p_value(certificate.lost, 150, 0.1) <= 0.1
     assert (certificate.images, certificate.split.rpartition("/")[2]) == (150, "certify")
-    assert certificate.fingerprint == tiny_data().val.certify.fingerprint()
+    assert certificate.fingerprint == parts.val.certify.fingerprint()
     assert str(certificate) in out
     assert out.endswith("policy.json")
     assert "last exit on them %" in out
     assert "00000000.0" not in out  # who leaves from -1e8 is "all"
     # The same as from Python, on the logits that were kept.
     records = [Record.load(tmp_path / "run" / "records" / f"{part}.safetensors") for part in ("search", "certify")]
-    assert certify_records(*records, cost(tiny_network()), risk=0.1, confidence=0.9) == policy
+    assert certify_records(*records, cost(tiny), risk=0.1, confidence=0.9) == policy
 
 
-def test_json_is_one_object_and_agrees_with_the_file(make_run, tmp_path, capsys):
+def test_json_is_one_object_and_agrees_with_the_file(make_run, tiny, tmp_path, capsys):
     file = tmp_path / "mine.json"
     assert main(["certify", make_run(), *PROMISE, "--json", "--loss", "drop", "--out", str(file)]) == 0
     captured = capsys.readouterr()
@@ -99,7 +44,7 @@ def test_json_is_one_object_and_agrees_with_the_file(make_run, tmp_path, capsys)
     assert values["certificate"] == json.loads(file.read_text())["found"]["certificate"]
     assert values["certificate"]["promise"] == {"risk": 0.1, "confidence": 0.9, "loss": "drop"}
     assert sum(exit["share"] for exit in values["exits"]) == pytest.approx(1)
-    counts = [count.operations for count in cost(tiny_network()).exits]
+    counts = [count.operations for count in cost(tiny).exits]
     spent = sum(count * exit["share"] for count, exit in zip(counts, values["exits"], strict=True))
     assert values["operations"] == pytest.approx(spent)
     assert values["operations"] < values["full_operations"] == counts[-1]

@@ -18,6 +18,7 @@ from offramp.cli.cost import cost
 from offramp.cli.evaluate import evaluate
 from offramp.cli.example import example
 from offramp.cli.import_ import import_
+from offramp.cli.policy import policy
 from offramp.cli.train import train
 from offramp.errors import OfframpError, UsageError
 
@@ -25,6 +26,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
+    "policy": policy,
     "certify": certify,
     "audit": audit,
     "cost": cost,

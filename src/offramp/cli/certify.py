@@ -2,13 +2,9 @@
 
 import json
 import sys
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
-
-if TYPE_CHECKING:
-    from offramp.reports import Certified
 
 
 def certify(
@@ -45,7 +41,8 @@ def certify(
     """
     from offramp.policy import Measure
     from offramp.reports import certify as certify_run
-    from offramp.reports.terminal import passes
+    from offramp.reports.exit_table import exit_table
+    from offramp.reports.terminal import console, passes
 
     with passes() as progress:
         certified = certify_run(
@@ -62,29 +59,7 @@ def certify(
             progress=progress,
         )
     if as_json:
-        values = asdict(certified) | {"written": str(certified.written)}
-        print(json.dumps(values))
+        print(json.dumps(certified.to_json()))
     else:
-        _print_table(certified)
+        console().print(exit_table(certified, str(certified.certificate)))
     print(certified.written, file=sys.stderr if as_json else sys.stdout)
-
-
-def _print_table(certified: "Certified") -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from offramp.policy import EVERYBODY, NOBODY
-    from offramp.reports.terminal import console
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("exit", "leaves from", "images", "top-1 %", "last exit on them %"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for k, exit in enumerate(certified.exits, 1):
-        threshold = {NOBODY: "nobody", EVERYBODY: "all"}.get(exit.threshold, f"{exit.threshold:.4f}")
-        accuracies = ("-" if value is None else f"{value:.2f}" for value in (exit.top1, exit.full_top1))
-        table.add_row(str(k), threshold, f"{exit.share:.1%}", *accuracies)
-    out = console()
-    out.print(table)
-    out.print(f"{certified.certificate}")
-    share = certified.operations / certified.full_operations
-    out.print(f"Operations per image: {certified.operations:,.0f}, {share:.1%} of the full network.")

@@ -79,11 +79,7 @@ def check_target(
     times: Sequence[float] | None = None,
 ) -> None:
     """Refuse a target that `policy_for` would refuse, before anything is recorded for it; arguments as there."""
-    if [budget, max_drop, latency].count(None) != 2:
-        raise UsageError(
-            "Give one target: budget (operations per image), max_drop (percentage points of accuracy) or latency "
-            "(milliseconds per image)."
-        )
+    check_one(budget, max_drop, latency)
     if times is not None:
         check_times(times, len(cost.exits))
     if budget is not None:
@@ -96,3 +92,12 @@ def check_target(
         if times is None:
             raise UsageError("A latency needs times: the milliseconds of an image that leaves at each exit.")
         in_milliseconds(latency, times)
+
+
+def check_one(budget: float | None, max_drop: float | None, latency: float | None) -> None:
+    """Refuse all but exactly one target."""
+    if [budget, max_drop, latency].count(None) != 2:
+        raise UsageError(
+            "Give one target: budget (operations per image), max_drop (percentage points of accuracy) or latency "
+            "(milliseconds per image)."
+        )

@@ -95,14 +95,14 @@ def scores(record: Record, cost: Cost, measure: Measure, times: Sequence[float] 
 def check_times(times: Sequence[float], num_exits: int) -> None:
     """Refuse what cannot be the milliseconds of an image that leaves at each exit: K positive numbers, none falling."""
     if len(times) != num_exits:
-        raise UsageError(f"There are {len(times)} times for {num_exits} exits: give the milliseconds up to each exit.")
+        raise UsageError(f"There are {len(times)} times for {num_exits} exits.")
     for k, time in enumerate(times):
         if not 0 < time < math.inf:
             raise UsageError(f"Times are milliseconds above 0; that of exit {k + 1} is {time!r}.")
         if k and time < times[k - 1]:
             raise UsageError(
                 f"An image that leaves at exit {k + 1} takes {time:g} ms, less than the {times[k - 1]:g} ms of one "
-                f"that leaves before it: give times up to each exit, measured anew if they are noisy."
+                f"that leaves before it."
             )
 
 

@@ -1,8 +1,9 @@
 """Reports: a run measured and shown, runs side by side."""
 
-from offramp.reports.certify import Certified, certify
+from offramp.reports.certify import certify
 from offramp.reports.compare import Comparison, compare
 from offramp.reports.evaluate import evaluate
 from offramp.reports.evaluation import Evaluation
+from offramp.reports.policy import PolicyUse, find_policy
 
-__all__ = ["Certified", "Comparison", "Evaluation", "certify", "compare", "evaluate"]
+__all__ = ["Comparison", "Evaluation", "PolicyUse", "certify", "compare", "evaluate", "find_policy"]

@@ -1,58 +1,16 @@
 """A finished run, certified: the cheapest policy that keeps a promise, written into the run's folder."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from offramp.costs import Cost, cost
+from offramp.costs import cost
 from offramp.data import Parts
-from offramp.errors import UsageError
-from offramp.evaluation import Certificate, Record, recorded
 from offramp.evaluation import certify as certify_records
 from offramp.evaluation.promises import Loss
 from offramp.network import EarlyExitNet
-from offramp.policy import SOFTMAX, Measure, Policy
-from offramp.reports.evaluate import Progress, check_trained_on, named, network_of, parts_of
+from offramp.policy import SOFTMAX, Measure
+from offramp.reports.evaluate import Progress, network_of, parts_of
+from offramp.reports.policy import PolicyUse, held_out, write_policy
 from offramp.runs import RunFolder
-
-
-@dataclass(frozen=True)
-class ExitUse:
-    """What a policy does at one exit on the certify images.
-
-    Attributes:
-        threshold: Confidence from which an image leaves.
-        share: Share of all images that leaves here, in [0, 1].
-        top1: Accuracy of those images, in percent; None where none leaves.
-        full_top1: Accuracy of the last exit on the same images.
-    """
-
-    threshold: float
-    share: float
-    top1: float | None
-    full_top1: float | None
-
-
-@dataclass(frozen=True)
-class Certified:
-    """A certified policy, where it was written, and what it does on the certify images (descriptions, no promises).
-
-    Attributes:
-        policy: The policy.
-        certificate: What is promised of it.
-        written: The policy's file.
-        exits: What happens at each exit.
-        operations: Mean operations per image, with the heads of all exits up to the one taken.
-        full_operations: Those of the whole network.
-    """
-
-    policy: Policy
-    certificate: Certificate
-    written: Path
-    exits: tuple[ExitUse, ...]
-    operations: float
-    full_operations: int
 
 
 def certify(
@@ -70,11 +28,11 @@ def certify(
     device: str = "auto",
     batch_size: int | None = None,
     progress: Progress | None = None,
-) -> Certified:
+) -> PolicyUse:
     """Certify a finished run: thresholds from `search`, tests on `certify`; see `offramp.evaluation.certify`.
 
     Logits are kept in `records/` and used again as long as weights and images are the same. The policy is written to
-    `policy.json` in the run's folder, or to `out`.
+    `policy.json` in the run's folder, or to `out`. What it does on the certify images comes back with it.
 
     Args:
         run: The run's folder.
@@ -99,24 +57,13 @@ def certify(
     config = folder.read_config()
     network = network_of(folder, into, device, "logits and the policy are written there")
     parts = parts or parts_of(folder, config, root, "offramp.reports.certify")
-    check_trained_on(parts, folder, config)
-    held_before = (config.get("images") or {}).get("search")
-    if held_before not in (None, parts.val.search.fingerprint()):
-        raise UsageError(f"The images held out now are not those that were held out when {folder.path} was trained.")
-    search, held_out = (
-        recorded(
-            network,
-            part,
-            folder.records / f"{name}.safetensors",
-            batch_size=batch_size,
-            progress=named(progress, name),
-        )
-        for name, part in (("search", parts.val.search), ("certify", parts.val.certify))
+    search, on_certify = held_out(
+        folder, network, parts, ("search", "certify"), batch_size=batch_size, progress=progress
     )
     costs = cost(network, parts.test.image_shape)
     policy = certify_records(
         search,
-        held_out,
+        on_certify,
         costs,
         risk=risk,
         confidence=confidence,
@@ -124,30 +71,4 @@ def certify(
         per_class=per_class,
         measure=measure,
     )
-    written = folder.policy if out is None else Path(out).expanduser()
-    policy.save(written)
-    return _described(policy, held_out, costs, written)
-
-
-def _described(policy: Policy, held_out: Record, costs: Cost, written: Path) -> Certified:
-    certificate = Certificate.of(policy)
-    assert certificate is not None
-    choice = policy.choose(held_out.logits_KSC, held_out.num_classes)
-    right_S = choice.labels_S == held_out.targets_S
-    full_S = policy.log_probs(-1, held_out.logits_KSC[-1], held_out.num_classes).argmax(-1) == held_out.targets_S
-    exits = []
-    for k, threshold in enumerate(policy.thresholds):
-        here_S = choice.exits_S == k
-        top1, full = (
-            (100 * mask_S[here_S].double().mean().item() if here_S.any() else None) for mask_S in (right_S, full_S)
-        )
-        exits.append(ExitUse(threshold, here_S.double().mean().item(), top1, full))
-    operations_K = torch.tensor([count.operations for count in costs.exits], dtype=torch.float64)
-    return Certified(
-        policy,
-        certificate,
-        written,
-        tuple(exits),
-        operations_K[choice.exits_S].mean().item(),
-        costs.exits[-1].operations,
-    )
+    return write_policy(policy, on_certify, costs, folder.policy if out is None else Path(out).expanduser())
