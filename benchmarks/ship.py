@@ -33,12 +33,7 @@ from offramp.shipped.card import CARD, Card
 from offramp.storage import write_atomically
 
 SHIPPED = Path(shipped.__file__).parent
-KEPT = (
-    "split.json",
-    "metrics.jsonl",
-    "input.json",
-    "weights.safetensors",
-)  # as they are; input.json where there is one
+KEPT = ("split.json", "metrics.jsonl", "weights.safetensors")  # as they are
 DATA = {  # the data set's name in a configuration -> what a card says of it
     "digits": {
         "about": "The digits of scikit-learn: 1,797 handwritten digits of 8 x 8 pixels, here scaled up.",
@@ -81,11 +76,16 @@ def ship(run: Path, name: str, chosen: str, to: Path = SHIPPED, root: str | None
         _write_json(made.config, {**config, "data": {**config["data"], "root": None}})
         _write_json(made.environment, [scrubbed(source.read_starts(), name)])
         for file in KEPT:
-            if (source.path / file).is_file():
-                shutil.copyfile(source.path / file, made.path / file)
+            shutil.copyfile(source.path / file, made.path / file)
         evaluation = evaluate(made.path, root=root, device="cpu", page=False)
         shutil.rmtree(made.records)
         test = parts_of(made, config, root, "ship").test
+        inputs = test.inputs()  # as `offramp train` writes it; a run from before it did so lacks it
+        if inputs is None:
+            raise UsageError(
+                f"{test.name} does not say how a file becomes an input, so `offramp predict` cannot read any."
+            )
+        inputs.save(made.input)
         about_it = {
             "summary": _summary(evaluation, test.image_shape),
             "data": about,

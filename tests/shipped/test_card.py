@@ -12,6 +12,7 @@ from torchvision.io import decode_png, read_file
 import offramp
 from offramp import shipped
 from offramp.cli import main
+from offramp.data import Inputs
 from offramp.errors import UsageError
 from offramp.evaluation import Certificate
 from offramp.policy import Policy
@@ -76,6 +77,19 @@ def test_one_image_of_each_class_at_the_networks_size(name: str) -> None:
 
 
 @every_network
+def test_images_are_inputs_of_the_network_as_they_are(name: str) -> None:
+    inputs, network = Inputs.load(shipped.folder(name) / "input.json"), offramp.load(shipped.folder(name))
+    told = shipped.card(name).evaluation["classes"]
+    assert list(inputs.class_names) == [of_class["name"] for of_class in told]
+    for file in shipped.card(name).images:
+        path = shipped.folder(name) / "images" / file
+        pixels = decode_png(read_file(str(path))).double() / 255
+        expected = (pixels - torch.tensor(inputs.mean)[:, None, None]) / torch.tensor(inputs.std)[:, None, None]
+        torch.testing.assert_close(inputs.read(path).double(), expected, rtol=0, atol=1e-5)
+    assert inputs.image_shape == network.image_shape
+
+
+@every_network
 def test_the_recipe_is_that_of_the_run(name: str, tmp_path, capsys) -> None:
     """The command makes the same configuration: in a copy, it finds the run finished."""
     command = shlex.split(shipped.card(name).command)
@@ -88,13 +102,17 @@ def test_the_recipe_is_that_of_the_run(name: str, tmp_path, capsys) -> None:
 
 
 def test_images_are_those_of_the_test_set() -> None:
-    test = offramp.data.digits().test
+    folder, test = shipped.folder("digits"), offramp.data.digits().test
+    inputs = Inputs.load(folder / "input.json")
+    there = {
+        int(index): (image, int(label))
+        for images, labels, indices, _ in test.batches()
+        for image, label, index in zip(images, labels, indices, strict=True)
+    }
     for file, image in shipped.card("digits").images.items():
-        assert image["index"] in test.indices_S
-        place = test.indices_S.tolist().index(image["index"])
-        assert int(test.labels_S[place]) == image["class"] == int(file[0])
-        pixels = decode_png(read_file(str(shipped.folder("digits") / "images" / file)))
-        assert torch.equal(pixels, test.pixels_SCHW[image["index"]])
+        expected, label = there[image["index"]]
+        assert label == image["class"] == int(file[0])
+        assert torch.equal(inputs.read(folder / "images" / file), expected)
 
 
 def test_figures_are_found_again(tmp_path) -> None:

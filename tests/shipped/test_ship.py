@@ -42,7 +42,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_run_becomes_a_network_that_can_be_made_again(ship: ModuleType, run: Path, tmp_path: Path) -> None:
-    (run / "input.json").write_text("{}")
+    (run / "input.json").rename(tmp_path / "input.json")  # as in a run from before there was one
     (tmp_path / "shipped" / "tiny").mkdir(parents=True)
     (tmp_path / "shipped" / "tiny" / "old").touch()
     made = ship.ship(run, "tiny", "Nothing was tried.", to=tmp_path / "shipped")
@@ -51,6 +51,7 @@ def test_a_run_becomes_a_network_that_can_be_made_again(ship: ModuleType, run: P
         *("config.json", "environment.json", "split.json", "metrics.jsonl", "input.json", "weights.safetensors"),
         *("evaluation.json", "card.json", "CARD.md", "images"),
     }
+    assert (made / "input.json").read_bytes() == (tmp_path / "input.json").read_bytes()
     card = Card.of(made)
     assert card.command == f"offramp {TINY} --objective damping --threads 1 --out runs/tiny"
     assert card.summary.startswith("MSDNet, 2 exits, ")

@@ -2,8 +2,8 @@
 
 Each is a folder here, made by `benchmarks/ship.py` and by nothing else:
 
-config.json, environment.json, split.json, metrics.jsonl, weights.safetensors   as `offramp train` leaves them, with the
-                     paths of the machine taken out (and input.json, where the run has one)
+config.json, environment.json, split.json, metrics.jsonl, input.json, weights.safetensors
+                     as `offramp train` leaves them, with the paths of the machine taken out
 evaluation.json      the figures of every exit on the test set, as `offramp evaluate` leaves them
 images/              one test image of each class, named by class and position, at the network's image size
 card.json            what the folder holds, for programs: `Card`
