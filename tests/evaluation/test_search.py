@@ -228,6 +228,19 @@ def test_exits_that_cost_the_same_are_free_to_choose_among(make_record, make_cos
     assert policy.found["accuracy"] >= 100 * right_KS.double().mean(1).max().item()
 
 
+def test_times_that_are_equal_but_for_rounding_are_as_good_as_equal(records, make_cost):
+    """Prices reach up to where a right answer does not pay for the next exit; a gap of 1e-12 would spread them thin."""
+    search, _ = records
+    cost, latencies = make_cost(100, 200, 300, 1000), (1.2, 1.4, 1.7, 2.0, 2.5, 3.0)
+    for rounding in (1e-14, 1e-9, 1e-6):
+        equal, nearly = (
+            search_thresholds(search, cost, latencies, times=(1.0, 1.5, third, 4.0), caution=0)
+            for third in (1.5, 1.5 + rounding)
+        )
+        for one, other in zip(nearly, equal, strict=True):
+            assert one.found["accuracy"] == pytest.approx(other.found["accuracy"], abs=0.05)
+
+
 def test_budgets_are_operations_or_shares(make_cost):
     cost = make_cost(10, 20, 40)
     assert [in_operations(budget, cost) for budget in (0.25, 0.5, 1, 12, 4e6)] == [10, 20, 40, 12, 4e6]

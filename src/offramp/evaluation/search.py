@@ -35,6 +35,7 @@ from offramp.evaluation.thresholds import (
 from offramp.policy import EVERYBODY, NOBODY, SOFTMAX, Measure, Policy
 
 PRICES = 40
+LEAST_GAP = 1e-3  # of the whole network's cost; prices at which less than that decides are not tried
 BETWEEN = 8  # steps from one price's thresholds to the next
 ROUNDS, SWEEPS = 5, 50  # both end as soon as nothing moves
 CAUTION = 1.0  # standard errors by which a find must beat what it is to replace
@@ -223,7 +224,7 @@ def best_at_prices(seen: Scores, ranking: Ranking, start_JK: Tensor) -> Tensor:
     share_K = seen.cost_K / seen.cost_K[-1]
     num_images = seen.confidence_KS.shape[1]
     # From where a right answer does not pay for the next exit, to where one pays for the whole network on all images.
-    highest, lowest = 1 / min((gap for gap in share_K.diff().tolist() if gap > 0), default=1.0), 1 / num_images
+    highest, lowest = 1 / min((gap for gap in share_K.diff().tolist() if gap > LEAST_GAP), default=1.0), 1 / num_images
     prices_P = torch.logspace(0, 1, PRICES, base=lowest / highest, dtype=torch.float64) * highest
     ranks_PK = start_JK
     for _ in range(ROUNDS):
