@@ -19,12 +19,14 @@ from offramp.cli.evaluate import evaluate
 from offramp.cli.example import example
 from offramp.cli.import_ import import_
 from offramp.cli.policy import policy
+from offramp.cli.predict import predict
 from offramp.cli.train import train
 from offramp.errors import OfframpError, UsageError
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
+    "predict": predict,
     "compare": compare,
     "policy": policy,
     "certify": certify,

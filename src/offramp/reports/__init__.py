@@ -5,5 +5,17 @@ from offramp.reports.compare import Comparison, compare
 from offramp.reports.evaluate import evaluate
 from offramp.reports.evaluation import Evaluation
 from offramp.reports.policy import PolicyUse, find_policy
+from offramp.reports.predict import Prediction, Predictions, predict
 
-__all__ = ["Comparison", "Evaluation", "PolicyUse", "certify", "compare", "evaluate", "find_policy"]
+__all__ = [
+    "Comparison",
+    "Evaluation",
+    "PolicyUse",
+    "Prediction",
+    "Predictions",
+    "certify",
+    "compare",
+    "evaluate",
+    "find_policy",
+    "predict",
+]
