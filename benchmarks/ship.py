@@ -46,6 +46,12 @@ DATA = {  # the data set's name in a configuration -> what a card says of it
         "source": "Xiao, Rasul and Vollgraf, https://github.com/zalandoresearch/fashion-mnist",
     },
 }
+PURPOSE = """## What it is for
+
+To try `offramp predict`, `offramp certify`, `offramp bench` and the Python interface within a minute, and to test them.
+
+It is not for reading digits, clothes or anything else in earnest: images from elsewhere look different (size, contrast,
+framing), and nothing measured or certified here holds for them. Nor does it say anything about larger data."""
 
 
 def ship(run: Path, name: str, chosen: str, to: Path = SHIPPED, root: str | None = None) -> Path:
@@ -155,43 +161,48 @@ def write_card(folder: Path, about_it: Mapping[str, Any]) -> None:
 
 def card_text(folder: Path) -> str:
     """`CARD.md`, made of nothing but the folder's other files."""
-    card, config = Card.of(folder), RunFolder(folder).read_config()
-    split = read_json(RunFolder(folder).split)
-    held = {part: len(split[part]) for part in ("search", "certify")}
-    found, start = card.evaluation, card.start
-    rows = [
-        f"| {exit['exit']} | {exit['operations']:,} | {exit['parameters']:,} | "
-        f"{with_error(exit['top1'], exit['top1_se'], found['images'])} | {exit['nll']:.4f} | {exit['ece']:.4f} |"
-        for exit in found["exits"]
-    ]
+    card, config, split = Card.of(folder), RunFolder(folder).read_config(), read_json(RunFolder(folder).split)
+    sections = (f"{card.summary}.", _data(card, split), _recipe(card, config), _figures(card), PURPOSE)
+    return "\n\n".join((f"# {folder.name}", *sections)) + "\n"
+
+
+def _data(card: Card, split: Mapping[str, Any]) -> str:
     trained_on = (split["limit"] or split["training_images"]) - split["holdout"]
-    changed = ", with changes" if start["git"] and start["git"]["changed"] else ""
-    commit = f"{start['git']['commit']}{changed}" if start["git"] else "unknown"
-    return f"""# {folder.name}
-
-{card.summary}.
-
-## Data
+    held = {part: len(split[part]) for part in ("search", "certify")}
+    return f"""## Data
 
 {card.data["about"]} Licence: {card.data["licence"]}.
 Source: {card.data["source"]}.
 
-{trained_on:,} images for training, {held["search"]:,} for `search` (monitoring, thresholds), {held["certify"]:,} for
-`certify`, {found["images"]:,} for test. `images/` holds the first test image of each class, under the licence above.
-Its name is the class and the position (from 0) in the official test set, or among all images where there is none.
+Images: {trained_on:,} for training, {held["search"]:,} for `search` (monitoring, thresholds),
+{held["certify"]:,} for `certify`, {card.evaluation["images"]:,} for test. `images/` holds the first test image of each
+class, under the licence above. Its name is the class and the position (from 0) in the official test set, or among
+all images where there is none."""
 
-## Recipe
+
+def _recipe(card: Card, config: Mapping[str, Any]) -> str:
+    git = card.start["git"]
+    commit = f"commit {git['commit']}{', with changes' if git['changed'] else ''}" if git else "commit unknown"
+    return f"""## Recipe
 
 ```sh
 {card.command}
 ```
 
-Seed {config["training"]["seed"]}. Trained in {card.training}, offramp {start["offramp"]}
-(commit {commit}).
+Seed {config["training"]["seed"]}. Trained in {card.training}, offramp {card.start["offramp"]}
+({commit}).
 {card.chosen}
-The command gives the same weights byte for byte on a like machine with the same versions.
+The command gives the same weights byte for byte on a like machine with the same versions."""
 
-## Figures
+
+def _figures(card: Card) -> str:
+    found = card.evaluation
+    rows = "\n".join(
+        f"| {exit['exit']} | {exit['operations']:,} | {exit['parameters']:,} | "
+        f"{with_error(exit['top1'], exit['top1_se'], found['images'])} | {exit['nll']:.4f} | {exit['ece']:.4f} |"
+        for exit in found["exits"]
+    )
+    return f"""## Figures
 
 Measured on {found["images"]:,} images of {found["split"]} ({found["made_on"]}), with the weights that stand here, of
 the last epoch. ±: standard error over the images, at least 100 / (images + 1); it says nothing of other seeds.
@@ -199,17 +210,9 @@ Operations of one image and parameters, with the heads of all exits on the way.
 
 | exit | operations | parameters | top-1 % | NLL | ECE |
 |---|---|---|---|---|---|
-{chr(10).join(rows)}
+{rows}
 
-More in `evaluation.json`; `card.json` has the SHA-256 of every file.
-
-## What it is for
-
-To try `offramp predict`, `offramp certify`, `offramp bench` and the Python interface within a minute, and to test them.
-
-It is not for reading digits, clothes or anything else in earnest: images from elsewhere look different (size, contrast,
-framing), and nothing measured or certified here holds for them. It says nothing about the method on larger data either.
-"""
+More in `evaluation.json`; `card.json` has the SHA-256 of every file."""
 
 
 def _summary(evaluation: Evaluation, image_shape: Sequence[int]) -> str:

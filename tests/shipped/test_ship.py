@@ -63,7 +63,7 @@ def test_a_run_becomes_a_network_that_can_be_made_again(ship: ModuleType, run: P
     text = (made / "CARD.md").read_text()
     for exit in card.evaluation["exits"]:
         assert f"| {exit['top1']:.2f} ±" in text
-    assert "40 images for training, 10 for `search`" in text
+    assert "Images: 40 for training, 10 for `search`" in text
     assert "Nothing was tried." in text
 
 
