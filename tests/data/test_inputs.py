@@ -116,6 +116,12 @@ def test_the_thinnest_images_are_read(size: tuple[int, int], resizing: Any, tmp_
     torch.testing.assert_close(pixels(found), torch.full((1, 8, 8), 90.0))
 
 
+def test_an_image_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    thread = saved(Image.fromarray(np.zeros((1, 60000), np.uint8)), tmp_path / "thread.png")
+    with pytest.raises(OfframpError, match=r"thread\.png has 60000 times 1 pixels, too thin"):
+        dataclasses.replace(GREY, image_shape=(1, 224, 224), resizing="central-cut").read(thread)
+
+
 @pytest.mark.parametrize("ending", ["png", "webp"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_grey_is_the_luma_that_others_compute(mode: str, ending: str, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from offramp.storage import write_atomically
 
 FORMAT = 1  # of the file
 CHANNELS = (1, 3)  # grey, or red, green, blue
+_MAX_ASPECT = 1000  # central-cut resizes before it cuts: one thin image could fill the memory
 Resizing = Literal["central-cut", "central-fit"]
 
 
@@ -70,6 +71,9 @@ class Inputs:
         if channels == 1:
             image_CHW = grey(image_CHW)
         if self.resizing == "central-cut":
+            shorter, longer = sorted(image_CHW.shape[1:])
+            if longer > _MAX_ASPECT * shorter:
+                raise OfframpError(f"{path} has {longer} times {shorter} pixels, too thin to be resized. Crop it.")
             image_CHW = central_cut(image_CHW, height)
         else:
             image_CHW = central_fit(image_CHW, (height, width))
