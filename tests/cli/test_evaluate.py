@@ -62,8 +62,9 @@ def test_otherwise_a_table_and_where_the_files_lie(run, capsys):
     assert main(["evaluate", str(run), "--plots", "svg"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any("top-1 %" in line and "F[N+1] train" in line for line in lines)
-    names = ["evaluation.json", "report.html", *(f"plots/{n}.svg" for n in ("accuracy", "reliability", "damping"))]
-    assert lines[-5:] == [str(run / name) for name in names]
+    plots = ("accuracy", "dynamic", "reliability", "damping")
+    names = ["evaluation.json", "report.html", *(f"plots/{n}.svg" for n in plots)]
+    assert lines[-6:] == [str(run / name) for name in names]
     assert all((run / name).is_file() for name in names)
 
 

@@ -6,8 +6,10 @@ import torch
 
 import offramp
 from offramp.errors import OfframpError, UsageError
-from offramp.evaluation import anytime, record, weights_hash
+from offramp.evaluation import Record, anytime, record, weights_hash
+from offramp.policy import EVERYBODY, Measure, Policy
 from offramp.reports import evaluate
+from offramp.reports.dynamic import dynamic
 from offramp.reports.evaluation import current_json
 from offramp.reports.sample import Sample
 from offramp.runs import RunFolder, load
@@ -81,10 +83,80 @@ def test_a_second_time_no_image_is_looked_at_and_every_byte_is_the_same(make_run
     before = {path: path.read_bytes() for path in first.written}
     second = evaluate(run, plots=kind, page=kind == "svg", progress=lambda *_: pytest.fail("a second pass"))
     assert sorted(path.name for path in (run / "plots").iterdir()) == [
-        f"{name}.{kind}" for name in ("accuracy", "damping", "reliability", "training")
+        f"{name}.{kind}" for name in ("accuracy", "damping", "dynamic", "reliability", "training")
     ]
-    assert len(before) == (6 if kind == "svg" else 5)
+    assert len(before) == (7 if kind == "svg" else 6)
     assert {path: path.read_bytes() for path in second.written} == before
+
+
+def saved(run, *thresholds, network=None):
+    Policy((*thresholds, EVERYBODY), network=network).save(run / "policy.json")
+
+
+def test_dynamic_figures_are_those_of_the_two_records(make_run, tiny_parts):
+    run = make_run()
+    found = evaluate(run, page=False)
+    network = load(run)
+    search, test = record(network, tiny_parts.val.search), record(network, tiny_parts.test)
+    costs = offramp.cost(network)
+    assert found.dynamic == dynamic(search, test, costs, run / "policy.json", Measure())
+    assert found.no_dynamic is None
+    assert Record.load(run / "records" / "search.safetensors").split == "arrays/search"
+    assert read_json(run)["dynamic"] == json.loads(json.dumps(found.dynamic.to_json()))
+    again = evaluate(run, page=False, renormalise=True).dynamic
+    assert again == dynamic(search, test, costs, run / "policy.json", Measure(renormalise=True))
+
+
+def test_the_certify_half_is_not_looked_at(make_run, tiny_parts, monkeypatch):
+    monkeypatch.setattr(tiny_parts.val.certify, "batches", lambda **_: pytest.fail("certify was looked at"))
+    monkeypatch.setattr(tiny_parts.val.certify, "read", lambda *_: pytest.fail("certify was looked at"))
+    assert evaluate(make_run(), parts=tiny_parts).dynamic is not None
+
+
+def test_a_policy_that_comes_or_goes_is_seen_the_next_time(make_run):
+    run = make_run()
+    assert evaluate(run, page=False).dynamic.source is None
+    saved(run, 0.3, 0.3)
+    assert evaluate(run, page=False).dynamic.source == "policy.json"
+    assert read_json(run)["dynamic"]["policy"]["thresholds"] == [0.3, 0.3, EVERYBODY]
+    saved(run, 0.3, 0.3, network="0" * 64)
+    assert evaluate(run, page=False).dynamic.source is None
+    assert "found for the network with weights 000000000000" in read_json(run)["dynamic"]["note"]
+
+
+def test_without_held_out_images_everything_else_is_there(make_run, tiny_parts):
+    run = make_run()
+    kept = evaluate(run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "data": {**config["data"], "holdout": 0}}))
+    found = evaluate(run)
+    assert found.dynamic is None
+    assert found.test == kept.test
+    assert read_json(run)["dynamic"] is None
+    assert "holdout=0" in read_json(run)["no_dynamic"]
+
+
+def test_one_exit_has_nowhere_to_leave_early_and_nothing_held_out_is_read(make_run):
+    run = make_run(exits=1)
+    assert evaluate(run, page=False).dynamic is None
+    assert "one exit" in read_json(run)["no_dynamic"]
+    assert not (run / "records" / "search.safetensors").exists()
+
+
+def test_other_held_out_images_give_no_thresholds(make_run, tiny_parts):
+    images = {"train": tiny_parts.train.fingerprint(), "search": tiny_parts.val.search.fingerprint()}
+    assert evaluate(make_run("same", images=images), page=False).dynamic is not None
+    found = evaluate(make_run("other", images={**images, "search": "0" * 64}), page=False)
+    assert found.dynamic is None
+    assert "not those that were held out" in found.no_dynamic
+
+
+def test_parts_under_other_names_are_measured_but_give_no_thresholds(make_run, tiny_parts):
+    tiny_parts.val.search.name = "mine/first-half"
+    found = evaluate(make_run(), parts=tiny_parts)
+    assert len(found.test.exits) == 3
+    assert found.dynamic is None
+    assert "not on mine/first-half" in found.no_dynamic
 
 
 def test_changed_weights_are_evaluated_anew(make_run, tiny_parts):

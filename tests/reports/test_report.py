@@ -1,10 +1,14 @@
+import json
 import math
 import re
 from html.parser import HTMLParser
 
 import pytest
 
+from offramp.evaluation import Record
+from offramp.policy import EVERYBODY, NOBODY, SOFTMAX, Policy
 from offramp.reports import evaluate
+from offramp.reports.dynamic import leaves_from
 from offramp.reports.report import _wilson, with_error
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -29,7 +33,8 @@ class Strict(HTMLParser):
         assert tag not in ("script", "link", "iframe", "object")
         for name, value in attrs:
             assert not name.startswith("on")
-            if name in ("src", "href", "xlink:href", "data", "action") and not (value or "").startswith("#"):
+            inside = (value or "").startswith(("#", "data:image/png;base64,"))
+            if name in ("src", "href", "xlink:href", "data", "action") and not inside:
                 self.fetched.append(f"{tag} {name}={value}")
             if name == "id":
                 self.ids.append(value or "")
@@ -58,7 +63,7 @@ def test_the_page_parses_and_loads_nothing(reported):
     assert "http://" not in source
     assert "https://" not in source
     assert not re.search(r"@import|url\((?!#)", source)
-    assert source.count("<svg") == 4
+    assert source.count("<svg") == 5
     assert "The damping neuron" in source
 
 
@@ -90,6 +95,75 @@ def test_the_page_says_what_was_measured_and_how(reported):
     assert "torch 2.0" in text
     assert "abc123 (changed)" in text
     assert "seed 0" in text
+
+
+def words(run):
+    return " ".join(" ".join(parsed(run).texts).split())
+
+
+def with_policy(run):
+    """The run with a policy of its own by which half of the images leave at the first exit of three."""
+    evaluate(run, page=False, train_limit=0)
+    test = Record.load(run / "records" / "test.safetensors")
+    confidence_KS, _ = SOFTMAX.over(test.logits_KSC, test.num_classes)
+    Policy((confidence_KS[0].median().item(), NOBODY, EVERYBODY)).save(run / "policy.json")
+    return run
+
+
+def test_the_page_says_what_the_runs_own_policy_does(make_run):
+    run = with_policy(make_run())
+    found = evaluate(run).dynamic
+    assert parsed(run).open == []
+    text = words(run)
+    assert "It is the run’s own, from policy.json ." in text
+    first, second, last = found.exits
+    assert first.images * last.images > 0
+    assert (
+        f"1 {leaves_from(first.threshold)} {first.images} {100 * first.share:.1f} {first.top1:.2f} {first.full_top1:.2f}"
+        in text
+    )
+    assert "2 nobody 0 0.0 – –" in text
+    assert f"3 all {last.images} {100 * last.share:.1f} {last.top1:.2f} {last.full_top1:.2f}" in text
+    assert f"all 40 {found.point.accuracy:.2f} {found.full_top1:.2f}" in text
+    assert f"{100 * found.share:.1f} % of the whole network’s" in text
+    assert "Nothing is promised of it" in text
+    assert second.images == 0
+    assert "No test image leaves here." in text
+
+
+def test_the_images_stand_under_their_exits_with_wrong_answers_marked(make_run):
+    run = with_policy(make_run())
+    picked = evaluate(run).dynamic.picked
+    source = (run / "report.html").read_text()
+    assert source.count('src="data:image/png;base64,') == sum(map(len, picked))
+    places = [source.index(text) for text in ("Easiest that left at exit 1", "exit 2", "Hardest that went to the end")]
+    assert places == sorted(places)
+    wrong = [one for row in picked for one in row if one.answer != one.target]
+    assert source.count('class="tile wrong"') == len(wrong) > 0
+    for one in wrong:
+        assert f'alt="test image {one.index}: &lt;{one.target}&gt;, answered &lt;{one.answer}&gt;"' in source
+    assert len(source) < 300_000
+
+
+def test_a_policy_found_here_and_a_file_left_aside_are_said(make_run):
+    run = make_run()
+    Policy((0.3, 0.3, EVERYBODY), network="f" * 64).save(run / "policy.json")
+    evaluate(run)
+    text = words(run)
+    assert "policy.json was left aside. This policy was found for the network with weights ffffffffffff" in text
+    assert "It was found for this report: the cheapest one that loses at most 0.5 percentage points" in text
+
+
+def test_without_held_out_images_the_page_says_why_and_with_one_exit_nothing(make_run):
+    run = make_run()
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "data": {**config["data"], "holdout": 0}}))
+    evaluate(run)
+    assert "Nothing can be said here of leaving early. Thresholds are found on held-out images" in words(run)
+    assert "Who pays" not in words(run)
+    run = make_run("one", exits=1)
+    evaluate(run)
+    assert "Dynamic inference" not in words(run)
 
 
 def test_names_cannot_become_markup(reported):

@@ -3,6 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
+from offramp.policy import EVERYBODY, Policy
 from offramp.reports import evaluate
 from offramp.reports.terminal import passes, run_table
 
@@ -43,6 +44,25 @@ def test_top5_is_shown_for_many_classes(make_run):
 
 def test_no_training_images_no_column(make_run):
     assert "F[N+1] train" not in shown(evaluate(make_run(exits=1), page=False, train_limit=0))
+
+
+def test_a_line_says_what_the_policy_does(make_run):
+    run = make_run()
+    found = evaluate(run, page=False).dynamic
+    figures = f"{found.point.accuracy:.1f} % at {100 * found.share:.0f} % of the operations"
+    assert f"thresholds found for a drop of 0.5 points: {figures}" in shown(evaluate(run, page=False))
+    Policy((0.3, 0.3, EVERYBODY)).save(run / "policy.json")
+    found = evaluate(run, page=False).dynamic
+    figures = f"{found.point.accuracy:.1f} % at {100 * found.share:.0f} % of the operations"
+    assert f"policy.json: {figures}" in shown(evaluate(run, page=False))
+    Policy((0.3, EVERYBODY)).save(run / "policy.json")
+    assert "policy.json was left aside." in shown(evaluate(run, page=False))
+
+
+def test_why_nothing_is_said_of_thresholds_is_said_but_with_one_exit(make_run, tiny_parts):
+    tiny_parts.val.search.name = "mine/half"
+    assert "No dynamic inference: " in shown(evaluate(make_run(), page=False, parts=tiny_parts))
+    assert "No dynamic inference" not in shown(evaluate(make_run("one", exits=1), page=False))
 
 
 def test_progress_is_silent_where_standard_error_is_no_terminal(capsys):

@@ -1,4 +1,4 @@
-"""A finished run, measured: every exit on the test set, with its cost; JSON, plots and a page in the run's folder."""
+"""A finished run, measured: every exit on the test set, and what thresholds do; JSON, plots, a page in its folder."""
 
 import dataclasses
 import functools
@@ -10,16 +10,19 @@ from typing import Any, Literal
 
 from offramp import data
 from offramp.config import DataConfig, Spec
-from offramp.costs import cost
-from offramp.data import Parts
+from offramp.costs import Cost, cost
+from offramp.data import Parts, Split
 from offramp.devices import device_named
 from offramp.errors import UsageError
-from offramp.evaluation import anytime, recorded
+from offramp.evaluation import Record, anytime, recorded
 from offramp.network import EarlyExitNet
+from offramp.policy import Measure
 from offramp.reports import figures
+from offramp.reports.dynamic import Dynamic, dynamic
 from offramp.reports.evaluation import Evaluation, evaluation_file
 from offramp.reports.report import draw, report
 from offramp.reports.sample import Sample
+from offramp.reports.sheet import sheet
 from offramp.runs import RunFolder, load
 from offramp.storage import write_atomically
 
@@ -44,6 +47,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure every exit of a finished run on its test set, and write what was found into its folder.
 
+    Where images were held out, also what thresholds do: the published curve, searched thresholds, and one policy in
+    detail, the run's own (`policy.json`) or one found here.
+
     Logits are kept in `records/` and used again as long as weights and images are the same. Written are
     `evaluation.json`, `report.html` (where matplotlib is installed) and, on request, `plots/`.
 
@@ -55,8 +61,8 @@ def evaluate(
         device: auto (the GPU if there is one), cpu, cuda or cuda:N.
         batch_size: Largest number of images in one forward pass, below the run's own batch size.
         train_limit: Training images, evenly spread, on which the exits are measured too; 0 for none.
-        renormalise: Likelihood and calibration of classes that sum to 1 (reading A9(a)), not of the softmax over all
-            outputs with the damping neuron's share left out (A9(b)).
+        renormalise: Likelihood, calibration, and the confidence of thresholds found here, of classes that sum to 1
+            (reading A9(a)), not of the softmax over all outputs with the damping neuron's share left out (A9(b)).
         page: Whether to write `report.html`.
         plots: Also write each plot as a file of this kind.
         progress: Called after each forward pass.
@@ -81,6 +87,12 @@ def evaluate(
     if train_limit:
         sample, path = Sample(parts.train, train_limit), folder.records / "train.safetensors"
         train = anytime(keep(sample, path, progress=named(progress, "train")), renormalise=renormalise)
+    costs = cost(network, parts.test.image_shape)
+    why_not = _without_dynamic(parts, config, costs)
+    found = None
+    if why_not is None:
+        search = keep(parts.val.search, folder.records / "search.safetensors", progress=named(progress, "search"))
+        found, why_not = _dynamic(search, record, costs, folder, Measure(renormalise=renormalise))
     evaluation = Evaluation(
         run=folder,
         config=config,
@@ -88,15 +100,38 @@ def evaluate(
         metrics=folder.read_metrics(),
         test=anytime(record, renormalise=renormalise),
         train=train,
-        cost=cost(network, parts.test.image_shape),
+        cost=costs,
+        dynamic=found,
+        no_dynamic=why_not,
         weights=record.weights,
         fingerprint=record.fingerprint,
         made_on=record.made_on,
     )
-    return dataclasses.replace(evaluation, written=_write(evaluation, page, plots))
+    return dataclasses.replace(evaluation, written=_write(evaluation, parts.test, page, plots))
 
 
-def _write(evaluation: Evaluation, page: bool, plots: Literal["svg", "png"] | None) -> tuple[Path, ...]:
+def _without_dynamic(parts: Parts, config: dict[str, Any], costs: Cost) -> str | None:
+    """Why nothing can be said of thresholds; None where something can."""
+    if len(costs.exits) == 1:
+        return "The network has one exit, so no image can leave early."
+    if not parts.val.splits():
+        return "Thresholds are found on held-out images, and with holdout=0 nothing was held out."
+    held_before = (config.get("images") or {}).get("search")
+    if held_before not in (None, parts.val.search.fingerprint()):
+        return "The images held out now are not those that were held out when the run was trained."
+    return None
+
+
+def _dynamic(
+    search: Record, test: Record, costs: Cost, folder: RunFolder, measure: Measure
+) -> tuple[Dynamic | None, str | None]:
+    try:
+        return dynamic(search, test, costs, folder.policy, measure), None
+    except UsageError as error:  # parts of one's own may have names by which nobody knows what they are for
+        return None, str(error)
+
+
+def _write(evaluation: Evaluation, test: Split, page: bool, plots: Literal["svg", "png"] | None) -> tuple[Path, ...]:
     folder = evaluation.run
     files = {evaluation_file(folder): (json.dumps(evaluation.to_json(), indent=1) + "\n").encode()}
     page = page and figures.available()
@@ -104,7 +139,8 @@ def _write(evaluation: Evaluation, page: bool, plots: Literal["svg", "png"] | No
         with figures.style():
             drawn = draw(evaluation)
             if page:
-                files[folder.report] = report(evaluation, drawn).encode()
+                images = None if evaluation.dynamic is None else sheet(evaluation.dynamic.picked, test)
+                files[folder.report] = report(evaluation, drawn, images).encode()
             if plots is not None:
                 for name, figure in drawn.items():
                     files[folder.path / "plots" / f"{name}.{plots}"] = figures.render(figure, plots, name)

@@ -10,6 +10,7 @@ from offramp.costs import Cost
 from offramp.errors import OfframpError
 from offramp.evaluation import Anytime, ExitFigures
 from offramp.evaluation.damping import EDGES
+from offramp.reports.dynamic import Dynamic
 from offramp.runs import RunFolder, read_json
 from offramp.storage import load_tensors, weights_hash
 
@@ -28,6 +29,8 @@ class Evaluation:
         test: Every exit on the test set.
         train: Every exit on training images with test transforms; None where they were not asked for.
         cost: Operations and parameters.
+        dynamic: What thresholds do; None where that cannot be said.
+        no_dynamic: Why it cannot be said; None where it can.
         weights: Hash of the network's weights.
         fingerprint: Hash of the test set.
         made_on: Device and version of torch that made the logits.
@@ -41,6 +44,8 @@ class Evaluation:
     test: Anytime
     train: Anytime | None
     cost: Cost
+    dynamic: Dynamic | None
+    no_dynamic: str | None
     weights: str
     fingerprint: str
     made_on: str
@@ -75,6 +80,8 @@ class Evaluation:
             ],
             "deep_only": list(test.deep_only),
             "damping_edges": None if test.exits[0].damping is None else list(EDGES),
+            "dynamic": None if self.dynamic is None else self.dynamic.to_json(),
+            "no_dynamic": self.no_dynamic,
         }
 
     def _exit_json(self, k: int) -> dict[str, Any]:

@@ -148,10 +148,34 @@ def accuracy(curves: Sequence[Curve], ylabel: str = "top-1 accuracy, %") -> "Fig
             )
     else:
         figure.legend(loc="outside upper left", ncols=columns)
+    _against_operations(axes, ylabel)
+    return figure
+
+
+def budgeted(exits: Curve, published: Curve, searched: Curve, policy: Curve) -> "Figure":
+    """Accuracy against expected operations: what thresholds do, and beside it the exits alone, numbered."""
+    figure, (axes,) = _figure(1, 3.7)
+    published_order = sorted(zip(published.operations, published.top1, strict=True))
+    axes.plot(*zip(*published_order, strict=True), color=GROUPS[0], marker="o", markersize=3, label=published.label)
+    bars = list(zip(*exits.reach, strict=True)) or None
+    axes.errorbar(
+        exits.operations, exits.top1, bars, color=MUTED, fmt="D", markersize=5, capsize=2.5, lw=1, label=exits.label
+    )
+    for curve, marker, size, colour in ((searched, "s", 5.5, GROUPS[2]), (policy, "*", 13, GROUPS[1])):
+        axes.plot(
+            curve.operations, curve.top1, marker, markersize=size, color=colour, label=curve.label, zorder=3, alpha=0.9
+        )
+    for k, point in enumerate(zip(exits.operations, exits.top1, strict=True), 1):
+        axes.annotate(f"{k}", point, xytext=(6, -9), textcoords="offset points", color=MUTED, fontsize=8.5)
+    figure.legend(loc="outside upper left", ncols=2)
+    _against_operations(axes, "top-1 accuracy, %")
+    return figure
+
+
+def _against_operations(axes: "Axes", ylabel: str) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: short(value, zeros=False))
     axes.set(xlabel="operations per image, with all heads on the way", ylabel=ylabel)
     axes.margins(x=0.06, y=0.12)
-    return figure
 
 
 def training(metrics: Sequence[Mapping[str, Any]]) -> "Figure":

@@ -1,19 +1,21 @@
 """The page and the plots of one run."""
 
+import dataclasses
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 import offramp
 from offramp.config import Spec
 from offramp.reports import figures
+from offramp.reports.dynamic_section import CLASSES_SHOWN, plot, section
 from offramp.reports.evaluation import Evaluation
 from offramp.reports.labels import short_name, summary
 from offramp.reports.page import inline_svg, page
+from offramp.reports.sheet import Sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CLASSES_SHOWN = 100
 Z95 = 1.96  # two-sided 95 % of a normal distribution
 
 
@@ -24,6 +26,8 @@ def draw(evaluation: Evaluation) -> "dict[str, Figure]":
     operations = [count.operations for count in evaluation.cost.exits]
     curve = figures.Curve("test", operations, top1, [_wilson(value, test.num_images) for value in top1])
     drawn = {"accuracy": figures.accuracy([curve])}
+    if evaluation.dynamic is not None:
+        drawn["dynamic"] = plot(evaluation.dynamic, dataclasses.replace(curve, label="one exit for all images"))
     if evaluation.metrics:
         drawn["training"] = figures.training(evaluation.metrics)
     drawn["reliability"] = figures.reliability([exit.reliability for exit in test.exits])
@@ -32,8 +36,8 @@ def draw(evaluation: Evaluation) -> "dict[str, Figure]":
     return drawn
 
 
-def report(evaluation: Evaluation, drawn: "dict[str, Figure]") -> str:
-    """The page of a run: one file, the same for the same run."""
+def report(evaluation: Evaluation, drawn: "dict[str, Figure]", images: Sheet | None = None) -> str:
+    """The page of a run: one file, the same for the same run. `images` are those that its dynamic part picks."""
     network = evaluation.config["network"]
     return page(
         "run.html.j2",
@@ -52,6 +56,8 @@ def report(evaluation: Evaluation, drawn: "dict[str, Figure]") -> str:
         plots={name: inline_svg(figure, name) for name, figure in drawn.items()},
         with_error=with_error,
         classes=_classes(evaluation),
+        dynamic=evaluation.dynamic,
+        **({} if evaluation.dynamic is None else section(evaluation.dynamic, images)),
         facts=_facts(evaluation),
     )
 

@@ -8,6 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from offramp.reports.dynamic import MAX_DROP
 from offramp.reports.evaluate import Progress as PassProgress
 from offramp.reports.evaluation import Evaluation
 from offramp.reports.figures import short
@@ -67,4 +68,15 @@ def run_table(evaluation: Evaluation) -> RenderableType:
     ]
     if train is not None and damped:
         lines.append(f"F[N+1] train: mean over {train.num_images} training images with test transforms")
+    lines += _dynamic_lines(evaluation)
     return Group(table, *lines)
+
+
+def _dynamic_lines(evaluation: Evaluation) -> list[str]:
+    """What the policy does on the test set, in a line, or why nothing is said of it."""
+    found = evaluation.dynamic
+    if found is None:
+        return [] if len(evaluation.test.exits) == 1 else [f"No dynamic inference: {evaluation.no_dynamic}"]
+    policy = found.source or f"thresholds found for a drop of {MAX_DROP:g} points"
+    line = f"{policy}: {found.point.accuracy:.1f} % at {100 * found.share:.0f} % of the operations"
+    return [line, *([found.note] if found.note else [])]
