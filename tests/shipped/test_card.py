@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from offramp import shipped
 from offramp.cli import main
 from offramp.data import Inputs
 from offramp.errors import UsageError
-from offramp.evaluation import Certificate
+from offramp.evaluation import Certificate, record
 from offramp.policy import Policy
-from offramp.reports import evaluate
+from offramp.reports import evaluate, predict
 from offramp.runs import RunFolder
 from offramp.storage import weights_hash
 
@@ -135,3 +136,16 @@ def test_it_can_be_certified_with_the_default_promise(tmp_path) -> None:
     assert certificate.images >= 299
     assert (certificate.promise.risk, certificate.promise.confidence) == (0.01, 0.95)
     assert policy.found["operations"] < offramp.cost(offramp.load(tmp_path / "run")).exits[-1].operations
+
+
+def test_predicting_the_images_gives_what_the_network_answers_on_the_test_set(tmp_path) -> None:
+    shipped.copy("digits", tmp_path / "run")
+    answers = {
+        Path(one.file).name: one for one in predict(tmp_path / "run", [tmp_path / "run" / "images"], device="cpu")
+    }
+    seen = record(offramp.load(tmp_path / "run"), offramp.data.digits().test)
+    places = {index: place for place, index in enumerate(seen.indices_S.tolist())}
+    for file, image in shipped.card("digits").images.items():
+        label = int(seen.logits_KSC[-1, places[image["index"]], : seen.num_classes].argmax())
+        assert answers.pop(file).label == label
+    assert answers == {}
