@@ -84,8 +84,10 @@ def test_the_runs_own_policy_is_taken_with_its_certificate(tmp_path):
         (replace(POLICY, network="another"), "weights another, not w"),
         (Policy((0.5, EVERYBODY)), "for 2 exits"),
         (Policy((0.5, EVERYBODY), Measure(temperatures=(1.0, 2.0))), "2 temperatures"),
-        (replace(POLICY, found={"certificate": {"promise": {}}}), "certificate is damaged"),
-        (replace(POLICY, found={"certificate": 3}), "certificate is damaged"),
+        (replace(POLICY, found={"certificate": {"promise": {}}}), "its origin is damaged"),
+        (replace(POLICY, found={"certificate": 3}), "its origin is damaged"),
+        (replace(POLICY, found={"times": [1.0, 2.0]}), "2 times for 3 exits"),
+        (replace(POLICY, found={"times": 5}), "its origin is damaged"),
         ("{", "is damaged"),
         ("[]", "is not a policy"),
     ],
@@ -144,6 +146,17 @@ def test_overall_figures_agree_with_the_rows(kept):
     assert spent == pytest.approx(point.operations)
     assert kept.share == pytest.approx(spent / 700)
     assert point.accuracy - kept.full_top1 == pytest.approx(100 * (kept.gained - kept.lost) / TEST.num_images)
+
+
+def test_expected_milliseconds_are_those_of_the_times_the_policy_was_found_for(tmp_path, kept):
+    assert kept.milliseconds is None
+    times = [0.5, 0.7, 2.0]
+    policy = policy_for(SEARCH, COST, latency=1.0, times=times)
+    policy.save(tmp_path / "timed.json")
+    here = found(tmp_path / "timed.json")
+    exits = [k for k, _ in one_by_one(policy, TEST)]
+    assert here.milliseconds == pytest.approx(sum(times[k] for k in exits) / TEST.num_images)
+    assert here.to_json()["milliseconds"] == here.milliseconds
 
 
 def test_an_exit_nobody_takes_and_a_class_without_images_have_no_accuracy(tmp_path):

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from offramp.evaluation import Record
+from offramp.evaluation import Certificate, Promise, Record
 from offramp.policy import EVERYBODY, NOBODY, SOFTMAX, Policy
 from offramp.reports import evaluate
 from offramp.reports.dynamic import leaves_from
@@ -118,10 +118,8 @@ def test_the_page_says_what_the_runs_own_policy_does(make_run):
     assert "It is the run’s own, from policy.json ." in text
     first, second, last = found.exits
     assert first.images * last.images > 0
-    assert (
-        f"1 {leaves_from(first.threshold)} {first.images} {100 * first.share:.1f} {first.top1:.2f} {first.full_top1:.2f}"
-        in text
-    )
+    threshold, accuracies = leaves_from(first.threshold), f"{first.top1:.2f} {first.full_top1:.2f}"
+    assert f"1 {threshold} {first.images} {100 * first.share:.1f} {accuracies}" in text
     assert "2 nobody 0 0.0 – –" in text
     assert f"3 all {last.images} {100 * last.share:.1f} {last.top1:.2f} {last.full_top1:.2f}" in text
     assert f"all 40 {found.point.accuracy:.2f} {found.full_top1:.2f}" in text
@@ -129,6 +127,21 @@ def test_the_page_says_what_the_runs_own_policy_does(make_run):
     assert "Nothing is promised of it" in text
     assert second.images == 0
     assert "No test image leaves here." in text
+
+
+def test_the_page_says_where_a_policy_comes_from_and_what_it_promises(make_run):
+    run = make_run()
+    weights = evaluate(run, page=False, train_limit=0).weights
+    certificate = Certificate(Promise(), True, "how", "exact", 4, 4, 0, 0, 9, "arrays/certify", "c", weights)
+    found = {"procedure": "search", "split": "arrays/search", "times": [1.0, 2.0, 4.0], "device": "a box", "batch": "1"}
+    policy = Policy((NOBODY, NOBODY, EVERYBODY), found={**found, "certificate": certificate.to_json()}, network=weights)
+    policy.save(run / "policy.json")
+    evaluate(run)
+    text = words(run)
+    assert "from policy.json , found on arrays/search (search)." in text
+    assert "by the times it was found for (a box, batch 1) 4 ms, 100.0 %." in text
+    assert f"Certified. {certificate}" in text
+    assert "Nothing is promised" not in text
 
 
 def test_the_images_stand_under_their_exits_with_wrong_answers_marked(make_run):

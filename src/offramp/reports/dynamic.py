@@ -14,6 +14,7 @@ from torch import Tensor
 from offramp.costs import Cost
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Certificate, Curve, Point, Record, budgeted, curve, policy_for, search_thresholds
+from offramp.evaluation.thresholds import check_times
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 
 BUDGETS = 8  # for which thresholds are searched, evenly spaced from the first exit's operations to the last's
@@ -127,6 +128,12 @@ class Dynamic:
         return self.point.operations / self.full_operations
 
     @property
+    def milliseconds(self) -> float | None:
+        """Expected per image, by the times that the policy was found for; None where it was found for none."""
+        times = self.policy.found.get("times")
+        return None if times is None else sum(s * time for s, time in zip(self.point.shares, times, strict=True))
+
+    @property
     def lost(self) -> int:
         """Images answered wrongly that the last exit gets right."""
         return sum(row.lost for row in self.classes)
@@ -148,6 +155,7 @@ class Dynamic:
             "full_accuracy": self.full_top1,
             "operations": self.point.operations,
             "operations_share": self.share,
+            "milliseconds": self.milliseconds,
             "lost": self.lost,
             "gained": self.gained,
             "exits": [{"exit": k, **asdict(row)} for k, row in enumerate(self.exits, 1)],
@@ -208,11 +216,14 @@ def _kept(path: Path, test: Record, cost: Cost) -> tuple[Point | None, Certifica
         return None, None, None
     try:
         policy = Policy.load(path)
-        return curve([policy], test, cost).points[0], Certificate.of(policy), None
+        (point,) = curve([policy], test, cost).points
+        if policy.found.get("times") is not None:
+            check_times(policy.found["times"], policy.num_exits)
+        return point, Certificate.of(policy), None
     except (UsageError, OfframpError) as error:
         return None, None, f"{path.name} was left aside. {error}"
     except (KeyError, TypeError) as error:
-        return None, None, f"{path.name} was left aside. Its certificate is damaged: {error!r}."
+        return None, None, f"{path.name} was left aside. What it says of its origin is damaged: {error!r}."
 
 
 def _percent(mask_S: Tensor) -> float:
