@@ -11,8 +11,9 @@ from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, fit_temperatures, policy_for
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 from offramp.reports import find_policy
-from offramp.reports.exit_table import exit_table
+from offramp.reports.dynamic import leaves_from
 from offramp.reports.policy import exit_times, write_policy
+from offramp.reports.terminal import exit_table
 from offramp.runs import RunFolder, load
 from offramp.storage import weights_hash
 
@@ -189,11 +190,11 @@ def test_the_table_says_what_each_exit_does(run):
     console.print(exit_table(use, "A [remark]."))
     text = " ".join(console.export_text().split())
     for k, exit in enumerate(use.exits, 1):
-        threshold = {NOBODY: "nobody", EVERYBODY: "all"}.get(exit.threshold, f"{exit.threshold:.4f}")
         top1, full_top1 = ("-" if value is None else f"{value:.2f}" for value in (exit.top1, exit.full_top1))
-        assert f"{k} {threshold} {exit.share:.1%} {top1} {full_top1}" in text
+        assert f"{k} {leaves_from(exit.threshold)} {exit.share:.1%} {top1} {full_top1}" in text
     assert f"all 100.0% {use.top1:.2f} {use.full_top1:.2f}" in text
     assert "A [remark]." in text
     assert f"{use.operations:,.0f}, {use.operations / use.full_operations:.1%} of the full network." in text
     milliseconds = use.policy.found["milliseconds"]
-    assert f"{milliseconds:.4g}, {milliseconds / 1.6:.1%} of the full network, as measured on cpu: made [up]" in text
+    assert f"{milliseconds:.4g}, {milliseconds / 1.6:.1%} of the full network, as measured in batches of 1 on" in text
+    assert "on cpu: made [up]." in text

@@ -41,8 +41,7 @@ def certify(
     """
     from offramp.policy import Measure
     from offramp.reports import certify as certify_run
-    from offramp.reports.exit_table import exit_table
-    from offramp.reports.terminal import console, passes
+    from offramp.reports.terminal import console, exit_table, passes
 
     with passes() as progress:
         certified = certify_run(

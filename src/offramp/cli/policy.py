@@ -46,8 +46,7 @@ def policy(
     """
     from offramp.policy import Measure
     from offramp.reports import find_policy
-    from offramp.reports.exit_table import exit_table
-    from offramp.reports.terminal import console, passes
+    from offramp.reports.terminal import console, exit_table, passes
 
     with passes() as progress:
         found = find_policy(

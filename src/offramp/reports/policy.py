@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from offramp.costs import Cost, cost
 from offramp.data import Parts
@@ -17,30 +16,12 @@ from offramp.evaluation.targets import check_one, check_target
 from offramp.evaluation.thresholds import check_times
 from offramp.network import EarlyExitNet
 from offramp.policy import SOFTMAX, Measure, Policy
+from offramp.reports.dynamic import ExitUse, exit_uses
 from offramp.reports.evaluate import Progress, check_trained_on, named, network_of, parts_of
 from offramp.runs import RunFolder, read_json
 from offramp.storage import weights_hash
 
 BATCH = "1"  # whose times are taken where none is named
-
-
-@dataclass(frozen=True)
-class ExitUse:
-    """What a policy does at one exit.
-
-    Attributes:
-        threshold: Confidence from which an image leaves.
-        images: How many leave here.
-        share: Their share of all images, in [0, 1].
-        top1: Accuracy of those images, in percent; None where none leaves.
-        full_top1: Accuracy of the last exit on the same images.
-    """
-
-    threshold: float
-    images: int
-    share: float
-    top1: float | None
-    full_top1: float | None
 
 
 @dataclass(frozen=True)
@@ -87,12 +68,6 @@ def write_policy(policy: Policy, record: Record, cost: Cost, written: Path) -> P
     choice = policy.choose(record.logits_KSC, record.num_classes)
     right_S = choice.labels_S == record.targets_S
     full_S = policy.log_probs(-1, record.logits_KSC[-1], record.num_classes).argmax(-1) == record.targets_S
-    exits = []
-    for k, threshold in enumerate(policy.thresholds):
-        here_S = choice.exits_S == k
-        images = int(here_S.sum())
-        top1, full_top1 = (_percent(mask_S[here_S]) if images else None for mask_S in (right_S, full_S))
-        exits.append(ExitUse(threshold, images, images / record.num_images, top1, full_top1))
     operations_K = torch.tensor([count.operations for count in cost.exits], dtype=torch.float64)
     replaced = _holds_certificate(written)
     policy.save(written)
@@ -102,16 +77,12 @@ def write_policy(policy: Policy, record: Record, cost: Cost, written: Path) -> P
         replaced=replaced,
         split=record.split,
         images=record.num_images,
-        exits=tuple(exits),
-        top1=_percent(right_S),
-        full_top1=_percent(full_S),
+        exits=exit_uses(policy.thresholds, choice.exits_S, right_S, full_S),
+        top1=100 * right_S.double().mean().item(),
+        full_top1=100 * full_S.double().mean().item(),
         operations=operations_K[choice.exits_S].mean().item(),
         full_operations=cost.exits[-1].operations,
     )
-
-
-def _percent(right_S: Tensor) -> float:
-    return 100 * right_S.double().mean().item()
 
 
 def _holds_certificate(path: Path) -> bool:

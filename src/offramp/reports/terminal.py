@@ -7,11 +7,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from offramp.reports.dynamic import MAX_DROP
+from offramp.reports.dynamic import MAX_DROP, leaves_from
 from offramp.reports.evaluate import Progress as PassProgress
 from offramp.reports.evaluation import Evaluation
 from offramp.reports.figures import short
+from offramp.reports.policy import PolicyUse
 from offramp.reports.report import with_error
 
 
@@ -80,3 +82,26 @@ def _dynamic_lines(evaluation: Evaluation) -> list[str]:
     policy = found.source or f"thresholds found for a drop of {MAX_DROP:g} points"
     line = f"{policy}: {found.point.accuracy:.1f} % at {100 * found.share:.0f} % of the operations"
     return [line, *([found.note] if found.note else [])]
+
+
+def exit_table(use: PolicyUse, remark: str) -> RenderableType:
+    """A row an exit and one for all images, `remark` on what the figures are worth, and what an image costs."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("exit", "leaves from", "images", "top-1 %", "last exit on them %"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for k, exit in enumerate(use.exits, 1):
+        accuracies = ("-" if value is None else f"{value:.2f}" for value in (exit.top1, exit.full_top1))
+        table.add_row(str(k), leaves_from(exit.threshold), f"{exit.share:.1%}", *accuracies)
+    table.add_section()
+    table.add_row("all", "", f"{1:.1%}", f"{use.top1:.2f}", f"{use.full_top1:.2f}")
+    share = use.operations / use.full_operations
+    lines = [remark, f"Operations per image: {use.operations:,.0f}, {share:.1%} of the full network."]
+    found = use.policy.found
+    if "milliseconds" in found:
+        share = found["milliseconds"] / found["times"][-1]
+        how = "a stream" if found["batch"] == "stream" else f"batches of {found['batch']}"
+        lines.append(
+            f"Milliseconds per image: {found['milliseconds']:.4g}, {share:.1%} of the full network, as measured in "
+            f"{how} on {found['device']}."
+        )
+    return Group(table, *map(Text, lines))
