@@ -18,12 +18,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pairs import conditions
 from torchvision.io import write_png
 
 from offramp import objectives, shipped
 from offramp.data import Split
 from offramp.data.memory import MemorySplit
+from offramp.engine.timing import conditions
 from offramp.errors import OfframpError, UsageError
 from offramp.reports import Evaluation, evaluate
 from offramp.reports.evaluate import parts_of

@@ -11,13 +11,14 @@ import json
 import time
 from collections.abc import Callable
 
-from pairs import conditions, median, ratio, take_turns  # isort: skip # sets what torch reads when it is loaded
+import caches  # isort: skip  # noqa: F401  sets what torch reads when it is loaded
 
 import torch
 
 from offramp import objectives
 from offramp.backbones import msdnet
 from offramp.data import Batch
+from offramp.engine.timing import conditions, median, ratio, take_turns
 from offramp.rules import Standard, Workbench
 
 VARIANTS = {  # name -> objective, precision, channels-last; the first is what the others are compared with

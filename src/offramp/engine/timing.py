@@ -3,21 +3,25 @@
 import math
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# oneDNN keeps 1,024 primitives, a network like MSDNet-7 needs 600 for a training step: variants that take turns would
-# throw out each other's. Read when torch is loaded.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
-os.environ.setdefault("LRU_CACHE_CAPACITY", "16384")
-
 import torch
+
+from offramp.devices import describe_device
+from offramp.errors import UsageError
 
 
 def take_turns(variants: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Seconds of each variant in every round; the order turns around from round to round."""
-    for _ in range(warmup):  # allocations and caches
+    """Seconds of each variant in every round; the order turns around from round to round.
+
+    Args:
+        variants: By name, what runs once and says how many seconds it took.
+        rounds: How many times each runs.
+        warmup: Rounds before them that are not counted: allocations and caches.
+    """
+    for _ in range(warmup):
         for step in variants.values():
             step()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
@@ -28,32 +32,47 @@ def take_turns(variants: Mapping[str, Callable[[], float]], rounds: int, warmup:
     return seconds
 
 
-def ratio(seconds: list[float], reference: list[float]) -> dict[str, float]:
-    """Median of the paired ratios, and the bounds of its one-sided 95 % intervals (`at_least`, `at_most`).
+def ratio(seconds: Sequence[float], reference: Sequence[float], level: float = 0.05) -> dict[str, float]:
+    """Median of the paired ratios, and the bounds of its one-sided intervals (`at_least`, `at_most`).
 
     The bounds are order statistics: nothing is assumed of the distribution.
+
+    Args:
+        seconds: Of each round.
+        reference: Of the same rounds.
+        level: How likely a bound may be wrong; each by itself.
+
+    Raises:
+        UsageError: Too few rounds for bounds of this level: n rounds allow none below 1 / 2^n.
     """
     ordered = sorted(a / b for a, b in zip(seconds, reference, strict=True))
     n = len(ordered)
     below = [sum(math.comb(n, i) for i in range(rank + 1)) / 2**n for rank in range(n)]  # P(rank or fewer below it)
-    rank = max(i for i, probability in enumerate(below) if probability <= 0.05)
+    ranks = [i for i, probability in enumerate(below) if probability <= level]
+    if not ranks:
+        needed = math.ceil(-math.log2(level))
+        raise UsageError(f"{n} rounds are too few for an interval that is wrong with probability {level:g}: {needed}.")
     return {
         "ratio": round(median(ordered), 4),
-        "at_least": round(ordered[rank], 4),
-        "at_most": round(ordered[n - 1 - rank], 4),
+        "at_least": round(ordered[ranks[-1]], 4),
+        "at_most": round(ordered[n - 1 - ranks[-1]], 4),
     }
 
 
-def median(values: list[float]) -> float:
+def median(values: Sequence[float]) -> float:
     """The middle value, or the mean of the middle two."""
     ordered, n = sorted(values), len(values)
     return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 
 
-def conditions() -> dict[str, Any]:
-    """Device, threads, versions and how busy the machine was: what a figure needs beside it."""
+def conditions(device: torch.device | None = None) -> dict[str, Any]:
+    """Device, threads, versions and how busy the machine was: what a figure needs beside it.
+
+    Args:
+        device: Where things are computed; the processor by default.
+    """
     return {
-        "device": _cpu_name(),
+        "device": _cpu_name() if device is None or device.type == "cpu" else describe_device(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2),
