@@ -14,7 +14,7 @@ from offramp.reports.dynamic import Dynamic
 from offramp.runs import RunFolder, read_json
 from offramp.storage import load_tensors, weights_hash
 
-FORMAT = 1  # of evaluation.json
+FORMAT = 1  # of evaluation.json; one more key is no new format
 
 
 @dataclass(frozen=True)
