@@ -3,6 +3,7 @@
 B images of a batch, K exits, N classes.
 """
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -103,20 +104,44 @@ class Engine:
         """K."""
         return self.network.num_exits
 
-    def use(self, form: Form, plans: Mapping[int, Plan], stream: Plan | None = None) -> None:
+    def use(
+        self,
+        form: Form,
+        plans: Mapping[int, Plan],
+        stream: Plan | None = None,
+        *,
+        chunks: Mapping[int, int | None] | None = None,
+    ) -> None:
         """Run in this form from now on, a batch under the plan of the largest size that is not above its own.
 
-        Streams are run under `stream`; by default under the plan for the largest batches.
+        Streams are run under `stream`; by default under the plan for the largest batches. `chunks` are what `straight`
+        takes at a time, by size; by default what the plans do.
         """
-        for plan in (*plans.values(), *([] if stream is None else [stream])):
+        for plan in filter(None, (*plans.values(), stream)):
             self._check(plan)
-        self.stream_plan = plans[max(plans)] if stream is None else stream
         self.program = Program(self.network, form, self.device)
+        self._arrange(plans, stream, chunks)
+
+    def under(
+        self, plans: Mapping[int, Plan], stream: Plan | None = None, *, chunks: Mapping[int, int | None] | None = None
+    ) -> "Engine":
+        """An engine under other plans that shares this one's program; arguments as of `use`."""
+        for plan in filter(None, (*plans.values(), stream)):
+            self._check(plan)
+        twin = copy.copy(self)
+        twin._arrange(plans, stream, chunks)
+        return twin
+
+    def _arrange(self, plans: Mapping[int, Plan], stream: Plan | None, chunks: Mapping[int, int | None] | None) -> None:
+        self.stream_plan = plans[max(plans)] if stream is None else stream
         self.plans = dict(sorted(plans.items()))
         last = self.num_exits - 1
         self._asked = {plan: self._asked_under(plan) for plan in (*self.plans.values(), self.stream_plan)}
         self._straight = {
-            size: Straight(self.program, self.policy, last, plan.chunk) for size, plan in self.plans.items()
+            size: Straight(
+                self.program, self.policy, last, plan.chunk if plan.straight else (chunks or {}).get(size, plan.chunk)
+            )
+            for size, plan in self.plans.items()
         }
 
     def _check(self, plan: Plan) -> None:
@@ -138,6 +163,13 @@ class Engine:
         """What is called for a batch of so many images: where the plan is to run straight on, nothing but that."""
         size = self._size(images)
         return self._straight[size] if self.plans[size].straight else self._adaptive
+
+    def straight(self, images: int) -> Straight:
+        """The plain way for a batch of so many images, in the engine's form: what exits have to be faster than.
+
+        Where the plan is to run straight on, it is what `runs` gives, the same object.
+        """
+        return self._straight[self._size(images)]
 
     def _open(self) -> tuple[int, ...]:
         """The exits whose heads matter: those that may take an image; under patience, those before them too."""
