@@ -6,13 +6,23 @@ from offramp import config
 from offramp.config import Spec
 from offramp.errors import UsageError
 from offramp.rules.base import Outcome, TrainingRule, Workbench
+from offramp.rules.gradient_equilibrium import GradientEquilibrium
 from offramp.rules.standard import Standard
 
 RULES: dict[str, Any] = {
+    "gradient-equilibrium": GradientEquilibrium,
     "standard": Standard,
 }
 
-__all__ = ["RULES", "Outcome", "Standard", "TrainingRule", "Workbench", "build"]
+__all__ = [
+    "RULES",
+    "GradientEquilibrium",
+    "Outcome",
+    "Standard",
+    "TrainingRule",
+    "Workbench",
+    "build",
+]
 
 
 def build(spec: Spec) -> TrainingRule:

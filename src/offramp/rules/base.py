@@ -93,7 +93,14 @@ class TrainingRule(ABC):
     """What happens to a batch and at the end of an epoch."""
 
     needs_plain: ClassVar[bool] = False
-    """Whether the rule needs the plain network: no compiled form (second order, parameters replaced)."""
+    """Whether the rule needs the plain network: no compiled form (several backward passes, second order)."""
+
+    def check(self, network: EarlyExitNet) -> None:  # noqa: B027 - most rules train any network
+        """Refuse a network that the rule is not made for; called before anything is written.
+
+        Raises:
+            UsageError: The reason, and the way out.
+        """
 
     def prepare(self, bench: Workbench) -> None:
         """Called once, before the first step and before `load_state`."""

@@ -33,6 +33,7 @@ class Job:
         """Refuse what does not fit together, before anything is written."""
         network, train = self.network, self.train
         objectives.check_fits(self.objective, damping=network.damping)
+        self.rule.check(network)
         if network.num_classes != train.num_classes:
             raise UsageError(
                 f"The network tells {network.num_classes} classes apart, {train.name} has {train.num_classes}; build "
