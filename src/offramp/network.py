@@ -91,6 +91,10 @@ class EarlyExitNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[K, B, C]` of every exit for images `[B, channels, height, width]`."""
+        return torch.stack(self.exit_logits(images))
+
+    def exit_logits(self, images: Tensor) -> list[Tensor]:
+        """The same, `[B, C]` for each exit: a gradient taken from one of them runs through no other exit."""
         last = self.num_exits - 1
         carry: Carry = (images,)
         logits = []
@@ -99,7 +103,7 @@ class EarlyExitNet(nn.Module):
             link = self.link if k < last else plain_link
             seen, carry = link(k, self.num_exits, carry, self.reads[k])
             logits.append(head(seen))
-        return torch.stack(logits)
+        return logits
 
     def class_log_probs(self, logits_KBC: Tensor, *, renormalise: bool = False) -> Tensor:
         """See `class_log_probs`."""
@@ -119,11 +123,17 @@ def class_log_probs(logits_KBC: Tensor, num_classes: int, *, renormalise: bool =
     return logits.log_softmax(-1)[..., :num_classes]
 
 
-def _classes_of(head: nn.Module) -> int:
+def last_linear(head: nn.Module) -> nn.Linear | None:
+    """The Linear layer that an exit ends with; None where it has none."""
     linears = [module for module in head.modules() if isinstance(module, nn.Linear)]
-    if not linears:
+    return linears[-1] if linears else None
+
+
+def _classes_of(head: nn.Module) -> int:
+    linear = last_linear(head)
+    if linear is None:
         raise UsageError("The exits have no Linear layer to read the number of classes from; pass `num_classes`.")
-    return linears[-1].out_features
+    return linear.out_features
 
 
 P = ParamSpec("P")

@@ -6,15 +6,18 @@ from offramp import config
 from offramp.config import Spec
 from offramp.errors import UsageError
 from offramp.rules.base import Outcome, TrainingRule, Workbench
+from offramp.rules.dfs import DFS
 from offramp.rules.gradient_equilibrium import GradientEquilibrium
 from offramp.rules.standard import Standard
 
 RULES: dict[str, Any] = {
+    "dfs": DFS,
     "gradient-equilibrium": GradientEquilibrium,
     "standard": Standard,
 }
 
 __all__ = [
+    "DFS",
     "RULES",
     "GradientEquilibrium",
     "Outcome",
