@@ -8,11 +8,13 @@ from offramp.errors import UsageError
 from offramp.rules.base import Outcome, TrainingRule, Workbench
 from offramp.rules.dfs import DFS
 from offramp.rules.gradient_equilibrium import GradientEquilibrium
+from offramp.rules.pcgrad import PCGrad
 from offramp.rules.standard import Standard
 
 RULES: dict[str, Any] = {
     "dfs": DFS,
     "gradient-equilibrium": GradientEquilibrium,
+    "pcgrad": PCGrad,
     "standard": Standard,
 }
 
@@ -21,6 +23,7 @@ __all__ = [
     "RULES",
     "GradientEquilibrium",
     "Outcome",
+    "PCGrad",
     "Standard",
     "TrainingRule",
     "Workbench",

@@ -97,6 +97,8 @@ def _train_in(folder: RunFolder, job: Job, device: torch.device) -> EarlyExitNet
     place = Placement(device, config.channels_last)
     network.to(device=device, memory_format=place.layout)  # type: ignore[call-overload]
     plain = rule.needs_plain or not config.compile
+    if config.compile and plain:
+        _say(f"{type(rule).__name__} trains the network as it is; compile has no effect.")
     bench = Workbench(
         network=network,
         forward=network if plain else torch.compile(network, dynamic=False),

@@ -1,0 +1,27 @@
+"""PCGrad (Yu et al., NeurIPS 2020): of two gradients that conflict, each loses what points against the other.
+
+K exits.
+"""
+
+from torch import Tensor
+
+from offramp.rules.surgery import GradientSurgery, weighting
+
+
+class PCGrad(GradientSurgery):
+    """The sum of the exits' gradients, each projected off the others that it conflicts with.
+
+    For each exit k, d_k starts as g_k and visits the other exits in random order; where d_k g_j < 0, it is replaced by
+    d_k - (d_k g_j / |g_j|²) g_j. The update is the sum of the d_k. The order comes from torch's generator, which the
+    training loop seeds anew at every step.
+
+    Raises:
+        UsageError: If torchjd is not installed.
+    """
+
+    def __init__(self) -> None:
+        self._weighting = weighting("PCGradWeighting")
+
+    def weights(self, gramian_KK: Tensor) -> Tensor:
+        """The sum of the d_k, as weights of the g_k."""
+        return self._weighting(gramian_KK)
