@@ -1,6 +1,7 @@
-"""Some steps of the standard rule, batch norm in eval mode, float64: `python some_steps.py OUT OBJECTIVE LAYOUT`.
+"""Some steps of each rule, batch norm in eval mode, float64: `python some_steps.py OUT OBJECTIVE LAYOUT RULES...`.
 
-Started plainly it is one process; under torchrun the processes share each batch. The weights after it go to OUT.
+Started plainly it is one process; under torchrun the processes share each batch. The weights after it go to the folder
+OUT, one file for each rule, by its name.
 """
 
 import sys
@@ -10,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from offramp import objectives, processes
+from offramp import objectives, processes, rules
 from offramp.backbones import msdnet
 from offramp.config import Spec
 from offramp.data import Batch
-from offramp.rules import Standard, Workbench
+from offramp.rules import Workbench
 from offramp.storage import save_tensors
 
 BATCHES = (1, 13, 8, 1)  # shares of unequal size, and some that are empty
@@ -33,7 +34,7 @@ class Detached(nn.Module):
         return logits
 
 
-def main(out: Path, name: str, layout: torch.memory_format) -> None:
+def main(out: Path, name: str, layout: torch.memory_format, rule_name: str) -> None:
     torch.manual_seed(0)
     network = msdnet(
         exits=3, num_classes=5, damping=True, channels=4, growth=2, growth_factors=(1, 2), bottleneck_factors=(1, 2),
@@ -43,21 +44,23 @@ def main(out: Path, name: str, layout: torch.memory_format) -> None:
     network.exits[1] = Detached(network.exits[1])
     objective = objectives.build(Spec.parse(name.split()))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5, momentum=0.9, weight_decay=1e-4, fused=True)
-    rule = Standard()
+    rule = rules.build(Spec.parse(rule_name.split()))
     rule.prepare(Workbench(network=network, forward=network, objective=objective, optimizer=optimizer))
-    for size in BATCHES:
+    for number, size in enumerate(BATCHES):
+        torch.manual_seed(number)  # a rule may draw in the first process alone
         images, targets = torch.randn(size, 1, 16, 16, dtype=torch.float64), torch.randint(5, (size,))
         images, share = images.to(memory_format=layout), processes.share_of(size)
         rule.step(Batch(images[share], targets[share], torch.arange(size)[share], size), progress=0.0)
         assert all(parameter.grad is None for parameter in network.exits[1].parameters())
     if processes.rank() == 0:
-        save_tensors(out, network.state_dict())
+        save_tensors(out / rule_name, network.state_dict())
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if dist.is_torchelastic_launched():
         dist.init_process_group("gloo")
-    main(Path(sys.argv[1]), sys.argv[2], getattr(torch, sys.argv[3]))
+    for rule_name in sys.argv[4:]:
+        main(Path(sys.argv[1]), sys.argv[2], getattr(torch, sys.argv[3]), rule_name)
     if dist.is_initialized():
         dist.destroy_process_group()

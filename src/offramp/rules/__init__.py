@@ -6,12 +6,14 @@ from offramp import config
 from offramp.config import Spec
 from offramp.errors import UsageError
 from offramp.rules.base import Outcome, TrainingRule, Workbench
+from offramp.rules.cagrad import CAGrad
 from offramp.rules.dfs import DFS
 from offramp.rules.gradient_equilibrium import GradientEquilibrium
 from offramp.rules.pcgrad import PCGrad
 from offramp.rules.standard import Standard
 
 RULES: dict[str, Any] = {
+    "cagrad": CAGrad,
     "dfs": DFS,
     "gradient-equilibrium": GradientEquilibrium,
     "pcgrad": PCGrad,
@@ -21,6 +23,7 @@ RULES: dict[str, Any] = {
 __all__ = [
     "DFS",
     "RULES",
+    "CAGrad",
     "GradientEquilibrium",
     "Outcome",
     "PCGrad",

@@ -1,0 +1,206 @@
+"""What every rule keeps, whatever its method."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import offramp
+from offramp import data
+from offramp.cli import main
+from offramp.config import Spec, TrainConfig
+from offramp.data import Batch, Parts
+from offramp.errors import UsageError
+from offramp.network import EarlyExitNet, plain_link
+from offramp.objectives import CrossEntropy, PowerSqrt, dynamic
+from offramp.rules import DFS, RULES, GradientEquilibrium, Standard, TrainingRule, Workbench, build
+from offramp.runs import RunFolder
+
+NAMES = [
+    "dfs",
+    "dfs ratio=0.3 head=rest dropout=0.5",
+    "gradient-equilibrium",
+    "pcgrad",
+    "cagrad",
+    "cagrad c=0.4 rescale=false",
+]
+
+
+def rule_of(name: str) -> TrainingRule:
+    return build(Spec.parse(name.split()))
+
+
+def images() -> Parts:
+    """Two classes told apart by brightness, 8 x 8 pixels."""
+    labels = np.arange(60) % 2
+    noise = np.random.default_rng(0).integers(0, 100, (60, 1, 8, 8))
+    pixels = (noise + 150 * labels.reshape(-1, 1, 1, 1)).astype(np.uint8)
+    return data.arrays(pixels, labels, batch_size=16, holdout=10)
+
+
+def network_of(num_exits: int = 3) -> EarlyExitNet:
+    torch.manual_seed(0)
+    stages = [nn.Sequential(nn.Conv2d(c, 4, 3), nn.BatchNorm2d(4), nn.ReLU()) for c in (1, 4, 4)]
+    exits = [nn.Sequential(nn.Flatten(), nn.Linear(4 * side**2, 3)) for side in (6, 4, 2)]
+    return EarlyExitNet(stages[:num_exits], exits[:num_exits], damping=True)
+
+
+def bench_of(network: EarlyExitNet, forward: Any = None, objective: Any = None) -> Workbench:
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, fused=True)
+    return Workbench(
+        network=network,
+        forward=network if forward is None else forward,
+        objective=objective or dynamic(),
+        optimizer=optimizer,
+    )
+
+
+def step(rule: TrainingRule, bench: Workbench) -> None:
+    rule.prepare(bench)
+    torch.manual_seed(0)
+    rule.step(Batch(torch.randn(6, 1, 8, 8), torch.tensor([0, 1] * 3), torch.arange(6), 6), 0.0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    tmp_path: Path, name: str, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = images()
+    config = TrainConfig(epochs=3, lr=0.02, save_every_steps=2, precision=precision)
+
+    def fit(out: str) -> EarlyExitNet:
+        return offramp.fit(
+            network_of(), dynamic(), parts.train, parts.val, config, out=tmp_path / out, rule=rule_of(name)
+        )
+
+    trained = fit("calm")
+    assert trained.link is plain_link
+
+    class PlugPulledError(Exception):
+        pass
+
+    calls = 0
+
+    def terms(self: PowerSqrt, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 7:  # the first is the trial of one image before training
+            raise PlugPulledError
+        return original(self, *args, **kwargs)
+
+    original = PowerSqrt.terms
+    with monkeypatch.context() as patch:
+        patch.setattr(PowerSqrt, "terms", terms)
+        with pytest.raises(PlugPulledError):
+            fit("resumed")
+    fit("resumed")
+    for file in ("weights.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "calm" / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes()
+    lines = RunFolder(tmp_path / "calm").read_metrics()
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    described = Spec.from_json(RunFolder(tmp_path / "calm").read_config()["rule"])
+    assert build(described).settings() == rule_of(name).settings()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "dropout" not in name])
+def test_with_one_exit_every_rule_is_plain_training(name: str) -> None:
+    found, plain = network_of(1), network_of(1)
+    step(rule_of(name), bench_of(found))
+    step(Standard(), bench_of(plain))
+    for parameter, other in zip(found.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(parameter, other)
+
+
+def test_a_network_that_a_rule_is_not_made_for_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    parts = images()
+    exits = [nn.Sequential(nn.Conv2d(1, 2, 8), nn.Flatten()) for _ in range(2)]
+    network = EarlyExitNet([nn.Identity()] * 2, exits, num_classes=2)
+    with pytest.raises(UsageError, match="exit 1 has none"):
+        offramp.fit(network, CrossEntropy(), parts.train, parts.val, out=tmp_path / "run", rule=DFS(dropout=0.5))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_a_link_is_there_in_steps_only(name: str) -> None:
+    """Also where a step breaks off, and where the network had a link of its own."""
+
+    def own_link(*args: Any) -> Any:
+        return plain_link(*args)
+
+    class Odd(CrossEntropy):
+        def terms(self, *args: Any, **kwargs: Any) -> Any:
+            seen.append(network.link)
+            raise ArithmeticError
+
+    seen: list[Any] = []
+    network = network_of()
+    network.link = own_link
+    rule = rule_of(name)
+    with pytest.raises(ArithmeticError):
+        step(rule, bench_of(network, objective=Odd()))
+    assert seen == [rule.link]  # type: ignore[attr-defined]
+    assert network.link is own_link
+    assert not any(module._forward_pre_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("rule", [DFS(), DFS(ratio=0.3, head="rest"), GradientEquilibrium()])
+def test_compiled_networks_take_links(rule: Any) -> None:
+    found, plain, standard = network_of(), network_of(), network_of()
+    compiled = torch.compile(found, dynamic=False, backend="aot_eager")
+    found.train()
+    compiled(torch.randn(6, 1, 8, 8))  # a graph without the link is there already
+    found.load_state_dict(plain.state_dict())
+    step(rule, bench_of(found, compiled))
+    step(rule, bench_of(plain))
+    step(Standard(), bench_of(standard))
+    for parameter, other in zip(found.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(parameter, other)
+    assert not torch.allclose(found.stages[0][0].weight, standard.stages[0][0].weight, rtol=1e-3)
+
+
+def test_compiled_networks_take_dropout_in_steps_only() -> None:
+    """With one image, the gradient of a Linear is 0 where its input was dropped."""
+    image = Batch(torch.randn(1, 1, 8, 8), torch.tensor([1]), torch.arange(1), 1)
+
+    def gradients(dropout: float) -> list[torch.Tensor]:
+        rule = DFS(dropout=dropout)
+        rule.prepare(bench)
+        rule.step(image, 0.0)
+        return [head[-1].weight.grad[0].clone() for head in network.exits]
+
+    network = network_of()
+    bench = bench_of(network, torch.compile(network, dynamic=False, backend="aot_eager"))
+    dropped = gradients(0.5)
+    network.eval()
+    torch.testing.assert_close(bench.forward(image.images_BCHW), network(image.images_BCHW))
+    network = network_of()
+    bench = bench_of(network)
+    whole = gradients(0.0)
+    assert torch.cat(dropped)[torch.cat(whole) != 0].eq(0).double().mean().item() == pytest.approx(0.5, abs=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_runs_end_with_the_same_bytes(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = images()
+    config = TrainConfig(epochs=2, lr=0.02, compile=True)
+    for out in ("a", "b"):
+        torch._dynamo.reset()
+        offramp.fit(network_of(), dynamic(), parts.train, parts.val, config, out=tmp_path / out, rule=rule_of(name))
+    assert (tmp_path / "a" / "weights.safetensors").read_bytes() == (
+        tmp_path / "b" / "weights.safetensors"
+    ).read_bytes()
+    assert ("compile has no effect" in capsys.readouterr().err) == rule_of(name).needs_plain
+
+
+def test_help_names_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--help"])
+    text = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    sentence = text[text.index("What happens to a batch: ") :].partition("package.module:Name")[0]
+    assert all(name in sentence for name in RULES)
