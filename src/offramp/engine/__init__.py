@@ -1,10 +1,12 @@
 """The engine: early exits that really skip work, on any machine."""
 
 from offramp.engine.agreement import BF16, FLOAT32, Agreement, agreement
-from offramp.engine.engine import Engine, Straight
+from offramp.engine.engine import Engine
 from offramp.engine.form import PLAIN, Form, Program
 from offramp.engine.plan import SIZES, Plan, Tally
 from offramp.engine.rows import Answers
+from offramp.engine.straight import Straight
+from offramp.engine.tuning import Tuning
 
 __all__ = [
     "BF16",
@@ -19,5 +21,6 @@ __all__ = [
     "Program",
     "Straight",
     "Tally",
+    "Tuning",
     "agreement",
 ]

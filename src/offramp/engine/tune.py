@@ -1,0 +1,352 @@
+"""Finds how an engine is fastest on this machine, and never slower than the network run straight on.
+
+Stages and exits are timed by themselves, plans are chosen by those times (`choice`), and what looks faster than
+straight on has to prove it, in turns with it on real batches. B images of a batch, K exits, S images.
+"""
+
+import copy
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from offramp.engine.agreement import BF16, FLOAT32, agreement
+from offramp.engine.choice import WORTH, Choice, Expected, Flow, TimeTable, choose, choose_stream, exit_ms
+from offramp.engine.form import PLAIN, Form, Program
+from offramp.engine.plan import Plan, Tally
+from offramp.engine.rows import Answers, Rows
+from offramp.engine.timing import conditions, median, ratio, take_turns
+from offramp.engine.tuning import CERTIFICATE, STREAM, Gain, Trial, Tuning, described
+from offramp.errors import UsageError
+from offramp.policy import PATIENCE
+from offramp.storage import weights_hash
+
+if TYPE_CHECKING:
+    from offramp.engine.engine import Engine
+
+FORMS = (Form(), Form(channels_last=False))
+KERNELS_KEPT = 1024  # oneDNN's cache by default
+STREAM_BATCH = 32  # images that come together in the stream that is tried
+CLOSE = 1.15  # ways straight on that are expected within this factor of the best are tried
+TRIED = 3  # ways straight on, and plans with exits, at most
+SORTING, PROVING = 3, 11  # rounds to find the best of each kind, and to compare these two
+TABLE, FORM = 0.3, 0.1  # shares of the time; the rest is for trying plans
+
+
+def tuned(
+    engine: "Engine",
+    images_SCHW: Tensor,
+    batch_sizes: Sequence[int],
+    forms: Sequence[Form] | None,
+    seconds: float,
+) -> Tuning:
+    """See `Engine.tune`."""
+    forms = FORMS if forms is None else forms
+    _check(images_SCHW, batch_sizes, forms, seconds)
+    engine = copy.copy(engine)  # what is tried here does not touch the engine
+    logits_KSC = _plain_logits(engine, images_SCHW)
+    flow = _flow(engine, logits_KSC)
+    trials = _use_best(engine, forms, images_SCHW, logits_KSC, batch_sizes, FORM * seconds)
+    table = time_table(engine, images_SCHW, max(*batch_sizes, 128), TABLE * seconds)
+    share = (1 - TABLE - FORM) * seconds / (len(batch_sizes) + 1)
+    found: dict[str, _Found] = {}
+    for size in sorted(batch_sizes):
+        feed = _batches(images_SCHW, size)
+        found[str(size)] = _proven(engine, choose(table, flow, size), feed, share, _of_batches(size))
+    stream = [torch.cat(_batches(images_SCHW, min(STREAM_BATCH, len(images_SCHW))))]
+    found[STREAM] = _proven(engine, choose_stream(table, flow), stream, share, _of_stream)
+    return Tuning(
+        form=engine.program.form,
+        plans={size: found[str(size)].plan for size in sorted(batch_sizes)},
+        stream=found[STREAM].plan,
+        gains={name: one.gain for name, one in found.items()},
+        chunks={name: one.chunk for name, one in found.items()},
+        exit_ms={
+            name: exit_ms(table, flow, one.with_exits, None if name == STREAM else int(name))
+            for name, one in found.items()
+        },
+        table=table,
+        forms=trials,
+        conditions=conditions(engine.program.device),
+        weights=weights_hash(engine.network.state_dict()),
+        policy=described(engine.policy),
+    )
+
+
+def _check(images_SCHW: Tensor, batch_sizes: Sequence[int], forms: Sequence[Form], seconds: float) -> None:
+    if len(images_SCHW) == 0:
+        raise UsageError("There are no images to tune on; a few hundred like those to come are needed.")
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise UsageError(f"batch_sizes must be one size or more, each at least 1, not {tuple(batch_sizes)}.")
+    if not forms:
+        raise UsageError("forms must name one form or more; None means the usual ones.")
+    if not seconds > 0:
+        raise UsageError(f"seconds must be above 0, not {seconds!r}.")
+
+
+@torch.inference_mode()
+def _plain_logits(engine: "Engine", images_SCHW: Tensor) -> Tensor:
+    """Logits `[K, S, C]` of every exit by the network as it is, on the CPU."""
+    program, logits = Program(engine.network, PLAIN, engine.device), []
+    for images_BCHW in torch.split(images_SCHW, 64):
+        carry, of_exits = program.enter(images_BCHW), []
+        for k in range(program.num_exits):
+            carry = program.stage(k, carry)
+            of_exits.append(program.head(k, carry).cpu())
+        logits.append(torch.stack(of_exits))
+    return torch.cat(logits, 1)
+
+
+def _flow(engine: "Engine", logits_KSC: Tensor) -> Flow:
+    policy = engine.policy
+    confidence_KS, _ = policy.measure.over(logits_KSC, engine.network.num_classes)
+    takes_KS = torch.stack([policy.takes(k, confidence_S) for k, confidence_S in enumerate(confidence_KS)])
+    whole = CERTIFICATE in policy.found or policy.measure.name == PATIENCE
+    return Flow(takes_KS.numpy(), engine.asks(Plan())[:-1], whole)
+
+
+def _use_best(
+    engine: "Engine",
+    forms: Sequence[Form],
+    images_SCHW: Tensor,
+    logits_KSC: Tensor,
+    batch_sizes: Sequence[int],
+    seconds: float,
+) -> tuple[Trial, ...]:
+    """Make the engine run in the form that is best straight on, of those that answer as the plain network does.
+
+    One form is for all sizes: the one whose worst loss against the best at any size is the smallest.
+    """
+    trials: list[Trial] = []
+    admitted: dict[Form, Engine] = {}
+    for form in dict.fromkeys(forms):
+        twin = copy.copy(engine)
+        twin.use(form, {1: Plan()})
+        flips, wrong = _disagreements(twin, images_SCHW, logits_KSC)
+        trials.append(Trial(form, wrong == 0, flips, wrong, {}))
+        if wrong == 0:
+            admitted[form] = twin
+    if len(admitted) < 2:
+        engine.use(next(iter(admitted), PLAIN), {1: Plan()})
+        return tuple(trials)
+    ms: dict[Form, dict[str, float]] = {form: {} for form in admitted}
+    for size in sorted({min(size, 64) for size in (*batch_sizes, 64)}):
+        feed = _batches(images_SCHW, size)
+        turns = {str(form): _Turn(twin.straight(size), feed, twin.wait) for form, twin in admitted.items()}
+        took = _in_turns(turns, SORTING + 2, seconds / 2)
+        for form in admitted:
+            ms[form][str(size)] = 1000 * median(took[str(form)])
+    best = {size: min(of_form[size] for of_form in ms.values()) for size in next(iter(ms.values()))}
+    form = min(admitted, key=lambda form: max(ms[form][size] / best[size] for size in best))
+    engine.use(form, {1: Plan()})
+    return tuple(Trial(one.form, one.admitted, one.flips, one.wrong, ms.get(one.form, {})) for one in trials)
+
+
+def _disagreements(engine: "Engine", images_SCHW: Tensor, logits_KSC: Tensor) -> tuple[int, int]:
+    """Flips and wrong answers of the engine's form, with exits and straight on, together."""
+    straight = Plan(straight=True)
+    flips = wrong = 0
+    for plan in (Plan(), straight):
+        variant = engine.under({1: plan})
+        pieces = [variant(images_BCHW) for images_BCHW in torch.split(images_SCHW, 64)]
+        answers = Answers(*(torch.cat(column).cpu() for column in zip(*pieces, strict=True)))
+        tolerance = BF16 if engine.program.form.bf16 else FLOAT32
+        policy = variant.policy_under(plan)
+        found = agreement(answers, logits_KSC, policy, engine.network.num_classes, tolerance)
+        flips, wrong = flips + found.flips, wrong + found.wrong
+    return flips, wrong
+
+
+def _batches(images_SCHW: Tensor, size: int) -> list[Tensor]:
+    """Whole batches of one size; where there are too few images, they come again."""
+    wanted = max(len(images_SCHW) // size, 1) * size
+    return list(torch.split(images_SCHW[torch.arange(wanted) % len(images_SCHW)], size))
+
+
+@torch.inference_mode()
+def time_table(engine: "Engine", images_SCHW: Tensor, most: int, seconds: float) -> TimeTable:
+    """Times of the engine's stages and exits for 1, 2, 4 ... up to `most` rows, as far as the time allows."""
+    rows, took, cold = [], [], []
+    size, end = 1, time.perf_counter() + seconds
+    while size <= most:
+        batch = _batches(images_SCHW, size)[0]
+        first = _one_pass(engine, batch)
+        started = time.perf_counter()
+        passes = [_one_pass(engine, batch)]
+        each = time.perf_counter() - started
+        repeats = 2 if each == 0 else min(14, max(2, int((end - started) / 8 / each)))
+        passes += [_one_pass(engine, batch) for _ in range(repeats)]
+        rows.append(size)
+        took.append(
+            [[median(values) for values in zip(*columns, strict=True)] for columns in zip(*passes, strict=True)]
+        )
+        stages = zip(first[1], took[-1][1], strict=True)
+        cold.append([max(0.0, before - after) for before, after in stages])
+        size *= 2
+        if size > 8 and time.perf_counter() + 4 * 2 * each > end:
+            break
+    enter_R, stages_KR, heads_KR, drops_KR, parts_R = _by_part(took)
+    modules = zip(engine.network.stages, engine.network.exits, strict=True)
+    return TimeTable(
+        rows_R=tuple(rows),
+        enter_R=enter_R[0],
+        stages_KR=stages_KR,
+        heads_KR=heads_KR,
+        drops_KR=drops_KR,
+        parts_R=tuple(median(of_exits) for of_exits in zip(*parts_R, strict=True)),
+        builds_K=tuple(median(of_sizes) for of_sizes in zip(*cold[1:] or cold, strict=True)),
+        kernels_K=tuple(_kernels(stage) + _kernels(head) for stage, head in modules),
+        capacity=_kernels_kept(engine.program.device),
+    )
+
+
+def _by_part(took: list[list[list[float]]]) -> list[tuple[tuple[float, ...], ...]]:
+    """Parts, stages, rows from rows, parts, stages."""
+    return [tuple(zip(*of_part, strict=True)) for of_part in zip(*took, strict=True)]
+
+
+def _one_pass(engine: "Engine", images_BCHW: Tensor) -> list[list[float]]:
+    """Milliseconds of entering, and of each stage, exit, copy of the carry and parting of those that leave."""
+    clock = _Clock(engine.wait)
+    carry = engine.program.enter(images_BCHW)
+    enter = clock.ms()
+    rows = Rows(torch.arange(len(images_BCHW), device=carry[0].device), carry)
+    stages, heads, drops, parts = [], [], [], []
+    for k in range(engine.num_exits):
+        tally = Tally(engine.num_exits, timed=True)
+        passed, asked = engine.reach(k, rows, tally)
+        stages.append(1000 * (tally.seconds_K[k] - tally.exit_seconds_K[k]))
+        some_B = rows.ids_B % 2 == 1
+        clock.ms()
+        engine.divide(0, passed, asked._replace(takes_B=torch.zeros_like(some_B)))  # 0: the last one takes all
+        nobody = clock.ms()
+        engine.divide(0, passed, asked._replace(takes_B=some_B))
+        parts.append(max(0.0, clock.ms() - nobody))
+        heads.append(1000 * tally.exit_seconds_K[k] + nobody)
+        kept = passed.keep(rows.ids_B)
+        clock.ms()
+        kept.compact()
+        drops.append(clock.ms())
+        rows = passed
+    return [[enter], stages, heads, drops, parts]
+
+
+class _Clock:
+    """Milliseconds from one look at it to the next."""
+
+    def __init__(self, wait: Callable[[], None]) -> None:
+        self.wait = wait
+        self.last = time.perf_counter()
+
+    def ms(self) -> float:
+        self.wait()
+        before, self.last = self.last, time.perf_counter()
+        return 1000 * (self.last - before)
+
+
+def _kernels(module: nn.Module) -> int:
+    return sum(isinstance(one, (nn.Conv2d, nn.Linear)) for one in module.modules())
+
+
+def _kernels_kept(device: torch.device) -> int | None:
+    return int(os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS_KEPT)) if device.type == "cpu" else None
+
+
+class _Turn:
+    """Runs batches, some a round and in the next round others, and says how many seconds they took.
+
+    Args:
+        call: Given a batch.
+        batches: All of them.
+        wait: Waits until the device is done.
+    """
+
+    def __init__(self, call: Callable[[Tensor], object], batches: Sequence[Tensor], wait: Callable[[], None]) -> None:
+        self.call, self.batches, self.wait = call, batches, wait
+        self.next, self.a_round = 0, len(batches)
+
+    def __call__(self) -> float:
+        """The mean of a batch."""
+        started = time.perf_counter()
+        for number in range(self.next, self.next + self.a_round):
+            self.call(self.batches[number % len(self.batches)])
+            self.wait()
+        self.next += self.a_round
+        return (time.perf_counter() - started) / self.a_round
+
+
+def _in_turns(turns: Mapping[str, _Turn], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Seconds of a batch in each round, of as many batches as there is time for; every batch has been run before."""
+    for turn in turns.values():
+        turn.a_round = len(turn.batches)
+    warm = sum(turn() for turn in turns.values())  # seconds of one batch by each
+    for turn in turns.values():
+        turn.next, turn.a_round = 0, max(1, min(len(turn.batches), int(seconds / (rounds * warm))))
+    return take_turns(turns, rounds, warmup=0)
+
+
+class _Found(NamedTuple):
+    """What is best for one size of batch."""
+
+    plan: Plan
+    gain: Gain
+    chunk: int | None
+    with_exits: Plan
+
+
+_Runs = Callable[["Engine", Plan], Callable[[Tensor], object]]
+
+
+def _of_batches(size: int) -> _Runs:
+    return lambda engine, plan: engine.under({size: plan}).runs(size)
+
+
+def _of_stream(engine: "Engine", plan: Plan) -> Callable[[Tensor], object]:
+    """What a plan is called with all images of a stream for: they come in batches; straight on they do not queue."""
+    if plan.straight:
+        return engine.under({1: plan}).straight(1)
+    variant = engine.under({1: plan})
+    return lambda images_SCHW: list(variant.stream(torch.split(images_SCHW, STREAM_BATCH)))
+
+
+def _proven(engine: "Engine", choice: Choice, feed: Sequence[Tensor], seconds: float, runs: _Runs) -> _Found:
+    """The best way straight on, or the best plan with exits where it is faster than that beyond doubt."""
+
+    def turn(plan: Plan) -> _Turn:
+        return _Turn(runs(engine, plan), feed, engine.wait)
+
+    near = [one for one in choice.straight if one.ms <= CLOSE * choice.straight[0].ms][:TRIED]
+    hopeful = choice.adaptive[:TRIED] if choice.gain * WORTH > 1 else ()
+    straight, adaptive = _sorted_out(
+        [turn(one.plan) for one in near], near, [turn(one.plan) for one in hopeful], hopeful, seconds / 3
+    )
+    chunk = straight.plan.chunk
+    with_exits = (adaptive or next(iter(choice.adaptive), straight)).plan
+    if adaptive is None:
+        return _Found(straight.plan, Gain(choice.gain, None), chunk, with_exits)
+    took = _in_turns({"straight": turn(straight.plan), "exits": turn(adaptive.plan)}, PROVING, seconds * 2 / 3)
+    spread = ratio(took["exits"], took["straight"])
+    faster = spread["ratio"] < WORTH and spread["at_most"] < 1
+    gain = Gain(choice.gain, 1 / spread["ratio"])
+    return _Found(adaptive.plan if faster else straight.plan, gain, chunk, with_exits)
+
+
+def _sorted_out(
+    ways: Sequence[_Turn],
+    near: Sequence[Expected],
+    plans: Sequence[_Turn],
+    hopeful: Sequence[Expected],
+    seconds: float,
+) -> tuple[Expected, Expected | None]:
+    """The fastest way straight on and, if any, the fastest plan with exits, each by a few rounds."""
+    if len(near) == 1 and len(hopeful) < 2:
+        return near[0], next(iter(hopeful), None)
+    turns = {str(number): turn for number, turn in enumerate((*ways, *plans))}
+    took = {int(name): median(values) for name, values in _in_turns(turns, SORTING, seconds).items()}
+    best = min(range(len(near)), key=took.__getitem__)
+    if not hopeful:
+        return near[best], None
+    return near[best], hopeful[min(range(len(hopeful)), key=lambda number: took[len(near) + number])]

@@ -1,0 +1,154 @@
+"""What `tune` found, as a value that can be kept and applied again."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from offramp.engine.choice import TimeTable
+from offramp.engine.form import Form
+from offramp.engine.plan import Plan
+from offramp.engine.timing import conditions
+from offramp.errors import UsageError
+from offramp.policy import Policy
+from offramp.storage import weights_hash
+
+if TYPE_CHECKING:
+    from offramp.engine.engine import Engine
+
+FORMAT = 1
+STREAM = "stream"
+CERTIFICATE = "certificate"  # in `Policy.found`, see evaluation/certify.py
+_MATTERS = ("device", "threads", "torch")  # of the conditions: what times depend on most
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How many times as fast as straight on the best plan with exits is.
+
+    Attributes:
+        expected: By the time table; 1 where no exit may be asked.
+        measured: In turns with straight on; None: nothing to expect, so it was not tried.
+    """
+
+    expected: float
+    measured: float | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A form that was tried.
+
+    Attributes:
+        form: Which.
+        admitted: Whether its answers are those of the plain network but for rounding.
+        flips: Images on which rounding decided (`Agreement`).
+        wrong: Images that differ for another reason.
+        straight_ms: Straight on in one piece, by number of images; empty where nothing was to be compared.
+    """
+
+    form: Form
+    admitted: bool
+    flips: int
+    wrong: int
+    straight_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How an engine is set up for one machine, network and policy.
+
+    Attributes:
+        form: For all.
+        plans: By size of batch.
+        stream: The plan for streams.
+        gains: By size of batch, as a word, and for `stream`.
+        chunks: How straight on is fastest, likewise.
+        exit_ms: Milliseconds per image that leaves at each exit, were all exits asked, likewise.
+        table: The milliseconds that plans were chosen by.
+        forms: All forms tried; those that are not admitted cannot be used.
+        conditions: Device, threads, versions.
+        weights: Hash of the network's weights.
+        policy: What of the policy matters here: measure, thresholds, whether it has a certificate.
+    """
+
+    form: Form
+    plans: Mapping[int, Plan]
+    stream: Plan
+    gains: Mapping[str, Gain]
+    chunks: Mapping[str, int | None]
+    exit_ms: Mapping[str, tuple[float, ...]]
+    table: TimeTable
+    forms: tuple[Trial, ...]
+    conditions: Mapping[str, Any]
+    weights: str
+    policy: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        content = {"format": FORMAT, **asdict(self), "plans": {str(n): asdict(plan) for n, plan in self.plans.items()}}
+        plain: dict[str, Any] = json.loads(json.dumps(content))
+        return plain
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Tuning":
+        """From what `to_json` gave.
+
+        Raises:
+            UsageError: Something else.
+        """
+        if isinstance(content, Mapping) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
+            raise UsageError(
+                f"This tuning is of a newer offramp (format {content['format']}). Update it, or tune anew."
+            )
+        try:
+            return cls(
+                form=Form(**content["form"]),
+                plans={int(size): Plan(**_tuples(plan)) for size, plan in content["plans"].items()},
+                stream=Plan(**_tuples(content["stream"])),
+                gains={name: Gain(**gain) for name, gain in content["gains"].items()},
+                chunks=dict(content["chunks"]),
+                exit_ms=_tuples(content["exit_ms"]),
+                table=TimeTable(**_tuples(content["table"])),
+                forms=tuple(Trial(**{**trial, "form": Form(**trial["form"])}) for trial in content["forms"]),
+                conditions=dict(content["conditions"]),
+                weights=content["weights"],
+                policy=dict(content["policy"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(f"This is not a tuning: {error!r}. Tune the engine anew.") from error
+
+
+def _tuples(value: Any) -> Any:
+    """A JSON value with tuples for lists."""
+    if isinstance(value, dict):
+        return {key: _tuples(one) for key, one in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def described(policy: Policy) -> dict[str, Any]:
+    """What of a policy a tuning depends on."""
+    of_policy = {"measure": asdict(policy.measure), "thresholds": policy.thresholds}
+    plain: dict[str, Any] = json.loads(json.dumps({**of_policy, "certified": CERTIFICATE in policy.found}))
+    return plain
+
+
+def adopt(engine: "Engine", tuning: Tuning) -> tuple[str, ...]:
+    """See `Engine.adopt`."""
+    weights = weights_hash(engine.network.state_dict())
+    if tuning.weights != weights:
+        raise UsageError(
+            f"This tuning is for the network with weights {tuning.weights[:12]}, not {weights[:12]}. Tune anew."
+        )
+    here = described(engine.policy)
+    other = [name for name, value in here.items() if tuning.policy.get(name) != value]
+    if other:
+        raise UsageError(f"This tuning is for another policy: {' and '.join(other)} differ. Tune the engine anew.")
+    chunks = {size: tuning.chunks[str(size)] for size in tuning.plans}
+    engine.use(tuning.form, tuning.plans, tuning.stream, chunks=chunks)
+    now = conditions(engine.program.device)
+    return tuple(
+        f"{name}: tuned for {tuning.conditions.get(name)}, here {now[name]}"
+        for name in _MATTERS
+        if tuning.conditions.get(name) != now[name]
+    )
