@@ -57,7 +57,7 @@ def test_a_summary_goes_to_standard_error(run, images, capsys):
     assert main(["predict", run, str(images), "--format", "csv"]) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"5 images under {run}/policy.json: {found.count(1) / 5:.1%} at exit 1, 0.0% at exit 2, ")
-    assert line.endswith("of the whole network's operations on average.")
+    assert line.endswith("of the operations of running straight to the last exit, on average.")
 
 
 @pytest.mark.parametrize(("page", "headers"), [(2, 3), (5, 1), (100, 1)])

@@ -32,7 +32,9 @@ def predict(
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None,
     device: str = "auto",
 ) -> None:
-    """Say what is in image files: class, exit taken, confidence, and share of the whole network's operations spent.
+    """Say what is in image files: class, exit taken, confidence, and operations spent.
+
+    Operations are in units of running straight to the last exit and asking no other.
 
     Files that cannot be read are named on standard error and passed over; the status is then 1.
 
@@ -133,7 +135,7 @@ def _sum_up(predictions: "Predictions") -> None:
     images = f"{answered:,} {'image' if answered == 1 else 'images'}"
     under = "" if predictions.policy_file is None else f" under {predictions.policy_file}"
     exits = ", ".join(f"{count / answered:.1%} at exit {k}" for k, count in enumerate(predictions.exits_K, 1))
-    operations = f"{predictions.mean_operations:.1%} of the whole network's operations on average"
+    operations = f"{predictions.mean_operations:.1%} of the operations of running straight to the last exit, on average"
     print(f"{images}{under}: {exits}; {operations}.", file=sys.stderr)
     if predictions.unreadable:
         raise OfframpError(f"{predictions.unreadable:,} of {total:,} files could not be read.")

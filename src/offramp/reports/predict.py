@@ -38,7 +38,7 @@ class Prediction:
         class_name: The class's name.
         exit: The exit that answered, from 1.
         confidence: Its confidence, in the units of the policy's measure.
-        operations: Share of the whole network's operations that was spent.
+        operations: Operations spent, in units of those it takes to run straight to the last exit and ask no other.
     """
 
     file: str
@@ -57,8 +57,8 @@ class Predictions(Iterator[Prediction]):
         policy: What is followed; None: the last exit answers every image.
         policy_file: Where it was read, if it was.
         exits_K: Images answered by each exit so far.
-        operations_K: Share of the whole network's operations, those of all its heads included, that is spent on an
-            image that leaves at each exit. Heads that no image can leave at are not run.
+        operations_K: Operations spent on an image that leaves at each exit, in units of running straight to the last
+            exit and asking no other; the heads asked on the way may take the last one above 1.
         unreadable: Files that could not be read so far.
         progress: Called now and then with `images`, files read and files in all.
     """
@@ -76,9 +76,9 @@ class Predictions(Iterator[Prediction]):
     ) -> None:
         self.files, self.policy, self.policy_file = files, policy, policy_file
         self.exits_K = [0] * engine.num_exits
-        whole = cost(engine.network, inputs.image_shape).exits[-1].operations
+        straight = cost(engine.network, inputs.image_shape).path[-1].operations
         spent_K = engine.operations(engine.stream_plan, inputs.image_shape)
-        self.operations_K = [spent / max(whole, 1) for spent in spent_K]
+        self.operations_K = [spent / max(straight, 1) for spent in spent_K]
         self.unreadable, self.progress = 0, progress
         self._inputs, self._batch_size, self._on_unreadable = inputs, batch_size, on_unreadable
         self._under_way: deque[list[str]] = deque()  # the files of each batch that the engine has been given
@@ -86,7 +86,7 @@ class Predictions(Iterator[Prediction]):
 
     @property
     def mean_operations(self) -> float:
-        """Share of the whole network's operations spent so far; NaN before the first image."""
+        """Mean of `operations` so far; NaN before the first image."""
         spent = sum(count * share for count, share in zip(self.exits_K, self.operations_K, strict=True))
         return spent / sum(self.exits_K) if any(self.exits_K) else math.nan
 
