@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from offramp import shipped
-from offramp.cli import main
+from offramp.cli import COMMANDS, main
 from offramp.cli.example import next_commands
 from offramp.reports.report import with_error
 
@@ -24,6 +24,7 @@ def test_the_example_is_copied_and_says_what_it_is(
     assert "Copied to runs/digits." in out
     commands = [line.strip() for line in out.partition("Next:\n")[2].splitlines()]
     assert commands == next_commands(Path("runs/digits"))
+    assert {command.split()[1] for command in commands} <= COMMANDS.keys()
     assert main(["example", "digits"]) == 0
     assert "runs/digits holds it already; nothing to do." in capsys.readouterr().out
 
