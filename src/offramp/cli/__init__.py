@@ -12,6 +12,7 @@ import tyro
 
 import offramp
 from offramp.cli.audit import audit
+from offramp.cli.bench import bench
 from offramp.cli.certify import certify
 from offramp.cli.compare import compare
 from offramp.cli.cost import cost
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "policy": policy,
     "certify": certify,
     "audit": audit,
+    "bench": bench,
     "cost": cost,
     "import": import_,
     "example": example,

@@ -1,5 +1,7 @@
 """Reports: a run measured and shown, runs side by side."""
 
+from offramp.reports.bench import bench
+from offramp.reports.bench_figures import Bench
 from offramp.reports.certify import certify
 from offramp.reports.compare import Comparison, compare
 from offramp.reports.evaluate import evaluate
@@ -8,11 +10,13 @@ from offramp.reports.policy import PolicyUse, find_policy
 from offramp.reports.predict import Prediction, Predictions, predict
 
 __all__ = [
+    "Bench",
     "Comparison",
     "Evaluation",
     "PolicyUse",
     "Prediction",
     "Predictions",
+    "bench",
     "certify",
     "compare",
     "evaluate",

@@ -1,0 +1,85 @@
+"""`offramp bench`."""
+
+import json
+import os
+import sys
+from typing import Annotated, Literal
+
+import tyro
+
+
+def bench(
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")],
+    *,
+    policy: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None,
+    max_drop: float | None = None,
+    batches: tuple[int, ...] = (1, 32, 256),
+    limit: int | None = None,
+    rounds: int = 15,
+    threads: int | None = None,
+    bf16: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+    plots: Literal["svg", "png"] | None = None,
+    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+) -> None:
+    """Measure on this machine how much time early exits save, beside how many operations, and where the rest goes.
+
+    The engine takes turns with the network run straight to its last exit and with the network cut at each exit, on the
+    same test images: one at a time, in batches, in a stream. Writes RUN/bench.json. Let nothing else run meanwhile.
+
+    Args:
+        run: Folder of a finished run.
+        policy: Thresholds, as offramp policy and offramp certify write them. Default: RUN/policy.json; without one they
+            are found as with --max-drop.
+        max_drop: Find thresholds that lose at most so many percentage points of accuracy; 0.2 where there are none and
+            it is not given.
+        batches: Sizes of batches to measure, beside a stream.
+        limit: Images timed in a round, at most (but one whole batch). Default: 100 one at a time, 256 in batches, 512
+            in a stream.
+        rounds: How many times each variant takes its turn, at least 5.
+        threads: CPU threads of torch.
+        bf16: Try bfloat16 too, for the engine and what it is compared with.
+        compile: Try torch.compile too (minutes).
+        out: Write to FILE instead of RUN/bench.json, which offramp policy reads.
+        as_json: Print one JSON object, and nothing else, to standard output.
+        plots: Draw accuracy against operations and against time as files of this kind, to RUN/plots.
+        root: Folder that holds the data set's files, if it is not where it was in training.
+        device: auto (the GPU if there is one), cpu, cuda or cuda:N.
+        batch_size: Largest number of images in one forward pass for the logits, below the run's own batch size.
+    """
+    # oneDNN keeps 1,024 kernels, fewer than the variants need together: taking turns they would throw out each other's,
+    # and what is timed would be how long it takes to make them again. Read when torch is loaded.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "16384")
+    from offramp.reports import bench as measure
+    from offramp.reports.bench_table import bench_table
+    from offramp.reports.terminal import console, passes
+
+    measured = measure(
+        run,
+        policy=policy,
+        max_drop=max_drop,
+        batches=batches,
+        limit=limit,
+        rounds=rounds,
+        threads=threads,
+        bf16=bf16,
+        compile=compile,
+        out=out,
+        plots=plots,
+        root=root,
+        device=device,
+        batch_size=batch_size,
+        bars=passes,
+        note=lambda text: print(text, file=sys.stderr),
+    )
+    if as_json:
+        print(json.dumps(measured.to_json()))
+    else:
+        console().print(bench_table(measured))
+    for path in measured.written:
+        print(path, file=sys.stderr if as_json else sys.stdout)

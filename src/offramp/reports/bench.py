@@ -1,0 +1,252 @@
+"""A finished run's engine, timed: do early exits really skip work on this machine, and where does the time go?"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from offramp.costs import Cost, cost
+from offramp.data import Parts
+from offramp.engine import Engine, Form, Plan
+from offramp.engine.timing import conditions
+from offramp.errors import UsageError
+from offramp.evaluation import Record, policy_for, recorded
+from offramp.evaluation.targets import check_target
+from offramp.network import EarlyExitNet
+from offramp.policy import Policy
+from offramp.reports import bench_plots, figures
+from offramp.reports.bench_figures import Bench, accuracy
+from offramp.reports.bench_timing import Feed, Rivals, compared, joined, measure, on_test, pool, right, round_of
+from offramp.reports.evaluate import Progress, check_trained_on, named, network_of, parts_of
+from offramp.reports.policy import held_out
+from offramp.runs import RunFolder
+from offramp.storage import write_atomically
+
+MAX_DROP = 0.2  # percentage points; of the policy that is found where the run has none
+BATCHES = (1, 32, 256)
+ROUNDS = 15
+LEAST_ROUNDS = 5  # of which the lowest and the highest are a 90 % interval
+TUNED_ON = 512  # images
+
+Bars = Callable[[], AbstractContextManager[Progress | None]]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How times are taken: the arguments of `bench` by these names, and the forms to try."""
+
+    batches: Sequence[int]
+    limit: int | None
+    rounds: int
+    forms: Sequence[Form]
+    note: Callable[[str], None]
+
+
+def bench(
+    run: str | Path,
+    *,
+    policy: Policy | str | Path | None = None,
+    max_drop: float | None = None,
+    batches: Sequence[int] = BATCHES,
+    limit: int | None = None,
+    rounds: int = ROUNDS,
+    threads: int | None = None,
+    bf16: bool = False,
+    compile: bool = False,
+    out: str | Path | None = None,
+    plots: Literal["svg", "png"] | None = None,
+    parts: Parts | None = None,
+    into: EarlyExitNet | None = None,
+    root: str | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    bars: Bars = contextlib.nullcontext,
+    note: Callable[[str], None] = lambda text: None,
+) -> Bench:
+    """Measure what a run's early exits save in time, beside what they save in operations.
+
+    The engine, tuned on `search`, takes turns with the network run straight to its last exit, and with the network cut
+    at each exit, all in one process and on the same test images. Written is `bench.json` in the run's folder, which
+    `find_policy` reads for latencies.
+
+    Args:
+        run: The run's folder.
+        policy: Who leaves where: a policy or its file. Default: `policy.json` in the run's folder; without one, and
+            where `max_drop` is given, thresholds are found on `search`.
+        max_drop: Percentage points of accuracy that these may lose; 0.2 if they are found and it is not given.
+        batches: Sizes of batches to measure. A stream is measured always.
+        limit: Images timed in a round, at most (but a whole batch); by default 100 one at a time, about 256 in
+            batches, 512 in a stream.
+        rounds: How many times each variant takes its turn.
+        threads: Threads of torch, while it is measured.
+        bf16: Let engine and rivals compute in bfloat16 where that is faster and answers stay the same within rounding.
+        compile: Let them be compiled; a minute or more.
+        out: Another file than `bench.json`.
+        plots: Also draw accuracy against operations and against time, into `plots/`, as files of this kind.
+        parts: The data, for a run that was fit from Python with data made by hand.
+        into: A network of the same make, for one that was built by hand.
+        root: Folder that holds the data set's files, if it is not where it was in training.
+        device: auto (the GPU if there is one), cpu, cuda or cuda:N.
+        batch_size: Largest number of images in one forward pass of the plain network, below the run's own batch size.
+        bars: Shows progress while data sets are read; closed before anything is timed.
+        note: Hears in words what is being done.
+
+    Raises:
+        UsageError: A network with one exit; a run without held-out images and without a policy; settings that cannot
+            be; other data; a policy for another network.
+    """
+    _check(policy, max_drop, batches, limit, rounds, threads)
+    if plots is not None:
+        figures.require()
+    folder = RunFolder(run)
+    network = network_of(folder, into, device, "what is measured is written there")
+    parts = parts or parts_of(folder, folder.read_config(), root, "offramp.reports.bench")
+    check_trained_on(parts, folder, folder.read_config())
+    ready, file = _given(policy, folder, max_drop)
+    _check_network(network, ready, folder, parts)
+    costs = cost(network, parts.test.image_shape)
+    if max_drop is not None:
+        check_target(costs, max_drop=max_drop)
+    with bars() as progress:
+        search = None
+        if parts.val.splits() and (ready is None or plots is not None):
+            (search,) = held_out(folder, network, parts, ("search",), batch_size=batch_size, progress=progress)
+        path, tell = folder.records / "test.safetensors", named(progress, "test")
+        test = recorded(network, parts.test, path, batch_size=batch_size, progress=tell)
+    if ready is None:
+        assert search is not None
+        ready = policy_for(search, costs, max_drop=MAX_DROP if max_drop is None else max_drop)
+    timing = Timing(batches, limit, rounds, _forms(bf16=bf16, compile=compile), note)
+    with _threads(threads):
+        measured = _measured(folder, network, ready, parts, test, costs, timing)
+    measured = dataclasses.replace(measured, policy_file=file)
+    target = folder.bench if out is None else Path(out).expanduser()
+    files = {target: (json.dumps(measured.to_json(), indent=1) + "\n").encode()}
+    if plots is not None:
+        for name, content in bench_plots.drawn(measured, search, test, costs, plots).items():
+            files[folder.path / "plots" / f"{name}.{plots}"] = content
+    for written, content in files.items():
+        write_atomically(written, content)
+    return dataclasses.replace(measured, written=tuple(files))
+
+
+def _check(
+    policy: object,
+    max_drop: float | None,
+    batches: Sequence[int],
+    limit: int | None,
+    rounds: int,
+    threads: int | None,
+) -> None:
+    if policy is not None and max_drop is not None:
+        raise UsageError("Give a policy or max_drop, for which one is found, not both.")
+    if not batches or len(set(batches)) < len(batches):
+        raise UsageError(f"batches must be one size or more, each once, not {list(batches)}.")
+    for name, value, least in (
+        ("Each of batches", min(batches), 1),
+        ("limit", limit, 1),
+        ("threads", threads, 1),
+        ("rounds", rounds, LEAST_ROUNDS),
+    ):
+        if value is not None and value < least:
+            raise UsageError(f"{name} must be at least {least}, not {value}.")
+
+
+def _given(
+    policy: Policy | str | Path | None, folder: RunFolder, max_drop: float | None
+) -> tuple[Policy | None, Path | None]:
+    """The policy asked for, or the run's own, and its file if it was read from one; none where one is to be found."""
+    if isinstance(policy, Policy):
+        return policy, None
+    if policy is None and (max_drop is not None or not folder.policy.is_file()):
+        return None, None
+    file = folder.policy if policy is None else Path(policy).expanduser()
+    return Policy.load(file), file
+
+
+def _check_network(network: EarlyExitNet, policy: Policy | None, folder: RunFolder, parts: Parts) -> None:
+    """Refuse what cannot be measured before anything is read."""
+    if network.num_exits == 1:
+        raise UsageError(f"The network of {folder.path} has one exit, so no image can leave early.")
+    if policy is not None:
+        Engine(network, policy)  # refuses a policy for another network
+    elif not parts.val.splits():
+        raise UsageError(
+            f"Thresholds are found on held-out images, and {folder.path} held none out (holdout=0): give a policy, or "
+            "train with a holdout."
+        )
+
+
+def _forms(*, bf16: bool, compile: bool) -> tuple[Form, ...]:
+    forms = [Form(), Form(channels_last=False)]
+    forms += [Form(bf16=True)] if bf16 else []
+    forms += [Form(compiled=True)] if compile else []
+    forms += [Form(bf16=True, compiled=True)] if bf16 and compile else []
+    return tuple(forms)
+
+
+@contextlib.contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(wanted or before)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measured(
+    folder: RunFolder,
+    network: EarlyExitNet,
+    policy: Policy,
+    parts: Parts,
+    test: Record,
+    costs: Cost,
+    timing: Timing,
+) -> Bench:
+    engine = Engine(network, policy)
+    measured_on = conditions(engine.program.device)  # before it is busy with us
+    held = parts.val.splits()
+    # Without held-out images those trained on have to do: on them exits are surer than they will be, so the engine may
+    # be set up for other shares of images than come, which costs time and is seen in the figures.
+    tuned_on = parts.val.search if held else parts.train
+    timing.note(f"Tuning the engine on images of {tuned_on.name}.")
+    images = pool(tuned_on, max(TUNED_ON, *timing.batches)).images_SCHW
+    tuning = engine.tune(images, batch_sizes=timing.batches, forms=timing.forms)
+    rivals = Rivals(engine, [trial.form for trial in tuning.forms if trial.admitted])
+    sizes = (*timing.batches, None)
+    shown = pool(parts.test, max(round_of(size, timing.limit)[1] for size in sizes))
+    modes = []
+    for size in sizes:
+        feed = Feed.of(size, shown, timing.limit)
+        timing.note(f"Timing {'a stream' if size is None else f'batches of {size}'}.")
+        modes.append(measure(engine, feed, rivals.fastest(feed), test, costs, timing.rounds))
+    timing.note(f"Comparing the engine's answers with the policy's on {test.split}.")
+    answers = joined(engine.stream(batch.images_BCHW for batch in parts.test.batches()))
+    found = on_test(policy, engine.operations(Plan(), costs.image_shape), test)
+    full_S = right(policy, test, -1)
+    return Bench(
+        run=folder,
+        policy=policy,
+        policy_file=None,
+        weights=test.weights,
+        device=measured_on["device"],
+        conditions=measured_on,
+        tuning=tuning,
+        tuned_on=tuned_on.name,
+        test=test.split,
+        fingerprint=test.fingerprint,
+        images=test.num_images,
+        accuracy=found.accuracy,
+        operations=found.operations_S.mean().item(),
+        exits=tuple(accuracy(right(policy, test, k), full_S) for k in range(network.num_exits)),
+        exit_operations=tuple(count.operations for count in costs.path),
+        modes=tuple(modes),
+        agreement=compared(engine, answers, test.logits_KSC, engine.policy_under(engine.stream_plan)),
+    )

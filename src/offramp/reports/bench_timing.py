@@ -1,0 +1,273 @@
+"""An engine and its rivals, timed in turns on the same images.
+
+K exits, S images. A rival is the network cut at one exit: straight to it for every image, no other head asked.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from offramp.costs import Cost
+from offramp.data import Split
+from offramp.engine import BF16, FLOAT32, Agreement, Answers, Engine, Form, Plan, Program, Straight, Tally, agreement
+from offramp.engine.timing import ratio, take_turns
+from offramp.evaluation import Record
+from offramp.policy import Policy
+from offramp.reports.bench_figures import Account, Accuracy, Mode, Speed, account, accuracy, latency
+from offramp.reports.sample import Sample
+
+STREAM = "stream"
+STREAM_BATCH = 32  # images that come together in a stream
+SINGLE, TOGETHER, STREAMED = 100, 256, 512  # images of a round: one at a time, in batches (about), in a stream
+CHUNKS = (8, 16, 32, 64, 128)  # in which rivals are tried, beside whole batches
+TRIALS = 3  # turns of each
+
+
+class Pool(NamedTuple):
+    """Images in memory, mixed, and where they stand in their part of the data set."""
+
+    images_SCHW: Tensor
+    positions_S: Tensor
+
+
+def pool(split: Split, wanted: int) -> Pool:
+    """So many images of `split` with test transforms, evenly spread over it and mixed; all where there are fewer.
+
+    Mixed, because parts may stand sorted by class: a batch would hold one class, and its images leave together.
+    """
+    sample = Sample(split, wanted)
+    order_S = torch.randperm(len(sample), generator=torch.Generator().manual_seed(0))
+    images_SCHW = torch.cat([batch.images_BCHW for batch in sample.batches()])
+    return Pool(images_SCHW[order_S], torch.from_numpy(sample.positions_S)[order_S])
+
+
+@dataclass(frozen=True, eq=False)
+class Feed:
+    """Images in the batches in which they are given.
+
+    Attributes:
+        name: The size of a batch, or `stream`.
+        batches: Each `[B, channels, height, width]`.
+        positions_S: Where the images stand in the test set.
+    """
+
+    name: str
+    batches: tuple[Tensor, ...]
+    positions_S: Tensor
+
+    @classmethod
+    def of(cls, batch: int | None, images: Pool, limit: int | None) -> "Feed":
+        """Batches of one size, or a stream (None), out of these images, from the first one again where they end."""
+        size, wanted = round_of(batch, limit)
+        rows_S = torch.arange(wanted) % len(images.positions_S)
+        batches = torch.split(images.images_SCHW[rows_S], size)
+        return cls(STREAM if batch is None else str(batch), batches, images.positions_S[rows_S])
+
+    @property
+    def images(self) -> int:
+        """Images of all batches."""
+        return len(self.positions_S)
+
+    @property
+    def offers(self) -> tuple[Tensor, ...]:
+        """What rivals are given at a time: the batches; of a stream everything at once, of which they take chunks."""
+        return (torch.cat(self.batches),) if self.name == STREAM else self.batches
+
+
+def round_of(batch: int | None, limit: int | None) -> tuple[int, int]:
+    """The size of a batch (None: of a stream), and how many images a round times: whole batches, about `limit`."""
+    size = STREAM_BATCH if batch is None else batch
+    wanted = STREAMED if batch is None else SINGLE if batch == 1 else TOGETHER
+    return size, size * max(1, min(wanted, limit or wanted) // size)
+
+
+class Turn:
+    """A variant that takes turns: it makes all its calls and gives their seconds; those of each call are kept.
+
+    Args:
+        calls: In order.
+        wait: Waits until the device is done.
+    """
+
+    def __init__(self, calls: Sequence[Callable[[], object]], wait: Callable[[], None]) -> None:
+        self.calls, self.wait = calls, wait
+        self.rounds: list[list[float]] = []
+
+    def __call__(self) -> float:
+        """Seconds of all calls."""
+        seconds = []
+        for call in self.calls:
+            started = time.perf_counter()
+            call()
+            self.wait()
+            seconds.append(time.perf_counter() - started)
+        self.rounds.append(seconds)
+        return sum(seconds)
+
+
+def _calls(variant: Callable[[Tensor], object], batches: Iterable[Tensor]) -> list[Callable[[], object]]:
+    return [lambda images_BCHW=images_BCHW: variant(images_BCHW) for images_BCHW in batches]  # type: ignore[misc]
+
+
+class Rivals:
+    """Finds how the network cut at an exit runs fastest.
+
+    Args:
+        engine: Tuned.
+        forms: Forms to try beside the engine's own.
+    """
+
+    def __init__(self, engine: Engine, forms: Sequence[Form]) -> None:
+        self.engine = engine
+        own = engine.program
+        others = [form for form in forms if form != own.form]
+        self.programs = [own, *(Program(engine.network, form, engine.device) for form in others)]
+
+    def fastest(self, feed: Feed) -> list[Straight]:
+        """A rival per exit for images fed so: all in the form that is best for the last, each in its best chunk."""
+        last = self.engine.num_exits - 1
+        deepest = self._fastest(last, self.programs, feed)
+        return [*(self._fastest(k, [deepest.program], feed) for k in range(last)), deepest]
+
+    def _fastest(self, exit: int, programs: Sequence[Program], feed: Feed) -> Straight:
+        largest = max(map(len, feed.offers))
+        chunks = [*([] if feed.name == STREAM else [None]), *(chunk for chunk in CHUNKS if chunk < largest)]
+        tried = {
+            str(number): Straight(program, self.engine.policy, exit, chunk)
+            for number, (program, chunk) in enumerate((program, chunk) for program in programs for chunk in chunks)
+        }
+        if len(tried) == 1:
+            return tried["0"]
+        turns = {name: Turn(_calls(straight, feed.offers), self.engine.wait) for name, straight in tried.items()}
+        seconds = take_turns(turns, TRIALS, warmup=1)
+        return tried[min(seconds, key=lambda name: median(seconds[name]))]
+
+
+class Fed:
+    """An engine on a feed.
+
+    Args:
+        engine: Tuned.
+        feed: Its images.
+    """
+
+    def __init__(self, engine: Engine, feed: Feed) -> None:
+        self.engine, self.feed = engine, feed
+        self.tallies: list[Tally] = []  # of the turns with one
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that is carried out."""
+        engine, feed = self.engine, self.feed
+        return engine.stream_plan if feed.name == STREAM else engine.plan_for(len(feed.batches[0]))
+
+    def answers(self, tally: Tally | None = None) -> Iterator[Answers]:
+        """The answers of each batch."""
+        if self.feed.name == STREAM:
+            yield from self.engine.stream(self.feed.batches, tally=tally)
+        else:
+            yield from (self.engine(images_BCHW, tally=tally) for images_BCHW in self.feed.batches)
+
+    def turn(self) -> Turn:
+        """To be timed: batches one by one, a stream in one piece."""
+        if self.feed.name == STREAM:
+            return Turn([lambda: list(self.answers())], self.engine.wait)
+        return Turn(_calls(self.engine, self.feed.batches), self.engine.wait)
+
+    def accounted(self) -> Turn:
+        """To be timed with a timed tally, a new one each time."""
+        return Turn([self._with_tally], self.engine.wait)
+
+    def _with_tally(self) -> None:
+        self.tallies.append(self.engine.tally(timed=True))
+        for _ in self.answers(self.tallies[-1]):
+            pass
+
+
+def joined(answers: Iterable[Answers]) -> Answers:
+    """The answers of successive batches in one, on the CPU."""
+    columns = zip(*answers, strict=True)
+    return Answers(*(torch.cat([values_B.cpu() for values_B in column]) for column in columns))
+
+
+def compared(engine: Engine, answers: Answers, logits_KSC: Tensor, policy: Policy) -> Agreement:
+    """Whether the engine's answers are those of `policy` on the plain network's logits."""
+    tolerance = BF16 if engine.program.form.bf16 else FLOAT32
+    return agreement(answers, logits_KSC, policy, engine.network.num_classes, tolerance)
+
+
+def measure(engine: Engine, feed: Feed, rivals: Sequence[Straight], test: Record, costs: Cost, rounds: int) -> Mode:
+    """Time the engine and its rivals in turns on a feed, whose images are of the test set."""
+    fed = Fed(engine, feed)
+    policy = engine.policy_under(fed.plan)
+    agreed = compared(engine, joined(fed.answers()), test.logits_KSC[:, feed.positions_S], policy)
+    turns = {"engine": fed.turn(), "accounted": fed.accounted()}
+    turns |= {str(k): Turn(_calls(rival, feed.offers), engine.wait) for k, rival in enumerate(rivals)}
+    seconds = take_turns(turns, rounds)
+    names, last = [str(k) for k in range(engine.num_exits)], str(engine.num_exits - 1)
+    speeds = {name: _speed(turns[name], seconds[name], seconds[last], feed) for name in ("engine", *names)}
+    found = on_test(policy, engine.operations(fed.plan, costs.image_shape), test)
+    in_full_S = on_test(engine.policy, engine.operations(Plan(), costs.image_shape), test).operations_S
+    return Mode(
+        name=feed.name,
+        images=feed.images,
+        asks=tuple(k + 1 for k in engine.asks(fed.plan)),
+        accuracy=found.accuracy,
+        operations=found.operations_S.mean().item(),
+        promised=costs.path[-1].operations / in_full_S[feed.positions_S].mean().item(),
+        engine=speeds["engine"],
+        exits=tuple(speeds[name] for name in names),
+        chunks=tuple(rival.chunk for rival in rivals),
+        straight_form=str(rivals[-1].program.form),
+        account=_account(fed.tallies[-rounds:], seconds, last, feed, costs),
+        agreement=agreed,
+    )
+
+
+class OnTest(NamedTuple):
+    """What a policy does on the test set."""
+
+    accuracy: Accuracy
+    operations_S: Tensor
+
+
+def on_test(policy: Policy, spent_K: Sequence[int], test: Record) -> OnTest:
+    """What a policy does on the test set, where an image that leaves at each exit costs so many operations."""
+    chosen = policy.choose(test.logits_KSC, test.num_classes)
+    right_S = chosen.labels_S == test.targets_S
+    spent_S = torch.tensor(spent_K, dtype=torch.float64)[chosen.exits_S]
+    return OnTest(accuracy(right_S, right(policy, test, -1)), spent_S)
+
+
+def right(policy: Policy, test: Record, k: int) -> Tensor:
+    """Whether exit k's answers `[S]`, as the policy reads them, are right."""
+    return policy.log_probs(k, test.logits_KSC[k], test.num_classes).argmax(-1) == test.targets_S
+
+
+def _speed(turn: Turn, seconds: list[float], straight: list[float], feed: Feed) -> Speed:
+    spread = ratio(straight, seconds)
+    each = [one for calls in turn.rounds[-len(seconds) :] for one in calls]
+    singles = latency(each) if feed.name == "1" else None
+    ms = 1000 * median(seconds) / feed.images
+    return Speed(ms, spread["ratio"], spread["at_least"], spread["at_most"], singles)
+
+
+def _account(
+    tallies: Sequence[Tally], seconds: Mapping[str, list[float]], last: str, feed: Feed, costs: Cost
+) -> Account:
+    """Of the median round in each respect."""
+    return account(
+        wall=median(seconds["accounted"]),
+        stages=median(sum(tally.seconds_K) - sum(tally.exit_seconds_K) for tally in tallies),
+        exits=median(sum(tally.exit_seconds_K) for tally in tallies),
+        rows_K=tallies[-1].stage_rows_K,
+        left_K=tallies[-1].exits_K,
+        stages_K=[count.operations for count in costs.stages],
+        straight_operations=costs.path[-1].operations,
+        straight_seconds=median(seconds[last]) / feed.images,
+    )
