@@ -5,7 +5,17 @@ import pytest
 import torch
 
 from offramp.engine import Agreement
-from offramp.reports.bench_figures import Account, Accuracy, Latency, Mode, Speed, account, accuracy, latency
+from offramp.reports.bench_figures import (
+    Account,
+    Accuracy,
+    Latency,
+    Mode,
+    Speed,
+    account,
+    accuracy,
+    latency,
+    to_measured,
+)
 
 
 def masks(both: int, lost: int, gained: int, neither: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,6 +91,12 @@ def test_a_network_run_straight_is_all_stages():
     assert (found.slower, found.rest, found.idle_rows) == pytest.approx((0, 0, 0))
 
 
+def test_times_to_each_exit_add_up_to_what_was_measured():
+    found = to_measured([1.0, 2.0, 5.0], [6, 0, 4], 1.3)
+    assert found == pytest.approx((0.5, 1.0, 2.5))
+    assert (6 * found[0] + 4 * found[2]) / 10 == pytest.approx(1.3)
+
+
 def mode(name: str = "32", times: float = 3.0, promised: float = 4.0) -> Mode:
     engine = Speed(ms=0.5, times=times, low=2.8, high=3.4)
     return Mode(
@@ -96,6 +112,7 @@ def mode(name: str = "32", times: float = 3.0, promised: float = 4.0) -> Mode:
         straight_form="folded",
         account=Account(0.7, 0.1, 0.1, 0.1, 0.05),
         agreement=Agreement(256, 1, 0, 1e-4),
+        exit_ms=(0.4, 1.5),
     )
 
 

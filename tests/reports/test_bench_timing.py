@@ -9,6 +9,8 @@ from offramp.reports import bench_timing
 from offramp.reports.bench_timing import Fed, Feed, Rivals, Turn, joined, measure, on_test, pool, round_of
 from offramp.runs import load
 
+EXIT_MS = (1.0, 2.0, 3.0)
+
 
 @pytest.fixture
 def network(make_run):
@@ -135,7 +137,7 @@ def test_made_up_seconds_become_figures(batch, engine, images, network, tiny_par
     rivals = Rivals(engine, []).fastest(feed)
     known = {"engine": 2.0, "accounted": 4.0, "0": 1.0, "1": 5.0, "2": 6.0}
     monkeypatch.setattr(bench_timing, "take_turns", always(known.__getitem__))
-    mode = measure(engine, feed, rivals, test, costs, 5)
+    mode = measure(engine, feed, rivals, test, costs, 5, EXIT_MS)
     assert mode.name == ("stream" if batch is None else str(batch))
     assert mode.engine.ms == pytest.approx(2000 / feed.images)
     assert (mode.engine.times, mode.engine.low, mode.engine.high) == (3, 3, 3)
@@ -152,6 +154,9 @@ def test_made_up_seconds_become_figures(batch, engine, images, network, tiny_par
     assert mode.asks == (1, 3)
     assert mode.agreement.images == feed.images
     assert mode.agreement.wrong == 0
+    left = (exits_S == 0).double().mean().item()
+    assert left * mode.exit_ms[0] + (1 - left) * mode.exit_ms[2] == pytest.approx(mode.engine.ms)
+    assert mode.exit_ms[2] == pytest.approx(3 * mode.exit_ms[0])
     spread = mode.account
     assert spread.stages + spread.slower + spread.exits + spread.rest == pytest.approx(1)
     assert 0 < spread.exits < spread.rest  # the true seconds are a small part of the made-up four
@@ -161,14 +166,15 @@ def test_a_plan_that_runs_straight_on_keeps_the_promise_of_the_policy(engine, im
     """What leaving early would have saved is not forgotten where the engine does not do it."""
     test, costs = record(network, tiny_parts.test), cost(network)
     feed = Feed.of(8, images, 40)
-    before = measure(engine, feed, Rivals(engine, []).fastest(feed), test, costs, 5)
+    before = measure(engine, feed, Rivals(engine, []).fastest(feed), test, costs, 5, EXIT_MS)
     engine.use(Form(), {1: Plan(straight=True)})
-    after = measure(engine, feed, Rivals(engine, []).fastest(feed), test, costs, 5)
+    after = measure(engine, feed, Rivals(engine, []).fastest(feed), test, costs, 5, EXIT_MS)
     assert before.promised == after.promised > 1
     assert after.asks == (3,)
     assert after.operations == costs.path[-1].operations > before.operations
     assert after.accuracy.drop == 0
     assert after.account.idle_rows == 0
+    assert after.exit_ms == EXIT_MS  # nothing was measured that would say more
 
 
 def test_streams_and_batches_are_fed_to_the_engine_in_order(engine, images, network, tiny_parts):

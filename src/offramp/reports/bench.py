@@ -226,7 +226,8 @@ def _measured(
     for size in sizes:
         feed = Feed.of(size, shown, timing.limit)
         timing.note(f"Timing {'a stream' if size is None else f'batches of {size}'}.")
-        modes.append(measure(engine, feed, rivals.fastest(feed), test, costs, timing.rounds))
+        fastest, exit_ms = rivals.fastest(feed), tuning.exit_ms[feed.name]
+        modes.append(measure(engine, feed, fastest, test, costs, timing.rounds, exit_ms))
     timing.note(f"Comparing the engine's answers with the policy's on {test.split}.")
     answers = joined(engine.stream(batch.images_BCHW for batch in parts.test.batches()))
     found = on_test(policy, engine.operations(Plan(), costs.image_shape), test)

@@ -146,6 +146,18 @@ def account(
     )
 
 
+def to_measured(exit_ms_K: Sequence[float], left_K: Sequence[int], ms: float) -> tuple[float, ...]:
+    """Milliseconds of an image that leaves at each exit, as parts of the network suggest, brought to what was measured.
+
+    Args:
+        exit_ms_K: From the times of stages and exits by themselves.
+        left_K: Images that left at each exit.
+        ms: Milliseconds per image that the engine took for these.
+    """
+    expected = sum(left * time for left, time in zip(left_K, exit_ms_K, strict=True)) / sum(left_K)
+    return tuple(time * ms / expected for time in exit_ms_K)
+
+
 @dataclass(frozen=True)
 class Mode:
     """One way of giving images to the engine: batches of one size, or a stream.
@@ -164,6 +176,7 @@ class Mode:
         straight_form: The form of these, the fastest for the network run straight.
         account: Where the engine's time went.
         agreement: Whether the engine answered the timed images as the policy does.
+        exit_ms: Milliseconds of an image that leaves at each exit, were all exits asked.
     """
 
     name: str
@@ -178,6 +191,7 @@ class Mode:
     straight_form: str
     account: Account
     agreement: Agreement
+    exit_ms: tuple[float, ...]
 
     @property
     def realised(self) -> float:
@@ -272,5 +286,5 @@ class Bench:
             "modes": {mode.name: mode.to_json() for mode in self.modes},
             "agreement": dataclasses.asdict(self.agreement),
             "tuning": self.tuning.to_json(),
-            "exit_ms": {name: list(times_K) for name, times_K in self.tuning.exit_ms.items()},
+            "exit_ms": {mode.name: list(mode.exit_ms) for mode in self.modes},
         }

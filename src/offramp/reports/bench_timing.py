@@ -18,7 +18,7 @@ from offramp.engine import BF16, FLOAT32, Agreement, Answers, Engine, Form, Plan
 from offramp.engine.timing import ratio, take_turns
 from offramp.evaluation import Record
 from offramp.policy import Policy
-from offramp.reports.bench_figures import Account, Accuracy, Mode, Speed, account, accuracy, latency
+from offramp.reports.bench_figures import Account, Accuracy, Mode, Speed, account, accuracy, latency, to_measured
 from offramp.reports.sample import Sample
 
 STREAM = "stream"
@@ -201,8 +201,20 @@ def compared(engine: Engine, answers: Answers, logits_KSC: Tensor, policy: Polic
     return agreement(answers, logits_KSC, policy, engine.network.num_classes, tolerance)
 
 
-def measure(engine: Engine, feed: Feed, rivals: Sequence[Straight], test: Record, costs: Cost, rounds: int) -> Mode:
-    """Time the engine and its rivals in turns on a feed, whose images are of the test set."""
+def measure(
+    engine: Engine,
+    feed: Feed,
+    rivals: Sequence[Straight],
+    test: Record,
+    costs: Cost,
+    rounds: int,
+    exit_ms: Sequence[float],
+) -> Mode:
+    """Time the engine and its rivals in turns on a feed, whose images are of the test set.
+
+    `exit_ms`, as tuning gives it, says how the time grows from exit to exit. Where the engine lets images leave, its
+    level is the measured one.
+    """
     fed = Fed(engine, feed)
     policy = engine.policy_under(fed.plan)
     agreed = compared(engine, joined(fed.answers()), test.logits_KSC[:, feed.positions_S], policy)
@@ -213,6 +225,8 @@ def measure(engine: Engine, feed: Feed, rivals: Sequence[Straight], test: Record
     speeds = {name: _speed(turns[name], seconds[name], seconds[last], feed) for name in ("engine", *names)}
     found = on_test(policy, engine.operations(fed.plan, costs.image_shape), test)
     in_full_S = on_test(engine.policy, engine.operations(Plan(), costs.image_shape), test).operations_S
+    if not fed.plan.straight:
+        exit_ms = to_measured(exit_ms, fed.tallies[-1].exits_K, speeds["engine"].ms)
     return Mode(
         name=feed.name,
         images=feed.images,
@@ -226,6 +240,7 @@ def measure(engine: Engine, feed: Feed, rivals: Sequence[Straight], test: Record
         straight_form=str(rivals[-1].program.form),
         account=_account(fed.tallies[-rounds:], seconds, last, feed, costs),
         agreement=agreed,
+        exit_ms=tuple(exit_ms),
     )
 
 
