@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offramp import backbones, data, engine, evaluation, objectives, reports, rules
+    from offramp import backbones, data, engine, evaluation, objectives, reports, rules, shipped
     from offramp.config import DataConfig, Run, Spec, TrainConfig
     from offramp.costs import cost
     from offramp.engine import Engine
@@ -30,7 +30,7 @@ _HOME = {  # public name -> module that defines it
     "load": "offramp.runs",
     "train": "offramp.training",
 }
-_ROOMS = ("backbones", "data", "engine", "evaluation", "objectives", "reports", "rules")
+_ROOMS = ("backbones", "data", "engine", "evaluation", "objectives", "reports", "rules", "shipped")
 
 __all__ = [
     "DataConfig",
@@ -52,6 +52,7 @@ __all__ = [
     "objectives",
     "reports",
     "rules",
+    "shipped",
     "train",
 ]
 
