@@ -71,7 +71,9 @@ def test_a_run_is_measured_and_the_file_says_so(make_run, monkeypatch):
     text = said(measured)
     for words in ("batch 1:", "batch 8:", "stream:", "p50, p95, p99", "dropping rows and Python", "policy: given"):
         assert words in text
-    assert f"{measured.modes[0].realised:.0%} of it" in text
+    for mode in measured.modes:
+        assert f"{mode.realised:.0%} of it" in text
+        assert f"({mode.straight_form}" in text
 
 
 def test_without_a_policy_one_is_found(make_run):

@@ -52,14 +52,18 @@ def _block(bench: Bench, mode: Mode) -> Iterator[str]:
             f"  asks exits {', '.join(map(str, mode.asks))}: {mode.accuracy.top1:.2f} %, drop {_drop(mode.accuracy)}, "
             f"{short(mode.operations)} operations"
         )
-    yield f"  {engine.images_per_second:,.0f} images/s, straight {mode.straight.images_per_second:,.0f}"
+    chunk = "" if mode.chunks[-1] is None else f"; {mode.chunks[-1]} at a time"
+    yield (
+        f"  {engine.images_per_second:,.0f} images/s, straight {mode.straight.images_per_second:,.0f} "
+        f"({mode.straight_form}{chunk})"
+    )
     if engine.latency is not None and mode.straight.latency is not None:
         rows = (f"{one.p50:.3g}, {one.p95:.3g}, {one.p99:.3g}" for one in (engine.latency, mode.straight.latency))
         yield f"  ms of an image at p50, p95, p99: {next(rows)}; straight {next(rows)}"
     spent = mode.account
     yield (
         f"  time: {spent.stages:.0%} stages at straight's speed, {spent.slower:.0%} their being slower "
-        f"({spent.idle_rows:.0%} of rows idle), {spent.exits:.0%} exits, {spent.rest:.0%} dropping rows and Python"
+        f"({spent.idle_rows:.0%} of rows idle), {spent.exits:.0%} heads, {spent.rest:.0%} dropping rows and Python"
     )
 
 
@@ -72,8 +76,8 @@ def _remarks(bench: Bench) -> Iterator[str]:
     elif "max_drop" in bench.policy.found:
         policy = f"found for a drop of {bench.policy.found['max_drop']:g} points"
     yield (
-        f"{bench.test}, {bench.images:,} images; policy: {policy}; engine tuned on {bench.tuned_on}, run "
-        f"{bench.tuning.form}; straight {bench.modes[-1].straight_form}"
+        f"{bench.test}, {bench.images:,} images; policy: {policy}; engine tuned on {bench.tuned_on} "
+        f"({bench.tuning.form})"
     )
     yield (
         f"{bench.device}, {threads} thread{'' if threads == 1 else 's'}, torch {where['torch']}, load before it "
