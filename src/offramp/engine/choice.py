@@ -140,7 +140,7 @@ class Model:
             ms_K, builds_K = self._one(exits_B, plan, heads, met)
             total_K += weight * ms_K
             total_builds_K += weight * builds_K
-        kernels = sum(self.table.kernels_K[k] for k, _ in met)
+        kernels = sum(self.table.kernels_K[k] * count for k, count in enumerate(_counts(met, num_exits, plan)))
         kept = math.inf if self.table.capacity is None else self.table.capacity
         # Kernels that are used in turns and of which too few are kept have to be made again and again.
         missed = max(0.0, 1 - kept / kernels) if kernels else 0.0
@@ -222,6 +222,12 @@ class Model:
                     moved = True
             ms_K[k] += share * ms / chunk
         return ms_K
+
+
+def _counts(met: set[tuple[int, int]], num_exits: int, plan: Plan) -> list[int]:
+    """Different numbers of rows of each stage `[K]`; where none is rounded, all between the least and the most met."""
+    rows = [sorted(run for stage, run in met if stage == k) for k in range(num_exits)]
+    return [len(runs) if plan.sizes or not runs else runs[-1] - runs[0] + 1 for runs in rows]
 
 
 def _by_rows(rows_R: Sequence[int], ms_R: Sequence[float], most: int) -> list[float]:

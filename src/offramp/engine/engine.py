@@ -146,6 +146,7 @@ class Engine:
     def _arrange(self, plans: Mapping[int, Plan], stream: Plan | None, chunks: Mapping[int, int | None] | None) -> None:
         self.stream_plan = plans[max(plans)] if stream is None else stream
         self.plans = dict(sorted(plans.items()))
+        self._calls: dict[int, Callable[[Tensor], Answers]] = {}  # what is looked up once needs not be again
         last = self.num_exits - 1
         self._asked = {plan: self._asked_under(plan) for plan in (*self.plans.values(), self.stream_plan)}
         self._straight = {
@@ -172,8 +173,11 @@ class Engine:
 
     def runs(self, images: int) -> Callable[[Tensor], Answers]:
         """What is called for a batch of so many images: where the plan is to run straight on, nothing but that."""
-        size = self._size(images)
-        return self._straight[size] if self.plans[size].straight else self._adaptive
+        if images not in self._calls:
+            size = self._size(images)
+            adaptive = self._adaptive if images else _no_answers
+            self._calls[images] = self._straight[size] if images and self.plans[size].straight else adaptive
+        return self._calls[images]
 
     def straight(self, images: int) -> Straight:
         """The plain way for a batch of so many images, in the engine's form: what exits have to be faster than.
@@ -230,14 +234,12 @@ class Engine:
         """An empty tally for this engine."""
         return Tally(self.num_exits, timed)
 
-    @torch.inference_mode()
     def __call__(self, images_BCHW: Tensor, *, tally: Tally | None = None) -> Answers:
         """Answers for images `[B, channels, height, width]`, B from 0 up; what is spent is added to `tally`."""
-        if len(images_BCHW) == 0:
-            return nothing()
-        if tally is not None:
+        if tally is not None and len(images_BCHW):
             return self._adaptive(images_BCHW, tally)  # does the same where the plan is to run straight on, and counts
-        return self.runs(len(images_BCHW))(images_BCHW)
+        num_images = len(images_BCHW)
+        return (self._calls.get(num_images) or self.runs(num_images))(images_BCHW)
 
     def stream(
         self, batches: Iterable[Tensor], *, window: int | None = None, tally: Tally | None = None
@@ -369,6 +371,10 @@ class Engine:
             tally.head_rows_K[k] += head_rows
             tally.seconds_K[k] += now - started
             tally.exit_seconds_K[k] += 0.0 if asked_at is None else now - asked_at
+
+
+def _no_answers(images_BCHW: Tensor) -> Answers:
+    return nothing()
 
 
 def _pieces(waiting: list[Rows], plan: Plan, k: int) -> list[Rows]:

@@ -5,6 +5,7 @@ straight on has to prove it, in turns with it on real batches. B images of a bat
 """
 
 import copy
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,9 +31,13 @@ if TYPE_CHECKING:
 FORMS = (Form(), Form(channels_last=False))
 KERNELS_KEPT = 1024  # oneDNN's cache by default
 STREAM_BATCH = 32  # images that come together in the stream that is tried
+STREAMED = 256, 512  # how many come in all, at least and at most
 CLOSE = 1.15  # ways straight on that are expected within this factor of the best are tried
-TRIED = 3  # ways straight on, and plans with exits, at most
-SORTING, PROVING = 3, 11  # rounds to find the best of each kind, and to compare these two
+TRIED = 2  # ways straight on, and plans with exits, at most
+ROTATED = 3  # rounds until batches come again
+IN_A_ROUND = 32  # images at least
+SORTING, PROVING = 3, 9  # rounds to find the best of each kind, and to compare these two
+UNMET = (5, 7, 11, 13, 19)  # numbers of rows that are none of `SIZES`
 TABLE, FORM = 0.3, 0.1  # shares of the time; the rest is for trying plans
 
 
@@ -56,8 +61,9 @@ def tuned(
     for size in sorted(batch_sizes):
         feed = _batches(images_SCHW, size)
         found[str(size)] = _proven(engine, choose(table, flow, size), feed, share, _of_batches(size))
-    stream = [torch.cat(_batches(images_SCHW, min(STREAM_BATCH, len(images_SCHW))))]
-    found[STREAM] = _proven(engine, choose_stream(table, flow), stream, share, _of_stream)
+    choice = choose_stream(table, flow)
+    length = min(STREAMED[1], max(STREAMED[0], int(1000 * share / choice.straight[0].ms / 20)))
+    found[STREAM] = _proven(engine, choice, _batches(images_SCHW, length)[:1], share, _of_stream)
     return Tuning(
         form=engine.program.form,
         plans={size: found[str(size)].plan for size in sorted(batch_sizes)},
@@ -169,26 +175,21 @@ def _batches(images_SCHW: Tensor, size: int) -> list[Tensor]:
 @torch.inference_mode()
 def time_table(engine: "Engine", images_SCHW: Tensor, most: int, seconds: float) -> TimeTable:
     """Times of the engine's stages and exits for 1, 2, 4 ... up to `most` rows, as far as the time allows."""
-    rows, took, cold = [], [], []
+    rows: list[int] = []
+    passes: dict[int, list[list[list[float]]]] = {}
     size, end = 1, time.perf_counter() + seconds
     while size <= most:
-        batch = _batches(images_SCHW, size)[0]
-        first = _one_pass(engine, batch)
-        started = time.perf_counter()
-        passes = [_one_pass(engine, batch)]
-        each = time.perf_counter() - started
-        repeats = 2 if each == 0 else min(14, max(2, int((end - started) / 8 / each)))
-        passes += [_one_pass(engine, batch) for _ in range(repeats)]
+        began = time.perf_counter()
+        passes[size] = _passes(engine, _batches(images_SCHW, size)[0], (end - began) / 12)
+        took = time.perf_counter() - began
         rows.append(size)
-        took.append(
-            [[median(values) for values in zip(*columns, strict=True)] for columns in zip(*passes, strict=True)]
-        )
-        stages = zip(first[1], took[-1][1], strict=True)
-        cold.append([max(0.0, before - after) for before, after in stages])
         size *= 2
-        if size > 8 and time.perf_counter() + 4 * 2 * each > end:
+        if size > 8 and time.perf_counter() + 4 * took > end:
             break
-    enter_R, stages_KR, heads_KR, drops_KR, parts_R = _by_part(took)
+    for size in rows:  # once more, for what the machine did meanwhile
+        passes[size] += _passes(engine, _batches(images_SCHW, size)[0], (end - time.perf_counter()) / 12)
+    medians = [[_medians(columns) for columns in zip(*passes[size], strict=True)] for size in rows]
+    enter_R, stages_KR, heads_KR, drops_KR, parts_R = (_by_rows(of_part) for of_part in zip(*medians, strict=True))
     modules = zip(engine.network.stages, engine.network.exits, strict=True)
     return TimeTable(
         rows_R=tuple(rows),
@@ -197,15 +198,38 @@ def time_table(engine: "Engine", images_SCHW: Tensor, most: int, seconds: float)
         heads_KR=heads_KR,
         drops_KR=drops_KR,
         parts_R=tuple(median(of_exits) for of_exits in zip(*parts_R, strict=True)),
-        builds_K=tuple(median(of_sizes) for of_sizes in zip(*cold[1:] or cold, strict=True)),
+        builds_K=_builds(engine, [_batches(images_SCHW, size)[0] for size in UNMET if size <= max(most, UNMET[0])]),
         kernels_K=tuple(_kernels(stage) + _kernels(head) for stage, head in modules),
         capacity=_kernels_kept(engine.program.device),
     )
 
 
-def _by_part(took: list[list[list[float]]]) -> list[tuple[tuple[float, ...], ...]]:
-    """Parts, stages, rows from rows, parts, stages."""
-    return [tuple(zip(*of_part, strict=True)) for of_part in zip(*took, strict=True)]
+def _builds(engine: "Engine", batches: Sequence[Tensor]) -> tuple[float, ...]:
+    """How much longer each stage takes for a number of rows that it has not met."""
+    lost = []
+    for batch in batches:
+        (_, cold_K, *_), (_, warm_K, *_) = (_one_pass(engine, batch) for _ in range(2))
+        lost.append([max(0.0, cold - warm) for cold, warm in zip(cold_K, warm_K, strict=True)])
+    return tuple(median(of_batches) for of_batches in zip(*lost, strict=True))
+
+
+def _passes(engine: "Engine", images_BCHW: Tensor, seconds: float) -> list[list[list[float]]]:
+    """Two passes or more, after one that is not counted."""
+    _one_pass(engine, images_BCHW)
+    started = time.perf_counter()
+    first = _one_pass(engine, images_BCHW)
+    more = int(seconds / (time.perf_counter() - started))
+    return [first, *(_one_pass(engine, images_BCHW) for _ in range(min(8, max(1, more))))]
+
+
+def _medians(columns: Sequence[Sequence[float]]) -> list[float]:
+    return [median(values) for values in zip(*columns, strict=True)]
+
+
+def _by_rows(ms_RK: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+    """Times `[K, R]`. None is above that of more rows: what is, was something else that the machine did."""
+    columns = zip(*ms_RK, strict=True)
+    return tuple(tuple(min(ms_R[i:]) for i in range(len(ms_R))) for ms_R in columns)
 
 
 def _one_pass(engine: "Engine", images_BCHW: Tensor) -> list[list[float]]:
@@ -256,7 +280,7 @@ def _kernels_kept(device: torch.device) -> int | None:
 
 
 class _Turn:
-    """Runs batches, some a round and in the next round others, and says how many seconds they took.
+    """Runs batches, some a round and in the next round others, and says how many seconds one took.
 
     Args:
         call: Given a batch.
@@ -266,25 +290,30 @@ class _Turn:
 
     def __init__(self, call: Callable[[Tensor], object], batches: Sequence[Tensor], wait: Callable[[], None]) -> None:
         self.call, self.batches, self.wait = call, batches, wait
-        self.next, self.a_round = 0, len(batches)
+        self.first, self.a_round = 0, 1
 
     def __call__(self) -> float:
-        """The mean of a batch."""
+        """The mean of a round's batches."""
         started = time.perf_counter()
-        for number in range(self.next, self.next + self.a_round):
+        for number in range(self.first, self.first + self.a_round):
             self.call(self.batches[number % len(self.batches)])
             self.wait()
-        self.next += self.a_round
+        self.first += self.a_round
         return (time.perf_counter() - started) / self.a_round
 
 
 def _in_turns(turns: Mapping[str, _Turn], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds of a batch in each round, of as many batches as there is time for; every batch has been run before."""
+    """Seconds of a batch in each round, of as many batches as there is time for. Each has been run before."""
+    each = sum(min(turn(), turn()) for turn in turns.values())
     for turn in turns.values():
-        turn.a_round = len(turn.batches)
-    warm = sum(turn() for turn in turns.values())  # seconds of one batch by each
-    for turn in turns.values():
-        turn.next, turn.a_round = 0, max(1, min(len(turn.batches), int(seconds / (rounds * warm))))
+        least = math.ceil(IN_A_ROUND / len(turn.batches[0]))
+        a_round = min(len(turn.batches), max(least, int(seconds / ((rounds + ROTATED) * each))))
+        pool = min(len(turn.batches), a_round * ROTATED)
+        turn.batches = [turn.batches[i * len(turn.batches) // pool] for i in range(pool)]
+        turn.first, turn.a_round = 0, pool
+        if pool > 1:
+            turn()
+        turn.first, turn.a_round = 0, a_round
     return take_turns(turns, rounds, warmup=0)
 
 
