@@ -40,26 +40,24 @@ def agreement(answers: Answers, logits_KBC: Tensor, policy: Policy, num_classes:
     likeliest classes lie within `tolerance` of each other at any exit up to the deeper of the two taken.
     """
     chosen = policy.choose(logits_KBC, num_classes)
-    exits_B, labels_B = answers.exits_B.cpu(), answers.labels_B.cpu()
-    other_exit_B, other_label_B = exits_B != chosen.exits_S, labels_B != chosen.labels_S
-    confidence_KB, _ = policy.measure.over(logits_KBC, num_classes)
+    labels_B, exits_B, confidence_B = (column_B.cpu() for column_B in answers)
+    rows_B, depth_K1 = torch.arange(len(exits_B)), torch.arange(len(logits_KBC))[:, None]
+    confidence_KB, labels_KB = policy.measure.over(logits_KBC, num_classes)
     close_KB = _near_a_tie(policy, logits_KBC, num_classes, tolerance)
-    deeper_B = torch.maximum(exits_B, chosen.exits_S)
-    until_KB = torch.arange(len(logits_KBC))[:, None] <= deeper_B
+    other_B = (exits_B != chosen.exits_S) | (labels_B != chosen.labels_S)
     if policy.measure.name == PATIENCE:
-        excused_B = (close_KB & until_KB).any(0)
-        other_B = other_exit_B | other_label_B | (answers.confidence_B.cpu() != chosen.confidence_S)
+        other_B |= confidence_B != chosen.confidence_S
+        excused_B = (close_KB & (depth_K1 <= torch.maximum(exits_B, chosen.exits_S))).any(0)
         return Agreement(len(exits_B), int((other_B & excused_B).sum()), int((other_B & ~excused_B).sum()), tolerance)
-    first_B = torch.minimum(exits_B, chosen.exits_S)  # where one of the two has decided otherwise
-    rows_B = torch.arange(len(first_B))
-    gap_B = (confidence_KB[first_B, rows_B] - torch.tensor(policy.thresholds)[first_B]).abs()
-    at_exit_B = other_exit_B & (gap_B <= tolerance)
-    here_B = ~other_exit_B
-    drift_B = (answers.confidence_B.cpu() - confidence_KB[exits_B, rows_B]).abs()
-    at_label_B = here_B & other_label_B & close_KB[exits_B, rows_B]
-    excused_B = at_exit_B | at_label_B | (here_B & ~other_label_B)
-    wrong_B = ~excused_B | ~((drift_B <= tolerance) | drift_B.isnan())
-    return Agreement(len(exits_B), int(((at_exit_B | at_label_B) & ~wrong_B).sum()), int(wrong_B.sum()), tolerance)
+    above_KB = confidence_KB - torch.tensor(policy.thresholds)[:, None]
+    may_leave_B = (above_KB >= -tolerance)[exits_B, rows_B] | (exits_B == len(logits_KBC) - 1)
+    had_to_leave_B = ((above_KB > tolerance) & (depth_K1 < exits_B)).any(0)
+    same_label_B = (labels_B == labels_KB[exits_B, rows_B]) | close_KB[exits_B, rows_B]
+    same_confidence_B = torch.isclose(
+        confidence_B.double(), confidence_KB[exits_B, rows_B].double(), rtol=0, atol=tolerance, equal_nan=True
+    )
+    right_B = may_leave_B & ~had_to_leave_B & same_label_B & same_confidence_B
+    return Agreement(len(exits_B), int((other_B & right_B).sum()), int((~right_B).sum()), tolerance)
 
 
 def _near_a_tie(policy: Policy, logits_KBC: Tensor, num_classes: int, tolerance: float) -> Tensor:

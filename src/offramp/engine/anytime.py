@@ -55,7 +55,7 @@ def each_exit(engine: "Engine", images_BCHW: Tensor, tally: Tally | None) -> Gen
                 columns = zip(best, answers, strict=True)
                 best = Answers(*(old_B.index_copy(0, rows.ids_B, new_B) for old_B, new_B in columns))
             _, onward = engine.divide(k, passed, asked)
-            rows = None if onward is None else onward.compact(engine.plan_for(len(onward)).rows(len(onward)))
+            rows = None if onward is None else onward.drop(engine.plan_for(len(onward)).rows(len(onward)))
             yield best
     finally:
         if tally is not None:

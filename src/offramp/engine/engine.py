@@ -382,9 +382,8 @@ def _pieces(waiting: list[Rows], plan: Plan, k: int) -> list[Rows]:
     most = plan.chunk
     if len(waiting) == 1 and (most is None or waiting[0].run <= most):
         rows = waiting[0]
-        size = plan.rows(len(rows))
         drops = plan.compacts is None or k - 1 in plan.compacts
-        return [rows.compact(size) if drops and size < rows.run else rows]
+        return [rows.drop(plan.rows(len(rows))) if drops else rows]
     together = join(waiting)
     pieces = [together] if most is None else together.split(most)
     return [piece.compact(max(len(piece), plan.rows(len(piece)))) for piece in pieces]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet
 
 
@@ -22,19 +23,28 @@ class Form:
     """How the stages and exits of a network are run.
 
     Attributes:
-        fold: Merge each batch norm into the convolution before it, where a `Sequential` has them next to each other.
+        fold: Merge each batch norm into the convolution before it, where a `Sequential` runs them one after the other.
         channels_last: Keep maps with their channels innermost.
         bf16: Compute in bfloat16; what follows the logits is float32 all the same.
         compiled: Compile each stage and each exit with `torch.compile` (a minute or more at first use).
+        packed: On a CPU with oneDNN (`can_pack`): each convolution's weights are laid out once, not at every call, and
+            the ReLU after it, in a `Sequential`, is part of it. Elsewhere it changes nothing.
     """
 
     fold: bool = True
     channels_last: bool = True
     bf16: bool = False
     compiled: bool = False
+    packed: bool = False
 
     def __str__(self) -> str:
-        names = {"folded": self.fold, "channels-last": self.channels_last, "bf16": self.bf16, "compiled": self.compiled}
+        names = {
+            "folded": self.fold,
+            "channels-last": self.channels_last,
+            "bf16": self.bf16,
+            "compiled": self.compiled,
+            "packed": self.packed,
+        }
         return ", ".join(name for name, on in names.items() if on) or "as it is"
 
 
@@ -63,13 +73,25 @@ class Program:
         if form.channels_last:
             twin = twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         twin = twin.to(self.device, self.dtype)
+        if form.packed and can_pack(self.device, self.dtype):
+            pack(twin)
         make: Callable[[Any], Any] = torch.compile if form.compiled else _as_it_is
         self._stages = [make(stage) for stage in twin.stages]
         self._heads = [make(head) for head in twin.exits]
         self._reads = twin.reads
 
     def enter(self, images_BCHW: Tensor) -> Carry:
-        """The carry before the first stage."""
+        """The carry before the first stage.
+
+        Raises:
+            UsageError: Images of another rank or number of channels than the network was made for, or not of floats.
+        """
+        if self.image_shape is not None and (images_BCHW.dim() != 4 or images_BCHW.shape[1] != self.image_shape[0]):
+            raise UsageError(
+                f"Images must be a batch [B, {self.image_shape[0]}, height, width], not {list(images_BCHW.shape)}."
+            )
+        if not images_BCHW.is_floating_point():
+            raise UsageError(f"Images must be floats, normalised as in training, not {images_BCHW.dtype}.")
         images_BCHW = images_BCHW.to(self.device, self.dtype, non_blocking=True)
         if self.form.channels_last and images_BCHW.dim() == 4:
             images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
@@ -93,16 +115,70 @@ def _as_it_is(module: Any) -> Any:
 def fold(module: nn.Module) -> None:
     """Merge each batch norm into the convolution it follows, in every `Sequential` inside; in evaluation mode only.
 
+    A subclass that runs its modules in its own way is left alone, and so are modules with hooks (`weight_norm` is one).
+
     W' = W g / sqrt(v + eps) and b' = (b - m) g / sqrt(v + eps) + h, for batch norm of gain g, shift h, running mean m
     and variance v.
     """
     for child in module.children():
         fold(child)
-    if not isinstance(module, nn.Sequential):
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
         return
     names = list(module._modules)
     for name, after in itertools.pairwise(names):
         conv, norm = module._modules[name], module._modules[after]
-        if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats:
+        if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d or norm.running_mean is None:
+            continue
+        if not (_has_hooks(conv) or _has_hooks(norm)):
             module._modules[name] = fuse_conv_bn_eval(conv, norm)
             module._modules[after] = nn.Identity()
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_pre_hooks or module._forward_hooks)
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there are convolutions with weights of oneDNN's own layout here: on a CPU, in float32 or bfloat16."""
+    there = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and hasattr(
+        torch._C._nn, "mkldnn_reorder_conv2d_weight"
+    )
+    wanted = torch.float32 if dtype == torch.float32 else torch.bfloat16
+    return device.type == "cpu" and dtype == wanted and torch.backends.mkldnn.is_available() and there
+
+
+class PackedConv(nn.Module):
+    """A convolution with its weights in oneDNN's layout, followed by ReLU on request.
+
+    It uses the two operators that `torch.compile` puts in a convolution's place on a CPU.
+    """
+
+    def __init__(self, conv: nn.Conv2d, relu: bool) -> None:
+        super().__init__()
+        padding, stride, dilation = ([*map(int, sides)] for sides in (conv.padding, conv.stride, conv.dilation))
+        self.settings = (padding, stride, dilation, conv.groups)
+        self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(conv.weight.detach().to_mkldnn(), *self.settings)
+        self.bias = None if conv.bias is None else conv.bias.detach()
+        self.after = "relu" if relu else "none"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolution of a map `[B, channels, height, width]`."""
+        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self.weight, self.bias, *self.settings, self.after, [], ""
+        )
+        return out
+
+
+def pack(module: nn.Module) -> None:
+    """Replace every plain convolution in every `Sequential` inside, with the ReLU after it, if there is one."""
+    for child in module.children():
+        pack(child)
+    if not isinstance(module, nn.Sequential):
+        return
+    layers = {name: layer for name, layer in module.named_children() if not isinstance(layer, nn.Identity)}
+    for (name, conv), (after, follower) in itertools.pairwise([*layers.items(), ("", None)]):
+        if type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+            relu = type(follower) is nn.ReLU
+            module._modules[name] = PackedConv(conv, relu)
+            if relu:
+                module._modules[after] = nn.Identity()

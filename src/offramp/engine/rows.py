@@ -71,6 +71,10 @@ class Rows:
             places_B = torch.cat([places_B, places_B[:1].expand(size - len(self))])
         return Rows(self.ids_B, tuple(_select(tensor, places_B) for tensor in self.carry), self.state)
 
+    def drop(self, size: int) -> "Rows":
+        """Compacted to `size` rows where that makes the carry shorter."""
+        return self.compact(size) if size < self.run else self
+
     def split(self, size: int) -> "list[Rows]":
         """Pieces of at most `size` images, views; every row of the carry must be an image's, in order."""
         return [self._cut(slice(first, first + size)) for first in range(0, len(self), size)]

@@ -42,6 +42,7 @@ class Queues:
         self.counts = [0] * engine.num_exits
         self.seen = 0  # images that have come in
 
+    @torch.inference_mode()
     def put(self, images_BCHW: Tensor) -> None:
         """Take in images; their ids go on from those before."""
         if len(images_BCHW) == 0:
@@ -51,6 +52,7 @@ class Queues:
         self.seen += len(images_BCHW)
         self._queue(0, Rows(ids_B.to(carry[0].device), carry))
 
+    @torch.inference_mode()
     def run(self) -> Iterator[Left]:
         """Run every stage before which a chunk waits, and fetch images that have waited too long."""
         while True:
@@ -62,6 +64,7 @@ class Queues:
             else:
                 return
 
+    @torch.inference_mode()
     def drain(self) -> Iterator[Left]:
         """Run everything that is under way."""
         for k in range(len(self.waiting)):
@@ -104,7 +107,6 @@ class Queues:
         return join(pieces)
 
 
-@torch.inference_mode()
 def as_ready(
     engine: "Engine", batches: Iterable[Tensor], *, window: int | None = None, tally: Tally | None = None
 ) -> Iterator[tuple[Tensor, Answers]]:
