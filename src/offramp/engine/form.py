@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from offramp.engine.packing import can_pack, pack
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet
 
@@ -136,49 +137,3 @@ def fold(module: nn.Module) -> None:
 
 def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_pre_hooks or module._forward_hooks)
-
-
-def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether there are convolutions with weights of oneDNN's own layout here: on a CPU, in float32 or bfloat16."""
-    there = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and hasattr(
-        torch._C._nn, "mkldnn_reorder_conv2d_weight"
-    )
-    wanted = torch.float32 if dtype == torch.float32 else torch.bfloat16
-    return device.type == "cpu" and dtype == wanted and torch.backends.mkldnn.is_available() and there
-
-
-class PackedConv(nn.Module):
-    """A convolution with its weights in oneDNN's layout, followed by ReLU on request.
-
-    It uses the two operators that `torch.compile` puts in a convolution's place on a CPU.
-    """
-
-    def __init__(self, conv: nn.Conv2d, relu: bool) -> None:
-        super().__init__()
-        padding, stride, dilation = ([*map(int, sides)] for sides in (conv.padding, conv.stride, conv.dilation))
-        self.settings = (padding, stride, dilation, conv.groups)
-        self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(conv.weight.detach().to_mkldnn(), *self.settings)
-        self.bias = None if conv.bias is None else conv.bias.detach()
-        self.after = "relu" if relu else "none"
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The convolution of a map `[B, channels, height, width]`."""
-        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.bias, *self.settings, self.after, [], ""
-        )
-        return out
-
-
-def pack(module: nn.Module) -> None:
-    """Replace every plain convolution in every `Sequential` inside, with the ReLU after it, if there is one."""
-    for child in module.children():
-        pack(child)
-    if not isinstance(module, nn.Sequential):
-        return
-    layers = {name: layer for name, layer in module.named_children() if not isinstance(layer, nn.Identity)}
-    for (name, conv), (after, follower) in itertools.pairwise([*layers.items(), ("", None)]):
-        if type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
-            relu = type(follower) is nn.ReLU
-            module._modules[name] = PackedConv(conv, relu)
-            if relu:
-                module._modules[after] = nn.Identity()
