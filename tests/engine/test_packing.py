@@ -61,6 +61,18 @@ def test_other_convolutions_stay():
     assert list(net) == before
 
 
+def test_what_somebody_listens_to_stays():
+    heard = []
+    net = unit(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1))
+    net[0].register_forward_hook(lambda *_: heard.append("convolution"))
+    net[5].register_forward_hook(lambda *_: heard.append("relu"))
+    x = torch.randn(1, 2, 3, 3)
+    want = net(x)
+    pack(net)
+    torch.testing.assert_close(net(x), want)
+    assert heard == ["convolution", "relu"] * 2
+
+
 @pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float64), ("cpu", torch.float16), ("cuda", torch.float32)])
 def test_where_there_is_no_such_operator(device, dtype):
     assert not can_pack(torch.device(device), dtype)

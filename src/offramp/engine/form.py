@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from offramp.engine.packing import can_pack, pack
+from offramp.engine.packing import can_pack, has_hooks, pack
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet
 
@@ -130,10 +130,6 @@ def fold(module: nn.Module) -> None:
         conv, norm = module._modules[name], module._modules[after]
         if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d or norm.running_mean is None:
             continue
-        if not (_has_hooks(conv) or _has_hooks(norm)):
+        if not (has_hooks(conv) or has_hooks(norm)):
             module._modules[name] = fuse_conv_bn_eval(conv, norm)
             module._modules[after] = nn.Identity()
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_pre_hooks or module._forward_hooks)

@@ -48,8 +48,15 @@ def pack(module: nn.Module) -> None:
         return
     layers = {name: layer for name, layer in module.named_children() if not isinstance(layer, nn.Identity)}
     for (name, conv), (after, follower) in itertools.pairwise([*layers.items(), ("", None)]):
-        if type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
-            relu = type(follower) is nn.ReLU
+        if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            continue
+        if not has_hooks(conv):
+            relu = type(follower) is nn.ReLU and not has_hooks(follower)
             module._modules[name] = PackedConv(conv, relu)
             if relu:
                 module._modules[after] = nn.Identity()
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody listens to a module, which then has to stay."""
+    return bool(module._forward_pre_hooks or module._forward_hooks)
