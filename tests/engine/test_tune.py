@@ -1,0 +1,270 @@
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from offramp.engine import FLOAT32, PLAIN, Answers, Engine, Form, Plan, Tuning, agreement
+from offramp.engine.tuning import Gain
+from offramp.errors import UsageError
+from offramp.network import EarlyExitNet
+from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
+
+SECONDS = 0.3
+
+
+class Clock:
+    """Seconds that pass only where something says that it takes so long, and a little at every look."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        Clock.now += 1e-7
+        return Clock.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    monkeypatch.setattr(time, "perf_counter", Clock())
+    return Clock()
+
+
+class Slow(nn.Module):
+    """Takes so many milliseconds a call and a row."""
+
+    def __init__(self, call: float, row: float, inner: nn.Module) -> None:
+        super().__init__()
+        self.call, self.row, self.inner = call, row, inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        Clock.now += (self.call + self.row * len(x)) / 1000
+        out: Tensor = self.inner(x)
+        return out
+
+
+def network(stage: tuple[float, float] = (0.5, 0.2), head: tuple[float, float] = (0.05, 0.0)) -> EarlyExitNet:
+    """Three stages that take the same time, three exits likewise."""
+    torch.manual_seed(0)
+    convolutions = [nn.Sequential(nn.Conv2d(a, 4, 3, padding=1), nn.BatchNorm2d(4)) for a in (1, 4, 4)]
+    heads = [nn.Sequential(nn.Flatten(), nn.Linear(64, 5)) for _ in range(3)]
+    made = EarlyExitNet([Slow(*stage, one) for one in convolutions], [Slow(*head, one) for one in heads], num_classes=5)
+    return made.eval()
+
+
+IMAGES = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def policy(net: EarlyExitNet, share: float, **others) -> Policy:
+    """Such a share of the images leaves at the first exit, nobody at the second, which is asked all the same."""
+    with torch.inference_mode():
+        confidence_S = net(IMAGES)[0].softmax(-1).amax(-1)
+    return Policy((confidence_S.quantile(1 - share).item(), 2.0, EVERYBODY), **others)
+
+
+def tuned(engine: Engine, **others) -> Tuning:
+    return engine.tune(IMAGES, **{"batch_sizes": (1, 8), "forms": [Form()], "seconds": SECONDS, **others})
+
+
+def test_exits_that_pay_are_taken_and_answers_stay_the_policys(clock) -> None:
+    net = network()
+    engine = Engine(net, policy(net, 0.75))
+    found = tuned(engine)
+    assert engine.plans == found.plans
+    assert engine.stream_plan == found.stream
+    for size in (1, 8):
+        plan = engine.plan_for(size)
+        assert plan.asks == (0,)  # the second costs time and takes nobody
+        gain = found.gains[str(size)]
+        assert gain.measured is not None
+        assert gain.measured > 1.3
+        assert gain.expected == pytest.approx(gain.measured, rel=0.05)
+        under = engine.policy_under(plan)
+        answers = Answers(*map(torch.cat, zip(*map(engine, torch.split(IMAGES, size)), strict=True)))
+        with torch.inference_mode():
+            assert agreement(answers, net(IMAGES), under, 5, FLOAT32).wrong == 0
+    # the first stage and exit for all images, the two other stages and the last exit for a quarter of them
+    assert found.gains["1"].expected == pytest.approx((3 * 0.7 + 0.05) / (0.75 + 0.25 * (2 * 0.7 + 0.05)), rel=0.01)
+    assert engine.straight(8) is not engine.runs(8)
+
+
+@pytest.mark.parametrize(
+    ("stage", "head", "share"),
+    [((0.5, 0.1), (0.05, 0.0), 0.0), ((0.5, 0.1), (2.0, 0.1), 0.5), ((1.0, 0.0), (0.05, 0.0), 0.3)],
+    ids=["nobody leaves", "slow heads", "rows cost nothing"],
+)
+def test_where_exits_do_not_pay_the_engine_is_the_straight_way(clock, stage, head, share: float) -> None:
+    net = network(stage, head)
+    engine = Engine(net, policy(net, share))
+    found = tuned(engine, batch_sizes=(32,))
+    assert engine.runs(32) is engine.straight(32)
+    assert found.plans[32].straight
+    assert found.gains["32"].expected < 1.05
+    with torch.inference_mode():
+        assert torch.equal(engine(IMAGES).labels_B, net(IMAGES)[-1].argmax(-1))
+
+
+@pytest.mark.parametrize("promised", [{"found": {"certificate": {}}}, {"measure": Measure("patience")}], ids=str)
+def test_promises_and_patience_need_all_exits_or_none(clock, promised) -> None:
+    net = network(head=(0.3, 0.0))
+    given = policy(net, 0.75, **promised)
+    if "measure" in promised:
+        given = Policy((0.0, NOBODY, EVERYBODY), Measure("patience"))  # all leave at the first
+    engine = Engine(net, given)
+    found = tuned(engine)
+    for plan in (*found.plans.values(), found.stream):
+        assert not plan.straight
+        assert engine.asks(plan) == (0, 1, 2)
+
+
+def test_a_form_with_other_answers_is_dropped(clock, monkeypatch) -> None:
+    net = network((0.0, 0.0), (0.0, 0.0))
+    engine = Engine(net, policy(net, 0.5))
+    monkeypatch.setattr("offramp.engine.tune.BF16", 0.0)
+    found = tuned(engine, forms=[Form(bf16=True), Form()])
+    assert [(trial.form, trial.admitted, trial.wrong > 0) for trial in found.forms] == [
+        (Form(bf16=True), False, True),
+        (Form(), True, False),
+    ]
+    assert found.form == engine.program.form == Form()
+    monkeypatch.setattr("offramp.engine.tune._disagreements", lambda *_: (0, 1))
+    assert tuned(engine).form == PLAIN
+
+
+def test_the_faster_form_is_taken(clock, monkeypatch) -> None:
+    net = network((0.0, 0.0), (0.0, 0.0))
+    slow = Form(channels_last=False)
+    entered = type(Engine(net, policy(net, 0.5)).program).enter
+
+    def enter(program, images_BCHW):
+        Clock.now += 0.002 * (program.form == slow)
+        return entered(program, images_BCHW)
+
+    monkeypatch.setattr("offramp.engine.form.Program.enter", enter)
+    for forms in ([slow, Form()], [Form(), slow]):
+        found = tuned(Engine(net, policy(net, 0.5)), forms=forms)
+        assert found.form == Form()
+        assert [trial.form for trial in found.forms] == forms
+        assert all(trial.straight_ms.keys() == {"1", "8", "64"} for trial in found.forms)
+
+
+def test_a_tuning_is_kept_and_adopted(clock) -> None:
+    net = network()
+    first, second = (Engine(net, policy(net, 0.75)) for _ in range(2))
+    found = tuned(first)
+    again = Tuning.from_json(json.loads(json.dumps(found.to_json())))
+    assert again == found
+    assert second.adopt(again) == ()
+    assert second.plans == first.plans
+    assert second.program.form == first.program.form
+    assert second.stream_plan == first.stream_plan
+    assert [second.straight(n).chunk for n in (1, 8)] == [first.straight(n).chunk for n in (1, 8)]
+    elsewhere = dataclasses.replace(found, conditions={**found.conditions, "threads": 64, "torch": "1.0"})
+    threads = torch.get_num_threads()
+    assert second.adopt(elsewhere) == (
+        f"threads: tuned for 64, here {threads}",
+        f"torch: tuned for 1.0, here {torch.__version__}",
+    )
+
+
+def test_what_a_tuning_holds(clock) -> None:
+    net = network()
+    found = tuned(Engine(net, policy(net, 0.75)))
+    assert found.exit_ms.keys() == found.gains.keys() == found.chunks.keys() == {"1", "8", "stream"}
+    for times_K in found.exit_ms.values():
+        assert len(times_K) == 3
+        assert 0 < times_K[0] <= times_K[1] <= times_K[2]
+    assert found.exit_ms["1"][2] == pytest.approx(3 * 0.75, rel=0.01)
+    assert found.table.stages_KR[1][0] == pytest.approx(0.7, rel=0.01)
+    assert found.table.heads_KR[1][0] == pytest.approx(0.05, rel=0.01)
+    assert found.table.kernels_K == (2, 2, 2)
+    assert found.table.rows_R[:4] == (1, 2, 4, 8)
+
+
+def test_a_tuning_for_something_else_is_refused(clock) -> None:
+    net = network((0.0, 0.0), (0.0, 0.0))
+    given = policy(net, 0.5)
+    found = tuned(Engine(net, given))
+    with torch.no_grad():
+        other = network((0.0, 0.0), (0.0, 0.0))
+        other.exits[0].inner[1].bias += 1
+    engine = Engine(other, given)
+    form = engine.program
+    with pytest.raises(UsageError, match="is for the network with weights"):
+        engine.adopt(found)
+    assert engine.program is form
+    for changed, what in (
+        (dataclasses.replace(given, thresholds=(0.9, 0.9, EVERYBODY)), "thresholds"),
+        (dataclasses.replace(given, measure=Measure("margin")), "measure"),
+        (dataclasses.replace(given, found={"certificate": {}}), "certified"),
+    ):
+        with pytest.raises(UsageError, match=f"another policy: {what} differ"):
+            Engine(net, changed).adopt(found)
+
+
+@pytest.mark.parametrize("content", [{}, [], {"format": 1}, {"form": {"folded": 1}}, None], ids=str)
+def test_what_is_no_tuning_is_refused(content) -> None:
+    with pytest.raises(UsageError, match="not a tuning"):
+        Tuning.from_json(content)
+
+
+def test_a_newer_tuning_is_refused() -> None:
+    with pytest.raises(UsageError, match="newer offramp"):
+        Tuning.from_json({"format": 2})
+
+
+@pytest.mark.parametrize(
+    ("images", "others", "message"),
+    [
+        (IMAGES[:0], {}, "no images"),
+        (IMAGES, {"batch_sizes": ()}, "batch_sizes"),
+        (IMAGES, {"batch_sizes": (0, 3)}, "batch_sizes"),
+        (IMAGES, {"forms": []}, "forms"),
+        (IMAGES, {"seconds": 0}, "seconds"),
+    ],
+)
+def test_bad_input_is_refused_and_changes_nothing(images: Tensor, others, message: str) -> None:
+    net = network((0.0, 0.0), (0.0, 0.0))
+    engine = Engine(net, policy(net, 0.5), plan=Plan(chunk=3))
+    program, plans = engine.program, engine.plans
+    with pytest.raises(UsageError, match=message):
+        engine.tune(images, **others)
+    assert engine.program is program
+    assert engine.plans is plans
+
+
+def test_on_the_real_clock() -> None:
+    net = network((0.0, 0.0), (0.0, 0.0))
+    engine = Engine(net, policy(net, 0.5))
+    found = tuned(engine, seconds=0.2)
+    for size in (1, 8):
+        assert engine.plan_for(size) == found.plans[size]
+        assert (engine.runs(size) is engine.straight(size)) == found.plans[size].straight
+        under = engine.policy_under(engine.plan_for(size))
+        answers = Answers(*map(torch.cat, zip(*map(engine, torch.split(IMAGES, size)), strict=True)))
+        with torch.inference_mode():
+            assert agreement(answers, net(IMAGES), under, 5, FLOAT32).wrong == 0
+
+
+def test_few_images_and_one_exit_are_enough() -> None:
+    net = EarlyExitNet([nn.Conv2d(1, 4, 3)], [nn.Sequential(nn.Flatten(), nn.Linear(16, 5))]).eval()
+    engine = Engine(net, Policy((EVERYBODY,)))
+    found = engine.tune(IMAGES[:3], batch_sizes=(8,), seconds=0.1)
+    assert engine.runs(8) is engine.straight(8)
+    assert found.gains["8"] == Gain(1.0, None)
+
+
+@pytest.mark.slow
+def test_a_small_grid_is_never_slower(tmp_path: Path) -> None:
+    benchmark = Path(__file__).parents[2] / "benchmarks" / "never_slower.py"
+    out = tmp_path / "out.json"
+    command = [sys.executable, str(benchmark), "--small", "--seconds", "4", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cells = json.loads(out.read_text())["cells"]
+    assert len(cells) == 8
+    assert all(cell["at_least"] <= 1.02 for cell in cells)
