@@ -11,6 +11,7 @@ from offramp.rules.dfs import DFS
 from offramp.rules.gradient_equilibrium import GradientEquilibrium
 from offramp.rules.pcgrad import PCGrad
 from offramp.rules.standard import Standard
+from offramp.rules.wpn import WPN
 
 RULES: dict[str, Any] = {
     "cagrad": CAGrad,
@@ -18,11 +19,13 @@ RULES: dict[str, Any] = {
     "gradient-equilibrium": GradientEquilibrium,
     "pcgrad": PCGrad,
     "standard": Standard,
+    "wpn": WPN,
 }
 
 __all__ = [
     "DFS",
     "RULES",
+    "WPN",
     "CAGrad",
     "GradientEquilibrium",
     "Outcome",
