@@ -17,7 +17,8 @@ class Plan:
 
     Attributes:
         asks: Exits (from 0) whose head runs; None: all whose answer matters to the policy. The last always runs.
-        compacts: Exits after which rows of images that have left are dropped; None: after every one.
+        compacts: Exits after which rows of images that have left are dropped; None: after every one. A batch of
+            several chunks drops them after every one in any case.
         sizes: Numbers of rows that a stage is given once rows have been dropped, which are rounded up to one of them;
             empty: as many as there are.
         chunk: Most rows a stage is given at a time; None: all there are.
@@ -40,7 +41,7 @@ class Plan:
 
     def rows(self, images: int) -> int:
         """The number of rows to run for so many images, at most a chunk."""
-        most = images if self.chunk is None else self.chunk
+        most = max(self.sizes, default=0) if self.chunk is None else self.chunk
         return min((size for size in self.sizes if images <= size <= most), default=images)
 
 

@@ -1,0 +1,228 @@
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from offramp.engine import Answers, Engine, Plan
+from offramp.engine.rows import Rows
+from offramp.engine.stream import Queues
+from offramp.errors import UsageError
+from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
+
+POLICY = Policy((0.7, NOBODY, 0.6, EVERYBODY))
+POLICY_3 = Policy((0.7, 0.6, EVERYBODY))
+SIZES = st.lists(st.sampled_from([0, 1, 2, 3, 5, 13]), max_size=12)
+
+
+def same(answers: Answers, expected: Answers) -> None:
+    for got_B, wanted_B in zip(answers, expected, strict=True):
+        torch.testing.assert_close(got_B, wanted_B, rtol=0, atol=0)
+
+
+def logits(num_images: int, num_exits: int = 4) -> Tensor:
+    """What the recorded network takes for images, `[B, K, 2]`: some leave early, some late."""
+    return torch.randn(num_images, num_exits, 2, generator=torch.Generator().manual_seed(3))
+
+
+@settings(max_examples=100, deadline=None)
+@given(SIZES, st.integers(1, 6) | st.none(), st.integers(1, 30) | st.none(), st.sampled_from(["softmax", "patience"]))
+def test_answers_are_those_of_the_call_in_order(recorded, sizes, chunk, window, measure) -> None:
+    policy = POLICY if measure == "softmax" else Policy((1.0, NOBODY, 2.0, EVERYBODY), Measure("patience"))
+    engine = Engine(recorded(4, 2), policy, plan=Plan(chunk=chunk))
+    images_BKC = logits(sum(sizes))
+    tally = engine.tally()
+    found = list(engine.stream(images_BKC.split(sizes), window=window, tally=tally))
+    assert len(found) == len(sizes)
+    for answers, batch_BKC in zip(found, images_BKC.split(sizes), strict=True):
+        same(answers, engine(batch_BKC))
+    assert tally.exits_K == engine(images_BKC).exits_B.bincount(minlength=4).tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(SIZES, st.integers(1, 6), st.integers(1, 30))
+def test_each_position_is_given_exactly_once(recorded, sizes, chunk, window) -> None:
+    engine = Engine(recorded(4, 2), POLICY, plan=Plan(chunk=chunk))
+    images_BKC = logits(sum(sizes))
+    expected = engine(images_BKC)
+    seen = []
+    for positions_B, answers in engine.as_ready(images_BKC.split(sizes), window=window):
+        same(answers, Answers(*(column_B[positions_B] for column_B in expected)))
+        seen += positions_B.tolist()
+    assert sorted(seen) == list(range(sum(sizes)))
+
+
+def test_a_networks_own_answers(small, images_of, leaving, device) -> None:
+    network = small()
+    images_BCHW = images_of(network, 60).double()
+    network = network.double()
+    with torch.no_grad():
+        policy = leaving(network(images_BCHW), network.num_classes, (0.4, 0.5))
+    engine = Engine(network, policy, plan=Plan(chunk=8), device=device)
+    expected = engine(images_BCHW)
+    found = list(engine.stream(images_BCHW.split([1, 0, 20, 7, 30, 2])))
+    for column, (got, wanted_B) in enumerate(zip(zip(*found, strict=True), expected, strict=True)):
+        assert got[0].device.type == "cpu"
+        torch.testing.assert_close(torch.cat(got), wanted_B.cpu(), rtol=0, atol=1e-12 if column == 2 else 0)
+
+
+class _Watched(Queues):
+    """Notes the most images that ever waited before each stage."""
+
+    most: list[int]
+
+    def _queue(self, k: int, rows: Rows) -> None:
+        super()._queue(k, rows)
+        assert self.counts[k] == sum(len(piece) for piece in self.waiting[k])
+        assert rows.places_B is None
+        if k:
+            assert rows.run == len(rows)
+        self.most[k] = max(self.most[k], self.counts[k])
+
+
+@pytest.mark.parametrize("thresholds", [(0.7, 0.6), (NOBODY, NOBODY), (EVERYBODY, 0.5), (0.99, 0.55)], ids=str)
+@pytest.mark.parametrize("batch", [1, 4, 11])
+@pytest.mark.parametrize("window", [2, 1000])
+def test_less_than_two_chunks_wait_before_any_stage_but_the_first(recorded, thresholds, batch, window) -> None:
+    engine = Engine(recorded(3, 2), Policy((*thresholds, EVERYBODY)))
+    chunk = 4
+    queues = _Watched(engine, Plan(chunk=chunk), window, None)
+    queues.most = [0] * 3
+    for images_BKC in logits(150, 3).split(batch):
+        queues.put(images_BKC)
+        list(queues.run())
+        assert max(queues.counts) < chunk  # so that at most K (chunk - 1) are under way when the next batch is read
+    list(queues.drain())
+    assert queues.counts == [0] * 3
+    assert queues.most[0] < chunk + batch
+    assert max(queues.most[1:]) < 2 * chunk
+
+
+@pytest.mark.parametrize("window", [1, 5, 20])
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("way", ["as ready", "in turn"])
+def test_however_long_the_stream_none_waits_longer_than_the_window(recorded, window, batch, way) -> None:
+    rare = logits(400)
+    rare[:, 0, 0] = 10.0  # nearly all leave at once
+    rare[::17] = 0.0  # and a few at the last exit, where nobody joins them
+    engine = Engine(recorded(4, 2), POLICY, plan=Plan(chunk=64))
+    read, delivered = 0, set()
+    whole = 0 if way == "as ready" else batch - 1  # in turn, an image waits for the others of its batch
+
+    def long() -> Iterator[Tensor]:
+        nonlocal read
+        for i in itertools.count():
+            assert delivered >= set(range(read - window - whole))  # asked for more: so long none may have waited
+            if read > 300:
+                return
+            yield rare[range(read, read + batch)] if i % 3 else rare[:0]
+            read += batch if i % 3 else 0
+
+    if way == "as ready":
+        found = (positions_B.tolist() for positions_B, _ in engine.as_ready(long(), window=window))
+    else:
+        numbers = itertools.count()
+        found = ([next(numbers) for _ in answers.labels_B] for answers in engine.stream(long(), window=window))
+    for positions in found:
+        delivered.update(positions)
+    assert delivered == set(range(read))
+
+
+def test_batches_are_read_only_as_far_as_needed(recorded) -> None:
+    engine = Engine(recorded(3, 2), Policy((EVERYBODY, NOBODY, EVERYBODY)), plan=Plan(chunk=4))
+    read = 0
+
+    def batches() -> Iterator[Tensor]:
+        nonlocal read
+        for read in itertools.count(1):  # noqa: B007
+            yield torch.zeros(4, 3, 2)
+
+    stream = engine.stream(batches())
+    assert read == 0
+    for n in range(1, 6):
+        assert next(stream).exits_B.tolist() == [0] * 4
+        assert read == n
+
+
+def test_an_error_of_the_batches_reaches_the_caller(recorded) -> None:
+    engine = Engine(recorded(3, 2), Policy((EVERYBODY, NOBODY, EVERYBODY)), plan=Plan(chunk=2))
+
+    def broken() -> Iterator[Tensor]:
+        yield torch.zeros(2, 3, 2)
+        raise OSError("disk full")
+
+    for stream in (engine.stream(broken()), engine.as_ready(broken())):
+        next(stream)
+        with pytest.raises(OSError, match="disk full"):
+            next(stream)
+
+
+@pytest.mark.parametrize("way", ["stream", "as_ready"])
+def test_closed_early_it_stops_reading_and_leaves_the_engine_usable(recorded, way) -> None:
+    engine = Engine(recorded(3, 2), POLICY_3, plan=Plan(chunk=2))
+    read, closed = 0, False
+
+    def batches() -> Iterator[Tensor]:
+        nonlocal read, closed
+        try:
+            while True:
+                read += 1
+                yield logits(2, 3)
+        finally:
+            closed = True
+
+    stream = getattr(engine, way)(batches())
+    next(stream)
+    before = read
+    stream.close()
+    assert (read, closed) == (before, True)
+    assert not torch.is_inference_mode_enabled()
+    assert len(list(engine.stream([logits(3, 3)]))) == 1
+
+
+def test_neither_reader_nor_caller_is_put_into_inference_mode(recorded) -> None:
+    engine = Engine(recorded(3, 2), POLICY_3, plan=Plan(chunk=2))
+    kept = []
+
+    def batches() -> Iterator[Tensor]:
+        for images_BKC in logits(6, 3).split(2):
+            kept.append(images_BKC + 1)
+            yield kept[-1]
+
+    for answers in engine.stream(batches()):
+        assert not torch.is_inference_mode_enabled()
+        answers.labels_B.add_(1)  # the caller's own
+    weight = torch.ones(2, requires_grad=True)
+    sum((images_BKC * weight).sum() for images_BKC in kept).backward()  # batches may be trained on
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [0, 0], [3, 0], [0, 3], [0, 3, 0, 0]])
+def test_empty_batches_have_empty_answers(recorded, sizes) -> None:
+    engine = Engine(recorded(3, 2), POLICY_3)
+    images_BKC = logits(sum(sizes), 3)
+    found = list(engine.stream(images_BKC.split(sizes) if sizes else []))
+    assert [len(answers.labels_B) for answers in found] == sizes
+    assert all(answers.labels_B.dtype == answers.exits_B.dtype == torch.int64 for answers in found)
+
+
+def test_survivors_of_several_batches_share_a_run_of_a_stage(recorded) -> None:
+    engine = Engine(recorded(3, 2), Policy((NOBODY, NOBODY, EVERYBODY)), plan=Plan(chunk=16, sizes=()))
+    runs: list[tuple[int, int]] = []
+    stage = engine.program.stage
+
+    def noted(k: int, carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        runs.append((k, len(carry[0])))
+        return stage(k, carry)
+
+    engine.program.stage = noted  # type: ignore[method-assign]
+    list(engine.stream(logits(40, 3).split(3)))
+    assert runs == [(0, 16), (1, 16), (2, 16)] * 2 + [(0, 8), (1, 8), (2, 8)]
+
+
+def test_a_window_below_1_is_refused(recorded) -> None:
+    with pytest.raises(UsageError, match="window must be at least 1, not 0"):
+        next(Engine(recorded(3, 2), POLICY_3).stream([], window=0))
