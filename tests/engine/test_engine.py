@@ -309,6 +309,18 @@ def test_images_of_bytes_are_refused(small) -> None:
         engine(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
 
 
+def test_patience_straight_on_counts_nothing_and_that_is_no_disagreement(recorded) -> None:
+    logits_KBC = torch.randn(3, 9, 2)
+    policy, plan = Policy((1.0, 1.0, EVERYBODY), Measure("patience")), Plan(straight=True)
+    engine = Engine(recorded(3, 2), policy, plan=plan)
+    answers = engine(logits_KBC.transpose(0, 1))
+    assert answers.confidence_B.tolist() == [0] * 9
+    found = agreement(answers, logits_KBC, engine.policy_under(plan), 2, FLOAT32)
+    assert (found.flips, found.wrong) == (0, 0)
+    found = agreement(answers, logits_KBC, policy, 2, FLOAT32)
+    assert found.wrong > 0
+
+
 def test_closed_exits_take_nobody_and_the_policy_says_so(small) -> None:
     policy = Policy((0.5, 0.6, EVERYBODY), found={"procedure": "by hand"})
     engine = Engine(small(), policy)

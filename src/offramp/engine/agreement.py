@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from offramp.engine.rows import Answers
-from offramp.policy import PATIENCE, Policy
+from offramp.policy import NOBODY, PATIENCE, Policy
 
 FLOAT32, BF16 = 1e-4, 0.05  # how far rounding may move a probability
 
@@ -38,6 +38,7 @@ def agreement(answers: Answers, logits_KBC: Tensor, policy: Policy, num_classes:
 
     Under patience a flip of the class at one exit may change every count after it; there an image is a flip if the two
     likeliest classes lie within `tolerance` of each other at any exit up to the deeper of the two taken.
+    Where only the last exit may answer an engine counts no agreements, and confidences are not compared.
     """
     chosen = policy.choose(logits_KBC, num_classes)
     labels_B, exits_B, confidence_B = (column_B.cpu() for column_B in answers)
@@ -46,7 +47,8 @@ def agreement(answers: Answers, logits_KBC: Tensor, policy: Policy, num_classes:
     close_KB = _near_a_tie(policy, logits_KBC, num_classes, tolerance)
     other_B = (exits_B != chosen.exits_S) | (labels_B != chosen.labels_S)
     if policy.measure.name == PATIENCE:
-        other_B |= confidence_B != chosen.confidence_S
+        if any(threshold != NOBODY for threshold in policy.thresholds[:-1]):
+            other_B |= confidence_B != chosen.confidence_S
         excused_B = (close_KB & (depth_K1 <= torch.maximum(exits_B, chosen.exits_S))).any(0)
         return Agreement(len(exits_B), int((other_B & excused_B).sum()), int((other_B & ~excused_B).sum()), tolerance)
     above_KB = confidence_KB - torch.tensor(policy.thresholds)[:, None]

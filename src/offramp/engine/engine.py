@@ -75,7 +75,7 @@ class Engine:
     @property
     def num_exits(self) -> int:
         """K."""
-        return self.network.num_exits
+        return self.policy.num_exits
 
     def use(
         self,
@@ -196,7 +196,8 @@ class Engine:
 
     def asks(self, plan: Plan) -> tuple[int, ...]:
         """The exits whose heads run under a plan, the last one included."""
-        return self._asked[plan] if plan in self._asked else self._asked_under(plan)
+        asked = self._asked.get(plan)
+        return self._asked_under(plan) if asked is None else asked
 
     def _asked_under(self, plan: Plan) -> tuple[int, ...]:
         last = self.num_exits - 1
@@ -206,7 +207,10 @@ class Engine:
         return wanted if plan.asks is None else tuple(k for k in wanted if k in plan.asks or k == last)
 
     def policy_under(self, plan: Plan) -> Policy:
-        """The policy that a plan carries out: exits that it does not ask take nobody."""
+        """The policy that a plan carries out: exits that it does not ask take nobody.
+
+        Straight on, nothing is counted: under patience all confidences are 0 then.
+        """
         asked = self.asks(plan)
         if asked == self._open():
             return self.policy
@@ -382,8 +386,8 @@ def _pieces(waiting: list[Rows], plan: Plan, k: int) -> list[Rows]:
     most = plan.chunk
     if len(waiting) == 1 and (most is None or waiting[0].run <= most):
         rows = waiting[0]
-        drops = plan.compacts is None or k - 1 in plan.compacts
-        return [rows.drop(plan.rows(len(rows))) if drops else rows]
+        drops = len(rows) < rows.run and (plan.compacts is None or k - 1 in plan.compacts)
+        return [rows.drop(plan.rows(len(rows)))] if drops else waiting
     together = join(waiting)
     pieces = [together] if most is None else together.split(most)
     return [piece.compact(max(len(piece), plan.rows(len(piece)))) for piece in pieces]
