@@ -1,7 +1,7 @@
 """Some steps of WPN, float64: `python wpn_steps.py OUT`, plainly or under torchrun; what came of it goes to OUT.
 
-Given the same images, several processes must do what one does. The last two batches are shared among them, batch norm in
-eval mode, so that a process has no second half, or no image at all.
+Given the same images, several processes must do what one does. The last two batches are shared among them, batch norm
+in eval mode, so that a process has no second half, or no image at all.
 """
 
 import sys
