@@ -182,6 +182,27 @@ def test_stages_run_only_on_the_rows_that_are_left(small, images_of, leaving, co
     assert tally.images == 33
 
 
+@pytest.mark.parametrize(("compacts", "drops"), [(None, (1, 1)), ((0,), (1, 0)), ((1,), (0, 1)), ((), (0, 0))])
+def test_rows_are_dropped_after_the_exits_that_the_plan_says(recorded, compacts, drops) -> None:
+    logits_KBC = torch.randn(3, 20, 2)
+    engine = Engine(recorded(3, 2), Policy((0.7, 0.7, EVERYBODY)), plan=Plan(compacts=compacts, sizes=(), chunk=None))
+    tally = engine.tally()
+    exits_B = engine(logits_KBC.transpose(0, 1), tally=tally).exits_B
+    rows_K = [20]
+    for k in (1, 2):
+        left = int((exits_B >= k).sum())
+        assert 0 < left < rows_K[-1]
+        rows_K.append(left if drops[k - 1] else rows_K[-1])
+    assert tally.stage_rows_K == rows_K
+
+
+def test_the_last_chunk_is_rounded_up_like_any_other(recorded) -> None:
+    engine = Engine(recorded(2, 2), Policy((NOBODY, EVERYBODY)), plan=Plan(chunk=4, sizes=(3,)))
+    tally = engine.tally()
+    engine(torch.randn(6, 2, 2), tally=tally)
+    assert tally.stage_rows_K == [7, 7]
+
+
 def test_nothing_runs_after_all_have_left(small, images_of, counted) -> None:
     network = small("by hand")
     rows = counted(network)

@@ -200,6 +200,13 @@ def test_neither_reader_nor_caller_is_put_into_inference_mode(recorded) -> None:
     assert weight.grad is not None
 
 
+def test_no_gradients_are_kept_track_of(recorded) -> None:
+    images_BKC = logits(6, 3).requires_grad_()
+    engine = Engine(recorded(3, 2), POLICY_3, plan=Plan(chunk=2))
+    for answers in (engine(images_BKC), *engine.stream([images_BKC]), *engine.each_exit(images_BKC)):
+        assert not answers.confidence_B.requires_grad
+
+
 @pytest.mark.parametrize("sizes", [[], [0], [0, 0], [3, 0], [0, 3], [0, 3, 0, 0]])
 def test_empty_batches_have_empty_answers(recorded, sizes) -> None:
     engine = Engine(recorded(3, 2), POLICY_3)
