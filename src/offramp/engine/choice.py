@@ -3,7 +3,6 @@
 B images of a batch, K exits, S images, R numbers of rows at which times were taken. All times are milliseconds.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -319,7 +318,7 @@ def _starts(flow: Flow, plan: Plan) -> list[Plan]:
 def _best_exits(
     starts: Iterable[Plan], flow: Flow, ms: Callable[[Plan], float], *, compacting: bool = True
 ) -> Expected | None:
-    """The best exits to ask and to compact after: from each start, one or two changes at a time while they help."""
+    """The best exits to ask and to compact after: from each start, one step at a time while it helps."""
     known: dict[Plan, float] = {}
 
     def timed(plan: Plan) -> Expected:
@@ -340,17 +339,14 @@ def _best_exits(
 
 
 def _neighbours(plan: Plan, flow: Flow, compacting: bool) -> list[Plan]:
-    """Plans with an exit more or less, one for another, a compaction more or less, or both at one exit."""
+    """Plans with an exit more or less, a compaction, or both at one exit."""
     last = flow.num_exits - 1
     asks = frozenset(flow.open) if plan.asks is None else frozenset(plan.asks)
     drops = frozenset(range(last)) if plan.compacts is None else frozenset(plan.compacts)
-    singles = [frozenset({k}) for k in range(last)] if compacting else []
-    pairs = [(asks, drops ^ one) for one in singles]
+    pairs = [(asks, drops ^ {k}) for k in range(last) if compacting]
     if not flow.whole:
-        toggled = [frozenset({k}) for k in flow.open]
-        pairs += [(asks ^ one, drops) for one in toggled]
-        pairs += [(asks ^ one, drops ^ one) for one in toggled if compacting]
-        pairs += [(asks ^ one ^ other, drops) for one, other in itertools.combinations(toggled, 2)]
+        pairs += [(asks ^ {k}, drops) for k in flow.open]
+        pairs += [(asks ^ {k}, drops ^ {k}) for k in flow.open if compacting]
     every = frozenset(range(last))
     return [
         replace(

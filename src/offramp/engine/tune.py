@@ -36,7 +36,8 @@ CLOSE = 1.15  # ways straight on that are expected within this factor of the bes
 TRIED = 2  # ways straight on, and plans with exits, at most
 ROTATED = 3  # rounds until batches come again
 IN_A_ROUND = 32  # images at least
-SORTING, PROVING = 3, 9  # rounds to find the best of each kind, and to compare these two
+SORTING = 3  # rounds to find the best of each kind
+PROVING = 9, 25  # rounds to compare these two, at least and at most
 UNMET = (5, 7, 11, 13, 19)  # numbers of rows that are none of `SIZES`
 TABLE, FORM = 0.3, 0.1  # shares of the time; the rest is for trying plans
 
@@ -142,7 +143,7 @@ def _use_best(
     for size in sorted({min(size, 64) for size in (*batch_sizes, 64)}):
         feed = _batches(images_SCHW, size)
         turns = {str(form): _Turn(twin.straight(size), feed, twin.wait) for form, twin in admitted.items()}
-        took = _in_turns(turns, SORTING + 2, seconds / 2)
+        took = _in_turns(turns, (SORTING, PROVING[0]), seconds / 2)
         for form in admitted:
             ms[form][str(size)] = 1000 * median(took[str(form)])
     best = {size: min(of_form[size] for of_form in ms.values()) for size in next(iter(ms.values()))}
@@ -302,19 +303,27 @@ class _Turn:
         return (time.perf_counter() - started) / self.a_round
 
 
-def _in_turns(turns: Mapping[str, _Turn], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds of a batch in each round, of as many batches as there is time for. Each has been run before."""
+def _in_turns(turns: Mapping[str, _Turn], rounds: tuple[int, int], seconds: float) -> dict[str, list[float]]:
+    """Seconds of a batch in each round, of as many rounds and batches as the time allows.
+
+    Args:
+        turns: Of the same batches; each is run before it counts.
+        rounds: At least and at most.
+        seconds: For all.
+    """
+    batches = next(iter(turns.values())).batches
     each = sum(min(turn(), turn()) for turn in turns.values())
+    fewest = min(len(batches), math.ceil(IN_A_ROUND / len(batches[0])))
+    number = min(rounds[1], max(rounds[0], int(seconds / (each * fewest)) - ROTATED))
+    a_round = min(len(batches), max(fewest, int(seconds / ((number + ROTATED) * each))))
+    pool = min(len(batches), a_round * ROTATED)
     for turn in turns.values():
-        least = math.ceil(IN_A_ROUND / len(turn.batches[0]))
-        a_round = min(len(turn.batches), max(least, int(seconds / ((rounds + ROTATED) * each))))
-        pool = min(len(turn.batches), a_round * ROTATED)
-        turn.batches = [turn.batches[i * len(turn.batches) // pool] for i in range(pool)]
+        turn.batches = [turn.batches[i * len(batches) // pool] for i in range(pool)]
         turn.first, turn.a_round = 0, pool
         if pool > 1:
             turn()
         turn.first, turn.a_round = 0, a_round
-    return take_turns(turns, rounds, warmup=0)
+    return take_turns(turns, number, warmup=0)
 
 
 class _Found(NamedTuple):
@@ -374,7 +383,7 @@ def _sorted_out(
     if len(near) == 1 and len(hopeful) < 2:
         return near[0], next(iter(hopeful), None)
     turns = {str(number): turn for number, turn in enumerate((*ways, *plans))}
-    took = {int(name): median(values) for name, values in _in_turns(turns, SORTING, seconds).items()}
+    took = {int(name): median(values) for name, values in _in_turns(turns, (SORTING, SORTING), seconds).items()}
     best = min(range(len(near)), key=took.__getitem__)
     if not hopeful:
         return near[best], None
