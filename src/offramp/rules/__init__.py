@@ -9,6 +9,7 @@ from offramp.rules.base import Outcome, TrainingRule, Workbench
 from offramp.rules.cagrad import CAGrad
 from offramp.rules.dfs import DFS
 from offramp.rules.gradient_equilibrium import GradientEquilibrium
+from offramp.rules.meta_gf import MetaGF
 from offramp.rules.pcgrad import PCGrad
 from offramp.rules.standard import Standard
 from offramp.rules.wpn import WPN
@@ -17,6 +18,7 @@ RULES: dict[str, Any] = {
     "cagrad": CAGrad,
     "dfs": DFS,
     "gradient-equilibrium": GradientEquilibrium,
+    "meta-gf": MetaGF,
     "pcgrad": PCGrad,
     "standard": Standard,
     "wpn": WPN,
@@ -28,6 +30,7 @@ __all__ = [
     "WPN",
     "CAGrad",
     "GradientEquilibrium",
+    "MetaGF",
     "Outcome",
     "PCGrad",
     "Standard",

@@ -102,6 +102,10 @@ class TrainingRule(ABC):
             UsageError: The reason, and the way out.
         """
 
+    def epochs_together(self, network: EarlyExitNet) -> int:
+        """How many epochs make one of the method's: a run has a multiple of it, or it is refused."""
+        return 1
+
     def prepare(self, bench: Workbench) -> None:
         """Called once, before the first step and before `load_state`."""
         self.bench = bench

@@ -6,6 +6,7 @@ K exits, B images here, C outputs.
 from torch import Tensor
 
 from offramp.data import Batch
+from offramp.objectives import Terms
 from offramp.rules.base import Outcome, TrainingRule
 
 
@@ -17,12 +18,16 @@ class Standard(TrainingRule):
         bench = self.bench
         bench.optimizer.zero_grad()
         logits_KBC = self._logits(batch.images_BCHW)
-        terms = bench.objective.terms(logits_KBC, batch.targets_B, progress=progress)
+        terms = self._terms(logits_KBC, batch.targets_B, progress)
         loss = terms.loss_KB.sum() / batch.size
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
         bench.update(loss)
         return Outcome(loss.detach(), logits_KBC.detach(), terms.stats_KB)
+
+    def _terms(self, logits_KBC: Tensor, targets_B: Tensor, progress: float) -> Terms:
+        """What is minimised. Methods that weigh exits or samples change the shares."""
+        return self.bench.objective.terms(logits_KBC, targets_B, progress=progress)
 
     def _logits(self, images_BCHW: Tensor) -> Tensor:
         bench = self.bench

@@ -34,6 +34,7 @@ class Job:
         network, train = self.network, self.train
         objectives.check_fits(self.objective, damping=network.damping)
         self.rule.check(network)
+        self._check_epochs()
         if network.num_classes != train.num_classes:
             raise UsageError(
                 f"The network tells {network.num_classes} classes apart, {train.name} has {train.num_classes}; build "
@@ -54,6 +55,16 @@ class Job:
         if self.config.tensorboard:
             summary_writer()
         self._try_out()
+
+    def _check_epochs(self) -> None:
+        epochs, together = self.config.epochs, self.rule.epochs_together(self.network)
+        if epochs % together:
+            less, more = (f"{multiple * together}" for multiple in (epochs // together, epochs // together + 1))
+            raise UsageError(
+                f"{type(self.rule).__name__} takes {together} passes over the images at a time for "
+                f"{self.network.num_exits} exits, so epochs cannot be {epochs}; take "
+                f"{more if epochs < together else f'{less} or {more}'}."
+            )
 
     def _try_out(self) -> None:
         """One blank image through network and objective: their sizes fit, and the objective's settings the exits."""
