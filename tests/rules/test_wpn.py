@@ -1,28 +1,20 @@
 """Learning to weight samples, against a slow version that follows the description line by line."""
 
-import subprocess
-import sys
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-import offramp
-from offramp import data
-from offramp.config import Spec, TrainConfig
-from offramp.data import Batch, Parts
+from offramp.config import Spec
+from offramp.data import Batch
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, LabelSmoothing, Objective, PowerSqrt, dynamic
 from offramp.rules import WPN, Workbench, build
 from offramp.rules.wpn import taken
-from offramp.runs import RunFolder
-from offramp.storage import load_tensors
 
 CENTRE = {"row": (0, True), "col": (1, True), "mat": ((0, 1), True)}
 
@@ -280,88 +272,36 @@ def test_what_is_not_finite_reaches_neither_network(batch: Batch, place: int) ->
         assert all(torch.equal(weight, kept[name]) for name, weight in weights.items())
 
 
-def images() -> Parts:
-    """Two classes told apart by brightness, 8 x 8 pixels; the last batch has two images."""
-    labels = np.arange(60) % 2
-    noise = np.random.default_rng(0).integers(0, 100, (60, 1, 8, 8))
-    pixels = (noise + 150 * labels.reshape(-1, 1, 1, 1)).astype(np.uint8)
-    return data.arrays(pixels, labels, batch_size=16, holdout=10)
-
-
-def network_of(num_exits: int = 3) -> EarlyExitNet:
-    torch.manual_seed(0)
-    stages = [nn.Sequential(nn.Conv2d(c, 4, 3), nn.BatchNorm2d(4), nn.ReLU()) for c in (1, 4, 4)]
-    exits = [nn.Sequential(nn.Flatten(), nn.Linear(4 * side**2, 3)) for side in (6, 4, 2)]
-    return EarlyExitNet(stages[:num_exits], exits[:num_exits], damping=True)
-
-
-@pytest.mark.parametrize("option", [{}, {"precision": "bf16"}, {"optimizer": "adamw", "channels_last": True}])
-def test_an_interrupted_run_ends_with_the_same_bytes(
-    tmp_path: Path, option: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parts = images()
-    config = TrainConfig(epochs=3, lr=0.02, save_every_steps=2, **option)
-
-    def fit(out: str) -> None:
-        torch.rand(1)  # what was drawn before must not matter
-        rule = WPN(interval=2, meta_lr=0.01)
-        offramp.fit(network_of(), PowerSqrt(), parts.train, parts.val, config, out=tmp_path / out, rule=rule)
-
-    fit("calm")
-
-    class PlugPulledError(Exception):
-        pass
-
-    calls = 0
-
-    def terms(self: PowerSqrt, *args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 7:  # one image before training, two batches with two halves each, and a half
-            raise PlugPulledError
-        return original(self, *args, **kwargs)
-
-    original = PowerSqrt.terms
-    with monkeypatch.context() as patch:
-        patch.setattr(PowerSqrt, "terms", terms)
-        with pytest.raises(PlugPulledError):
-            fit("resumed")
-    torch.rand(5)
-    fit("resumed")
-    for file in ("weights.safetensors", "metrics.jsonl"):
-        assert (tmp_path / "calm" / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes()
-    checkpoints = [sorted((tmp_path / out / "checkpoints").iterdir())[-1] for out in ("calm", "resumed")]
-    assert checkpoints[0].read_bytes() == checkpoints[1].read_bytes()  # the prediction network, too
-    lines = RunFolder(tmp_path / "calm").read_metrics()
-    assert lines[-1]["loss"] < lines[0]["loss"]
-    assert lines[-1]["search_top1"][-1] > 80
-    weight_K = lines[-1]["stats"]["weight"]
-    assert sum(weight_K) == pytest.approx(3)
-    assert max(weight_K) > 1.001
-    described = Spec.from_json(RunFolder(tmp_path / "calm").read_config()["rule"])
-    assert build(described).settings() == WPN(interval=2, meta_lr=0.01).settings()
-
-
-def test_one_exit(tmp_path: Path) -> None:
-    parts = images()
-    config = TrainConfig(epochs=1, lr=0.02)
-    with pytest.raises(UsageError, match="all 1 where there is one exit; use centre=row"):
-        offramp.fit(network_of(1), dynamic(), parts.train, config=config, out=tmp_path / "col", rule=WPN())
-    assert not (tmp_path / "col").exists()
-    offramp.fit(network_of(1), dynamic(), parts.train, config=config, out=tmp_path / "row", rule=WPN(centre="row"))
-    assert RunFolder(tmp_path / "row").weights.is_file()
-
-
 def test_an_optimiser_whose_next_step_is_not_known() -> None:
-    network = network_of()
+    network = dropping()
     with pytest.raises(UsageError, match="not for Adagrad"):
         WPN().prepare(Workbench(network, network, CrossEntropy(), torch.optim.Adagrad(network.parameters())))
 
 
-def test_compile_is_said_to_have_no_effect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = TrainConfig(epochs=1, lr=0.02, compile=True)
-    offramp.fit(network_of(), dynamic(), images().train, config=config, out=tmp_path, rule=WPN())
-    assert "WPN trains the network as it is; compile has no effect" in capsys.readouterr().err
+class Doubled(torch.autograd.Function):
+    """Without a forward derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
+class Doubling(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        doubled: Tensor = Doubled.apply(super().forward(x))
+        return doubled
+
+
+def test_a_network_that_cannot_be_differentiated_forwards(batch: Batch) -> None:
+    network = EarlyExitNet([nn.Flatten(), nn.Linear(256, 4)], [Doubling(256, 5), nn.Linear(4, 5)]).double()
+    rule = WPN()
+    prepared(rule, network)
+    with pytest.raises(UsageError, match=r"it cannot this one: You must implement the jvp function .* another rule"):
+        rule.step(batch, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -386,14 +326,3 @@ def test_the_published_settings() -> None:
         "epsilon": 0.8, "centre": "col", "p": 0.75, "inputs": "loss", "hidden": 500, "layers": 1, "interval": 1,
         "meta_lr": 1e-4, "meta_weight_decay": 1e-4,
     }  # fmt: skip
-
-
-def test_two_processes_with_the_same_images_take_the_steps_of_one(tmp_path: Path) -> None:
-    script, launcher = str(Path(__file__).with_name("wpn_steps.py")), ["-m", "torch.distributed.run", "--standalone"]
-    for out, words in (("1", []), ("2", [*launcher, "--nproc-per-node=2"])):
-        command = [sys.executable, *words, script, str(tmp_path / out)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-    one, two = (load_tensors(tmp_path / out)[0] for out in "12")
-    assert one["rule.adam.step.perceptron.0.weight"] == 4
-    torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-12)

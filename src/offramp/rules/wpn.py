@@ -3,7 +3,7 @@
 K exits, B samples of half a batch in this process, C outputs of an exit.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, get_args
@@ -51,7 +51,8 @@ class WPN(Standard):
     prediction network sees, and learns on, the cross-entropy over all C outputs.
 
     The gradient of step 1 is exact and needs no second derivative of the network: the network's gradient is linear in
-    w, so one derivative of the logits in the direction that `meta` asks for, taken forwards, gives it.
+    w, so one derivative of the logits in the direction that `meta` asks for, taken forwards, gives it. A network that
+    torch cannot differentiate forwards (operations of one's own without `jvp`) is refused.
 
     With batches of 64 each step sees 32 samples, and there are twice as many steps as with other rules; batches of 128
     give the steps of 64 samples. The published runs had batches of 1024 and lr 0.8 (CIFAR).
@@ -67,7 +68,7 @@ class WPN(Standard):
         inputs: What the prediction network sees of a sample at each exit: "loss", "confidence" or "both".
         hidden: Width of its hidden layers.
         layers: Number of its hidden layers.
-        interval: It learns at every so manyeth batch. Published: 1 on CIFAR, 100 on ImageNet.
+        interval: It learns at one batch of so many, counted over the whole run. Published: 1 on CIFAR, 100 on ImageNet.
         meta_lr: Its learning rate at the start; it follows the schedule of the network's.
         meta_weight_decay: Its weight decay.
     """
@@ -213,15 +214,24 @@ class WPN(Standard):
     def _change(
         self, network: Mapping[str, Tensor], direction: Mapping[str, Tensor], images_BCHW: Tensor, draws: int
     ) -> Tensor:
-        """The derivative of the logits of `images`, for weights that move along `direction`."""
+        """The derivative of the logits of `images`, for weights that move along `direction`.
+
+        Raises:
+            UsageError: An operation of the network that torch cannot differentiate forwards.
+        """
         with torch.no_grad(), forward_ad.dual_level(), self._drawing(draws):
             weights = {
                 name: forward_ad.make_dual(network[name].detach(), way)  # type: ignore[no-untyped-call]
                 for name, way in direction.items()
             }
-            logits_KBC, change_KBC = forward_ad.unpack_dual(  # type: ignore[no-untyped-call]
-                self._run(weights, images_BCHW)
-            )
+            try:
+                moving_KBC = self._run(weights, images_BCHW)
+            except NotImplementedError as error:
+                raise UsageError(
+                    "WPN needs networks that torch can differentiate forwards, and it cannot this one: "
+                    f"{str(error).splitlines()[0]} Use another rule, in a new folder."
+                ) from error
+            logits_KBC, change_KBC = forward_ad.unpack_dual(moving_KBC)  # type: ignore[no-untyped-call]
         return torch.zeros_like(logits_KBC) if change_KBC is None else change_KBC
 
     @contextmanager
@@ -276,7 +286,7 @@ def taken(confidence_KB: Tensor, shares_K: Tensor) -> Tensor:
     In turn, exit k takes the floor(B share_k) samples it is surest of among those that are left; the last takes the
     rest. An exit may take none.
     """
-    counts: Sequence[int] = (confidence_KB.shape[1] * shares_K).floor().int().tolist()[:-1]
+    counts: list[int] = (confidence_KB.shape[1] * shares_K).floor().int().tolist()[:-1]
     left_B = torch.ones_like(confidence_KB[0], dtype=torch.bool)
     rows = []
     for confidence_B, count in zip(confidence_KB, counts, strict=False):

@@ -1,0 +1,111 @@
+"""Whole runs of WPN, and several processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import offramp
+from offramp import data
+from offramp.config import Spec, TrainConfig
+from offramp.data import Parts
+from offramp.errors import UsageError
+from offramp.network import EarlyExitNet
+from offramp.objectives import PowerSqrt, dynamic
+from offramp.rules import WPN, build
+from offramp.runs import RunFolder
+from offramp.storage import load_tensors
+
+
+def images() -> Parts:
+    """Two classes told apart by brightness, 8 x 8 pixels; the last batch has two images."""
+    labels = np.arange(60) % 2
+    noise = np.random.default_rng(0).integers(0, 100, (60, 1, 8, 8))
+    pixels = (noise + 150 * labels.reshape(-1, 1, 1, 1)).astype(np.uint8)
+    return data.arrays(pixels, labels, batch_size=16, holdout=10)
+
+
+def network_of(num_exits: int = 3) -> EarlyExitNet:
+    torch.manual_seed(0)
+    stages = [nn.Sequential(nn.Conv2d(c, 4, 3), nn.BatchNorm2d(4), nn.ReLU()) for c in (1, 4, 4)]
+    exits = [nn.Sequential(nn.Flatten(), nn.Linear(4 * side**2, 3)) for side in (6, 4, 2)]
+    return EarlyExitNet(stages[:num_exits], exits[:num_exits], damping=True)
+
+
+@pytest.mark.parametrize("option", [{}, {"precision": "bf16"}, {"optimizer": "adamw", "channels_last": True}])
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    tmp_path: Path, option: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = images()
+    config = TrainConfig(epochs=3, lr=0.02, save_every_steps=2, **option)
+
+    def fit(out: str) -> None:
+        torch.rand(1)  # what was drawn before must not matter
+        rule = WPN(interval=2, meta_lr=0.01)
+        offramp.fit(network_of(), PowerSqrt(), parts.train, parts.val, config, out=tmp_path / out, rule=rule)
+
+    fit("calm")
+
+    class PlugPulledError(Exception):
+        pass
+
+    calls = 0
+
+    def terms(self: PowerSqrt, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 7:  # one image before training, two batches with two halves each, and a half
+            raise PlugPulledError
+        return original(self, *args, **kwargs)
+
+    original = PowerSqrt.terms
+    with monkeypatch.context() as patch:
+        patch.setattr(PowerSqrt, "terms", terms)
+        with pytest.raises(PlugPulledError):
+            fit("resumed")
+    torch.rand(5)
+    fit("resumed")
+    for file in ("weights.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "calm" / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes()
+    checkpoints = [sorted((tmp_path / out / "checkpoints").iterdir())[-1] for out in ("calm", "resumed")]
+    assert checkpoints[0].read_bytes() == checkpoints[1].read_bytes()  # the prediction network, too
+    lines = RunFolder(tmp_path / "calm").read_metrics()
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[-1]["search_top1"][-1] > 80
+    weight_K = lines[-1]["stats"]["weight"]
+    assert sum(weight_K) == pytest.approx(3)
+    assert max(weight_K) > 1.001
+    described = Spec.from_json(RunFolder(tmp_path / "calm").read_config()["rule"])
+    assert build(described).settings() == WPN(interval=2, meta_lr=0.01).settings()
+
+
+def test_one_exit(tmp_path: Path) -> None:
+    parts = images()
+    config = TrainConfig(epochs=1, lr=0.02)
+    with pytest.raises(UsageError, match="all 1 where there is one exit; use centre=row"):
+        offramp.fit(network_of(1), dynamic(), parts.train, config=config, out=tmp_path / "col", rule=WPN())
+    assert not (tmp_path / "col").exists()
+    offramp.fit(network_of(1), dynamic(), parts.train, config=config, out=tmp_path / "row", rule=WPN(centre="row"))
+    assert RunFolder(tmp_path / "row").weights.is_file()
+
+
+def test_compile_is_said_to_have_no_effect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = TrainConfig(epochs=1, lr=0.02, compile=True)
+    offramp.fit(network_of(), dynamic(), images().train, config=config, out=tmp_path, rule=WPN())
+    assert "WPN trains the network as it is; compile has no effect" in capsys.readouterr().err
+
+
+def test_two_processes_with_the_same_images_take_the_steps_of_one(tmp_path: Path) -> None:
+    script, launcher = str(Path(__file__).with_name("wpn_steps.py")), ["-m", "torch.distributed.run", "--standalone"]
+    for out, words in (("1", []), ("2", [*launcher, "--nproc-per-node=2"])):
+        command = [sys.executable, *words, script, str(tmp_path / out)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+    one, two = (load_tensors(tmp_path / out)[0] for out in "12")
+    assert one["rule.adam.step.perceptron.0.weight"] == 4
+    torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-12)
