@@ -56,7 +56,7 @@ def test_a_step_moves_the_weights_against_the_gradient() -> None:
         torch.testing.assert_close(parameter.detach(), wanted[name])
 
 
-RULES = ["standard", "dfs head=rest", "gradient-equilibrium", "pcgrad", "cagrad"]
+RULES = ["standard", "dfs head=rest", "gradient-equilibrium", "pcgrad", "cagrad", "cgt gate=hard", "cgt"]
 FIRST = "stages.0.parts.0.scales.0.conv.weight"
 
 

@@ -7,6 +7,7 @@ from offramp.config import Spec
 from offramp.errors import UsageError
 from offramp.rules.base import Outcome, TrainingRule, Workbench
 from offramp.rules.cagrad import CAGrad
+from offramp.rules.cgt import CGT
 from offramp.rules.dfs import DFS
 from offramp.rules.gradient_equilibrium import GradientEquilibrium
 from offramp.rules.meta_gf import MetaGF
@@ -16,6 +17,7 @@ from offramp.rules.wpn import WPN
 
 RULES: dict[str, Any] = {
     "cagrad": CAGrad,
+    "cgt": CGT,
     "dfs": DFS,
     "gradient-equilibrium": GradientEquilibrium,
     "meta-gf": MetaGF,
@@ -25,6 +27,7 @@ RULES: dict[str, Any] = {
 }
 
 __all__ = [
+    "CGT",
     "DFS",
     "RULES",
     "WPN",

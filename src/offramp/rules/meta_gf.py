@@ -227,7 +227,7 @@ class Mixture(nn.Module):
         self.eta_KM = nn.Parameter(torch.ones(num_exits, num_weights))
 
     def forward(self, reach_KM: Tensor) -> Tensor:
-        """Shares `[K, M]` of the exits with `reach` 1: they add up to 1 for each weight, or are 0 without such exits."""
+        """Shares `[K, M]` of the exits with `reach` 1: they add up to 1 for each weight (0 where there is none)."""
         sizes_KM = self.eta_KM.sigmoid() * reach_KM
         return sizes_KM / sizes_KM.sum(0).clamp_min(torch.finfo(sizes_KM.dtype).tiny)
 

@@ -1,0 +1,77 @@
+"""Confidence-gated training (arXiv 2509.17885): an exit learns little from images that earlier exits have dealt with.
+
+K exits, B images here, N classes, C outputs.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from offramp.network import class_log_probs
+from offramp.objectives import Terms
+from offramp.objectives.base import check_name, check_number
+from offramp.rules.published import by_depth
+from offramp.rules.standard import Standard
+
+_AT_START, _AT_END = (1.0, 0.7, 0.4, 0.1), (0.2, 0.5, 0.8, 1.0)  # lambda, for 4 exits
+_THRESHOLDS = {"hard": 0.5, "soft": 0.9}
+
+
+@dataclass(eq=False)
+class CGT(Standard):
+    """The share of each exit and sample in the objective is multiplied by a weight, a constant to the gradient.
+
+    The weight of exit k is lambda_k times what earlier exits left, plus `leak`; then a sample's weights are divided by
+    their sum, so the loss is a mean over exits where other rules have a sum. Of a sample, an exit leaves nothing where
+    it is right and at least as sure as the threshold, else all ("hard"), or 1 - sigmoid(p - threshold), with p the
+    probability of the true class ("soft"); what several exits left is multiplied.
+
+    lambda goes in a straight line over the training, step by step, from (1, 0.7, 0.4, 0.1) to (0.2, 0.5, 0.8, 1). These
+    are published for 4 exits; for others they are read off at the same depth. Probabilities are those of the classes,
+    the damping neuron's share left out. (The published runs had label smoothing of 0.1: objective label-smoothing.)
+
+    Args:
+        gate: "hard" or "soft".
+        threshold: tau, from 0 to 1. Without it the published one: 0.5 for hard, 0.9 for soft.
+        leak: What every exit gets of every sample, before the division; above 0.
+    """
+
+    gate: Literal["hard", "soft"] = "soft"
+    threshold: float | None = None
+    leak: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_name("gate", self.gate, tuple(_THRESHOLDS))
+        self._tau: float = _THRESHOLDS[self.gate] if self.threshold is None else self.threshold
+        self.threshold = self._tau
+        check_number("threshold", self.threshold, "from 0 to 1", lambda value: 0 <= value <= 1)
+        check_number("leak", self.leak, "above 0", lambda value: value > 0)
+
+    def settings(self) -> dict[str, Any]:
+        """The fields."""
+        return asdict(self)
+
+    def _terms(self, logits_KBC: Tensor, targets_B: Tensor, progress: float) -> Terms:
+        terms = super()._terms(logits_KBC, targets_B, progress)
+        log_probs_KBN = class_log_probs(logits_KBC.detach(), self.bench.network.num_classes)
+        weight_KB = self.weights(log_probs_KBN, targets_B, progress)
+        stats_KB = {**terms.stats_KB, "weight": terms.stats_KB.get("weight", 1) * weight_KB}
+        return Terms(weight_KB * terms.loss_KB, stats_KB)
+
+    def weights(self, log_probs_KBN: Tensor, targets_B: Tensor, progress: float) -> Tensor:
+        """Weights `[K, B]` for log-probabilities of the classes."""
+        K, B, _ = log_probs_KBN.shape
+        true_KB = log_probs_KBN.gather(-1, targets_B.expand(K, B).unsqueeze(-1)).squeeze(-1).exp()
+        if self.gate == "hard":
+            dealt_with_KB = (log_probs_KBN.argmax(-1) == targets_B) & (true_KB >= self._tau)
+            left_KB = 1 - dealt_with_KB.to(true_KB)
+        else:
+            left_KB = 1 - torch.sigmoid(true_KB - self._tau)
+        left_B, rows = torch.ones_like(true_KB[0]), []
+        for start, end, left_here_B in zip(by_depth(_AT_START, K), by_depth(_AT_END, K), left_KB, strict=True):
+            rows.append((start + progress * (end - start)) * left_B + self.leak)
+            left_B = left_B * left_here_B
+        weight_KB = torch.stack(rows)
+        return weight_KB / weight_KB.sum(0)

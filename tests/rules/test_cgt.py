@@ -1,0 +1,180 @@
+"""Confidence-gated training, against plain loops over samples and exits."""
+
+import math
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import offramp
+from offramp import data
+from offramp.config import Spec, TrainConfig
+from offramp.data import Batch
+from offramp.errors import UsageError
+from offramp.network import EarlyExitNet
+from offramp.objectives import CrossEntropy, LabelSmoothing, Objective, PowerSqrt, dynamic
+from offramp.rules import CGT, Standard, Workbench, build
+from offramp.runs import RunFolder
+
+START = {4: [1.0, 0.7, 0.4, 0.1], 6: [1.0, 0.82, 0.64, 0.46, 0.28, 0.1]}
+END = {4: [0.2, 0.5, 0.8, 1.0], 6: [0.2, 0.38, 0.56, 0.74, 0.88, 1.0]}
+
+
+def by_the_book(logits_KBC: Tensor, targets_B: Tensor, rule: CGT, progress: float, num_classes: int) -> Tensor:
+    K, B, C = logits_KBC.shape
+    weights_KB = torch.zeros(K, B, dtype=torch.float64)
+    for b in range(B):
+        y, eligible, row = int(targets_B[b]), 1.0, []
+        for k in range(K):
+            total = sum(math.exp(logits_KBC[k, b, c].item()) for c in range(C))
+            probs = [math.exp(logits_KBC[k, b, c].item()) / total for c in range(num_classes)]
+            factor = (1 - progress) * START[K][k] + progress * END[K][k]
+            row.append(factor * eligible + rule.leak)
+            if rule.gate == "hard":
+                eligible *= 0.0 if max(probs) >= rule.threshold and probs[y] == max(probs) else 1.0
+            else:
+                eligible *= 1 - 1 / (1 + math.exp(-(probs[y] - rule.threshold)))
+        weights_KB[:, b] = torch.tensor(row, dtype=torch.float64) / sum(row)
+    return weights_KB
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.3, 0.99])
+@pytest.mark.parametrize("rule", [CGT("hard"), CGT("soft"), CGT("hard", 0.3, leak=0.1), CGT("soft", 0.4)])
+@pytest.mark.parametrize("objective", [CrossEntropy(), dynamic(with_gradient=True)])
+def test_the_gradient_is_that_of_the_description(
+    network: EarlyExitNet, batch: Batch, objective: Objective, rule: CGT, progress: float
+) -> None:
+    for head in network.exits:  # some samples are dealt with at some exits
+        head[-1].weight.data *= 12
+    own = deepcopy(network)
+    logits_KBC = own(batch.images_BCHW)
+    weights_KB = by_the_book(logits_KBC, batch.targets_B, rule, progress, own.num_classes)
+    loss = (weights_KB * objective.terms(logits_KBC, batch.targets_B).loss_KB).sum() / 7
+    loss.backward()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0, fused=True)
+    rule.prepare(Workbench(network=network, forward=network, objective=objective, optimizer=optimizer))
+    outcome = rule.step(batch, progress)
+    torch.testing.assert_close(outcome.loss, loss.detach())
+    for found, wanted in zip(network.parameters(), own.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-9, atol=1e-13)
+    own_KB = objective.terms(logits_KBC, batch.targets_B).stats_KB.get("weight", torch.ones_like(weights_KB))
+    torch.testing.assert_close(outcome.stats_KB["weight"], weights_KB * own_KB)
+
+
+def test_worked_by_hand() -> None:
+    """Two exits with lambda (1, 0.1): the first deals with sample 0, is sure of a wrong class at 1, unsure at 2."""
+    log_probs_KBN = torch.tensor([[[0.6, 0.4], [0.7, 0.3], [0.45, 0.35]], [[0.5, 0.5]] * 3]).log()
+    targets_B = torch.tensor([0, 1, 0])
+    eligible = torch.tensor([0.0, 1.0, 1.0])
+    second_B = (0.1 * eligible + 1e-3) / (1 + 1e-3 + 0.1 * eligible + 1e-3)
+    torch.testing.assert_close(CGT("hard").weights(log_probs_KBN, targets_B, 0.0)[1], second_B)
+    eligible = 1 - torch.sigmoid(torch.tensor([0.6, 0.3, 0.45]) - 0.9)
+    second_B = (eligible + 1e-3) / (0.2 + 1e-3 + eligible + 1e-3)
+    torch.testing.assert_close(CGT("soft").weights(log_probs_KBN, targets_B, 1.0)[1], second_B)
+
+
+@pytest.mark.parametrize("gate", ["hard", "soft"])
+@pytest.mark.parametrize("K", [1, 2, 7])
+def test_weights_of_a_sample_add_up_to_one(gate: Any, K: int) -> None:
+    log_probs_KBN = (5 * torch.randn(K, 50, 4)).log_softmax(-1)
+    weight_KB = CGT(gate).weights(log_probs_KBN, torch.arange(50) % 4, 0.5)
+    torch.testing.assert_close(weight_KB.sum(0), torch.ones(50))
+    assert weight_KB.gt(0).all()
+    assert CGT(gate).weights(log_probs_KBN[:, :0], torch.empty(0, dtype=torch.long), 0.5).shape == (K, 0)
+
+
+def images() -> data.Parts:
+    """Two classes told apart by brightness, 8 x 8 pixels."""
+    labels = np.arange(60) % 2
+    noise = np.random.default_rng(0).integers(0, 100, (60, 1, 8, 8))
+    pixels = (noise + 150 * labels.reshape(-1, 1, 1, 1)).astype(np.uint8)
+    return data.arrays(pixels, labels, batch_size=16, holdout=10)
+
+
+def network_of(num_exits: int = 3, damping: bool = True) -> EarlyExitNet:
+    torch.manual_seed(0)
+    stages = [nn.Sequential(nn.Conv2d(c, 4, 3), nn.BatchNorm2d(4), nn.ReLU()) for c in (1, 4, 4)]
+    exits = [nn.Sequential(nn.Flatten(), nn.Linear(4 * side**2, 2 + damping)) for side in (6, 4, 2)]
+    return EarlyExitNet(stages[:num_exits], exits[:num_exits], damping=damping)
+
+
+@pytest.mark.parametrize("gate", ["hard", "soft"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    tmp_path: Path, gate: Any, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = images()
+    config = TrainConfig(epochs=3, lr=0.05, save_every_steps=2, precision=precision)
+
+    def fit(out: str) -> None:
+        offramp.fit(network_of(), PowerSqrt(), parts.train, parts.val, config, out=tmp_path / out, rule=CGT(gate))
+
+    fit("calm")
+
+    class PlugPulledError(Exception):
+        pass
+
+    def weights(self: CGT, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise PlugPulledError
+        return original(self, *args)
+
+    calls, original = 0, CGT.weights
+    with monkeypatch.context() as patch:
+        patch.setattr(CGT, "weights", weights)
+        with pytest.raises(PlugPulledError):
+            fit("resumed")
+    fit("resumed")
+    for file in ("weights.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "calm" / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes()
+    lines = RunFolder(tmp_path / "calm").read_metrics()
+    assert lines[-1]["search_nll"][0] < lines[0]["search_nll"][0]
+    assert sum(lines[-1]["stats"]["weight"]) == pytest.approx(1)
+    described = Spec.from_json(RunFolder(tmp_path / "calm").read_config()["rule"])
+    assert build(described).settings() == CGT(gate).settings()
+
+
+def test_the_published_recipe_smooths_labels(tmp_path: Path) -> None:
+    config = TrainConfig(epochs=1, lr=0.02)
+    objective, network = LabelSmoothing(0.1), network_of(damping=False)
+    offramp.fit(network, objective, images().train, config=config, out=tmp_path / "run", rule=CGT("hard"))
+    assert RunFolder(tmp_path / "run").weights.is_file()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("gate", ["hard", "soft"])
+def test_with_one_exit_it_is_plain_training(gate: Any, compiled: bool) -> None:
+    pixels = torch.randn(6, 1, 8, 8, dtype=torch.float64)
+    after = []
+    for rule in (CGT(gate), Standard()):
+        network = network_of(1).double()
+        forward = torch.compile(network, dynamic=False, backend="aot_eager") if compiled else network
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, fused=True)
+        rule.prepare(Workbench(network=network, forward=forward, objective=dynamic(), optimizer=optimizer))
+        rule.step(Batch(pixels, torch.tensor([0, 1] * 3), torch.arange(6), 6), 0.0)
+        after.append(dict(network.named_parameters()))
+    torch.testing.assert_close(after[0], after[1])
+
+
+def test_published_thresholds() -> None:
+    assert CGT().settings() == {"gate": "soft", "threshold": 0.9, "leak": 1e-3}
+    assert CGT("hard").settings() == {"gate": "hard", "threshold": 0.5, "leak": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("cgt gate=firm", "gate 'firm' is unknown.* Known: hard, soft"),
+        ("cgt threshold=90", "threshold must be a number from 0 to 1, not 90"),
+        ("cgt leak=0", "leak must be a number above 0, not 0"),
+    ],
+)
+def test_settings_out_of_range(words: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build(Spec.parse(words.split()))
