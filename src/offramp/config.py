@@ -267,8 +267,8 @@ class Run:
     network: SpecFlag = field(default_factory=lambda: Spec("auto"))
     """auto (fits the data), a preset such as msdnet7-cifar100, msdnet, ranet, or package.module:Name."""
     rule: SpecFlag = field(default_factory=lambda: Spec("standard"))
-    """What happens to a batch: standard, dfs, gradient-equilibrium, pcgrad, cagrad, wpn, meta-gf, cgt, or
-    package.module:Name."""
+    """What happens to a batch: standard, dfs, gradient-equilibrium, pcgrad, cagrad, wpn, meta-gf, cgt,
+    one-for-all, or package.module:Name."""
     training: TrainConfig = field(default_factory=TrainConfig)
 
 

@@ -11,6 +11,7 @@ from offramp.rules.cgt import CGT
 from offramp.rules.dfs import DFS
 from offramp.rules.gradient_equilibrium import GradientEquilibrium
 from offramp.rules.meta_gf import MetaGF
+from offramp.rules.one_for_all import OneForAll
 from offramp.rules.pcgrad import PCGrad
 from offramp.rules.standard import Standard
 from offramp.rules.wpn import WPN
@@ -21,6 +22,7 @@ RULES: dict[str, Any] = {
     "dfs": DFS,
     "gradient-equilibrium": GradientEquilibrium,
     "meta-gf": MetaGF,
+    "one-for-all": OneForAll,
     "pcgrad": PCGrad,
     "standard": Standard,
     "wpn": WPN,
@@ -34,6 +36,7 @@ __all__ = [
     "CAGrad",
     "GradientEquilibrium",
     "MetaGF",
+    "OneForAll",
     "Outcome",
     "PCGrad",
     "Standard",

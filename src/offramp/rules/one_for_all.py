@@ -1,0 +1,116 @@
+"""One-for-all distillation, the second stage of IMTA (Li et al., ICCV 2019): a trained last exit teaches the others.
+
+K exits, B images here, C outputs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from offramp.data import Batch
+from offramp.errors import OfframpError, UsageError
+from offramp.network import Carry, EarlyExitNet
+from offramp.objectives import Terms
+from offramp.objectives.base import check_number, log_softmax
+from offramp.rules.base import Outcome, Workbench
+from offramp.rules.standard import Standard
+from offramp.runs import load
+from offramp.storage import weights_hash
+
+
+@dataclass(eq=False)
+class OneForAll(Standard):
+    """The share L_k of every exit but the last in the objective becomes (1 - share) L_k + share T² KL(t/T, z_k/T).
+
+    KL is that of the softmax of the teacher's last logits t to the softmax of the exit's logits z_k, both divided by
+    the temperature T, over all C outputs; summed over outputs. (The authors' program takes the mean over outputs
+    instead, which makes the term C times smaller; here it is the distillation of the textbooks.) The teacher is a
+    finished run, its network in evaluation mode and never trained. In IMTA it comes from gradient equilibrium.
+
+    Args:
+        teacher: Folder of the teacher's run. Same outputs and images, and a damping neuron where the network has one.
+        share: gamma, from 0 to 1. Published for ImageNet: 0.1.
+        temperature: T, above 0. Published for ImageNet: 1.
+    """
+
+    teacher: str
+    share: float = 0.1
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("share", self.share, "from 0 to 1", lambda value: 0 <= value <= 1)
+        check_number("temperature", self.temperature, "above 0", lambda value: value > 0)
+        self._network: EarlyExitNet | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """The fields."""
+        return asdict(self)
+
+    def check(self, network: EarlyExitNet) -> None:
+        """Read the teacher, and refuse one that answers something else."""
+        teacher = self._teacher()
+        for what, theirs, ours in (
+            ("classes", teacher.num_classes, network.num_classes),
+            ("damping neurons", int(teacher.damping), int(network.damping)),
+        ):
+            if theirs != ours:
+                raise UsageError(
+                    f"The teacher {self.teacher} has {theirs} {what} and the network {ours}; take another."
+                )
+        if None not in (teacher.image_shape, network.image_shape) and teacher.image_shape != network.image_shape:
+            raise UsageError(
+                f"The teacher {self.teacher} was made for images of shape {teacher.image_shape}, the network for "
+                f"{network.image_shape}; take another."
+            )
+
+    def prepare(self, bench: Workbench) -> None:
+        """Put the teacher where the network is."""
+        super().prepare(bench)
+        self._teacher().to(bench.broken.device, bench.parameters[0].dtype)
+
+    def step(self, batch: Batch, progress: float) -> Outcome:
+        """Ask the teacher, then a plain step."""
+        self._taught_BC = self._ask(batch.images_BCHW)
+        return super().step(batch, progress)
+
+    def _teacher(self) -> EarlyExitNet:
+        if self._network is None:
+            self._network = load(self.teacher).requires_grad_(False)
+            self._hash = weights_hash(self._network.state_dict())
+        return self._network
+
+    @torch.no_grad()
+    def _ask(self, images_BCHW: Tensor) -> Tensor:
+        teacher = self._teacher()
+        if not len(images_BCHW):
+            return self.bench.parameters[0].new_zeros(0, teacher.num_outputs)
+        carry: Carry = (images_BCHW,)
+        with self.bench.autocast():
+            for k in range(teacher.num_exits):
+                carry = teacher.run_stage(k, carry)
+            return teacher.run_exit(teacher.num_exits - 1, carry)
+
+    def _terms(self, logits_KBC: Tensor, targets_B: Tensor, progress: float) -> Terms:
+        terms, T = super()._terms(logits_KBC, targets_B, progress), self.temperature
+        told_KBC, taught_BC = log_softmax(logits_KBC[:-1] / T), log_softmax(self._taught_BC / T)
+        distance_KB = kl_div(told_KBC, taught_BC.expand_as(told_KBC), reduction="none", log_target=True).sum(-1) * T**2
+        early_KB = (1 - self.share) * terms.loss_KB[:-1] + self.share * distance_KB
+        stat_KB = torch.cat([distance_KB.detach(), torch.zeros_like(terms.loss_KB[-1:])])
+        return Terms(torch.cat([early_KB, terms.loss_KB[-1:]]), {**terms.stats_KB, "distillation": stat_KB})
+
+    def state(self) -> dict[str, Tensor]:
+        """Which teacher it was: the hash of its weights, in ASCII."""
+        self._teacher()
+        return {"teacher": torch.tensor(list(self._hash.encode()), dtype=torch.uint8)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse to go on with another teacher."""
+        if not torch.equal(state["teacher"].cpu(), self.state()["teacher"]):
+            raise OfframpError(
+                f"The teacher {self.teacher} is not the one that the run began with; put that back, or train in a new "
+                "folder."
+            )
