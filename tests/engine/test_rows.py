@@ -59,7 +59,14 @@ def test_images_keep_their_rows_through_any_sequence_of_steps(data) -> None:
 
 def test_channels_stay_innermost_wherever_rows_move() -> None:
     some = rows(6).keep(torch.tensor([1, 4, 5]))
-    for moved in (some.compact(), some.compact(4), some.drop(3), join([some, rows(3, 10)]), *join([some]).divide(2)):
+    for moved in (
+        some.compact(),
+        some.compact(4),
+        some.drop(3),
+        join([some, rows(3, 10)]),
+        join([some]).cut(slice(2)),
+        join([some]).cut(slice(2, None)),
+    ):
         assert moved.carry[0].is_contiguous(memory_format=torch.channels_last)
         assert not moved.carry[0].is_contiguous()
 
@@ -83,7 +90,7 @@ def test_pieces_are_views() -> None:
     whole = rows(7)
     pieces = whole.split(3)
     assert [len(piece) for piece in pieces] == [3, 3, 1]
-    front, back = whole.divide(2)
+    front, back = whole.cut(slice(2)), whole.cut(slice(2, None))
     assert (len(front), len(back)) == (2, 5)
     for piece in (*pieces, front, back):
         check(piece, whole)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from offramp.engine import Answers, Engine, Plan
-from offramp.engine.rows import Rows
+from offramp.engine.rows import Left, Rows
 from offramp.engine.stream import Queues
 from offramp.errors import UsageError
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
@@ -74,13 +74,14 @@ class _Watched(Queues):
 
     most: list[int]
 
-    def _queue(self, k: int, rows: Rows) -> None:
-        super()._queue(k, rows)
-        assert self.counts[k] == sum(len(piece) for piece in self.waiting[k])
-        assert rows.places_B is None
-        if k:
-            assert rows.run == len(rows)
-        self.most[k] = max(self.most[k], self.counts[k])
+    def _step(self, k: int) -> Iterator[Left]:
+        for depth, queue in enumerate(self.waiting):
+            self.most[depth] = max(self.most[depth], len(queue))
+            for piece in queue.chunks:
+                rows = piece if isinstance(piece, Rows) else piece.rows()
+                assert rows.places_B is None
+                assert rows.run == len(rows) <= self.chunk
+        yield from super()._step(k)
 
 
 @pytest.mark.parametrize("thresholds", [(0.7, 0.6), (NOBODY, NOBODY), (EVERYBODY, 0.5), (0.99, 0.55)], ids=str)
@@ -94,9 +95,11 @@ def test_less_than_two_chunks_wait_before_any_stage_but_the_first(recorded, thre
     for images_BKC in logits(150, 3).split(batch):
         queues.put(images_BKC)
         list(queues.run())
-        assert max(queues.counts) < chunk  # so that at most K (chunk - 1) are under way when the next batch is read
+        assert (
+            max(map(len, queues.waiting)) < chunk
+        )  # so that at most K (chunk - 1) are under way when the next batch is read
     list(queues.drain())
-    assert queues.counts == [0] * 3
+    assert [len(queue) for queue in queues.waiting] == [0] * 3
     assert queues.most[0] < chunk + batch
     assert max(queues.most[1:]) < 2 * chunk
 

@@ -79,13 +79,10 @@ class Rows:
 
     def split(self, size: int) -> "list[Rows]":
         """Pieces of at most `size` images, views; every row of the carry must be an image's, in order."""
-        return [self._cut(slice(first, first + size)) for first in range(0, len(self), size)]
+        return [self.cut(slice(first, first + size)) for first in range(0, len(self), size)]
 
-    def divide(self, size: int) -> "tuple[Rows, Rows]":
-        """The first `size` images and the others, as `split` does."""
-        return self._cut(slice(size)), self._cut(slice(size, None))
-
-    def _cut(self, rows: slice) -> "Rows":
+    def cut(self, rows: slice) -> "Rows":
+        """Those at the positions `rows`, as `split` does."""
         carry, state = (tuple(tensor[rows] for tensor in tensors) for tensors in (self.carry, self.state))
         return Rows(self.ids_B[rows], carry, state)
 

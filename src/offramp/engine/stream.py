@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from offramp.engine.chunks import Queue
 from offramp.engine.plan import Plan, Tally
-from offramp.engine.rows import Answers, Left, Rows, join, nothing
+from offramp.engine.rows import Answers, Left, Rows, nothing
 from offramp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ class Queues:
         self.window = WINDOW * self.chunk if window is None else window
         if self.window < 1:
             raise UsageError(f"window must be at least 1, not {self.window}.")
-        self.waiting: list[deque[Rows]] = [deque() for _ in range(engine.num_exits)]
-        self.counts = [0] * engine.num_exits
+        self.waiting = [Queue(self.chunk) for _ in range(engine.num_exits)]
         self.seen = 0  # images that have come in
 
     @torch.inference_mode()
@@ -50,13 +50,13 @@ class Queues:
         carry = self.engine.program.enter(images_BCHW)
         ids_B = torch.arange(self.seen, self.seen + len(images_BCHW))
         self.seen += len(images_BCHW)
-        self._queue(0, Rows(ids_B.to(carry[0].device), carry))
+        self.waiting[0].put(Rows(ids_B.to(carry[0].device), carry))
 
     @torch.inference_mode()
     def run(self) -> Iterator[Left]:
         """Run every stage before which a chunk waits, and fetch images that have waited too long."""
         while True:
-            full = [k for k, count in enumerate(self.counts) if count >= self.chunk]
+            full = [k for k, queue in enumerate(self.waiting) if len(queue) >= self.chunk]
             if full:
                 yield from self._step(full[-1])
             elif (late := self._late()) is not None:
@@ -67,44 +67,26 @@ class Queues:
     @torch.inference_mode()
     def drain(self) -> Iterator[Left]:
         """Run everything that is under way."""
-        for k in range(len(self.waiting)):
-            while self.counts[k]:
+        for k, queue in enumerate(self.waiting):
+            while len(queue):
                 yield from self._step(k)
 
     def _late(self) -> int | None:
         """A depth whose first image came in before the window, the shallowest such."""
         for k, queue in enumerate(self.waiting):
-            if queue and self.seen - int(queue[0].ids_B[0]) > self.window:
+            if queue.first is not None and self.seen - int(queue.first) > self.window:
                 return k
         return None
 
-    def _queue(self, k: int, rows: Rows) -> None:
-        self.waiting[k].append(rows)
-        self.counts[k] += len(rows)
-
     def _step(self, k: int) -> Iterator[Left]:
-        rows = self._take(k)
+        rows = self.waiting[k].take()
         left, onward = self.engine.advance(k, rows.compact(self.plan.rows(len(rows))), self.plan, self.tally)
         if onward is not None:
-            self._queue(k + 1, onward.compact())
+            self.waiting[k + 1].put(onward)
         if left is not None:
             if self.tally is not None:
                 self.tally.answer(left.answers.exits_B)
             yield left
-
-    def _take(self, k: int) -> Rows:
-        """At most a chunk of the images before stage k, those that came in first."""
-        pieces: list[Rows] = []
-        missing = self.chunk
-        while missing and self.waiting[k]:
-            piece = self.waiting[k].popleft()
-            if len(piece) > missing:
-                piece, rest = piece.divide(missing)
-                self.waiting[k].appendleft(rest)
-            pieces.append(piece)
-            missing -= len(piece)
-        self.counts[k] -= self.chunk - missing
-        return join(pieces)
 
 
 def as_ready(
