@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from offramp import config
+from offramp.backbones.collaboration import collaborating
 from offramp.backbones.msdnet import msdnet
 from offramp.backbones.presets import PRESETS, fitting
 from offramp.backbones.ranet import ranet
@@ -23,6 +24,7 @@ __all__ = ["NETWORKS", "PRESETS", "build", "msdnet", "ranet"]
 _BUILDERS: Mapping[str, Callable[..., EarlyExitNet]] = {"msdnet": msdnet, "ranet": ranet}
 NETWORKS: Mapping[str, Callable[..., EarlyExitNet]] = {
     "auto": msdnet,  # with the knobs that `build` finds to fit the images
+    "collaborating": collaborating,
     **_BUILDERS,
     **{name: functools.partial(_BUILDERS[preset.name], **preset.args) for name, preset in PRESETS.items()},
 }

@@ -37,9 +37,9 @@ class MetaGF(Standard):
 
     Running statistics of batch norm are not merged: they go on through all passes. a = (1, 1, .6, .6, .75, .9, 1) and
     C = (.15, .3, .45, .6, .75, .9) are published for 7 exits; for others they are read off at the same depth, C ending
-    at the last exit's 1. Between passes, and so in the metrics, the network is the one that the method has by then: the
-    merged one of the epoch before while exits train. The learning rate follows the passes. Published runs have one rate
-    for all passes of an epoch. (The authors' program stops training eta after its first epoch; here it goes on. Shares
+    at the last exit's 1. Between passes, and so in the metrics, the weights are those that the method has by then: the
+    merged ones of the epoch before while exits train, under the running statistics of the last pass. The learning rate
+    follows the passes. Published runs have one rate for all passes of an epoch. (The authors' program stops training eta after its first epoch; here it goes on. Shares
     for each channel, which they use for VGG, are not here.)
 
     Args:
