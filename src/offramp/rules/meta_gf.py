@@ -39,8 +39,8 @@ class MetaGF(Standard):
     C = (.15, .3, .45, .6, .75, .9) are published for 7 exits; for others they are read off at the same depth, C ending
     at the last exit's 1. Between passes, and so in the metrics, the weights are those that the method has by then: the
     merged ones of the epoch before while exits train, under the running statistics of the last pass. The learning rate
-    follows the passes. Published runs have one rate for all passes of an epoch. (The authors' program stops training eta after its first epoch; here it goes on. Shares
-    for each channel, which they use for VGG, are not here.)
+    follows the passes. Published runs have one rate for all passes of an epoch. (The authors' program stops training
+    eta after its first epoch; here it goes on. Shares for each channel, which they use for VGG, are not here.)
 
     Args:
         auxiliary: How much the other exits count in the pass of one exit.
