@@ -67,7 +67,7 @@ def test_training_images_are_not_augmented(tiny_parts):
         (100, None, 100, 200),
         (256, None, 256, 256),
         (1000, None, 1000, 1000),
-        (None, None, 32, 512),
+        (None, None, 32, 2048),
         (1, 7, 1, 7),
         (32, 100, 32, 96),
         (32, 5, 32, 32),

@@ -83,7 +83,6 @@ def test_without_a_policy_the_last_exit_answers_and_no_other_head_runs(run, file
     found = list(predictions)
     logits_SC = record(load(run), tiny_parts.test).logits_KSC[-1]
     assert [one.label for one in found] == logits_SC[:, :4].argmax(1).tolist()
-    costs = cost(load(run), (1, 8, 8))
     assert {(one.exit, one.operations) for one in found} == {(3, 1.0)}
     assert predictions.policy is predictions.policy_file is None
 

@@ -38,8 +38,8 @@ def bench(
         max_drop: Find thresholds that lose at most so many percentage points of accuracy; 0.2 where there are none and
             it is not given.
         batches: Sizes of batches to measure, beside a stream.
-        limit: Images timed in a round, at most (but one whole batch). Default: 100 one at a time, 256 in batches, 512
-            in a stream.
+        limit: Images timed in a round, at most (but one whole batch). Default: 100 one at a time, 256 in batches,
+            2,048 in a stream.
         rounds: How many times each variant takes its turn, at least 5.
         threads: CPU threads of torch.
         bf16: Try bfloat16 too, for the engine and what it is compared with.

@@ -2,7 +2,7 @@
 
 from offramp.engine.agreement import BF16, FLOAT32, Agreement, agreement
 from offramp.engine.engine import Engine
-from offramp.engine.form import PLAIN, Form, Program
+from offramp.engine.form import PLAIN, Form, Program, usual_forms
 from offramp.engine.plan import SIZES, Plan, Tally
 from offramp.engine.rows import Answers
 from offramp.engine.straight import Straight
@@ -23,4 +23,5 @@ __all__ = [
     "Tally",
     "Tuning",
     "agreement",
+    "usual_forms",
 ]

@@ -121,8 +121,8 @@ class Engine:
         Args:
             images_SCHW: Like those to come, a few hundred, in mixed order; no labels are needed.
             batch_sizes: For which plans are wanted; streams always get one.
-            forms: To choose from, of those whose answers agree with the network as it is; by default float32 in both
-                memory layouts. The network as it is where none agrees.
+            forms: To choose from, of those whose answers agree with the network as it is; by default `usual_forms`
+                in float32. The network as it is where none agrees.
             seconds: About how long it may take, without compiling.
 
         Raises:

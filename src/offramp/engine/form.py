@@ -52,6 +52,16 @@ class Form:
 PLAIN = Form(fold=False, channels_last=False)
 
 
+def usual_forms(device: torch.device, *, bf16: bool = False, compiled: bool = False) -> tuple[Form, ...]:
+    """The forms worth trying on a device, in float32 and, if wanted, in bf16 and compiled."""
+    on_cpu = device.type == "cpu"
+    forms = [*([Form(packed=True)] if on_cpu else []), Form(), Form(channels_last=False)]
+    forms += [Form(bf16=True, packed=on_cpu)] if bf16 else []
+    forms += [Form(compiled=True)] if compiled else []
+    forms += [Form(bf16=True, compiled=True)] if bf16 and compiled else []
+    return tuple(forms)
+
+
 class Program:
     """Stages and exits of a network as callables, in one form, on one device.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from offramp.engine.agreement import BF16, FLOAT32, agreement
 from offramp.engine.choice import WORTH, Choice, Expected, Flow, TimeTable, choose, choose_stream, exit_ms
-from offramp.engine.form import PLAIN, Form, Program
+from offramp.engine.form import PLAIN, Form, Program, usual_forms
 from offramp.engine.plan import Plan, Tally
 from offramp.engine.rows import Answers, Rows
 from offramp.engine.timing import conditions, median, ratio, take_turns
@@ -28,7 +28,6 @@ from offramp.storage import weights_hash
 if TYPE_CHECKING:
     from offramp.engine.engine import Engine
 
-FORMS = (Form(), Form(channels_last=False))
 KERNELS_KEPT = 1024  # oneDNN's cache by default
 STREAM_BATCH = 32  # images that come together in the stream that is tried
 STREAMED = 256, 512  # how many come in all, at least and at most
@@ -50,7 +49,7 @@ def tuned(
     seconds: float,
 ) -> Tuning:
     """See `Engine.tune`."""
-    forms = FORMS if forms is None else forms
+    forms = usual_forms(engine.program.device) if forms is None else forms
     _check(images_SCHW, batch_sizes, forms, seconds)
     engine = copy.copy(engine)  # what is tried here does not touch the engine
     logits_KSC = _plain_logits(engine, images_SCHW)

@@ -13,7 +13,8 @@ import torch
 
 from offramp.costs import Cost, cost
 from offramp.data import Parts
-from offramp.engine import Engine, Form, Plan
+from offramp.devices import device_named
+from offramp.engine import Engine, Form, Plan, usual_forms
 from offramp.engine.timing import conditions
 from offramp.errors import UsageError
 from offramp.evaluation import Record, policy_for, recorded
@@ -82,7 +83,7 @@ def bench(
         max_drop: Percentage points of accuracy that these may lose; 0.2 if they are found and it is not given.
         batches: Sizes of batches to measure. A stream is measured always.
         limit: Images timed in a round, at most (but a whole batch); by default 100 one at a time, about 256 in
-            batches, 512 in a stream.
+            batches, 2,048 in a stream.
         rounds: How many times each variant takes its turn.
         threads: Threads of torch, while it is measured.
         bf16: Let engine and rivals compute in bfloat16 where that is faster and answers stay the same within rounding.
@@ -122,7 +123,8 @@ def bench(
     if ready is None:
         assert search is not None
         ready = policy_for(search, costs, max_drop=MAX_DROP if max_drop is None else max_drop)
-    timing = Timing(batches, limit, rounds, _forms(bf16=bf16, compile=compile), note)
+    forms = usual_forms(device_named(device), bf16=bf16, compiled=compile)
+    timing = Timing(batches, limit, rounds, forms, note)
     with _threads(threads):
         measured = _measured(folder, network, ready, parts, test, costs, timing)
     measured = dataclasses.replace(measured, policy_file=file)
@@ -181,14 +183,6 @@ def _check_network(network: EarlyExitNet, policy: Policy | None, folder: RunFold
             f"Thresholds are found on held-out images, and {folder.path} held none out (holdout=0): give a policy, or "
             "train with a holdout."
         )
-
-
-def _forms(*, bf16: bool, compile: bool) -> tuple[Form, ...]:
-    forms = [Form(), Form(channels_last=False)]
-    forms += [Form(bf16=True)] if bf16 else []
-    forms += [Form(compiled=True)] if compile else []
-    forms += [Form(bf16=True, compiled=True)] if bf16 and compile else []
-    return tuple(forms)
 
 
 @contextlib.contextmanager

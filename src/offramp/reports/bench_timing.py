@@ -23,7 +23,7 @@ from offramp.reports.sample import Sample
 
 STREAM = "stream"
 STREAM_BATCH = 32  # images that come together in a stream
-SINGLE, TOGETHER, STREAMED = 100, 256, 512  # images of a round: one at a time, in batches (about), in a stream
+SINGLE, TOGETHER, STREAMED = 100, 256, 2048  # images of a round: one at a time, in batches (about), in a stream
 CHUNKS = (8, 16, 32, 64, 128)  # in which rivals are tried, beside whole batches
 TRIALS = 3  # turns of each
 
