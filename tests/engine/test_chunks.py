@@ -5,6 +5,7 @@ import torch
 
 from offramp.engine.chunks import Chunk, Queue
 from offramp.engine.rows import Rows, join
+from offramp.errors import UsageError
 
 
 def rows(first: int, count: int, innermost: bool = False, places: bool = False) -> Rows:
@@ -58,3 +59,10 @@ def test_whole_chunks_that_stand_together_are_not_copied():
     assert queue.take().carry[0].data_ptr() == whole.carry[0].data_ptr()
     assert isinstance(queue.chunks[0], Rows)
     assert isinstance(queue.chunks[1], Chunk)
+
+
+def test_another_size_of_images_is_refused_not_stretched():
+    queue = Queue(4)
+    queue.put(rows(0, 2))
+    with pytest.raises(UsageError, match="one size"):
+        queue.put(Rows(torch.arange(2, 4), (torch.zeros(2, 2, 1, 4), torch.zeros(2, 5)), (torch.zeros(2),)))

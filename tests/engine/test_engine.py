@@ -10,6 +10,7 @@ from torch import Tensor
 
 from offramp.costs import cost
 from offramp.engine import BF16, FLOAT32, PLAIN, Answers, Engine, Form, Plan, Tally, agreement
+from offramp.engine.tuning import CERTIFICATE
 from offramp.errors import UsageError
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 
@@ -257,9 +258,9 @@ def test_each_size_of_batch_has_its_plan(small, images_of, counted) -> None:
     rows = counted(network)
     engine = Engine(network, Policy((EVERYBODY, EVERYBODY, EVERYBODY)))
     engine.use(PLAIN, {1: Plan(), 8: Plan(straight=True)})
-    for num_images in (1, 7, 8, 9):
+    for num_images in (1, 2, 7, 8, 9):  # by ratio, 2 is nearer to 1 and 7 to 8
         engine(images_of(network, num_images))
-    assert rows == {"stages": [25, 17, 17], "exits": [8, 0, 17]}
+    assert rows == {"stages": [27, 24, 24], "exits": [3, 0, 24]}
     assert engine.stream_plan.straight
 
 
@@ -309,10 +310,10 @@ def test_patience_counts_on_every_exit(small) -> None:
         Engine(small(), policy, plan=Plan(asks=(1,)))
 
 
-@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 1, 16, 16), (2, 3, 16), (1, 2, 3, 16, 16)])
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 1, 16, 16), (2, 3, 32, 32), (2, 3, 16), (1, 2, 3, 16, 16)])
 def test_images_of_another_shape_are_refused(small, shape) -> None:
     engine = Engine(small(), Policy((0.5, 0.5, EVERYBODY)))
-    said = rf"Images must be a batch \[B, 3, height, width\], not \[{', '.join(map(str, shape))}\]"
+    said = rf"Images must be a batch \[B, 3, 16, 16\], not \[{', '.join(map(str, shape))}\]"
     calls = [
         engine,
         engine.straight(1),
@@ -362,3 +363,19 @@ def test_order_of_images_does_not_matter(recorded) -> None:
 
 def test_a_fresh_tally_is_empty(small) -> None:
     assert Engine(small(), Policy((0.5, 0.5, EVERYBODY))).tally() == Tally(3)
+
+
+def test_a_certified_policy_is_asked_whole_or_not_at_all(small) -> None:
+    certified = Policy((0.9, 0.9, EVERYBODY), found={CERTIFICATE: {"risk": 0.01}})
+    for asks in ((0,), (1, 2)):
+        with pytest.raises(UsageError, match="certified"):
+            Engine(small(), certified, plan=Plan(asks=asks))
+    for plan in (Plan(), Plan(asks=(0, 1)), Plan(asks=()), Plan(straight=True)):
+        Engine(small(), certified, plan=plan)
+
+
+def test_plans_may_be_written_with_lists_and_there_must_be_one(small) -> None:
+    engine = Engine(small(), Policy((0.9, 0.9, EVERYBODY)), plan=Plan(asks=[0], sizes=[4], compacts=[0]))
+    assert engine.plan_for(3) == Plan(asks=(0,), sizes=(4,), compacts=(0,))
+    with pytest.raises(UsageError, match="one plan"):
+        engine.use(PLAIN, {})

@@ -61,6 +61,28 @@ def test_other_convolutions_stay():
     assert list(net) == before
 
 
+def test_a_sequential_with_a_way_of_its_own_stays():
+    class Residual(nn.Sequential):
+        def forward(self, x):
+            return self[1](self[0](x) + x)
+
+    net = nn.Sequential(Residual(nn.Conv2d(3, 3, 1), nn.ReLU())).requires_grad_(False)
+    x = torch.randn(2, 3, 4, 4)
+    want = net(x)
+    pack(net)
+    assert torch.equal(net(x), want)
+
+
+def test_a_module_that_runs_twice_is_seen_twice():
+    twice = nn.AvgPool2d(1)
+    net = nn.Sequential(twice, nn.Conv2d(3, 3, 1), twice, nn.ReLU()).requires_grad_(False)
+    twice.forward = lambda x: x - 1
+    x = torch.randn(2, 3, 4, 4)
+    want = net(x)
+    pack(net)
+    torch.testing.assert_close(net(x), want)
+
+
 def test_what_somebody_listens_to_stays():
     heard = []
     net = unit(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1))

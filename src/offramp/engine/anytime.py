@@ -4,7 +4,6 @@ B images of a batch. Every exit is asked here, also one that the policy lets tak
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,7 @@ def until(
     engine: "Engine", images_BCHW: Tensor, deadline_ms: float, clock: Callable[[], float], tally: Tally | None
 ) -> Answers:
     """See `Engine.anytime`."""
-    if not deadline_ms >= 0 or math.isnan(deadline_ms):
+    if not isinstance(deadline_ms, (int, float)) or not deadline_ms >= 0:  # NaN is not
         raise UsageError(f"deadline_ms must be a number of at least 0, not {deadline_ms!r}.")
     end = clock() + deadline_ms / 1000
     best = nothing()

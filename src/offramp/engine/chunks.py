@@ -8,7 +8,8 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from offramp.engine.rows import Rows
+from offramp.engine.rows import Rows, copy_rows, room
+from offramp.errors import UsageError
 from offramp.network import Carry
 from offramp.policy import State
 
@@ -24,21 +25,30 @@ class Chunk:
     def __init__(self, size: int, like: Rows) -> None:
         self.size, self.filled = size, 0
         self.ids: list[Tensor] = []
-        self.carry: Carry = tuple(_room(tensor, size) for tensor in like.carry)
-        self.state: State = tuple(_room(tensor, size) for tensor in like.state)
+        self.carry: Carry = tuple(room(tensor, size) for tensor in like.carry)
+        self.state: State = tuple(room(tensor, size) for tensor in like.state)
 
     def put(self, rows: Rows, which: slice) -> None:
-        """Take in some of the images, for which there has to be room."""
+        """Take in some of the images, for which there has to be room.
+
+        Raises:
+            UsageError: They have another size than those before.
+        """
+        here_shape, new_shape = self.carry[0].shape[1:], rows.carry[0].shape[1:]
+        if here_shape != new_shape:
+            raise UsageError(
+                f"The images of a stream must all have one size; {[*here_shape]} is followed by {[*new_shape]}."
+            )
         ids_B = rows.ids_B[which]
         places_B = None if rows.places_B is None else rows.places_B[which]
         here = slice(self.filled, self.filled + len(ids_B))
-        for room, tensor in zip(self.carry, rows.carry, strict=True):
+        for place, tensor in zip(self.carry, rows.carry, strict=True):
             if places_B is None:
-                room[here] = tensor[which]
+                place[here] = tensor[which]
             else:
-                _select(tensor, places_B, room[here])
-        for room, tensor in zip(self.state, rows.state, strict=True):
-            room[here] = tensor[which]
+                copy_rows(tensor, places_B, place[here])
+        for place, tensor in zip(self.state, rows.state, strict=True):
+            place[here] = tensor[which]
         self.ids.append(ids_B)
         self.filled = here.stop
 
@@ -86,20 +96,3 @@ class Queue:
         """The first chunk, as full as it is."""
         chunk = self.chunks.popleft()
         return chunk.rows() if isinstance(chunk, Chunk) else chunk
-
-
-def _room(tensor: Tensor, size: int) -> Tensor:
-    """An empty tensor for `size` rows like those of another, in the same layout."""
-    innermost = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if innermost else torch.contiguous_format
-    return torch.empty((size, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device, memory_format=layout)
-
-
-def _select(tensor: Tensor, places_B: Tensor, out: Tensor) -> None:
-    """Copy rows of a tensor to where they are wanted, channels innermost or not."""
-    if tensor.dim() == 4 and all(one.is_contiguous(memory_format=torch.channels_last) for one in (tensor, out)):
-        tensor, out = tensor.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)
-    if out.is_contiguous():
-        torch.index_select(tensor, 0, places_B, out=out)
-    else:
-        out.copy_(tensor.index_select(0, places_B))

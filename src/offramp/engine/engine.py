@@ -20,7 +20,7 @@ from offramp.engine.rows import Answers, Left, Rows, in_order, join, nothing
 from offramp.engine.straight import Straight
 from offramp.engine.stream import as_ready, in_turn
 from offramp.engine.tune import tuned
-from offramp.engine.tuning import Tuning, adopt
+from offramp.engine.tuning import CERTIFICATE, Tuning, adopt
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, NOBODY, PATIENCE, Policy
@@ -47,7 +47,7 @@ class Engine:
     Args:
         network: Stays as it is; the engine works on a copy in the given form.
         policy: For this network, or for any.
-        form: Folding, memory layout, precision, compilation. `tune` measures which is fastest.
+        form: Folding, memory layout, packing, precision, compilation. `tune` measures which is fastest.
         plan: How batches are run, whatever their size. `tune` measures which is fastest for which size.
         device: Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`; the network's own device if None.
 
@@ -85,11 +85,13 @@ class Engine:
         *,
         chunks: Mapping[int, int | None] | None = None,
     ) -> None:
-        """Run in this form from now on, a batch under the plan of the largest size that is not above its own.
+        """Run in this form from now on, a batch under the plan of the size nearest to its own (by their ratio).
 
         Streams are run under `stream`; by default under the plan for the largest batches. `chunks` are what `straight`
         takes at a time, by size; by default what the plans do.
         """
+        if not plans:
+            raise UsageError("At least one plan is needed, for some size of batches.")
         for plan in filter(None, (*plans.values(), stream)):
             self._check(plan)
         self.program = Program(self.network, form, self.device)
@@ -161,11 +163,17 @@ class Engine:
         unknown = sorted(named - set(range(self.num_exits)))
         if unknown:
             raise UsageError(f"The plan names exit {unknown[0]}; exits are numbered from 0 to {self.num_exits - 1}.")
+        asked = self._asked_under(plan)
+        if CERTIFICATE in self.policy.found and asked not in (self._open(), (self.num_exits - 1,)):
+            raise UsageError(
+                "Of a certified policy every exit is asked, or none but the last: closing some sends images to later "
+                "exits of which the certificate says nothing."
+            )
         if plan.asks is not None and self.policy.measure.name == PATIENCE and set(self._open()) - {*plan.asks}:
             raise UsageError("Under patience every exit that may answer has to be asked: each counts on those before.")
 
     def _size(self, images: int) -> int:
-        return max((size for size in self.plans if size <= images), default=min(self.plans))
+        return min(self.plans, key=lambda size: max(size / max(images, 1), images / size))
 
     def plan_for(self, images: int) -> Plan:
         """The plan under which a batch of so many images is run."""

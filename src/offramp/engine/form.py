@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from offramp.engine.packing import can_pack, has_hooks, pack
+from offramp.engine.packing import can_pack, has_hooks, pack, runs_in_turn
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet
 
@@ -95,12 +95,11 @@ class Program:
         """The carry before the first stage.
 
         Raises:
-            UsageError: Images of another rank or number of channels than the network was made for, or not of floats.
+            UsageError: Images of another shape than the network was made for, where it says so, or not of floats.
         """
-        if self.image_shape is not None and (images_BCHW.dim() != 4 or images_BCHW.shape[1] != self.image_shape[0]):
-            raise UsageError(
-                f"Images must be a batch [B, {self.image_shape[0]}, height, width], not {list(images_BCHW.shape)}."
-            )
+        if self.image_shape is not None and tuple(images_BCHW.shape[1:]) != tuple(self.image_shape):
+            wanted = ", ".join(map(str, self.image_shape))
+            raise UsageError(f"Images must be a batch [B, {wanted}], not {list(images_BCHW.shape)}.")
         if not images_BCHW.is_floating_point():
             raise UsageError(f"Images must be floats, normalised as in training, not {images_BCHW.dtype}.")
         images_BCHW = images_BCHW.to(self.device, self.dtype, non_blocking=True)
@@ -133,7 +132,7 @@ def fold(module: nn.Module) -> None:
     """
     for child in module.children():
         fold(child)
-    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+    if not runs_in_turn(module):
         return
     names = list(module._modules)
     for name, after in itertools.pairwise(names):

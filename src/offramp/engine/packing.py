@@ -52,10 +52,10 @@ def pack(module: nn.Module) -> None:
     """Replace every plain convolution in every `Sequential` inside, with the ReLU after it, if there is one."""
     for child in module.children():
         pack(child)
-    if not isinstance(module, nn.Sequential):
+    if not runs_in_turn(module):
         return
-    layers = {name: layer for name, layer in module.named_children() if not isinstance(layer, nn.Identity)}
-    for (name, conv), (after, follower) in itertools.pairwise([*layers.items(), ("", None)]):
+    layers = [(name, layer) for name, layer in module._modules.items() if not isinstance(layer, nn.Identity)]
+    for (name, conv), (after, follower) in itertools.pairwise([*layers, ("", None)]):
         if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             continue
         if not has_hooks(conv):
@@ -63,6 +63,11 @@ def pack(module: nn.Module) -> None:
             module._modules[name] = PackedConv(conv, relu)
             if relu:
                 module._modules[after] = nn.Identity()
+
+
+def runs_in_turn(module: nn.Module) -> bool:
+    """Whether a module is a `Sequential` that does nothing but run what it holds, one after the other."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
 def has_hooks(module: nn.Module) -> bool:

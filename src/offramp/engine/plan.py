@@ -35,6 +35,9 @@ class Plan:
     straight: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("asks", "compacts", "sizes"):  # a list is as good, but a plan is looked up by its value
+            given = getattr(self, name)
+            object.__setattr__(self, name, None if given is None else tuple(given))
         for name, values in (("chunk", () if self.chunk is None else (self.chunk,)), ("sizes", self.sizes)):
             if any(value < 1 for value in values):
                 raise UsageError(f"{name} must be at least 1, not {', '.join(map(str, values))}.")

@@ -97,11 +97,31 @@ def join(pieces: Sequence[Rows]) -> Rows:
     return Rows(torch.cat([piece.ids_B for piece in compacted]), carry, state)
 
 
+def room(tensor: Tensor, size: int) -> Tensor:
+    """An empty tensor for `size` rows like those of another, in the same layout."""
+    layout = torch.channels_last if _innermost(tensor) else torch.contiguous_format
+    return torch.empty((size, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device, memory_format=layout)
+
+
+def copy_rows(tensor: Tensor, places_B: Tensor, out: Tensor) -> None:
+    """Copy rows of a tensor to where they are wanted, channels innermost or not."""
+    if _innermost(tensor) and _innermost(out):
+        tensor, out = tensor.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)
+    if out.is_contiguous():
+        torch.index_select(tensor, 0, places_B, out=out)
+    else:
+        out.copy_(tensor.index_select(0, places_B))
+
+
+def _innermost(tensor: Tensor) -> bool:
+    """Whether it is a map whose channels are innermost; `index_select` by itself would not keep that."""
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
 def _select(tensor: Tensor, places_B: Tensor) -> Tensor:
-    """Rows of a tensor; a map whose channels are innermost stays so, which `index_select` by itself does not give."""
-    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        return tensor.permute(0, 2, 3, 1).index_select(0, places_B).permute(0, 3, 1, 2)
-    return tensor.index_select(0, places_B)
+    out = room(tensor, len(places_B))
+    copy_rows(tensor, places_B, out)
+    return out
 
 
 class Left(NamedTuple):
