@@ -6,7 +6,18 @@ from offramp.engine import Engine, Form, Plan
 from offramp.evaluation import record
 from offramp.policy import EVERYBODY, NOBODY, Policy
 from offramp.reports import bench_timing
-from offramp.reports.bench_timing import Fed, Feed, Rivals, Turn, joined, measure, on_test, pool, round_of
+from offramp.reports.bench_timing import (
+    STREAM_BYTES,
+    Fed,
+    Feed,
+    Rivals,
+    Turn,
+    joined,
+    measure,
+    on_test,
+    pool,
+    round_of,
+)
 from offramp.runs import load
 
 EXIT_MS = (1.0, 2.0, 3.0)
@@ -67,7 +78,7 @@ def test_training_images_are_not_augmented(tiny_parts):
         (100, None, 100, 200),
         (256, None, 256, 256),
         (1000, None, 1000, 1000),
-        (None, None, 32, 2048),
+        (None, None, 32, 4096),
         (1, 7, 1, 7),
         (32, 100, 32, 96),
         (32, 5, 32, 32),
@@ -76,7 +87,17 @@ def test_training_images_are_not_augmented(tiny_parts):
     ],
 )
 def test_a_round_is_whole_batches(batch, limit, size, images):
-    assert round_of(batch, limit) == (size, images)
+    assert round_of(batch, limit, (3, 32, 32)) == (size, images)
+
+
+@pytest.mark.parametrize("side", [32, 224, 512, 4000])
+def test_a_stream_of_large_images_fits_into_memory(side):
+    size, images = round_of(None, None, (3, side, side))
+    image = torch.empty((3, side, side), device="meta").nbytes
+    assert size <= images <= 4096
+    assert images * image <= STREAM_BYTES or images == size  # at least one batch
+    assert images == 4096 or (images + size) * image > STREAM_BYTES  # and no fewer than fit
+    assert round_of(256, None, (3, side, side)) == (256, 256)
 
 
 def test_a_feed_begins_again_where_images_end(images):
@@ -89,6 +110,8 @@ def test_a_feed_begins_again_where_images_end(images):
     stream = Feed.of(None, images, 64)
     assert (stream.name, len(stream.batches)) == ("stream", 2)
     assert torch.equal(stream.offers[0], torch.cat(stream.batches))
+    memory = {one.untyped_storage().data_ptr() for one in (*stream.batches, *stream.offers)}
+    assert len(memory) == 1  # of all rivals together: no copies
 
 
 def test_a_turn_makes_all_calls_in_order_and_keeps_their_seconds():

@@ -39,7 +39,7 @@ def bench(
             it is not given.
         batches: Sizes of batches to measure, beside a stream.
         limit: Images timed in a round, at most (but one whole batch). Default: 100 one at a time, 256 in batches,
-            2,048 in a stream.
+            4,096 in a stream, of large images fewer (512 MB).
         rounds: How many times each variant takes its turn, at least 5.
         threads: CPU threads of torch.
         bf16: Try bfloat16 too, for the engine and what it is compared with.

@@ -83,7 +83,7 @@ def bench(
         max_drop: Percentage points of accuracy that these may lose; 0.2 if they are found and it is not given.
         batches: Sizes of batches to measure. A stream is measured always.
         limit: Images timed in a round, at most (but a whole batch); by default 100 one at a time, about 256 in
-            batches, 2,048 in a stream.
+            batches, 4,096 in a stream, of large images fewer: 512 MB.
         rounds: How many times each variant takes its turn.
         threads: Threads of torch, while it is measured.
         bf16: Let engine and rivals compute in bfloat16 where that is faster and answers stay the same within rounding.
@@ -215,7 +215,7 @@ def _measured(
     tuning = engine.tune(images, batch_sizes=timing.batches, forms=timing.forms)
     rivals = Rivals(engine, [trial.form for trial in tuning.forms if trial.admitted])
     sizes = (*timing.batches, None)
-    shown = pool(parts.test, max(round_of(size, timing.limit)[1] for size in sizes))
+    shown = pool(parts.test, max(round_of(size, timing.limit, costs.image_shape)[1] for size in sizes))
     modes = []
     for size in sizes:
         feed = Feed.of(size, shown, timing.limit)

@@ -3,6 +3,7 @@
 K exits, S images. A rival is the network cut at one exit: straight to it for every image, no other head asked.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from offramp.reports.sample import Sample
 
 STREAM = "stream"
 STREAM_BATCH = 32  # images that come together in a stream
-SINGLE, TOGETHER, STREAMED = 100, 256, 2048  # images of a round: one at a time, in batches (about), in a stream
+SINGLE, TOGETHER, STREAMED = 100, 256, 4096  # images of a round: one at a time, in batches (about), in a stream
+STREAM_BYTES = 512 * 2**20  # of the images of a stream, at most
 CHUNKS = (8, 16, 32, 64, 128)  # in which rivals are tried, beside whole batches
 TRIALS = 3  # turns of each
 
@@ -53,36 +55,40 @@ class Feed:
     Attributes:
         name: The size of a batch, or `stream`.
         batches: Each `[B, channels, height, width]`.
+        offers: What rivals are given at a time: the batches; of a stream everything at once, of which they take chunks.
+            The same memory as the batches.
         positions_S: Where the images stand in the test set.
     """
 
     name: str
     batches: tuple[Tensor, ...]
+    offers: tuple[Tensor, ...]
     positions_S: Tensor
 
     @classmethod
     def of(cls, batch: int | None, images: Pool, limit: int | None) -> "Feed":
         """Batches of one size, or a stream (None), out of these images, from the first one again where they end."""
-        size, wanted = round_of(batch, limit)
+        size, wanted = round_of(batch, limit, images.images_SCHW.shape[1:])
         rows_S = torch.arange(wanted) % len(images.positions_S)
-        batches = torch.split(images.images_SCHW[rows_S], size)
-        return cls(STREAM if batch is None else str(batch), batches, images.positions_S[rows_S])
+        whole_SCHW = images.images_SCHW[rows_S]
+        batches = torch.split(whole_SCHW, size)
+        name, offers = (STREAM, (whole_SCHW,)) if batch is None else (str(batch), batches)
+        return cls(name, batches, offers, images.positions_S[rows_S])
 
     @property
     def images(self) -> int:
         """Images of all batches."""
         return len(self.positions_S)
 
-    @property
-    def offers(self) -> tuple[Tensor, ...]:
-        """What rivals are given at a time: the batches; of a stream everything at once, of which they take chunks."""
-        return (torch.cat(self.batches),) if self.name == STREAM else self.batches
 
+def round_of(batch: int | None, limit: int | None, image_shape: Sequence[int]) -> tuple[int, int]:
+    """The size of a batch (None: of a stream), and how many images a round times: whole batches, about `limit`.
 
-def round_of(batch: int | None, limit: int | None) -> tuple[int, int]:
-    """The size of a batch (None: of a stream), and how many images a round times: whole batches, about `limit`."""
+    A stream holds fewer images where they are so large that they would not fit into `STREAM_BYTES`.
+    """
     size = STREAM_BATCH if batch is None else batch
-    wanted = STREAMED if batch is None else SINGLE if batch == 1 else TOGETHER
+    fit = STREAM_BYTES // (torch.float32.itemsize * math.prod(image_shape))
+    wanted = min(STREAMED, fit) if batch is None else SINGLE if batch == 1 else TOGETHER
     return size, size * max(1, min(wanted, limit or wanted) // size)
 
 
