@@ -24,6 +24,7 @@ from offramp.storage import write_atomically
 
 FORMAT = 1  # of the file
 NOBODY, EVERYBODY = 1e8, -1e8  # thresholds of an exit that takes no image and of one that takes all
+CERTIFICATE = "certificate"  # in `Policy.found`: what is promised of it, see evaluation/certify.py
 
 # What is remembered of each row from exit to exit: tensors, batch first, of which whoever drops rows drops them too.
 State = tuple[Tensor, ...]

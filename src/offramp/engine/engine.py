@@ -20,10 +20,10 @@ from offramp.engine.rows import Answers, Left, Rows, in_order, join, nothing
 from offramp.engine.straight import Straight
 from offramp.engine.stream import as_ready, in_turn
 from offramp.engine.tune import tuned
-from offramp.engine.tuning import CERTIFICATE, Tuning, adopt
+from offramp.engine.tuning import Tuning, adopt
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
-from offramp.policy import EVERYBODY, NOBODY, PATIENCE, Policy
+from offramp.policy import CERTIFICATE, EVERYBODY, NOBODY, PATIENCE, Policy
 from offramp.storage import weights_hash
 
 

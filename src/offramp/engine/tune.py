@@ -20,9 +20,9 @@ from offramp.engine.form import PLAIN, Form, Program, usual_forms
 from offramp.engine.plan import Plan, Tally
 from offramp.engine.rows import Answers, Rows
 from offramp.engine.timing import conditions, median, ratio, take_turns
-from offramp.engine.tuning import CERTIFICATE, STREAM, Gain, Trial, Tuning, described
+from offramp.engine.tuning import STREAM, Gain, Trial, Tuning, described
 from offramp.errors import UsageError
-from offramp.policy import PATIENCE
+from offramp.policy import CERTIFICATE, PATIENCE
 from offramp.storage import weights_hash
 
 if TYPE_CHECKING:

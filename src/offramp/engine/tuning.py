@@ -10,7 +10,7 @@ from offramp.engine.form import Form
 from offramp.engine.plan import Plan
 from offramp.engine.timing import conditions
 from offramp.errors import UsageError
-from offramp.policy import Policy
+from offramp.policy import CERTIFICATE, Policy
 from offramp.storage import weights_hash
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 STREAM = "stream"
-CERTIFICATE = "certificate"  # in `Policy.found`, see evaluation/certify.py
 _MATTERS = ("device", "threads", "torch")  # of the conditions: what times depend on most
 
 

@@ -18,7 +18,7 @@ from offramp.evaluation.promises import BoolArray, Loss, Promise, Tally, events,
 from offramp.evaluation.record import Record
 from offramp.evaluation.search import candidates as found_on
 from offramp.evaluation.thresholds import check_search, policies
-from offramp.policy import SOFTMAX, Measure, Policy
+from offramp.policy import CERTIFICATE, SOFTMAX, Measure, Policy
 
 METHOD = "Learn-then-Test, fixed sequence"
 BINOMIAL, BETTING = "exact binomial", "betting on {-1, 0, 1}"
@@ -68,7 +68,7 @@ class Certificate:
     @classmethod
     def of(cls, policy: Policy) -> "Certificate | None":
         """The certificate that travels in `policy`; None where there is none."""
-        found = policy.found.get("certificate")
+        found = policy.found.get(CERTIFICATE)
         return None if found is None else cls.from_json(found)
 
     def __str__(self) -> str:
@@ -139,7 +139,7 @@ def certify(
     certificate = Certificate(
         promise, per_class, METHOD, bound, certify.num_images, counted, lost, gained, len(candidates), *about
     )
-    found = {**candidates[chosen].found, "certificate": certificate.to_json()}
+    found = {**candidates[chosen].found, CERTIFICATE: certificate.to_json()}
     return replace(candidates[chosen], found=found, network=certify.weights)
 
 

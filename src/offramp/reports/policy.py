@@ -15,7 +15,7 @@ from offramp.evaluation import Certificate, Record, fit_temperatures, policy_for
 from offramp.evaluation.targets import check_one, check_target
 from offramp.evaluation.thresholds import check_times
 from offramp.network import EarlyExitNet
-from offramp.policy import SOFTMAX, Measure, Policy
+from offramp.policy import CERTIFICATE, SOFTMAX, Measure, Policy
 from offramp.reports.dynamic import ExitUse, exit_uses
 from offramp.reports.evaluate import Progress, check_trained_on, named, network_of, parts_of
 from offramp.runs import RunFolder, read_json
@@ -87,7 +87,7 @@ def write_policy(policy: Policy, record: Record, cost: Cost, written: Path) -> P
 
 def _holds_certificate(path: Path) -> bool:
     try:
-        return path.is_file() and "certificate" in Policy.load(path).found
+        return path.is_file() and CERTIFICATE in Policy.load(path).found
     except (UsageError, OfframpError, OSError):
         return False  # whatever it is, it promises nothing that could be read
 
