@@ -143,6 +143,7 @@ def test_a_file_with_several_images_is_refused(tmp_path: Path) -> None:
     [
         ({"image_shape": (2, 6, 8)}, "1 or 3 channels"),
         ({"image_shape": (1, 0, 8)}, "at least one pixel"),
+        ({"image_shape": (28, 28)}, r"image_shape must be \(channels, height, width\), not \(28, 28\)"),
         ({"image_shape": (3, 6, 8)}, "one mean and std per channel"),
         ({"mean": (float("nan"),)}, "Mean must be finite"),
         ({"std": (0.0,)}, "std finite and above 0"),
@@ -163,6 +164,9 @@ def test_what_does_not_fit_together_is_refused(change: dict[str, Any], words: st
         ({"image_shape": [1, 8]}, OfframpError, "is damaged"),
         ({"image_shape": None}, OfframpError, "is damaged"),
         ({"more": 1}, OfframpError, "is damaged"),
+        ({"std": [0]}, OfframpError, r"input\.json is damaged: Mean must be finite, std finite and above 0"),
+        ({"image_shape": [2, 6, 8]}, OfframpError, r"input\.json is damaged: Images must have 1 or 3 channels"),
+        ({"resizing": ["stretch"]}, OfframpError, r"input\.json is damaged: resizing must be one of"),
     ],
 )
 def test_a_file_that_is_something_else_is_refused(
@@ -180,6 +184,20 @@ def test_no_file_and_no_json_are_told_apart(tmp_path: Path) -> None:
         Inputs.load(tmp_path / "input.json")
     (tmp_path / "input.json").write_text("{")
     with pytest.raises(OfframpError, match="is damaged"):
+        Inputs.load(tmp_path / "input.json")
+
+
+def test_a_folder_is_no_file_and_one_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match=f"{tmp_path} is a folder"):
+        Inputs.load(tmp_path)
+
+    def refused(path: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(OfframpError, match=r"input\.json cannot be read: Permission denied"):
         Inputs.load(tmp_path / "input.json")
 
 

@@ -48,6 +48,8 @@ class Inputs:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
+        if len(self.image_shape) != 3:
+            raise UsageError(f"image_shape must be (channels, height, width), not {self.image_shape}.")
         channels, height, width = self.image_shape
         if channels not in CHANNELS or min(height, width) < 1:
             raise UsageError(f"Images must have 1 or 3 channels, and at least one pixel, not {self.image_shape}.")
@@ -86,11 +88,20 @@ class Inputs:
 
     @classmethod
     def load(cls, path: str | Path) -> "Inputs":
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            UsageError: No such file, a folder, a file of a newer offramp.
+            OfframpError: A file that cannot be read, or that holds something else.
+        """
         try:
             content = json.loads(Path(path).read_text())
         except FileNotFoundError as error:
             raise UsageError(f"There is no file {path}.") from error
+        except IsADirectoryError as error:
+            raise UsageError(f"{path} is a folder; name the file in it that says how images are read.") from error
+        except OSError as error:
+            raise OfframpError(f"{path} cannot be read: {error.strerror or error}.") from error
         except ValueError as error:
             raise OfframpError(f"{path} is damaged: {error}.") from error
         if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
@@ -98,7 +109,10 @@ class Inputs:
         if not _is_inputs(content):
             raise OfframpError(f"{path} is damaged: it is not what `offramp train` writes there.")
         names, shape, mean, std = (tuple(content[key]) for key in ("class_names", "image_shape", "mean", "std"))
-        return cls(names, shape, mean, std, content["resizing"])
+        try:
+            return cls(names, shape, mean, std, content["resizing"])
+        except UsageError as error:
+            raise OfframpError(f"{path} is damaged: {error}") from error
 
 
 def _is_inputs(content: Any) -> bool:
