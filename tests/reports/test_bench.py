@@ -8,6 +8,7 @@ from offramp.costs import cost
 from offramp.engine import Engine
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, policy_for
+from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, NOBODY, Policy
 from offramp.reports import bench
 from offramp.reports.bench_table import bench_table
@@ -74,6 +75,23 @@ def test_a_run_is_measured_and_the_file_says_so(make_run, monkeypatch):
     for mode in measured.modes:
         assert f"{mode.realised:.0%} of it" in text
         assert f"({mode.straight_form}" in text
+
+
+def test_the_load_is_that_of_before_any_work(make_run, monkeypatch):
+    """The network's own forward passes are load too, of which a report should not complain."""
+    run, load_then = make_run(), [0.125]
+    monkeypatch.setattr("os.getloadavg", lambda: (load_then[0], 0.0, 0.0))
+    forward = EarlyExitNet.run_stage
+
+    def busy(*arguments):
+        load_then[0] = 8.0
+        return forward(*arguments)
+
+    monkeypatch.setattr(EarlyExitNet, "run_stage", busy)
+    measured = bench(run, policy=LEAVING, **QUICK)
+    assert load_then == [8.0]
+    assert measured.conditions["load_average"] == 0.12
+    assert "load before it 0.12" in said(measured)
 
 
 def test_without_a_policy_one_is_found(make_run):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -103,6 +103,8 @@ def bench(
             be; other data; a policy for another network.
     """
     _check(policy, max_drop, batches, limit, rounds, threads)
+    with _threads(threads):
+        measured_on = conditions(device_named(device))  # before the machine is busy with us
     if plots is not None:
         figures.require()
     folder = RunFolder(run)
@@ -126,7 +128,7 @@ def bench(
     forms = usual_forms(device_named(device), bf16=bf16, compiled=compile)
     timing = Timing(batches, limit, rounds, forms, note)
     with _threads(threads):
-        measured = _measured(folder, network, ready, parts, test, costs, timing)
+        measured = _measured(folder, network, ready, parts, test, costs, timing, measured_on)
     measured = dataclasses.replace(measured, policy_file=file)
     target = folder.bench if out is None else Path(out).expanduser()
     files = {target: (json.dumps(measured.to_json(), indent=1) + "\n").encode()}
@@ -203,9 +205,9 @@ def _measured(
     test: Record,
     costs: Cost,
     timing: Timing,
+    measured_on: dict[str, Any],
 ) -> Bench:
     engine = Engine(network, policy)
-    measured_on = conditions(engine.program.device)  # before it is busy with us
     held = parts.val.splits()
     # Without held-out images those trained on have to do: on them exits are surer than they will be, so the engine may
     # be set up for other shares of images than come, which costs time and is seen in the figures.
