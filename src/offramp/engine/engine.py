@@ -17,7 +17,7 @@ from offramp.engine.anytime import each_exit, until
 from offramp.engine.form import Form, Program
 from offramp.engine.plan import Plan, Tally
 from offramp.engine.rows import Answers, Left, Rows, in_order, join, nothing
-from offramp.engine.straight import Straight
+from offramp.engine.straight import Straight, note, now, wait
 from offramp.engine.stream import as_ready, in_turn
 from offramp.engine.tune import tuned
 from offramp.engine.tuning import Tuning, adopt
@@ -148,7 +148,7 @@ class Engine:
     def _arrange(self, plans: Mapping[int, Plan], stream: Plan | None, chunks: Mapping[int, int | None] | None) -> None:
         self.stream_plan = plans[max(plans)] if stream is None else stream
         self.plans = dict(sorted(plans.items()))
-        self._calls: dict[int, Callable[[Tensor], Answers]] = {}  # what is looked up once needs not be again
+        self._calls: dict[int, Callable[..., Answers]] = {}  # what is looked up once needs not be again
         last = self.num_exits - 1
         self._asked = {plan: self._asked_under(plan) for plan in (*self.plans.values(), self.stream_plan)}
         self._straight = {
@@ -179,8 +179,11 @@ class Engine:
         """The plan under which a batch of so many images is run."""
         return self.plans[self._size(images)]
 
-    def runs(self, images: int) -> Callable[[Tensor], Answers]:
-        """What is called for a batch of so many images: where the plan is to run straight on, nothing but that."""
+    def runs(self, images: int) -> Callable[..., Answers]:
+        """What is called for a batch of so many images: where the plan is to run straight on, nothing but that.
+
+        It takes a tally too, if wanted.
+        """
         if images not in self._calls:
             size = self._size(images)
             adaptive = self._adaptive if images else _no_answers
@@ -248,10 +251,8 @@ class Engine:
 
     def __call__(self, images_BCHW: Tensor, *, tally: Tally | None = None) -> Answers:
         """Answers for images `[B, channels, height, width]`, B from 0 up; what is spent is added to `tally`."""
-        if tally is not None and len(images_BCHW):
-            return self._adaptive(images_BCHW, tally)  # does the same where the plan is to run straight on, and counts
         num_images = len(images_BCHW)
-        return (self._calls.get(num_images) or self.runs(num_images))(images_BCHW)
+        return (self._calls.get(num_images) or self.runs(num_images))(images_BCHW, tally)  # counting changes nothing
 
     def stream(
         self, batches: Iterable[Tensor], *, window: int | None = None, tally: Tally | None = None
@@ -327,21 +328,21 @@ class Engine:
         """Run stage k and, if the plan asks it, exit k: those that leave there, and those that go on."""
         if k in self.asks(plan):
             return self.divide(k, *self.reach(k, rows, tally))
-        started = self._now(tally)
+        started = now(self.program, tally)
         carry = self.program.stage(k, rows.carry)
-        self._note(tally, k, rows.run, 0, started)
+        note(self.program, tally, k, rows.run, 0, started)
         return None, Rows(rows.ids_B, carry, rows.state, rows.places_B)
 
     def reach(self, k: int, rows: Rows, tally: Tally | None = None) -> tuple[Rows, Asked]:
         """Run stage k and exit k: the same images after the stage, and what the exit says of them."""
-        started = self._now(tally)
+        started = now(self.program, tally)
         carry = self.program.stage(k, rows.carry)
-        asked_at = self._now(tally)
+        asked_at = now(self.program, tally)
         logits_BC = rows.of(self.program.head(k, carry))
         log_probs_BN = self.policy.log_probs(k, logits_BC, self.program.num_classes)
         confidence_B, state = self.policy.measure.confidence(log_probs_BN, rows.state)
         asked = Asked(log_probs_BN.argmax(-1), confidence_B, self.policy.takes(k, confidence_B))
-        self._note(tally, k, rows.run, rows.run, started, asked_at)
+        note(self.program, tally, k, rows.run, rows.run, started, asked_at)
         return Rows(rows.ids_B, carry, state, rows.places_B), asked
 
     def divide(self, k: int, rows: Rows, asked: Asked) -> tuple[Left | None, Rows | None]:
@@ -359,33 +360,10 @@ class Engine:
 
     def wait(self) -> None:
         """Wait until the device has done what it was given."""
-        if self.program.device.type == "cuda":
-            torch.cuda.synchronize(self.program.device)
-
-    def _now(self, tally: Tally | None) -> float:
-        if tally is None or not tally.timed:
-            return 0.0
-        self.wait()
-        return time.perf_counter()
-
-    def _note(
-        self,
-        tally: Tally | None,
-        k: int,
-        stage_rows: int,
-        head_rows: int,
-        started: float,
-        asked_at: float | None = None,
-    ) -> None:
-        if tally is not None:
-            now = self._now(tally)
-            tally.stage_rows_K[k] += stage_rows
-            tally.head_rows_K[k] += head_rows
-            tally.seconds_K[k] += now - started
-            tally.exit_seconds_K[k] += 0.0 if asked_at is None else now - asked_at
+        wait(self.program)
 
 
-def _no_answers(images_BCHW: Tensor) -> Answers:
+def _no_answers(images_BCHW: Tensor, tally: Tally | None = None) -> Answers:
     return nothing()
 
 

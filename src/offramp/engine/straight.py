@@ -3,10 +3,13 @@
 B images of a batch, N classes, C outputs of an exit.
 """
 
+import time
+
 import torch
 from torch import Tensor
 
 from offramp.engine.form import Program
+from offramp.engine.plan import Tally
 from offramp.engine.rows import Answers
 from offramp.policy import Policy
 
@@ -25,17 +28,64 @@ class Straight:
         self.program, self.policy, self.exit, self.chunk = program, policy, exit, chunk
 
     @torch.inference_mode()
-    def __call__(self, images_BCHW: Tensor) -> Answers:
-        """The exit's answers."""
+    def __call__(self, images_BCHW: Tensor, tally: Tally | None = None) -> Answers:
+        """The exit's answers; what is spent is added to `tally`, which changes nothing in how they are computed."""
         chunks = [images_BCHW] if self.chunk is None else torch.split(images_BCHW, self.chunk)
-        logits_BC = torch.cat([self._logits(chunk) for chunk in chunks]) if len(chunks) > 1 else self._logits(chunks[0])
+        pieces = [self._logits(chunk, tally) for chunk in chunks]
+        started = now(self.program, tally)
+        logits_BC = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
         log_probs_BN = self.policy.log_probs(self.exit, logits_BC, self.program.num_classes)
         confidence_B, _ = self.policy.measure.confidence(log_probs_BN)
         labels_B = log_probs_BN.argmax(-1)
-        return Answers(labels_B, torch.full_like(labels_B, self.exit), confidence_B)
+        answers = Answers(labels_B, torch.full_like(labels_B, self.exit), confidence_B)
+        if tally is not None:
+            took = now(self.program, tally) - started
+            tally.seconds_K[self.exit] += took
+            tally.exit_seconds_K[self.exit] += took
+            tally.exits_K[self.exit] += len(images_BCHW)
+        return answers
 
-    def _logits(self, images_BCHW: Tensor) -> Tensor:
+    def _logits(self, images_BCHW: Tensor, tally: Tally | None) -> Tensor:
         carry = self.program.enter(images_BCHW)
-        for k in range(self.exit + 1):
+        for k in range(self.exit):
+            started = now(self.program, tally)
             carry = self.program.stage(k, carry)
-        return self.program.head(self.exit, carry)
+            note(self.program, tally, k, len(images_BCHW), 0, started)
+        started = now(self.program, tally)
+        carry = self.program.stage(self.exit, carry)
+        asked_at = now(self.program, tally)
+        logits_BC = self.program.head(self.exit, carry)
+        note(self.program, tally, self.exit, len(images_BCHW), len(images_BCHW), started, asked_at)
+        return logits_BC
+
+
+def wait(program: Program) -> None:
+    """Wait until the program's device has done what it was given."""
+    if program.device.type == "cuda":
+        torch.cuda.synchronize(program.device)
+
+
+def now(program: Program, tally: Tally | None) -> float:
+    """Seconds on the clock once the device is done; 0, without waiting, where no times are taken."""
+    if tally is None or not tally.timed:
+        return 0.0
+    wait(program)
+    return time.perf_counter()
+
+
+def note(
+    program: Program,
+    tally: Tally | None,
+    k: int,
+    stage_rows: int,
+    head_rows: int,
+    started: float,
+    asked_at: float | None = None,
+) -> None:
+    """Add to a tally what stage k, begun at `started`, and its exit, at `asked_at` if it was asked, have taken."""
+    if tally is not None:
+        ended = now(program, tally)
+        tally.stage_rows_K[k] += stage_rows
+        tally.head_rows_K[k] += head_rows
+        tally.seconds_K[k] += ended - started
+        tally.exit_seconds_K[k] += 0.0 if asked_at is None else ended - asked_at
