@@ -144,6 +144,7 @@ class Picked(nn.Module):
         Plan(compacts=(), chunk=None),
         Plan(compacts=(1,), sizes=(), chunk=None),
         Plan(straight=True, chunk=16),
+        Plan(straight=True, chunk=7),
     ],
     ids=str,
 )
@@ -164,6 +165,18 @@ def test_the_model_runs_the_rows_that_the_engine_runs(plan: Plan, batch_size: in
     asked = leave.asked(plan)
     assert (stages.stage_ms(plan, batch_size, asked) * batches).round(6).tolist() == tally.stage_rows_K
     assert (heads.stage_ms(plan, batch_size, asked) * batches).round(6).tolist() == tally.head_rows_K
+
+
+@pytest.mark.parametrize("chunk", [7, 64, None])
+def test_straight_on_copies_nothing_between_its_chunks(chunk: int | None) -> None:
+    rows = table([(0.0, 1.0)] * 3, [(0.0, 0.1)] * 3, [(5.0, 0.2)] * 3)
+    leave = flow([0.5, 0.5], images=256)
+    ms = Model(rows, leave, 256).batch_ms(Plan(straight=True, chunk=chunk), 256)
+    assert ms == pytest.approx(256 * 3.1)  # the rows of three stages and of the last exit, in however many pieces
+    calls = table([(2.0, 1.0)] * 3, [(1.0, 0.1)] * 3, [(5.0, 0.2)] * 3)
+    pieces = 1 if chunk is None else -(-256 // chunk)
+    ms = Model(calls, leave, 256).batch_ms(Plan(straight=True, chunk=chunk), 256)
+    assert ms == pytest.approx(256 * 3.1 + pieces * 7)
 
 
 def test_kernels_that_do_not_stay_are_paid_for_again() -> None:

@@ -184,6 +184,8 @@ class Model:
         self, waiting: list[tuple[NDArray[np.int64], int]], plan: Plan, k: int
     ) -> tuple[list[tuple[NDArray[np.int64], int]], float]:
         """What stage k is given, images and rows, and what moving them takes: as the engine does it."""
+        if plan.straight and k > 0:  # each chunk runs right through
+            return waiting, 0.0
         most, copy = plan.chunk, self.drops[max(k - 1, 0)]
         if len(waiting) == 1 and (most is None or waiting[0][1] <= most):
             exits_B, run = waiting[0]
@@ -197,7 +199,7 @@ class Model:
         pieces = []
         for first in range(0, len(together_B), most):
             piece_B = together_B[first : first + most]
-            size = max(len(piece_B), plan.rows(len(piece_B)))
+            size = len(piece_B) if plan.straight else max(len(piece_B), plan.rows(len(piece_B)))
             ms += copy[size] if size > len(piece_B) else 0.0
             pieces.append((piece_B, size))
         return pieces, ms
