@@ -1,4 +1,5 @@
 import json
+import os
 from functools import partialmethod
 
 import pytest
@@ -184,7 +185,30 @@ def test_plots_need_matplotlib(make_run, monkeypatch):
         bench(make_run(), plots="svg", **QUICK)
 
 
-def test_a_file_that_cannot_be_written_is_one_clear_error(make_run, tmp_path):
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(make_run, tmp_path, monkeypatch):
+    run = make_run()
     (tmp_path / "file").write_text("")
-    with pytest.raises(OfframpError, match="cannot be written"):
-        bench(make_run(), policy=LEAVING, out=tmp_path / "file" / "bench.json", **QUICK)
+    with pytest.raises(OfframpError, match=r"bench\.json cannot be written: .*file is no folder"):
+        bench(run, policy=LEAVING, out=tmp_path / "file" / "bench.json", **QUICK)
+    with pytest.raises(UsageError, match=f"{tmp_path} is a folder; name a file"):
+        bench(run, policy=LEAVING, out=tmp_path, **QUICK)
+    (tmp_path / "closed").mkdir()
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "closed" and allowed(path, mode))
+    with pytest.raises(OfframpError, match=r"mine\.json cannot be written: .*closed is not writable"):
+        bench(run, policy=LEAVING, out=tmp_path / "closed" / "new" / "mine.json", **QUICK)
+    assert not (run / "records").exists()
+    assert not (tmp_path / "closed" / "new").exists()
+
+
+def test_a_run_that_cannot_be_written_to_is_refused_with_the_reason(make_run, tmp_path, monkeypatch):
+    run, allowed = make_run(), os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != run and allowed(path, mode))
+    with pytest.raises(UsageError, match="is not writable; logits of the test set are kept in its records"):
+        bench(run, policy=LEAVING, out=tmp_path / "mine.json", **QUICK)
+
+
+def test_folders_that_are_not_there_are_made(make_run, tmp_path):
+    measured = bench(make_run(), policy=LEAVING, out=tmp_path / "new" / "mine.json", **QUICK)
+    assert measured.written == (tmp_path / "new" / "mine.json",)
+    assert (tmp_path / "new" / "mine.json").is_file()

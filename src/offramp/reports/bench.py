@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from offramp.data import Parts
 from offramp.devices import device_named
 from offramp.engine import Engine, Form, Plan, usual_forms
 from offramp.engine.timing import conditions
-from offramp.errors import UsageError
+from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, policy_for, recorded
 from offramp.evaluation.targets import check_target
 from offramp.network import EarlyExitNet
@@ -100,7 +101,8 @@ def bench(
 
     Raises:
         UsageError: A network with one exit; a run without held-out images and without a policy; settings that cannot
-            be; other data; a policy for another network.
+            be; other data; a policy for another network; a folder as `out`.
+        OfframpError: A file that cannot be written, which is said before anything is measured.
     """
     _check(policy, max_drop, batches, limit, rounds, threads)
     with _threads(threads):
@@ -108,7 +110,8 @@ def bench(
     if plots is not None:
         figures.require()
     folder = RunFolder(run)
-    network = network_of(folder, into, device, "what is measured is written there")
+    network = network_of(folder, into, device, "logits of the test set are kept in its records, wherever `out` is")
+    target = _target(folder, out)
     parts = parts or parts_of(folder, folder.read_config(), root, "offramp.reports.bench")
     check_trained_on(parts, folder, folder.read_config())
     ready, file = _given(policy, folder, max_drop)
@@ -130,7 +133,6 @@ def bench(
     with _threads(threads):
         measured = _measured(folder, network, ready, parts, test, costs, timing, measured_on)
     measured = dataclasses.replace(measured, policy_file=file)
-    target = folder.bench if out is None else Path(out).expanduser()
     files = {target: (json.dumps(measured.to_json(), indent=1) + "\n").encode()}
     if plots is not None:
         for name, content in bench_plots.drawn(measured, search, test, costs, plots).items():
@@ -160,6 +162,18 @@ def _check(
     ):
         if value is not None and value < least:
             raise UsageError(f"{name} must be at least {least}, not {value}.")
+
+
+def _target(folder: RunFolder, out: str | Path | None) -> Path:
+    """The file to write. Where it cannot be, that is said before minutes of timing and not after."""
+    target = folder.bench if out is None else Path(out).expanduser()
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder; name a file for what is measured.")
+    above = next(place for place in target.absolute().parents if os.path.lexists(place))
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        reason = "not writable" if above.is_dir() else "no folder"
+        raise OfframpError(f"{target} cannot be written: {above} is {reason}. Name another file.")
+    return target
 
 
 def _given(
