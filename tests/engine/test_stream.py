@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from offramp.engine import Answers, Engine, Plan
+from offramp.engine.plan import Tally
 from offramp.engine.rows import Left, Rows
+from offramp.engine.straight import Straight
 from offramp.engine.stream import Queues
 from offramp.errors import UsageError
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
@@ -28,11 +30,17 @@ def logits(num_images: int, num_exits: int = 4) -> Tensor:
     return torch.randn(num_images, num_exits, 2, generator=torch.Generator().manual_seed(3))
 
 
-@settings(max_examples=100, deadline=None)
-@given(SIZES, st.integers(1, 6) | st.none(), st.integers(1, 30) | st.none(), st.sampled_from(["softmax", "patience"]))
-def test_answers_are_those_of_the_call_in_order(recorded, sizes, chunk, window, measure) -> None:
+@settings(max_examples=200, deadline=None)
+@given(
+    SIZES,
+    st.integers(1, 6) | st.none(),
+    st.integers(1, 30) | st.none(),
+    st.sampled_from(["softmax", "patience"]),
+    st.booleans(),
+)
+def test_answers_are_those_of_the_call_in_order(recorded, sizes, chunk, window, measure, straight) -> None:
     policy = POLICY if measure == "softmax" else Policy((1.0, NOBODY, 2.0, EVERYBODY), Measure("patience"))
-    engine = Engine(recorded(4, 2), policy, plan=Plan(chunk=chunk))
+    engine = Engine(recorded(4, 2), policy, plan=Plan(chunk=chunk, straight=straight))
     images_BKC = logits(sum(sizes))
     tally = engine.tally()
     found = list(engine.stream(images_BKC.split(sizes), window=window, tally=tally))
@@ -42,10 +50,10 @@ def test_answers_are_those_of_the_call_in_order(recorded, sizes, chunk, window, 
     assert tally.exits_K == engine(images_BKC).exits_B.bincount(minlength=4).tolist()
 
 
-@settings(max_examples=50, deadline=None)
-@given(SIZES, st.integers(1, 6), st.integers(1, 30))
-def test_each_position_is_given_exactly_once(recorded, sizes, chunk, window) -> None:
-    engine = Engine(recorded(4, 2), POLICY, plan=Plan(chunk=chunk))
+@settings(max_examples=100, deadline=None)
+@given(SIZES, st.integers(1, 6), st.integers(1, 30), st.booleans())
+def test_each_position_is_given_exactly_once(recorded, sizes, chunk, window, straight) -> None:
+    engine = Engine(recorded(4, 2), POLICY, plan=Plan(chunk=chunk, straight=straight))
     images_BKC = logits(sum(sizes))
     expected = engine(images_BKC)
     seen = []
@@ -55,13 +63,14 @@ def test_each_position_is_given_exactly_once(recorded, sizes, chunk, window) -> 
     assert sorted(seen) == list(range(sum(sizes)))
 
 
-def test_a_networks_own_answers(small, images_of, leaving, device) -> None:
+@pytest.mark.parametrize("plan", [Plan(chunk=8), Plan(chunk=8, straight=True)], ids=["exits", "straight"])
+def test_a_networks_own_answers(small, images_of, leaving, device, plan) -> None:
     network = small()
     images_BCHW = images_of(network, 60).double()
     network = network.double()
     with torch.no_grad():
         policy = leaving(network(images_BCHW), network.num_classes, (0.4, 0.5))
-    engine = Engine(network, policy, plan=Plan(chunk=8), device=device)
+    engine = Engine(network, policy, plan=plan, device=device)
     expected = engine(images_BCHW)
     found = list(engine.stream(images_BCHW.split([1, 0, 20, 7, 30, 2])))
     for column, (got, wanted_B) in enumerate(zip(zip(*found, strict=True), expected, strict=True)):
@@ -107,11 +116,12 @@ def test_less_than_two_chunks_wait_before_any_stage_but_the_first(recorded, thre
 @pytest.mark.parametrize("window", [1, 5, 20])
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("way", ["as ready", "in turn"])
-def test_however_long_the_stream_none_waits_longer_than_the_window(recorded, window, batch, way) -> None:
+@pytest.mark.parametrize("straight", [False, True])
+def test_however_long_the_stream_none_waits_longer_than_the_window(recorded, window, batch, way, straight) -> None:
     rare = logits(400)
     rare[:, 0, 0] = 10.0  # nearly all leave at once
     rare[::17] = 0.0  # and a few at the last exit, where nobody joins them
-    engine = Engine(recorded(4, 2), POLICY, plan=Plan(chunk=64))
+    engine = Engine(recorded(4, 2), POLICY, plan=Plan(chunk=64, straight=straight))
     read, delivered = 0, set()
     whole = 0 if way == "as ready" else batch - 1  # in turn, an image waits for the others of its batch
 
@@ -186,8 +196,9 @@ def test_closed_early_it_stops_reading_and_leaves_the_engine_usable(recorded, wa
     assert len(list(engine.stream([logits(3, 3)]))) == 1
 
 
-def test_neither_reader_nor_caller_is_put_into_inference_mode(recorded) -> None:
-    engine = Engine(recorded(3, 2), POLICY_3, plan=Plan(chunk=2))
+@pytest.mark.parametrize("straight", [False, True])
+def test_neither_reader_nor_caller_is_put_into_inference_mode(recorded, straight) -> None:
+    engine = Engine(recorded(3, 2), POLICY_3, plan=Plan(chunk=4 if straight else 2, straight=straight))
     kept = []
 
     def batches() -> Iterator[Tensor]:
@@ -211,8 +222,9 @@ def test_no_gradients_are_kept_track_of(recorded) -> None:
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [0, 0], [3, 0], [0, 3], [0, 3, 0, 0]])
-def test_empty_batches_have_empty_answers(recorded, sizes) -> None:
-    engine = Engine(recorded(3, 2), POLICY_3)
+@pytest.mark.parametrize("straight", [False, True])
+def test_empty_batches_have_empty_answers(recorded, sizes, straight) -> None:
+    engine = Engine(recorded(3, 2), POLICY_3, plan=Plan(straight=straight))
     images_BKC = logits(sum(sizes), 3)
     found = list(engine.stream(images_BKC.split(sizes) if sizes else []))
     assert [len(answers.labels_B) for answers in found] == sizes
@@ -233,6 +245,79 @@ def test_survivors_of_several_batches_share_a_run_of_a_stage(recorded) -> None:
     assert runs == [(0, 16), (1, 16), (2, 16)] * 2 + [(0, 8), (1, 8), (2, 8)]
 
 
-def test_a_window_below_1_is_refused(recorded) -> None:
+@pytest.mark.parametrize("straight", [False, True])
+def test_a_window_below_1_is_refused(recorded, straight) -> None:
     with pytest.raises(UsageError, match="window must be at least 1, not 0"):
-        next(Engine(recorded(3, 2), POLICY_3).stream([], window=0))
+        next(Engine(recorded(3, 2), POLICY_3, plan=Plan(straight=straight)).stream([], window=0))
+
+
+@pytest.fixture
+def called(monkeypatch) -> list[tuple[Straight, Tensor, int]]:
+    """Every call of a `Straight`: which one, a copy of the images that it is given, and where these are in memory."""
+    calls: list[tuple[Straight, Tensor, int]] = []
+    call = Straight.__call__
+
+    def noted(straight: Straight, images_BKC: Tensor, tally: Tally | None = None) -> Answers:
+        calls.append((straight, images_BKC.clone(), images_BKC.data_ptr()))
+        return call(straight, images_BKC, tally)
+
+    monkeypatch.setattr(Straight, "__call__", noted)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("sizes", "runs"),
+    [
+        ([4, 4, 4, 4, 4], [8, 8, 4]),
+        ([3] * 8, [8, 8, 8]),
+        ([8, 20, 3, 8, 5, 5], [8, 20, 3, 8, 8, 2]),
+        ([5], [5]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("way", ["stream", "as_ready"])
+@pytest.mark.parametrize("counting", [False, True])
+def test_straight_on_a_stream_is_the_engines_straight_on_gathered_batches(
+    recorded, called, sizes, runs, way, counting
+) -> None:
+    engine = Engine(recorded(4, 2), POLICY, plan=Plan(straight=True, chunk=8))
+    engine.advance = None  # type: ignore[assignment,method-assign]  # no stage is run in another way
+    images_BKC = logits(sum(sizes))
+    batches = images_BKC.split(sizes)
+    tally = engine.tally() if counting else None
+    list(getattr(engine, way)(batches, tally=tally))
+    assert all(straight is engine.straight(None) for straight, _, _ in called)
+    assert [len(given) for _, given, _ in called] == runs
+    assert torch.equal(torch.cat([given for _, given, _ in called]), images_BKC)
+    whole = [batch.data_ptr() for batch in batches if len(batch) >= 8]
+    assert [at for _, given, at in called if at in {batch.data_ptr() for batch in batches}] == whole  # not copied
+    if tally is not None:
+        assert tally.stage_rows_K == [sum(sizes)] * 4
+        assert tally.head_rows_K == tally.exits_K == [0, 0, 0, sum(sizes)]
+
+
+def test_a_reader_may_use_its_buffer_again(recorded) -> None:
+    engine = Engine(recorded(4, 2), POLICY, plan=Plan(straight=True, chunk=8))
+    images_BKC, buffer_BKC = logits(15), torch.empty(3, 4, 2)
+
+    def batches() -> Iterator[Tensor]:
+        for batch_BKC in images_BKC.split(3):
+            yield buffer_BKC.copy_(batch_BKC)
+
+    found = Answers(*map(torch.cat, zip(*engine.stream(batches()), strict=True)))
+    same(found, engine(images_BKC))
+
+
+def test_straight_on_a_stream_refuses_what_a_call_refuses(small, images_of) -> None:
+    network = small()
+    engine = Engine(network, POLICY_3, plan=Plan(straight=True, chunk=8))
+    good = images_of(network, 3)
+    for bad, said in ((good[:, :2], "Images must be a batch"), (good.to(torch.uint8), "Images must be floats")):
+        with pytest.raises(UsageError, match=said):
+            list(engine.stream([good, bad]))
+
+
+def test_straight_on_needs_one_size_of_images_in_a_chunk(recorded) -> None:
+    engine = Engine(recorded(3, 2), POLICY_3, plan=Plan(straight=True, chunk=8))
+    with pytest.raises(UsageError, match="must all have one size"):
+        list(engine.stream([torch.zeros(2, 3, 2), torch.zeros(2, 3, 4)]))

@@ -138,7 +138,7 @@ class Engine:
         """Run as a tuning says.
 
         Returns:
-            What differs here from where it was made, of device, threads and version of torch, in words.
+            What differs here from where it was made, of device, threads, version of torch and kernels kept, in words.
 
         Raises:
             UsageError: A tuning for other weights or another policy.
@@ -151,12 +151,13 @@ class Engine:
         self._calls: dict[int, Callable[..., Answers]] = {}  # what is looked up once needs not be again
         last = self.num_exits - 1
         self._asked = {plan: self._asked_under(plan) for plan in (*self.plans.values(), self.stream_plan)}
-        self._straight = {
+        self._straight: dict[int | None, Straight] = {
             size: Straight(
                 self.program, self.policy, last, plan.chunk if plan.straight else (chunks or {}).get(size, plan.chunk)
             )
             for size, plan in self.plans.items()
         }
+        self._straight[None] = Straight(self.program, self.policy, last, self.stream_plan.chunk)
 
     def _check(self, plan: Plan) -> None:
         named = {*(plan.asks or ()), *(plan.compacts or ())}
@@ -190,12 +191,13 @@ class Engine:
             self._calls[images] = self._straight[size] if images and self.plans[size].straight else adaptive
         return self._calls[images]
 
-    def straight(self, images: int) -> Straight:
+    def straight(self, images: int | None) -> Straight:
         """The plain way for a batch of so many images, in the engine's form: what exits have to be faster than.
 
-        Where the plan is to run straight on, it is what `runs` gives, the same object.
+        Where the plan is to run straight on, it is what `runs` gives, the same object. None: of a stream, in the chunk
+        of its plan; where that is to run straight on, it is what chunks of the stream are given to.
         """
-        return self._straight[self._size(images)]
+        return self._straight[None if images is None else self._size(images)]
 
     def _open(self) -> tuple[int, ...]:
         """The exits whose heads matter: those that may take an image; under patience, those before them too."""

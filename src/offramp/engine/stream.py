@@ -3,6 +3,9 @@
 A stage runs when a chunk of images waits before it, the deepest such stage first, so that less than two chunks wait
 anywhere but before the first. An image that would wait too long is fetched: the stages from where it is are run on what
 waits there. At the end all queues are emptied, the shallowest first.
+
+Where the plan is to run straight on there is nothing to wait for between stages: images are gathered to a chunk, which
+runs right through.
 """
 
 from collections import deque
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from offramp.engine.chunks import Queue
+from offramp.engine.chunks import Chunk, Queue
 from offramp.engine.plan import Plan, Tally
 from offramp.engine.rows import Answers, Left, Rows, nothing
 from offramp.errors import UsageError
@@ -36,9 +39,7 @@ class Queues:
     def __init__(self, engine: "Engine", plan: Plan, window: int | None, tally: Tally | None) -> None:
         self.engine, self.plan, self.tally = engine, plan, tally
         self.chunk = plan.chunk or 64
-        self.window = WINDOW * self.chunk if window is None else window
-        if self.window < 1:
-            raise UsageError(f"window must be at least 1, not {self.window}.")
+        self.window = _window(window, self.chunk)
         self.waiting = [Queue(self.chunk) for _ in range(engine.num_exits)]
         self.seen = 0  # images that have come in
 
@@ -89,16 +90,80 @@ class Queues:
             yield left
 
 
+class Gathered:
+    """The images under way in a stream that runs straight on: less than a chunk, all before the first stage.
+
+    A batch that is a chunk or larger is not copied, and not held back. Arguments are those of `Queues`.
+    """
+
+    def __init__(self, engine: "Engine", plan: Plan, window: int | None, tally: Tally | None) -> None:
+        self.engine, self.tally = engine, tally
+        self.call = engine.straight(None)
+        self.size = plan.chunk or 64
+        self.window = _window(window, self.size)
+        self.chunk: Chunk | None = None
+        self.come: Rows | None = None
+        self.seen = 0  # images that have come in
+
+    @torch.inference_mode()
+    def put(self, images_BCHW: Tensor) -> None:
+        """Take in images, before `run`."""
+        if len(images_BCHW):
+            whole = len(images_BCHW) >= self.size
+            carry = (images_BCHW,) if whole else self.engine.program.enter(images_BCHW)
+            self.come = Rows(torch.arange(self.seen, self.seen + len(images_BCHW)), carry)
+            self.seen += len(images_BCHW)
+
+    @torch.inference_mode()
+    def run(self) -> Iterator[Left]:
+        """Run what fills a chunk, and images that have waited too long."""
+        come, self.come = self.come, None
+        if come is None:
+            return
+        if len(come) >= self.size:
+            yield from self.drain()
+            yield self._through(come)
+            return
+        self.chunk = self.chunk or Chunk(self.size, come)
+        taken = min(self.size - self.chunk.filled, len(come))
+        self.chunk.put(come, slice(taken))
+        if self.chunk.filled == self.size:
+            yield from self.drain()
+            if taken < len(come):
+                self.chunk.put(come, slice(taken, None))
+        if self.chunk.filled and self.seen - int(self.chunk.ids[0][0]) > self.window:
+            yield from self.drain()
+
+    @torch.inference_mode()
+    def drain(self) -> Iterator[Left]:
+        """Run the images that wait."""
+        if self.chunk is not None and self.chunk.filled:
+            rows = self.chunk.rows()
+            self.chunk.filled, self.chunk.ids = 0, []
+            yield self._through(rows)
+
+    def _through(self, rows: Rows) -> Left:
+        return Left(rows.ids_B, self.call(rows.carry[0], self.tally))
+
+
+def _window(window: int | None, chunk: int) -> int:
+    window = WINDOW * chunk if window is None else window
+    if window < 1:
+        raise UsageError(f"window must be at least 1, not {window}.")
+    return window
+
+
 def as_ready(
     engine: "Engine", batches: Iterable[Tensor], *, window: int | None = None, tally: Tally | None = None
 ) -> Iterator[tuple[Tensor, Answers]]:
     """Positions `[B]` (int64, counted over the whole stream) and answers of images, as soon as they are there."""
-    queues = Queues(engine, engine.stream_plan, window, tally)
+    plan = engine.stream_plan
+    way = (Gathered if plan.straight else Queues)(engine, plan, window, tally)
     for images_BCHW in batches:
-        queues.put(images_BCHW)
-        for left in queues.run():
+        way.put(images_BCHW)
+        for left in way.run():
             yield _on_cpu(left)
-    for left in queues.drain():
+    for left in way.drain():
         yield _on_cpu(left)
 
 
@@ -117,7 +182,7 @@ def in_turn(
             sizes.append(len(images_BCHW))
             yield images_BCHW
 
-    shelf = _Shelf()
+    shelf = (_Line if engine.stream_plan.straight else _Shelf)()
     for positions_B, answers in as_ready(engine, counted(), window=window, tally=tally):
         shelf.put(positions_B, answers)
         while sizes and shelf.holds(sizes[0]):
@@ -159,4 +224,26 @@ class _Shelf:
         taken = Answers(*(column_B[:size].clone() for column_B in self.columns))
         self.there_B, *self.columns = (column_B[size:].clone() for column_B in (self.there_B, *self.columns))
         self.first += size
+        return taken
+
+
+class _Line:
+    """The same where answers come in order: nothing has to be put in its place."""
+
+    def __init__(self) -> None:
+        self.answers = Answers(*nothing())
+
+    def put(self, positions_B: Tensor, answers: Answers) -> None:
+        if len(self.answers.labels_B):
+            answers = Answers(*map(torch.cat, zip(self.answers, answers, strict=True)))
+        self.answers = answers
+
+    def holds(self, size: int) -> bool:
+        """Whether the next `size` answers are all there."""
+        return size <= len(self.answers.labels_B)
+
+    def take(self, size: int) -> Answers:
+        """The next `size` answers."""
+        taken = Answers(*(column_B[:size].clone() for column_B in self.answers))
+        self.answers = Answers(*(column_B[size:] for column_B in self.answers))
         return taken
