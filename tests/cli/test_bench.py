@@ -17,8 +17,6 @@ QUICK = ["--batches", "1", "8", "--limit", "16", "--rounds", "5", "--threads", "
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(Engine, "tune", partialmethod(Engine.tune, seconds=0.3))
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        monkeypatch.setenv(name, "16384")  # and taken back afterwards
 
 
 def test_a_run_is_timed(make_run, capsys):

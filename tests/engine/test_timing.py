@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from offramp.engine.timing import conditions, median, ratio, take_turns
+from offramp.engine.timing import conditions, kernels_kept, median, ratio, take_turns
 from offramp.errors import UsageError
 
 
@@ -63,6 +63,14 @@ def test_median() -> None:
 
 def test_conditions_name_what_times_depend_on() -> None:
     here = conditions(torch.device("cpu"))
-    assert here.keys() == {"device", "cores", "threads", "load_average", "torch", "python"}
+    assert here.keys() == {"device", "cores", "threads", "kernels_kept", "load_average", "torch", "python"}
     assert here["threads"] == torch.get_num_threads()
     assert here["device"] == conditions()["device"] != "cpu"
+
+
+def test_kernels_kept_are_a_matter_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    assert conditions()["kernels_kept"] == 1024
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "50")
+    assert conditions()["kernels_kept"] == 50
+    assert kernels_kept(torch.device("cuda")) is None

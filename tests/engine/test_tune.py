@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.engine import FLOAT32, PLAIN, Answers, Engine, Form, Plan, Tuning, agreement
+from offramp.engine.timing import kernels_kept
 from offramp.engine.tuning import Gain
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
@@ -163,11 +164,14 @@ def test_a_tuning_is_kept_and_adopted(clock) -> None:
     assert second.program.form == first.program.form
     assert second.stream_plan == first.stream_plan
     assert [second.straight(n).chunk for n in (1, 8)] == [first.straight(n).chunk for n in (1, 8)]
-    elsewhere = dataclasses.replace(found, conditions={**found.conditions, "threads": 64, "torch": "1.0"})
+    elsewhere = dataclasses.replace(
+        found, conditions={**found.conditions, "threads": 64, "torch": "1.0", "kernels_kept": 9}
+    )
     threads = torch.get_num_threads()
     assert second.adopt(elsewhere) == (
         f"threads: tuned for 64, here {threads}",
         f"torch: tuned for 1.0, here {torch.__version__}",
+        f"kernels_kept: tuned for 9, here {kernels_kept(torch.device('cpu'))}",
     )
 
 

@@ -40,7 +40,7 @@ def bench(*modes: Mode, **changes) -> Bench:
         policy_file=Path("run/policy.json"),
         weights="0" * 64,
         device="some processor",
-        conditions={"threads": 2, "torch": "2.0", "load_average": 0.25},
+        conditions={"threads": 2, "kernels_kept": 16384, "torch": "2.0", "load_average": 0.25},
         tuning=SimpleNamespace(form=Form()),
         tuned_on="made-up/search",
         test="made-up/test",
@@ -69,7 +69,8 @@ def test_a_block_says_what_became_of_the_promise():
     assert "2,000 images/s, straight 667 (folded)" in text
     assert "2,000 images/s, straight 667 (folded; 64 at a time)" in text
     assert "75% stages at straight's speed, -5% their being slower (8% of rows idle), 10% heads, 20% dropping" in text
-    assert "some processor, 2 threads, torch 2.0, load before it 0.25" in text
+    assert "some processor, 2 threads, torch 2.0, oneDNN keeps 16,384 kernels, load before it 0.25" in text
+    assert "(90 % interval); it covers timing, and not which images were timed" in text
     assert "policy: policy.json" in text
     assert "3 of 1,000 answers differ from the policy's on the plain network by rounding\n" in text
     rows = [line.split() for line in text.splitlines()]
@@ -77,6 +78,12 @@ def test_a_block_says_what_became_of_the_promise():
     assert ["3,", "straight", "90.10", "400", "1.5", "1.5"] in rows
     assert ["engine", "90.00", "0.10", "(-0.10", "to", "0.30)", "100", "0.5", "0.5"] in rows
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_gpu_has_no_kernels_of_onednn():
+    made_up = bench(mode("32"))
+    text = said(dataclasses.replace(made_up, conditions={**made_up.conditions, "kernels_kept": None}))
+    assert "some processor, 2 threads, torch 2.0, load before it 0.25" in text
 
 
 def test_single_images_have_latencies():

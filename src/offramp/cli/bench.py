@@ -1,11 +1,12 @@
 """`offramp bench`."""
 
 import json
-import os
 import sys
 from typing import Annotated, Literal
 
 import tyro
+
+from offramp.cli.kernels import keep_kernels
 
 
 def bench(
@@ -31,6 +32,9 @@ def bench(
     The engine takes turns with the network run straight to its last exit and with the network cut at each exit, on the
     same test images: one at a time, in batches, in a stream. Writes RUN/bench.json. Let nothing else run meanwhile.
 
+    On a CPU oneDNN is told to keep 16,384 kernels, as in offramp predict: it usually keeps 1,024, and variants that
+    take turns would throw out each other's. Programs of your own get that by ONEDNN_PRIMITIVE_CACHE_CAPACITY=16384.
+
     Args:
         run: Folder of a finished run.
         policy: Thresholds, as offramp policy and offramp certify write them. Default: RUN/policy.json; without one they
@@ -51,10 +55,7 @@ def bench(
         device: auto (the GPU if there is one), cpu, cuda or cuda:N.
         batch_size: Largest number of images in one forward pass for the logits, below the run's own batch size.
     """
-    # oneDNN keeps 1,024 kernels, fewer than the variants need together: taking turns they would throw out each other's,
-    # and what is timed would be how long it takes to make them again. Read when torch is loaded.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
-    os.environ.setdefault("LRU_CACHE_CAPACITY", "16384")
+    keep_kernels()
     from offramp.reports import bench as measure
     from offramp.reports.bench_table import bench_table
     from offramp.reports.terminal import console, passes

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from offramp.cli.kernels import keep_kernels
 from offramp.errors import OfframpError, UsageError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def predict(
     """
     if not images:
         raise UsageError("Name at least one image or folder: offramp predict RUN IMAGE ...")
+    keep_kernels()
     from offramp.reports import Prediction
     from offramp.reports import predict as predict_files
 

@@ -12,6 +12,8 @@ import torch
 from offramp.devices import describe_device
 from offramp.errors import UsageError
 
+KERNELS_KEPT = 1024  # by oneDNN, where it is not told otherwise
+
 
 def take_turns(variants: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
     """Seconds of each variant in every round; the order turns around from round to round.
@@ -65,16 +67,23 @@ def median(values: Sequence[float]) -> float:
     return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 
 
+def kernels_kept(device: torch.device) -> int | None:
+    """How many kernels oneDNN keeps; None where it is not what computes."""
+    return int(os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS_KEPT)) if device.type == "cpu" else None
+
+
 def conditions(device: torch.device | None = None) -> dict[str, Any]:
-    """Device, threads, versions and how busy the machine was: what a figure needs beside it.
+    """Device, threads, kernels kept, versions and how busy the machine was: what a figure needs beside it.
 
     Args:
         device: Where things are computed; the processor by default.
     """
+    device = torch.device("cpu") if device is None else device
     return {
-        "device": _cpu_name() if device is None or device.type == "cpu" else describe_device(device),
+        "device": _cpu_name() if device.type == "cpu" else describe_device(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "kernels_kept": kernels_kept(device),
         "load_average": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,
         "python": platform.python_version(),

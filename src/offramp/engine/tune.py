@@ -6,7 +6,6 @@ straight on has to prove it, in turns with it on real batches. B images of a bat
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,7 +18,7 @@ from offramp.engine.choice import WORTH, Choice, Expected, Flow, TimeTable, choo
 from offramp.engine.form import PLAIN, Form, Program, usual_forms
 from offramp.engine.plan import Plan, Tally
 from offramp.engine.rows import Answers, Rows
-from offramp.engine.timing import conditions, median, ratio, take_turns
+from offramp.engine.timing import conditions, kernels_kept, median, ratio, take_turns
 from offramp.engine.tuning import STREAM, Gain, Trial, Tuning, described
 from offramp.errors import UsageError
 from offramp.policy import CERTIFICATE, PATIENCE
@@ -28,9 +27,9 @@ from offramp.storage import weights_hash
 if TYPE_CHECKING:
     from offramp.engine.engine import Engine
 
-KERNELS_KEPT = 1024  # oneDNN's cache by default
 STREAM_BATCH = 32  # images that come together in the stream that is tried
 STREAMED = 256, 512  # how many come in all, at least and at most
+LOOKED_AT = 1024  # images given, at most
 CLOSE = 1.15  # ways straight on that are expected within this factor of the best are tried
 TRIED = 2  # ways straight on, and plans with exits, at most
 ROTATED = 3  # rounds until batches come again
@@ -51,6 +50,7 @@ def tuned(
     """See `Engine.tune`."""
     forms = usual_forms(engine.program.device) if forms is None else forms
     _check(images_SCHW, batch_sizes, forms, seconds)
+    images_SCHW = _spread(images_SCHW)
     engine = copy.copy(engine)  # what is tried here does not touch the engine
     logits_KSC = _plain_logits(engine, images_SCHW)
     flow = _flow(engine, logits_KSC)
@@ -91,6 +91,14 @@ def _check(images_SCHW: Tensor, batch_sizes: Sequence[int], forms: Sequence[Form
         raise UsageError("forms must name one form or more; None means the usual ones.")
     if not seconds > 0:
         raise UsageError(f"seconds must be above 0, not {seconds!r}.")
+
+
+def _spread(images_SCHW: Tensor) -> Tensor:
+    """The images, or as many of them as are looked at, evenly spread: each of them is run under every form."""
+    given = len(images_SCHW)
+    if given <= LOOKED_AT:
+        return images_SCHW
+    return images_SCHW[torch.arange(LOOKED_AT, device=images_SCHW.device) * given // LOOKED_AT]
 
 
 @torch.inference_mode()
@@ -200,7 +208,7 @@ def time_table(engine: "Engine", images_SCHW: Tensor, most: int, seconds: float)
         parts_R=tuple(median(of_exits) for of_exits in zip(*parts_R, strict=True)),
         builds_K=_builds(engine, [_batches(images_SCHW, size)[0] for size in UNMET if size <= max(most, UNMET[0])]),
         kernels_K=tuple(_kernels(stage) + _kernels(head) for stage, head in modules),
-        capacity=_kernels_kept(engine.program.device),
+        capacity=kernels_kept(engine.program.device),
     )
 
 
@@ -275,10 +283,6 @@ def _kernels(module: nn.Module) -> int:
     return sum(isinstance(one, (nn.Conv2d, nn.Linear)) for one in module.modules())
 
 
-def _kernels_kept(device: torch.device) -> int | None:
-    return int(os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS_KEPT)) if device.type == "cpu" else None
-
-
 class _Turn:
     """Runs batches, some a round and in the next round others, and says how many seconds one took.
 
@@ -342,9 +346,7 @@ def _of_batches(size: int) -> _Runs:
 
 
 def _of_stream(engine: "Engine", plan: Plan) -> Callable[[Tensor], object]:
-    """What a plan is called with all images of a stream for: they come in batches; straight on they do not queue."""
-    if plan.straight:
-        return engine.under({1: plan}).straight(1)
+    """What a plan is called with all images of a stream for: they come in batches, and answers leave in batches."""
     variant = engine.under({1: plan})
     return lambda images_SCHW: list(variant.stream(torch.split(images_SCHW, STREAM_BATCH)))
 

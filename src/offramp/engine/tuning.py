@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 STREAM = "stream"
-_MATTERS = ("device", "threads", "torch")  # of the conditions: what times depend on most
+_MATTERS = ("device", "threads", "torch", "kernels_kept")  # of the conditions: what times depend on most
 
 
 @dataclass(frozen=True)

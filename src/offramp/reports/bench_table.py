@@ -79,10 +79,12 @@ def _remarks(bench: Bench) -> Iterator[str]:
         f"{bench.test}, {bench.images:,} images; policy: {policy}; engine tuned on {bench.tuned_on} "
         f"({bench.tuning.form})"
     )
+    kernels = "" if where["kernels_kept"] is None else f"oneDNN keeps {where['kernels_kept']:,} kernels, "
     yield (
-        f"{bench.device}, {threads} thread{'' if threads == 1 else 's'}, torch {where['torch']}, load before it "
-        f"{where['load_average']}; times: median of paired rounds (90 % interval)"
+        f"{bench.device}, {threads} thread{'' if threads == 1 else 's'}, torch {where['torch']}, {kernels}"
+        f"load before it {where['load_average']}"
     )
+    yield "times: median of paired rounds (90 % interval); it covers timing, and not which images were timed"
     yield (
         f"{agreement.flips} of {agreement.images:,} answers differ from the policy's on the plain network by rounding"
         + (f", {agreement.wrong} by more than that" if agreement.wrong else "")

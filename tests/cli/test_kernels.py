@@ -1,0 +1,44 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from offramp.cli import COMMANDS
+from offramp.cli.kernels import KEPT, keep_kernels
+from offramp.engine.timing import kernels_kept
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _no_setting(monkeypatch):
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        monkeypatch.setenv(name, "1")  # and taken back afterwards
+        monkeypatch.delenv(name)
+
+
+def test_more_kernels_are_kept_unless_the_environment_says_how_many(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch")
+    keep_kernels()
+    assert kernels_kept(CPU) == KEPT > 1024
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "77")
+    keep_kernels()
+    assert kernels_kept(CPU) == 77
+
+
+def test_where_torch_is_loaded_it_is_too_late():
+    keep_kernels()
+    assert kernels_kept(CPU) == 1024
+
+
+@pytest.mark.parametrize("command", ["bench", "predict"])
+def test_commands_that_run_an_engine_set_it_before_torch_is_loaded(command, tmp_path):
+    program = (
+        "import os, sys\nfrom offramp.cli import main\nassert 'torch' not in sys.modules\n"
+        f"main([{command!r}, 'no-run', *['x.png'] * ({command!r} == 'predict')])\n"
+        "print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert command in COMMANDS
+    assert done.stdout.split() == [str(KEPT), "True"]
