@@ -70,7 +70,7 @@ def test_a_block_says_what_became_of_the_promise():
     assert "2,000 images/s, straight 667 (folded; 64 at a time)" in text
     assert "75% stages at straight's speed, -5% their being slower (8% of rows idle), 10% heads, 20% dropping" in text
     assert "some processor, 2 threads, torch 2.0, oneDNN keeps 16,384 kernels, load before it 0.25" in text
-    assert "(90 % interval); it covers timing, and not which images were timed" in text
+    assert "(90 % interval); intervals cover timing, and not which images were timed" in text
     assert "policy: policy.json" in text
     assert "3 of 1,000 answers differ from the policy's on the plain network by rounding\n" in text
     rows = [line.split() for line in text.splitlines()]

@@ -168,8 +168,8 @@ class Mode:
         asks: The exits whose heads run, from 1; the last alone where the engine runs straight on.
         accuracy: Of the policy with no other exit open, on the test set.
         operations: Per image of the test set: stages up to the exit taken, and the heads that are asked.
-        timed_operations: Per image of those timed.
-        straight_operations: Per image run straight.
+        promised: The speed-up by operations on the images timed: those of the network run straight over those of the
+            whole policy, also where the plan closes exits or runs straight on.
         engine: How fast the engine was.
         exits: How fast the network cut at each exit was; the last is the network run straight.
         chunks: Images of each of those that were run at a time, the fastest of a few sizes; None: a whole batch.
@@ -195,7 +195,11 @@ class Mode:
 
     @property
     def realised(self) -> float:
-        """The measured speed-up over the promised one."""
+        """The measured speed-up over the promised one.
+
+        Its interval, in `to_json`, is that of the measured speed-up over `promised` as a constant: it covers timing,
+        and not that other images would leave elsewhere.
+        """
         return self.engine.times / self.promised
 
     @property

@@ -84,7 +84,7 @@ def _remarks(bench: Bench) -> Iterator[str]:
         f"{bench.device}, {threads} thread{'' if threads == 1 else 's'}, torch {where['torch']}, {kernels}"
         f"load before it {where['load_average']}"
     )
-    yield "times: median of paired rounds (90 % interval); it covers timing, and not which images were timed"
+    yield "times: median of paired rounds (90 % interval); intervals cover timing, and not which images were timed"
     yield (
         f"{agreement.flips} of {agreement.images:,} answers differ from the policy's on the plain network by rounding"
         + (f", {agreement.wrong} by more than that" if agreement.wrong else "")
