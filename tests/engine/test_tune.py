@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.engine import FLOAT32, PLAIN, Answers, Engine, Form, Plan, Tuning, agreement
+from offramp.engine import FLOAT32, PLAIN, Answers, Engine, Form, Plan, Tuning, agreement, tune
 from offramp.engine.timing import kernels_kept
 from offramp.engine.tuning import Gain
 from offramp.errors import UsageError
@@ -120,6 +120,55 @@ def test_promises_and_patience_need_all_exits_or_none(clock, promised) -> None:
     for plan in (*found.plans.values(), found.stream):
         assert not plan.straight
         assert engine.asks(plan) == (0, 1, 2)
+
+
+def test_straight_on_is_timed_as_the_stream_it_would_be(clock, monkeypatch) -> None:
+    net = network()
+    engine = Engine(net, policy(net, 0.75))
+    streamed: set[tuple[bool, int]] = set()
+    stream = Engine.stream
+
+    def noted(engine, batches):
+        batches = list(batches)
+        streamed.update((engine.stream_plan.straight, len(batch)) for batch in batches)
+        return stream(engine, batches)
+
+    monkeypatch.setattr(Engine, "stream", noted)
+    found = tuned(engine, seconds=3.0)
+    assert found.gains["stream"].measured is not None
+    assert streamed == {(True, 32), (False, 32)}
+
+
+@pytest.mark.parametrize("given", [1024, 1025, 5000])
+def test_of_many_images_some_are_looked_at_evenly_spread(clock, monkeypatch, given: int) -> None:
+    net = network()
+    looked_at: list[Tensor] = []
+    plain_logits = tune._plain_logits
+
+    def noted(engine, images_SCHW):
+        looked_at.append(images_SCHW[:, 0, 0, 0])
+        return plain_logits(engine, images_SCHW)
+
+    monkeypatch.setattr(tune, "_plain_logits", noted)
+    images_SCHW = torch.arange(given).float()[:, None, None, None].expand(-1, 1, 4, 4)
+    Engine(net, policy(net, 0.5)).tune(images_SCHW, batch_sizes=(8,), forms=[Form()], seconds=SECONDS)
+    (positions_S,) = looked_at
+    assert len(positions_S) == 1024
+    assert (positions_S[0], positions_S[-1]) == (0, given * 1023 // 1024)
+    gaps = positions_S.diff()
+    assert gaps.min() >= given // 1024
+    assert gaps.max() <= -(-given // 1024)
+
+
+def test_however_many_images_tuning_takes_as_long(clock) -> None:
+    net = network()
+    took = []
+    for given in (1024, 50_000):
+        images_SCHW = IMAGES[torch.arange(given) % 32]
+        engine, started = Engine(net, policy(net, 0.5)), Clock.now
+        engine.tune(images_SCHW, batch_sizes=(8,), forms=[Form()], seconds=SECONDS)
+        took.append(Clock.now - started)
+    assert took[1] == pytest.approx(took[0], rel=0.2)
 
 
 def test_a_form_with_other_answers_is_dropped(clock, monkeypatch) -> None:

@@ -121,7 +121,8 @@ class Engine:
         straight on, the plan is to run straight on.
 
         Args:
-            images_SCHW: Like those to come, a few hundred, in mixed order; no labels are needed.
+            images_SCHW: Like those to come, a few hundred, in mixed order; no labels are needed. Of more than 1,024 so
+                many are used, evenly spread.
             batch_sizes: For which plans are wanted; streams always get one.
             forms: To choose from, of those whose answers agree with the network as it is; by default `usual_forms`
                 in float32. The network as it is where none agrees.
