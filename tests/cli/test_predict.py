@@ -13,6 +13,7 @@ from PIL import Image
 
 from offramp.cli import main
 from offramp.cli.predict import predict as command
+from offramp.engine import Engine, Plan
 from offramp.policy import EVERYBODY, NOBODY, Policy
 from offramp.reports import predict
 
@@ -58,6 +59,26 @@ def test_a_summary_goes_to_standard_error(run, images, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"5 images under {run}/policy.json: {found.count(1) / 5:.1%} at exit 1, 0.0% at exit 2, ")
     assert line.endswith("of the operations of running straight to the last exit, on average.")
+
+
+def test_a_tuning_is_named_in_the_summary_and_one_line_says_why_it_is_not_used(
+    run, images, tiny, parts, tmp_path, capsys
+):
+    policy, file = Policy((0.6, 0.6, EVERYBODY)), tmp_path / "run" / "bench.json"
+    policy.save(tmp_path / "run" / "policy.json")
+    found = Engine(tiny, policy).tune(next(iter(parts.test.batches())).images_BCHW, batch_sizes=(8,), seconds=0.05)
+    tuning = dataclasses.replace(found, stream=Plan(asks=(0,))).to_json()
+    file.write_text(json.dumps({"tuning": tuning}))
+    assert main(["predict", run, str(images), "--format", "csv"]) == 0
+    (summary,) = capsys.readouterr().err.splitlines()
+    assert summary.startswith(f"5 images under {run}/policy.json, tuned by bench.json (asks exits 1, 3): ")
+    assert ", 0.0% at exit 2, " in summary
+    file.write_text(json.dumps({"tuning": {**tuning, "conditions": {**tuning["conditions"], "threads": 99}}}))
+    assert main(["predict", run, str(images), "--format", "csv"]) == 0
+    note, summary = capsys.readouterr().err.splitlines()
+    assert note.startswith(f"{run}/bench.json was tuned elsewhere and is not used (threads: tuned for 99, here ")
+    assert note.endswith(f"`offramp bench {run}` tunes anew.")
+    assert summary.startswith(f"5 images under {run}/policy.json: ")
 
 
 @pytest.mark.parametrize(("page", "headers"), [(2, 3), (5, 1), (100, 1)])

@@ -265,6 +265,14 @@ def test_what_is_no_tuning_is_refused(content) -> None:
         Tuning.from_json(content)
 
 
+@pytest.mark.parametrize("change", [{"plans": {}}, {"plans": {"0": {}}}, {"chunks": {}}], ids=str)
+def test_a_tuning_without_what_an_engine_needs_is_refused(change, clock) -> None:
+    net = network()
+    content = tuned(Engine(net, policy(net, 0.75))).to_json()
+    with pytest.raises(UsageError, match="not a tuning"):
+        Tuning.from_json({**content, **change})
+
+
 def test_a_newer_tuning_is_refused() -> None:
     with pytest.raises(UsageError, match="newer offramp"):
         Tuning.from_json({"format": 2})
@@ -319,5 +327,6 @@ def test_a_small_grid_is_never_slower(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     cells = json.loads(out.read_text())["cells"]
-    assert len(cells) == 8
+    assert len(cells) == 16
+    assert {cell["batch"] for cell in cells} == {1, 20, 32, "stream"}
     assert all(cell["at_least"] <= 1.02 for cell in cells)

@@ -1,6 +1,10 @@
+import dataclasses
 import json
 import os
+from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +13,12 @@ from PIL import Image
 from offramp import data
 from offramp.costs import cost
 from offramp.data import Inputs
+from offramp.engine import Engine, Plan
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import record
 from offramp.network import EarlyExitNet
-from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
-from offramp.reports import predict
+from offramp.policy import CERTIFICATE, EVERYBODY, NOBODY, Measure, Policy
+from offramp.reports import bench, predict
 from offramp.runs import RunFolder, load
 from offramp.storage import load_tensors, save_tensors, weights_hash
 
@@ -95,6 +100,109 @@ def test_the_policy_of_the_run_is_followed_and_another_goes_before(run, files, t
     Policy((NOBODY, EVERYBODY, EVERYBODY)).save(tmp_path / "other.json")
     assert {one.exit for one in predict(run, files, policy=tmp_path / "other.json")} == {2}
     assert {one.exit for one in predict(run, files, policy=str(tmp_path / "other.json"))} == {2}
+
+
+@pytest.fixture
+def tune(run, tiny_parts) -> Callable[..., None]:
+    """`tune(policy, plan, found={})`: a tuning in the run's `bench.json` whose streams run under `plan`."""
+
+    def write(policy: Policy, plan: Plan, /, **changes: Any) -> None:
+        engine = Engine(load(run), policy)
+        found = engine.tune(next(iter(tiny_parts.test.batches())).images_BCHW, batch_sizes=(1, 8), seconds=0.05)
+        tuning = dataclasses.replace(found, stream=plan).to_json()
+        (run / "bench.json").write_text(json.dumps({"tuning": {**tuning, **changes}}))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("plan", "asks"),
+    [
+        (Plan(chunk=8), (1, 2, 3)),
+        (Plan(asks=(0,)), (1, 3)),
+        (Plan(asks=(1,), sizes=()), (2, 3)),
+        (Plan(straight=True), (3,)),
+    ],
+)
+def test_a_tuning_is_adopted_and_what_it_leaves_unasked_is_counted_so(plan, asks, run, files, tiny_parts, tune):
+    network = load(run)
+    policy, costs = halving(network, tiny_parts), cost(network)
+    policy.save(run / "policy.json")
+    tune(policy, plan)
+    predictions = predict(run, files)
+    found = list(predictions)
+    assert (predictions.tuned, predictions.differs, predictions.asks) == (True, (), asks)
+    # An exit that is not asked takes nobody: the policy with its threshold out of reach, on recorded logits.
+    thresholds = tuple(one if k in asks else NOBODY for k, one in enumerate(policy.thresholds, 1))
+    choice = Policy(thresholds, policy.measure).choose(record(network, tiny_parts.test).logits_KSC, network.num_classes)
+    assert [one.label for one in found] == choice.labels_S.tolist()
+    assert [one.exit - 1 for one in found] == choice.exits_S.tolist()
+    assert {one.exit for one in found} == set(asks)
+    assert predictions.exits_K == choice.exits_S.bincount(minlength=3).tolist()
+    for one in found:
+        spent = sum(count.operations for count in costs.stages[: one.exit])
+        spent += sum(costs.heads[k - 1].operations for k in asks if k <= one.exit)
+        assert one.operations == pytest.approx(spent / costs.path[-1].operations)
+
+
+def test_what_was_benched_is_adopted(run, files, tiny_parts, monkeypatch):
+    monkeypatch.setattr(Engine, "tune", partialmethod(Engine.tune, seconds=0.2))
+    halving(load(run), tiny_parts).save(run / "policy.json")
+    assert not predict(run, files).tuned
+    measured = bench(run, batches=(8,), limit=8, rounds=5)
+    predictions = predict(run, files)
+    assert predictions.tuned
+    assert predictions.asks == measured.modes[-1].asks
+
+
+def test_a_tuning_of_another_machine_is_not_adopted_and_it_is_said_what_differs(run, files, tiny_parts, tune):
+    policy = halving(load(run), tiny_parts)
+    before = list(predict(run, files, policy=policy))
+    conditions = {"device": "another", "threads": 99, "torch": torch.__version__, "kernels_kept": 7}
+    tune(policy, Plan(straight=True), conditions=conditions)
+    predictions = predict(run, files, policy=policy)
+    assert list(predictions) == before
+    assert (predictions.tuned, predictions.asks) == (False, (1, 2, 3))
+    assert [one.split(":")[0] for one in predictions.differs] == ["device", "threads", "kernels_kept"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": "0" * 64},
+        {"policy": {"measure": {}, "thresholds": [], "certified": False}},
+        {"plans": {}},
+        {"stream": {"chunk": 0}},
+        {"stream": {"asks": [7]}},
+        {"format": 99},
+    ],
+    ids=str,
+)
+def test_a_tuning_that_is_not_for_this_is_passed_over(change, run, files, tiny_parts, tune):
+    policy = halving(load(run), tiny_parts)
+    before = list(predict(run, files, policy=policy))
+    tune(policy, Plan(straight=True), **change)
+    predictions = predict(run, files, policy=policy)
+    assert list(predictions) == before
+    assert (predictions.tuned, predictions.differs) == (False, ())
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"tuning": 3}', "\xff"])
+def test_a_damaged_bench_is_passed_over(content, run, files):
+    (run / "bench.json").write_bytes(content.encode("latin-1"))
+    predictions = predict(run, files, policy=Policy((EVERYBODY,) * 3))
+    assert {one.exit for one in predictions} == {1}
+    assert (predictions.tuned, predictions.differs) == (False, ())
+
+
+@pytest.mark.parametrize(("plan", "adopted"), [(Plan(asks=(0,)), False), (Plan(straight=True), True), (Plan(), True)])
+def test_a_certified_policy_is_never_closed_in_part(plan, adopted, run, files, tiny_parts, tune):
+    policy = dataclasses.replace(halving(load(run), tiny_parts), found={CERTIFICATE: {}})
+    tune(policy, plan)
+    predictions = predict(run, files, policy=policy)
+    exits = {one.exit for one in predictions}
+    assert predictions.tuned == adopted
+    assert exits == ({3} if plan.straight else {1, 2, 3})
 
 
 def test_a_policy_for_something_else_is_refused(run, files):

@@ -37,6 +37,8 @@ def predict(
 
     Operations are in units of running straight to the last exit and asking no other.
 
+    Where offramp bench measured this policy on this machine, images are run in the way that was fastest.
+
     Files that cannot be read are named on standard error and passed over; the status is then 1.
 
     Args:
@@ -68,6 +70,12 @@ def predict(
         print(
             f"{run} has no policy.json: the last exit answers every image. `offramp policy {run}` or `offramp certify "
             f"{run}` finds thresholds.",
+            file=sys.stderr,
+        )
+    if predictions.differs:
+        print(
+            f"{run}/bench.json was tuned elsewhere and is not used ({'; '.join(predictions.differs)}). `offramp bench "
+            f"{run}` tunes anew.",
             file=sys.stderr,
         )
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -136,6 +144,8 @@ def _sum_up(predictions: "Predictions") -> None:
         raise OfframpError(f"None of {total:,} files could be read." if total > 1 else "The file could not be read.")
     images = f"{answered:,} {'image' if answered == 1 else 'images'}"
     under = "" if predictions.policy_file is None else f" under {predictions.policy_file}"
+    if predictions.tuned:
+        under += f", tuned by bench.json (asks exits {', '.join(map(str, predictions.asks))})"
     exits = ", ".join(f"{count / answered:.1%} at exit {k}" for k, count in enumerate(predictions.exits_K, 1))
     operations = f"{predictions.mean_operations:.1%} of the operations of running straight to the last exit, on average"
     print(f"{images}{under}: {exits}; {operations}.", file=sys.stderr)

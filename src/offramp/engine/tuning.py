@@ -101,7 +101,7 @@ class Tuning:
                 f"This tuning is of a newer offramp (format {content['format']}). Update it, or tune anew."
             )
         try:
-            return cls(
+            tuning = cls(
                 form=Form(**content["form"]),
                 plans={int(size): Plan(**_tuples(plan)) for size, plan in content["plans"].items()},
                 stream=Plan(**_tuples(content["stream"])),
@@ -114,6 +114,9 @@ class Tuning:
                 weights=content["weights"],
                 policy=dict(content["policy"]),
             )
+            if min(tuning.plans) < 1 or not {str(size) for size in tuning.plans} <= tuning.chunks.keys():
+                raise ValueError("plans and chunks are not for the same sizes of batches")
+            return tuning
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"This is not a tuning: {error!r}. Tune the engine anew.") from error
 
@@ -132,8 +135,8 @@ def described(policy: Policy) -> dict[str, Any]:
     return plain
 
 
-def adopt(engine: "Engine", tuning: Tuning) -> tuple[str, ...]:
-    """See `Engine.adopt`."""
+def adopt(engine: "Engine", tuning: Tuning, *, only_here: bool = False) -> tuple[str, ...]:
+    """See `Engine.adopt`. `only_here`: leave the engine as it is where something differs."""
     weights = weights_hash(engine.network.state_dict())
     if tuning.weights != weights:
         raise UsageError(
@@ -143,11 +146,13 @@ def adopt(engine: "Engine", tuning: Tuning) -> tuple[str, ...]:
     other = [name for name, value in here.items() if tuning.policy.get(name) != value]
     if other:
         raise UsageError(f"This tuning is for another policy: {' and '.join(other)} differ. Tune the engine anew.")
-    chunks = {size: tuning.chunks[str(size)] for size in tuning.plans}
-    engine.use(tuning.form, tuning.plans, tuning.stream, chunks=chunks)
     now = conditions(engine.program.device)
-    return tuple(
+    differs = tuple(
         f"{name}: tuned for {tuning.conditions.get(name)}, here {now[name]}"
         for name in _MATTERS
         if tuning.conditions.get(name) != now[name]
     )
+    if not (only_here and differs):
+        chunks = {size: tuning.chunks[str(size)] for size in tuning.plans}
+        engine.use(tuning.form, tuning.plans, tuning.stream, chunks=chunks)
+    return differs

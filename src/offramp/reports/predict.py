@@ -17,13 +17,14 @@ from torch import Tensor
 from offramp.costs import cost
 from offramp.data import Inputs
 from offramp.devices import device_named
-from offramp.engine import Engine
+from offramp.engine import Engine, Tuning
+from offramp.engine.tuning import adopt
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, NOBODY, Policy
 from offramp.reports.evaluate import Progress, check_trained_on, parts_of
 from offramp.reports.image_files import find_images
-from offramp.runs import RunFolder, load
+from offramp.runs import RunFolder, load, read_json
 
 _WINDOW = 8  # batches after which an image that is still under way is hurried on: answers come in the files' order
 
@@ -54,8 +55,12 @@ class Predictions(Iterator[Prediction]):
 
     Attributes:
         files: The files, all of them.
-        policy: What is followed; None: the last exit answers every image.
+        policy: What is followed, but for exits that a tuning leaves unasked; None: the last exit answers every image.
         policy_file: Where it was read, if it was.
+        tuned: Whether the engine runs as was found to be fastest for this policy on this machine, by the run's
+            `bench.json`. It may then leave exits unasked: such an exit takes nobody.
+        asks: The exits that are asked, from 1, the last one included.
+        differs: Why a tuning that is there for this policy is not used: what is other here than where it was made.
         exits_K: Images answered by each exit so far.
         operations_K: Operations spent on an image that leaves at each exit, in units of running straight to the last
             exit and asking no other; the heads asked on the way may take the last one above 1.
@@ -73,8 +78,12 @@ class Predictions(Iterator[Prediction]):
         batch_size: int,
         on_unreadable: Callable[[OfframpError], None] | None,
         progress: Progress | None,
+        tuned: bool = False,
+        differs: tuple[str, ...] = (),
     ) -> None:
         self.files, self.policy, self.policy_file = files, policy, policy_file
+        self.tuned, self.differs = tuned, differs
+        self.asks = tuple(k + 1 for k in engine.asks(engine.stream_plan))
         self.exits_K = [0] * engine.num_exits
         straight = cost(engine.network, inputs.image_shape).path[-1].operations
         spent_K = engine.operations(engine.stream_plan, inputs.image_shape)
@@ -148,7 +157,7 @@ def predict(
     """The class of each image file, by a finished run's network that lets images leave early.
 
     Everything is checked and loaded before this returns; images are read, a batch at a time, as predictions are asked
-    for.
+    for. Where `bench` tuned an engine for this policy on this machine, the engine runs so.
 
     Args:
         run: The run's folder.
@@ -185,7 +194,22 @@ def predict(
         policy = Policy.load(policy_file)
     full = Policy((*[NOBODY] * (network.num_exits - 1), EVERYBODY))
     engine = Engine(network, policy or full, device=device_named(device))
-    return Predictions(engine, inputs, files, policy, policy_file, batch_size, on_unreadable, progress)
+    tuned, differs = _tuned(engine, folder)
+    return Predictions(engine, inputs, files, policy, policy_file, batch_size, on_unreadable, progress, tuned, differs)
+
+
+def _tuned(engine: Engine, folder: RunFolder) -> tuple[bool, tuple[str, ...]]:
+    """Whether the engine now runs as the run's `bench.json` says, and what differs where that was for another machine.
+
+    What was measured for other weights or another policy, or is damaged, is as good as nothing.
+    """
+    try:
+        content = read_json(folder.bench)
+        tuning = Tuning.from_json(content["tuning"] if isinstance(content, dict) else content)
+        differs = adopt(engine, tuning, only_here=True)
+    except (UsageError, OfframpError, OSError, KeyError):
+        return False, ()
+    return not differs, differs
 
 
 def inputs_of(folder: RunFolder, config: dict[str, Any], root: str | None) -> Inputs:
