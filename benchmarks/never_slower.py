@@ -3,7 +3,8 @@
     python benchmarks/never_slower.py [--rounds 25] [--seconds 10] [--networks NAME ...] [--out FILE] [--small]
 
 Each network at each share of images that leave at the first exit is tuned on one set of random images; on another the
-engine and the straight way, in its own best chunks, take turns at each size of batch. A cell fails if its one-sided
+engine and the straight way, in its own best chunks, take turns at each size of batch, those tuned for and one that was
+not, and on a stream of small batches, which are given to the straight way one by one. A cell fails if its one-sided
 interval of the paired ratio lies wholly above 1.02; of all cells together one fails by chance in 5 % of runs at most.
 Prints a table (median ratios; `straight` where exits were found not to pay) and writes JSON. Exit status 1: a cell
 failed.
@@ -24,15 +25,17 @@ from torch import Tensor, nn
 
 from offramp import EarlyExitNet
 from offramp.backbones import msdnet, ranet
-from offramp.engine import Engine
+from offramp.engine import Answers, Engine
 from offramp.engine.timing import conditions, ratio, take_turns
+from offramp.engine.tune import STREAM_BATCH
+from offramp.engine.tuning import STREAM
 from offramp.policy import EVERYBODY, SOFTMAX, Policy
 
 ALLOWED = 1.02
 WRONG = 0.05  # of all cells together
 SHARES = (0.0, 0.1, 0.4, 0.8)  # of images that leave at the first exit; at later ones half as many of those left
 BATCHES = (1, 8, 32, 128)
-STREAM = "stream"
+BETWEEN = 20  # a size of batch that is not tuned for
 TUNED_ON, TIMED = 256, 512  # images
 ROUND = 0.05  # seconds that each takes in a round, about
 
@@ -86,16 +89,16 @@ def policy(network: EarlyExitNet, share: float) -> Policy:
 
 
 def turn(
-    call: Callable[[Tensor], object], batches: Sequence[Tensor], number: int, wait: Callable[[], None]
+    call: Callable[[Any], object], offers: Sequence[Any], number: int, wait: Callable[[], None]
 ) -> Callable[[], float]:
-    """A round: so many batches, other ones each time; gives the mean seconds of one."""
+    """A round: so many offers, other ones each time; gives the mean seconds of one."""
     position = 0
 
     def step() -> float:
         nonlocal position
         start = time.perf_counter()
         for i in range(position, position + number):
-            call(batches[i % len(batches)])
+            call(offers[i % len(offers)])
         wait()
         position += number
         return (time.perf_counter() - start) / number
@@ -103,28 +106,55 @@ def turn(
     return step
 
 
+def compared(
+    engine: Callable[[Any], object],
+    straight: Callable[[Any], object],
+    offers: Sequence[Any],
+    wait: Callable[[], None],
+    rounds: int,
+    level: float,
+) -> dict[str, float]:
+    """The paired ratio of both, in turns on the same offers."""
+    calls = {"engine": engine, "straight": straight}
+    seconds_of_all = [turn(call, offers, len(offers), wait)() for call in calls.values()]  # all are met
+    number = max(1, int(ROUND / seconds_of_all[-1]))
+    took = take_turns({name: turn(call, offers, number, wait) for name, call in calls.items()}, rounds, warmup=1)
+    return ratio(took["engine"], took["straight"], level)
+
+
 def cells(
     network: EarlyExitNet, share: float, batch_sizes: Sequence[int], rounds: int, seconds: float, level: float
 ) -> Iterator[dict[str, Any]]:
-    """Tune once, then time each size of batch."""
+    """Tune once, then time each size of batch, one between them, and a stream."""
     engine = Engine(network, policy(network, share))
     tuning = engine.tune(images(network, TUNED_ON, 2), batch_sizes=batch_sizes, seconds=seconds)
     timed = images(network, TIMED, 3)
-    for size in batch_sizes:
+    about = {"share": share, "left_first": (engine(timed).exits_B == 0).float().mean().item()}
+    for size in sorted({*batch_sizes, BETWEEN}):
         batches = torch.split(timed[: len(timed) // size * size], size)
-        calls = {"engine": engine, "straight": engine.straight(size)}
-        seconds_of_all = [turn(call, batches, len(batches), engine.wait)() for call in calls.values()]  # all are met
-        number = max(1, int(ROUND / seconds_of_all[-1]))
-        turns = {name: turn(call, batches, number, engine.wait) for name, call in calls.items()}
-        took = take_turns(turns, rounds, warmup=1)
+        straight, gain = engine.straight(size), tuning.gains.get(str(size))
         yield {
             "batch": size,
-            "share": share,
-            "straight": engine.runs(size) is engine.straight(size),
-            "gain": tuning.gains[str(size)].measured,
-            "left_first": (engine(timed).exits_B == 0).float().mean().item(),
-            **ratio(took["engine"], took["straight"], level),
+            **about,
+            "straight": engine.runs(size) is straight,
+            "gain": gain and gain.measured,
+            **compared(engine, straight, batches, engine.wait, rounds, level),
         }
+    straight = engine.straight(STREAM_BATCH)
+    yield {
+        "batch": STREAM,
+        **about,
+        "straight": engine.stream_plan.straight,
+        "gain": tuning.gains[STREAM].measured,
+        **compared(
+            lambda batches: list(engine.stream(batches)),
+            lambda batches: [Answers(*(column_B.cpu() for column_B in straight(batch))) for batch in batches],
+            [torch.split(timed, STREAM_BATCH)],
+            engine.wait,
+            rounds,
+            level,
+        ),
+    }
 
 
 def main() -> int:
@@ -133,14 +163,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10, help="for tuning, per network and share")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--networks", nargs="+", choices=[*NETWORKS], default=[*NETWORKS])
-    parser.add_argument("--small", action="store_true", help="two networks, two shares, two sizes")
+    parser.add_argument("--small", action="store_true", help="two networks, two shares, two sizes tuned for")
     parser.add_argument("--out", type=Path, help="where JSON goes")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     names = ["tiny", "msdnet-3"] if options.small else options.networks
     shares = (0.0, 0.4) if options.small else SHARES
     sizes = (1, 32) if options.small else BATCHES
-    level = WRONG / (len(names) * len(shares) * len(sizes))
+    level = WRONG / (len(names) * len(shares) * (len({*sizes, BETWEEN}) + 1))
     report: dict[str, Any] = {"what": "tuned engine / straight to the last exit", "allowed": ALLOWED, "level": level}
     report |= {**conditions(), "rounds": options.rounds, "cells": []}
     for name in names:
@@ -150,7 +180,7 @@ def main() -> int:
             for cell in cells(network, share, sizes, options.rounds, options.seconds, level):
                 report["cells"].append({"network": name, **cell})
                 note = " straight" if cell["straight"] else f"  <{cell['at_most']:5.3f} "
-                line += f" | {cell['batch']:3}: {cell['ratio']:5.3f}{note}"
+                line += f" | {cell['batch']:>3}: {cell['ratio']:5.3f}{note}"
             print(line, flush=True)
     slower = [cell for cell in report["cells"] if cell["at_least"] > ALLOWED]
     report["slower"] = len(slower)
