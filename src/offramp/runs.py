@@ -14,7 +14,7 @@ evaluation.json      the figures of every exit
 report.html          the same as a page
 plots/               its plots as files
 policy.json          thresholds, made by `offramp policy`, or with a certificate by `offramp certify`
-bench.json           milliseconds of an image that leaves at each exit, made by `offramp bench`
+bench.json           times to each exit and how this machine runs it fastest, made by `offramp bench`
 """
 
 import json
