@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from offramp.engine.engine import Engine
 
 STREAM_BATCH = 32  # images that come together in the stream that is tried
-STREAMED = 256, 512  # how many come in all, at least and at most
+STREAMED = 256, 4096  # how many come in all, at least and at most: long, or the last, half-full chunks would decide
 LOOKED_AT = 1024  # images given, at most
 CLOSE = 1.15  # ways straight on that are expected within this factor of the best are tried
-TRIED = 2  # ways straight on, and plans with exits, at most
+TRIED = 3  # ways straight on, and plans with exits, at most
 ROTATED = 3  # rounds until batches come again
 IN_A_ROUND = 32  # images at least
 SORTING = 3  # rounds to find the best of each kind
@@ -62,7 +62,7 @@ def tuned(
         feed = _batches(images_SCHW, size)
         found[str(size)] = _proven(engine, choose(table, flow, size), feed, share, _of_batches(size))
     choice = choose_stream(table, flow)
-    length = min(STREAMED[1], max(STREAMED[0], int(1000 * share / choice.straight[0].ms / 20)))
+    length = min(STREAMED[1], max(STREAMED[0], int(1000 * share / choice.straight[0].ms / 6)))
     found[STREAM] = _proven(engine, choice, _batches(images_SCHW, length)[:1], share, _of_stream)
     return Tuning(
         form=engine.program.form,

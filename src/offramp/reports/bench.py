@@ -35,6 +35,7 @@ BATCHES = (1, 32, 256)
 ROUNDS = 15
 LEAST_ROUNDS = 5  # of which the lowest and the highest are a 90 % interval
 TUNED_ON = 512  # images
+TUNING, BRIEF = 30.0, 8.0  # seconds; brief where few images are to be timed
 
 Bars = Callable[[], AbstractContextManager[Progress | None]]
 
@@ -228,7 +229,8 @@ def _measured(
     tuned_on = parts.val.search if held else parts.train
     timing.note(f"Tuning the engine on images of {tuned_on.name}.")
     images = pool(tuned_on, max(TUNED_ON, *timing.batches)).images_SCHW
-    tuning = engine.tune(images, batch_sizes=timing.batches, forms=timing.forms)
+    seconds = TUNING if timing.limit is None else BRIEF
+    tuning = engine.tune(images, batch_sizes=timing.batches, forms=timing.forms, seconds=seconds)
     rivals = Rivals(engine, [trial.form for trial in tuning.forms if trial.admitted])
     sizes = (*timing.batches, None)
     shown = pool(parts.test, max(round_of(size, timing.limit, costs.image_shape)[1] for size in sizes))
