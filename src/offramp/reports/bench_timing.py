@@ -16,17 +16,17 @@ from torch import Tensor
 from offramp.costs import Cost
 from offramp.data import Split
 from offramp.engine import BF16, FLOAT32, Agreement, Answers, Engine, Form, Plan, Program, Straight, Tally, agreement
+from offramp.engine.choice import CHUNKS
 from offramp.engine.timing import ratio, take_turns
+from offramp.engine.tune import STREAM_BATCH
+from offramp.engine.tuning import STREAM
 from offramp.evaluation import Record
 from offramp.policy import Policy
 from offramp.reports.bench_figures import Account, Accuracy, Mode, Speed, account, accuracy, latency, to_measured
 from offramp.reports.sample import Sample
 
-STREAM = "stream"
-STREAM_BATCH = 32  # images that come together in a stream
 SINGLE, TOGETHER, STREAMED = 100, 256, 4096  # images of a round: one at a time, in batches (about), in a stream
 STREAM_BYTES = 512 * 2**20  # of the images of a stream, at most
-CHUNKS = (8, 16, 32, 64, 128)  # in which rivals are tried, beside whole batches
 TRIALS = 3  # turns of each
 
 
