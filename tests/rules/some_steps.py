@@ -63,4 +63,5 @@ if __name__ == "__main__":
     for rule_name in sys.argv[4:]:
         main(Path(sys.argv[1]), sys.argv[2], getattr(torch, sys.argv[3]), rule_name)
     if dist.is_initialized():
+        processes.wait_for_all()
         dist.destroy_process_group()
