@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from offramp import data
 from offramp.backbones import msdnet, ranet
-from offramp.data import Batch
+from offramp.data import Batch, Parts
 from offramp.network import EarlyExitNet
 from offramp.objectives import Objective
 from offramp.rules import TrainingRule, Workbench
@@ -119,3 +121,30 @@ def singles() -> Singles:
 def _named(network: EarlyExitNet, gradients: list[Tensor | None]) -> Gradients:
     pairs = zip(network.named_parameters(), gradients, strict=True)
     return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
+
+
+def two_brightnesses() -> Parts:
+    """Two classes told apart by brightness, 8 x 8 pixels; the last batch has two images."""
+    labels = np.arange(60) % 2
+    noise = np.random.default_rng(0).integers(0, 100, (60, 1, 8, 8))
+    pixels = (noise + 150 * labels.reshape(-1, 1, 1, 1)).astype(np.uint8)
+    return data.arrays(pixels, labels, batch_size=16, holdout=10)
+
+
+def three_blocks(num_exits: int = 3, damping: bool = True) -> EarlyExitNet:
+    torch.manual_seed(0)
+    stages = [nn.Sequential(nn.Conv2d(c, 4, 3), nn.BatchNorm2d(4), nn.ReLU()) for c in (1, 4, 4)]
+    exits = [nn.Sequential(nn.Flatten(), nn.Linear(4 * side**2, 2 + damping)) for side in (6, 4, 2)]
+    return EarlyExitNet(stages[:num_exits], exits[:num_exits], damping=damping)
+
+
+@pytest.fixture
+def images() -> Callable[[], Parts]:
+    """Makes small data for whole runs."""
+    return two_brightnesses
+
+
+@pytest.fixture
+def network_of() -> Callable[..., EarlyExitNet]:
+    """Makes a small network for these data, always with the same weights."""
+    return three_blocks

@@ -5,13 +5,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import offramp
-from offramp import data
 from offramp.config import Spec, TrainConfig
 from offramp.data import Batch
 from offramp.errors import UsageError
@@ -87,25 +85,10 @@ def test_weights_of_a_sample_add_up_to_one(gate: Any, K: int) -> None:
     assert CGT(gate).weights(log_probs_KBN[:, :0], torch.empty(0, dtype=torch.long), 0.5).shape == (K, 0)
 
 
-def images() -> data.Parts:
-    """Two classes told apart by brightness, 8 x 8 pixels."""
-    labels = np.arange(60) % 2
-    noise = np.random.default_rng(0).integers(0, 100, (60, 1, 8, 8))
-    pixels = (noise + 150 * labels.reshape(-1, 1, 1, 1)).astype(np.uint8)
-    return data.arrays(pixels, labels, batch_size=16, holdout=10)
-
-
-def network_of(num_exits: int = 3, damping: bool = True) -> EarlyExitNet:
-    torch.manual_seed(0)
-    stages = [nn.Sequential(nn.Conv2d(c, 4, 3), nn.BatchNorm2d(4), nn.ReLU()) for c in (1, 4, 4)]
-    exits = [nn.Sequential(nn.Flatten(), nn.Linear(4 * side**2, 2 + damping)) for side in (6, 4, 2)]
-    return EarlyExitNet(stages[:num_exits], exits[:num_exits], damping=damping)
-
-
 @pytest.mark.parametrize("gate", ["hard", "soft"])
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_an_interrupted_run_ends_with_the_same_bytes(
-    tmp_path: Path, gate: Any, precision: Any, monkeypatch: pytest.MonkeyPatch
+    images, network_of, tmp_path: Path, gate: Any, precision: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = images()
     config = TrainConfig(epochs=3, lr=0.05, save_every_steps=2, precision=precision)
@@ -140,7 +123,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert build(described).settings() == CGT(gate).settings()
 
 
-def test_the_published_recipe_smooths_labels(tmp_path: Path) -> None:
+def test_the_published_recipe_smooths_labels(images, network_of, tmp_path: Path) -> None:
     config = TrainConfig(epochs=1, lr=0.02)
     objective, network = LabelSmoothing(0.1), network_of(damping=False)
     offramp.fit(network, objective, images().train, config=config, out=tmp_path / "run", rule=CGT("hard"))
@@ -149,7 +132,7 @@ def test_the_published_recipe_smooths_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("gate", ["hard", "soft"])
-def test_with_one_exit_it_is_plain_training(gate: Any, compiled: bool) -> None:
+def test_with_one_exit_it_is_plain_training(network_of, gate: Any, compiled: bool) -> None:
     pixels = torch.randn(6, 1, 8, 8, dtype=torch.float64)
     after = []
     for rule in (CGT(gate), Standard()):

@@ -6,16 +6,14 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 import offramp
-from offramp import data
 from offramp.config import Spec, TrainConfig
-from offramp.data import Batch, Parts
+from offramp.data import Batch
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, Objective, PowerSqrt, dynamic
@@ -145,7 +143,7 @@ def test_who_reaches_what(network: EarlyExitNet) -> None:
     assert reach_KM[:, 0].all()
 
 
-def test_between_passes_the_network_has_the_weights_of_the_method() -> None:
+def test_between_passes_the_network_has_the_weights_of_the_method(network_of) -> None:
     network = network_of().double()
     rule = MetaGF()
     prepared(rule, network, PowerSqrt())
@@ -164,7 +162,7 @@ def test_between_passes_the_network_has_the_weights_of_the_method() -> None:
     torch.testing.assert_close(network.stages[0][0].weight.flatten(), rows_RP.mean(0))  # all eta are 1
 
 
-def test_what_is_not_finite_reaches_neither_weights_nor_eta() -> None:
+def test_what_is_not_finite_reaches_neither_weights_nor_eta(network_of) -> None:
     network = network_of().double()
     rule = MetaGF()
     bench = prepared(rule, network, PowerSqrt())
@@ -182,25 +180,10 @@ def test_what_is_not_finite_reaches_neither_weights_nor_eta() -> None:
         torch.testing.assert_close(weight.detach(), kept)
 
 
-def images() -> Parts:
-    """Two classes told apart by brightness, 8 x 8 pixels."""
-    labels = np.arange(60) % 2
-    noise = np.random.default_rng(0).integers(0, 100, (60, 1, 8, 8))
-    pixels = (noise + 150 * labels.reshape(-1, 1, 1, 1)).astype(np.uint8)
-    return data.arrays(pixels, labels, batch_size=16, holdout=10)
-
-
-def network_of(num_exits: int = 3) -> EarlyExitNet:
-    torch.manual_seed(0)
-    stages = [nn.Sequential(nn.Conv2d(c, 4, 3), nn.BatchNorm2d(4), nn.ReLU()) for c in (1, 4, 4)]
-    exits = [nn.Sequential(nn.Flatten(), nn.Linear(4 * side**2, 3)) for side in (6, 4, 2)]
-    return EarlyExitNet(stages[:num_exits], exits[:num_exits], damping=True)
-
-
 @pytest.mark.parametrize("option", [{}, {"precision": "bf16"}, {"optimizer": "adamw", "channels_last": True}])
 @pytest.mark.parametrize("broken_at", [4, 14])  # in the second exit's pass, and in eta's
 def test_an_interrupted_run_ends_with_the_same_bytes(
-    tmp_path: Path, option: dict[str, Any], broken_at: int, monkeypatch: pytest.MonkeyPatch
+    images, network_of, tmp_path: Path, option: dict[str, Any], broken_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = images()
     config = TrainConfig(epochs=8, lr=0.02, save_every_steps=1, **option)
@@ -247,7 +230,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(
-    tmp_path: Path, num_exits: int, epochs: int, message: str
+    images, network_of, tmp_path: Path, num_exits: int, epochs: int, message: str
 ) -> None:
     config = TrainConfig(epochs=epochs)
     with pytest.raises(UsageError, match=message):
@@ -257,7 +240,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_compiled_networks_take_the_same_steps() -> None:
+def test_compiled_networks_take_the_same_steps(network_of) -> None:
     found, plain = network_of().double(), network_of().double()
     compiled = torch.compile(found, dynamic=False, backend="aot_eager")
     batch = Batch(torch.randn(6, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1] * 3), torch.arange(6), 6)

@@ -5,13 +5,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import offramp
-from offramp import data
 from offramp.config import Spec, TrainConfig
 from offramp.data import Batch
 from offramp.errors import OfframpError, UsageError
@@ -29,16 +27,8 @@ def small(num_exits: int = 3, damping: bool = True, classes: int = 2, seed: int 
     return EarlyExitNet(stages[:num_exits], exits[:num_exits], damping=damping)
 
 
-def images() -> data.Parts:
-    """Two classes told apart by brightness, 8 x 8 pixels."""
-    labels = np.arange(60) % 2
-    noise = np.random.default_rng(0).integers(0, 100, (60, 1, 8, 8))
-    pixels = (noise + 150 * labels.reshape(-1, 1, 1, 1)).astype(np.uint8)
-    return data.arrays(pixels, labels, batch_size=16, holdout=10)
-
-
 @pytest.fixture
-def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def teacher(images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The folder of a network that was trained by gradient equilibrium."""
     monkeypatch.setattr("offramp.runs.rebuild", lambda spec: small(**spec.args))  # this file is no importable module
     config = TrainConfig(epochs=2, lr=0.05)
@@ -89,7 +79,7 @@ def test_the_gradient_is_that_of_the_description(
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(
-    tmp_path: Path, teacher: str, monkeypatch: pytest.MonkeyPatch
+    images, tmp_path: Path, teacher: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = images()
     config = TrainConfig(epochs=3, lr=0.02, save_every_steps=2)
@@ -137,7 +127,7 @@ def test_an_exit_that_is_taught_alone_comes_to_answer_like_the_teacher(teacher: 
     torch.testing.assert_close(outcome.logits_KBC[0].softmax(-1), taught_BC.detach(), rtol=0, atol=0.03)
 
 
-def test_another_teacher_is_refused_when_a_run_goes_on(tmp_path: Path, teacher: str) -> None:
+def test_another_teacher_is_refused_when_a_run_goes_on(images, tmp_path: Path, teacher: str) -> None:
     state = OneForAll(teacher).state()
     OneForAll(teacher).load_state(state)
     folder = Path(teacher)
@@ -148,7 +138,7 @@ def test_another_teacher_is_refused_when_a_run_goes_on(tmp_path: Path, teacher: 
         OneForAll(teacher).load_state(state)
 
 
-def test_a_teacher_that_answers_something_else_is_refused(tmp_path: Path, teacher: str) -> None:
+def test_a_teacher_that_answers_something_else_is_refused(images, tmp_path: Path, teacher: str) -> None:
     for network, message in (
         (small(damping=False), "has 1 damping neurons and the network 0"),
         (small(classes=3), "has 2 classes and the network 3"),

@@ -4,16 +4,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import offramp
-from offramp import data
 from offramp.cli import main
 from offramp.config import Spec, TrainConfig
-from offramp.data import Batch, Parts
+from offramp.data import Batch
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet, plain_link
 from offramp.objectives import CrossEntropy, PowerSqrt, dynamic
@@ -32,21 +30,6 @@ NAMES = [
 
 def rule_of(name: str) -> TrainingRule:
     return build(Spec.parse(name.split()))
-
-
-def images() -> Parts:
-    """Two classes told apart by brightness, 8 x 8 pixels."""
-    labels = np.arange(60) % 2
-    noise = np.random.default_rng(0).integers(0, 100, (60, 1, 8, 8))
-    pixels = (noise + 150 * labels.reshape(-1, 1, 1, 1)).astype(np.uint8)
-    return data.arrays(pixels, labels, batch_size=16, holdout=10)
-
-
-def network_of(num_exits: int = 3) -> EarlyExitNet:
-    torch.manual_seed(0)
-    stages = [nn.Sequential(nn.Conv2d(c, 4, 3), nn.BatchNorm2d(4), nn.ReLU()) for c in (1, 4, 4)]
-    exits = [nn.Sequential(nn.Flatten(), nn.Linear(4 * side**2, 3)) for side in (6, 4, 2)]
-    return EarlyExitNet(stages[:num_exits], exits[:num_exits], damping=True)
 
 
 def bench_of(network: EarlyExitNet, forward: Any = None, objective: Any = None) -> Workbench:
@@ -68,7 +51,7 @@ def step(rule: TrainingRule, bench: Workbench) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_interrupted_run_ends_with_the_same_bytes(
-    tmp_path: Path, name: str, precision: Any, monkeypatch: pytest.MonkeyPatch
+    images, network_of, tmp_path: Path, name: str, precision: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = images()
     config = TrainConfig(epochs=3, lr=0.02, save_every_steps=2, precision=precision)
@@ -108,7 +91,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "dropout" not in name])
-def test_with_one_exit_every_rule_is_plain_training(name: str) -> None:
+def test_with_one_exit_every_rule_is_plain_training(network_of, name: str) -> None:
     found, plain = network_of(1), network_of(1)
     step(rule_of(name), bench_of(found))
     step(Standard(), bench_of(plain))
@@ -116,7 +99,7 @@ def test_with_one_exit_every_rule_is_plain_training(name: str) -> None:
         torch.testing.assert_close(parameter, other)
 
 
-def test_a_network_that_a_rule_is_not_made_for_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_network_that_a_rule_is_not_made_for_is_refused_before_anything_is_written(images, tmp_path: Path) -> None:
     parts = images()
     exits = [nn.Sequential(nn.Conv2d(1, 2, 8), nn.Flatten()) for _ in range(2)]
     network = EarlyExitNet([nn.Identity()] * 2, exits, num_classes=2)
@@ -126,7 +109,7 @@ def test_a_network_that_a_rule_is_not_made_for_is_refused_before_anything_is_wri
 
 
 @pytest.mark.parametrize("name", NAMES[:3])
-def test_a_link_is_there_in_steps_only(name: str) -> None:
+def test_a_link_is_there_in_steps_only(network_of, name: str) -> None:
     """Also where a step breaks off, and where the network had a link of its own."""
 
     def own_link(*args: Any) -> Any:
@@ -149,7 +132,7 @@ def test_a_link_is_there_in_steps_only(name: str) -> None:
 
 
 @pytest.mark.parametrize("rule", [DFS(), DFS(ratio=0.3, head="rest"), GradientEquilibrium()])
-def test_compiled_networks_take_links(rule: Any) -> None:
+def test_compiled_networks_take_links(network_of, rule: Any) -> None:
     found, plain, standard = network_of(), network_of(), network_of()
     compiled = torch.compile(found, dynamic=False, backend="aot_eager")
     found.train()
@@ -163,7 +146,7 @@ def test_compiled_networks_take_links(rule: Any) -> None:
     assert not torch.allclose(found.stages[0][0].weight, standard.stages[0][0].weight, rtol=1e-3)
 
 
-def test_compiled_networks_take_dropout_in_steps_only() -> None:
+def test_compiled_networks_take_dropout_in_steps_only(network_of) -> None:
     """With one image, the gradient of a Linear is 0 where its input was dropped."""
     image = Batch(torch.randn(1, 1, 8, 8), torch.tensor([1]), torch.arange(1), 1)
 
@@ -186,7 +169,9 @@ def test_compiled_networks_take_dropout_in_steps_only() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_compiled_runs_end_with_the_same_bytes(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compiled_runs_end_with_the_same_bytes(
+    images, network_of, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     parts = images()
     config = TrainConfig(epochs=2, lr=0.02, compile=True)
     for out in ("a", "b"):

@@ -5,41 +5,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import offramp
-from offramp import data
 from offramp.config import Spec, TrainConfig
-from offramp.data import Parts
 from offramp.errors import UsageError
-from offramp.network import EarlyExitNet
 from offramp.objectives import PowerSqrt, dynamic
 from offramp.rules import WPN, build
 from offramp.runs import RunFolder
 from offramp.storage import load_tensors
 
 
-def images() -> Parts:
-    """Two classes told apart by brightness, 8 x 8 pixels; the last batch has two images."""
-    labels = np.arange(60) % 2
-    noise = np.random.default_rng(0).integers(0, 100, (60, 1, 8, 8))
-    pixels = (noise + 150 * labels.reshape(-1, 1, 1, 1)).astype(np.uint8)
-    return data.arrays(pixels, labels, batch_size=16, holdout=10)
-
-
-def network_of(num_exits: int = 3) -> EarlyExitNet:
-    torch.manual_seed(0)
-    stages = [nn.Sequential(nn.Conv2d(c, 4, 3), nn.BatchNorm2d(4), nn.ReLU()) for c in (1, 4, 4)]
-    exits = [nn.Sequential(nn.Flatten(), nn.Linear(4 * side**2, 3)) for side in (6, 4, 2)]
-    return EarlyExitNet(stages[:num_exits], exits[:num_exits], damping=True)
-
-
 @pytest.mark.parametrize("option", [{}, {"precision": "bf16"}, {"optimizer": "adamw", "channels_last": True}])
 def test_an_interrupted_run_ends_with_the_same_bytes(
-    tmp_path: Path, option: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    images, network_of, tmp_path: Path, option: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = images()
     config = TrainConfig(epochs=3, lr=0.02, save_every_steps=2, **option)
@@ -84,7 +64,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert build(described).settings() == WPN(interval=2, meta_lr=0.01).settings()
 
 
-def test_one_exit(tmp_path: Path) -> None:
+def test_one_exit(images, network_of, tmp_path: Path) -> None:
     parts = images()
     config = TrainConfig(epochs=1, lr=0.02)
     with pytest.raises(UsageError, match="all 1 where there is one exit; use centre=row"):
@@ -94,7 +74,9 @@ def test_one_exit(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "row").weights.is_file()
 
 
-def test_compile_is_said_to_have_no_effect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compile_is_said_to_have_no_effect(
+    images, network_of, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = TrainConfig(epochs=1, lr=0.02, compile=True)
     offramp.fit(network_of(), dynamic(), images().train, config=config, out=tmp_path, rule=WPN())
     assert "WPN trains the network as it is; compile has no effect" in capsys.readouterr().err
