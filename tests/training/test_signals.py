@@ -1,6 +1,7 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,6 +19,15 @@ def test_the_first_signal_is_noted_and_the_handlers_come_back(number: signal.Sig
     assert signal.getsignal(number) == before
 
 
+@pytest.fixture
+def _usual_ctrl_c() -> Iterator[None]:
+    """What Ctrl-C does in a terminal: a job that a shell put into the background has it ignored from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_usual_ctrl_c")
 def test_a_second_ctrl_c_acts_at_once() -> None:
     with StopRequest():
         os.kill(os.getpid(), signal.SIGINT)
