@@ -1,7 +1,12 @@
-"""Fixed seed for every test; one thread, so that two test processes share two cores."""
+"""What all tests share: a fixed seed, one thread each (two processes on two cores), the check of interrupted runs."""
+
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+
+from offramp.runs import RunFolder
 
 torch.set_num_threads(1)
 
@@ -9,3 +14,42 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunFolder]:
+    """Checks that a run ends with the same bytes though its plug is pulled on the way and it is started again.
+
+    `check(fit, of, method, at)`: `fit(out)` trains into the folder `tmp_path / out`; the plug is pulled at call number
+    `at` of a method of the class `of`. With `checkpoint` the last checkpoints have to be equal too. Gives the folder of
+    the run that was left in peace.
+    """
+
+    class PlugPulledError(Exception):
+        pass
+
+    def check(fit: Callable[[str], object], of: type, method: str, at: int, *, checkpoint: bool = False) -> RunFolder:
+        fit("calm")
+        calls, original = 0, getattr(of, method)
+
+        def pulled(self: object, *args: object, **kwargs: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise PlugPulledError
+            return original(self, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(of, method, pulled)
+            with pytest.raises(PlugPulledError):
+                fit("resumed")
+        fit("resumed")
+        calm, resumed = (RunFolder(tmp_path / out) for out in ("calm", "resumed"))
+        assert calm.weights.read_bytes() == resumed.weights.read_bytes()
+        assert calm.metrics.read_bytes() == resumed.metrics.read_bytes()
+        if checkpoint:
+            last, again = (sorted(run.checkpoints.iterdir())[-1] for run in (calm, resumed))
+            assert last.read_bytes() == again.read_bytes()
+        return calm
+
+    return check

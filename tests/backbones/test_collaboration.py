@@ -18,7 +18,7 @@ from offramp.network import EarlyExitNet
 from offramp.objectives import PowerSqrt
 from offramp.policy import EVERYBODY, Policy
 from offramp.rules import GradientEquilibrium, OneForAll
-from offramp.runs import RunFolder, load
+from offramp.runs import load
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "msdnet": {"exits": 3, "channels": 4, "growth": 2, "growth_factors": (1, 2)},
@@ -78,43 +78,22 @@ def test_gradients_run_through_the_chain_and_reach_nothing_frozen(first: str) ->
     assert network(torch.randn(1, 1, 16, 16)).isfinite().all()  # a batch of one image, in training mode
 
 
-def test_training_it(first: str, tmp_path: Path) -> None:
+def test_training_it(interrupted, first: str, tmp_path: Path) -> None:
     """The second stage, interrupted and whole; what comes of it needs the first no more."""
     parts = images()
     config = TrainConfig(epochs=3, lr=0.05, save_every_steps=2)
     network = collaborating(first)
     fresh = deepcopy(network.state_dict())
 
-    def fit(out: str, network: EarlyExitNet) -> None:
-        rule = OneForAll(first)
-        offramp.fit(network, PowerSqrt(), parts.train, parts.val, config, out=tmp_path / out, rule=rule)
+    def fit(out: str) -> None:
+        objective, rule = PowerSqrt(), OneForAll(first)
+        offramp.fit(deepcopy(network), objective, parts.train, parts.val, config, out=tmp_path / out, rule=rule)
 
-    fit("calm", deepcopy(network))
-
-    class PlugPulledError(Exception):
-        pass
-
-    class Pulled(OneForAll):
-        calls = 0
-
-        def step(self, *args: Any) -> Any:
-            self.calls += 1
-            if self.calls == 6:
-                raise PlugPulledError
-            return super().step(*args)
-
-    Pulled.__module__, Pulled.__qualname__ = OneForAll.__module__, OneForAll.__qualname__
-    with pytest.raises(PlugPulledError):
-        offramp.fit(
-            deepcopy(network), PowerSqrt(), parts.train, parts.val, config, out=tmp_path / "cut", rule=Pulled(first)
-        )
-    fit("cut", deepcopy(network))
-    for file in ("weights.safetensors", "metrics.jsonl"):
-        assert (tmp_path / "calm" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
-    lines = RunFolder(tmp_path / "calm").read_metrics()
+    calm = interrupted(fit, OneForAll, "step", 6)
+    lines = calm.read_metrics()
     assert lines[-1]["loss"] < lines[0]["loss"]
     Path(first).rename(tmp_path / "gone")
-    trained = load(tmp_path / "calm")
+    trained = load(calm.path)
     for name, value in trained.named_parameters():
         assert torch.equal(value, fresh[name]) == (not value.requires_grad), name
     moved = [name for name, value in trained.named_buffers() if not torch.equal(value, fresh[name])]

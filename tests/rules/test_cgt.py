@@ -88,7 +88,7 @@ def test_weights_of_a_sample_add_up_to_one(gate: Any, K: int) -> None:
 @pytest.mark.parametrize("gate", ["hard", "soft"])
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_an_interrupted_run_ends_with_the_same_bytes(
-    images, network_of, tmp_path: Path, gate: Any, precision: Any, monkeypatch: pytest.MonkeyPatch
+    images, network_of, interrupted, tmp_path: Path, gate: Any, precision: Any
 ) -> None:
     parts = images()
     config = TrainConfig(epochs=3, lr=0.05, save_every_steps=2, precision=precision)
@@ -96,30 +96,11 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     def fit(out: str) -> None:
         offramp.fit(network_of(), PowerSqrt(), parts.train, parts.val, config, out=tmp_path / out, rule=CGT(gate))
 
-    fit("calm")
-
-    class PlugPulledError(Exception):
-        pass
-
-    def weights(self: CGT, *args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 6:
-            raise PlugPulledError
-        return original(self, *args)
-
-    calls, original = 0, CGT.weights
-    with monkeypatch.context() as patch:
-        patch.setattr(CGT, "weights", weights)
-        with pytest.raises(PlugPulledError):
-            fit("resumed")
-    fit("resumed")
-    for file in ("weights.safetensors", "metrics.jsonl"):
-        assert (tmp_path / "calm" / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes()
-    lines = RunFolder(tmp_path / "calm").read_metrics()
+    calm = interrupted(fit, CGT, "weights", 6)
+    lines = calm.read_metrics()
     assert lines[-1]["search_nll"][0] < lines[0]["search_nll"][0]
     assert sum(lines[-1]["stats"]["weight"]) == pytest.approx(1)
-    described = Spec.from_json(RunFolder(tmp_path / "calm").read_config()["rule"])
+    described = Spec.from_json(calm.read_config()["rule"])
     assert build(described).settings() == CGT(gate).settings()
 
 

@@ -19,7 +19,6 @@ from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, Objective, PowerSqrt, dynamic
 from offramp.rules import MetaGF, Workbench, build
 from offramp.rules.meta_gf import reach
-from offramp.runs import RunFolder
 from offramp.storage import load_tensors
 
 # For 4 exits, read off the published vectors of 7 at exits 1, 3, 5, 7; for 6 exits at 1, 2.2, 3.4, 4.6, 5.8, 7.
@@ -183,7 +182,7 @@ def test_what_is_not_finite_reaches_neither_weights_nor_eta(network_of) -> None:
 @pytest.mark.parametrize("option", [{}, {"precision": "bf16"}, {"optimizer": "adamw", "channels_last": True}])
 @pytest.mark.parametrize("broken_at", [4, 14])  # in the second exit's pass, and in eta's
 def test_an_interrupted_run_ends_with_the_same_bytes(
-    images, network_of, tmp_path: Path, option: dict[str, Any], broken_at: int, monkeypatch: pytest.MonkeyPatch
+    images, network_of, interrupted, tmp_path: Path, option: dict[str, Any], broken_at: int
 ) -> None:
     parts = images()
     config = TrainConfig(epochs=8, lr=0.02, save_every_steps=1, **option)
@@ -191,33 +190,11 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     def fit(out: str) -> None:
         offramp.fit(network_of(), dynamic(), parts.train, parts.val, config, out=tmp_path / out, rule=MetaGF())
 
-    fit("calm")
-
-    class PlugPulledError(Exception):
-        pass
-
-    calls = 0
-
-    def terms(self: PowerSqrt, *args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 1 + broken_at:  # the first is the trial of one image before training
-            raise PlugPulledError
-        return original(self, *args, **kwargs)
-
-    original = PowerSqrt.terms
-    with monkeypatch.context() as patch:
-        patch.setattr(PowerSqrt, "terms", terms)
-        with pytest.raises(PlugPulledError):
-            fit("resumed")
-    fit("resumed")
-    for file in ("weights.safetensors", "metrics.jsonl"):
-        assert (tmp_path / "calm" / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes()
-    checkpoints = [sorted((tmp_path / out / "checkpoints").iterdir())[-1] for out in ("calm", "resumed")]
-    assert checkpoints[0].read_bytes() == checkpoints[1].read_bytes()  # eta, too
-    lines = RunFolder(tmp_path / "calm").read_metrics()
+    # The first call is the trial of one image before training; eta is in the checkpoint.
+    calm = interrupted(fit, PowerSqrt, "terms", 1 + broken_at, checkpoint=True)
+    lines = calm.read_metrics()
     assert lines[-1]["search_nll"][-1] < lines[0]["search_nll"][-1]
-    described = Spec.from_json(RunFolder(tmp_path / "calm").read_config()["rule"])
+    described = Spec.from_json(calm.read_config()["rule"])
     assert build(described).settings() == MetaGF().settings()
 
 

@@ -16,7 +16,7 @@ from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet, builder
 from offramp.objectives import CrossEntropy, Objective, PowerSqrt, dynamic
 from offramp.rules import GradientEquilibrium, OneForAll, Standard, Workbench, build
-from offramp.runs import RunFolder, load
+from offramp.runs import load
 
 
 @builder
@@ -78,9 +78,7 @@ def test_the_gradient_is_that_of_the_description(
     assert outcome.stats_KB["distillation"][:-1].gt(0).all()
 
 
-def test_an_interrupted_run_ends_with_the_same_bytes(
-    images, tmp_path: Path, teacher: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_ends_with_the_same_bytes(images, interrupted, tmp_path: Path, teacher: str) -> None:
     parts = images()
     config = TrainConfig(epochs=3, lr=0.02, save_every_steps=2)
     before = (Path(teacher) / "weights.safetensors").read_bytes()
@@ -89,30 +87,11 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
         rule = OneForAll(teacher, share=0.5)
         offramp.fit(small(), dynamic(), parts.train, parts.val, config, out=tmp_path / out, rule=rule)
 
-    fit("calm")
-
-    class PlugPulledError(Exception):
-        pass
-
-    def ask(self: OneForAll, *args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 6:
-            raise PlugPulledError
-        return original(self, *args)
-
-    calls, original = 0, OneForAll._ask
-    with monkeypatch.context() as patch:
-        patch.setattr(OneForAll, "_ask", ask)
-        with pytest.raises(PlugPulledError):
-            fit("resumed")
-    fit("resumed")
-    for file in ("weights.safetensors", "metrics.jsonl"):
-        assert (tmp_path / "calm" / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes()
+    calm = interrupted(fit, OneForAll, "_ask", 6)
     assert (Path(teacher) / "weights.safetensors").read_bytes() == before
-    lines = RunFolder(tmp_path / "calm").read_metrics()
+    lines = calm.read_metrics()
     assert lines[-1]["loss"] < lines[0]["loss"]
-    described = Spec.from_json(RunFolder(tmp_path / "calm").read_config()["rule"])
+    described = Spec.from_json(calm.read_config()["rule"])
     assert build(described).settings() == OneForAll(teacher, share=0.5).settings()
 
 

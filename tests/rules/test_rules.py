@@ -16,7 +16,6 @@ from offramp.errors import UsageError
 from offramp.network import EarlyExitNet, plain_link
 from offramp.objectives import CrossEntropy, PowerSqrt, dynamic
 from offramp.rules import DFS, RULES, GradientEquilibrium, Standard, TrainingRule, Workbench, build
-from offramp.runs import RunFolder
 
 NAMES = [
     "dfs",
@@ -51,42 +50,20 @@ def step(rule: TrainingRule, bench: Workbench) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_interrupted_run_ends_with_the_same_bytes(
-    images, network_of, tmp_path: Path, name: str, precision: Any, monkeypatch: pytest.MonkeyPatch
+    images, network_of, interrupted, tmp_path: Path, name: str, precision: Any
 ) -> None:
     parts = images()
     config = TrainConfig(epochs=3, lr=0.02, save_every_steps=2, precision=precision)
 
-    def fit(out: str) -> EarlyExitNet:
-        return offramp.fit(
-            network_of(), dynamic(), parts.train, parts.val, config, out=tmp_path / out, rule=rule_of(name)
-        )
+    def fit(out: str) -> None:
+        rule, path = rule_of(name), tmp_path / out
+        trained = offramp.fit(network_of(), dynamic(), parts.train, parts.val, config, out=path, rule=rule)
+        assert trained.link is plain_link
 
-    trained = fit("calm")
-    assert trained.link is plain_link
-
-    class PlugPulledError(Exception):
-        pass
-
-    calls = 0
-
-    def terms(self: PowerSqrt, *args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 7:  # the first is the trial of one image before training
-            raise PlugPulledError
-        return original(self, *args, **kwargs)
-
-    original = PowerSqrt.terms
-    with monkeypatch.context() as patch:
-        patch.setattr(PowerSqrt, "terms", terms)
-        with pytest.raises(PlugPulledError):
-            fit("resumed")
-    fit("resumed")
-    for file in ("weights.safetensors", "metrics.jsonl"):
-        assert (tmp_path / "calm" / file).read_bytes() == (tmp_path / "resumed" / file).read_bytes()
-    lines = RunFolder(tmp_path / "calm").read_metrics()
+    calm = interrupted(fit, PowerSqrt, "terms", 7)  # the first is the trial of one image before training
+    lines = calm.read_metrics()
     assert lines[-1]["loss"] < lines[0]["loss"]
-    described = Spec.from_json(RunFolder(tmp_path / "calm").read_config()["rule"])
+    described = Spec.from_json(calm.read_config()["rule"])
     assert build(described).settings() == rule_of(name).settings()
 
 

@@ -201,34 +201,15 @@ def test_weights_of_another_network_are_refused_with_the_reason(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("option", [{"precision": "bf16"}, {"channels_last": True}, {"optimizer": "adamw", "lr": 0.01}])
-def test_options_train_and_resume_to_the_same_bytes(
-    tmp_path: Path, option: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_options_train_and_resume_to_the_same_bytes(interrupted, tmp_path: Path, option: dict[str, Any]) -> None:
     parts = images()
     config = dataclasses.replace(QUICK, save_every_steps=2, **option)
-    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path / "calm")
 
-    class PlugPulledError(Exception):
-        pass
+    def fit(out: str) -> None:
+        offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path / out)
 
-    steps = 0
-
-    def terms(self: CrossEntropy, *args: Any, **kwargs: Any) -> Terms:
-        nonlocal steps
-        steps += 1
-        if steps == 8:
-            raise PlugPulledError
-        return original(self, *args, **kwargs)
-
-    original = CrossEntropy.terms
-    with monkeypatch.context() as patch:
-        patch.setattr(CrossEntropy, "terms", terms)
-        with pytest.raises(PlugPulledError):
-            offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path / "resumed")
-    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path / "resumed")
-    for name in ("weights.safetensors", "metrics.jsonl"):
-        assert (tmp_path / "calm" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
-    assert RunFolder(tmp_path / "calm").read_metrics()[-1]["search_top1"] == [100.0, 100.0]
+    calm = interrupted(fit, CrossEntropy, "terms", 8)
+    assert calm.read_metrics()[-1]["search_top1"] == [100.0, 100.0]
 
 
 def test_a_run_is_described_by_its_objective(tmp_path: Path) -> None:
