@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from statistics import median
 
 import caches  # isort: skip  # noqa: F401  sets what torch reads when it is loaded
 
@@ -18,7 +19,7 @@ import torch
 from offramp import objectives
 from offramp.backbones import msdnet
 from offramp.data import Batch
-from offramp.engine.timing import conditions, median, ratio, take_turns
+from offramp.engine.timing import conditions, ratio, take_turns
 from offramp.rules import Standard, Workbench
 
 VARIANTS = {  # name -> objective, precision, channels-last; the first is what the others are compared with

@@ -1,11 +1,11 @@
 import time
+from statistics import median
 
 import pytest
 import torch
 
 from offramp.engine import Engine, Plan
 from offramp.engine.straight import Straight
-from offramp.engine.timing import median
 from offramp.policy import EVERYBODY, Policy
 
 POLICY = Policy((0.5, 0.5, EVERYBODY))

@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from offramp.engine.timing import conditions, kernels_kept, median, ratio, take_turns
+from offramp.engine.timing import conditions, kernels_kept, ratio, take_turns
 from offramp.errors import UsageError
 
 
@@ -54,11 +54,6 @@ def test_too_few_rounds_are_refused() -> None:
     with pytest.raises(UsageError, match="8 rounds are too few"):
         ratio([1.0] * 8, [1.0] * 8, 0.05 / 16)
     assert ratio([1.0] * 9, [1.0] * 9, 0.05 / 16)["ratio"] == 1
-
-
-def test_median() -> None:
-    assert median([3.0, 1.0, 2.0]) == 2
-    assert median([4.0, 1.0, 2.0, 3.0]) == 2.5
 
 
 def test_conditions_name_what_times_depend_on() -> None:

@@ -174,7 +174,7 @@ def test_however_many_images_tuning_takes_as_long(clock) -> None:
 def test_a_form_with_other_answers_is_dropped(clock, monkeypatch) -> None:
     net = network((0.0, 0.0), (0.0, 0.0))
     engine = Engine(net, policy(net, 0.5))
-    monkeypatch.setattr("offramp.engine.tune.BF16", 0.0)
+    monkeypatch.setattr("offramp.engine.form.BF16", 0.0)
     found = tuned(engine, forms=[Form(bf16=True), Form()])
     assert [(trial.form, trial.admitted, trial.wrong > 0) for trial in found.forms] == [
         (Form(bf16=True), False, True),

@@ -3,6 +3,7 @@ import torch
 
 from offramp.costs import cost
 from offramp.engine import Engine, Form, Plan
+from offramp.engine.rows import joined
 from offramp.evaluation import record
 from offramp.policy import EVERYBODY, NOBODY, Policy
 from offramp.reports import bench_timing
@@ -12,7 +13,6 @@ from offramp.reports.bench_timing import (
     Feed,
     Rivals,
     Turn,
-    joined,
     measure,
     on_test,
     pool,

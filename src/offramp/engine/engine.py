@@ -13,6 +13,7 @@ from torch import Tensor
 
 from offramp.costs import cost
 from offramp.devices import device_named
+from offramp.engine.agreement import Agreement, agreement
 from offramp.engine.anytime import each_exit, until
 from offramp.engine.form import Form, Program
 from offramp.engine.plan import Plan, Tally
@@ -42,7 +43,7 @@ class Engine:
         labels, exits, confidence = Engine(network, policy)(images)
 
     It agrees with `policy.choose` on the logits of a full forward pass, image by image, except where rounding (other
-    kernels for other batch sizes, folded batch norm) moves a confidence across a threshold: see `disagreements`.
+    kernels for other batch sizes, folded batch norm) moves a confidence across a threshold: see `agreement`.
 
     Args:
         network: Stays as it is; the engine works on a copy in the given form.
@@ -247,6 +248,10 @@ class Engine:
             total += head if k in asked else 0
             spent.append(total if k in asked else total + head)
         return tuple(spent)
+
+    def agreement(self, answers: Answers, logits_KBC: Tensor, policy: Policy) -> Agreement:
+        """Whether answers of this engine are those of `policy` on the plain network's logits: see `agreement`."""
+        return agreement(answers, logits_KBC, policy, self.program.num_classes, self.program.form.tolerance)
 
     def tally(self, *, timed: bool = False) -> Tally:
         """An empty tally for this engine."""

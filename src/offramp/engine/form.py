@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from offramp.engine.agreement import BF16, FLOAT32
 from offramp.engine.packing import can_pack, has_hooks, pack, runs_in_turn
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet
@@ -37,6 +38,11 @@ class Form:
     bf16: bool = False
     compiled: bool = False
     packed: bool = False
+
+    @property
+    def tolerance(self) -> float:
+        """How far rounding may move a probability."""
+        return BF16 if self.bf16 else FLOAT32
 
     def __str__(self) -> str:
         names = {

@@ -15,8 +15,9 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     there = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and hasattr(
         torch._C._nn, "mkldnn_reorder_conv2d_weight"
     )
-    wanted = torch.float32 if dtype == torch.float32 else torch.bfloat16
-    return device.type == "cpu" and dtype == wanted and there and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16) or not there:
+        return False
+    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 class PackedConv(nn.Module):

@@ -147,6 +147,12 @@ def _put(values_B: Tensor, ids_B: Tensor, size: int) -> Tensor:
     return out_B
 
 
+def joined(answers: Iterable[Answers]) -> Answers:
+    """The answers of successive batches in one, on the CPU."""
+    columns = zip(*answers, strict=True)
+    return Answers(*(torch.cat([values_B.cpu() for values_B in column]) for column in columns))
+
+
 def nothing() -> Answers:
     """The answers for no images."""
     return Answers(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), torch.empty(0))

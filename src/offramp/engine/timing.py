@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -59,12 +60,6 @@ def ratio(seconds: Sequence[float], reference: Sequence[float], level: float = 0
         "at_least": round(ordered[ranks[-1]], 4),
         "at_most": round(ordered[n - 1 - ranks[-1]], 4),
     }
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle value, or the mean of the middle two."""
-    ordered, n = sorted(values), len(values)
-    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
 
 
 def kernels_kept(device: torch.device) -> int | None:

@@ -8,17 +8,17 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from offramp.engine.agreement import BF16, FLOAT32, agreement
 from offramp.engine.choice import WORTH, Choice, Expected, Flow, TimeTable, choose, choose_stream, exit_ms
 from offramp.engine.form import PLAIN, Form, Program, usual_forms
 from offramp.engine.plan import Plan, Tally
-from offramp.engine.rows import Answers, Rows
-from offramp.engine.timing import conditions, kernels_kept, median, ratio, take_turns
+from offramp.engine.rows import Rows, joined
+from offramp.engine.timing import conditions, kernels_kept, ratio, take_turns
 from offramp.engine.tuning import STREAM, Gain, Trial, Tuning, described
 from offramp.errors import UsageError
 from offramp.policy import CERTIFICATE, PATIENCE
@@ -165,11 +165,8 @@ def _disagreements(engine: "Engine", images_SCHW: Tensor, logits_KSC: Tensor) ->
     flips = wrong = 0
     for plan in (Plan(), straight):
         variant = engine.under({1: plan})
-        pieces = [variant(images_BCHW) for images_BCHW in torch.split(images_SCHW, 64)]
-        answers = Answers(*(torch.cat(column).cpu() for column in zip(*pieces, strict=True)))
-        tolerance = BF16 if engine.program.form.bf16 else FLOAT32
-        policy = variant.policy_under(plan)
-        found = agreement(answers, logits_KSC, policy, engine.network.num_classes, tolerance)
+        answers = joined(variant(images_BCHW) for images_BCHW in torch.split(images_SCHW, 64))
+        found = variant.agreement(answers, logits_KSC, variant.policy_under(plan))
         flips, wrong = flips + found.flips, wrong + found.wrong
     return flips, wrong
 

@@ -16,6 +16,7 @@ from offramp.costs import Cost, cost
 from offramp.data import Parts
 from offramp.devices import device_named
 from offramp.engine import Engine, Form, Plan, usual_forms
+from offramp.engine.rows import joined
 from offramp.engine.timing import conditions
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, policy_for, recorded
@@ -24,9 +25,9 @@ from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.reports import bench_plots, figures
 from offramp.reports.bench_figures import Bench, accuracy
-from offramp.reports.bench_timing import Feed, Rivals, compared, joined, measure, on_test, pool, right, round_of
+from offramp.reports.bench_timing import Feed, Rivals, measure, on_test, pool, right, round_of
 from offramp.reports.evaluate import Progress, check_trained_on, named, network_of, parts_of
-from offramp.reports.policy import held_out
+from offramp.reports.policy import given_policy, held_out
 from offramp.runs import RunFolder
 from offramp.storage import write_atomically
 
@@ -113,9 +114,10 @@ def bench(
     folder = RunFolder(run)
     network = network_of(folder, into, device, "logits of the test set are kept in its records, wherever `out` is")
     target = _target(folder, out)
-    parts = parts or parts_of(folder, folder.read_config(), root, "offramp.reports.bench")
-    check_trained_on(parts, folder, folder.read_config())
-    ready, file = _given(policy, folder, max_drop)
+    config = folder.read_config()
+    parts = parts or parts_of(folder, config, root, "offramp.reports.bench")
+    check_trained_on(parts, folder, config)
+    ready, file = given_policy(policy, folder) if max_drop is None else (None, None)
     _check_network(network, ready, folder, parts)
     costs = cost(network, parts.test.image_shape)
     if max_drop is not None:
@@ -175,18 +177,6 @@ def _target(folder: RunFolder, out: str | Path | None) -> Path:
         reason = "not writable" if above.is_dir() else "no folder"
         raise OfframpError(f"{target} cannot be written: {above} is {reason}. Name another file.")
     return target
-
-
-def _given(
-    policy: Policy | str | Path | None, folder: RunFolder, max_drop: float | None
-) -> tuple[Policy | None, Path | None]:
-    """The policy asked for, or the run's own, and its file if it was read from one; none where one is to be found."""
-    if isinstance(policy, Policy):
-        return policy, None
-    if policy is None and (max_drop is not None or not folder.policy.is_file()):
-        return None, None
-    file = folder.policy if policy is None else Path(policy).expanduser()
-    return Policy.load(file), file
 
 
 def _check_network(network: EarlyExitNet, policy: Policy | None, folder: RunFolder, parts: Parts) -> None:
@@ -261,5 +251,5 @@ def _measured(
         exits=tuple(accuracy(right(policy, test, k), full_S) for k in range(network.num_exits)),
         exit_operations=tuple(count.operations for count in costs.path),
         modes=tuple(modes),
-        agreement=compared(engine, answers, test.logits_KSC, engine.policy_under(engine.stream_plan)),
+        agreement=engine.agreement(answers, test.logits_KSC, engine.policy_under(engine.stream_plan)),
     )

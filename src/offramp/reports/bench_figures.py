@@ -16,10 +16,10 @@ from torch import Tensor
 import offramp
 from offramp.engine import Agreement, Tuning
 from offramp.policy import Policy
+from offramp.reports.report import Z95
 from offramp.runs import RunFolder
 
 FORMAT = 1  # of the file
-Z95 = 1.96  # two-sided 95 % of a normal distribution
 
 
 @dataclass(frozen=True)

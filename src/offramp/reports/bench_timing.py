@@ -15,8 +15,9 @@ from torch import Tensor
 
 from offramp.costs import Cost
 from offramp.data import Split
-from offramp.engine import BF16, FLOAT32, Agreement, Answers, Engine, Form, Plan, Program, Straight, Tally, agreement
+from offramp.engine import Answers, Engine, Form, Plan, Program, Straight, Tally
 from offramp.engine.choice import CHUNKS
+from offramp.engine.rows import joined
 from offramp.engine.timing import ratio, take_turns
 from offramp.engine.tune import STREAM_BATCH
 from offramp.engine.tuning import STREAM
@@ -195,18 +196,6 @@ class Fed:
             pass
 
 
-def joined(answers: Iterable[Answers]) -> Answers:
-    """The answers of successive batches in one, on the CPU."""
-    columns = zip(*answers, strict=True)
-    return Answers(*(torch.cat([values_B.cpu() for values_B in column]) for column in columns))
-
-
-def compared(engine: Engine, answers: Answers, logits_KSC: Tensor, policy: Policy) -> Agreement:
-    """Whether the engine's answers are those of `policy` on the plain network's logits."""
-    tolerance = BF16 if engine.program.form.bf16 else FLOAT32
-    return agreement(answers, logits_KSC, policy, engine.network.num_classes, tolerance)
-
-
 def measure(
     engine: Engine,
     feed: Feed,
@@ -223,7 +212,7 @@ def measure(
     """
     fed = Fed(engine, feed)
     policy = engine.policy_under(fed.plan)
-    agreed = compared(engine, joined(fed.answers()), test.logits_KSC[:, feed.positions_S], policy)
+    agreed = engine.agreement(joined(fed.answers()), test.logits_KSC[:, feed.positions_S], policy)
     turns = {"engine": fed.turn(), "accounted": fed.accounted()}
     turns |= {str(k): Turn(_calls(rival, feed.offers), engine.wait) for k, rival in enumerate(rivals)}
     seconds = take_turns(turns, rounds)

@@ -157,6 +157,16 @@ def find_policy(
     return write_policy(policy, search, costs, folder.policy if out is None else Path(out).expanduser())
 
 
+def given_policy(policy: Policy | str | Path | None, folder: RunFolder) -> tuple[Policy | None, Path | None]:
+    """The policy asked for, or the run's own, and its file if it was read from one; none where there is none."""
+    if isinstance(policy, Policy):
+        return policy, None
+    if policy is None and not folder.policy.is_file():
+        return None, None
+    file = folder.policy if policy is None else Path(policy).expanduser()
+    return Policy.load(file), file
+
+
 def held_out(
     folder: RunFolder,
     network: EarlyExitNet,

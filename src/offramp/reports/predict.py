@@ -24,6 +24,7 @@ from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, NOBODY, Policy
 from offramp.reports.evaluate import Progress, check_trained_on, parts_of
 from offramp.reports.image_files import find_images
+from offramp.reports.policy import given_policy
 from offramp.runs import RunFolder, load, read_json
 
 _WINDOW = 8  # batches after which an image that is still under way is hurried on: answers come in the files' order
@@ -186,16 +187,11 @@ def predict(
     network = load(folder.path, into)
     inputs = inputs or inputs_of(folder, config, root)
     _check_fits(inputs, network, folder)
-    policy_file = None
-    if policy is None and folder.policy.is_file():
-        policy = folder.policy
-    if isinstance(policy, (str, Path)):
-        policy_file = Path(policy).expanduser()
-        policy = Policy.load(policy_file)
+    ready, policy_file = given_policy(policy, folder)
     full = Policy((*[NOBODY] * (network.num_exits - 1), EVERYBODY))
-    engine = Engine(network, policy or full, device=device_named(device))
+    engine = Engine(network, ready or full, device=device_named(device))
     tuned, differs = _tuned(engine, folder)
-    return Predictions(engine, inputs, files, policy, policy_file, batch_size, on_unreadable, progress, tuned, differs)
+    return Predictions(engine, inputs, files, ready, policy_file, batch_size, on_unreadable, progress, tuned, differs)
 
 
 def _tuned(engine: Engine, folder: RunFolder) -> tuple[bool, tuple[str, ...]]:
