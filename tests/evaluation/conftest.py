@@ -1,5 +1,6 @@
 """A split in memory and a network of three exits, both tiny; records of random logits."""
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -78,6 +79,12 @@ def make_record() -> Callable[..., Record]:
         )
 
     return make
+
+
+@pytest.fixture
+def read_together(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets how many logits of an exit are looked at together."""
+    return lambda logits: monkeypatch.setattr(sys.modules[Record.__module__], "PIECE", logits)
 
 
 @pytest.fixture

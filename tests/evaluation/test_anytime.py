@@ -47,6 +47,14 @@ def test_figures_equal_a_slow_loop(make_record, damping, renormalise):
     assert result.renormalised is renormalise
 
 
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_figures_do_not_depend_on_how_many_images_are_read_together(make_record, read_together, renormalise):
+    record = make_record()
+    whole = anytime(record, renormalise=renormalise)
+    read_together(13 * 7)  # pieces of seven images, and one left over
+    assert anytime(record, renormalise=renormalise) == whole
+
+
 def test_the_two_readings_differ_in_likelihood_only_by_the_neurons_share(make_record):
     """A9: accuracy is the same, and log-probabilities differ by log(1 - F[N+1])."""
     record = make_record(K=1)

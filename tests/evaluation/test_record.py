@@ -6,6 +6,7 @@ import torch
 
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, record, recorded
+from offramp.policy import Measure
 from offramp.storage import save_tensors, weights_hash
 
 
@@ -155,3 +156,19 @@ def test_logits_of_another_shape_are_refused(network, split):
     network.forward = lambda images: torch.zeros(len(images), 5)
     with pytest.raises(UsageError, match=r"\[5, 5\]; it should give \[3, 5, 5\]"):
         record(network, split)
+
+
+@pytest.mark.parametrize("name", ["softmax", "margin", "entropy", "patience"])
+def test_confidences_and_answers_do_not_depend_on_how_many_images_are_read_together(make_record, read_together, name):
+    whole = make_record(S=50, N=6)
+    pieces = dataclasses.replace(whole)  # has read nothing yet
+    read_together(7 * 7)  # seven images of 6 + 1 outputs, and one left over
+    read = pieces.read(Measure(name))
+    for mine, expected in zip(read, Measure(name).over(whole.logits_KSC, 6), strict=True):
+        assert torch.equal(mine, expected)
+    assert pieces.read(Measure(name))[0] is read[0]
+
+
+def test_finite_logits_whose_sum_is_not_are_accepted():
+    logits_KSC = torch.full((1, 2, 3), 3e38)
+    assert Record(logits_KSC, torch.zeros(2, dtype=torch.int64), torch.arange(2), ("a", "b", "c"), "s", "f", "w", 2, "")

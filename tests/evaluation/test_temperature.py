@@ -38,6 +38,24 @@ def test_no_other_temperature_is_likelier(make_record, damping, renormalise):
             assert nll(logits_SC[:, :num_outputs], record.targets_S, fitted * factor) > best
 
 
+def test_neither_pieces_nor_the_few_images_looked_at_first_decide(make_record, monkeypatch, read_together):
+    record = drawn(make_record, [0.3, 4.0])
+    fitted = fit_temperatures(record)
+    read_together(500)
+    monkeypatch.setattr("offramp.evaluation.temperature.FEW", 40)
+    assert fit_temperatures(record) == pytest.approx(fitted, rel=1e-6)
+
+
+def test_sorted_images_that_mislead_the_first_look_change_nothing(make_record):
+    """Every third image, those looked at first, is right; the others are wrong more often than not."""
+    record = drawn(make_record, [1.0])
+    record.targets_S[::3] = record.logits_KSC[0, ::3].argmax(-1)
+    logits_SC = record.logits_KSC[0]
+    (fitted,) = fit_temperatures(record)
+    for factor in (0.99, 1.01):
+        assert nll(logits_SC, record.targets_S, fitted * factor) > nll(logits_SC, record.targets_S, fitted)
+
+
 def test_always_right_and_always_wrong_end_at_the_limits(make_record):
     record = drawn(make_record, [1.0, 1.0])
     record.logits_KSC[0] = torch.nn.functional.one_hot(record.targets_S, 5).float()

@@ -1,8 +1,8 @@
 """Anytime prediction: every exit over a whole data set, without thresholds (paper, Tables 1 to 8).
 
-K exits, S images, N classes, C outputs. All figures go through `class_log_probs`: the softmax runs over all outputs and
-the damping neuron's share is left out (reading A9(b)), or the classes are renormalised to sum to 1 (A9(a)). Accuracy is
-the same under both.
+K exits, S images, B images of a piece, N classes, C outputs. All figures go through `class_log_probs`: the softmax runs
+over all outputs and the damping neuron's share is left out (reading A9(b)), or the classes are renormalised to sum to 1
+(A9(a)). Accuracy is the same under both.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from offramp.evaluation.calibration import Reliability, reliability
 from offramp.evaluation.damping import DampingFigures, damping_figures
-from offramp.evaluation.record import Record
+from offramp.evaluation.record import Record, pieces
 from offramp.network import class_log_probs
 
 TOP5_FROM = 11  # classes from which top-5 says something
@@ -102,7 +102,7 @@ def anytime(record: Record, *, renormalise: bool = False) -> Anytime:
     images_N = record.targets_S.bincount(minlength=record.num_classes)
     rights_S = torch.zeros(record.num_images, dtype=torch.float64)
     exits = []
-    for logits_SC in record.logits_KSC:  # one exit at a time: all at once would copy a large record
+    for logits_SC in record.logits_KSC:
         figures, right_S = _exit_figures(logits_SC, record, images_N, renormalise)
         exits.append(figures)
         rights_S += right_S
@@ -122,19 +122,22 @@ def anytime(record: Record, *, renormalise: bool = False) -> Anytime:
 def _exit_figures(logits_SC: Tensor, record: Record, images_N: Tensor, renormalise: bool) -> tuple[ExitFigures, Tensor]:
     """The figures of one exit, and which images it gets right (float64)."""
     N, targets_S = record.num_classes, record.targets_S
-    log_probs_SN = class_log_probs(logits_SC, N, renormalise=renormalise)
-    best_S, class_S = log_probs_SN.max(-1)
-    right_S = (class_S == targets_S).double()
+    best_S, true_S = torch.empty_like(logits_SC[:, 0]), torch.empty_like(logits_SC[:, 0])
+    right_S, among_5_S = (torch.zeros_like(targets_S, dtype=torch.float64) for _ in range(2))
+    for here in pieces(*logits_SC.shape):
+        log_probs_BN, targets_B1 = class_log_probs(logits_SC[here], N, renormalise=renormalise), targets_S[here, None]
+        best_S[here], class_B = log_probs_BN.max(-1)
+        true_S[here] = log_probs_BN.gather(-1, targets_B1).squeeze(-1)
+        right_S[here] = (class_B == targets_S[here]).double()
+        if N >= TOP5_FROM:
+            among_5_S[here] = (log_probs_BN.topk(5).indices == targets_B1).any(-1).double()
     share = right_S.mean().item()
-    top5 = None
-    if N >= TOP5_FROM:
-        top5 = 100 * (log_probs_SN.topk(5).indices == targets_S[:, None]).any(-1).double().mean().item()
     class_right = targets_S.bincount(weights=right_S, minlength=N).tolist()
     figures = ExitFigures(
         top1=100 * share,
         top1_se=100 * sqrt(share * (1 - share) / record.num_images),
-        top5=top5,
-        nll=-log_probs_SN.gather(-1, targets_S[:, None]).double().mean().item(),
+        top5=100 * among_5_S.mean().item() if N >= TOP5_FROM else None,
+        nll=-true_S.double().mean().item(),
         reliability=reliability(best_S.exp(), right_S),
         damping=damping_figures(logits_SC, N) if record.damping else None,
         class_top1=tuple(

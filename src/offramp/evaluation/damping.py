@@ -7,7 +7,10 @@ neuron" in the paper: the probability F[N+1] (Table 5) and a, in nats (Eq. 3 to 
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from offramp.evaluation.record import pieces
 
 DECADES = 6  # the histogram spans 1e-6 to 1; smaller values go to the first bin
 BINS_PER_DECADE = 8
@@ -34,14 +37,15 @@ class DampingFigures:
 
 def damping_figures(logits_SC: Tensor, num_classes: int) -> DampingFigures:
     """The figures of one exit's logits `[S, N + 1]`."""
-    neuron_S = logits_SC[:, num_classes]
-    log_share_S = (neuron_S - logits_SC.logsumexp(-1)).double().clamp(max=0.0)
+    neuron_S, largest_S, total_S = logits_SC[:, num_classes], *torch.empty(2, len(logits_SC), dtype=logits_SC.dtype)
+    for here in pieces(*logits_SC.shape):
+        largest_S[here], total_S[here] = logits_SC[here, :num_classes].amax(-1), logits_SC[here].logsumexp(-1)
+    log_share_S = (neuron_S - total_S).double().clamp(max=0.0)
     bin_S = ((log_share_S / math.log(10) + DECADES) * BINS_PER_DECADE).floor().long()
     histogram = bin_S.clamp(0, len(EDGES) - 2).bincount(minlength=len(EDGES) - 1)
-    wins_S = neuron_S > logits_SC[:, :num_classes].amax(-1)
     return DampingFigures(
         mean=log_share_S.exp().mean().item(),
         a=-log_share_S.mean().item(),
-        wins=100 * wins_S.double().mean().item(),
+        wins=100 * (neuron_S > largest_S).double().mean().item(),
         histogram=tuple(histogram.tolist()),
     )

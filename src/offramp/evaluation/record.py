@@ -6,7 +6,7 @@ neuron).
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,10 +16,12 @@ from torch import Tensor
 from offramp.devices import describe_device
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
+from offramp.policy import Measure
 from offramp.processes import active
 from offramp.storage import DamagedFileError, load_tensors, save_tensors, weights_hash
 
 FORMAT = 1  # of the file
+PIECE = 2**17  # logits looked at together: what is made of them stays in the processor's cache
 Progress = Callable[[int, int], None]  # called with images done and images in all
 
 
@@ -77,6 +79,7 @@ class Record:
     weights: str
     total: int
     made_on: str
+    _read: dict[Measure, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.logits_KSC.dim() != 3:
@@ -116,6 +119,14 @@ class Record:
         """Whether the last output is the damping neuron."""
         return self.logits_KSC.shape[2] > self.num_classes
 
+    def read(self, measure: Measure) -> tuple[Tensor, Tensor]:
+        """Confidences `[K, S]` and answers `[K, S]` (`Measure.over`). Kept: all figures of policies need them."""
+        if measure not in self._read:
+            parts = (self.logits_KSC[:, here] for here in pieces(self.num_images, self.logits_KSC.shape[2]))
+            confidences, labels = zip(*(measure.over(part, self.num_classes) for part in parts), strict=True)
+            self._read[measure] = torch.cat(confidences, 1), torch.cat(labels, 1)
+        return self._read[measure]
+
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
         about = {"format": FORMAT, **{key: getattr(self, key) for key in _ABOUT}}
@@ -133,6 +144,12 @@ class Record:
             raise UsageError(f"{path} was written by a newer offramp. Update offramp, or delete the file.")
         values: dict[str, Any] = {key: about[key] for key in _ABOUT} | {"class_names": tuple(about["class_names"])}
         return cls(tensors["logits"], tensors["targets"], tensors["indices"], **values)
+
+
+def pieces(num_images: int, num_outputs: int) -> Iterator[slice]:
+    """Images, some `PIECE` logits of an exit at a time."""
+    size = max(1, PIECE // num_outputs)
+    return (slice(first, min(first + size, num_images)) for first in range(0, num_images, size))
 
 
 _ABOUT = ("class_names", "split", "fingerprint", "weights", "total", "made_on")
@@ -264,6 +281,8 @@ def _logits(network: EarlyExitNet, images_BCHW: Tensor, indices_B: Tensor, split
 
 def _refuse_not_finite(logits_KSC: Tensor, indices_S: Tensor, split: str) -> None:
     for k, logits_SC in enumerate(logits_KSC):
+        if logits_SC.sum(-1).isfinite().all():  # one reading; a sum of finite logits may still overflow
+            continue
         finite_S = logits_SC.isfinite().all(-1)
         if not finite_S.all():
             index = int(indices_S[~finite_S][0])

@@ -83,7 +83,7 @@ def scores(record: Record, cost: Cost, measure: Measure, times: Sequence[float] 
     """
     if len(cost.exits) != len(record.logits_KSC):
         raise UsageError(f"The cost is of {len(cost.exits)} exits, the record of {len(record.logits_KSC)}.")
-    confidence_KS, labels_KS = measure.over(record.logits_KSC, record.num_classes)
+    confidence_KS, labels_KS = record.read(measure)
     operations_K = torch.tensor([float(count.operations) for count in cost.exits], dtype=torch.float64)
     times_K = None
     if times is not None:
