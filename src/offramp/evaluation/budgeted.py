@@ -17,6 +17,7 @@ from offramp.evaluation.thresholds import (
     policies,
     scores,
     share_thresholds,
+    share_true,
 )
 from offramp.policy import SOFTMAX, Measure, Policy
 
@@ -102,7 +103,7 @@ def curve(policies: Sequence[Policy], test: Record, cost: Cost) -> Curve:
         taken_JK, right_JS = seen.replay(seen.thresholds([policies[j] for j in places]))
         rows = zip(
             places,
-            (100 * right_JS.double().mean(1)).tolist(),
+            (100 * share_true(right_JS)).tolist(),
             seen.operations(taken_JK).tolist(),
             (taken_JK.double() / test.num_images).tolist(),
             strict=True,

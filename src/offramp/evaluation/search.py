@@ -31,6 +31,7 @@ from offramp.evaluation.thresholds import (
     policies,
     scores,
     share_thresholds,
+    share_true,
 )
 from offramp.policy import EVERYBODY, NOBODY, SOFTMAX, Measure, Policy
 
@@ -142,7 +143,7 @@ class Candidates:
 
     def choose_within(self, budget: float, caution: float) -> int:
         """The policy to take among those within a budget: see `search_thresholds`."""
-        accuracy_J = self.right_JS.double().mean(1).masked_fill(self.spent_J > budget * (1 + 1e-12), -1.0)  # rounding
+        accuracy_J = share_true(self.right_JS).masked_fill(self.spent_J > budget * (1 + 1e-12), -1.0)  # rounding
         rival = int(accuracy_J[: self.num_geometric].argmax())
         gain_J = accuracy_J - accuracy_J[rival]
         score_J = gain_J - caution * self.standard_error(self.right_JS[rival])
@@ -156,15 +157,15 @@ class Candidates:
         The drop is taken to be larger than seen by `caution` standard errors of the paired difference.
         """
         last_S = self.seen.right_KS[-1]
-        drop_J = last_S.double().mean() - self.right_JS.double().mean(1) + caution * self.standard_error(last_S)
+        drop_J = last_S.double().mean() - share_true(self.right_JS) + caution * self.standard_error(last_S)
         fits_J = 100 * drop_J <= max_drop + 1e-9  # rounding: a drop of exactly the maximum is allowed
         return int(self.spent_J.masked_fill(~fits_J, torch.inf).argmin())
 
     def standard_error(self, right_S: Tensor) -> Tensor:
         """Standard error `[J]` of each policy's accuracy (in [0, 1]) less that of the given right answers."""
         num_images = len(right_S)
-        gain_J = self.right_JS.double().mean(1) - right_S.double().mean()
-        unequal_J = (self.right_JS != right_S).double().mean(1)
+        gain_J = share_true(self.right_JS) - right_S.double().mean()
+        unequal_J = share_true(self.right_JS != right_S)
         return ((unequal_J - gain_J.square()).clamp(min=0) / num_images).sqrt()
 
 
@@ -230,7 +231,7 @@ def best_at_prices(seen: Scores, ranking: Ranking, start_JK: Tensor) -> Tensor:
     for _ in range(ROUNDS):
         taken_JK, right_JS = seen.replay(ranking.thresholds(ranks_PK))
         spent_J = (taken_JK.double() @ share_K) / num_images
-        value_PJ = right_JS.double().mean(1) - prices_P[:, None] * spent_J
+        value_PJ = share_true(right_JS) - prices_P[:, None] * spent_J
         best_P = value_PJ.argmax(1)
         if len(ranks_PK) == PRICES and torch.equal(value_PJ.diagonal(), value_PJ.amax(1)):
             break

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,7 +61,7 @@ class Scores:
             takes_JS = left_JS
             if k < num_exits - 1:
                 takes_JS = left_JS & (self.confidence_KS[k] >= thresholds_JK[:, k, None])
-            taken.append(takes_JS.sum(1))
+            taken.append(count_true(takes_JS))
             right_JS |= takes_JS & self.right_KS[k]
             left_JS = left_JS & ~takes_JS
         return torch.stack(taken, 1), right_JS
@@ -75,6 +76,16 @@ class Scores:
 
     def _expected(self, of_exit_K: Tensor, taken_JK: Tensor) -> Tensor:
         return (taken_JK.double() @ of_exit_K) / self.confidence_KS.shape[1]
+
+
+def count_true(mask_JS: Tensor) -> Tensor:
+    """How many entries of each row are true `[J]` (int64). Numpy counts a mask as it lies, torch as numbers."""
+    return torch.from_numpy(np.count_nonzero(mask_JS.numpy(), axis=1))
+
+
+def share_true(mask_JS: Tensor) -> Tensor:
+    """The share of each row's entries that are true `[J]` (float64)."""
+    return count_true(mask_JS).double() / mask_JS.shape[1]
 
 
 def scores(record: Record, cost: Cost, measure: Measure, times: Sequence[float] | None = None) -> Scores:
@@ -178,7 +189,7 @@ def policies(
     rows = zip(
         thresholds_JK.tolist(),
         found,
-        (100 * right_JS.double().mean(1)).tolist(),
+        (100 * share_true(right_JS)).tolist(),
         seen.operations(taken_JK).tolist(),
         timed,
         strict=True,
