@@ -194,7 +194,9 @@ def record(
     device = home if device is None else torch.device(device)
     modes = [(module, module.training) for module in network.modules()]
     try:
-        network.to(device).eval()
+        if device != home:  # to where it is takes as long as several images
+            network.to(device)
+        network.eval()
         done = 0
         for images_BCHW, targets_B, indices_B in _chunks(split, num_images, batch_size):
             here = slice(done, done + len(targets_B))
@@ -204,7 +206,8 @@ def record(
             if progress is not None:
                 progress(done, num_images)
     finally:
-        network.to(home)
+        if device != home:
+            network.to(home)
         for module, mode in modes:
             module.training = mode
     if done != num_images:
