@@ -77,6 +77,7 @@ class Loop:
 
     def _train_epoch(self, reporter: Reporter, stop: StopRequest) -> None:
         started, waited, images = time.monotonic(), 0.0, 0
+        self.bench.network.train()
         previous: tuple[Batch, int, Tensor] | None = None
         batches = self.train.batches(seed=self.config.seed, epoch=self.epoch, start=self.step)
         for batch, seconds in _timed(batches):
@@ -106,7 +107,8 @@ class Loop:
         for group in self.bench.optimizer.param_groups:
             group["lr"] = rate
         self._seed(step)
-        self.bench.network.train()
+        if not self.bench.network.training:  # a rule looked at something; asking every module takes a millisecond
+            self.bench.network.train()
         outcome = self.rule.step(batch, self._progress(step))
         self.sums.add(outcome, batch.targets_B, batch.size, self.bench.network.num_classes)
         self._average_statistics(len(batch.targets_B) / batch.size)
@@ -212,7 +214,11 @@ class Loop:
         return step / (self.config.epochs * self.steps_per_epoch)
 
     def _seed(self, step: int) -> None:
-        torch.manual_seed(int(hashes(Purpose.STEP, self.config.seed, step, processes.rank())[0] >> 1))
+        seed = int(hashes(Purpose.STEP, self.config.seed, step, processes.rank())[0] >> 1)
+        if self.place.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # `torch.manual_seed` also looks for devices, half a millisecond
+        else:
+            torch.manual_seed(seed)
 
     def _check(self, batch: Batch, step: int, broken: Tensor) -> None:
         """Stop where a step met something that is not finite. The gate kept it from the weights, then and since."""
