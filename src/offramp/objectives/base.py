@@ -48,6 +48,33 @@ class Objective(ABC):
         A process whose share of the batch is empty (B = 0) calls this as well: sums over the batch need every process.
         """
 
+    def push(
+        self, logits_KBC: Tensor, targets_B: Tensor, stats_KB: Mapping[str, Tensor], *, progress: float = 0.0
+    ) -> Tensor:
+        """How strongly a sample's loss pushes the logit of its true class up at each exit, `[K, B]`, weights apart.
+
+        Minus the derivative of the sample's shares by that logit, per unit of the statistic `weight` where it has one:
+        1 - F[y] in plain cross-entropy, 0 where the gradient is off, below 0 where it is reversed. Here by automatic
+        differentiation of `terms`, which holds for every objective; those whose closed form is short give that.
+        As with `terms`, every process calls it with its share of the batch.
+
+        Args:
+            logits_KBC: As for `terms`.
+            targets_B: As for `terms`.
+            stats_KB: What `terms` said of this batch.
+            progress: As for `terms`.
+        """
+        with torch.enable_grad():
+            leaf_KBC = logits_KBC.detach().to(_at_least_float32(logits_KBC)).requires_grad_()
+            terms = self.terms(leaf_KBC, targets_B, progress=progress)
+            if not terms.loss_KB.requires_grad:
+                return torch.zeros_like(terms.loss_KB)
+            (gradient_KBC,) = torch.autograd.grad(terms.loss_KB.sum(), leaf_KBC)
+        push_KB = -pick(gradient_KBC, targets_B)
+        weight_KB = terms.stats_KB.get("weight")
+        # Where the weight is 0, so is the gradient of what it weighs.
+        return push_KB if weight_KB is None else push_KB / weight_KB.masked_fill(weight_KB == 0, 1.0)
+
     def __call__(self, logits_KBC: Tensor, targets_B: Tensor, *, progress: float = 0.0) -> Tensor:
         """The scalar loss: sum over exits, mean over samples (paper, section 3.1)."""
         return self.terms(logits_KBC, targets_B, progress=progress).loss_KB.mean(1).sum()
@@ -64,7 +91,11 @@ def check_fits(objective: Objective, *, damping: bool) -> None:
 
 def log_softmax(logits_KBC: Tensor) -> Tensor:
     """Log-softmax over all C outputs, in float32 at least, also inside bf16 autocast."""
-    return logits_KBC.log_softmax(-1, dtype=torch.promote_types(logits_KBC.dtype, torch.float32))
+    return logits_KBC.log_softmax(-1, dtype=_at_least_float32(logits_KBC))
+
+
+def _at_least_float32(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def pick(log_probs_KBC: Tensor, targets_B: Tensor) -> Tensor:

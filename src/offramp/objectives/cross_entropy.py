@@ -3,6 +3,7 @@
 K exits, B images, C outputs.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -21,3 +22,9 @@ class CrossEntropy(Objective):
         """See `Objective.terms`."""
         log_true_KB = pick(log_softmax(logits_KBC), targets_B)
         return Terms(-log_true_KB, {"F_true": log_true_KB.detach().exp()})
+
+    def push(
+        self, logits_KBC: Tensor, targets_B: Tensor, stats_KB: Mapping[str, Tensor], *, progress: float = 0.0
+    ) -> Tensor:
+        """See `Objective.push`: 1 - F[y]."""
+        return -pick(log_softmax(logits_KBC), targets_B).expm1()

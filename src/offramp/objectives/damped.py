@@ -4,11 +4,12 @@ K exits, B images, C = N + 1 outputs.
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from offramp.objectives.base import Objective, Terms, log_softmax
+from offramp.objectives.base import Objective, Terms, log_softmax, pick
 from offramp.objectives.weighting import DynamicWeights, Weighting
 
 
@@ -55,6 +56,15 @@ class DampedObjective(Objective):
             "off_or_reversed": (true_KB >= 1 / (1 + gamma_KB)).to(true_KB),
         }
         return Terms(loss_KB, stats_KB)
+
+    def push(
+        self, logits_KBC: Tensor, targets_B: Tensor, stats_KB: Mapping[str, Tensor], *, progress: float = 0.0
+    ) -> Tensor:
+        """See `Objective.push`: 1 - F[y] - gamma F[y] (Proposition 1), unless the weights carry a gradient."""
+        if isinstance(self.weighting, DynamicWeights) and self.weighting.with_gradient:
+            return super().push(logits_KBC, targets_B, stats_KB, progress=progress)
+        log_true_KB = pick(log_softmax(logits_KBC), targets_B)
+        return -log_true_KB.expm1() - stats_KB["gamma"] * log_true_KB.exp()
 
 
 def _pick_with_neuron(log_probs_KBC: Tensor, targets_B: Tensor) -> tuple[Tensor, Tensor]:

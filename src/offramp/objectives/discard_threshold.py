@@ -3,6 +3,7 @@
 K exits, B images, C outputs.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -35,3 +36,10 @@ class DiscardThreshold(Objective):
             -log_true_KB.masked_fill(discarded_KB, 0.0),
             {"F_true": true_KB, "off_or_reversed": discarded_KB.to(true_KB)},
         )
+
+    def push(
+        self, logits_KBC: Tensor, targets_B: Tensor, stats_KB: Mapping[str, Tensor], *, progress: float = 0.0
+    ) -> Tensor:
+        """See `Objective.push`: 1 - F[y], or 0 where the sample is discarded."""
+        log_true_KB = pick(log_softmax(logits_KBC), targets_B)
+        return -log_true_KB.expm1().masked_fill(log_true_KB.exp() > self.threshold, 0.0)

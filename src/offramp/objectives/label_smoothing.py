@@ -3,6 +3,7 @@
 K exits, B images, N classes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -38,3 +39,10 @@ class LabelSmoothing(Objective):
             -(1 - s) * log_true_KB - s * log_probs_KBN.mean(-1),
             {"F_true": true_KB, "off_or_reversed": reached_KB.to(true_KB)},
         )
+
+    def push(
+        self, logits_KBC: Tensor, targets_B: Tensor, stats_KB: Mapping[str, Tensor], *, progress: float = 0.0
+    ) -> Tensor:
+        """See `Objective.push`: the target of F[y], less F[y]."""
+        missing_KB = -pick(log_softmax(logits_KBC), targets_B).expm1()
+        return missing_KB - self.smoothing * (1 - 1 / logits_KBC.shape[-1])
