@@ -11,11 +11,13 @@ from torch import Tensor, nn
 import offramp
 from offramp import data, objectives
 from offramp.config import TrainConfig
-from offramp.data import Parts
+from offramp.data import Batch, Parts
+from offramp.data.randomness import Purpose, hashes
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, Damping, Objective, PowerSqrt
 from offramp.objectives.base import Terms
+from offramp.rules import Outcome, Standard
 from offramp.runs import RunFolder
 from offramp.storage import load_tensors, save_tensors
 
@@ -219,3 +221,32 @@ def test_a_run_is_described_by_its_objective(tmp_path: Path) -> None:
     assert config["objective"] == objectives.describe(CrossEntropy())
     with pytest.raises(UsageError, match=r"objective.name: .*CrossEntropy' there, .*LabelSmoothing' now"):
         offramp.fit(network(), objectives.LabelSmoothing(), parts.train, parts.val, QUICK, out=tmp_path)
+
+
+class Curious(Standard):
+    """Notes what a step finds, looks at the network as in use and leaves it so."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[bool, float]] = []
+
+    def step(self, batch: Batch, progress: float) -> Outcome:
+        network = self.bench.network
+        self.found.append((all(module.training for module in network.modules()), torch.rand(()).item()))
+        outcome = super().step(batch, progress)
+        network.eval()
+        return outcome
+
+
+def test_every_step_finds_the_network_in_training_and_its_own_random_numbers(tmp_path: Path) -> None:
+    parts, rule, again = images(), Curious(), Curious()
+    watched = network()
+    watched.stages[0][1].eval()  # as somebody left it
+    offramp.fit(watched, CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path / "run", rule=rule)
+    torch.manual_seed(5)
+    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path / "again", rule=again)
+    assert len(rule.found) == 3 * parts.train.num_batches
+    assert all(training for training, _ in rule.found)
+    assert rule.found == again.found
+    assert len({number for _, number in rule.found}) == len(rule.found)
+    torch.manual_seed(int(hashes(Purpose.STEP, QUICK.seed, 0, 0)[0] >> 1))
+    assert rule.found[0][1] == torch.rand(()).item()  # the same numbers as on any other device's path

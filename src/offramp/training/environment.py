@@ -5,11 +5,11 @@ import platform
 import shlex
 import subprocess
 import sys
+from importlib import metadata
 from typing import Any
 
 import numpy
 import torch
-import torchvision
 
 import offramp
 from offramp import processes
@@ -24,7 +24,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "offramp": offramp.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": metadata.version("torchvision"),
         "numpy": numpy.__version__,
         "platform": platform.platform(),
         "device": describe_device(device),

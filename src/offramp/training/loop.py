@@ -77,7 +77,6 @@ class Loop:
 
     def _train_epoch(self, reporter: Reporter, stop: StopRequest) -> None:
         started, waited, images = time.monotonic(), 0.0, 0
-        self.bench.network.train()
         previous: tuple[Batch, int, Tensor] | None = None
         batches = self.train.batches(seed=self.config.seed, epoch=self.epoch, start=self.step)
         for batch, seconds in _timed(batches):
