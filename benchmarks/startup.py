@@ -1,0 +1,130 @@
+"""How long one waits for offramp: its import, its help, and the first step of a training, each in a fresh process.
+
+    python benchmarks/startup.py [--rounds 11] [--threads 1] [--quick] [--out FILE]
+
+`import offramp` is timed by the process that does it, which also says that torch was not loaded. The first step is
+that of `offramp train --data digits`, from the start of the command to the moment when the step is done: the command
+gets the rule of this file, the standard one, which says so on standard output; then the command is stopped. Beside them
+what it loads that is not ours: Python, torch, scikit-learn and what torch's optimisers load, one upon the other. Files
+are in the system's cache: everything runs once before it is timed.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rows
+import torch
+
+from offramp.data import Batch
+from offramp.engine.timing import conditions, take_turns
+from offramp.rules import Outcome, Standard
+
+IMPORT_MS, HELP_S, STEP_S = 50.0, 0.5, 5.0
+DONE = "first step"
+IMPORT = (
+    "import sys, time; start = time.perf_counter(); import offramp; "
+    "print(time.perf_counter() - start, 'torch' in sys.modules)"
+)
+LEAVE = "import os; os._exit(0)"  # taking everything down again would count as well
+OTHERS = {
+    "python": LEAVE,
+    "and torch": f"import torch; {LEAVE}",
+    "and scikit-learn's data sets": f"import torch, sklearn.datasets; {LEAVE}",
+    "and what torch's optimisers load": f"import torch, sklearn.datasets, torch._dynamo; {LEAVE}",
+}
+
+
+class FirstStep(Standard):
+    """The standard rule; says when a step is done."""
+
+    def step(self, batch: Batch, progress: float) -> Outcome:
+        outcome = super().step(batch, progress)
+        print(DONE, flush=True)
+        return outcome
+
+
+def importing() -> float:
+    """Seconds of `import offramp`."""
+    said = subprocess.run([sys.executable, "-c", IMPORT], check=True, capture_output=True, text=True).stdout.split()
+    assert said[1] == "False", "import offramp loads torch"
+    return float(said[0])
+
+
+def whole(*words: str) -> Callable[[], float]:
+    """A function that runs Python with these words to its end, and returns its seconds."""
+
+    def run() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+    return run
+
+
+def first_step(threads: int) -> Callable[[], float]:
+    """A function that starts a training and returns the seconds until its first step is done."""
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
+    train = [sys.executable, "-m", "offramp", "train", "--data", "digits", "--rule", f"{Path(__file__).stem}:FirstStep"]
+
+    def run() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [*train, "--threads", str(threads), "--out", f"{folder}/run"]
+            start = time.perf_counter()
+            with subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            ) as process:
+                assert process.stdout is not None
+                said = process.stdout.readline()
+                seconds = time.perf_counter() - start
+                process.kill()
+                _, errors = process.communicate()
+        assert said.strip() == DONE, errors
+        return seconds
+
+    return run
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """See the top of this file."""
+    torch.set_num_threads(options.threads)
+    before = conditions()
+    rounds = 5 if options.quick else options.rounds
+    variants = {
+        "import offramp": importing,
+        "offramp --help": whole("-m", "offramp", "--help"),
+        "first step on digits": first_step(options.threads),
+    }
+    seconds = take_turns(variants, rounds, warmup=1)
+    others = take_turns(
+        {name: whole("-c", code) for name, code in OTHERS.items()}, 3 if options.quick else rounds, warmup=1
+    )
+    imports = [1000 * s for s in seconds["import offramp"]]
+    return {
+        "what": "start-up: seconds from the start of a process",
+        **before,
+        "rounds": rounds,
+        "rows": [
+            rows.value("import offramp, without torch", "ms", imports, f"under {IMPORT_MS:g} ms", below=IMPORT_MS),
+            rows.value("offramp --help", "s", seconds["offramp --help"], f"under {HELP_S:g} s", below=HELP_S),
+            rows.value(
+                "first step on digits", "s", seconds["first step on digits"], f"under {STEP_S:g} s", below=STEP_S
+            ),
+        ],
+        "seconds": {name: rows.spread(times) for name, times in {**seconds, **others}.items()},
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    return rows.parser(__doc__, rounds=11, threads=1)
+
+
+if __name__ == "__main__":
+    rows.main(parser().parse_args(), measure)
