@@ -19,6 +19,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from offramp.errors import UsageError
 
 PAPER_EPOCHS = 300  # CIFAR; ImageNet: 100 (paper, section 4)
+MOST_WATCHED = 2048  # images; what is written of them stands in every checkpoint, 39 MB after the paper's run
 
 
 @dataclass(frozen=True)
@@ -235,6 +236,8 @@ class TrainConfig:
     """Keep the weights of the epoch with the best mean accuracy on `search`."""
     tensorboard: bool = field(default=False, metadata=FREE)
     """Write TensorBoard files (extra `tensorboard`)."""
+    xray: int = field(default=0, metadata=FREE)
+    """Training images whose gradients are written down, for `offramp xray`: 256 show a lot; at most 2048."""
 
     def __post_init__(self) -> None:
         for name in ("optimizer", "schedule", "precision"):
@@ -243,9 +246,12 @@ class TrainConfig:
             _check_whole(self, name, least=1)
         for name in ("save_every_steps", "threads"):
             _check_whole(self, name, least=1, optional=True)
-        _check_whole(self, "seed", least=0)
+        for name in ("seed", "xray"):
+            _check_whole(self, name, least=0)
         for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "save_every_minutes"):
             _check_number(self, name)
+        if self.xray > MOST_WATCHED:
+            raise UsageError(f"xray watches at most {MOST_WATCHED} images, not {self.xray}.")
         if self.seed >= 2**63:
             raise UsageError(f"seed must be below 2**63, not {self.seed}.")
         if self.warmup_epochs > self.epochs:

@@ -6,6 +6,7 @@ input.json           how an image file becomes the network's input, and the name
 split.json           which training images are held out as search and certify
 metrics.jsonl        one line an epoch: only what the run determines, the same byte for byte after any interruption
 timing.jsonl         clocks and rates
+xray.safetensors     what the gradients of some training images did, on request
 checkpoints/         the last few states of the training
 weights.safetensors  the final weights, plain layout; there when the run is finished
 best.safetensors     the weights of the best epoch, on request
@@ -14,6 +15,7 @@ evaluation.json      the figures of every exit
 report.html          the same as a page
 plots/               its plots as files
 policy.json          thresholds, made by `offramp policy`, or with a certificate by `offramp certify`
+xray.html            the page that `offramp xray` makes of xray.safetensors
 bench.json           times to each exit and how this machine runs it fastest, made by `offramp bench`
 """
 
@@ -42,6 +44,7 @@ class RunFolder:
         self.split = self.path / "split.json"
         self.metrics = self.path / "metrics.jsonl"
         self.timing = self.path / "timing.jsonl"
+        self.xray = self.path / "xray.safetensors"
         self.checkpoints = self.path / "checkpoints"
         self.weights = self.path / "weights.safetensors"
         self.best_weights = self.path / "best.safetensors"

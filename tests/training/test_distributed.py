@@ -30,7 +30,7 @@ def torchrun(folder: Path, out: str, **environment: str) -> None:
     (folder / "killer.py").write_text(KILLER)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     command += ["-m", "offramp", "train", "--data", "digits", "--objective", "killer:Killer", "--epochs", "3"]
-    command += ["--network", *NETWORK, "--save-every-steps", "4", "--out", out]
+    command += ["--network", *NETWORK, "--save-every-steps", "4", "--xray", "30", "--out", out]
     variables = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"} | environment
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -42,6 +42,6 @@ def test_a_killed_worker_is_restarted_to_the_same_result(tmp_path: Path) -> None
     torchrun(tmp_path, "killed", KILL="1")
     starts = json.loads(RunFolder(tmp_path / "killed").environment.read_text())
     assert [start["processes"] for start in starts] == [2, 2]
-    for name in ("weights.safetensors", "metrics.jsonl"):
+    for name in ("weights.safetensors", "metrics.jsonl", "xray.safetensors"):
         assert (tmp_path / "calm" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     assert RunFolder(tmp_path / "calm").read_metrics()[-1]["search_top1"][0] > 80

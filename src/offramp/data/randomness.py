@@ -26,6 +26,7 @@ class Purpose(enum.IntEnum):
     LIMIT = 4
     TEST_SHARE = 5
     STEP = 6  # of training: whatever a network or a rule draws there
+    XRAY = 7  # which training images are watched
 
 
 def hashes(purpose: Purpose, *counters: int | IntArray) -> npt.NDArray[np.uint64]:

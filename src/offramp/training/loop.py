@@ -29,6 +29,7 @@ from offramp.training.monitor import EpochSums, Placement, mean, watch
 from offramp.training.progress import Reporter
 from offramp.training.schedule import learning_rate
 from offramp.training.signals import StoppedError, StopRequest
+from offramp.training.xray import GradientWatch
 
 
 class Loop:
@@ -51,6 +52,7 @@ class Loop:
         self.epoch = 0  # finished ones
         self.step = 0  # finished ones of this epoch
         self.sums = EpochSums()
+        self.xray = GradientWatch(bench, train, config.xray)
         self.lines: list[str] = []  # of metrics.jsonl
         self.best = -1.0  # mean accuracy on `search`
         self.saved_at = time.monotonic()
@@ -72,7 +74,7 @@ class Loop:
         if checkpoint is None:
             return False
         self._load(checkpoint)
-        self._write_metrics()
+        self._write_records()
         return True
 
     def _train_epoch(self, reporter: Reporter, stop: StopRequest) -> None:
@@ -110,6 +112,7 @@ class Loop:
             self.bench.network.train()
         outcome = self.rule.step(batch, self._progress(step))
         self.sums.add(outcome, batch.targets_B, batch.size, self.bench.network.num_classes)
+        self.xray.add(outcome, batch, self._progress(step))
         self._average_statistics(len(batch.targets_B) / batch.size)
 
     def _finish_epoch(self, reporter: Reporter, listeners: list[Callable[[dict[str, Any]], None]]) -> None:
@@ -128,11 +131,12 @@ class Loop:
         }
         self.lines.append(json.dumps(line))
         self.sums = EpochSums()
+        self.xray.end_epoch(self.epoch)
         if self.config.keep_best and self.search is not None and mean(line["search_top1"]) > self.best:
             self.best = mean(line["search_top1"])
             self._write_weights(self.folder.best_weights)
-        self._save()  # before metrics.jsonl: what stands there is always in a checkpoint
-        self._write_metrics()
+        self._save()  # before the records: what stands there is always in a checkpoint
+        self._write_records()
         reporter.after_epoch(line)
         for listener in listeners:
             listener(line)
@@ -152,6 +156,7 @@ class Loop:
         tensors |= {f"optimizer.{name}": t for name, t in self._optimizer_state().items()}
         tensors |= {f"rule.{name}": t for name, t in self.rule.state().items()}
         tensors |= {f"sums.{name}": t for name, t in sums.items()}
+        tensors |= {f"xray.{name}": t for name, t in self.xray.state().items()}
         values = {
             "epoch": self.epoch,
             "step": self.step,
@@ -162,7 +167,7 @@ class Loop:
         self.store.save(self._global_step(), Checkpoint(tensors, values))
 
     def _load(self, checkpoint: Checkpoint) -> None:
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}, "rule": {}, "sums": {}}
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}, "rule": {}, "sums": {}, "xray": {}}
         for name, tensor in checkpoint.tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
@@ -171,6 +176,7 @@ class Loop:
         self.rule.load_state(parts["rule"])
         values = checkpoint.values
         self.sums.load_state(parts["sums"], values["sums"], self.place.device)
+        self.xray.load_state(parts["xray"])
         self.epoch, self.step = values["epoch"], values["step"]
         self.lines, self.best = list(values["metrics"]), values["best"]
 
@@ -250,8 +256,9 @@ class Loop:
             spec = None if network.spec is None else network.spec.to_json()
             save_tensors(path, network.state_dict(), {"network": json.dumps(spec, sort_keys=True)})
 
-    def _write_metrics(self) -> None:
+    def _write_records(self) -> None:
         if processes.rank() == 0:
+            self.xray.save(self.folder.xray)
             write_atomically(self.folder.metrics, "".join(line + "\n" for line in self.lines).encode())
 
     def _append_timing(self, started: float, waited: float, images: int) -> None:

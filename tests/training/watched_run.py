@@ -1,0 +1,33 @@
+"""A short run that watches gradients, on a network without batch norm: `python watched_run.py OUT`.
+
+Started plainly it is one process; under torchrun the processes share each batch.
+"""
+
+import sys
+
+import numpy as np
+import torch
+from torch import nn
+
+import offramp
+from offramp import data
+from offramp.config import TrainConfig
+from offramp.network import EarlyExitNet
+from offramp.objectives import PowerSqrt
+
+
+def main(out: str) -> None:
+    torch.manual_seed(0)
+    labels = np.arange(60) % 3
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 1, 8, 8)).astype(np.uint8)
+    parts = data.arrays(pixels, labels, batch_size=17, holdout=10)  # shares of unequal size
+    stages = [nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.Tanh()), nn.Sequential(nn.Conv2d(4, 4, 3), nn.Tanh())]
+    heads = [nn.Sequential(nn.Flatten(), nn.Linear(width, 4)) for width in (36, 4)]
+    network = EarlyExitNet(stages, heads, damping=True)
+    config = TrainConfig(epochs=2, lr=0.05, xray=13)
+    offramp.fit(network, PowerSqrt(0.3, weighting="dynamic"), parts.train, parts.val, config, out=out)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1])
