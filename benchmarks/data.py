@@ -1,98 +1,214 @@
-"""How fast the data pipeline is, alone, as one JSON object: `python benchmarks/data.py`.
+"""How fast the data pipeline is, alone and beside training.
 
-`memory`: CIFAR-sized images (random pixels; their values do not matter), crop, flip and normalisation on one thread.
-`files`: JPEG files of 500 x 375 pixels as ImageNet's, decoded, cropped and resized to 224, with 0, 1 and 2 workers.
-Rates are images per second, a median over passes, and their spread (smallest and largest).
+    python benchmarks/data.py [--rounds 11] [--threads 1] [--quick] [--out FILE]
+
+Memory: CIFAR-sized images (random pixels; their values do not matter), crop, flip and normalisation.
+
+Waiting: the share of its epochs that `offramp.fit` waits for data, as its own timing.jsonl says, for MSDNet-7 on
+CIFAR-sized images and the `auto` network on images of Fashion-MNIST's size. The first epoch does not count.
+
+Files: JPEG files of 500 x 375 pixels as ImageNet's, decoded, cropped and resized to 224 by two workers, over two plain
+processes that do the same to the same files and send nothing to anyone; both start and end their processes every time.
+Normalising is the loader's alone. Beside them: decoding without crop and resize in two plain processes, and the loader
+with no worker and with one.
 """
 
 import argparse
 import json
-import os
-import platform
-import statistics
+import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import caches  # isort: skip  # noqa: F401  sets what torch reads when it is loaded
 
 import numpy as np
+import rows
 import torch
 import torchvision
 from torchvision.io import write_jpeg
 
-from offramp import data
-from offramp.data import Split
+import offramp
+from offramp import backbones, data, objectives
+from offramp.config import Spec, TrainConfig
+from offramp.data import Parts
+from offramp.data.files import _Decoder
+from offramp.data.inputs import decode
+from offramp.data.randomness import Draw
+from offramp.engine.timing import conditions, take_turns
+
+RATE, WAIT, OF_DECODER = 20_000, 0.02, 0.9
+BATCH, FILES_BATCH, STEPS, WORKERS = 64, 32, 8, 2
+NETWORKS = {"msdnet7-cifar100": (100, (3, 32, 32)), "auto": (10, (1, 28, 28))}
+
+Rates = dict[str, list[float]]
 
 
-def rate(split: Split, passes: int) -> dict[str, float]:
-    def one(epoch: int) -> float:
-        started = time.perf_counter()
-        images = sum(batch.size for batch in split.batches(epoch=epoch))
-        return images / (time.perf_counter() - started)
-
-    one(0)
-    rates = [one(epoch) for epoch in range(1, passes + 1)]
-    return {"median": round(statistics.median(rates)), "min": round(min(rates)), "max": round(max(rates))}
-
-
-def memory(passes: int) -> dict[str, dict[str, float]]:
-    pixels = np.random.default_rng(0).integers(0, 256, (50000, 3, 32, 32), dtype=np.uint8)
-    results = {}
-    for batch_size in (64, 256):
-        train = data.arrays(
-            pixels,
-            np.arange(50000) % 100,
-            pixels[:100],
-            np.arange(100),
-            padding=4,
-            flip=True,
-            batch_size=batch_size,
-            holdout=0,
-        ).train
-        results[f"train, batch {batch_size}"] = rate(train, passes)
-        results[f"test transforms, batch {batch_size}"] = rate(train.plain(), passes)
-    return results
+def random_images(num_images: int, shape: Sequence[int], num_classes: int, batch_size: int = BATCH) -> Parts:
+    """Random pixels, cropped and mirrored as CIFAR's and Fashion-MNIST's are."""
+    pixels = np.random.default_rng(0).integers(0, 256, (num_images, *shape), dtype=np.uint8)
+    labels = np.arange(num_images) % num_classes
+    return data.arrays(
+        pixels,
+        labels,
+        pixels[:100],
+        labels[:100],
+        class_names=[str(n) for n in range(num_classes)],
+        padding=4,
+        flip=True,
+        batch_size=batch_size,
+        holdout=0,
+    )
 
 
-def files(passes: int, num_images: int = 256, copies: int = 8) -> dict[str, dict[str, float]]:
-    rng = np.random.default_rng(0)
+def one_pass(split: data.Split) -> Callable[[], float]:
+    """A function that goes through `split` and returns the seconds an image."""
+
+    def turn() -> float:
+        start = time.perf_counter()
+        for _ in split.batches():
+            pass
+        return (time.perf_counter() - start) / len(split)
+
+    return turn
+
+
+def memory(rounds: int) -> Rates:
+    """Images a second."""
+    variants = {}
+    for batch_size in (BATCH, 256):
+        train = random_images(50_000, (3, 32, 32), 100, batch_size).train
+        variants[f"training transforms, batch {batch_size}"] = one_pass(train)
+        variants[f"test transforms, batch {batch_size}"] = one_pass(train.plain())
+    return {name: [1 / s for s in seconds] for name, seconds in take_turns(variants, rounds, 1).items()}
+
+
+def waiting(network: str, epochs: int, threads: int) -> list[float]:
+    """The share of each epoch that a training waited for data."""
+    num_classes, shape = NETWORKS[network]
+    train = random_images(STEPS * BATCH, shape, num_classes).train
+    torch.manual_seed(0)
+    built = backbones.build(Spec(network), num_classes=num_classes, image_shape=shape, damping=True)
     with tempfile.TemporaryDirectory() as folder:
-        for i in range(num_images):
-            blocks = rng.integers(0, 256, (3, 47, 63), dtype=np.uint8)
-            picture = np.kron(blocks, np.ones((1, 8, 8), np.uint8))[:, :375, :500]
-            noisy = np.clip(picture.astype(int) + rng.integers(-20, 21, picture.shape), 0, 255).astype(np.uint8)
-            path = Path(folder, "train", str(i % 2), f"{i}.jpg")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_jpeg(torch.from_numpy(noisy), str(path))
-            for copy in range(1, copies):  # more steps a pass, so that starting the workers does not count
-                path.with_name(f"{i}_{copy}.jpg").hardlink_to(path)
-        Path(folder, "val").symlink_to(Path(folder, "train"))
-
-        def train(workers: int) -> Split:
-            return data.imagenet(folder, batch_size=32, holdout=0, workers=workers).train
-
-        return {f"{workers} workers": rate(train(workers), passes) for workers in (0, 1, 2)}
+        config = TrainConfig(epochs=epochs + 1, lr=0.01, threads=threads, device="cpu")
+        offramp.fit(built, objectives.dynamic(), train, None, config, out=folder)
+        lines = [json.loads(line) for line in Path(folder, "timing.jsonl").read_text().splitlines()]
+    return [line["data_seconds"] / line["seconds"] for line in lines[1:]]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--passes", type=int, default=5)
-    passes = parser.parse_args().passes
+def make_files(folder: Path, num_images: int = 256, copies: int = 6) -> list[Path]:
+    """JPEG files in two class folders, as `train` and as `val`."""
+    rng = np.random.default_rng(0)
+    for i in range(num_images):
+        blocks = rng.integers(0, 256, (3, 47, 63), dtype=np.uint8)
+        picture = np.kron(blocks, np.ones((1, 8, 8), np.uint8))[:, :375, :500]
+        noisy = np.clip(picture.astype(int) + rng.integers(-20, 21, picture.shape), 0, 255).astype(np.uint8)
+        path = folder / "train" / str(i % 2) / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_jpeg(torch.from_numpy(noisy), str(path))
+        for copy in range(1, copies):  # more steps a pass, so that starting the workers does not count
+            path.with_name(f"{i}_{copy}.jpg").hardlink_to(path)
+    (folder / "val").symlink_to(folder / "train")
+    return sorted((folder / "train").rglob("*.jpg"))
+
+
+def decode_all(paths: Sequence[Path], whole: bool) -> None:
+    """What a plain process does: decode, and if `whole` crop and resize as for training."""
     torch.set_num_threads(1)
-    parts: dict[str, Callable[[int], dict[str, dict[str, float]]]] = {"memory": memory, "files": files}
-    conditions = {
-        "unit": "images per second",
-        "passes": passes,
-        "threads": 1,
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+    decoder = _Decoder(224, True, Draw(0, 0))
+    for first in range(0, len(paths), FILES_BATCH):
+        batch = list(paths[first : first + FILES_BATCH])
+        if whole:
+            decoder[batch, np.arange(first, first + len(batch))]
+        else:
+            for path in batch:
+                decode(path)
+
+
+def files(rounds: int, copies: int) -> Rates:
+    """Seconds an image: of plain processes, and of the loader."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = make_files(Path(folder), copies=copies)
+        context = multiprocessing.get_context("fork")  # as the loader's on Linux
+
+        def plain(whole: bool) -> Callable[[], float]:
+            def turn() -> float:
+                shares = [paths[number::WORKERS] for number in range(WORKERS)]
+                start = time.perf_counter()
+                started = [context.Process(target=decode_all, args=(share, whole)) for share in shares]
+                for process in started:
+                    process.start()
+                for process in started:
+                    process.join()
+                assert all(process.exitcode == 0 for process in started)
+                return (time.perf_counter() - start) / len(paths)
+
+            return turn
+
+        def loader(workers: int) -> Callable[[], float]:
+            return one_pass(data.imagenet(folder, batch_size=FILES_BATCH, holdout=0, workers=workers).train)
+
+        variants = {
+            "decoder, 2 processes": plain(True),
+            "loader, 2 workers": loader(WORKERS),
+            "decoder without crop and resize, 2 processes": plain(False),
+            "loader, 1 worker": loader(1),
+            "loader, no worker": loader(0),
+        }
+        return take_turns(variants, rounds, warmup=1)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """See the top of this file."""
+    torch.set_num_threads(options.threads)
+    before = conditions()
+    rounds = 5 if options.quick else options.rounds
+    in_memory = memory(rounds)
+    waits = {
+        name: waiting(name, 5 if options.quick else 7, options.threads) for name in list(NETWORKS)[options.quick :]
+    }
+    from_files = files(rounds, copies=2 if options.quick else 6)
+    results = [
+        rows.value(
+            f"CIFAR images augmented, batch {BATCH}",
+            "images/s",
+            in_memory[f"training transforms, batch {BATCH}"],
+            f"at least {RATE:,}",
+            above=RATE,
+        )
+    ]
+    for name, shares in waits.items():
+        about = f"share of training that waits for data, {name}, {NETWORKS[name][1][-1]} pixels"
+        results.append(rows.value(about, "", shares, f"under {WAIT:g}", below=WAIT))
+    results.append(
+        rows.paired(
+            "rate of the loader with 2 workers / of its decoder in 2 processes",
+            "",
+            from_files["decoder, 2 processes"],
+            from_files["loader, 2 workers"],
+            f"at least {OF_DECODER:g}",
+            at_least=OF_DECODER,
+        )
+    )
+    return {
+        "what": "data: images a second, and how long training waits for them",
+        **before,
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
+        "rounds": rounds,
+        "rows": results,
+        "memory_images_per_second": {name: rows.spread(rates) for name, rates in in_memory.items()},
+        "files_images_per_second": {
+            name: rows.spread([1 / s for s in seconds]) for name, seconds in from_files.items()
+        },
     }
-    print(json.dumps({**conditions, **{name: run(passes) for name, run in parts.items()}}, indent=1))
+
+
+def parser() -> argparse.ArgumentParser:
+    return rows.parser(__doc__, rounds=11, threads=1)
 
 
 if __name__ == "__main__":
-    main()
+    rows.main(parser().parse_args(), measure)
