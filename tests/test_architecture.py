@@ -24,6 +24,7 @@ BOTTOM = [
 LEVELS = {
     **dict.fromkeys(BOTTOM, 0),
     **dict.fromkeys(["backbones", "objectives", "data", "evaluation", "engine"], 1),
+    "fast": 1,
     "shipped": 1,
     "rules": 2,
     **dict.fromkeys(["training", "reports"], 3),

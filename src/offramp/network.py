@@ -27,6 +27,11 @@ def plain_link(k: int, K: int, carry: Carry, reads: int) -> tuple[Tensor, Carry]
     return carry[reads], carry
 
 
+def as_carry(given: Tensor | Carry) -> Carry:
+    """What a stage gives, as a tuple."""
+    return given if isinstance(given, tuple) else (given,)
+
+
 class EarlyExitNet(nn.Module):
     """Stages and exits, run in turn.
 
@@ -81,8 +86,7 @@ class EarlyExitNet(nn.Module):
 
     def run_stage(self, k: int, carry: Carry) -> Carry:
         """The carry after stage k (from 0) for the carry after stage k - 1 (the images, for k = 0)."""
-        out = self.stages[k](*carry)
-        return out if isinstance(out, tuple) else (out,)
+        return as_carry(self.stages[k](*carry))
 
     def run_exit(self, k: int, carry: Carry) -> Tensor:
         """Logits `[B, C]` of exit k (from 0) for the carry after stage k."""
@@ -93,13 +97,25 @@ class EarlyExitNet(nn.Module):
         """Logits `[K, B, C]` of every exit for images `[B, channels, height, width]`."""
         return torch.stack(self.exit_logits(images))
 
-    def exit_logits(self, images: Tensor) -> list[Tensor]:
-        """The same, `[B, C]` for each exit: a gradient taken from one of them runs through no other exit."""
+    def exit_logits(
+        self,
+        images: Tensor,
+        stages: Sequence[Callable[..., Tensor | Carry]] | None = None,
+        exits: Sequence[Callable[[Tensor], Tensor]] | None = None,
+    ) -> list[Tensor]:
+        """The same, `[B, C]` for each exit: a gradient taken from one of them runs through no other exit.
+
+        Args:
+            images: `[B, channels, height, width]`.
+            stages: What to run in the place of the network's own stages.
+            exits: What to run in the place of its exits.
+        """
         last = self.num_exits - 1
         carry: Carry = (images,)
         logits = []
-        for k, head in enumerate(self.exits):
-            carry = self.run_stage(k, carry)
+        stages, exits = stages or list(self.stages), exits or list(self.exits)
+        for k, (stage, head) in enumerate(zip(stages, exits, strict=True)):
+            carry = as_carry(stage(*carry))
             link = self.link if k < last else plain_link
             seen, carry = link(k, self.num_exits, carry, self.reads[k])
             logits.append(head(seen))

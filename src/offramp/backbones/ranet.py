@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -53,6 +54,9 @@ class At(NamedTuple):
 def _resize(x: Tensor, like: Tensor) -> Tensor:
     side = like.shape[-2:]
     return x if x.shape[-2:] == side else interpolate(x, size=side, mode="bilinear", align_corners=True)
+
+
+torch.fx.wrap("_resize")  # what it does depends on shapes: a tracer must take it as a whole
 
 
 class PlainBlock(nn.Module):

@@ -1,0 +1,207 @@
+"""A stage or an exit as a list of steps, run forward and backward as one operation of autograd."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from offramp.fast.kernels import Kernels
+from offramp.fast.placing import Places
+from offramp.fast.steps import Copying, Kept, Pass, Segment, Step, Units
+from offramp.fast.tracing import Traced, Unit, UntraceableError
+
+
+class Plan:
+    """How a part is run, for maps of the shapes of those given.
+
+    Args:
+        part: A stage or an exit, in training mode.
+        maps: What it is called with.
+
+    Raises:
+        UntraceableError: It cannot be run in this form, or would gain nothing by it.
+    """
+
+    def __init__(self, part: nn.Module, maps: Sequence[Tensor]) -> None:
+        traced = Traced(part, maps)
+        units = list(traced.units())
+        if not units:
+            raise UntraceableError("there is no convolution, batch norm and ReLU in a row")
+        self.parameters = tuple(part.parameters())
+        self.norms = [unit.norm for unit in units]
+        self.inputs, self.outputs, self.gives_tuple = traced.inputs, traced.outputs, traced.gives_tuple
+        layout = _Layout(traced, units)
+        self.slabs, self.regions = layout.slabs, layout.regions
+        self.steps: list[Step] = layout.steps
+
+    def __call__(self, maps: Sequence[Tensor], kernels: Kernels) -> tuple[Tensor, ...]:
+        """What the part gives; gradients go to the maps and to its parameters."""
+        number = {node: i for i, node in enumerate(self.inputs)}
+        computed = list(dict.fromkeys(node for node in self.outputs if node not in number))
+        results = _Autograd.apply(  # type: ignore[no-untyped-call]
+            self, kernels, computed, *maps, *self.parameters
+        )
+        given = dict(zip(computed, results, strict=True))
+        return tuple(maps[number[node]] if node in number else given[node] for node in self.outputs)
+
+    def forward(self, run: Pass, maps: Sequence[Tensor]) -> list[Kept]:
+        """Run the steps; gives what each has to keep."""
+        for node, x in zip(self.inputs, maps, strict=True):
+            if node in self.regions:
+                run.put(node, self.regions[node], x)
+            else:
+                run.values[node] = x
+        kept = [step.forward(run) for step in self.steps]
+        self._move_averages(kept)
+        return kept
+
+    def backward(self, run: Pass, kept: Sequence[Kept]) -> None:
+        """Run the steps backward."""
+        for step, own in zip(reversed(self.steps), reversed(kept), strict=True):
+            step.backward(run, own)
+
+    def _move_averages(self, kept: Sequence[Kept]) -> None:
+        """The running averages of all norms, as each would move its own."""
+        by_momentum: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
+        counts = []
+        for step, own in zip(self.steps, kept, strict=True):
+            for norm, mean_C, variance_C in step.statistics(own) if isinstance(step, Units) else ():
+                averages, values = by_momentum.setdefault(norm.momentum or 0.0, ([], []))
+                averages += [buffer for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
+                values += [mean_C, variance_C]
+                counts += [count for count in (norm.num_batches_tracked,) if count is not None]
+        for momentum, (averages, values) in by_momentum.items():
+            torch._foreach_lerp_(averages, values, momentum)
+        torch._foreach_add_(counts, 1)
+
+
+class _Layout:
+    """Turns a traced part into steps on slabs."""
+
+    def __init__(self, traced: Traced, units: Sequence[Unit]) -> None:
+        self.traced = traced
+        places = Places()
+        first = {unit.first: unit for unit in units}
+        hidden = {node for unit in units for node in _between(unit)}
+        groups = _groups(units)
+        order: list[tuple[str, Any]] = []  # what happens, in turn
+        for node in traced.nodes:
+            joined, cut = traced.joined(node), traced.cut(node)
+            if node in first:
+                places.own(first[node].last, traced.shape(first[node].last))
+                order += [("units", groups[first[node]])] if first[node] in groups else []
+            elif node in hidden:
+                continue
+            elif joined is not None:
+                places.join(node, joined, traced.shape(node))
+                order.append(("joined", node))
+            elif cut is not None:
+                places.cut(node, *cut)
+                order.append(("cut", node))  # nothing to do, but what it is cut from must be there
+            else:
+                if traced.is_map(node):
+                    places.own(node, traced.shape(node))
+                if node.op != "placeholder":
+                    traced.check_alone(node)
+                    order.append(("alone", node))
+        self.slabs, self.regions, copies = places.settle()
+        self.steps: list[Step] = []
+        for kind, items in itertools.groupby(order, key=lambda pair: pair[0]):
+            nodes = [item for _, item in items]
+            if kind == "units":
+                self.steps += [self._units(group) for group in nodes]
+            elif kind == "joined":
+                self.steps += [Copying(c.source, c.target) for node in nodes for c in copies if c.node is node]
+            elif kind == "alone":
+                self.steps.append(self._segment(nodes))
+
+    def _units(self, group: Sequence[Unit]) -> Units:
+        return Units(
+            source=self.regions[group[0].source],
+            targets=[self.regions[unit.last] for unit in group],
+            convs=[unit.conv for unit in group],
+            norms=[unit.norm for unit in group],
+            is_pointwise=group[0].is_pointwise,
+        )
+
+    def _segment(self, nodes: Sequence[fx.Node]) -> Segment:
+        inside, outputs = set(nodes), set(self.traced.outputs)
+        sources = dict.fromkeys(read for node in nodes for read in node.all_input_nodes if read not in inside)
+        results = [node for node in nodes if node in outputs or any(user not in inside for user in node.users)]
+        modules = [module for node in nodes if (module := self.traced.module(node)) is not None]
+        attributes = [self.traced.attribute(node) for node in nodes if node.op == "get_attr"]
+        return Segment(
+            nodes=nodes,
+            sources=list(sources),
+            results=results,
+            regions={node: self.regions[node] for node in (*sources, *results) if node in self.regions},
+            root=self.traced.root,
+            modules=modules,
+            attributes=[a for a in attributes if isinstance(a, nn.Parameter)],
+        )
+
+
+def _between(unit: Unit) -> Iterator[fx.Node]:
+    """The nodes of a unit after its first."""
+    (norm,) = unit.first.users
+    yield norm
+    yield unit.last
+
+
+def _groups(units: Sequence[Unit]) -> dict[Unit, list[Unit]]:
+    """Units that run as one, under the first of them: 1 x 1 units that read the same map."""
+    leaders: dict[Any, Unit] = {}
+    groups: dict[Unit, list[Unit]] = {}
+    for unit in units:
+        alike = (unit.source, unit.norm.eps) if unit.is_pointwise else unit
+        leader = leaders.setdefault(alike, unit)
+        groups.setdefault(leader, []).append(unit)
+    return groups
+
+
+class _Autograd(torch.autograd.Function):
+    """A plan as one operation. Tensors are kept through autograd, which frees them when the backward pass is over."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, kernels: Kernels, outputs: list[fx.Node], *tensors: Tensor) -> tuple[Tensor, ...]:
+        maps = tensors[: len(plan.inputs)]
+        run = Pass(plan.slabs, _dtype(maps[0]), kernels)
+        kept = plan.forward(run, maps)
+        flat = [*run.maps, *itertools.chain.from_iterable(kept)]
+        ctx.plan, ctx.kernels, ctx.outputs, ctx.dtype, ctx.sizes = plan, kernels, outputs, run.dtype, [*map(len, kept)]
+        ctx.others = [None if isinstance(item, Tensor) else item for item in flat]
+        ctx.save_for_backward(*(item if isinstance(item, Tensor) else None for item in flat))
+        ctx.set_materialize_grads(False)
+        return tuple(run.result(node, plan.regions.get(node)) for node in outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        plan: Plan = ctx.plan
+        flat = iter(
+            other if tensor is None else tensor for tensor, other in zip(ctx.saved_tensors, ctx.others, strict=True)
+        )
+        run = Pass(plan.slabs, ctx.dtype, ctx.kernels)
+        run.maps = list(itertools.islice(flat, len(plan.slabs)))
+        kept = [tuple(itertools.islice(flat, size)) for size in ctx.sizes]
+        wanted = ctx.needs_input_grad[3:]
+        for node, is_wanted in zip(plan.inputs, wanted, strict=False):
+            region = plan.regions.get(node)
+            if region is not None and not is_wanted and plan.slabs[region.slab].home is node:
+                run.frozen_slabs.add(region.slab)
+        for node, gradient in zip(ctx.outputs, gradients, strict=True):
+            if gradient is not None:
+                run.add_node_gradient(node, plan.regions.get(node), gradient)
+        plan.backward(run, kept)
+        found = [
+            run.node_gradient(node, plan.regions.get(node)) if is_wanted else None
+            for node, is_wanted in zip(plan.inputs, wanted, strict=False)
+        ]
+        return None, None, None, *found, *(run.parameter_gradients.get(p) for p in plan.parameters)
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """What units compute in: autocast's type where it is on, as a convolution would."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

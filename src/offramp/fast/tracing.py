@@ -1,0 +1,207 @@
+"""A stage or an exit as a graph of operations on its maps, with the units in it found.
+
+A unit is a convolution, a batch norm that trains, and a ReLU, each read by the next alone.
+"""
+
+import copy
+import operator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import torch
+from torch import Size, Tensor, fx, nn
+from torch.fx._symbolic_trace import PH
+
+from offramp.errors import OfframpError
+
+RELUS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_)
+IN_PLACE = (
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow),
+    *(operator.iand, operator.ior, operator.ixor, operator.imatmul, operator.setitem),
+)
+
+
+class UntraceableError(OfframpError):
+    """A part that cannot be run in this form, and why."""
+
+
+class _Call(nn.Module):
+    """A part called with a tuple, so that one which takes `*maps` can be traced for as many as there are."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, maps: tuple[Tensor, ...]) -> Any:
+        """What the part gives."""
+        return self.part(*maps)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A convolution, its batch norm, and the node of its ReLU."""
+
+    first: fx.Node
+    """The convolution's."""
+    last: fx.Node
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d
+
+    @property
+    def source(self) -> fx.Node:
+        """What the convolution reads."""
+        source = self.first.args[0]
+        assert isinstance(source, fx.Node)
+        return source
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it is 1 x 1, without stride and bias: a matrix product of rows."""
+        conv = self.conv
+        return (conv.kernel_size, conv.stride, conv.groups, conv.bias) == ((1, 1), (1, 1), 1, None)
+
+
+class Traced:
+    """What a part does, for maps of given shapes.
+
+    Args:
+        part: A stage or an exit, in training mode.
+        maps: What it is called with.
+
+    Raises:
+        UntraceableError: Its operations depend on values, or it gives anything but tensors.
+    """
+
+    def __init__(self, part: nn.Module, maps: Sequence[Tensor]) -> None:
+        self.root = _Call(part)
+        try:
+            self.graph = fx.Tracer().trace(self.root, {"maps": (PH,) * len(maps)})
+            self._propagate(maps)
+        except Exception as error:  # anything may happen in code that is run with stand-ins for tensors
+            raise UntraceableError(f"it cannot be traced: {error}") from error
+        self.nodes = [node for node in self.graph.nodes if node.op != "output"]
+        self.inputs = [node for node in self.nodes if node.op == "placeholder"]
+        given = next(node for node in self.graph.nodes if node.op == "output").args[0]
+        self.outputs: tuple[Any, ...] = tuple(given) if isinstance(given, (tuple, list)) else (given,)
+        if len(self.inputs) != len(maps) or not all(self.is_tensor(node) for node in self.outputs):
+            raise UntraceableError("it gives or takes something that is not a tensor")
+
+    def shape(self, node: Any) -> Size:
+        """Of a tensor."""
+        shape: Size = self.results[node].shape
+        return shape
+
+    def is_tensor(self, node: Any) -> bool:
+        """Whether a node gives one tensor."""
+        return isinstance(node, fx.Node) and isinstance(self.results[node], Tensor)
+
+    def is_map(self, node: Any) -> bool:
+        """Whether a node gives one map `[B, channels, height, width]` of floats."""
+        return self.is_tensor(node) and len(self.shape(node)) == 4 and self.results[node].is_floating_point()
+
+    def units(self) -> Iterator[Unit]:
+        """The units, in the order of their convolutions."""
+        calls = Counter(node.target for node in self.nodes if node.op == "call_module")
+        for first in self.nodes:
+            norm = self._only_reader(first)
+            last = None if norm is None else self._only_reader(norm)
+            if norm is None or last is None or not self._is_relu(last):
+                continue
+            if len(first.args) != 1 or not self.is_map(first.args[0]):
+                continue
+            conv_module, norm_module = self.module(first), self.module(norm)
+            if is_usual_conv(conv_module) and is_usual_norm(norm_module) and calls[norm.target] == 1:
+                yield Unit(first, last, conv_module, norm_module)
+
+    def joined(self, node: fx.Node) -> Sequence[fx.Node] | None:
+        """The maps that a node concatenates on the channel axis, if that is what it does."""
+        if node.op != "call_function" or node.target not in (torch.cat, torch.concat, torch.concatenate):
+            return None
+        tensors, dim = (*node.args, 0)[:2] if node.args else (node.kwargs.get("tensors"), 0)
+        dim = node.kwargs.get("dim", node.kwargs.get("axis", dim))
+        if not isinstance(tensors, (tuple, list)) or not all(self.is_map(t) for t in (node, *tensors)):
+            return None
+        return tensors if tensors and dim in (1, -3) else None
+
+    def cut(self, node: fx.Node) -> tuple[fx.Node, int, int] | None:
+        """Of which map a node takes some neighbouring channels, from which on and how many, if it does that."""
+        if node.op != "call_function" or node.target is not operator.getitem or not self.is_map(node):
+            return None
+        source, index = node.args
+        if not (self.is_map(source) and isinstance(index, tuple) and len(index) >= 2):
+            return None
+        rest = (index[0], *index[2:])
+        if not isinstance(index[1], slice) or any(item not in (slice(None), ...) for item in rest):
+            return None
+        if any(isinstance(bound, fx.Node) for bound in (index[1].start, index[1].stop, index[1].step)):
+            return None
+        assert isinstance(source, fx.Node)
+        first, stop, step = index[1].indices(self.shape(source)[1])
+        return (source, first, stop - first) if step == 1 and stop > first else None
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls."""
+        return self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def attribute(self, node: fx.Node) -> Any:
+        """What a node reads off the part."""
+        return operator.attrgetter(str(node.target))(self.root)
+
+    def check_alone(self, node: fx.Node) -> None:
+        """Refuse an operation, of none of the kinds above, that cannot be differentiated by itself."""
+        module = self.module(node)
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        by_name = node.op in ("call_function", "call_method") and name.endswith("_") and not name.endswith("__")
+        if by_name or node.target in IN_PLACE or node.kwargs.get("inplace") or getattr(module, "inplace", False):
+            raise UntraceableError(f"{name} changes a tensor in place")
+        if isinstance(self.results[node], (tuple, list, dict)):
+            raise UntraceableError(f"{name} gives several tensors")
+
+    def _propagate(self, maps: Sequence[Tensor]) -> None:
+        """Run the graph on tensors without data, for the shapes."""
+        twin = copy.deepcopy(self.root).to("meta")
+        recorder = _Recorder(fx.GraphModule(twin, self.graph))
+        stand_ins = tuple(torch.empty_like(x, device="meta") for x in maps)
+        with torch.no_grad():
+            self.gives_tuple = isinstance(twin(stand_ins), tuple)  # the graph gives one always
+            recorder.run(stand_ins)
+        self.results: dict[fx.Node, Any] = recorder.results
+
+    def _only_reader(self, node: fx.Node) -> fx.Node | None:
+        """The one node that reads this one and nothing else, if there is no other."""
+        readers = list(node.users)
+        return readers[0] if len(readers) == 1 and readers[0].all_input_nodes == [node] else None
+
+    def _is_relu(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return type(self.module(node)) is nn.ReLU
+        return node.target in (RELUS if node.op == "call_function" else ("relu", "relu_"))
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.results: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Keep what every node gives."""
+        self.results[n] = super().run_node(n)
+        return self.results[n]
+
+
+def is_usual_conv(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
+    """Whether it is nothing but a convolution that pads with zeros."""
+    return type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+
+def is_usual_norm(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether it is nothing but a batch norm with gain and shift that trains and keeps the usual running averages."""
+    return (
+        type(module) is nn.BatchNorm2d
+        and module.training
+        and module.affine
+        and module.track_running_stats
+        and module.momentum is not None
+    )
