@@ -23,8 +23,10 @@ _RESIZE_RATIO = 256 / 224  # shorter side over centre crop at test time
 
 def normalise(images_BCHW: Tensor, mean_C: Tensor, std_C: Tensor) -> Tensor:
     """Float32 images, per channel less the mean and over the deviation; uint8 pixels are scaled to [0, 1] first."""
-    scaled_BCHW = images_BCHW.float().div_(255) if images_BCHW.dtype == torch.uint8 else images_BCHW
-    return (scaled_BCHW - mean_C.view(-1, 1, 1)).div_(std_C.view(-1, 1, 1))
+    mean_C11, std_C11 = mean_C.view(-1, 1, 1), std_C.view(-1, 1, 1)
+    if images_BCHW.dtype == torch.uint8:
+        return images_BCHW.float().div_(255).sub_(mean_C11).div_(std_C11)  # one new tensor: its pages cost the most
+    return (images_BCHW - mean_C11).div_(std_C11)
 
 
 def crop_and_flip(images_BCHW: Tensor, padding: int, flip: bool, uniforms_B3: Uniforms) -> Tensor:
