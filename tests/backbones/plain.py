@@ -347,13 +347,23 @@ def copy_weights(ours: nn.Module, plain: nn.Module) -> None:
         like.copy_(mine)
 
 
+def sgd(network: nn.Module, *, fused: bool = False) -> torch.optim.SGD:
+    """The paper's."""
+    return torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, fused=fused)
+
+
+def loss_of(logits_KBC: Tensor, targets: Tensor) -> Tensor:
+    """The sum of the exits' cross-entropies."""
+    return sum(F.cross_entropy(logits_BC, targets) for logits_BC in logits_KBC)
+
+
 def train_step(
     network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor, precision: str = "float32"
 ) -> Tensor:
     """Forward, sum of the exits' cross-entropies, backward, update; in bf16 under autocast. Gives the loss."""
     optimizer.zero_grad()
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        loss = sum(F.cross_entropy(logits_BC, targets) for logits_BC in network(images))
+        loss = loss_of(network(images), targets)
     loss.backward()
     optimizer.step()
     return loss.detach()
@@ -371,7 +381,7 @@ def train_steps(
     The network becomes one of `dtype`, and the gradients of the last step stay with its weights.
     """
     network.to(dtype).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    optimizer = sgd(network)
     losses = []
     for number in range(steps):
         images, targets = batches[number % len(batches)]
