@@ -28,6 +28,7 @@ LEVELS = {
     "shipped": 1,
     "rules": 2,
     **dict.fromkeys(["training", "reports"], 3),
+    "reproduce": 4,
     "cli": 5,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

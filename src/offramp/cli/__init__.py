@@ -21,6 +21,7 @@ from offramp.cli.example import example
 from offramp.cli.import_ import import_
 from offramp.cli.policy import policy
 from offramp.cli.predict import predict
+from offramp.cli.reproduce import reproduce
 from offramp.cli.train import train
 from offramp.errors import OfframpError, UsageError
 
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "cost": cost,
     "import": import_,
+    "reproduce": reproduce,
     "example": example,
 }
 

@@ -1,0 +1,322 @@
+"""What the paper claims, as data: the words, where they stand, and the statements that must hold for them.
+
+A claim marked `table` is read off the paper's numbers, one marked `prose` is what it says in words. Where both speak,
+the words decide and the page shows beside them what the paper's own numbers give.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from offramp.reproduce import statistics
+from offramp.reproduce.experiments import LAMBDAS, THRESHOLDS, Experiment
+from offramp.reproduce.predicates import (
+    Deeper,
+    Faster,
+    Greater,
+    LargerGain,
+    Mixed,
+    NoMore,
+    Over,
+    Predicate,
+    Q,
+    Steadier,
+)
+from offramp.reproduce.results import Results, mean_top1, printed, published, published_row
+from offramp.reproduce.statistics import Estimate, Verdict
+
+CLOSE = 0.3  # points of mean accuracy within which a published number is reproduced; five seeds resolve 0.1 to 0.2
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper.
+
+    Attributes:
+        text: In few words.
+        source: Whether it is read off a table or said in words.
+        where: Where it stands.
+        parts: What must hold, all of it.
+        other_data: Whether it is about several data sets, which only the paper's scale has.
+    """
+
+    text: str
+    source: Literal["prose", "table"]
+    where: str
+    parts: tuple[Predicate, ...]
+    other_data: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the runs say of one statement.
+
+    Attributes:
+        says: The number that it is about, in words.
+        found: That number and its interval; None where nothing was run.
+        published: What the paper's own numbers give; None where it printed none.
+        digits: With how many the numbers are shown.
+    """
+
+    says: str
+    found: Estimate | None
+    published: float | None
+    digits: int = 2
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim and what the runs say of it.
+
+    Attributes:
+        claim: The claim.
+        verdict: Over all its parts.
+        parts: Each of them.
+    """
+
+    claim: Claim
+    verdict: Verdict
+    parts: tuple[Part, ...] = ()
+
+
+def judge(claims: Iterable[Claim], results: Results, *, papers: bool) -> list[Judged]:
+    """Every claim of which anything was run, judged. `papers`: whether data and recipe are the paper's."""
+    judged = []
+    for claim in claims:
+        findings = [part.judge(results) for part in claim.parts]
+        if all(finding.found is None for finding in findings):
+            continue
+        verdict = statistics.all_of([finding.verdict for finding in findings])
+        if claim.other_data and not papers:
+            verdict = Verdict.NOT_COMPARABLE
+        parts = (
+            Part(part.says(), finding.found, _mean(part, printed()), part.digits)
+            for part, finding in zip(claim.parts, findings, strict=True)
+        )
+        judged.append(Judged(claim, verdict, tuple(parts)))
+    return judged
+
+
+def judge_numbers(experiments: Sequence[Experiment], results: Results) -> list[Judged]:
+    """The mean over exits of every row that the paper has: is it what the paper printed, within `CLOSE`?"""
+    judged = []
+    for experiment in experiments:
+        for row in experiment.rows:
+            theirs, ours = published_row(experiment, row), results.of(experiment.name, row.label)
+            if theirs is None or not ours:
+                continue
+            mean = theirs.get("mean", fmean(theirs["top1"]))
+            runs = published()[experiment.name]["runs"]
+            over = "" if len(theirs["top1"]) == 1 else " on average over exits"
+            text = f"{experiment.name}, {row.label}: {mean:.2f} %{over}"
+            claim = Claim(text, "table", f"Table {experiment.name.removeprefix('table')}", ())
+            if not experiment.papers:
+                judged.append(Judged(claim, Verdict.NOT_COMPARABLE))
+                continue
+            found = statistics.against_published([mean_top1(f) for f in ours.values()], mean, runs)
+            part = Part(f"ours less published, less than {CLOSE} apart wanted", found, None)
+            judged.append(Judged(claim, statistics.within(found, CLOSE), (part,)))
+    return judged
+
+
+def _mean(part: Predicate, results: Results) -> float | None:
+    values = part.contrasts(results)
+    return fmean(values.values()) if values else None
+
+
+def _t1(row: str, *exits: int | None) -> Q:
+    return Q("table1", row, exits=(exits[0], exits[1]) if exits else (None, None))
+
+
+def _gain_early(table: str, row: str, base: str) -> LargerGain:
+    """The gain over all exits but the last two exceeds that at the last two."""
+    early, late = (None, -2), (-2, None)
+    return LargerGain(
+        Q(table, row, exits=early), Q(table, base, exits=early), Q(table, row, exits=late), Q(table, base, exits=late)
+    )
+
+
+def _lambdas(name: str, exits: tuple[int | None, int | None] = (None, None)) -> tuple[Q, ...]:
+    return tuple(Q("table7", f"{name} {strength}", exits=exits) for strength in LAMBDAS)
+
+
+def _figure3(threshold: float, what: Literal["top1", "train-nll"] = "top1") -> Q:
+    return Q("figure3", f"{threshold:.0%}".replace("%", " %"), what)
+
+
+def _dynamic(table: str, base: str, row: str = "+ Dynamic training") -> tuple[Q, Q]:
+    return Q(table, row), Q(table, base)
+
+
+_T1_GAIN = (_t1("+ Dynamic"), _t1("MSDNet"))
+_DAMPING, _ROOT, _WITH = "Damping loss", "+ Power-sqrt", "Dynamic training with gradient"
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        "Dynamic training is better than power-sqrt, and power-sqrt than plain training, on average over exits.",
+        "prose",
+        "section 4.1, Table 1",
+        (Greater(_t1("+ Dynamic"), _t1("+ Power-sqrt")), Greater(_t1("+ Power-sqrt"), _t1("MSDNet"))),
+    ),
+    Claim(
+        "The gains are small at the last two exits.",
+        "table",
+        "Table 1",
+        (_gain_early("table1", "+ Dynamic", "MSDNet"),),
+    ),
+    Claim(
+        "Power-sqrt and dynamic training are better than meta-learning (WPN).",
+        "prose",
+        "section 4.1, Table 1",
+        (Greater(_t1("+ Power-sqrt"), _t1("WPN")), Greater(_t1("+ Dynamic"), _t1("WPN"))),
+    ),
+    Claim(
+        "Damping with one λ for all exits helps some of them and hurts others.",
+        "prose",
+        "sections 3.4 and 4.1",
+        (Mixed(_t1("Damping"), _t1("MSDNet")),),
+    ),
+    Claim(
+        "Under damping, a higher λ lowers the accuracy of shallow exits.",
+        "prose",
+        "section 3.4",
+        (Over(_lambdas("damping", (None, 3)), LAMBDAS, -1, 0.01, "points that the first 3 exits lose per 0.01 of λ"),),
+    ),
+    Claim(
+        "Power-sqrt is less sensitive to λ than damping.",
+        "prose",
+        "section 4.2, Table 7",
+        (
+            Steadier(
+                _lambdas("power-sqrt"),
+                _lambdas("damping"),
+                "range of the mean over exits across λ: damping's less power-sqrt's",
+            ),
+        ),
+    ),
+    Claim(
+        "F[N+1] is higher in deeper exits.",
+        "prose",
+        "sections 3.4 and C.2, Table 5",
+        (Deeper(Q("table5", _DAMPING, "damping")), Deeper(Q("table5", _ROOT, "damping"))),
+    ),
+    Claim(
+        "F[N+1] is smaller under power-sqrt than under damping.",
+        "prose",
+        "section C.2, Table 5",
+        (Greater(Q("table5", _DAMPING, "damping"), Q("table5", _ROOT, "damping")),),
+    ),
+    Claim(
+        "Where the weights carry gradient, deeper exits have the smaller F[N+1].",
+        "prose",
+        "section C.2, Table 5",
+        (Deeper(Q("table5", _WITH, "damping"), -1),),
+    ),
+    Claim(
+        "Weights without gradient are better than weights with gradient.",
+        "prose",
+        "section C.2, Table 5",
+        (Greater(Q("table5", "+ Dynamic training"), Q("table5", _WITH)),),
+    ),
+    Claim(
+        "For a single exit damping is better than discarding above a threshold, and that than early stopping.",
+        "prose",
+        "section 4.2, Table 3",
+        (
+            Greater(Q("table3", "Damping loss last only"), Q("table3", "Threshold last only")),
+            Greater(Q("table3", "Threshold last only"), Q("table3", "MSDNet last only (best epoch)")),
+        ),
+    ),
+    Claim(
+        "Gradients above a softmax of 95 % hurt.",
+        "prose",
+        "section 3.2, Figure 3",
+        (Greater(_figure3(0.95), _figure3(1.0)),),
+    ),
+    Claim(
+        "Gradients between 70 % and 80 % help.",
+        "prose",
+        "section 3.2, Figure 3",
+        (Greater(_figure3(0.8), _figure3(0.7)),),
+    ),
+    Claim(
+        "The more gradients there are, the lower the loss that training converges to.",
+        "prose",
+        "section 3.2, Figure 3",
+        (
+            Over(
+                tuple(_figure3(threshold, "train-nll") for threshold in THRESHOLDS),
+                THRESHOLDS,
+                -1,
+                0.1,
+                "nats on training images that are gained per 10 % of threshold",
+            ),
+        ),
+    ),
+    Claim(
+        "Label smoothing brings nothing, power-sqrt does.",
+        "prose",
+        "section C.5, Table 8",
+        (
+            NoMore(Q("table8", "Label smoothing"), Q("table8", "MSDNet"), 0.2),
+            Greater(Q("table8", "Power-sqrt"), Q("table8", "MSDNet")),
+        ),
+    ),
+    Claim(
+        "The gains on RANet are larger than on MSDNet.",
+        "prose",
+        "section C.3, Tables 1 and 6",
+        (LargerGain(*_dynamic("table6", "RANet"), *_T1_GAIN),),
+    ),
+    Claim(
+        "The gains on CIFAR-10 are smaller than on CIFAR-100.",
+        "prose",
+        "section C.1, Tables 1 and 4",
+        (LargerGain(*_T1_GAIN, *_dynamic("table4", "MSDNet")),),
+        other_data=True,
+    ),
+    Claim(
+        "WPN wins at the first three exits and loses at the last.",
+        "prose",
+        "section 4.1, Table 2",
+        (
+            Greater(Q("table2", "WPN", exits=(None, 3)), Q("table2", "MSDNet", exits=(None, 3))),
+            Greater(Q("table2", "MSDNet", exits=(-1, None)), Q("table2", "WPN", exits=(-1, None))),
+        ),
+    ),
+    Claim(
+        "In dynamic inference WPN's lead over plain training is smaller than at its first three exits.",
+        "prose",
+        "section 4.1, Figure 4",
+        (
+            LargerGain(
+                Q("figure4", "WPN", exits=(None, 3)),
+                Q("figure4", "cross-entropy", exits=(None, 3)),
+                Q("figure4", "WPN", "budgeted"),
+                Q("figure4", "cross-entropy", "budgeted"),
+            ),
+        ),
+    ),
+    Claim(
+        "In dynamic inference dynamic training is better than plain training and WPN.",
+        "prose",
+        "section 4.1, Figure 4",
+        (
+            Greater(Q("figure4", "dynamic", "budgeted"), Q("figure4", "cross-entropy", "budgeted")),
+            Greater(Q("figure4", "dynamic", "budgeted"), Q("figure4", "WPN", "budgeted")),
+        ),
+    ),
+    Claim(
+        "Dynamic training takes less time than meta-learning (WPN).",
+        "prose",
+        "sections 2 and 3.5",
+        (Faster(Q("table1", "+ Dynamic", "seconds"), Q("table1", "WPN", "seconds")),),
+    ),
+    Claim(
+        "Power-sqrt takes hardly more time than plain training (at most 5 % here).",
+        "prose",
+        "abstract, section 3.3",
+        (Faster(Q("table1", "+ Power-sqrt", "seconds"), Q("table1", "MSDNet", "seconds"), 1.05),),
+    ),
+)

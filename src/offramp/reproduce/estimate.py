@@ -1,0 +1,84 @@
+"""How long runs will take: an estimate, from operations and one rate, before anything is trained."""
+
+import functools
+import json
+import math
+import time
+from statistics import median
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from offramp import backbones
+from offramp.config import Spec
+from offramp.costs import cost
+from offramp.devices import device_named
+from offramp.network import EarlyExitNet
+from offramp.reproduce.experiments import Row
+from offramp.reproduce.scales import Setting
+
+MEASURED_SECONDS = 1.0
+PIXELS = 16 * 32 * 32  # of all images of a step that is timed: few, so that it also ends soon for ImageNet
+
+
+def operations(row: Row) -> float:
+    """Operations of a run's forward passes, times the work of its method; backward passes are in the rate."""
+    return row.work * row.run.training.epochs * trained_images(row) * _an_image(row)
+
+
+def trained_images(row: Row) -> int:
+    """Images that one epoch trains on."""
+    own_limit = "limit" in row.run.data.source.args  # the held-out images come on top of it
+    return row.setting.images - (0 if own_limit else row.run.data.holdout or 0)
+
+
+def measured_rate(setting: Setting, threads: int | None = None) -> float:
+    """Operations a second of training steps on this machine, measured for about a second on a setting's network.
+
+    Other networks, batches and runs side by side have other rates: it is good for a factor of two, not more.
+    """
+    before, batch = torch.get_num_threads(), max(2, PIXELS // math.prod(setting.image_shape[1:]))
+    device = device_named("auto")
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        network = _network(setting.network, setting).to(device).train()
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, fused=True)
+        images_BCHW = torch.randn(batch, *setting.image_shape, device=device)
+        targets_B = torch.zeros(batch, dtype=torch.long, device=device)
+        seconds: list[float] = []
+        while len(seconds) < 3 or sum(seconds) < MEASURED_SECONDS:
+            started = time.perf_counter()
+            optimizer.zero_grad()
+            loss = torch.stack([F.cross_entropy(logits_BC, targets_B) for logits_BC in network(images_BCHW)]).sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            loss.item()  # wait for the device
+            seconds.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(before)
+    # The median: the first steps build their kernels, and on a busy machine some wait.
+    return batch * cost(network, setting.image_shape).exits[-1].operations / median(seconds)
+
+
+def in_words(hours: float) -> str:
+    """`4 min`, `2.3 h`, `12 days`."""
+    if hours < 1:
+        return f"{max(1, round(60 * hours))} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} days"
+
+
+def _an_image(row: Row) -> int:
+    setting = row.setting
+    shape = setting.image_shape
+    return _counted(json.dumps(row.run.network.to_json(), sort_keys=True), setting.num_classes, shape)
+
+
+@functools.cache
+def _counted(network: str, num_classes: int, shape: tuple[int, int, int]) -> int:
+    spec = Spec.from_json(json.loads(network))
+    return cost(backbones.build(spec, num_classes=num_classes, image_shape=shape), shape).exits[-1].operations
+
+
+def _network(spec: Spec, setting: Setting) -> EarlyExitNet:
+    return backbones.build(spec, num_classes=setting.num_classes, image_shape=setting.image_shape)

@@ -1,0 +1,191 @@
+"""Runs done by processes of this machine, several side by side; what is seen meanwhile; what went wrong."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from offramp.config import Run
+from offramp.errors import OfframpError
+from offramp.reproduce.estimate import in_words
+from offramp.reproduce.identity import run_name
+from offramp.reproduce.manifest import Manifest
+from offramp.reproduce.work import to_words
+from offramp.runs import RunFolder, read_json
+
+PAUSE = 0.2  # seconds between two looks at the processes
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A run to be done.
+
+    Attributes:
+        run: What to train.
+        folder: Where.
+        operations: About how much work it is (`estimate.operations`).
+    """
+
+    run: Run
+    folder: Path
+    operations: float
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return run_name(self.run)
+
+    def share_done(self) -> float:
+        """How much of it is done, by its epochs."""
+        folder = RunFolder(self.folder)
+        if not folder.metrics.is_file():
+            return 0.0
+        return len(folder.metrics.read_bytes().splitlines()) / self.run.training.epochs
+
+
+Finished = Callable[[Task, Manifest], None]
+
+
+def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished) -> None:
+    """Do all tasks on this machine, `jobs` processes at a time with `threads` threads each.
+
+    A run that fails does not keep the others from being done. Children stop, saving, when this process ends.
+
+    Args:
+        tasks: In the order in which they are begun.
+        jobs: Processes at a time.
+        threads: CPU threads of each.
+        finished: Called with each task that is done and its manifest.
+
+    Raises:
+        OfframpError: Which runs failed, and where their last words stand.
+    """
+    waiting, running, failed = list(tasks), dict[Task, subprocess.Popen[bytes]](), list[Task]()
+    try:
+        with Board(tasks) as board:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    task = waiting.pop(0)
+                    running[task] = _start(task, jobs, threads)
+                    board.note(f"Started {task.name}")
+                time.sleep(PAUSE)
+                for task, process in list(running.items()):
+                    status = process.poll()
+                    if status is None:
+                        continue
+                    del running[task]
+                    if status == 0:
+                        finished(task, read_manifest(task))
+                        board.note(f"Done: {task.name}")
+                    else:
+                        failed.append(task)
+                        board.note(f"Failed (status {status}): {task.name}; see {_log(task)}")
+                board.show(running)
+    finally:
+        for process in running.values():  # Ctrl-C reached them as well: they save and leave
+            if process.stdin is not None:
+                process.stdin.close()
+        for process in running.values():
+            process.wait()
+    refuse_failed(failed)
+
+
+def refuse_failed(failed: Sequence[Task]) -> None:
+    """Raise an error that names the runs that failed, if any did."""
+    if failed:
+        logs = ", ".join(str(_log(task)) for task in failed)
+        raise OfframpError(f"{len(failed)} of the runs failed; the others are kept. Their last words: {logs}.")
+
+
+def read_manifest(task: Task) -> Manifest:
+    """The manifest that a finished task left in its folder."""
+    path = task.folder / "manifest.json"
+    return Manifest(read_json(path), path)
+
+
+def _log(task: Task) -> Path:
+    return task.folder.parent / f"{task.name}.log"
+
+
+def _start(task: Task, jobs: int, threads: int) -> "subprocess.Popen[bytes]":
+    """A process that does the task; what it says is appended to its log."""
+    task.folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(_log(task), "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "offramp.reproduce.work"],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=_environment(threads),
+        )
+    assert process.stdin is not None
+    process.stdin.write(f"{to_words(task.run, task.folder, jobs)}\n".encode())
+    process.stdin.flush()  # and kept open: its end is the sign that this process is gone
+    return process
+
+
+def _environment(threads: int) -> Mapping[str, str]:
+    """The folder one works in is searched for `mine:Loss`, as by the command itself."""
+    path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+
+
+class Board:
+    """A bar over all work with the time left, in a terminal; lines in a log file. On standard error."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks, self.total = tasks, sum(task.operations for task in tasks)
+        self.done_before = self._done()
+        self.started = time.monotonic()
+        self.console = Console(stderr=True, highlight=False)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:.1f} %"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.line = self.bar.add_task(self._count(), total=self.total or 1, left="")
+        self.finished: set[str] = set()
+        self.looked = 0.0
+
+    def __enter__(self) -> "Board":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def note(self, text: str) -> None:
+        """A line of its own, with what is left."""
+        self.console.print(f"{text}{self._left()}", markup=False, soft_wrap=True)
+
+    def show(self, running: Mapping[Task, object]) -> None:
+        """Bring the bar up to date, once a second at most."""
+        if time.monotonic() - self.looked > 1:
+            self.looked = time.monotonic()
+            self.bar.update(self.line, completed=self._done(), description=self._count(), left=self._left())
+
+    def _count(self) -> str:
+        done = sum(task.share_done() >= 1 for task in self.tasks)
+        return f"{done} of {len(self.tasks)} runs"
+
+    def _done(self) -> float:
+        return sum(task.operations * task.share_done() for task in self.tasks)
+
+    def _left(self) -> str:
+        """Time left at the rate so far; nothing before there is one."""
+        done = self._done()
+        gained = done - self.done_before
+        if gained <= 0:
+            return ""
+        left = (self.total - done) * (time.monotonic() - self.started) / gained / 3600
+        return f"; about {in_words(left)} left" if left > 0 else ""

@@ -1,0 +1,147 @@
+"""What a finished run leaves behind: a small file with all that tables need, fit to be committed.
+
+K exits. A manifest says which configuration, data and versions gave its figures, so that studies can be done in pieces
+and on several machines: whoever has the manifest needs the run no more.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from offramp.config import Run, differences
+from offramp.errors import OfframpError
+from offramp.reproduce.identity import command, configuration, run_hash, run_name
+from offramp.runs import RunFolder, read_json
+from offramp.storage import write_atomically
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A finished run in short.
+
+    Attributes:
+        values: What the file holds; see `of`.
+        path: Where it was read from or written to.
+    """
+
+    values: Mapping[str, Any]
+    path: Path
+
+    @classmethod
+    def of(cls, run: Run, folder: RunFolder, evaluation: Mapping[str, Any], jobs: int) -> "Manifest":
+        """The manifest of a finished run, not yet written.
+
+        Args:
+            run: Its configuration.
+            folder: Its folder.
+            evaluation: What its `evaluation.json` holds.
+            jobs: How many runs went on side by side: what its times are worth.
+        """
+        start = folder.read_starts()[-1]
+        dynamic = evaluation["dynamic"]
+        values = {
+            "format": FORMAT,
+            "name": run_name(run),
+            "hash": run_hash(run),
+            "run": configuration(run),
+            "command": command(run, f"runs/{run_name(run)}"),
+            "data": evaluation["data"],
+            "images": {**folder.read_config()["images"], "test": evaluation["fingerprint"]},
+            "weights": evaluation["weights"],
+            "made_by": {key: start[key] for key in ("offramp", "torch", "python", "device", "threads", "git")},
+            "timing": {**_timing(folder, run), "jobs": jobs},
+            "mean_top1": evaluation["mean_top1"],
+            "exits": [_exit(exit) for exit in evaluation["exits"]],
+            "last_epoch": {key: value for key, value in folder.read_metrics()[-1].items() if key in ("epoch", "loss")},
+            "best_epoch": _best_epoch(folder),
+            "budgeted": None if dynamic is None else [_point(point) for point in dynamic["published"]],
+        }
+        return cls(values, folder.path / "manifest.json")
+
+    def save(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        write_atomically(path, (json.dumps(self.values, indent=1) + "\n").encode())
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.values["name"])
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent in training steps, as if the run had never been interrupted."""
+        return float(self.values["timing"]["seconds"])
+
+    def check(self, run: Run) -> None:
+        """Refuse a manifest of this hash whose configuration is another: one of the defaults has changed since.
+
+        Raises:
+            OfframpError: The fields that differ.
+        """
+        then, now = self.values["run"], json.loads(json.dumps(configuration(run)))
+        lines = [line for line in differences(then, now) if ": None there" not in line]  # a field it did not have yet
+        if lines:
+            raise OfframpError(
+                f"{self.path} has the hash of a run that is wanted, but another configuration ({'; '.join(lines)}). It "
+                "was made by an offramp with other defaults; move it away to run it again."
+            )
+
+
+def _exit(exit: Mapping[str, Any]) -> dict[str, Any]:
+    """An exit's figures on test, and on training images with test transforms."""
+    names = ("top1", "nll", "ece", "damping")
+    train = exit["train"] and {name: exit["train"][name] for name in names}
+    return {"operations": exit["operations"], **{name: exit[name] for name in names}, "train": train}
+
+
+def _point(point: Mapping[str, Any]) -> list[float]:
+    return [point["operations"], point["accuracy"]]
+
+
+def _best_epoch(folder: RunFolder) -> dict[str, Any] | None:
+    """The epoch of the best mean over exits on what was watched; None where nothing was."""
+    watched = [line for line in folder.read_metrics() if line.get("search_top1") is not None]
+    if not watched:
+        return None
+    best = max(watched, key=lambda line: fmean(line["search_top1"]))
+    return {"epoch": best["epoch"], "top1": best["search_top1"]}
+
+
+def _timing(folder: RunFolder, run: Run) -> dict[str, float]:
+    """From the clocks of all epochs, whole or resumed: the time of an image, and so of all of them."""
+    lines = [json.loads(line) for line in folder.timing.read_text().splitlines()]
+    seconds, images = sum(line["seconds"] for line in lines), sum(line["images"] for line in lines)
+    per_image = seconds / images
+    last = folder.read_metrics()[-1]
+    # A killed epoch leaves no line and its rest a short one: then the number of steps says how long an epoch is.
+    by_steps = (last["step"] // last["epoch"] - 1) * run.data.batch_size + 1
+    an_epoch = max(by_steps, *(line["images"] for line in lines))
+    return {"seconds": round(per_image * an_epoch * run.training.epochs, 2), "milliseconds_per_image": per_image * 1000}
+
+
+def find(folders: Iterable[Path]) -> dict[str, Manifest]:
+    """The manifests in these folders and below, by hash; of several of one run the first that is found.
+
+    Files that are no manifests are passed over, those of a newer format refused.
+    """
+    found: dict[str, Manifest] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*.json")):
+            values = _read(path)
+            if values is not None:
+                found.setdefault(values["hash"], Manifest(values, path))
+    return found
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    values = read_json(path)
+    if not isinstance(values, dict) or not {"format", "hash", "run", "timing"} <= values.keys():
+        return None
+    if values["format"] > FORMAT:
+        raise OfframpError(f"{path} was written by a newer offramp. Update offramp.")
+    return values

@@ -1,0 +1,189 @@
+"""The page of a study, as HTML of one file and as Markdown: verdicts, tables, and every run behind them."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from offramp.reports import figures
+from offramp.reports.page import inline_svg, page
+from offramp.reproduce.claims import CLAIMS, judge, judge_numbers
+from offramp.reproduce.experiments import EXPERIMENTS, Experiment
+from offramp.reproduce.identity import command, run_name
+from offramp.reproduce.manifest import Manifest
+from offramp.reproduce.plots import draw
+from offramp.reproduce.results import Results, manifest_of, measured
+from offramp.reproduce.study import Study, distinct
+from offramp.reproduce.tables import Cell, Table, anchor, claims_table, tables
+from offramp.storage import write_atomically
+
+ORDERS = (
+    "Verdicts are about differences taken seed by seed: agrees and disagrees mean that the 95 % interval lies on "
+    "one side. Each interval stands for itself; of twenty, one misses by chance. A single seed resolves nothing."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """An experiment on the page.
+
+    Attributes:
+        name: Of the experiment.
+        title: What it shows.
+        expect: What the paper leads one to expect, and what is a choice of ours.
+        tables: Ours, and the paper's.
+        plot: Its figure, as an element of the page.
+        no_plot: Why there is none although there should be.
+    """
+
+    name: str
+    title: str
+    expect: str
+    tables: tuple[Table, ...]
+    plot: Markup | None = None
+    no_plot: str = ""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A row's runs, as the page lists them.
+
+    Attributes:
+        anchor: Where cells lead to.
+        title: The rows that they stand behind.
+        command: What trains seed 0 by hand.
+        runs: Of each seed what its manifest says, or that it is missing.
+    """
+
+    anchor: str
+    title: str
+    command: str
+    runs: tuple[tuple[str, str, str], ...]
+
+
+def write(study: Study) -> list[Path]:
+    """Write DIR/NAME.html and DIR/NAME.md of what is finished, and return their paths."""
+    manifests = study.manifests()
+    results = measured(study.experiments, study.seeds, manifests)
+    verdicts = _verdicts(study, results)
+    made = _made(study, manifests)
+    html, text = study.out / f"{study.title}.html", study.out / f"{study.title}.md"
+    sections = [_section(experiment, results, study) for experiment in study.experiments]
+    head = _head(study, manifests)
+    values: dict[str, Any] = {
+        "title": head[0],
+        "lead": head[1:],
+        "verdicts": verdicts,
+        "sections": sections,
+        "made": made,
+    }
+    write_atomically(html, page("reproduce.html.j2", papers=study.scale.papers, **values).encode())
+    write_atomically(text, _markdown(head, verdicts, sections, made).encode())
+    return [html, text]
+
+
+def _head(study: Study, manifests: Mapping[str, Manifest]) -> list[str]:
+    """The title, what data this is, and how far the study is."""
+    wanted = [row.with_seed(seed) for row in distinct(study.experiments) for seed in study.seeds]
+    done = sum(manifest_of(run, manifests) is not None for run in wanted)
+    seeds = ", ".join(map(str, study.seeds))
+    return [
+        f"{', '.join(experiment.name for experiment in study.experiments)} at the scale {study.scale.name}",
+        study.scale.about,
+        f"{done} of {len(wanted)} runs are done; seed{'s' if len(study.seeds) > 1 else ''} {seeds}. Reported is the "
+        "last epoch, on the test set, unless a row says otherwise.",
+    ]
+
+
+def _verdicts(study: Study, results: Results) -> list[Table]:
+    papers = study.scale.papers
+    data = None if papers else _data(study)
+    made = [("What the paper says", judge(CLAIMS, results, papers=papers), ORDERS)]
+    numbers = judge_numbers(study.experiments, results)
+    note = (
+        "Whether our mean over exits lies within 0.3 points of the printed one."
+        if papers
+        else ("These are numbers on the paper's data, and ours are of other data.")
+    )
+    made.append(("What the paper printed", numbers, note))
+    return [claims_table(title, judged, data, said) for title, judged, said in made if judged]
+
+
+def _data(study: Study) -> str:
+    """The data sets of a scale that is not the paper's, by name."""
+    names = dict.fromkeys(setting.data.name for setting in study.scale.settings.values())
+    return " and ".join(names)
+
+
+def _section(experiment: Experiment, results: Results, study: Study) -> Section:
+    expect = f"The paper: {' '.join((EXPERIMENTS[experiment.name].__doc__ or '').split())}"
+    plot, no_plot = None, ""
+    if experiment.shows in ("threshold", "budgeted"):
+        if figures.available():
+            with figures.style():
+                drawn = draw(experiment, results)
+                plot = None if drawn is None else inline_svg(drawn, experiment.name)
+        else:
+            no_plot = figures.HOW_TO_GET_IT
+    return Section(experiment.name, experiment.title, expect, tuple(tables(experiment, results)), plot, no_plot)
+
+
+def _made(study: Study, manifests: Mapping[str, Manifest]) -> list[Made]:
+    """Every distinct configuration with its command and manifests."""
+    labels: dict[str, list[str]] = {}
+    for experiment in study.experiments:
+        for row in experiment.rows:
+            labels.setdefault(anchor(row), []).append(f"{experiment.name}: {row.label}")
+    made = []
+    for row in distinct(study.experiments):
+        runs = []
+        for seed in study.seeds:
+            run = row.with_seed(seed)
+            manifest = manifest_of(run, manifests)
+            where = "" if manifest is None else Path(os.path.relpath(manifest.path, study.out)).as_posix()
+            runs.append((run_name(run), where, "missing" if manifest is None else _facts(manifest)))
+        title = "; ".join(labels[anchor(row)])
+        made.append(Made(anchor(row), title, command(row.run, f"runs/{run_name(row.run)}"), tuple(runs)))
+    return made
+
+
+def _facts(manifest: Manifest) -> str:
+    values = manifest.values
+    by, images = values["made_by"], values["images"]
+    git = (by["git"] or {}).get("commit", "")[:10]
+    said = [
+        f"{by['device']}, {by['threads']} threads",
+        f"offramp {by['offramp']}{f' ({git})' if git else ''}, torch {by['torch']}, Python {by['python']}",
+        f"training images {images['train'][:10]}, test {images['test'][:10]}, weights {values['weights'][:10]}",
+    ]
+    return "; ".join(said)
+
+
+def _markdown(head: Sequence[str], verdicts: Sequence[Table], sections: Sequence[Section], made: Sequence[Made]) -> str:
+    lines = [f"# {head[0]}", "", *(f"{line}\n" for line in head[1:])]
+    if verdicts:
+        lines += ["## Verdicts", "", *(line for table in verdicts for line in _table(table))]
+    for section in sections:
+        lines += [f"## {section.name}: {section.title}", "", section.expect, ""]
+        lines += [line for table in section.tables for line in _table(table)]
+    lines += ["## Runs", ""]
+    for one in made:
+        lines += [f'<a id="{one.anchor}"></a>', f"**{one.title}**", "", f"    {one.command}", ""]
+        for name, where, facts in one.runs:
+            lines.append(f"- {f'[{name}]({where})' if where else name}: {facts}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _table(table: Table) -> list[str]:
+    rows = [f"| {' | '.join([_text(row[0]), *(_text(Cell(cell.text)) for cell in row[1:])])} |" for row in table.rows]
+    ruler = "|" + "---|" * len(table.head)
+    return [f"**{table.title}.** {table.note}", "", "| " + " | ".join(table.head) + " |", ruler, *rows, ""]
+
+
+def _text(cell: Cell) -> str:
+    text = cell.text.replace("\\", "\\\\").replace("|", "\\|")
+    return text if cell.to is None else f"[{text}](#{cell.to})"

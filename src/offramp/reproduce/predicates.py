@@ -1,0 +1,253 @@
+"""The few kinds of statement a claim is made of, each as numbers over seeds and a verdict on them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from offramp.reproduce import statistics
+from offramp.reproduce.results import Figures, Results, What
+from offramp.reproduce.statistics import Estimate, Verdict
+
+Part = tuple[int | None, int | None]  # exits as in a slice, from 0; of all by default
+EVERY: Part = (None, None)
+
+
+@dataclass(frozen=True)
+class Q:
+    """A number of each run of a row: a figure's mean over some exits.
+
+    Attributes:
+        experiment: Table or figure.
+        row: Its row.
+        what: Which figure.
+        exits: Of which exits the mean is taken, as in a slice.
+    """
+
+    experiment: str
+    row: str
+    what: What = "top1"
+    exits: Part = EVERY
+
+    def by_seed(self, results: Results) -> dict[int, float]:
+        """The number for each seed; empty where the row has no such figure."""
+        found = {}
+        for seed, figures in results.of(self.experiment, self.row).items():
+            values = figures.values(self.what)
+            if values is not None:
+                found[seed] = fmean(values[slice(*self.exits)])
+        return found
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came out of a predicate.
+
+    Attributes:
+        verdict: In words.
+        found: The number it is about; None where nothing was run.
+    """
+
+    verdict: Verdict
+    found: Estimate | None
+
+
+class Predicate(ABC):
+    """A statement about runs."""
+
+    @property
+    def digits(self) -> int:
+        """With how many its number is shown."""
+        return 2
+
+    @abstractmethod
+    def contrasts(self, results: Results) -> dict[int, float]:
+        """The number that the statement is about, by seed, of the seeds that all its rows have."""
+
+    def judge(self, results: Results) -> Finding:
+        """The verdict; most statements say that the number lies above 0."""
+        values = list(self.contrasts(results).values())
+        if not values:
+            return Finding(Verdict.NOT_RUN, None)
+        found = statistics.estimate(values)
+        return Finding(self.verdict(found), found)
+
+    def verdict(self, found: Estimate) -> Verdict:
+        """Of the number and its interval."""
+        return statistics.above(found)
+
+    @abstractmethod
+    def says(self) -> str:
+        """The number in words, for the page."""
+
+
+@dataclass(frozen=True)
+class Greater(Predicate):
+    """`left` exceeds `right`, seed by seed."""
+
+    left: Q
+    right: Q
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        return _less(self.left.by_seed(results), self.right.by_seed(results))
+
+    @property
+    def digits(self) -> int:  # noqa: D102
+        return 4 if self.left.what.startswith("damping") else 2
+
+    def says(self) -> str:  # noqa: D102
+        if self.left.row == self.right.row:
+            return f"{self.left.row}: {_exits(self.left)} less {_exits(self.right)}"
+        return f"{self.left.row} less {self.right.row}, {_exits(self.left)}"
+
+
+@dataclass(frozen=True)
+class NoMore(Greater):
+    """`left` exceeds `right` by less than a margin."""
+
+    margin: float
+
+    def verdict(self, found: Estimate) -> Verdict:  # noqa: D102
+        return statistics.below(found, self.margin)
+
+    def says(self) -> str:  # noqa: D102
+        return f"{super().says()}; less than {self.margin:g} wanted"
+
+
+@dataclass(frozen=True)
+class Faster(Predicate):
+    """`left` takes less time than `limit` times `right`: the number is the time saved, in percent of that."""
+
+    left: Q
+    right: Q
+    limit: float = 1.0
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        left, right = self.left.by_seed(results), self.right.by_seed(results)
+        return {seed: 100 * (1 - left[seed] / (self.limit * right[seed])) for seed in left if seed in right}
+
+    def says(self) -> str:  # noqa: D102
+        limit = "" if self.limit == 1 else f"{self.limit:g} times "
+        return f"training time that {self.left.row} saves against {limit}{self.right.row}, in percent"
+
+
+@dataclass(frozen=True)
+class LargerGain(Predicate):
+    """What `left` has over `left_base` exceeds what `right` has over `right_base`."""
+
+    left: Q
+    left_base: Q
+    right: Q
+    right_base: Q
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        first = Greater(self.left, self.left_base).contrasts(results)
+        return _less(first, Greater(self.right, self.right_base).contrasts(results))
+
+    def says(self) -> str:  # noqa: D102
+        return f"({Greater(self.left, self.left_base).says()}) less ({Greater(self.right, self.right_base).says()})"
+
+
+@dataclass(frozen=True)
+class Deeper(Predicate):
+    """A figure of a row grows with depth (or falls, with `sign` -1): the number is its slope over the exits, 1 to K."""
+
+    of: Q
+    sign: int = 1
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        found: Mapping[int, Figures] = results.of(self.of.experiment, self.of.row)
+        curves = {seed: figures.values(self.of.what) for seed, figures in found.items()}
+        return {seed: 100 * self.sign * _slope(range(len(curve)), curve) for seed, curve in curves.items() if curve}
+
+    def says(self) -> str:  # noqa: D102
+        return f"{self.of.row}: {'rise' if self.sign > 0 else 'fall'} of F[N+1] per exit, in hundredths"
+
+
+@dataclass(frozen=True)
+class Over(Predicate):
+    """A number grows (or falls, with `sign` -1) over rows with values `at`: its slope, per `unit` of these."""
+
+    rows: tuple[Q, ...]
+    at: tuple[float, ...]
+    sign: int
+    unit: float
+    what: str
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        each = [row.by_seed(results) for row in self.rows]
+        seeds = [seed for seed in each[0] if all(seed in one for one in each)]
+        return {seed: self.sign * self.unit * _slope(self.at, [one[seed] for one in each]) for seed in seeds}
+
+    def says(self) -> str:  # noqa: D102
+        return self.what
+
+
+@dataclass(frozen=True)
+class Steadier(Predicate):
+    """A number varies less over some rows (largest less smallest) than over others: the number is how much less."""
+
+    rows: tuple[Q, ...]
+    others: tuple[Q, ...]
+    what: str
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        return _less(_range(self.others, results), _range(self.rows, results))
+
+    def says(self) -> str:  # noqa: D102
+        return self.what
+
+
+@dataclass(frozen=True)
+class Mixed(Predicate):
+    """`left` exceeds `right` at some exits and falls short of it at others; the number is the mean over exits."""
+
+    left: Q
+    right: Q
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        return Greater(self.left, self.right).contrasts(results)
+
+    def judge(self, results: Results) -> Finding:  # noqa: D102
+        values = list(self.contrasts(results).values())
+        if not values:
+            return Finding(Verdict.NOT_RUN, None)
+        ours, theirs = (results.of(q.experiment, q.row) for q in (self.left, self.right))
+        seeds = [seed for seed in ours if seed in theirs]
+        exits = range(len(ours[seeds[0]].top1))
+        by_exit = [[ours[seed].top1[k] - theirs[seed].top1[k] for seed in seeds] for k in exits]
+        return Finding(statistics.both_signs(by_exit), statistics.estimate(values))
+
+    def says(self) -> str:  # noqa: D102
+        return f"{self.left.row} less {self.right.row}, at some exits above 0 and at some below; mean over exits"
+
+
+def _less(left: Mapping[int, float], right: Mapping[int, float]) -> dict[int, float]:
+    return {seed: left[seed] - right[seed] for seed in left if seed in right}
+
+
+def _range(rows: Sequence[Q], results: Results) -> dict[int, float]:
+    each = [row.by_seed(results) for row in rows]
+    seeds = [seed for seed in each[0] if all(seed in one for one in each)]
+    return {seed: max(one[seed] for one in each) - min(one[seed] for one in each) for seed in seeds}
+
+
+def _slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Of the line of least squares."""
+    middle_x, middle_y = fmean(x), fmean(y)
+    above = sum((a - middle_x) * (b - middle_y) for a, b in zip(x, y, strict=True))
+    return above / sum((a - middle_x) ** 2 for a in x)
+
+
+def _exits(q: Q) -> str:
+    first, last = q.exits
+    kind = {"top1": "top-1", "damping": "F[N+1] on test", "budgeted": "accuracy at equal operations"}.get(
+        q.what, q.what
+    )
+    if q.exits == EVERY:
+        return f"{kind}, mean over {'budgets' if q.what == 'budgeted' else 'exits'}"
+    if first is None and last is not None:
+        return f"{kind}, first {last} exits" if last > 0 else f"{kind}, all but the last {-last} exits"
+    if last is None and first is not None and first < 0:
+        return f"{kind}, last exit" if first == -1 else f"{kind}, last {-first} exits"
+    raise ValueError(q.exits)

@@ -1,0 +1,159 @@
+"""Figures by row and seed: what finished runs gave, and what the paper printed, in one form.
+
+K exits. Tables and claims read nothing else.
+"""
+
+import functools
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from statistics import fmean
+from typing import Any, Literal, TypeAlias
+
+from offramp.config import Run
+from offramp.reproduce.experiments import Experiment, Row
+from offramp.reproduce.identity import run_hash
+from offramp.reproduce.manifest import Manifest
+
+What = Literal["top1", "damping", "damping-train", "train-nll", "seconds", "budgeted"]
+BUDGETS = tuple(tenth / 10 for tenth in range(3, 11))  # shares of the whole network's operations
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one run gave, or a row of the paper; None where there is nothing.
+
+    Attributes:
+        top1: Accuracy of each exit on the test set, in percent.
+        damping: Mean of F[N+1] of each exit on the test set.
+        damping_train: The same on training images with test transforms.
+        train_nll: Negative log-likelihood of each exit on training images, in nats: the loss it converged to.
+        seconds: Of training.
+        budgeted: Accuracy at each of `BUDGETS` under thresholds, in percent.
+        epoch: The epoch whose accuracies these are, where it is not the last.
+    """
+
+    top1: tuple[float, ...]
+    damping: tuple[float, ...] | None = None
+    damping_train: tuple[float, ...] | None = None
+    train_nll: tuple[float, ...] | None = None
+    seconds: float | None = None
+    budgeted: tuple[float, ...] | None = None
+    epoch: int | None = None
+
+    def values(self, what: What) -> tuple[float, ...] | None:
+        """The figures of one kind, one per exit (one alone for seconds, one per budget under thresholds)."""
+        if what == "seconds":
+            return None if self.seconds is None else (self.seconds,)
+        found: tuple[float, ...] | None = getattr(self, what.replace("-", "_"))
+        return found
+
+
+def of_manifest(manifest: Manifest, *, best_epoch: bool = False) -> Figures:
+    """The figures of a finished run; `best_epoch`: accuracies of the epoch that was best on what was watched."""
+    values = manifest.values
+    exits = values["exits"]
+    train = [exit["train"] for exit in exits]
+    best = values["best_epoch"] if best_epoch else None
+    return Figures(
+        top1=tuple(best["top1"] if best else (exit["top1"] for exit in exits)),
+        damping=_all(exit["damping"] for exit in exits),
+        damping_train=_all(part and part["damping"] for part in train),
+        train_nll=_all(part and part["nll"] for part in train),
+        seconds=manifest.seconds,
+        budgeted=values["budgeted"] and at_budgets(values["budgeted"], exits[-1]["operations"]),
+        epoch=best["epoch"] if best else None,
+    )
+
+
+def _all(values: Any) -> tuple[float, ...] | None:
+    kept = tuple(values)
+    return None if any(value is None for value in kept) else kept
+
+
+def at_budgets(points: Sequence[Sequence[float]], full_operations: float) -> tuple[float, ...]:
+    """Accuracy at each of `BUDGETS` on the line between the points of a budgeted curve, nan outside of it."""
+    ordered = sorted((operations / full_operations, accuracy) for operations, accuracy in points)
+    return tuple(_between(ordered, share) for share in BUDGETS)
+
+
+def _between(ordered: Sequence[tuple[float, float]], share: float) -> float:
+    if share < ordered[0][0]:
+        return math.nan
+    for (x0, y0), (x1, y1) in itertools.pairwise(ordered):
+        if x0 <= share <= x1:
+            return y1 if x1 == x0 else y0 + (y1 - y0) * (share - x0) / (x1 - x0)
+    return ordered[-1][1]  # more than the dearest point spends: it can be spent, and nothing is gained
+
+
+Key: TypeAlias = tuple[str, str]  # experiment and row
+
+
+@dataclass(frozen=True)
+class Results:
+    """Figures by experiment and row, then by seed."""
+
+    figures: Mapping[Key, Mapping[int, Figures]]
+
+    def of(self, experiment: str, row: str) -> Mapping[int, Figures]:
+        """Of one row, by seed; empty where there is none."""
+        return self.figures.get((experiment, row), {})
+
+
+def measured(experiments: Sequence[Experiment], seeds: Sequence[int], manifests: Mapping[str, Manifest]) -> Results:
+    """What the runs of these experiments gave that are done."""
+    return Results(
+        {
+            (experiment.name, row.label): {
+                seed: of_manifest(manifest, best_epoch=row.best_epoch)
+                for seed in seeds
+                if (manifest := manifest_of(row.with_seed(seed), manifests)) is not None
+            }
+            for experiment in experiments
+            for row in experiment.rows
+        }
+    )
+
+
+def manifest_of(run: Run, manifests: Mapping[str, Manifest]) -> Manifest | None:
+    """The run's manifest, checked to be of its configuration; None where it is not done."""
+    manifest = manifests.get(run_hash(run))
+    if manifest is not None:
+        manifest.check(run)
+    return manifest
+
+
+@functools.cache
+def published() -> Mapping[str, Any]:
+    """The paper's tables: per table its data and number of runs, per row `top1`, and where printed `spread`, `damping`.
+
+    `spread` is what the paper calls ±, very probably half the distance from the lowest run to the highest.
+    """
+    text = resources.files("offramp.reproduce").joinpath("published.json").read_text()
+    tables: Mapping[str, Any] = json.loads(text)
+    return tables
+
+
+def published_row(experiment: Experiment, row: Row) -> Mapping[str, Any] | None:
+    """The paper's figures of a row; None where it printed none."""
+    table = published().get(experiment.name, {"rows": {}})
+    found: Mapping[str, Any] | None = table["rows"].get(row.label) if row.in_paper else None
+    return found
+
+
+def printed() -> Results:
+    """The paper's own figures, as if of one seed."""
+    figures = {
+        (name, row): {0: Figures(tuple(values["top1"]), damping=values.get("damping") and tuple(values["damping"]))}
+        for name, table in published().items()
+        for row, values in table["rows"].items()
+    }
+    return Results(figures)
+
+
+def mean_top1(figures: Figures) -> float:
+    """The plain mean over exits."""
+    return fmean(figures.top1)

@@ -1,0 +1,205 @@
+"""At which size the paper is reproduced: its own data and recipe, or something that fits a pocket.
+
+A `Scale` holds four `Setting`s by the paper's names for them. Experiments are written for settings, so a scale of your
+own (`package.module:Name`) runs all of them on other data.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from offramp.config import DataConfig, Run, Spec, TrainConfig, resolve
+from offramp.errors import UsageError
+
+Of = Literal["cifar100", "cifar10", "imagenet", "ranet"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Data, network and recipe of some of the paper's experiments.
+
+    Attributes:
+        data: The data set.
+        network: With all its exits.
+        last_only: The same trunk with the last exit alone.
+        exits: K.
+        num_classes: N, and with the next two what estimates of time go by: no data is read for them.
+        image_shape: Channels, height and width.
+        images: Training images, with those that are held out.
+        batch_size: Images per step.
+        epochs: Passes over the training part.
+        strength: The paper's lambda.
+        alpha: The paper's alpha; WPN's epsilon is the same number.
+        wpn: WPN's further arguments.
+        held_out: Training images that are held out where thresholds are needed.
+    """
+
+    data: Spec
+    network: Spec
+    last_only: Spec | None = None
+    exits: int
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    images: int
+    batch_size: int = 64
+    epochs: int
+    strength: float
+    alpha: float = 0.8
+    wpn: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    held_out: int
+
+    def run(
+        self,
+        objective: Spec,
+        rule: Spec | None = None,
+        *,
+        network: Spec | None = None,
+        data: Spec | None = None,
+        holdout: int | None = 0,
+        epochs: int | None = None,
+    ) -> Run:
+        """The configuration of seed 0; what is not given is this setting's."""
+        return Run(
+            data=DataConfig(source=data or self.data, batch_size=self.batch_size, holdout=holdout),
+            objective=objective,
+            network=network or self.network,
+            rule=rule or Spec("standard"),
+            training=TrainConfig(epochs=epochs or self.epochs),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """The settings of a reproduction.
+
+    Attributes:
+        name: What `--scale` calls it.
+        about: What it is, in a sentence or two, for the page.
+        papers: Whether data and recipe are the paper's, so that its numbers may be compared with ours.
+        settings: By the paper's names.
+    """
+
+    name: str
+    about: str
+    papers: bool
+    settings: Mapping[str, Setting]
+
+    def __getitem__(self, of: Of) -> Setting:
+        if of not in self.settings:
+            raise UsageError(f"The scale {self.name!r} has no setting {of!r}, which this experiment needs.")
+        return self.settings[of]
+
+    def times(self, factor: int) -> "Scale":
+        """So many times the epochs: to see whether an order changes with the budget. No longer the paper's recipe."""
+        if factor < 1:
+            raise UsageError(f"times must be at least 1, not {factor}.")
+        if factor == 1:
+            return self
+        longer = {of: dataclasses.replace(s, epochs=factor * s.epochs) for of, s in self.settings.items()}
+        about = f"{self.about} With {factor} times the epochs."
+        return Scale(name=f"{self.name}-x{factor}", about=about, papers=False, settings=longer)
+
+
+_CIFAR = Setting(
+    data=Spec("cifar100"),
+    network=Spec("msdnet7-cifar100"),
+    last_only=Spec("msdnet7-last-cifar100"),
+    exits=7,
+    num_classes=100,
+    image_shape=(3, 32, 32),
+    images=50_000,
+    epochs=300,
+    strength=0.005,
+    held_out=5000,
+)
+
+PAPER = Scale(
+    name="paper",
+    about=(
+        "The paper's data and recipe: CIFAR-10 and CIFAR-100 (300 epochs, batches of 64), ImageNet (100 epochs, "
+        "batches of 256); SGD with momentum 0.9, rate 0.1 on a cosine, weight decay 1e-4."
+    ),
+    papers=True,
+    settings={
+        "cifar100": _CIFAR,
+        "cifar10": dataclasses.replace(
+            _CIFAR,
+            data=Spec("cifar10"),
+            network=Spec("msdnet7-cifar10"),
+            last_only=Spec("msdnet7-last-cifar10"),
+            num_classes=10,
+            strength=0.075,
+        ),
+        "imagenet": Setting(
+            data=Spec("imagenet"),
+            network=Spec("msdnet5-imagenet"),
+            exits=5,
+            num_classes=1000,
+            image_shape=(3, 224, 224),
+            images=1_281_167,
+            batch_size=256,
+            epochs=100,
+            strength=0.01,
+            alpha=0.3,
+            wpn={"centre": "mat", "interval": 100},  # its own settings for ImageNet
+            held_out=50_000,
+        ),
+        # The paper does not say lambda for RANet; as for MSDNet on the same data.
+        "ranet": dataclasses.replace(_CIFAR, network=Spec("ranet6-cifar100"), last_only=None, exits=6),
+    },
+)
+
+# Narrow enough that 100 passes over 2,000 images take some four minutes on two cores. Few images and many passes rather
+# than the reverse: what the paper is about, gradients that are no longer needed, comes with networks that are fitted.
+_NARROW: dict[str, Any] = {"channels": 8, "growth": 4, "head_channels": 32}
+_MSDNET: dict[str, Any] = {**_NARROW, "step_mode": "even", "growth_factors": [1, 2, 4]}
+_MSDNET7: dict[str, Any] = {**_MSDNET, "exits": 7, "base": 1, "step": 1}
+_POCKET = Setting(
+    data=Spec("fashion-mnist", {"limit": 2000}),
+    network=Spec("msdnet", _MSDNET7),
+    last_only=Spec("msdnet", {**_MSDNET7, "last_only": True}),
+    exits=7,
+    num_classes=10,
+    image_shape=(1, 28, 28),
+    images=2000,
+    epochs=100,
+    strength=0.005,
+    held_out=2000,
+)
+
+POCKET = Scale(
+    name="pocket",
+    about=(
+        "Fashion-MNIST, 2,000 training images, 100 epochs, narrow networks for 28 pixels: the same experiments at a "
+        "budget of minutes. Not the paper's data: nothing here is one of its numbers, nor comparable with them."
+    ),
+    papers=False,
+    settings={
+        "cifar100": _POCKET,
+        "cifar10": dataclasses.replace(_POCKET, strength=0.075),
+        # Five even exits in the place of the ImageNet network, and that setting's lambda and alpha.
+        "imagenet": dataclasses.replace(
+            _POCKET,
+            network=Spec("msdnet", {**_MSDNET, "exits": 5, "base": 2, "step": 2}),
+            last_only=None,
+            exits=5,
+            strength=0.01,
+            alpha=0.3,
+            wpn={"centre": "mat"},
+        ),
+        "ranet": dataclasses.replace(
+            _POCKET, network=Spec("ranet", {**_NARROW, "step_mode": "even"}), last_only=None, exits=6
+        ),
+    },
+)
+
+SCALES: Mapping[str, Scale] = {"paper": PAPER, "pocket": POCKET}
+
+
+def scale(name: str) -> Scale:
+    """The scale of this name, or a `Scale` of your own, `package.module:Name`."""
+    found = resolve(name, SCALES, "scale")
+    if not isinstance(found, Scale):
+        raise UsageError(f"scale {name!r} is a {type(found).__name__}, not an offramp.reproduce.Scale.")
+    return found

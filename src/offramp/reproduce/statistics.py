@@ -1,0 +1,118 @@
+"""What a few seeds can say: means with intervals, and verdicts in words.
+
+Differences are taken seed by seed. Intervals are Student's: they take the differences for normal, which a handful
+cannot show, and hold for each by itself; of twenty claims whose truth is 0, one will seem resolved.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from scipy.special import stdtrit
+
+CONFIDENCE = 0.95
+
+
+class Verdict(StrEnum):
+    """What the runs say of a claim."""
+
+    AGREES = "agrees"
+    DISAGREES = "disagrees"
+    NOT_RESOLVED = "not resolved at this n"
+    NOT_COMPARABLE = "not comparable (other data)"
+    NOT_RUN = "not run yet"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its interval.
+
+    Attributes:
+        mean: Of n values.
+        half: How far the interval reaches to each side; infinite for one value.
+        n: How many they are.
+    """
+
+    mean: float
+    half: float
+    n: int
+
+    @property
+    def low(self) -> float:
+        """Lower end."""
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        """Upper end."""
+        return self.mean + self.half
+
+    def text(self, digits: int = 2) -> str:
+        """`+0.29 [+0.11, +0.47]`, the mean alone for one value."""
+        interval = "" if math.isinf(self.half) else f" [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
+        return f"{self.mean:+.{digits}f}{interval}"
+
+
+def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """The mean of the values and Student's interval."""
+    n = len(values)
+    if n == 1:
+        return Estimate(values[0], math.inf, 1)
+    return Estimate(statistics.fmean(values), _t(n, confidence) * statistics.stdev(values) / math.sqrt(n), n)
+
+
+def against_published(values: Sequence[float], published: float, runs: int) -> Estimate:
+    """Our mean less a published one of so many runs, whose spread is taken to be ours: theirs is seldom given."""
+    n = len(values)
+    difference = statistics.fmean(values) - published
+    if n == 1:
+        return Estimate(difference, math.inf, 1)
+    return Estimate(difference, _t(n, CONFIDENCE) * statistics.stdev(values) * math.sqrt(1 / n + 1 / runs), n)
+
+
+def above(found: Estimate, margin: float = 0.0) -> Verdict:
+    """Whether the true mean lies above the margin."""
+    if found.low > margin:
+        return Verdict.AGREES
+    return Verdict.DISAGREES if found.high < margin else Verdict.NOT_RESOLVED
+
+
+def below(found: Estimate, margin: float) -> Verdict:
+    """Whether the true mean lies below the margin."""
+    return above(Estimate(-found.mean, found.half, found.n), -margin)
+
+
+def within(found: Estimate, margin: float) -> Verdict:
+    """Whether the true mean lies within the margin of 0, to both sides."""
+    if -margin < found.low and found.high < margin:
+        return Verdict.AGREES
+    outside = found.low > margin or found.high < -margin
+    return Verdict.DISAGREES if outside else Verdict.NOT_RESOLVED
+
+
+def both_signs(found: Sequence[Sequence[float]]) -> Verdict:
+    """Whether some of several quantities lie above 0 and some below, each given by its values over seeds.
+
+    To name one above and one below is to look for the best of many, so their intervals share the error between them. It
+    is contradicted where all lie on one side, each by its own interval.
+    """
+    shared = 1 - (1 - CONFIDENCE) / len(found)
+    signs = {above(estimate(values, shared)) for values in found}
+    if {Verdict.AGREES, Verdict.DISAGREES} <= signs:
+        return Verdict.AGREES
+    alone = {above(estimate(values)) for values in found}
+    return Verdict.DISAGREES if len(alone) == 1 and Verdict.NOT_RESOLVED not in alone else Verdict.NOT_RESOLVED
+
+
+def all_of(verdicts: Sequence[Verdict]) -> Verdict:
+    """Of a claim with several parts: it agrees where all do, and fails with one."""
+    for decisive in (Verdict.NOT_RUN, Verdict.DISAGREES, Verdict.NOT_COMPARABLE, Verdict.NOT_RESOLVED):
+        if decisive in verdicts:
+            return decisive
+    return Verdict.AGREES
+
+
+def _t(n: int, confidence: float) -> float:
+    return float(stdtrit(n - 1, (1 + confidence) / 2))

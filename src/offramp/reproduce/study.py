@@ -1,0 +1,119 @@
+"""A study: experiments at a scale, with some seeds, in a folder. What is done is kept, what is missing is run.
+
+DIR/runs/NAME/          a run's folder, as `offramp train` makes it, and beside it NAME.log
+DIR/manifests/NAME.json what a finished run leaves; fit to be committed
+DIR/STUDY.html, .md     the page
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from offramp.config import Spec, did_you_mean
+from offramp.errors import UsageError
+from offramp.reproduce import estimate
+from offramp.reproduce.experiments import ALL, EXPERIMENTS, Experiment, Row, experiments
+from offramp.reproduce.identity import run_hash, run_name
+from offramp.reproduce.jobs import Finished, Task
+from offramp.reproduce.manifest import Manifest, find
+from offramp.reproduce.methods import own
+from offramp.reproduce.scales import Scale
+
+Doing = Callable[[Sequence[Task], Finished], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is to be reproduced, and where.
+
+    Attributes:
+        names: Of the experiments, as asked for.
+        scale: At which scale.
+        seeds: Every row is trained with each.
+        out: The folder.
+        known: Further folders with manifests.
+        only: Rows to run and show, by label; all if empty.
+        also: Methods that join every experiment.
+        root: Folder that holds the data set's files.
+        workers: Processes that decode images.
+    """
+
+    names: tuple[str, ...]
+    scale: Scale
+    seeds: tuple[int, ...]
+    out: Path
+    known: tuple[Path, ...] = ()
+    only: tuple[str, ...] = ()
+    also: tuple[Spec, ...] = ()
+    root: str | None = None
+    workers: int = 0
+    experiments: tuple[Experiment, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise UsageError("A study needs at least one seed.")
+        extra = [own(spec) for spec in self.also]
+        found = [experiment.with_methods(extra) for experiment in experiments(self.names, self.scale)]
+        object.__setattr__(self, "experiments", tuple(self._chosen(found)))
+
+    def _chosen(self, found: Sequence[Experiment]) -> list[Experiment]:
+        labels = dict.fromkeys(row.label for experiment in found for row in experiment.rows)
+        for label in self.only:
+            if label not in labels:
+                raise UsageError(f"No row is called {label!r}.{did_you_mean(label, list(labels))}")
+        if not self.only:
+            return list(found)
+        kept = [
+            dataclasses.replace(experiment, rows=tuple(row for row in experiment.rows if row.label in self.only))
+            for experiment in found
+        ]
+        return [experiment for experiment in kept if experiment.rows]
+
+    @property
+    def title(self) -> str:
+        """The page's name, without its ending: `table1-pocket`."""
+        names = [ALL] if ALL in self.names else [name for name in EXPERIMENTS if name in self.names]
+        return "-".join([*names, self.scale.name])
+
+    @property
+    def folder(self) -> Path:
+        """Of the runs."""
+        return self.out / "runs"
+
+    def manifests(self) -> dict[str, Manifest]:
+        """What is finished, here or elsewhere, by hash."""
+        for folder in self.known:
+            if not folder.is_dir():
+                raise UsageError(f"There is no folder {folder} with manifests.")
+        return find([self.out / "manifests", *self.known])
+
+    def tasks(self, manifests: Mapping[str, Manifest], of: Sequence[Experiment] | None = None) -> list[Task]:
+        """The missing runs of all experiments, or of some, each once; first all rows' first seed, and so on."""
+        missing: dict[str, Task] = {}
+        for seed in self.seeds:
+            for row in distinct(self.experiments if of is None else of):
+                run = row.with_seed(seed)
+                if run_hash(run) not in manifests:
+                    data = dataclasses.replace(run.data, root=self.root, workers=self.workers)
+                    placed = dataclasses.replace(run, data=data)
+                    missing[run_hash(run)] = Task(placed, self.folder / run_name(run), estimate.operations(row))
+        return list(missing.values())
+
+    def do(self, tasks: Sequence[Task], doing: Doing) -> None:
+        """Do what is missing; each finished run's manifest is kept at once."""
+
+        def finished(task: Task, manifest: Manifest) -> None:
+            path = self.out / "manifests" / f"{task.name}.json"
+            manifest.save(path)
+
+        doing(tasks, finished)
+
+
+def distinct(found: Sequence[Experiment]) -> list[Row]:
+    """The rows of several experiments, each run once."""
+    rows = dict[str, Row]()
+    for experiment in found:
+        for row in experiment.rows:
+            rows.setdefault(run_hash(row.run), row)
+    return list(rows.values())

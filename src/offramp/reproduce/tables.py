@@ -1,0 +1,219 @@
+"""A study as tables of text with links: what the page and the Markdown file both show."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from offramp.reports.compare import Spread
+from offramp.reports.side_by_side import spread_text
+from offramp.reproduce import statistics
+from offramp.reproduce.claims import Judged, Part
+from offramp.reproduce.experiments import Experiment, Row
+from offramp.reproduce.identity import run_hash
+from offramp.reproduce.results import BUDGETS, Figures, Results, What, mean_top1, published, published_row
+
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text, and where on the page it leads; nowhere if None."""
+
+    text: str
+    to: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with one line said of it."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+
+def claims_table(title: str, judged: Sequence[Judged], data: str | None, note: str) -> Table:
+    """Claims with their verdicts. `data`: said beside verdicts that other data than the paper's gave."""
+    rows = []
+    for one in judged:
+        resolved = one.verdict in (statistics.Verdict.AGREES, statistics.Verdict.DISAGREES)
+        verdict = f"{one.verdict}, on {data}" if resolved and data is not None else str(one.verdict)
+        source = f"{one.claim.source}: {one.claim.where}"
+        found = "; ".join(map(_part, one.parts))
+        rows.append(tuple(map(Cell, (one.claim.text, source, verdict, found))))
+    return Table(title, ("claim", "source", "verdict", "found, with 95 % intervals"), tuple(rows), note)
+
+
+def _part(part: Part) -> str:
+    """What was found of a part of a claim, and the paper's own number beside it."""
+    found = "not run yet" if part.found is None else f"{part.found.text(part.digits)}, n = {part.found.n}"
+    own = "" if part.published is None else f" (the paper's own numbers: {part.published:+.{part.digits}f})"
+    return f"{part.says}: {found}{own}"
+
+
+def anchor(row: Row) -> str:
+    """Where the page lists the runs of a row: rows that share their runs share it."""
+    return f"runs-{run_hash(row.run)}"
+
+
+def tables(experiment: Experiment, results: Results) -> list[Table]:
+    """The tables of an experiment: ours, and the paper's beside it."""
+    made = [_accuracy(experiment, results)]
+    if experiment.shows == "damping":
+        made += [
+            _by_exit(experiment, results, "damping", "F[N+1] on test images", 4),
+            _by_exit(experiment, results, "damping-train", "F[N+1] on training images, with test transforms", 4),
+        ]
+    if experiment.shows == "threshold":
+        made.append(_by_exit(experiment, results, "train-nll", "Loss converged to: nats on training images", 4))
+    if experiment.shows == "budgeted":
+        made.append(_budgeted(experiment, results))
+    return made + _published(experiment, results)
+
+
+def _accuracy(experiment: Experiment, results: Results) -> Table:
+    """Accuracy of every exit, their mean, its paired difference to the first row, time."""
+    first = experiment.rows[0]
+    num_exits = _num_exits(experiment, results)
+    single = num_exits == 1
+    means = () if single else ("mean",)
+    head = ("", *_exit_names(num_exits), *means, f"against {first.label}, paired", "n", "training time")
+    rows = []
+    for row in experiment.rows:
+        found = results.of(experiment.name, row.label)
+        rows.append(
+            (
+                Cell(row.label, anchor(row)),
+                *(_spread(row, [f.top1[k] for f in found.values()]) for k in range(num_exits)),
+                *(() if single else (_spread(row, [mean_top1(f) for f in found.values()]),)),
+                Cell(_paired(found, results.of(experiment.name, first.label)) if row is not first else ""),
+                Cell(str(len(found))),
+                Cell(_time(found, results.of(experiment.name, first.label))),
+            )
+        )
+    note = (
+        "Top-1 in percent on test: mean ± standard deviation (half-range) over n seeds. Times are of training alone, "
+        "as many side by side as the manifests say."
+    )
+    if any(row.best_epoch for row in experiment.rows):
+        note += " Best epoch: selected on test, as the paper's row is; it flatters."
+    return Table("Accuracy", head, tuple(rows), note)
+
+
+def _by_exit(experiment: Experiment, results: Results, what: What, title: str, digits: int) -> Table:
+    num_exits = _num_exits(experiment, results)
+    rows = []
+    for row in experiment.rows:
+        found = [f.values(what) for f in results.of(experiment.name, row.label).values()]
+        curves = [curve for curve in found if curve is not None]
+        cells = [_number(row, [curve[k] for curve in curves], digits) for k in range(num_exits)]
+        rows.append((Cell(row.label, anchor(row)), *cells))
+    return Table(title, ("", *_exit_names(num_exits)), tuple(rows), "Mean ± standard deviation over seeds.")
+
+
+def _budgeted(experiment: Experiment, results: Results) -> Table:
+    rows = []
+    for row in experiment.rows:
+        curves = [f.budgeted for f in results.of(experiment.name, row.label).values() if f.budgeted is not None]
+        cells = [_spread(row, [curve[b] for curve in curves]) for b in range(len(BUDGETS))]
+        rows.append((Cell(row.label, anchor(row)), *cells))
+    head = ("", *(f"{budget:.0%}".replace("%", " %") for budget in BUDGETS))
+    note = (
+        "Top-1 in percent when so much of the whole network's operations is spent on average; thresholds found "
+        "on held-out images, 39 points, the line between them."
+    )
+    return Table("Accuracy under thresholds", head, tuple(rows), note)
+
+
+def _published(experiment: Experiment, results: Results) -> list[Table]:
+    """The paper's numbers, labelled so, and our difference where data and recipe are the paper's."""
+    known = [(row, theirs) for row in experiment.rows if (theirs := published_row(experiment, row)) is not None]
+    if not known:
+        return []
+    table = published()[experiment.name]
+    count = "one run" if table["runs"] == 1 else f"{table['runs']} runs"
+    exits = range(max(len(theirs["top1"]) for _, theirs in known))
+    head = ("", *_exit_names(len(exits)), *(("mean",) if len(exits) > 1 else ()))
+    ours = experiment.papers
+    note = f"Printed in the paper, {count} on {table['data']}."
+    note += "" if ours else " Other data, other networks: not comparable with anything of ours."
+    printed = Table("Published", head, tuple(_printed(row, theirs) for row, theirs in known), note)
+    if not ours:
+        return [printed]
+    differences = Table(
+        "Ours less published",
+        head,
+        tuple(
+            _differences(row, theirs, results.of(experiment.name, row.label), table["runs"]) for row, theirs in known
+        ),
+        "With 95 % intervals, which take the paper's runs to spread like ours.",
+    )
+    return [printed, differences]
+
+
+def _printed(row: Row, theirs: Mapping[str, Sequence[float]]) -> tuple[Cell, ...]:
+    spread, damping = theirs.get("spread"), theirs.get("damping")
+    texts = [
+        f"{value:.2f}" + (f" ±{spread[k]:.2f}" if spread else "") + (f" ({damping[k]:g})" if damping else "")
+        for k, value in enumerate(theirs["top1"])
+    ]
+    mean = [f"{fmean(theirs['top1']):.2f}"] if len(texts) > 1 else []
+    return Cell(f"{row.label}, published"), *map(Cell, [*texts, *mean])
+
+
+def _differences(
+    row: Row, theirs: Mapping[str, Sequence[float]], found: Mapping[int, Figures], runs: int
+) -> tuple[Cell, ...]:
+    printed = [*theirs["top1"], *([fmean(theirs["top1"])] if len(theirs["top1"]) > 1 else [])]
+    ours = [[*f.top1, mean_top1(f)] for f in found.values()]
+    cells = [Cell(NOTHING)] * len(printed)
+    if ours:
+        gaps = (statistics.against_published([of[k] for of in ours], value, runs) for k, value in enumerate(printed))
+        cells = [Cell(gap.text(), anchor(row)) for gap in gaps]
+    return Cell(row.label, anchor(row)), *cells
+
+
+def _spread(row: Row, values: Sequence[float]) -> Cell:
+    if not values or any(map(math.isnan, values)):
+        return Cell(NOTHING)
+    return Cell(spread_text(Spread.of(values)), anchor(row))
+
+
+def _number(row: Row, values: Sequence[float], digits: int) -> Cell:
+    if not values:
+        return Cell(NOTHING)
+    spread = Spread.of(values)
+    deviation = "" if spread.std is None else f" ±{spread.std:.{digits}f}"
+    return Cell(f"{spread.mean:.{digits}f}{deviation}", anchor(row))
+
+
+def _paired(found: Mapping[int, Figures], first: Mapping[int, Figures]) -> str:
+    values = [mean_top1(found[seed]) - mean_top1(first[seed]) for seed in found if seed in first]
+    return statistics.estimate(values).text() if values else NOTHING
+
+
+def _time(found: Mapping[int, Figures], first: Mapping[int, Figures]) -> str:
+    """Mean over seeds, and how many times the first row's, seed by seed."""
+    seconds = [f.seconds for f in found.values() if f.seconds is not None]
+    if not seconds:
+        return NOTHING
+    minutes = fmean(seconds) / 60
+    said = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    pairs = [(found[seed].seconds, first[seed].seconds) for seed in found if seed in first]
+    ratios = [ours / theirs for ours, theirs in pairs if ours is not None and theirs]
+    return f"{said} (×{fmean(ratios):.2f})" if ratios else said
+
+
+def _num_exits(experiment: Experiment, results: Results) -> int:
+    """K: of what was run, else what the setting says."""
+    for row in experiment.rows:
+        for figures in results.of(experiment.name, row.label).values():
+            return len(figures.top1)
+    single = experiment.shows in ("last-exit", "threshold")
+    return 1 if single else experiment.rows[0].setting.exits
+
+
+def _exit_names(num_exits: int) -> tuple[str, ...]:
+    return ("last exit",) if num_exits == 1 else tuple(f"exit {k}" for k in range(1, num_exits + 1))

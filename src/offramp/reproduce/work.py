@@ -1,0 +1,102 @@
+"""One job: train a run, measure it, leave its manifest. As a process of its own it ends with the one that began it."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from offramp.config import DataConfig, Run, Spec, TrainConfig
+from offramp.errors import OfframpError, UsageError
+from offramp.reports import evaluate
+from offramp.reports.evaluation import current_json
+from offramp.reproduce.manifest import Manifest
+from offramp.runs import RunFolder
+from offramp.training import train
+
+
+def work(run: Run, folder: Path, jobs: int = 1) -> Manifest:
+    """Train `run` in `folder` from where it stands, evaluate it, and write its manifest there.
+
+    Args:
+        run: What to train.
+        folder: The run's folder.
+        jobs: How many runs go on side by side, for the manifest.
+    """
+    with _alone(folder):
+        train(run, folder)
+        place = RunFolder(folder)
+        figures = current_json(place) or evaluate(folder, root=run.data.root, page=False).to_json()
+        manifest = Manifest.of(run, place, figures, jobs)
+        manifest.save(manifest.path)
+    return manifest
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait for a process that works at the same run: an orphan that is still saving, or the same command elsewhere."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.parent / f".{folder.name}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Another process works at {folder}; waiting for it.", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def to_words(run: Run, folder: Path, jobs: int) -> str:
+    """What `main` reads: one line of JSON."""
+    data, training = dict(vars(run.data)), dict(vars(run.training))
+    data["source"] = run.data.source.to_json()
+    specs = {name: getattr(run, name).to_json() for name in ("objective", "network", "rule")}
+    return json.dumps({"data": data, **specs, "training": training, "folder": str(folder), "jobs": jobs})
+
+
+def from_words(text: str) -> tuple[Run, Path, int]:
+    """The inverse of `to_words`."""
+    values = json.loads(text)
+    training = {**values["training"], "milestones": tuple(values["training"]["milestones"])}
+    specs: Mapping[str, Any] = {name: Spec.from_json(values[name]) for name in ("objective", "network", "rule")}
+    data = DataConfig(**{**values["data"], "source": Spec.from_json(values["data"]["source"])})
+    run = Run(data=data, training=TrainConfig(**training), **specs)
+    return run, Path(values["folder"]), values["jobs"]
+
+
+def main() -> int:
+    """Read a job from the first line of standard input, and do it; stop, saving, when standard input ends."""
+    run, folder, jobs = from_words(_first_line())
+    threading.Thread(target=_stop_with_the_starter, daemon=True).start()
+    try:
+        work(run, folder, jobs)
+    except OfframpError as error:
+        print(f"offramp: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _first_line() -> str:
+    """Not by `sys.stdin`: its lock, held by a thread that reads on, would be in the way when the process ends."""
+    content = b""
+    while not content.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            raise UsageError("No job on standard input.")
+        content += byte
+    return content.decode()
+
+
+def _stop_with_the_starter() -> None:
+    """The pipe ends when the process at its other end does, `kill -9` included."""
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
