@@ -23,6 +23,7 @@ from offramp.cli.policy import policy
 from offramp.cli.predict import predict
 from offramp.cli.reproduce import reproduce
 from offramp.cli.train import train
+from offramp.cli.xray import xray
 from offramp.errors import OfframpError, UsageError
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "certify": certify,
     "audit": audit,
     "bench": bench,
+    "xray": xray,
     "cost": cost,
     "import": import_,
     "reproduce": reproduce,

@@ -8,6 +8,7 @@ from offramp.reports.evaluate import evaluate
 from offramp.reports.evaluation import Evaluation
 from offramp.reports.policy import PolicyUse, find_policy
 from offramp.reports.predict import Prediction, Predictions, predict
+from offramp.reports.xray import XrayReport, xray
 
 __all__ = [
     "Bench",
@@ -16,10 +17,12 @@ __all__ = [
     "PolicyUse",
     "Prediction",
     "Predictions",
+    "XrayReport",
     "bench",
     "certify",
     "compare",
     "evaluate",
     "find_policy",
     "predict",
+    "xray",
 ]

@@ -128,7 +128,7 @@ def accuracy(curves: Sequence[Curve], ylabel: str = "top-1 accuracy, %") -> "Fig
     labels = [textwrap.fill(curve.label, 85) for curve in curves]  # a line of the figure holds about 90
     columns = 1 if max(map(len, labels)) > 40 else 2
     lines = sum(label.count("\n") + 1 for label in labels) / columns
-    figure, (axes,) = _figure(1, 3.2 + 0.2 * lines)
+    figure, (axes,) = panels(1, 3.2 + 0.2 * lines)
     styles = zip(itertools.cycle(GROUPS), itertools.cycle(MARKERS), curves, labels, strict=False)
     for colour, marker, curve, label in styles:
         axes.errorbar(
@@ -154,7 +154,7 @@ def accuracy(curves: Sequence[Curve], ylabel: str = "top-1 accuracy, %") -> "Fig
 
 def budgeted(exits: Curve, published: Curve, searched: Curve, policy: Curve) -> "Figure":
     """Accuracy against expected operations: what thresholds do, and beside it the exits alone, numbered."""
-    figure, (axes,) = _figure(1, 3.7)
+    figure, (axes,) = panels(1, 3.7)
     published_order = sorted(zip(published.operations, published.top1, strict=True))
     axes.plot(*zip(*published_order, strict=True), color=GROUPS[0], marker="o", markersize=3, label=published.label)
     bars = list(zip(*exits.reach, strict=True)) or None
@@ -185,7 +185,7 @@ def training(metrics: Sequence[Mapping[str, Any]]) -> "Figure":
     searched = all(line.get("search_top1") is not None for line in metrics)
     measured = "search_top1" if searched else "train_top1"
     accuracy_title = f"top-1 on {'held-out' if searched else 'training'} images, %"
-    panels: list[tuple[str, Callable[[Mapping[str, Any]], Any]]] = [
+    curves_of: list[tuple[str, Callable[[Mapping[str, Any]], Any]]] = [
         (accuracy_title, lambda line: line.get(measured)),
         ("training loss (sum over exits)", lambda line: line.get("loss")),
         ("learning rate", lambda line: line.get("lr")),
@@ -194,11 +194,11 @@ def training(metrics: Sequence[Mapping[str, Any]]) -> "Figure":
     if all(weight == 1 for line in metrics for weight in line.get("stats", {}).get("weight", ())):
         names.discard("weight")  # no dynamic weights: nothing to see
     order = [*(name for name in STATISTICS if name in names), *sorted(names - STATISTICS.keys())]
-    panels += [(STATISTICS.get(n, n), lambda line, n=n: line.get("stats", {}).get(n)) for n in order]  # type: ignore[misc]
-    panels = [(title, read) for title, read in panels if any(read(line) is not None for line in metrics)]
-    figure, all_axes = _figure(len(panels), 2.3, columns=2)
+    curves_of += [(STATISTICS.get(n, n), lambda line, n=n: line.get("stats", {}).get(n)) for n in order]  # type: ignore[misc]
+    curves_of = [(title, read) for title, read in curves_of if any(read(line) is not None for line in metrics)]
+    figure, all_axes = panels(len(curves_of), 2.3, columns=2)
     num_exits = 1
-    for (title, read), axes in zip(panels, all_axes, strict=True):
+    for (title, read), axes in zip(curves_of, all_axes, strict=True):
         points = [(line["epoch"], _as_list(read(line))) for line in metrics if read(line) is not None]
         epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
         curves = list(zip(*values, strict=True))
@@ -211,14 +211,14 @@ def training(metrics: Sequence[Mapping[str, Any]]) -> "Figure":
         axes.set_title(title)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    _exit_legend(figure, num_exits)
+    exit_legend(figure, num_exits)
     return figure
 
 
 def reliability(diagrams: Sequence[Reliability]) -> "Figure":
     """For each exit accuracy (bars) against confidence, the diagonal of perfect calibration, and where images lie."""
     columns = math.ceil(len(diagrams) / math.ceil(len(diagrams) / 4))
-    figure, all_axes = _figure(len(diagrams), 2.35, columns=columns)
+    figure, all_axes = panels(len(diagrams), 2.35, columns=columns)
     for k, (diagram, colour, axes) in enumerate(zip(diagrams, depth_colours(len(diagrams)), all_axes, strict=True), 1):
         bins = len(diagram.images)
         left = [b / bins for b in range(bins)]
@@ -242,7 +242,7 @@ def reliability(diagrams: Sequence[Reliability]) -> "Figure":
 
 def damping(result: Anytime) -> "Figure":
     """How F[N+1] is distributed over the images, per exit, on a logarithmic axis."""
-    figure, (axes,) = _figure(1, 3.2)
+    figure, (axes,) = panels(1, 3.2)
     colours = depth_colours(len(result.exits))
     for exit, colour in zip(result.exits, colours, strict=True):
         if exit.damping is not None:
@@ -251,7 +251,7 @@ def damping(result: Anytime) -> "Figure":
             axes.axvline(exit.damping.mean, color=colour, linewidth=1.1, linestyle=(0, (1.5, 2)))
     axes.set(xscale="log", xlim=(EDGES[0], 1), xlabel="F[N+1], probability of the damping neuron", ylabel="images, %")
     axes.set_ylim(bottom=0)
-    _exit_legend(figure, len(result.exits))
+    exit_legend(figure, len(result.exits))
     return figure
 
 
@@ -265,7 +265,7 @@ def short(count: float, *, zeros: bool = True) -> str:
     return f"{count:.3g}"
 
 
-def _figure(count: int, height: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
+def panels(count: int, height: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
     """So many panels of equal size, in rows of `height` inches; what the last row has fewer stands in the middle."""
     from matplotlib.figure import Figure
 
@@ -273,12 +273,12 @@ def _figure(count: int, height: float, columns: int = 1) -> tuple["Figure", list
     figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
     halves = figure.add_gridspec(rows, 2 * columns)
     missing = rows * columns - count
-    panels = []
+    made = []
     for number in range(count):
         row, column = divmod(number, columns)
         left = 2 * column + (missing if row == rows - 1 else 0)
-        panels.append(figure.add_subplot(halves[row, left : left + 2]))
-    return figure, panels
+        made.append(figure.add_subplot(halves[row, left : left + 2]))
+    return figure, made
 
 
 def _steady(curves: Sequence[Sequence[float]]) -> bool:
@@ -286,7 +286,8 @@ def _steady(curves: Sequence[Sequence[float]]) -> bool:
     return min(values) > 0 and max(values) - min(values) < STEADY * fmean(values)
 
 
-def _exit_legend(figure: "Figure", num_exits: int) -> None:
+def exit_legend(figure: "Figure", num_exits: int) -> None:
+    """The colours of the exits, above the panels; nothing for one exit."""
     if num_exits > 1:
         from matplotlib.lines import Line2D
 

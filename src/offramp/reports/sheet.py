@@ -1,4 +1,4 @@
-"""Test images for the page: read from the data set, turned back into pixels, as PNG inside the page.
+"""Images of a data set for the page: read from the data set, turned back into pixels, as PNG inside the page.
 
 B images, C channels, H and W pixels.
 """
@@ -7,6 +7,7 @@ import base64
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,9 +15,16 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from offramp.data import Split
-from offramp.reports.dynamic import Picked
 
 LARGEST = 64  # pixels of the longer side on the page
+
+
+class Picked(Protocol):
+    """An image to look at."""
+
+    @property
+    def index(self) -> int:
+        """Its position in the official training or test set."""
 
 
 @dataclass(frozen=True)

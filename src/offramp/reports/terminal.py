@@ -9,12 +9,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from offramp.evaluation.xray import NEEDED, STATES
 from offramp.reports.dynamic import MAX_DROP, leaves_from
 from offramp.reports.evaluate import Progress as PassProgress
 from offramp.reports.evaluation import Evaluation
 from offramp.reports.figures import short
 from offramp.reports.policy import PolicyUse
 from offramp.reports.report import with_error
+from offramp.reports.xray import XrayReport
 
 
 def console() -> Console:
@@ -104,4 +106,37 @@ def exit_table(use: PolicyUse, remark: str) -> RenderableType:
             f"Milliseconds per image: {found['milliseconds']:.4g}, {share:.1%} of the full network, as measured in "
             f"{how} on {found['device']}."
         )
+    return Group(table, *map(Text, lines))
+
+
+def xray_table(report: XrayReport) -> RenderableType:
+    """What the gradients of each exit did in the last epoch, and what the damping value tells on test."""
+    first = report.exits[0]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    coefficients = [
+        *(["median γ"] if first.gamma is not None else []),
+        *(["mean w"] if first.weight is not None else []),
+    ]
+    told = ["F[N+1] tells"] if report.telling else []
+    names = ["exit", *(f"{state} %" for state in STATES), "mean F[y]", *coefficients, "right %", "since epoch", *told]
+    for name in names:
+        table.add_column(Text(name), justify="right", no_wrap=True)  # no markup: [y] would be a style
+    for k, exit in enumerate(report.exits):
+        row = [str(k + 1), *(f"{100 * share:.1f}" for share in exit.shares), f"{exit.true:.4f}"]
+        row += [f"{exit.gamma:.3g}"] if exit.gamma is not None else []
+        row += [f"{exit.weight:.2f}"] if exit.weight is not None else []
+        row += [f"{100 * exit.learned:.1f}", "-" if exit.learned_by is None else str(exit.learned_by)]
+        if report.telling:
+            ranking = report.telling[k].ranking
+            row += ["-" if ranking is None else f"{ranking:.3f}"]
+        table.add_row(*row)
+    lines = [
+        f"Epoch {report.epoch}, {len(report.record.indices_W)} images of {report.record.split}, as training saw them",
+        f"needed: at least {NEEDED:.0%} of plain cross-entropy's push on the true class is left; damped: less; "
+        "reversed: it is pushed down",
+    ]
+    if report.telling:
+        lines += [
+            "F[N+1] tells: chance that it is larger for a test image answered wrongly than for one answered rightly"
+        ]
     return Group(table, *map(Text, lines))
