@@ -26,13 +26,14 @@ import numpy as np
 import numpy.typing as npt
 import rows
 import torch
+from steps import bare_rule
 
 import offramp
 from offramp import EarlyExitNet, backbones, data, objectives
 from offramp.config import Spec, TrainConfig
 from offramp.data import Batch, Parts
 from offramp.engine.timing import conditions, ratio
-from offramp.rules import Outcome, Standard, Workbench
+from offramp.rules import Outcome, Standard
 
 WITHIN = 1.05
 BATCH, SKIPPED = 64, 4
@@ -51,10 +52,7 @@ class Beside(Standard):
         self.ready = ready
         self.started: list[npt.NDArray[np.float64]] = []  # when an iteration began
         self.bare: list[npt.NDArray[np.float64]] = []  # seconds of its bare step
-        network = new_network().train()
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
-        self.other = Standard()
-        self.other.prepare(Workbench(network, network, objectives.dynamic(), optimizer))
+        self.other = bare_rule(new_network(), objectives.dynamic())
 
     def step(self, batch: Batch, progress: float) -> Outcome:
         self.started.append(clocks())
