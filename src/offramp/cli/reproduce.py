@@ -68,7 +68,6 @@ def reproduce(
     if rate is not None and not rate > 0:
         raise UsageError(f"rate must be above 0, not {rate}.")
     threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // jobs)
-    from offramp.reproduce.estimate import measured_rate
     from offramp.reproduce.page import write
     from offramp.reproduce.scales import scale as named
     from offramp.reproduce.study import Study
@@ -85,7 +84,7 @@ def reproduce(
         workers=workers,
     )
     if dry_run:
-        _list(study, rate or jobs * measured_rate(study.experiments[0].rows[0].setting, threads), jobs)
+        _list(study, rate or _measured(study, jobs, threads), jobs)
         return
     try:
         if not page_only:
@@ -123,6 +122,12 @@ def _list(study: "Study", rate: float, jobs: int) -> None:
     )
 
 
+def _measured(study: "Study", jobs: int, threads: int) -> float:
+    from offramp.reproduce.estimate import measured_rate
+
+    return jobs * measured_rate(study.experiments[0].rows[0].setting, threads)
+
+
 def _time(tasks: "Sequence[Task]", rate: float) -> str:
     from offramp.reproduce.estimate import in_words
 
@@ -136,6 +141,6 @@ def _run(study: "Study", rate: float | None, jobs: int, threads: int, on: str) -
     tasks = study.tasks(study.manifests())
     if not tasks:
         return
-    said = f", about {_time(tasks, rate)}" if rate is not None else ""
-    print(f"{len(tasks)} runs to do{said}, {jobs} side by side, {threads} threads each.", file=sys.stderr)
+    about = _time(tasks, rate or _measured(study, jobs, threads))
+    print(f"{len(tasks)} runs to do, about {about}, {jobs} side by side, {threads} threads each.", file=sys.stderr)
     study.do(tasks, lambda waiting, finished: do_here(waiting, jobs, threads, finished))

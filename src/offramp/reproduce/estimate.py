@@ -16,20 +16,32 @@ from offramp.devices import device_named
 from offramp.network import EarlyExitNet
 from offramp.reproduce.experiments import Row
 from offramp.reproduce.scales import Setting
+from offramp.reproduce.watching import plain
 
 MEASURED_SECONDS = 1.0
 PIXELS = 16 * 32 * 32  # of all images of a step that is timed: few, so that it also ends soon for ImageNet
 
 
 def operations(row: Row) -> float:
-    """Operations of a run's forward passes, times the work of its method; backward passes are in the rate."""
-    return row.work * row.run.training.epochs * trained_images(row) * _an_image(row)
+    """Operations of a run's forward passes, times the work of its method; backward passes are in the rate.
+
+    An image that is only watched after an epoch is a third of one that is trained on.
+    """
+    images = row.work * trained_images(row) + watched_images(row) / 3
+    return row.run.training.epochs * images * _an_image(row)
 
 
 def trained_images(row: Row) -> int:
     """Images that one epoch trains on."""
     own_limit = "limit" in row.run.data.source.args  # the held-out images come on top of it
     return row.setting.images - (0 if own_limit else row.run.data.holdout or 0)
+
+
+def watched_images(row: Row) -> int:
+    """Images that are watched after an epoch: half of those held out, or the test set where a row asks for that."""
+    if plain(row.run.data) != row.run.data:
+        return row.setting.test_images
+    return (row.run.data.holdout or 0) // 2
 
 
 def measured_rate(setting: Setting, threads: int | None = None) -> float:

@@ -58,7 +58,7 @@ def command(run: Run, out: str) -> str:
     for name in ("network", "objective", "rule"):
         value: Spec = getattr(run, name)
         if value != getattr(default, name):
-            words += [f"--{name}", *value.words()]
+            words += [f"--{name}", *_words(value)]
     for group in _GROUPS:
         config, usual = getattr(run, group), getattr(default, group)
         for field in fields(config):
@@ -69,9 +69,15 @@ def command(run: Run, out: str) -> str:
     return shlex.join([*words, "--out", out])
 
 
+def _words(spec: Spec) -> list[str]:
+    """`Spec.words` without quotes around strings that need none: they would have to be quoted for the shell again."""
+    plain_words = [f"{key}={value}" for key, value in spec.args.items()]
+    return [spec.name, *plain_words] if Spec.parse([spec.name, *plain_words]) == spec else spec.words()
+
+
 def _option(name: str, value: Any) -> list[str]:
     if isinstance(value, Spec):
-        return [f"--{name}", *value.words()]
+        return [f"--{name}", *_words(value)]
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
     if isinstance(value, (list, tuple)):

@@ -20,6 +20,7 @@ from offramp.reproduce.work import to_words
 from offramp.runs import RunFolder, read_json
 
 PAUSE = 0.2  # seconds between two looks at the processes
+QUIET = 600.0  # seconds after which something is said in a log file
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +81,7 @@ def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished) 
                     if status is None:
                         continue
                     del running[task]
+                    process.communicate()  # nothing more to say to it: closes the pipe
                     if status == 0:
                         finished(task, read_manifest(task))
                         board.note(f"Done: {task.name}")
@@ -88,9 +90,9 @@ def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished) 
                         board.note(f"Failed (status {status}): {task.name}; see {_log(task)}")
                 board.show(running)
     finally:
-        for process in running.values():  # Ctrl-C reached them as well: they save and leave
-            if process.stdin is not None:
-                process.stdin.close()
+        for process in running.values():  # after Ctrl-C: all of them save and leave
+            assert process.stdin is not None
+            process.stdin.close()
         for process in running.values():
             process.wait()
     refuse_failed(failed)
@@ -123,6 +125,7 @@ def _start(task: Task, jobs: int, threads: int) -> "subprocess.Popen[bytes]":
             stdout=log,
             stderr=log,
             env=_environment(threads),
+            start_new_session=True,  # Ctrl-C is for this process; two signals would be one too many
         )
     assert process.stdin is not None
     process.stdin.write(f"{to_words(task.run, task.folder, jobs)}\n".encode())
@@ -154,8 +157,8 @@ class Board:
             disable=not self.console.is_terminal,
         )
         self.line = self.bar.add_task(self._count(), total=self.total or 1, left="")
-        self.finished: set[str] = set()
         self.looked = 0.0
+        self.spoke = self.started
 
     def __enter__(self) -> "Board":
         self.bar.start()
@@ -166,6 +169,7 @@ class Board:
 
     def note(self, text: str) -> None:
         """A line of its own, with what is left."""
+        self.spoke = time.monotonic()
         self.console.print(f"{text}{self._left()}", markup=False, soft_wrap=True)
 
     def show(self, running: Mapping[Task, object]) -> None:
@@ -173,6 +177,8 @@ class Board:
         if time.monotonic() - self.looked > 1:
             self.looked = time.monotonic()
             self.bar.update(self.line, completed=self._done(), description=self._count(), left=self._left())
+            if not self.console.is_terminal and self.looked - self.spoke > QUIET:
+                self.note(self._count())
 
     def _count(self) -> str:
         done = sum(task.share_done() >= 1 for task in self.tasks)

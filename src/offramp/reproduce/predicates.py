@@ -30,12 +30,12 @@ class Q:
     exits: Part = EVERY
 
     def by_seed(self, results: Results) -> dict[int, float]:
-        """The number for each seed; empty where the row has no such figure."""
+        """The number for each seed; empty where the row has no such figure, or not so many exits."""
         found = {}
         for seed, figures in results.of(self.experiment, self.row).items():
-            values = figures.values(self.what)
-            if values is not None:
-                found[seed] = fmean(values[slice(*self.exits)])
+            values = (figures.values(self.what) or ())[slice(*self.exits)]
+            if values:
+                found[seed] = fmean(values)
         return found
 
 

@@ -27,6 +27,7 @@ class Setting:
         num_classes: N, and with the next two what estimates of time go by: no data is read for them.
         image_shape: Channels, height and width.
         images: Training images, with those that are held out.
+        test_images: Images of the test set.
         batch_size: Images per step.
         epochs: Passes over the training part.
         strength: The paper's lambda.
@@ -42,6 +43,7 @@ class Setting:
     num_classes: int
     image_shape: tuple[int, int, int]
     images: int
+    test_images: int = 10_000
     batch_size: int = 64
     epochs: int
     strength: float
@@ -138,6 +140,7 @@ PAPER = Scale(
             num_classes=1000,
             image_shape=(3, 224, 224),
             images=1_281_167,
+            test_images=50_000,
             batch_size=256,
             epochs=100,
             strength=0.01,

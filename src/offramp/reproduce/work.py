@@ -74,7 +74,7 @@ def main() -> int:
     threading.Thread(target=_stop_with_the_starter, daemon=True).start()
     try:
         work(run, folder, jobs)
-    except OfframpError as error:
+    except (OfframpError, UsageError) as error:
         print(f"offramp: {error}", file=sys.stderr)
         return 1
     return 0

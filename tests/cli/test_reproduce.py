@@ -1,0 +1,124 @@
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from offramp.cli import main
+
+TINY = Path(__file__).parents[1] / "reproduce" / "tiny.py"
+METHOD = """
+from dataclasses import dataclass
+from torch.nn import functional as F
+from offramp.objectives import Objective, Terms
+
+@dataclass(frozen=True)
+class Focal(Objective):
+    power: float = 2.0
+
+    def terms(self, logits_KBC, targets_B, *, progress=0.0):
+        K, B, C = logits_KBC.shape
+        ce_KB = F.cross_entropy(logits_KBC.flatten(0, 1), targets_B.repeat(K), reduction="none").view(K, B)
+        return Terms((1 - (-ce_KB).exp()) ** self.power * ce_KB, {})
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with a scale of one's own in it: `--scale tiny:SCALE`."""
+    shutil.copy(TINY, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "tiny", raising=False)
+    return tmp_path
+
+
+def test_the_list_of_everything(here: Path, capsys) -> None:
+    """What the issue asks to see first; nothing is written."""
+    assert main(["reproduce", "all", "--scale", "pocket", "--seeds", "1", "--dry-run", "--rate", "5e9"]) == 0
+    said = capsys.readouterr().out
+    for name in (*(f"table{n}" for n in range(1, 9)), "figure3", "figure4", "league"):
+        assert re.search(rf"^ *{name} .* (min|h|days) *$", said, re.MULTILINE), name
+    assert re.search(r"^ *all .* 59 +59 ", said, re.MULTILINE)
+    assert "estimates" in said
+    assert os.listdir(here) == ["tiny.py"]
+
+
+def without_clocks(page: str) -> str:
+    return re.sub(r"[\d.]+ (min|h)( \(×[\d.]+\))?", "TIME", page)
+
+
+def test_a_study_with_a_method_of_ones_own(here: Path, capsys) -> None:
+    """One file is all that a new method takes. Done in two pieces; a third call finds nothing to do."""
+    (here / "mine.py").write_text(METHOD)
+    command = [
+        "reproduce",
+        "table1",
+        "--scale",
+        "tiny:SCALE",
+        "--only",
+        "MSDNet",
+        "mine:Focal power=1.0",
+        "--threads",
+        "1",
+    ]
+    command += ["--also", "mine:Focal", "power=1.0", "--jobs", "2"]
+    assert main([*command, "--seeds", "1"]) == 0
+    first = sorted((here / "reproduce" / "manifests").iterdir())
+    assert len(first) == 2
+    page = (here / "reproduce" / "table1-tiny.md").read_text()
+    assert re.search(r"^\| \[mine:Focal power=1.0\]\(#runs-\w+\) \| .* \| 1 \| ", page, re.MULTILINE)
+    before = {path: path.stat().st_mtime_ns for path in first}
+    assert main([*command, "--seeds", "1"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in first} == before
+    assert (here / "reproduce" / "table1-tiny.md").read_text() == page
+    capsys.readouterr()
+    assert main([*command, "--seeds", "2", "--dry-run"]) == 0
+    assert re.search(r"^ *table1 .* 2 +4 +2 ", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_wrong_use_is_one_line(here: Path, capsys) -> None:
+    for words, said in (
+        (["tabel1"], "There is no table or figure 'tabel1'. Did you mean table1"),
+        ([], "Say what to reproduce"),
+        (["table1", "--scale", "poket"], "Unknown scale 'poket'"),
+        (["table1", "--seeds", "0"], "seeds must be at least 1, not 0."),
+        (["table1", "--rate", "-1"], "rate must be above 0"),
+        (["table1", "--only", "MSDnet"], "No row is called 'MSDnet'. Did you mean MSDNet"),
+        (["table1", "--known", "nowhere"], "There is no folder nowhere"),
+        (["table4", "--scale", "tiny:SCALE"], "has no setting 'cifar10'"),
+    ):
+        assert main(["reproduce", *words, "--page-only"]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_ends_with_the_same_page(here: Path) -> None:
+    """`kill -9` ten times on the way, at moments that the clock chooses; only what clocks say may differ."""
+    text = (here / "tiny.py").read_text().replace("epochs=1", "epochs=40")
+    (here / "tiny.py").write_text(text)
+    command = [sys.executable, "-m", "offramp", "reproduce", "table1", "--scale", "tiny:SCALE", "--seeds", "2"]
+    command += ["--only", "MSDNet", "+ Dynamic", "--jobs", "2", "--threads", "1", "--rate", "1e9", "--out"]
+    subprocess.run([*command, "calm"], check=True)
+    kills = 0
+    for number in range(10):
+        process = subprocess.Popen([*command, "killed"])
+        try:
+            process.wait(timeout=6 + 2 * number)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            time.sleep(0.1)
+    subprocess.run([*command, "killed"], check=True)
+    assert kills > 0
+    for ending in ("html", "md"):
+        calm, killed = ((here / out / f"table1-tiny.{ending}").read_text() for out in ("calm", "killed"))
+        assert without_clocks(calm) == without_clocks(killed)
+    assert "4 of 4 runs are done" in calm

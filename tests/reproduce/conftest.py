@@ -1,0 +1,79 @@
+"""Made-up manifests: what finished runs would leave, without training any."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from offramp.config import Run
+from offramp.reproduce.identity import command, configuration, run_hash, run_name
+from offramp.reproduce.manifest import Manifest
+from offramp.reproduce.scales import Scale
+
+TINY = Path(__file__).with_name("tiny.py")
+
+
+@pytest.fixture
+def tiny() -> Scale:
+    """The scale of `tiny.py`."""
+    spec = importlib.util.spec_from_file_location("tiny", TINY)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SCALE
+
+
+@pytest.fixture
+def manifest() -> Callable[..., Manifest]:
+    """`manifest(run, top1, ...)`: of a run that gave these accuracies."""
+
+    def make(
+        run: Run,
+        top1: Sequence[float],
+        *,
+        damping: Sequence[float] | None = None,
+        best: Sequence[float] | None = None,
+        budgeted: Sequence[Sequence[float]] | None = None,
+        seconds: float = 60.0,
+        nll: float = 0.5,
+    ) -> Manifest:
+        exits = [
+            {
+                "operations": 100 * (k + 1),
+                "top1": value,
+                "nll": 1.0,
+                "ece": 0.1,
+                "damping": None if damping is None else damping[k],
+                "train": {
+                    "top1": 100.0,
+                    "nll": nll,
+                    "ece": 0.1,
+                    "damping": None if damping is None else damping[k] / 2,
+                },
+            }
+            for k, value in enumerate(top1)
+        ]
+        by = {"offramp": "0", "torch": "2", "python": "3", "device": "cpu", "threads": 1, "git": None}
+        values: dict[str, Any] = {
+            "format": 1,
+            "name": run_name(run),
+            "hash": run_hash(run),
+            "run": configuration(run),
+            "command": command(run, "x"),
+            "data": "digits",
+            "images": {"train": "a" * 64, "search": None, "test": "b" * 64},
+            "weights": "c" * 64,
+            "made_by": by,
+            "timing": {"seconds": seconds, "milliseconds_per_image": 1.0, "jobs": 1},
+            "mean_top1": sum(top1) / len(top1),
+            "exits": exits,
+            "last_epoch": {"epoch": 1, "loss": 1.0},
+            "best_epoch": None if best is None else {"epoch": 7, "top1": list(best)},
+            "budgeted": budgeted,
+        }
+        return Manifest(values, Path("m.json"))
+
+    return make

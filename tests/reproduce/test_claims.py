@@ -1,0 +1,123 @@
+"""Claims judged on made-up runs whose truth is known: the paper's numbers with a little noise, and their reverse."""
+
+import random
+
+import pytest
+
+from offramp.reproduce import CLAIMS, experiments
+from offramp.reproduce.claims import judge, judge_numbers
+from offramp.reproduce.predicates import Q
+from offramp.reproduce.results import Figures, Results, published
+from offramp.reproduce.scales import PAPER, POCKET
+from offramp.reproduce.statistics import Verdict
+
+EXPERIMENTS = experiments(["all"], PAPER)
+LAST = {"70 %": 75.0, "75 %": 75.6, "80 %": 76.0, "85 %": 76.0, "90 %": 76.1, "95 %": 76.2, "100 %": 75.7}
+
+
+def made_up(seeds: int, noise: float, sign: int = 1) -> Results:
+    """What runs would give whose truth is the paper's, or around 70 % the reverse of it."""
+    numbers = random.Random(0)
+    figures = {}
+    for experiment in EXPERIMENTS:
+        for row in experiment.rows:
+            printed = published().get(experiment.name, {"rows": {}})["rows"].get(row.label, {})
+            top1 = printed.get("top1", [LAST[row.label]] if experiment.name == "figure3" else [70.0] * 5)
+            if experiment.name == "figure4":
+                top1 = [71.0 if row.label == "WPN" else 70.0] * 5
+            gain = {"dynamic": 2.0, "WPN": 0.1}.get(row.label, 0.0)
+            slow = {"WPN": 3.0**sign, "+ Power-sqrt": 1.01 if sign > 0 else 1.2}.get(row.label, 1.0)
+
+            def noisy(value: float, size: float = noise) -> float:
+                return value + numbers.gauss(0, size)
+
+            figures[experiment.name, row.label] = {
+                seed: Figures(
+                    top1=tuple(noisy(70 + sign * (value - 70)) for value in top1),
+                    damping=tuple(noisy(sign * value, noise / 1000) for value in printed.get("damping", [])) or None,
+                    train_nll=(noisy(sign * (1 - (row.threshold or 0)), noise / 100),),
+                    seconds=noisy(100 * slow),
+                    budgeted=tuple(noisy(70 + sign * gain) for _ in range(8)),
+                )
+                for seed in range(seeds)
+            }
+    return Results(figures)
+
+
+def verdicts(results: Results, papers: bool = True) -> dict[str, Verdict]:
+    return {one.claim.text: one.verdict for one in judge(CLAIMS, results, papers=papers)}
+
+
+EVEN = "Weights without gradient are better than weights with gradient."  # on average equal in the paper's own table
+SIGNLESS = {  # a reversed world leaves these true: two-sided, or about how much a number varies
+    "Damping with one λ for all exits helps some of them and hurts others.",
+    "Power-sqrt is less sensitive to λ than damping.",
+}
+
+
+def test_runs_like_the_papers_agree() -> None:
+    found = verdicts(made_up(5, 0.005))
+    assert len(found) == len(CLAIMS)
+    assert {text for text, verdict in found.items() if verdict is not Verdict.AGREES} == {EVEN}
+    assert found[EVEN] is Verdict.NOT_RESOLVED
+
+
+def test_runs_that_say_the_reverse_disagree() -> None:
+    found = verdicts(made_up(5, 0.005, sign=-1))
+    wrong = {text for text, verdict in found.items() if verdict is not Verdict.DISAGREES}
+    assert wrong == {EVEN, *SIGNLESS}
+
+
+def test_a_single_seed_resolves_nothing_and_noise_little() -> None:
+    assert set(verdicts(made_up(1, 0.005)).values()) == {Verdict.NOT_RESOLVED}
+    noisy = list(verdicts(made_up(2, 20.0)).values())
+    assert noisy.count(Verdict.NOT_RESOLVED) > len(noisy) / 2
+
+
+def test_what_other_data_cannot_say() -> None:
+    found = verdicts(made_up(5, 0.005), papers=False)
+    assert found["The gains on CIFAR-10 are smaller than on CIFAR-100."] is Verdict.NOT_COMPARABLE
+    numbers = judge_numbers(experiments(["table1"], POCKET), made_up(5, 0.005))
+    assert {one.verdict for one in numbers} == {Verdict.NOT_COMPARABLE}
+
+
+def test_published_numbers_are_reproduced_or_not() -> None:
+    table1 = [experiment for experiment in EXPERIMENTS if experiment.name == "table1"]
+    same = judge_numbers(table1, made_up(5, 0.05))
+    assert [one.verdict for one in same] == [Verdict.AGREES] * 5
+    other = judge_numbers(table1, made_up(5, 0.05, sign=-1))
+    assert Verdict.AGREES not in [one.verdict for one in other if "Dynamic" in one.claim.text]
+
+
+def test_claims_speak_of_rows_that_exist() -> None:
+    known = {(experiment.name, row.label) for experiment in EXPERIMENTS for row in experiment.rows}
+    spoken = set()
+    for part in (part for claim in CLAIMS for part in claim.parts):
+        for value in vars(part).values():
+            spoken |= {(q.experiment, q.row) for q in (value if isinstance(value, tuple) else (value,)) if type(q) is Q}
+    assert spoken
+    assert spoken <= known
+
+
+def test_what_was_not_run_is_not_judged() -> None:
+    only = {key: value for key, value in made_up(5, 0.005).figures.items() if key[0] == "table8"}
+    found = verdicts(Results(only))
+    assert list(found) == ["Label smoothing brings nothing, power-sqrt does."]
+    some = {key: value for key, value in only.items() if key[1] != "Power-sqrt"}
+    assert list(verdicts(Results(some)).values()) == [Verdict.NOT_RUN]
+
+
+def test_only_common_seeds_are_compared() -> None:
+    figures = {
+        ("table1", "MSDNet"): {0: Figures((50.0,)), 1: Figures((90.0,))},
+        ("table1", "+ Power-sqrt"): {1: Figures((91.0,)), 2: Figures((10.0,))},
+        ("table1", "+ Dynamic"): {1: Figures((92.0,))},
+    }
+    (first, *_) = judge(CLAIMS, Results(figures), papers=True)
+    assert [part.found.mean for part in first.parts] == pytest.approx([1, 1])
+    assert [part.found.n for part in first.parts] == [1, 1]
+
+
+def test_the_papers_own_numbers_stand_beside() -> None:
+    (first, *_) = judge(CLAIMS, made_up(2, 0.1), papers=True)
+    assert [part.published for part in first.parts] == pytest.approx([71.256 - 70.394, 70.394 - 70.107], abs=0.002)

@@ -1,0 +1,137 @@
+import pytest
+
+from offramp import backbones, data, objectives, rules
+from offramp.config import Spec
+from offramp.errors import UsageError
+from offramp.reproduce import EXPERIMENTS, LEAGUE, experiments, own
+from offramp.reproduce.identity import run_hash
+from offramp.reproduce.results import published
+from offramp.reproduce.scales import PAPER, POCKET, SCALES, scale
+from offramp.reproduce.study import distinct
+from offramp.reproduce.watching import on_test, plain
+
+BOTH = pytest.mark.parametrize("scale", [PAPER, POCKET], ids=lambda scale: scale.name)
+
+
+@BOTH
+def test_every_table_and_figure_is_there(scale) -> None:
+    assert [e.name for e in experiments(["all"], scale)] == [
+        *(f"table{n}" for n in range(1, 9)),
+        "figure3",
+        "figure4",
+        "league",
+    ]
+
+
+@BOTH
+def test_rows_are_the_papers(scale) -> None:
+    """Every row that the paper printed is there by its name, and no other is said to be the paper's."""
+    for experiment in experiments(["all"], scale):
+        ours = [row.label for row in experiment.rows if row.in_paper]
+        assert ours == list(published().get(experiment.name, {"rows": {}})["rows"])
+        assert len({row.label for row in experiment.rows}) == len(experiment.rows)
+
+
+def test_the_papers_means() -> None:
+    """The mean of the exits is what the paper prints as the average, and the docstrings quote it."""
+    for row in (row for table in ("table1", "table7") for row in published()[table]["rows"].values()):
+        assert sum(row["top1"]) / 7 == pytest.approx(row["mean"], abs=0.0011)
+    expected = EXPERIMENTS["table1"].__doc__
+    assert all(f"{row['mean']:.3f}" in expected for row in published()["table1"]["rows"].values())
+
+
+def test_the_recipe_to_the_letter() -> None:
+    by_name = {e.name: e for e in experiments(["all"], PAPER)}
+    for name, e in by_name.items():
+        for row in e.rows:
+            where, training = row.run.data, row.run.training
+            imagenet = where.source == Spec("imagenet")
+            passes = 6 if row.run.rule.name == "meta-gf" and imagenet else 8 if row.run.rule.name == "meta-gf" else 1
+            assert (training.epochs, where.batch_size) == ((100 * passes, 256) if imagenet else (300 * passes, 64))
+            recipe = (training.optimizer, training.lr, training.momentum, training.weight_decay, training.schedule)
+            assert recipe == ("sgd", 0.1, 0.9, 1e-4, "cosine")
+            assert plain(where).holdout == (50_000 if name == "figure4" else 0)
+    strengths = {name: by_name[name].row("+ Dynamic").run.objective.args for name in ("table1", "table2")}
+    assert strengths == {"table1": {"strength": 0.005, "alpha": 0.8}, "table2": {"strength": 0.01, "alpha": 0.3}}
+    assert by_name["table4"].row("+ Power-sqrt").run.objective.args["strength"] == 0.075
+    assert by_name["table7"].row("damping 0.025").run.objective == Spec("damping", {"strength": 0.025})
+
+
+def test_tables_share_runs() -> None:
+    by_name = {e.name: e for e in experiments(["all"], PAPER)}
+    shared = [
+        ("table1", "Damping", "table5", "Damping loss"),
+        ("table1", "Damping", "table7", "damping 0.005"),
+        ("table1", "+ Power-sqrt", "table8", "Power-sqrt"),
+        ("table1", "WPN", "league", "WPN"),
+        ("table3", "Threshold last only", "figure3", "95 %"),
+        ("table3", "MSDNet last only (best epoch)", "figure3", "100 %"),
+    ]
+    for one, row, other, its in shared:
+        assert run_hash(by_name[one].row(row).run) == run_hash(by_name[other].row(its).run)
+
+
+def test_everything_can_be_built() -> None:
+    """Objectives and rules are what they are called, and fit the networks."""
+    networks = {}
+    for row in distinct(experiments(["all"], POCKET)):
+        run, setting = row.run, row.setting
+        objective, rule = objectives.build(run.objective), rules.build(run.rule)
+        key = (str(run.network), objective.damping_neuron == "required")
+        if key not in networks:
+            networks[key] = backbones.build(
+                run.network, num_classes=setting.num_classes, image_shape=setting.image_shape, damping=key[1]
+            )
+        rule.check(networks[key])
+        assert networks[key].num_exits in (1, setting.exits)
+        assert run.training.epochs % rule.epochs_together(networks[key]) == 0
+    for row in distinct(experiments(["all"], PAPER)):
+        assert row.run.network.name in backbones.PRESETS
+        assert objectives.build(row.run.objective)
+        assert rules.build(row.run.rule)
+
+
+def test_figure_4_trains_on_as_many_images_as_the_tables() -> None:
+    """At the pocket scale those held out come on top."""
+    row = experiments(["figure4"], POCKET)[0].rows[0]
+    assert row.run.data.source.args["limit"] - row.run.data.holdout == POCKET["imagenet"].data.args["limit"]
+
+
+def test_a_longer_study_is_another() -> None:
+    longer = PAPER.times(10)
+    assert longer.name == "paper-x10"
+    assert not longer.papers
+    assert longer["cifar100"].epochs == 3000
+    assert PAPER.times(1) is PAPER
+
+
+def test_what_is_unknown_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"no table or figure 'tabel1'. Did you mean table1"):
+        experiments(["tabel1"], PAPER)
+    with pytest.raises(UsageError, match="Say what to reproduce: table1"):
+        experiments([], PAPER)
+    with pytest.raises(UsageError, match="Unknown scale 'poket'"):
+        scale("poket")
+    with pytest.raises(UsageError, match="is a dict, not an"):
+        scale("offramp.reproduce:SCALES")
+    assert scale("offramp.reproduce.scales:POCKET") is SCALES["pocket"]
+
+
+def test_methods_of_ones_own() -> None:
+    objective = own(Spec("damping", {"strength": 0.5})).run(PAPER["cifar100"])
+    assert (objective.objective.name, objective.rule.name) == ("damping", "standard")
+    rule = own(Spec("dfs", {"ratio": 0.3})).run(PAPER["cifar100"])
+    assert (rule.objective.name, rule.rule.args) == ("cross-entropy", {"ratio": 0.3})
+    assert own(Spec("offramp.reproduce.methods:WPN")) in LEAGUE
+    with pytest.raises(UsageError, match="no argument 'ratoi'"):
+        own(Spec("dfs", {"ratoi": 0.3}))
+
+
+def test_watched_data_are_the_same_data() -> None:
+    """Trained on is what would be trained on without watching; watched is the test set, and nothing is certified."""
+    parts, usual = on_test(source="digits", limit=200), data.digits(limit=200, holdout=0)
+    assert parts.train.fingerprint() == usual.train.fingerprint()
+    assert parts.val.search.fingerprint() == usual.test.fingerprint()
+    assert parts.val.splits() == (parts.test,)
+    with pytest.raises(UsageError, match="no `certify`"):
+        _ = parts.val.certify

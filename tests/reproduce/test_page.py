@@ -1,0 +1,169 @@
+"""Pages from made-up manifests."""
+
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from offramp.config import Spec
+from offramp.errors import UsageError
+from offramp.reproduce.identity import run_name
+from offramp.reproduce.page import write
+from offramp.reproduce.scales import PAPER, POCKET
+from offramp.reproduce.study import Study, distinct
+
+
+class Links(HTMLParser):
+    """Where a page leads, what stands there, and what it would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to, self.ids, self.loads = [], set(), []
+
+    def handle_starttag(self, tag, attributes) -> None:
+        found = dict(attributes)
+        if tag == "a":
+            self.to.append(found["href"])
+        if "id" in found:
+            self.ids.add(found["id"])
+        if tag in ("script", "img", "link", "iframe"):
+            self.loads.append(tag)
+
+
+@pytest.fixture
+def study(tmp_path, manifest):
+    """`study(scale, names, seeds=2)`: its manifests are there, its page is not yet."""
+
+    def make(scale, *names, seeds=2, **more):
+        made = Study(names=names, scale=scale, seeds=tuple(range(seeds)), out=tmp_path / "study", **more)
+        for number, row in enumerate(distinct(made.experiments)):
+            exits = (
+                1 if row.run.network.args.get("last_only") or "-last-" in row.run.network.name else row.setting.exits
+            )
+            for seed in range(seeds):
+                run = row.with_seed(seed)
+                one = manifest(
+                    run,
+                    [70.0 + number / 10 + seed / 100 + k for k in range(exits)],
+                    damping=[0.01 * (k + 1) for k in range(exits)],
+                    best=[77.77] * exits,
+                    budgeted=[[100, 70.0 + number], [100 * exits, 75.0 + number]],
+                    seconds=60.0 * (number + 1),
+                )
+                one.save(made.out / "manifests" / f"{run_name(run)}.json")
+        return made
+
+    return make
+
+
+def test_everything_at_once(study) -> None:
+    made = study(POCKET, "all")
+    html, text = write(made)
+    assert (html.name, text.name) == ("all-pocket.html", "all-pocket.md")
+    found = Links()
+    found.feed(html.read_text())
+    assert not found.loads  # one file, nothing fetched
+    for to in found.to:  # every cell leads to its runs, every run to its manifest
+        assert to[1:] in found.ids if to.startswith("#") else (made.out / to).is_file(), to
+    assert html.read_text().count("<svg") == 2  # Figures 3 and 4
+    for name in (experiment.name for experiment in made.experiments):
+        assert name in found.ids
+        assert f"## {name}: " in text.read_text()
+    assert "118 of 118 runs are done; seeds 0, 1." in text.read_text()
+
+
+def test_every_number_leads_to_its_runs(study) -> None:
+    html, _ = write(study(POCKET, "table1"))
+    body = html.read_text()
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", body[body.index(">Accuracy<") : body.index(">Published<")])
+    numbers = [cell for cell in cells if "±" in cell]
+    assert len(numbers) == 5 * 8
+    assert all(cell.startswith('<a href="#runs-') for cell in numbers)
+
+
+def test_a_pocket_number_is_never_set_against_the_papers(study) -> None:
+    _, text = write(study(POCKET, "table1", "table3"))
+    page = text.read_text()
+    assert "Ours less published" not in page
+    assert "Other data, other networks: not comparable with anything of ours." in page
+    assert "| MSDNet, published | 61.83" in page
+    verdicts = re.findall(r"^\| .* \| (?:prose|table): [^|]* \| ([^|]*) \|", page, re.MULTILINE)
+    assert verdicts
+    for verdict in verdicts:
+        assert verdict in ("not resolved at this n", "not comparable (other data)") or verdict.endswith(
+            "on fashion-mnist"
+        )
+
+
+def test_on_the_papers_data_differences_stand_with_intervals(study) -> None:
+    _, text = write(study(PAPER, "table1"))
+    page = text.read_text()
+    after = page[page.index("Ours less published") :]
+    # exit 1 of the first row: 70.00 and 70.01 less 61.826; t(1) = 12.706, std 0.00707, sqrt(1/2 + 1/5)
+    assert "| +8.18 [+8.10, +8.25] |" in after
+    assert "table1, MSDNet: 70.11 % on average over exits | table: Table 1 | disagrees |" in page
+
+
+def test_means_spreads_times_and_paired_differences(study) -> None:
+    _, text = write(study(POCKET, "table8"))
+    rows = [line for line in text.read_text().splitlines() if line.startswith("| [Label smoothing]")]
+    assert rows[0].endswith("| 73.10 ±0.01 (0.01) | +0.10 [+0.10, +0.10] | 2 | 2.0 min (×2.00) |")
+
+
+def test_the_epoch_that_was_selected_on_test_is_labelled(study) -> None:
+    _, text = write(study(POCKET, "table3"))
+    (best,) = [line for line in text.read_text().splitlines() if line.startswith("| [MSDNet last only (best epoch)]")]
+    assert "| 77.77 ±0.00 (0.00) |" in best
+    assert "Best epoch: selected on test" in text.read_text()
+
+
+def test_damping_on_test_and_on_training_images(study) -> None:
+    _, text = write(study(POCKET, "table5"))
+    _, test, train, *_ = [line for line in text.read_text().splitlines() if line.startswith("| [Damping loss]")]
+    assert re.search(r"\) \| 0.0100 ±0.0000 \| 0.0200 ±0.0000 \|", test)
+    assert re.search(r"\) \| 0.0050 ±0.0000 \| 0.0100 ±0.0000 \|", train)
+
+
+def test_a_page_of_nothing_and_of_some(study, tmp_path) -> None:
+    empty = Study(names=("table1",), scale=POCKET, seeds=(0, 1), out=tmp_path / "empty")
+    _, text = write(empty)
+    assert "0 of 10 runs are done" in text.read_text()
+    assert "## Verdicts" not in text.read_text()
+    one = study(POCKET, "table1", seeds=1)
+    more = dataclasses.replace(one, seeds=(0, 1, 2))
+    _, text = write(more)
+    assert "5 of 15 runs are done" in text.read_text()
+    assert ": missing" in text.read_text()
+
+
+def test_manifests_from_elsewhere(study, tmp_path) -> None:
+    """A study done on another machine: its manifests are all that is needed."""
+    there = study(POCKET, "table8")
+    elsewhere = tmp_path / "committed"
+    (there.out / "manifests").rename(elsewhere)
+    (elsewhere / "notes.json").write_text(json.dumps(["no manifest"]))
+    here = dataclasses.replace(there, out=tmp_path / "here", known=(elsewhere,))
+    assert here.tasks(here.manifests()) == []
+    html, _ = write(here)
+    assert 'href="../committed/' in html.read_text()
+    with pytest.raises(UsageError, match=r"no folder .*nowhere"):
+        dataclasses.replace(here, known=(tmp_path / "nowhere",)).manifests()
+
+
+def test_a_new_method_in_every_table(study) -> None:
+    made = study(POCKET, "table1", "figure3", also=(Spec("cgt", {"gate": "hard"}),), only=())
+    table, figure = made.experiments
+    assert [row.label for row in table.rows][-1] == "cgt gate='hard'"
+    assert table.rows[-1].run.network == table.rows[0].run.network
+    assert len(figure.rows) == 7  # whose rows are thresholds
+    _, text = write(made)
+    assert "| [cgt gate='hard'](" in text.read_text()
+
+
+def test_only_some_rows(study) -> None:
+    made = study(POCKET, "table1", "table2", only=("+ Dynamic", "Damping"))
+    assert [[row.label for row in e.rows] for e in made.experiments] == [["Damping", "+ Dynamic"], ["+ Dynamic"]]
+    with pytest.raises(UsageError, match=r"No row is called 'Dampin'. Did you mean Damping"):
+        dataclasses.replace(made, only=("Dampin",))

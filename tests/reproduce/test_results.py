@@ -1,0 +1,60 @@
+import math
+
+import pytest
+
+from offramp.config import Run
+from offramp.errors import OfframpError
+from offramp.reproduce import experiments
+from offramp.reproduce.identity import run_hash
+from offramp.reproduce.results import BUDGETS, at_budgets, measured, of_manifest, printed
+
+
+def test_a_curve_between_its_points() -> None:
+    points = [[200, 80.0], [100, 60.0], [400, 90.0], [300, 80.0]]
+    found = dict(zip(BUDGETS, at_budgets(points, 500), strict=True))
+    assert found[0.3] == pytest.approx(70)
+    assert found[0.5] == pytest.approx(80)
+    assert found[0.7] == pytest.approx(85)
+    assert found[1.0] == 90  # the dearest point leaves something over
+    assert math.isnan(at_budgets([[200, 80.0], [500, 90.0]], 500)[0])  # nothing is so cheap
+
+
+def test_the_best_epoch_is_shown_only_where_asked(manifest) -> None:
+    made = manifest(Run(), [70.0], best=[72.0])
+    assert of_manifest(made).top1 == (70.0,)
+    assert of_manifest(made, best_epoch=True).top1 == (72.0,)
+    assert of_manifest(made, best_epoch=True).epoch == 7
+
+
+def test_what_a_run_has_not_is_none(manifest) -> None:
+    figures = of_manifest(manifest(Run(), [70.0, 71.0]))
+    assert (figures.damping, figures.damping_train, figures.budgeted) == (None, None, None)
+    assert figures.values("train-nll") == (0.5, 0.5)
+    assert of_manifest(manifest(Run(), [70.0], damping=[0.2])).values("damping-train") == (0.1,)
+
+
+def test_rows_find_their_runs_by_configuration_and_seed(tiny, manifest) -> None:
+    """Two rows of two tables that are one configuration see the same run."""
+    found = experiments(["table1", "table8"], tiny)
+    run = found[0].row("MSDNet").with_seed(1)
+    results = measured(found, (0, 1), {run_hash(run): manifest(run, [70.0, 71.0, 72.0])})
+    for name, row in (("table1", "MSDNet"), ("table8", "MSDNet")):
+        assert {seed: figures.top1 for seed, figures in results.of(name, row).items()} == {1: (70.0, 71.0, 72.0)}
+    assert results.of("table1", "WPN") == {}
+
+
+def test_a_manifest_from_other_defaults_is_refused(tiny, manifest) -> None:
+    (table,) = experiments(["table1"], tiny)
+    run = table.rows[0].with_seed(0)
+    made = manifest(run, [70.0])
+    made.values["run"]["training"]["momentum"] = 0.5
+    with pytest.raises(OfframpError, match=r"training.momentum: 0.5 there, 0.9 now.*other defaults"):
+        measured([table], (0,), {run_hash(run): made})
+    made = manifest(run, [70.0])
+    del made.values["run"]["training"]["precision"]  # a field that came later
+    assert measured([table], (0,), {run_hash(run): made}).of("table1", "MSDNet")
+
+
+def test_the_papers_numbers() -> None:
+    assert printed().of("table5", "Damping loss")[0].damping[-1] == 0.071
+    assert printed().of("table3", "Damping loss last only")[0].top1 == (76.63,)
