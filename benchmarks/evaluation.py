@@ -48,16 +48,16 @@ def resident(key: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 2**20
 
 
-def made_up(num_images: int) -> tuple[Record, Record]:
+def made_up(num_images: int, exits: int = EXITS, classes: int = CLASSES) -> tuple[Record, Record]:
     """Records named search and test, of the same logits."""
     generator = torch.Generator().manual_seed(0)
-    logits_KSC = torch.empty(EXITS, num_images, CLASSES + 1)
-    targets_S = torch.randint(CLASSES, (num_images,), generator=generator)
+    logits_KSC = torch.empty(exits, num_images, classes + 1)
+    targets_S = torch.randint(classes, (num_images,), generator=generator)
     images_S = torch.arange(num_images)
     for k, logits_SC in enumerate(logits_KSC):
         logits_SC.normal_(generator=generator).mul_(1.5)
         logits_SC[images_S, targets_S] += 4 + k + 2 * torch.randn(num_images, generator=generator)
-    names = tuple(f"class {n}" for n in range(CLASSES))
+    names = tuple(f"class {n}" for n in range(classes))
     both = (
         Record(logits_KSC, targets_S, images_S, names, f"made-up/{part}", part, "weights", num_images, "cpu")
         for part in ("search", "test")
