@@ -20,20 +20,17 @@ SOURCE = Path(__file__).with_name("units.cpp")
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]  # sums keep their order
 
 
+Kept = tuple[Tensor, ...]
+
+
 class Kernels(Protocol):
     """Batch norm, on the batch's own statistics, and ReLU; forward and backward."""
 
-    def forward(self, z_RC: Tensor, gain_C: Tensor, shift_C: Tensor, eps: float, parts: Sequence[Tensor]) -> Tensor:
-        """Fill the parts; gives statistics `[n, C]`: mean, unbiased variance, and what `backward` needs besides."""
+    def forward(self, z_RC: Tensor, gain_C: Tensor, shift_C: Tensor, eps: float, parts: Sequence[Tensor]) -> Kept:
+        """Fill the parts; gives what `backward` needs, first of all mean and unbiased variance in the rows of one."""
 
     def backward(
-        self,
-        z_RC: Tensor,
-        gain_C: Tensor,
-        eps: float,
-        stats_nC: Tensor,
-        parts: Sequence[Tensor],
-        gradients: Sequence[Tensor],
+        self, z_RC: Tensor, gain_C: Tensor, eps: float, kept: Kept, gradients: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of z `[R, C]`, gain `[C]` and shift `[C]` for those of the parts."""
 
@@ -41,32 +38,41 @@ class Kernels(Protocol):
 class Library:
     """By torch's own operators: nothing to build, any device."""
 
-    def forward(self, z_RC: Tensor, gain_C: Tensor, shift_C: Tensor, eps: float, parts: Sequence[Tensor]) -> Tensor:
+    def forward(self, z_RC: Tensor, gain_C: Tensor, shift_C: Tensor, eps: float, parts: Sequence[Tensor]) -> Kept:
         """See `Kernels`."""
-        mean_C, variance_C = torch.zeros_like(gain_C), torch.ones_like(gain_C)
-        # With momentum 1 the running averages become those of this batch.
-        y, _, inverse_C = torch.ops.aten.native_batch_norm(
-            _as_map(z_RC), gain_C, shift_C, mean_C, variance_C, True, 1.0, eps
+        stats_4C = gain_C.new_zeros(4, len(gain_C))
+        mean_C, variance_C, own_mean_C, inverse_C = stats_4C
+        # One part that is a whole map is written in place; others are cut out of a whole one, which is faster than
+        # to write rows that lie apart.
+        y_RC = parts[0] if len(parts) == 1 and parts[0].is_contiguous() else torch.empty_like(z_RC)
+        torch.ops.aten.native_batch_norm.out(
+            *(
+                _as_map(z_RC),
+                gain_C,
+                shift_C,
+                mean_C,
+                variance_C,
+                True,
+                1.0,
+                eps,
+            ),  # momentum 1: averages are this batch's
+            out=_as_map(y_RC),
+            save_mean=own_mean_C,
+            save_invstd=inverse_C,
         )
-        for part, y_part in zip(parts, torch.split(_as_rows(y), [part.shape[1] for part in parts], 1), strict=True):
-            torch.clamp_min(y_part, 0, out=part)
-        return torch.stack([mean_C, variance_C, inverse_C])
+        y_RC.relu_()
+        if y_RC is not parts[0]:
+            for part, y_part in zip(parts, torch.split(y_RC, [part.shape[1] for part in parts], 1), strict=True):
+                part.copy_(y_part)
+        return stats_4C, y_RC
 
     def backward(
-        self,
-        z_RC: Tensor,
-        gain_C: Tensor,
-        eps: float,
-        stats_nC: Tensor,
-        parts: Sequence[Tensor],
-        gradients: Sequence[Tensor],
+        self, z_RC: Tensor, gain_C: Tensor, eps: float, kept: Kept, gradients: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `Kernels`."""
-        dy_RC = torch.empty_like(z_RC)
-        widths = [part.shape[1] for part in parts]
-        for part, gradient, target in zip(parts, gradients, torch.split(dy_RC, widths, 1), strict=True):
-            torch.ops.aten.threshold_backward.grad_input(gradient, part, 0, grad_input=target)
-        mean_C, _, inverse_C = stats_nC.unbind()
+        (_, _, mean_C, inverse_C), y_RC = kept
+        dy_RC = gradients[0].contiguous() if len(gradients) == 1 else torch.cat(list(gradients), 1)
+        dy_RC = torch.ops.aten.threshold_backward(dy_RC, y_RC, 0)
         dz, dgain_C, dshift_C = torch.ops.aten.native_batch_norm_backward(
             _as_map(dy_RC), _as_map(z_RC), gain_C, None, None, mean_C, inverse_C, True, eps, [True] * 3
         )
@@ -74,7 +80,7 @@ class Library:
 
 
 class Compiled:
-    """By `units.cpp`: one pass over memory for statistics, one for norm and ReLU, straight into the parts. CPU only.
+    """By `units.cpp`: two passes over memory forward and two backward, straight into and out of the parts. CPU only.
 
     Raises:
         UsageError: No C++ compiler, or no ninja.
@@ -83,22 +89,15 @@ class Compiled:
     def __init__(self) -> None:
         _load()
 
-    def forward(self, z_RC: Tensor, gain_C: Tensor, shift_C: Tensor, eps: float, parts: Sequence[Tensor]) -> Tensor:
+    def forward(self, z_RC: Tensor, gain_C: Tensor, shift_C: Tensor, eps: float, parts: Sequence[Tensor]) -> Kept:
         """See `Kernels`."""
-        stats_nC: Tensor = torch.ops.offramp.norm_relu(z_RC, gain_C, shift_C, eps, list(parts))
-        return stats_nC
+        return (torch.ops.offramp.norm_relu(z_RC, gain_C, shift_C, eps, list(parts)),)
 
     def backward(
-        self,
-        z_RC: Tensor,
-        gain_C: Tensor,
-        eps: float,
-        stats_nC: Tensor,
-        parts: Sequence[Tensor],
-        gradients: Sequence[Tensor],
+        self, z_RC: Tensor, gain_C: Tensor, eps: float, kept: Kept, gradients: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `Kernels`."""
-        dz_RC, dgain_C, dshift_C = torch.ops.offramp.norm_relu_backward(z_RC, stats_nC, list(gradients))
+        dz_RC, dgain_C, dshift_C = torch.ops.offramp.norm_relu_backward(z_RC, *kept, list(gradients))
         return dz_RC, dgain_C, dshift_C
 
 

@@ -172,27 +172,26 @@ class Units:
             raise ValueError(f"Batch norm cannot train on a single value a channel: {list(z_BHWC.shape)}.")
         gain_C, shift_C = _joined([norm.weight for norm in self.norms]), _joined([norm.bias for norm in self.norms])
         parts = [run.target(region, len(z_BHWC), z_BHWC.device).flatten(0, 2) for region in self.targets]
-        stats_nC = run.kernels.forward(z_RC, gain_C, shift_C, self.norms[0].eps, parts)
-        return weight, z_RC, gain_C, stats_nC
+        kept = run.kernels.forward(z_RC, gain_C, shift_C, self.norms[0].eps, parts)
+        return weight, z_RC, gain_C, *kept
 
     def statistics(self, kept: Kept) -> Iterable[tuple[nn.BatchNorm2d, Tensor, Tensor]]:
         """Each norm with mean and unbiased variance `[C]` of the batch."""
         mean_C, variance_C = kept[3][:2]
         widths = [norm.num_features for norm in self.norms]
-        return zip(self.norms, torch.split(mean_C, widths), torch.split(variance_C, widths), strict=True)
+        return zip(self.norms, _parts(mean_C, widths), _parts(variance_C, widths), strict=True)
 
     def backward(self, run: Pass, kept: Kept) -> None:
         """See `Step`."""
-        weight, z_RC, gain_C, stats_nC = kept
+        weight, z_RC, gain_C, *of_kernels = kept
         gradients = [run.gradient(region) for region in self.targets]
         if all(gradient is None for gradient in gradients):
             return
-        parts = [run.read(region).flatten(0, 2) for region in self.targets]
         given = [
-            torch.zeros_like(part) if gradient is None else gradient.flatten(0, 2)
-            for part, gradient in zip(parts, gradients, strict=True)
+            z_RC.new_zeros(len(z_RC), region.width) if gradient is None else gradient.flatten(0, 2)
+            for region, gradient in zip(self.targets, gradients, strict=True)
         ]
-        dz_RC, dgain_C, dshift_C = run.kernels.backward(z_RC, gain_C, self.norms[0].eps, stats_nC, parts, given)
+        dz_RC, dgain_C, dshift_C = run.kernels.backward(z_RC, gain_C, self.norms[0].eps, tuple(of_kernels), given)
         _share(run, [norm.weight for norm in self.norms], dgain_C)
         _share(run, [norm.bias for norm in self.norms], dshift_C)
         if self._by_rows(run):
@@ -337,9 +336,13 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
+def _parts(joined: Tensor, lengths: list[int]) -> Sequence[Tensor]:
+    return [joined] if len(lengths) == 1 else torch.split(joined, lengths)
+
+
 def _share(run: Pass, parameters: Sequence[Any], gradient: Tensor) -> None:
     """Give each of several joined parameters its part of the gradient."""
-    for parameter, part in zip(parameters, torch.split(gradient, [len(p) for p in parameters]), strict=True):
+    for parameter, part in zip(parameters, _parts(gradient, [len(p) for p in parameters]), strict=True):
         if parameter.requires_grad:
             run.add_parameter_gradient(parameter, part.to(parameter.dtype))
 
