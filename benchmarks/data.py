@@ -99,7 +99,7 @@ def waiting(network: str, epochs: int, threads: int) -> list[float]:
 
 
 def make_files(folder: Path, num_images: int = 256, copies: int = 6) -> list[Path]:
-    """JPEG files in two class folders, as `train` and as `val`."""
+    """JPEG files in two class folders, as `train` and as `val`, in random order."""
     rng = np.random.default_rng(0)
     for i in range(num_images):
         blocks = rng.integers(0, 256, (3, 47, 63), dtype=np.uint8)
@@ -111,17 +111,18 @@ def make_files(folder: Path, num_images: int = 256, copies: int = 6) -> list[Pat
         for copy in range(1, copies):  # more steps a pass, so that starting the workers does not count
             path.with_name(f"{i}_{copy}.jpg").hardlink_to(path)
     (folder / "val").symlink_to(folder / "train")
-    return sorted((folder / "train").rglob("*.jpg"))
+    paths = sorted((folder / "train").rglob("*.jpg"))
+    return [paths[i] for i in rng.permutation(len(paths))]  # copies in a row would be decoded from caches
 
 
 def decode_all(paths: Sequence[Path], whole: bool) -> None:
     """What a plain process does: decode, and if `whole` crop and resize as for training."""
     torch.set_num_threads(1)
-    decoder = _Decoder(224, True, Draw(0, 0))
+    decoder = _Decoder(torch.empty(1, FILES_BATCH, 3, 224, 224, dtype=torch.uint8), True, Draw(0, 0))
     for first in range(0, len(paths), FILES_BATCH):
         batch = list(paths[first : first + FILES_BATCH])
         if whole:
-            decoder[batch, np.arange(first, first + len(batch))]
+            decoder[batch, np.arange(first, first + len(batch)), 0]
         else:
             for path in batch:
                 decode(path)

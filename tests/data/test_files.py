@@ -1,4 +1,5 @@
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def images(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(folder: Path, workers: int = 0, training: bool = True, flip: bool = True) -> FileSplit:
+def make(folder: Path, workers: int = 0, training: bool = True, flip: bool = True, size: int = 4) -> FileSplit:
     return FileSplit(
         Listing(folder, FILES, np.arange(NUM_IMAGES) % 3, ("a", "b", "c")),
         "made/train",
@@ -39,7 +40,7 @@ def make(folder: Path, workers: int = 0, training: bool = True, flip: bool = Tru
         training,
         image_size=24,
         flip=flip,
-        batch_size=4,
+        batch_size=size,
         workers=workers,
     )
 
@@ -100,6 +101,29 @@ def test_workers_change_nothing(images: Path, start: int, same: Callable[[list[B
     alone = list(make(images).batches(seed=1, epoch=5))[start:]
     assert same(alone, list(make(images, workers=2).batches(seed=1, epoch=5, start=start)))
     assert same(alone, list(make(images, workers=1).batches(seed=1, epoch=5, start=start)))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_memory_is_written_again_only_when_it_was_read(
+    images: Path, workers: int, same: Callable[[list[Batch], list[Batch]], bool]
+) -> None:
+    """More steps than there are slots, and workers that are as far ahead as they may."""
+    alone = [next(make(images, size=1).batches(start=start)) for start in range(NUM_IMAGES - 1)]
+    batches = []
+    for batch in make(images, workers, size=1).batches():
+        time.sleep(0.01)
+        batches.append(batch)
+    assert same(batches, alone)
+
+
+def test_too_little_shared_memory_is_a_clear_error(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(OfframpError, match=r"2 workers need 0 MiB of shared memory .*fewer workers"):
+        list(make(images, workers=2).batches())
+    assert len(list(make(images).batches())) == 4
 
 
 @pytest.mark.parametrize("workers", [0, 2])
