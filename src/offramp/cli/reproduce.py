@@ -137,9 +137,14 @@ def _time(tasks: "Sequence[Task]", rate: float) -> str:
 def _run(study: "Study", rate: float | None, jobs: int, threads: int, on: str) -> None:
     """Do what is missing; the page is written also where some of it failed."""
     from offramp.reproduce.jobs import do_here
+    from offramp.reproduce.on_ray import do_on_ray
 
     tasks = study.tasks(study.manifests())
     if not tasks:
+        return
+    if on == "ray":
+        print(f"{len(tasks)} runs to do on Ray, {threads} threads each.", file=sys.stderr)
+        study.do(tasks, lambda waiting, finished: do_on_ray(waiting, threads, finished))
         return
     about = _time(tasks, rate or _measured(study, jobs, threads))
     print(f"{len(tasks)} runs to do, about {about}, {jobs} side by side, {threads} threads each.", file=sys.stderr)

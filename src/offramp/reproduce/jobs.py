@@ -87,8 +87,8 @@ def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished) 
                         board.note(f"Done: {task.name}")
                     else:
                         failed.append(task)
-                        board.note(f"Failed (status {status}): {task.name}; see {_log(task)}")
-                board.show(running)
+                        board.note(f"Failed (status {status}): {task.name}; see {log_of(task)}")
+                board.show()
     finally:
         for process in running.values():  # after Ctrl-C: all of them save and leave
             assert process.stdin is not None
@@ -101,7 +101,7 @@ def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished) 
 def refuse_failed(failed: Sequence[Task]) -> None:
     """Raise an error that names the runs that failed, if any did."""
     if failed:
-        logs = ", ".join(str(_log(task)) for task in failed)
+        logs = ", ".join(str(log_of(task)) for task in failed)
         raise OfframpError(f"{len(failed)} of the runs failed; the others are kept. Their last words: {logs}.")
 
 
@@ -111,14 +111,15 @@ def read_manifest(task: Task) -> Manifest:
     return Manifest(read_json(path), path)
 
 
-def _log(task: Task) -> Path:
+def log_of(task: Task) -> Path:
+    """Where a task's last words stand."""
     return task.folder.parent / f"{task.name}.log"
 
 
 def _start(task: Task, jobs: int, threads: int) -> "subprocess.Popen[bytes]":
     """A process that does the task; what it says is appended to its log."""
     task.folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(_log(task), "ab") as log:
+    with open(log_of(task), "ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "offramp.reproduce.work"],
             stdin=subprocess.PIPE,
@@ -134,9 +135,12 @@ def _start(task: Task, jobs: int, threads: int) -> "subprocess.Popen[bytes]":
 
 
 def _environment(threads: int) -> Mapping[str, str]:
-    """The folder one works in is searched for `mine:Loss`, as by the command itself."""
-    path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+    return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": search_path()}
+
+
+def search_path() -> str:
+    """PYTHONPATH of a worker: the folder one works in is searched for `mine:Loss`, as by the command itself."""
+    return os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 class Board:
@@ -172,7 +176,7 @@ class Board:
         self.spoke = time.monotonic()
         self.console.print(f"{text}{self._left()}", markup=False, soft_wrap=True)
 
-    def show(self, running: Mapping[Task, object]) -> None:
+    def show(self) -> None:
         """Bring the bar up to date, once a second at most."""
         if time.monotonic() - self.looked > 1:
             self.looked = time.monotonic()
