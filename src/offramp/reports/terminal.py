@@ -123,7 +123,7 @@ def xray_table(report: XrayReport) -> RenderableType:
         table.add_column(Text(name), justify="right", no_wrap=True)  # no markup: [y] would be a style
     for k, exit in enumerate(report.exits):
         row = [str(k + 1), *(f"{100 * share:.1f}" for share in exit.shares), f"{exit.true:.4f}"]
-        row += [f"{exit.gamma:.3g}"] if exit.gamma is not None else []
+        row += [f"{exit.gamma:#.3g}"] if exit.gamma is not None else []
         row += [f"{exit.weight:.2f}"] if exit.weight is not None else []
         row += [f"{100 * exit.learned:.1f}", "-" if exit.learned_by is None else str(exit.learned_by)]
         if report.telling:
