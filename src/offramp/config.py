@@ -216,8 +216,9 @@ class TrainConfig:
     """bf16: autocast, with float32 master weights."""
     channels_last: bool = False
     """Memory layout of images and weights."""
-    compile: bool = False
-    """Compile the network with torch.compile."""
+    form: Literal["auto", "plain", "merged", "kernels", "compiled"] = "auto"
+    """How the network is run in training. plain: module by module; merged: small convolutions joined, maps in place;
+    kernels: merged, batch norm and ReLU by a C++ compiler; compiled: torch.compile; auto: merged where it may be."""
     deterministic: bool = True
     """On a GPU: deterministic kernels where there are any."""
     device: str = "auto"
@@ -240,7 +241,7 @@ class TrainConfig:
     """Training images whose gradients are written down, for `offramp xray`: 256 show a lot; at most 2048."""
 
     def __post_init__(self) -> None:
-        for name in ("optimizer", "schedule", "precision"):
+        for name in ("optimizer", "schedule", "precision", "form"):
             _check_choice(self, name)
         for name in ("epochs", "keep_checkpoints"):
             _check_whole(self, name, least=1)

@@ -150,14 +150,14 @@ def test_compiled_runs_end_with_the_same_bytes(
     images, network_of, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = images()
-    config = TrainConfig(epochs=2, lr=0.02, compile=True)
+    config = TrainConfig(epochs=2, lr=0.02, form="compiled")
     for out in ("a", "b"):
         torch._dynamo.reset()
         offramp.fit(network_of(), dynamic(), parts.train, parts.val, config, out=tmp_path / out, rule=rule_of(name))
     assert (tmp_path / "a" / "weights.safetensors").read_bytes() == (
         tmp_path / "b" / "weights.safetensors"
     ).read_bytes()
-    assert ("compile has no effect" in capsys.readouterr().err) == rule_of(name).needs_plain
+    assert ("form compiled has no effect" in capsys.readouterr().err) == rule_of(name).needs_plain
 
 
 def test_help_names_every_rule(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
 """Networks in a form that trains faster: derived from the modules, equal to them, never written by hand."""
 
-from offramp.fast.form import Merged
+from offramp.fast.form import FormName, Merged, training_form
 from offramp.fast.kernels import Compiled, Kernels, Library
 
-__all__ = ["Compiled", "Kernels", "Library", "Merged"]
+__all__ = ["Compiled", "FormName", "Kernels", "Library", "Merged", "training_form"]

@@ -3,16 +3,60 @@
 K exits, B images, C outputs of an exit.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
-from offramp.fast.kernels import Kernels, Library
+from offramp.errors import UsageError
+from offramp.fast.kernels import Compiled, Kernels, Library
 from offramp.fast.plan import Plan
 from offramp.fast.tracing import UntraceableError
 from offramp.network import EarlyExitNet
+
+FormName = Literal["auto", "plain", "merged", "kernels", "compiled"]
+
+
+def training_form(network: EarlyExitNet, name: FormName, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What to call in the network's place while training it: images to logits `[K, B, C]`.
+
+    Args:
+        network: Its weights get the gradients.
+        name: `plain`: the network, module by module. `merged`: see `Merged`. `kernels`: the same with kernels compiled
+            by a C++ compiler. `compiled`: by `torch.compile`. `auto`: merged on a CPU where each module is torch's or
+            offramp's own, else plain: what others decide in Python, call by call, a traced module no longer decides.
+        device: Where it is trained.
+
+    Raises:
+        UsageError: A form that is not for this network, device or machine.
+    """
+    if name == "auto":
+        name = "merged" if device.type == "cpu" and _can_merge(network) and _is_of_known_modules(network) else "plain"
+    if name in ("merged", "kernels") and not _can_merge(network):
+        raise UsageError(
+            f"A {type(network).__name__} is not run stage by stage and exit by exit in the usual way, so form {name} "
+            "is not for it; use plain."
+        )
+    if name == "kernels":
+        if device.type != "cpu":
+            raise UsageError(f"The kernels are for a CPU, not for {device.type}; use form merged, compiled or plain.")
+        return Merged(network, Compiled())
+    if name == "merged":
+        return Merged(network)
+    if name == "compiled":
+        return torch.compile(network, dynamic=False)
+    return network
+
+
+def _can_merge(network: EarlyExitNet) -> bool:
+    kind = type(network)
+    return kind.forward is EarlyExitNet.forward and kind.exit_logits is EarlyExitNet.exit_logits
+
+
+def _is_of_known_modules(network: EarlyExitNet) -> bool:
+    homes = (type(module).__module__.split(".") for module in network.modules() if module is not network)
+    return all(home[:2] in (["torch", "nn"], ["offramp", "backbones"]) for home in homes)
 
 
 class Merged:
@@ -53,7 +97,7 @@ class _Part:
         self.module, self.kernels = module, kernels
         self.modules = list(module.modules())
         self.why_not: str | None = None
-        self._plans: dict[tuple[torch.Size, ...], Plan | None] = {}
+        self._plans: dict[tuple[Size, ...], Plan | None] = {}
 
     def __call__(self, *maps: Tensor) -> Any:
         plan = self._plan(maps) if self._is_usual() else None

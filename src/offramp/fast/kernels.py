@@ -5,19 +5,16 @@ in parts, `[R, width]` each, whose widths add up to C and whose rows may lie apa
 """
 
 import functools
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils import cpp_extension
 
-from offramp.errors import UsageError
+from offramp.fast.building import compiled
 
 SOURCE = Path(__file__).with_name("units.cpp")
-FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]  # sums keep their order
 
 
 Kept = tuple[Tensor, ...]
@@ -83,7 +80,7 @@ class Compiled:
     """By `units.cpp`: two passes over memory forward and two backward, straight into and out of the parts. CPU only.
 
     Raises:
-        UsageError: No C++ compiler, or no ninja.
+        UsageError: There is no C++ compiler here, or it cannot compile them.
     """
 
     def __init__(self) -> None:
@@ -101,23 +98,10 @@ class Compiled:
         return dz_RC, dgain_C, dshift_C
 
 
-def why_not_compiled() -> str | None:
-    """What this machine lacks for `Compiled`, in words; None where it lacks nothing."""
-    compiler = cpp_extension.get_cxx_compiler()  # type: ignore[no-untyped-call]
-    if shutil.which(compiler) is None:
-        return f"there is no C++ compiler here ({compiler}; install g++)"
-    if not cpp_extension.is_ninja_available():
-        return "there is no ninja here (pip install 'offramp[kernels]')"
-    return None
-
-
 @functools.cache
 def _load() -> None:
-    """Build the kernels, or take those built before from torch's folder of extensions, and register them."""
-    lacking = why_not_compiled()
-    if lacking is not None:
-        raise UsageError(f"Kernels cannot be compiled: {lacking}. Without them: --form merged.")
-    cpp_extension.load("offramp_units", [str(SOURCE)], extra_cflags=FLAGS, is_python_module=False)
+    """Register the kernels with torch, once in a process."""
+    torch.ops.load_library(str(compiled(SOURCE)))  # type: ignore[no-untyped-call]
 
 
 def _as_map(rows_RC: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class Workbench:
 
     network: EarlyExitNet
     forward: Callable[[Tensor], Tensor]
-    """The network, or its compiled form: images `[B, ...]` to logits `[K, B, C]`."""
+    """The network, or a faster form of it: images `[B, ...]` to logits `[K, B, C]`."""
     objective: Objective
     optimizer: torch.optim.Optimizer
     precision: Literal["float32", "bf16"] = "float32"
@@ -93,7 +93,7 @@ class TrainingRule(ABC):
     """What happens to a batch and at the end of an epoch."""
 
     needs_plain: ClassVar[bool] = False
-    """Whether the rule needs the plain network: no compiled form (several backward passes, second order)."""
+    """Whether the rule needs the plain network: no faster form (second order, other weights, a pass for each exit)."""
 
     def check(self, network: EarlyExitNet) -> None:  # noqa: B027 - most rules train any network
         """Refuse a network that the rule is not made for; called before anything is written.

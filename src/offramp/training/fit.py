@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from offramp import backbones, data, objectives, processes, rules
+from offramp import backbones, data, fast, objectives, processes, rules
 from offramp.config import Run, TrainConfig
 from offramp.data import HeldOut, Split
 from offramp.devices import device_named
@@ -83,25 +83,27 @@ def fit(
         fresh = CheckpointStore(folder.checkpoints, config.keep_checkpoints).is_empty()
         if config.init is not None and fresh and not folder.weights.is_file():
             start_from(network, config.init)
+        form = network if job.rule.needs_plain else fast.training_form(network, config.form, device)
         held.enter_context(_claimed_by_the_first(folder, job, device))
         if folder.weights.is_file():
             _say(f"{folder.path} is finished; nothing to do.")
             return load(folder.path, into=network)
-        return _train_in(folder, job, device)
+        return _train_in(folder, job, device, form)
 
 
-def _train_in(folder: RunFolder, job: Job, device: torch.device) -> EarlyExitNet:
+def _train_in(
+    folder: RunFolder, job: Job, device: torch.device, form: Callable[[torch.Tensor], torch.Tensor]
+) -> EarlyExitNet:
     network, config, rule = job.network, job.config, job.rule
     if config.deterministic:
         _be_deterministic(device)
     place = Placement(device, config.channels_last)
     network.to(device=device, memory_format=place.layout)  # type: ignore[call-overload]
-    plain = rule.needs_plain or not config.compile
-    if config.compile and plain:
-        _say(f"{type(rule).__name__} trains the network as it is; compile has no effect.")
+    if rule.needs_plain and config.form not in ("auto", "plain"):
+        _say(f"{type(rule).__name__} trains the network as it is; form {config.form} has no effect.")
     bench = Workbench(
         network=network,
-        forward=network if plain else torch.compile(network, dynamic=False),
+        forward=form,
         objective=job.objective,
         optimizer=_optimizer(network, config),
         precision=config.precision,

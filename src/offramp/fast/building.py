@@ -1,0 +1,70 @@
+"""C++ kernels, compiled once on a machine and kept.
+
+A kept library belongs to this source, this torch and this processor: under another name for every other, it can be
+neither stale nor made for another machine that shares the folder. It appears whole or not at all.
+"""
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+from offramp.errors import UsageError
+
+# Sums keep their order: no -ffast-math. OpenMP is what torch's own threads are.
+FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++20", "-shared", "-fPIC"]
+
+
+def compiled(source: Path) -> Path:
+    """The library made from a C++ file, from the folder of those made before if it is there.
+
+    Raises:
+        UsageError: There is no C++ compiler, or it cannot compile this.
+    """
+    library = _folder() / f"{source.stem}-{_fingerprint(source)}.so"
+    if not library.is_file():
+        print(f"Compiling {source.name} (once on this machine, about ten seconds)", file=sys.stderr, flush=True)
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            made = Path(folder) / "made.so"
+            _compile(source, made)
+            made.replace(library)
+    return library
+
+
+def _compile(source: Path, made: Path) -> None:
+    compiler = shlex.split(_compiler())
+    if shutil.which(compiler[0]) is None:
+        raise UsageError(f"Kernels need a C++ compiler, and there is no {compiler[0]} here; install g++, or set CXX.")
+    folders = [f"-isystem{folder}" for folder in cpp_extension.include_paths()]
+    libraries = [f"-L{folder}" for folder in cpp_extension.library_paths()] + ["-lc10", "-ltorch_cpu", "-ltorch"]
+    command = [*compiler, *FLAGS, *folders, str(source), "-o", str(made), *libraries]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-200:])
+        raise UsageError(f"Kernels cannot be compiled by {compiler[0]}: {first}. Use another form of training.")
+
+
+def _compiler() -> str:
+    name: str = cpp_extension.get_cxx_compiler()  # type: ignore[no-untyped-call]
+    return name
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "offramp" / "kernels"
+
+
+def _fingerprint(source: Path) -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    processor = next((line for line in lines if line.startswith("flags")), platform.processor())
+    parts = [source.read_text(), torch.__version__, processor, _compiler(), *FLAGS]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
