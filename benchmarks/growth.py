@@ -1,6 +1,6 @@
 """How time and memory grow with images, exits, classes and the batch: nothing may grow faster than linearly.
 
-    python benchmarks/growth.py [--rounds 7] [--threads 1] [--only WORD] [--quick] [--out FILE]
+    python benchmarks/growth.py [--rounds 11] [--threads 1] [--only WORD] [--quick] [--out FILE]
 
 Each size of each subject has a process of its own, forked from one that has imported everything and done nothing. It
 does the smallest of work once, so that libraries have what they keep, prepares its input, and then the sizes take
@@ -289,7 +289,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = rows.parser(__doc__, rounds=7, threads=1)
+    made = rows.parser(__doc__, rounds=11, threads=1)
     made.add_argument("--only", default="", help="of subjects with this in their name")
     return made
 

@@ -218,9 +218,11 @@ def our_step(name: str, size: int, draw: int, form: Form, precision: str) -> Ste
 def textbook_step(
     name: str, size: int, draw: int, dtype: torch.dtype, precision: str = "float32", *, channels_last: bool = False
 ) -> Step:
-    ours, textbook, _, names = built(name)
-    network = deepcopy(textbook).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    return step_of(network, names, plain.train_steps(network, batch_of(ours, size, draw), 1, dtype, precision))
+    ours, textbook, own_names, names = built(name)
+    textbook.to(dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    values = ours.state_dict()
+    textbook.load_state_dict({like: values[mine] for mine, like in zip(own_names, names, strict=True)})
+    return step_of(textbook, names, plain.train_steps(textbook, batch_of(ours, size, draw), 1, dtype, precision))
 
 
 @any_form
