@@ -3,9 +3,10 @@
     python benchmarks/end_to_end.py [--rounds 61] [--threads 1] [--quick] [--out FILE]
 
 Images of Fashion-MNIST's size (random pixels; their values do not matter), the `auto` network for them, dynamic
-power-sqrt, batch 64. The rule given to `offramp.fit` trains a second network of the same make as well, on a batch that
-is ready in memory, now before its own step and now after it: the bare step. What an iteration of `fit` takes without it
-is a step end to end: waiting for data, seeds, rates, sums for the metrics, what a person sees. A round is an iteration.
+power-sqrt, batch 64. The rule given to `offramp.fit` takes a second step in every iteration, on a batch that is ready
+in memory, now before the one that it is asked for and now after it: the bare step, of the same network in the same
+form. What an iteration of `fit` takes without it is a step end to end: waiting for data, seeds, rates, sums for the
+metrics, what a person sees. A round is an iteration.
 
 An epoch ends with a look at held-out images, a checkpoint and the metrics. In epochs of a single step with 2,500 images
 to look at this is what an iteration takes beyond two bare steps; it is spread over the 860 steps that an epoch of
@@ -26,10 +27,9 @@ import numpy as np
 import numpy.typing as npt
 import rows
 import torch
-from steps import bare_rule
 
 import offramp
-from offramp import EarlyExitNet, backbones, data, objectives
+from offramp import backbones, data, objectives
 from offramp.config import Spec, TrainConfig
 from offramp.data import Batch, Parts
 from offramp.engine.timing import conditions, ratio
@@ -46,13 +46,12 @@ def clocks() -> npt.NDArray[np.float64]:
 
 
 class Beside(Standard):
-    """The standard rule, with a bare step of a second network beside each of its own."""
+    """The standard rule, with a bare step beside each."""
 
     def __init__(self, ready: Batch) -> None:
         self.ready = ready
         self.started: list[npt.NDArray[np.float64]] = []  # when an iteration began
         self.bare: list[npt.NDArray[np.float64]] = []  # seconds of its bare step
-        self.other = bare_rule(new_network(), objectives.dynamic())
 
     def step(self, batch: Batch, progress: float) -> Outcome:
         self.started.append(clocks())
@@ -65,7 +64,7 @@ class Beside(Standard):
 
     def _bare_step(self) -> None:
         start = clocks()
-        self.other.step(self.ready, 0.0)
+        super().step(self.ready, 0.0)
         self.bare.append(clocks() - start)
 
     def pairs(self) -> npt.NDArray[np.float64]:
@@ -86,17 +85,14 @@ def images(num_training: int, held_out: int) -> Parts:
     return data.arrays(pixels, labels, *test, padding=4, flip=True, batch_size=BATCH, holdout=held_out)
 
 
-def new_network() -> EarlyExitNet:
-    torch.manual_seed(0)
-    return backbones.build(Spec("auto"), num_classes=10, image_shape=(1, 28, 28), damping=True)
-
-
 def fit(parts: Parts, epochs: int, threads: int) -> npt.NDArray[np.float64]:
     """`offramp.fit` as a user calls it, with `Beside`: its pairs."""
     rule = Beside(next(parts.train.batches()))
+    torch.manual_seed(0)
+    network = backbones.build(Spec("auto"), num_classes=10, image_shape=(1, 28, 28), damping=True)
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(epochs=epochs, lr=0.01, threads=threads, device="cpu")
-        offramp.fit(new_network(), objectives.dynamic(), parts.train, parts.val, config, out=folder, rule=rule)
+        offramp.fit(network, objectives.dynamic(), parts.train, parts.val, config, out=folder, rule=rule)
     return rule.pairs()
 
 

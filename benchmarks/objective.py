@@ -2,15 +2,16 @@
 
     python benchmarks/objective.py [--rounds 15] [--threads 1] [--quick] [--out FILE]
 
-Batches of 64; MSDNet-7 for CIFAR-100, and the small network that `auto` builds for Fashion-MNIST. After each training
-step, which leaves nothing of the logits in the processor's caches, either objective is called once on random logits of
-the network's size; the difference is compared with that step. (In the times of whole steps, which vary by several
-milliseconds, a third of one cannot be seen.) Beside it warm times: many calls in a row, objectives taking turns.
+Batches of 64; MSDNet-7 for CIFAR-100, and the small network that `auto` builds for Fashion-MNIST. After each step of
+`offramp.fit`, which leaves nothing of the logits in the processor's caches, either objective is called once on random
+logits of the network's size; the difference is compared with these steps. (In the times of whole steps, which vary by
+several milliseconds, a third of one cannot be seen.) Beside it warm times: many calls in a row, objectives in turns.
 """
 
 import argparse
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
@@ -18,16 +19,17 @@ import caches  # isort: skip  # noqa: F401  sets what torch reads when it is loa
 
 import rows
 import torch
-from steps import bare_rule
 
+import offramp
+from data import BATCH, NETWORKS, random_images
 from offramp import backbones, objectives
-from offramp.config import Spec
+from offramp.config import Spec, TrainConfig
 from offramp.data import Batch
 from offramp.engine.timing import conditions, ratio, take_turns
 from offramp.objectives import Objective
+from offramp.rules import Outcome, Standard
 
-BATCH, CALLS = 64, 50
-NETWORKS = {"msdnet7-cifar100": (100, (3, 32, 32)), "auto": (10, (1, 28, 28))}
+CALLS = 50
 OBJECTIVES: dict[str, Objective] = {  # the first is what the others are compared with
     "cross-entropy": objectives.CrossEntropy(),
     "damping": objectives.Damping(),
@@ -56,30 +58,38 @@ def calls(objective: Objective, num_exits: int, num_classes: int, number: int) -
     return turn
 
 
-def on(name: str, rounds: int) -> tuple[rows.Row, dict[str, Any]]:
+class Calling(Standard):
+    """The standard rule; calls one of the objectives after each step, in turns."""
+
+    def __init__(self, calls: Mapping[str, Callable[[], float]]) -> None:
+        self.calls = calls
+        self.steps: list[float] = []
+        self.after: dict[str, list[float]] = {name: [] for name in calls}
+
+    def step(self, batch: Batch, progress: float) -> Outcome:
+        start = time.perf_counter()
+        outcome = super().step(batch, progress)
+        self.steps.append(time.perf_counter() - start)
+        name = list(self.calls)[(len(self.steps) - 1) % len(self.calls)]
+        self.after[name].append(self.calls[name]())
+        return outcome
+
+
+def on(name: str, rounds: int, threads: int) -> tuple[rows.Row, dict[str, Any]]:
     """The row of a network, and the figures behind it."""
     num_classes, shape = NETWORKS[name]
     torch.manual_seed(0)
     network = backbones.build(Spec(name), num_classes=num_classes, image_shape=shape, damping=False)
-    rule = bare_rule(network, OBJECTIVES[FIRST])
-    batch = Batch(torch.randn(BATCH, *shape), torch.randint(num_classes, (BATCH,)), torch.arange(BATCH), BATCH)
-    steps: dict[str, list[float]] = {FIRST: [], LAST: []}
-
-    def after_step(objective: str) -> Callable[[], float]:
-        call = calls(OBJECTIVES[objective], network.num_exits, num_classes, 1)
-
-        def turn() -> float:
-            start = time.perf_counter()
-            rule.step(batch, 0.0)
-            steps[objective].append(time.perf_counter() - start)
-            return call()
-
-        return turn
-
-    cold = take_turns({objective: after_step(objective) for objective in steps}, rounds, warmup=1)
-    step = [(a + b) / 2 for a, b in zip(steps[FIRST][1:], steps[LAST][1:], strict=True)]  # without the warmup
+    num_exits = network.num_exits
+    rule = Calling({one: calls(OBJECTIVES[one], num_exits, num_classes, 1) for one in (FIRST, LAST)})
+    train = random_images(2 * BATCH * (rounds + 1), shape, num_classes).train
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(epochs=1, lr=0.01, threads=threads, device="cpu")
+        offramp.fit(network, OBJECTIVES[FIRST], train, None, config, out=folder, rule=rule)
+    cold = {one: times[1:] for one, times in rule.after.items()}  # the first does not count
+    step = [(a + b) / 2 for a, b in zip(rule.steps[2::2], rule.steps[3::2], strict=True)]
     warm = take_turns(
-        {name: calls(one, network.num_exits, num_classes, CALLS) for name, one in OBJECTIVES.items()}, 2 * rounds + 1
+        {one: calls(objective, num_exits, num_classes, CALLS) for one, objective in OBJECTIVES.items()}, 2 * rounds + 1
     )
     more = [a - b for a, b in zip(cold[LAST], cold[FIRST], strict=True)]
     shares = [a / b for a, b in zip(more, step, strict=True)]
@@ -103,7 +113,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     before = conditions()
     rounds = 5 if options.quick else options.rounds
-    found = {name: on(name, rounds * times) for name, times in ROUNDS.items()}
+    found = {name: on(name, rounds * times, options.threads) for name, times in ROUNDS.items()}
     return {
         "what": "objectives, forward and backward to the logits, batch 64",
         **before,
