@@ -49,7 +49,7 @@ def test_the_list_of_everything(here: Path, capsys) -> None:
 
 
 def without_clocks(page: str) -> str:
-    return re.sub(r"[\d.]+ (min|h)( \(×[\d.]+\))?", "TIME", page)
+    return re.sub(r"[\d.]+ (s|min|h)( \(×[\d.]+\))?", "TIME", page)
 
 
 def test_a_study_with_a_method_of_ones_own(here: Path, capsys) -> None:

@@ -78,7 +78,7 @@ def test_what_other_data_cannot_say() -> None:
     found = verdicts(made_up(5, 0.005), papers=False)
     assert found["The gains on CIFAR-10 are smaller than on CIFAR-100."] is Verdict.NOT_COMPARABLE
     numbers = judge_numbers(experiments(["table1"], POCKET), made_up(5, 0.005))
-    assert {one.verdict for one in numbers} == {Verdict.NOT_COMPARABLE}
+    assert [one.verdict for one in numbers] == [Verdict.NOT_COMPARABLE]
 
 
 def test_published_numbers_are_reproduced_or_not() -> None:

@@ -77,7 +77,7 @@ def test_everything_at_once(study) -> None:
 def test_every_number_leads_to_its_runs(study) -> None:
     html, _ = write(study(POCKET, "table1"))
     body = html.read_text()
-    cells = re.findall(r"<td[^>]*>(.*?)</td>", body[body.index(">Accuracy<") : body.index(">Published<")])
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", body[body.index(">Accuracy<") : body.index(">Published<")], re.DOTALL)
     numbers = [cell for cell in cells if "±" in cell]
     assert len(numbers) == 5 * 8
     assert all(cell.startswith('<a href="#runs-') for cell in numbers)

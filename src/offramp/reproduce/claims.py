@@ -99,21 +99,28 @@ def judge(claims: Iterable[Claim], results: Results, *, papers: bool) -> list[Ju
 
 
 def judge_numbers(experiments: Sequence[Experiment], results: Results) -> list[Judged]:
-    """The mean over exits of every row that the paper has: is it what the paper printed, within `CLOSE`?"""
+    """The mean over exits of every row that the paper has: is it what the paper printed, within `CLOSE`?
+
+    On other data than the paper's nothing can be said; then there is one line for each table.
+    """
     judged = []
     for experiment in experiments:
-        for row in experiment.rows:
-            theirs, ours = published_row(experiment, row), results.of(experiment.name, row.label)
-            if theirs is None or not ours:
-                continue
+        known = [
+            (row, theirs, ours)
+            for row in experiment.rows
+            if (theirs := published_row(experiment, row)) and (ours := results.of(experiment.name, row.label))
+        ]
+        where = f"Table {experiment.name.removeprefix('table')}"
+        if known and not experiment.papers:
+            claim = Claim(f"{experiment.name}: the printed means over exits of {len(known)} rows", "table", where, ())
+            judged.append(Judged(claim, Verdict.NOT_COMPARABLE))
+            continue
+        for row, theirs, ours in known:
             mean = theirs.get("mean", fmean(theirs["top1"]))
             runs = published()[experiment.name]["runs"]
             over = "" if len(theirs["top1"]) == 1 else " on average over exits"
             text = f"{experiment.name}, {row.label}: {mean:.2f} %{over}"
-            claim = Claim(text, "table", f"Table {experiment.name.removeprefix('table')}", ())
-            if not experiment.papers:
-                judged.append(Judged(claim, Verdict.NOT_COMPARABLE))
-                continue
+            claim = Claim(text, "table", where, ())
             found = statistics.against_published([mean_top1(f) for f in ours.values()], mean, runs)
             part = Part(f"ours less published, less than {CLOSE} apart wanted", found, None)
             judged.append(Judged(claim, statistics.within(found, CLOSE), (part,)))

@@ -87,7 +87,7 @@ def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished) 
                         board.note(f"Done: {task.name}")
                     else:
                         failed.append(task)
-                        board.note(f"Failed (status {status}): {task.name}; see {log_of(task)}")
+                        board.note(f"Failed (status {status}): {task.name}: {_last_words(task)}")
                 board.show()
     finally:
         for process in running.values():  # after Ctrl-C: all of them save and leave
@@ -114,6 +114,11 @@ def read_manifest(task: Task) -> Manifest:
 def log_of(task: Task) -> Path:
     """Where a task's last words stand."""
     return task.folder.parent / f"{task.name}.log"
+
+
+def _last_words(task: Task) -> str:
+    lines = log_of(task).read_text(errors="replace").splitlines()
+    return lines[-1] if lines else "without a word"
 
 
 def _start(task: Task, jobs: int, threads: int) -> "subprocess.Popen[bytes]":

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from offramp.reports import figures
 from offramp.reports.page import inline_svg, page
 from offramp.reproduce.claims import CLAIMS, judge, judge_numbers
-from offramp.reproduce.experiments import EXPERIMENTS, Experiment
+from offramp.reproduce.experiments import ALL, EXPERIMENTS, Experiment
 from offramp.reproduce.identity import command, run_name
 from offramp.reproduce.manifest import Manifest
 from offramp.reproduce.plots import draw
@@ -89,9 +89,10 @@ def _head(study: Study, manifests: Mapping[str, Manifest]) -> list[str]:
     """The title, what data this is, and how far the study is."""
     wanted = [row.with_seed(seed) for row in distinct(study.experiments) for seed in study.seeds]
     done = sum(manifest_of(run, manifests) is not None for run in wanted)
-    seeds = ", ".join(map(str, study.seeds))
+    seeds, names = ", ".join(map(str, study.seeds)), [experiment.name for experiment in study.experiments]
+    shown = "All tables and figures" if ALL in study.names else ", ".join(names).capitalize()
     return [
-        f"{', '.join(experiment.name for experiment in study.experiments)} at the scale {study.scale.name}",
+        f"{shown}, scale {study.scale.name}",
         study.scale.about,
         f"{done} of {len(wanted)} runs are done; seed{'s' if len(study.seeds) > 1 else ''} {seeds}. Reported is the "
         "last epoch, on the test set, unless a row says otherwise.",
@@ -185,5 +186,5 @@ def _table(table: Table) -> list[str]:
 
 
 def _text(cell: Cell) -> str:
-    text = cell.text.replace("\\", "\\\\").replace("|", "\\|")
+    text = cell.text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>")
     return text if cell.to is None else f"[{text}](#{cell.to})"

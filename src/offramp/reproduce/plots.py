@@ -75,4 +75,4 @@ def _with_range(
     means = [fmean(of) for of in values]
     axes.plot(at, means, color=colour, marker=marker, markersize=4.5, label=label)
     lows, highs = [min(of) for of in values], [max(of) for of in values]
-    axes.fill_between(at, lows, highs, color=colour, alpha=0.15, linewidth=0)
+    axes.fill_between(at, lows, highs, color=colour, alpha=0.1, linewidth=0)

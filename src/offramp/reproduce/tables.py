@@ -18,7 +18,7 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """A text, and where on the page it leads; nowhere if None."""
+    """A text of one line or more, and where on the page it leads; nowhere if None."""
 
     text: str
     to: str | None = None
@@ -41,7 +41,7 @@ def claims_table(title: str, judged: Sequence[Judged], data: str | None, note: s
         resolved = one.verdict in (statistics.Verdict.AGREES, statistics.Verdict.DISAGREES)
         verdict = f"{one.verdict}, on {data}" if resolved and data is not None else str(one.verdict)
         source = f"{one.claim.source}: {one.claim.where}"
-        found = "; ".join(map(_part, one.parts))
+        found = "\n".join(map(_part, one.parts))
         rows.append(tuple(map(Cell, (one.claim.text, source, verdict, found))))
     return Table(title, ("claim", "source", "verdict", "found, with 95 % intervals"), tuple(rows), note)
 
@@ -199,8 +199,8 @@ def _time(found: Mapping[int, Figures], first: Mapping[int, Figures]) -> str:
     seconds = [f.seconds for f in found.values() if f.seconds is not None]
     if not seconds:
         return NOTHING
-    minutes = fmean(seconds) / 60
-    said = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    mean = fmean(seconds)
+    said = f"{mean:.1f} s" if mean < 100 else f"{mean / 60:.1f} min" if mean < 7200 else f"{mean / 3600:.1f} h"
     pairs = [(found[seed].seconds, first[seed].seconds) for seed in found if seed in first]
     ratios = [ours / theirs for ours, theirs in pairs if ours is not None and theirs]
     return f"{said} (×{fmean(ratios):.2f})" if ratios else said
