@@ -12,7 +12,8 @@ The slope is that of the logarithm over that of the size: 1 is linear. It is tak
 the largest size, and by least squares over all; the larger counts. `last` is that between the two largest, where what
 does not grow weighs least. A slope of 1.1 over sizes 1 to 16 is 32 % more per image at the end: maps and records that
 have left the processor's caches cost as much once, and two medians of a busy machine differ by half of it. Something
-quadratic has slope 2, n log n over these sizes 1.1 to 1.2.
+quadratic has slope 2, n log n over these sizes 1.1 to 1.2. The search of thresholds sorts, and sweeps over exits until
+nothing moves: each sweep is linear, but how many there are depends on the record (5 to 8 here), and its slope with it.
 """
 
 import argparse
