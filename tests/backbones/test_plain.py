@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from offramp.backbones import msdnet, ranet
 from offramp.data import Batch
+from offramp.fast import Compiled, Merged
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy
 from offramp.rules import Standard, Workbench
@@ -42,7 +43,8 @@ Training = Callable[[nn.Module, Forward, Batches], list[Tensor]]
 DRAWS = 8  # of batches, where rounding is compared
 FORMS: dict[str, Form] = {
     "as it is": lambda network: network,
-    "channels-last": lambda network: network.to(memory_format=torch.channels_last),
+    "merged": Merged,
+    "kernels": lambda network: Merged(network, Compiled()),
 }
 any_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
@@ -208,10 +210,18 @@ def batch_of(network: EarlyExitNet, size: int, draw: int) -> Batches:
     return batches_for(network, [size])
 
 
+@functools.lru_cache(maxsize=1)
+def formed(name: str, form: Form) -> tuple[EarlyExitNet, Forward]:
+    network = deepcopy(built(name)[0])
+    return network, form(network)
+
+
 def our_step(name: str, size: int, draw: int, form: Form, precision: str) -> Step:
     ours, _, names, _ = built(name)
-    network = deepcopy(ours)
-    return step_of(network, names, train_ours(network, form, batch_of(ours, size, draw), 1, torch.float32, precision))
+    network, forward = formed(name, form)
+    network.load_state_dict(ours.state_dict())
+    batch = batch_of(ours, size, draw)
+    return step_of(network, names, train_ours(network, lambda _: forward, batch, 1, torch.float32, precision))
 
 
 @functools.lru_cache(maxsize=100)
