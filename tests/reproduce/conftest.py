@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from offramp.config import Run
+from offramp.reproduce import experiments
 from offramp.reproduce.identity import command, configuration, run_hash, run_name
 from offramp.reproduce.manifest import Manifest
 from offramp.reproduce.scales import Scale
+from offramp.reproduce.study import Study, distinct
 
 TINY = Path(__file__).with_name("tiny.py")
 
@@ -75,5 +77,42 @@ def manifest() -> Callable[..., Manifest]:
             "budgeted": budgeted,
         }
         return Manifest(values, Path("m.json"))
+
+    return make
+
+
+@pytest.fixture
+def rows(tiny):
+    """`rows("table1")`: the rows of an experiment at the tiny scale, by label."""
+
+    def of(name):
+        (experiment,) = experiments([name], tiny)
+        return {row.label: row for row in experiment.rows}
+
+    return of
+
+
+@pytest.fixture
+def study(tmp_path, manifest):
+    """`study(scale, names, seeds=2)`: its manifests are there, its page is not yet."""
+
+    def make(scale, *names, seeds=2, **more):
+        made = Study(names=names, scale=scale, seeds=tuple(range(seeds)), out=tmp_path / "study", **more)
+        for number, row in enumerate(distinct(made.experiments)):
+            exits = (
+                1 if row.run.network.args.get("last_only") or "-last-" in row.run.network.name else row.setting.exits
+            )
+            for seed in range(seeds):
+                run = row.with_seed(seed)
+                one = manifest(
+                    run,
+                    [70.0 + number / 10 + seed / 100 + k for k in range(exits)],
+                    damping=[0.01 * (k + 1) for k in range(exits)],
+                    best=[77.77] * exits,
+                    budgeted=[[100, 70.0 + number], [100 * exits, 75.0 + number]],
+                    seconds=60.0 * (number + 1),
+                )
+                one.save(made.out / "manifests" / f"{run_name(run)}.json")
+        return made
 
     return make

@@ -1,14 +1,14 @@
 import pytest
 
-from offramp import backbones, data, objectives, rules
+from offramp import backbones, objectives, rules
 from offramp.config import Spec
 from offramp.errors import UsageError
-from offramp.reproduce import EXPERIMENTS, LEAGUE, experiments, own
+from offramp.reproduce import EXPERIMENTS, experiments
 from offramp.reproduce.identity import run_hash
 from offramp.reproduce.results import published
-from offramp.reproduce.scales import PAPER, POCKET, SCALES, scale
+from offramp.reproduce.scales import PAPER, POCKET
 from offramp.reproduce.study import distinct
-from offramp.reproduce.watching import on_test, plain
+from offramp.reproduce.watching import plain
 
 BOTH = pytest.mark.parametrize("scale", [PAPER, POCKET], ids=lambda scale: scale.name)
 
@@ -97,41 +97,8 @@ def test_figure_4_trains_on_as_many_images_as_the_tables() -> None:
     assert row.run.data.source.args["limit"] - row.run.data.holdout == POCKET["imagenet"].data.args["limit"]
 
 
-def test_a_longer_study_is_another() -> None:
-    longer = PAPER.times(10)
-    assert longer.name == "paper-x10"
-    assert not longer.papers
-    assert longer["cifar100"].epochs == 3000
-    assert PAPER.times(1) is PAPER
-
-
 def test_what_is_unknown_is_refused() -> None:
     with pytest.raises(UsageError, match=r"no table or figure 'tabel1'. Did you mean table1"):
         experiments(["tabel1"], PAPER)
     with pytest.raises(UsageError, match="Say what to reproduce: table1"):
         experiments([], PAPER)
-    with pytest.raises(UsageError, match="Unknown scale 'poket'"):
-        scale("poket")
-    with pytest.raises(UsageError, match="is a dict, not an"):
-        scale("offramp.reproduce:SCALES")
-    assert scale("offramp.reproduce.scales:POCKET") is SCALES["pocket"]
-
-
-def test_methods_of_ones_own() -> None:
-    objective = own(Spec("damping", {"strength": 0.5})).run(PAPER["cifar100"])
-    assert (objective.objective.name, objective.rule.name) == ("damping", "standard")
-    rule = own(Spec("dfs", {"ratio": 0.3})).run(PAPER["cifar100"])
-    assert (rule.objective.name, rule.rule.args) == ("cross-entropy", {"ratio": 0.3})
-    assert own(Spec("offramp.reproduce.methods:WPN")) in LEAGUE
-    with pytest.raises(UsageError, match="no argument 'ratoi'"):
-        own(Spec("dfs", {"ratoi": 0.3}))
-
-
-def test_watched_data_are_the_same_data() -> None:
-    """Trained on is what would be trained on without watching; watched is the test set, and nothing is certified."""
-    parts, usual = on_test(source="digits", limit=200), data.digits(limit=200, holdout=0)
-    assert parts.train.fingerprint() == usual.train.fingerprint()
-    assert parts.val.search.fingerprint() == usual.test.fingerprint()
-    assert parts.val.splits() == (parts.test,)
-    with pytest.raises(UsageError, match="no `certify`"):
-        _ = parts.val.certify

@@ -1,18 +1,12 @@
 """Pages from made-up manifests."""
 
 import dataclasses
-import json
 import re
 from html.parser import HTMLParser
 
-import pytest
-
-from offramp.config import Spec
-from offramp.errors import UsageError
-from offramp.reproduce.identity import run_name
 from offramp.reproduce.page import write
 from offramp.reproduce.scales import PAPER, POCKET
-from offramp.reproduce.study import Study, distinct
+from offramp.reproduce.study import Study
 
 
 class Links(HTMLParser):
@@ -30,32 +24,6 @@ class Links(HTMLParser):
             self.ids.add(found["id"])
         if tag in ("script", "img", "link", "iframe"):
             self.loads.append(tag)
-
-
-@pytest.fixture
-def study(tmp_path, manifest):
-    """`study(scale, names, seeds=2)`: its manifests are there, its page is not yet."""
-
-    def make(scale, *names, seeds=2, **more):
-        made = Study(names=names, scale=scale, seeds=tuple(range(seeds)), out=tmp_path / "study", **more)
-        for number, row in enumerate(distinct(made.experiments)):
-            exits = (
-                1 if row.run.network.args.get("last_only") or "-last-" in row.run.network.name else row.setting.exits
-            )
-            for seed in range(seeds):
-                run = row.with_seed(seed)
-                one = manifest(
-                    run,
-                    [70.0 + number / 10 + seed / 100 + k for k in range(exits)],
-                    damping=[0.01 * (k + 1) for k in range(exits)],
-                    best=[77.77] * exits,
-                    budgeted=[[100, 70.0 + number], [100 * exits, 75.0 + number]],
-                    seconds=60.0 * (number + 1),
-                )
-                one.save(made.out / "manifests" / f"{run_name(run)}.json")
-        return made
-
-    return make
 
 
 def test_everything_at_once(study) -> None:
@@ -136,34 +104,3 @@ def test_a_page_of_nothing_and_of_some(study, tmp_path) -> None:
     _, text = write(more)
     assert "5 of 15 runs are done" in text.read_text()
     assert ": missing" in text.read_text()
-
-
-def test_manifests_from_elsewhere(study, tmp_path) -> None:
-    """A study done on another machine: its manifests are all that is needed."""
-    there = study(POCKET, "table8")
-    elsewhere = tmp_path / "committed"
-    (there.out / "manifests").rename(elsewhere)
-    (elsewhere / "notes.json").write_text(json.dumps(["no manifest"]))
-    here = dataclasses.replace(there, out=tmp_path / "here", known=(elsewhere,))
-    assert here.tasks(here.manifests()) == []
-    html, _ = write(here)
-    assert 'href="../committed/' in html.read_text()
-    with pytest.raises(UsageError, match=r"no folder .*nowhere"):
-        dataclasses.replace(here, known=(tmp_path / "nowhere",)).manifests()
-
-
-def test_a_new_method_in_every_table(study) -> None:
-    made = study(POCKET, "table1", "figure3", also=(Spec("cgt", {"gate": "hard"}),), only=())
-    table, figure = made.experiments
-    assert [row.label for row in table.rows][-1] == "cgt gate='hard'"
-    assert table.rows[-1].run.network == table.rows[0].run.network
-    assert len(figure.rows) == 7  # whose rows are thresholds
-    _, text = write(made)
-    assert "| [cgt gate='hard'](" in text.read_text()
-
-
-def test_only_some_rows(study) -> None:
-    made = study(POCKET, "table1", "table2", only=("+ Dynamic", "Damping"))
-    assert [[row.label for row in e.rows] for e in made.experiments] == [["Damping", "+ Dynamic"], ["+ Dynamic"]]
-    with pytest.raises(UsageError, match=r"No row is called 'Dampin'. Did you mean Damping"):
-        dataclasses.replace(made, only=("Dampin",))

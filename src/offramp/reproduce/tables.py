@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from offramp.reports.compare import Spread
 from offramp.reports.side_by_side import spread_text
@@ -138,41 +139,51 @@ def _published(experiment: Experiment, results: Results) -> list[Table]:
     head = ("", *_exit_names(len(exits)), *(("mean",) if len(exits) > 1 else ()))
     ours = experiment.papers
     note = f"Printed in the paper, {count} on {table['data']}."
+    note += " Its ± is very probably half the range." if table["runs"] > 1 else ""
     note += "" if ours else " Other data, other networks: not comparable with anything of ours."
     printed = Table("Published", head, tuple(_printed(row, theirs) for row, theirs in known), note)
     if not ours:
         return [printed]
-    differences = Table(
-        "Ours less published",
-        head,
-        tuple(
-            _differences(row, theirs, results.of(experiment.name, row.label), table["runs"]) for row, theirs in known
-        ),
-        "With 95 % intervals, which take the paper's runs to spread like ours.",
+    said = "With 95 % intervals, which take the paper's runs to spread like ours."
+    made = [printed]
+    kinds: tuple[tuple[What, str], ...] = (
+        ("top1", "Ours less published"),
+        ("damping", "F[N+1] on test, ours less published"),
     )
-    return [printed, differences]
+    for what, title in kinds:
+        if all(what in theirs for _, theirs in known):
+            rows = (
+                _gaps(row, theirs, results.of(experiment.name, row.label), table["runs"], what) for row, theirs in known
+            )
+            made.append(Table(title, head, tuple(rows), said))
+    return made
 
 
-def _printed(row: Row, theirs: Mapping[str, Sequence[float]]) -> tuple[Cell, ...]:
+def _printed(row: Row, theirs: Mapping[str, Any]) -> tuple[Cell, ...]:
     spread, damping = theirs.get("spread"), theirs.get("damping")
     texts = [
         f"{value:.2f}" + (f" ±{spread[k]:.2f}" if spread else "") + (f" ({damping[k]:g})" if damping else "")
         for k, value in enumerate(theirs["top1"])
     ]
-    mean = [f"{fmean(theirs['top1']):.2f}"] if len(texts) > 1 else []
-    return Cell(f"{row.label}, published"), *map(Cell, [*texts, *mean])
+    if len(texts) > 1:
+        texts.append(f"{fmean(theirs['top1']):.2f}" + (f" ±{theirs['mean_spread']:.2f}" if spread else ""))
+    return Cell(f"{row.label}, published"), *map(Cell, texts)
 
 
-def _differences(
-    row: Row, theirs: Mapping[str, Sequence[float]], found: Mapping[int, Figures], runs: int
-) -> tuple[Cell, ...]:
-    printed = [*theirs["top1"], *([fmean(theirs["top1"])] if len(theirs["top1"]) > 1 else [])]
-    ours = [[*f.top1, mean_top1(f)] for f in found.values()]
+def _gaps(row: Row, theirs: Mapping[str, Any], found: Mapping[int, Figures], runs: int, what: What) -> tuple[Cell, ...]:
+    """What our figures have over the printed ones, exit by exit, and their mean over exits."""
+    printed, digits = _with_mean(theirs[what]), 2 if what == "top1" else 4
+    ours = [_with_mean(values) for f in found.values() if (values := f.values(what)) is not None]
     cells = [Cell(NOTHING)] * len(printed)
     if ours:
         gaps = (statistics.against_published([of[k] for of in ours], value, runs) for k, value in enumerate(printed))
-        cells = [Cell(gap.text(), anchor(row)) for gap in gaps]
+        cells = [Cell(gap.text(digits), anchor(row)) for gap in gaps]
     return Cell(row.label, anchor(row)), *cells
+
+
+def _with_mean(values: Sequence[float]) -> list[float]:
+    """One number per exit, and their mean where there are several."""
+    return [*values, *([fmean(values)] if len(values) > 1 else [])]
 
 
 def _spread(row: Row, values: Sequence[float]) -> Cell:

@@ -1,0 +1,62 @@
+"""What a finished run leaves, and how it is found again."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from offramp.config import Run
+from offramp.errors import OfframpError
+from offramp.reproduce.identity import run_hash
+from offramp.reproduce.manifest import find
+from offramp.reproduce.results import of_manifest
+from offramp.reproduce.work import work
+from offramp.runs import RunFolder
+from offramp.training import train
+
+
+def test_a_manifest_says_what_the_run_gave(rows, tmp_path: Path) -> None:
+    run = rows("table5")["+ Power-sqrt"].with_seed(2)
+    made = work(run, tmp_path / "run", jobs=3)
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    figures = of_manifest(made)
+    assert figures.top1 == tuple(exit["top1"] for exit in evaluation["exits"])
+    assert figures.damping_train == tuple(exit["train"]["damping"] for exit in evaluation["exits"])
+    assert figures.budgeted is None  # nothing was held out
+    timing = json.loads((tmp_path / "run" / "timing.jsonl").read_text())
+    assert made.seconds == pytest.approx(timing["seconds"], abs=0.01)
+    values = made.values
+    assert values["timing"]["jobs"] == 3
+    assert values["images"]["train"] == RunFolder(tmp_path / "run").read_config()["images"]["train"]
+    assert values["hash"] == run_hash(run)
+    assert len((tmp_path / "run" / "manifest.json").read_bytes()) < 8000  # small enough to be committed
+    assert find([tmp_path])[run_hash(run)].values == json.loads(json.dumps(values))
+
+
+def test_time_is_that_of_a_run_that_was_never_interrupted(rows, tmp_path: Path) -> None:
+    """A killed epoch leaves no line and its rest a short one; what counts is the time of an image."""
+    run = rows("table1")["MSDNet"].run
+    run = dataclasses.replace(run, training=dataclasses.replace(run.training, epochs=2))
+    folder = RunFolder(tmp_path / "run")
+    train(run, folder.path)
+    lines = [{"epoch": 1, "images": 200, "seconds": 4.0}, {"epoch": 2, "images": 72, "seconds": 1.44}]
+    folder.timing.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert work(run, folder.path).seconds == pytest.approx(400 * 5.44 / 272)
+    folder.timing.write_text(json.dumps(lines[1]) + "\n")  # both epochs killed: four batches of 64 say how long one is
+    assert work(run, folder.path).seconds == pytest.approx(2 * 193 * 1.44 / 72)
+
+
+def test_what_is_found(tmp_path: Path, manifest) -> None:
+    one = manifest(Run(), [70.0])
+    one.save(tmp_path / "deep" / "down" / "a.json")
+    manifest(Run(), [99.0]).save(tmp_path / "other" / "a.json")
+    (tmp_path / "other" / "no.json").write_text('{"hash": "x"}')
+    found = find([tmp_path / "deep", tmp_path / "other"])
+    assert found[run_hash(Run())].values["mean_top1"] == 70.0  # the first folder's
+    assert find([tmp_path / "nowhere"]) == {}
+    newer = manifest(Run(), [70.0])
+    newer.values["format"] = 2
+    newer.save(tmp_path / "newer" / "a.json")
+    with pytest.raises(OfframpError, match="newer offramp"):
+        find([tmp_path / "newer"])

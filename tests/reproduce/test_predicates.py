@@ -1,0 +1,84 @@
+"""Each kind of statement against the same number worked out by hand or by NumPy."""
+
+import numpy as np
+import pytest
+
+from offramp.reproduce.predicates import Deeper, Faster, Greater, LargerGain, Mixed, NoMore, Over, Q, Steadier
+from offramp.reproduce.results import Figures, Results
+from offramp.reproduce.statistics import Verdict
+
+A, B, C, D = (Q("t", name) for name in "abcd")
+
+
+def results(**rows) -> Results:
+    """`a=[(exit 1, exit 2), ...]`: accuracies by row, one tuple a seed."""
+    return Results(
+        {("t", name): {seed: Figures(tuple(top1)) for seed, top1 in enumerate(seeds)} for name, seeds in rows.items()}
+    )
+
+
+def test_differences_are_of_the_mean_over_the_exits_asked_for() -> None:
+    seen = results(a=[(70, 72, 80), (71, 73, 81)], b=[(70, 70, 70), (70, 70, 70)])
+    assert Greater(A, B).contrasts(seen) == pytest.approx({0: 4, 1: 5})
+    first, last = Q("t", "a", exits=(None, 2)), Q("t", "a", exits=(-1, None))
+    assert first.by_seed(seen) == {0: 71, 1: 72}
+    assert last.by_seed(seen) == {0: 80, 1: 81}
+    assert Q("t", "a", exits=(5, None)).by_seed(seen) == {}  # not so many exits
+    assert Q("t", "a", "damping").by_seed(seen) == {}  # no such figure
+
+
+def test_gains_against_gains() -> None:
+    seen = results(a=[(75,)], b=[(70,)], c=[(82,)], d=[(80,)])
+    assert LargerGain(A, B, C, D).contrasts(seen) == {0: 3}
+
+
+def test_no_more_than_a_margin() -> None:
+    seen = results(a=[(70.1,), (70.15,), (70.12,)], b=[(70,)] * 3)
+    assert NoMore(A, B, 0.2).judge(seen).verdict is Verdict.AGREES
+    assert NoMore(A, B, 0.05).judge(seen).verdict is Verdict.DISAGREES
+    assert NoMore(A, B, 0.12).judge(seen).verdict is Verdict.NOT_RESOLVED
+
+
+def test_a_slope_over_exits_is_that_of_least_squares() -> None:
+    curve = (0.01, 0.03, 0.02, 0.07)
+    seen = Results({("t", "a"): {4: Figures((1.0,), damping=curve)}})
+    of = Q("t", "a", "damping")
+    (slope, _) = np.polyfit(range(4), curve, 1)
+    assert Deeper(of).contrasts(seen) == pytest.approx({4: 100 * slope})
+    assert Deeper(of, -1).contrasts(seen) == pytest.approx({4: -100 * slope})
+
+
+def test_a_slope_over_rows_is_that_of_least_squares() -> None:
+    seen = results(a=[(70,), (60,)], b=[(72,), (61,)], c=[(71,)])
+    (slope, _) = np.polyfit([1, 2, 5], [70, 72, 71], 1)
+    found = Over((A, B, C), (1, 2, 5), -1, 10, "").contrasts(seen)
+    assert found == pytest.approx({0: -10 * slope})  # seed 1 lacks a row
+
+
+def test_ranges_over_rows() -> None:
+    seen = results(a=[(70,)], b=[(71,)], c=[(70,)], d=[(74,)])
+    assert Steadier((A, B), (C, D), "").contrasts(seen) == {0: 3}
+
+
+def test_time_saved_in_percent() -> None:
+    rows = {("t", name): {0: Figures((1.0,), seconds=seconds)} for name, seconds in (("a", 90), ("b", 100))}
+    left, right = Q("t", "a", "seconds"), Q("t", "b", "seconds")
+    assert Faster(left, right).contrasts(Results(rows)) == pytest.approx({0: 10})
+    assert Faster(right, left, 1.25).contrasts(Results(rows)) == pytest.approx({0: 100 * (1 - 100 / 112.5)})
+
+
+def test_mixed_looks_at_every_exit() -> None:
+    base = [(70, 70, 70)] * 4
+    helps = [(71 + e, 70 + e, 69 + e) for e in (0.01, -0.02, 0.03, 0.0)]
+    better = [(71 + e, 71 + e, 71 + e) for e in (0.01, -0.02, 0.03, 0.0)]
+    assert Mixed(A, B).judge(results(a=helps, b=base)).verdict is Verdict.AGREES
+    assert Mixed(A, B).judge(results(a=better, b=base)).verdict is Verdict.DISAGREES
+    assert Mixed(A, B).judge(results(a=helps[:1], b=base[:1])).verdict is Verdict.NOT_RESOLVED
+    assert Mixed(A, B).judge(results(a=helps)).verdict is Verdict.NOT_RUN
+
+
+def test_statements_say_what_they_are_about() -> None:
+    assert Greater(A, B).says() == "a less b, top-1, mean over exits"
+    early, late = Q("t", "a", exits=(None, -2)), Q("t", "a", exits=(-2, None))
+    assert Greater(early, late).says() == "a: top-1, all but the last 2 exits less top-1, last 2 exits"
+    assert (Greater(A, B).digits, Greater(Q("t", "a", "damping"), Q("t", "b", "damping")).digits) == (2, 4)

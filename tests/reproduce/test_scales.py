@@ -1,0 +1,22 @@
+import pytest
+
+from offramp.errors import UsageError
+from offramp.reproduce.scales import PAPER, SCALES, scale
+
+
+def test_a_longer_study_is_another() -> None:
+    longer = PAPER.times(10)
+    assert longer.name == "paper-x10"
+    assert not longer.papers
+    assert longer["cifar100"].epochs == 3000
+    assert PAPER.times(1) is PAPER
+
+
+def test_scales_by_name() -> None:
+    with pytest.raises(UsageError, match="Unknown scale 'poket'"):
+        scale("poket")
+    with pytest.raises(UsageError, match="is a dict, not an"):
+        scale("offramp.reproduce:SCALES")
+    assert scale("offramp.reproduce.scales:POCKET") is SCALES["pocket"]
+    with pytest.raises(UsageError, match="times must be at least 1"):
+        PAPER.times(0)
