@@ -1,5 +1,6 @@
 """The page of a record of gradients. K exits, W watched images."""
 
+import base64
 import dataclasses
 import json
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.io import decode_png
 
 from offramp import data
 from offramp.data import Parts
@@ -132,6 +134,17 @@ def test_images_are_picked_by_who_learned_them_first(watched: Path, tiny_parts: 
     assert min(leads[0]) > 0 > max(leads[1])
 
 
+def test_each_picture_is_of_its_own_image(watched: Path, tiny_parts: Parts):
+    report = xray(watched)
+    tiles = re.findall(r'<img src="([^"]*)"[^>]*alt="training image (\d+)', page_of(watched))
+    picked = [*report.shallow_first, *report.deep_first, *report.last]
+    assert [int(index) for _, index in tiles] == [one.index for one in picked]
+    for address, index in tiles:
+        encoded = bytearray(base64.b64decode(address.removeprefix("data:image/png;base64,")))
+        shown = decode_png(torch.frombuffer(encoded, dtype=torch.uint8))
+        assert torch.equal(shown, tiny_parts.train.pixels_SCHW[int(index)])
+
+
 @pytest.mark.usefixtures("without_matplotlib")
 def test_the_table_is_of_the_last_epoch(watched: Path):
     report = xray(watched)
@@ -172,6 +185,17 @@ def test_any_number_of_exits_and_epochs_has_a_page(
         assert (report.shallow_first, report.deep_first) == ((), ())
     if K == 2:
         assert "Learned by exit 1 first, by exit 2 later" in page_of(run)
+
+
+def test_a_long_run_is_shown_some_epochs_a_step(make_run: Callable[..., Path], tiny_parts: Parts):
+    sizes = []
+    for name, epochs in (("short", 100), ("long", 201)):
+        run = make_run(name)
+        record(tiny_parts, epochs=epochs).save(RunFolder(run).xray)
+        xray(run)
+        assert ("each step the mean of 3 epochs" in page_of(run)) == (name == "long")
+        sizes.append(len(page_of(run)))
+    assert sizes[1] < 1.3 * sizes[0]
 
 
 def test_cross_entropy_has_neither_coefficients_nor_a_damping_value(make_run: Callable[..., Path], tiny_parts: Parts):

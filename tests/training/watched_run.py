@@ -20,7 +20,7 @@ def main(out: str) -> None:
     torch.manual_seed(0)
     labels = np.arange(60) % 3
     pixels = np.random.default_rng(0).integers(0, 255, (60, 1, 8, 8)).astype(np.uint8)
-    parts = data.arrays(pixels, labels, batch_size=17, holdout=10)  # shares of unequal size
+    parts = data.arrays(pixels, labels, batch_size=7, holdout=10)  # the last batch has one image: an empty share
     stages = [nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.Tanh()), nn.Sequential(nn.Conv2d(4, 4, 3), nn.Tanh())]
     heads = [nn.Sequential(nn.Flatten(), nn.Linear(width, 4)) for width in (36, 4)]
     network = EarlyExitNet(stages, heads, damping=True)

@@ -240,6 +240,7 @@ def _page(report: XrayReport, images: Sheet | None, no_images: str | None) -> st
         states=STATES,
         needed=NEEDED,
         bands=BANDS,
+        together=xray_figures.epochs_a_step(len(record.epochs_E)),
         plots=plots,
         rows=_rows(report, images),
         no_images=no_images,

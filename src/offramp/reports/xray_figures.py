@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STATE_COLOURS = ("#56b4e9", "#e69f00", "#d55e00")  # needed, damped, reversed
+STEPS = 100  # of a panel, at most: a run of 300 epochs is shown three epochs a step, or its page would have 2 MB
 BAND_COLOURS = ("#0072b2", "#56b4e9", "#e69f00", "#d55e00")  # from unsure to sure
 
 
@@ -39,16 +40,24 @@ def band_names() -> tuple[str, ...]:
     return (f"F[y] below {BANDS[0]:g}", *between, f"{BANDS[-1]:g} and above")
 
 
+def epochs_a_step(num_epochs: int) -> int:
+    """Of how many epochs a step of a panel is the mean."""
+    return -(-num_epochs // STEPS)
+
+
 def _stacked(xray: Xray, shares_SEK: Tensor, names: Sequence[str], colours: Sequence[str], ylabel: str) -> "Figure":
-    """Shares that add up to 1 or to 0, one over the other, a panel an exit; a step an epoch, so that one shows too."""
+    """Shares that add up to 1 or to 0, one over the other, a panel an exit; in steps, so that one epoch shows too."""
     from matplotlib.patches import Patch
 
     K = xray.num_exits
     columns = min(K, 4)
     figure, all_axes = figures.panels(K, 2.1, columns=columns)
-    edges = [*(epoch - 0.5 for epoch in xray.epochs_E.tolist()), float(xray.epochs_E[-1]) + 0.5]
+    together = epochs_a_step(len(xray.epochs_E))
+    starts = xray.epochs_E[::together].tolist()
+    edges = [*(epoch - 0.5 for epoch in starts), float(xray.epochs_E[-1]) + 0.5]
+    steps_SEK = torch.stack([part_SEK.mean(1) for part_SEK in torch.split(shares_SEK, together, dim=1)], dim=1)
     for k, axes in enumerate(all_axes):
-        shares = (100 * shares_SEK[:, :, k]).tolist()
+        shares = (100 * steps_SEK[:, :, k]).tolist()
         low = [0.0] * (len(edges) - 1)
         for share, colour in zip(shares, colours, strict=True):
             high = [a + b for a, b in zip(low, share, strict=True)]
