@@ -160,13 +160,18 @@ class Traced:
             raise UntraceableError(f"{name} gives several tensors")
 
     def _propagate(self, maps: Sequence[Tensor]) -> None:
-        """Run the graph on tensors without data, for the shapes."""
-        twin = copy.deepcopy(self.root).to("meta")
+        """Run a copy on two images of noise, as module and as graph: for the shapes, and as a check."""
+        twin = copy.deepcopy(self.root)
         recorder = _Recorder(fx.GraphModule(twin, self.graph))
-        stand_ins = tuple(torch.empty_like(x, device="meta") for x in maps)
-        with torch.no_grad():
-            self.gives_tuple = isinstance(twin(stand_ins), tuple)  # the graph gives one always
-            recorder.run(stand_ins)
+        with torch.no_grad(), torch.random.fork_rng():
+            noise = tuple(torch.rand(2, *x.shape[1:], dtype=x.dtype, device=x.device) for x in maps)
+            torch.manual_seed(0)
+            given = twin(tuple(x.clone() for x in noise))
+            torch.manual_seed(0)
+            found = recorder.run(noise)
+        self.gives_tuple = isinstance(given, tuple)  # a graph gives one always
+        if not all(map(torch.equal, given if self.gives_tuple else (given,), found)):
+            raise ValueError("the graph gives other values than the module")
         self.results: dict[fx.Node, Any] = recorder.results
 
     def _only_reader(self, node: fx.Node) -> fx.Node | None:
