@@ -1,5 +1,5 @@
-"""Larger caches for kernels, of whoever imports this before torch, as the commands of offramp have them."""
+"""The settings that the commands of offramp make before torch is loaded, for whoever imports this before torch."""
 
-from offramp.cli.kernels import keep_kernels
+from offramp.cli.before_torch import before_torch
 
-keep_kernels()
+before_torch()

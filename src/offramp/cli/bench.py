@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from offramp.cli.kernels import keep_kernels
+from offramp.cli.before_torch import before_torch
 
 
 def bench(
@@ -55,7 +55,7 @@ def bench(
         device: auto (the GPU if there is one), cpu, cuda or cuda:N.
         batch_size: Largest number of images in one forward pass for the logits, below the run's own batch size.
     """
-    keep_kernels()
+    before_torch()
     from offramp.reports import bench as measure
     from offramp.reports.bench_table import bench_table
     from offramp.reports.terminal import console, passes

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from offramp.cli.kernels import keep_kernels
+from offramp.cli.before_torch import before_torch
 from offramp.errors import OfframpError, UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def predict(
     """
     if not images:
         raise UsageError("Name at least one image or folder: offramp predict RUN IMAGE ...")
-    keep_kernels()
+    before_torch()
     from offramp.reports import Prediction
     from offramp.reports import predict as predict_files
 

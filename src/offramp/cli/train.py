@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from offramp.cli.before_torch import before_torch
 from offramp.config import Run
 from offramp.errors import UsageError
 
@@ -25,6 +26,7 @@ def train(
     """
     if seeds < 1:
         raise UsageError(f"seeds must be at least 1, not {seeds}.")
+    before_torch()
     from offramp.training import train as train_one
 
     if seeds == 1:
