@@ -5,6 +5,7 @@ A unit is a convolution, a batch norm that trains, and a ReLU, each read by the 
 
 import copy
 import operator
+import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from torch.fx._symbolic_trace import PH
 from offramp.errors import OfframpError
 
 RELUS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_)
+NUM_IMAGES = 2  # a trace is tried on
+# What depends on how a tensor lies in memory, which is another way here.
+LAYOUT = ("as_strided", "data_ptr", "is_contiguous", "numpy", "storage_offset", "stride", "untyped_storage")
 IN_PLACE = (
     *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow),
     *(operator.iand, operator.ior, operator.ixor, operator.imatmul, operator.setitem),
@@ -60,7 +64,8 @@ class Unit:
     def is_pointwise(self) -> bool:
         """Whether it is 1 x 1, without stride and bias: a matrix product of rows."""
         conv = self.conv
-        return (conv.kernel_size, conv.stride, conv.groups, conv.bias) == ((1, 1), (1, 1), 1, None)
+        settings = (conv.kernel_size, conv.stride, conv.padding, conv.groups, conv.bias)
+        return settings == ((1, 1), (1, 1), (0, 0), 1, None)
 
 
 class Traced:
@@ -77,8 +82,8 @@ class Traced:
     def __init__(self, part: nn.Module, maps: Sequence[Tensor]) -> None:
         self.root = _Call(part)
         try:
-            self.graph = fx.Tracer().trace(self.root, {"maps": (PH,) * len(maps)})
-            self._propagate(maps)
+            with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+                self._trace(maps)
         except Exception as error:  # anything may happen in code that is run with stand-ins for tensors
             raise UntraceableError(f"it cannot be traced: {error}") from error
         self.nodes = [node for node in self.graph.nodes if node.op != "output"]
@@ -99,7 +104,9 @@ class Traced:
 
     def is_map(self, node: Any) -> bool:
         """Whether a node gives one map `[B, channels, height, width]` of floats."""
-        return self.is_tensor(node) and len(self.shape(node)) == 4 and self.results[node].is_floating_point()
+        if not self.is_tensor(node) or len(self.shape(node)) != 4 or len(self.results[node]) != NUM_IMAGES:
+            return False
+        return bool(self.results[node].is_floating_point())
 
     def units(self) -> Iterator[Unit]:
         """The units, in the order of their convolutions."""
@@ -119,6 +126,8 @@ class Traced:
         """The maps that a node concatenates on the channel axis, if that is what it does."""
         if node.op != "call_function" or node.target not in (torch.cat, torch.concat, torch.concatenate):
             return None
+        if "out" in node.kwargs:
+            return None
         tensors, dim = (*node.args, 0)[:2] if node.args else (node.kwargs.get("tensors"), 0)
         dim = node.kwargs.get("dim", node.kwargs.get("axis", dim))
         if not isinstance(tensors, (tuple, list)) or not all(self.is_map(t) for t in (node, *tensors)):
@@ -132,8 +141,9 @@ class Traced:
         source, index = node.args
         if not (self.is_map(source) and isinstance(index, tuple) and len(index) >= 2):
             return None
-        rest = (index[0], *index[2:])
-        if not isinstance(index[1], slice) or any(item not in (slice(None), ...) for item in rest):
+        if not isinstance(index[1], slice) or index[0] != slice(None):
+            return None
+        if any(item not in (slice(None), ...) for item in index[2:]):
             return None
         if any(isinstance(bound, fx.Node) for bound in (index[1].start, index[1].stop, index[1].step)):
             return None
@@ -152,26 +162,42 @@ class Traced:
     def check_alone(self, node: fx.Node) -> None:
         """Refuse an operation, of none of the kinds above, that cannot be differentiated by itself."""
         module = self.module(node)
+        if node.op == "get_attr" and str(node.target).startswith("_"):
+            raise UntraceableError("it makes tensors of its own")
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
         by_name = node.op in ("call_function", "call_method") and name.endswith("_") and not name.endswith("__")
         if by_name or node.target in IN_PLACE or node.kwargs.get("inplace") or getattr(module, "inplace", False):
             raise UntraceableError(f"{name} changes a tensor in place")
-        if isinstance(self.results[node], (tuple, list, dict)):
+        if "out" in node.kwargs or name in LAYOUT:
+            raise UntraceableError(f"{name} looks at how tensors lie in memory")
+        if isinstance(self.results[node], (tuple, list, dict)) and not isinstance(self.results[node], Size):
             raise UntraceableError(f"{name} gives several tensors")
 
-    def _propagate(self, maps: Sequence[Tensor]) -> None:
-        """Run a copy on two images of noise, as module and as graph: for the shapes, and as a check."""
+    def _trace(self, maps: Sequence[Tensor]) -> None:
+        """Trace a copy, and run it on two images of noise, as module and as graph: for the shapes, and as a check."""
         twin = copy.deepcopy(self.root)
+        before, drawn = _state(twin.part), (torch.get_rng_state(), random.getstate())
+        self.graph = fx.Tracer().trace(twin, {"maps": (PH,) * len(maps)})
+        if not torch.equal(torch.get_rng_state(), drawn[0]) or random.getstate() != drawn[1]:
+            raise ValueError("it draws random numbers in Python")
+        if not _is_same(before, _state(twin.part)):
+            raise ValueError("it changes itself when it is called")
+        for node in self.graph.nodes:
+            if node.op == "call_method" and node.target in ("view", "view_as"):  # maps lie otherwise here
+                node.target = node.target.replace("view", "reshape")
         recorder = _Recorder(fx.GraphModule(twin, self.graph))
-        with torch.no_grad(), torch.random.fork_rng():
-            noise = tuple(torch.rand(2, *x.shape[1:], dtype=x.dtype, device=x.device) for x in maps)
-            torch.manual_seed(0)
-            given = twin(tuple(x.clone() for x in noise))
-            torch.manual_seed(0)
-            found = recorder.run(noise)
-        self.gives_tuple = isinstance(given, tuple)  # a graph gives one always
-        if not all(map(torch.equal, given if self.gives_tuple else (given,), found)):
+        noise = [torch.randn(NUM_IMAGES, *x.shape[1:], dtype=x.dtype, device=x.device) for x in maps]
+        shown = [x.clone() for x in noise]
+        torch.manual_seed(0)
+        given = twin(tuple(shown))
+        torch.manual_seed(0)
+        found = recorder.run(tuple(noise))
+        self.gives_tuple = type(given) is tuple
+        pairs = zip(given, found, strict=True) if self.gives_tuple else [(given, found)]
+        if not all(torch.equal(one, other) for one, other in pairs):
             raise ValueError("the graph gives other values than the module")
+        if any(x._version for x in shown):
+            raise ValueError("it changes what it is given")
         self.results: dict[fx.Node, Any] = recorder.results
 
     def _only_reader(self, node: fx.Node) -> fx.Node | None:
@@ -196,15 +222,31 @@ class _Recorder(fx.Interpreter):
         return self.results[n]
 
 
+def _state(part: nn.Module) -> list[Any]:
+    """What a call could change: what each module holds, and how often its buffers have been written."""
+    held = [value for m in part.modules() for value in (*vars(m).values(), *m._buffers.values(), *m._modules.values())]
+    return [*held, *(buffer._version for buffer in part.buffers())]
+
+
+def _is_same(one: list[Any], other: list[Any]) -> bool:
+    return len(one) == len(other) and all(map(operator.is_, one, other))
+
+
 def is_usual_conv(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     """Whether it is nothing but a convolution that pads with zeros."""
-    return type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return (
+        type(module) is nn.Conv2d
+        and "forward" not in vars(module)
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    )
 
 
 def is_usual_norm(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
     """Whether it is nothing but a batch norm with gain and shift that trains and keeps the usual running averages."""
     return (
         type(module) is nn.BatchNorm2d
+        and "forward" not in vars(module)
         and module.training
         and module.affine
         and module.track_running_stats
