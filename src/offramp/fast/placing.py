@@ -19,6 +19,10 @@ class Region:
     first: int
     width: int
 
+    def overlaps(self, other: "Region") -> bool:
+        """Whether they have channels in common, of the same slab."""
+        return self.first < other.first + other.width and other.first < self.first + self.width
+
 
 @dataclass
 class Slab:

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from offramp.fast.kernels import Kernels
 from offramp.fast.placing import Places
-from offramp.fast.steps import Copying, Kept, Pass, Segment, Step, Units
+from offramp.fast.steps import Copying, Cutting, Kept, Pass, Segment, Step, Units
 from offramp.fast.tracing import Traced, Unit, UntraceableError
 
 
@@ -99,7 +99,7 @@ class _Layout:
                 order.append(("joined", node))
             elif cut is not None:
                 places.cut(node, *cut)
-                order.append(("cut", node))  # nothing to do, but what it is cut from must be there
+                order.append(("cut", (cut[0], node)))
             else:
                 if traced.is_map(node):
                     places.own(node, traced.shape(node))
@@ -114,6 +114,8 @@ class _Layout:
                 self.steps += [self._units(group) for group in nodes]
             elif kind == "joined":
                 self.steps += [Copying(c.source, c.target) for node in nodes for c in copies if c.node is node]
+            elif kind == "cut":
+                self.steps += [Cutting(self.regions[source], self.regions[node]) for source, node in nodes]
             elif kind == "alone":
                 self.steps.append(self._segment(nodes))
 

@@ -32,6 +32,7 @@ class Pass:
         self.maps: list[Tensor | None] = [None] * len(slabs)
         self.values: dict[fx.Node, Any] = {}  # what is not a map
         self.gradients: list[Tensor | None] = [None] * len(slabs)
+        self.reached: list[list[Region]] = [[] for _ in slabs]  # what has got a gradient in each
         self.value_gradients: dict[fx.Node, Tensor] = {}
         self.parameter_gradients: dict[nn.Parameter, Tensor] = {}
         self.frozen_slabs: set[int] = set()  # whose gradient nobody wants
@@ -60,9 +61,10 @@ class Pass:
             self.target(region, len(x_BHWC), x_BHWC.device).copy_(x_BHWC)
 
     def gradient(self, region: Region) -> Tensor | None:
-        """Of a map, as far as it has been added up; None where there is none."""
+        """Of a map, as far as it has been added up; None where nothing that was given a gradient has read it."""
         whole = self.gradients[region.slab]
-        return None if whole is None else _channels(whole, region)
+        is_reached = any(region.overlaps(other) for other in self.reached[region.slab])
+        return _channels(whole, region) if whole is not None and is_reached else None
 
     def gradient_target(self, region: Region) -> Tensor:
         """Where gradients of a map are added."""
@@ -71,6 +73,7 @@ class Pass:
             like = self.maps[region.slab]
             assert like is not None
             whole = self.gradients[region.slab] = torch.zeros(like.shape, dtype=like.dtype, device=like.device)
+        self.reached[region.slab].append(region)
         return _channels(whole, region)
 
     def add_gradient(self, region: Region, gradient_BHWC: Tensor, *, owned: bool) -> None:
@@ -81,6 +84,7 @@ class Pass:
             if not owned or gradient_BHWC.dtype != like.dtype or not gradient_BHWC.is_contiguous():
                 gradient_BHWC = torch.empty(like.shape, dtype=like.dtype, device=like.device).copy_(gradient_BHWC)
             self.gradients[region.slab] = gradient_BHWC
+            self.reached[region.slab].append(region)
         else:
             self.gradient_target(region).add_(gradient_BHWC)
 
@@ -147,6 +151,23 @@ class Copying:
 
 
 @dataclass(frozen=True)
+class Cutting:
+    """Some channels of a map: no work, but what has a gradient in part has one as a whole."""
+
+    source: Region
+    target: Region
+
+    def forward(self, run: Pass) -> Kept:
+        """See `Step`."""
+        return ()
+
+    def backward(self, run: Pass, kept: Kept) -> None:
+        """See `Step`."""
+        if run.gradient(self.target) is not None:
+            run.gradient_target(self.source)
+
+
+@dataclass(frozen=True)
 class Units:
     """One unit, or several 1 x 1 units that read the same map and run as one."""
 
@@ -192,17 +213,18 @@ class Units:
             for region, gradient in zip(self.targets, gradients, strict=True)
         ]
         dz_RC, dgain_C, dshift_C = run.kernels.backward(z_RC, gain_C, self.norms[0].eps, tuple(of_kernels), given)
-        _share(run, [norm.weight for norm in self.norms], dgain_C)
-        _share(run, [norm.bias for norm in self.norms], dshift_C)
+        reached = [gradient is not None for gradient in gradients]
+        _share(run, [norm.weight for norm in self.norms], dgain_C, reached)
+        _share(run, [norm.bias for norm in self.norms], dshift_C, reached)
         if self._by_rows(run):
-            self._backward_by_rows(run, weight.flatten(1), dz_RC)
+            self._backward_by_rows(run, weight.flatten(1), dz_RC, reached)
         else:
-            self._backward_by_convolution(run, weight, dz_RC)
+            self._backward_by_convolution(run, weight, dz_RC, reached)
 
-    def _backward_by_rows(self, run: Pass, weight_OI: Tensor, dz_RO: Tensor) -> None:
+    def _backward_by_rows(self, run: Pass, weight_OI: Tensor, dz_RO: Tensor, reached: Sequence[bool]) -> None:
         if any(conv.weight.requires_grad for conv in self.convs):
             dweight = dz_RO.t() @ _rows(self._input(run))
-            _share(run, [conv.weight for conv in self.convs], dweight[:, :, None, None])
+            _share(run, [conv.weight for conv in self.convs], dweight[:, :, None, None], reached)
         if self.source.slab not in run.frozen_slabs:
             like = run.read(self.source)
             if run.gradient(self.source) is None and like.shape[-1] == run.slabs[self.source.slab].width:
@@ -212,7 +234,7 @@ class Units:
             else:
                 run.add_gradient(self.source, (dz_RO @ weight_OI).view(like.shape), owned=True)
 
-    def _backward_by_convolution(self, run: Pass, weight: Tensor, dz_RC: Tensor) -> None:
+    def _backward_by_convolution(self, run: Pass, weight: Tensor, dz_RC: Tensor, reached: Sequence[bool]) -> None:
         conv, x_BHWC = self.convs[0], self._input(run)
         dz = dz_RC.view(*run.read(self.targets[0]).shape[:3], -1).permute(0, 3, 1, 2)
         wanted = (
@@ -231,7 +253,7 @@ class Units:
         if wanted[0]:
             run.add_gradient(self.source, dx.permute(0, 2, 3, 1), owned=True)
         if wanted[1]:
-            _share(run, [conv.weight for conv in self.convs], dweight)
+            _share(run, [conv.weight for conv in self.convs], dweight, reached)
         if wanted[2]:
             _share(run, [conv.bias], dbias)
 
@@ -267,8 +289,8 @@ class Segment:
         for node in self.sources:
             value = run.result(node, self.regions.get(node))
             if isinstance(value, Tensor):
-                value = value.detach()
-                if value.is_floating_point():
+                value = self._apart(run, node, value)
+                if value.is_floating_point() or value.is_complex():
                     leaves[node] = value.requires_grad_()
             env[node] = value
         with torch.enable_grad():
@@ -306,6 +328,11 @@ class Segment:
             if gradient is not None:
                 run.add_parameter_gradient(parameter, gradient)
 
+    def _apart(self, run: Pass, node: fx.Node, value: Tensor) -> Tensor:
+        """Without history; where others write beside it, also without the slab's count of writes (`data`)."""
+        is_shared = node in self.regions and run.slabs[self.regions[node].slab].home is None
+        return value.data if is_shared else value.detach()
+
     def _parameters(self) -> list[nn.Parameter]:
         own = [p for module in self.modules for p in module.parameters()]
         return [p for p in dict.fromkeys([*own, *self.attributes]) if p.requires_grad]
@@ -340,10 +367,11 @@ def _parts(joined: Tensor, lengths: list[int]) -> Sequence[Tensor]:
     return [joined] if len(lengths) == 1 else torch.split(joined, lengths)
 
 
-def _share(run: Pass, parameters: Sequence[Any], gradient: Tensor) -> None:
-    """Give each of several joined parameters its part of the gradient."""
-    for parameter, part in zip(parameters, _parts(gradient, [len(p) for p in parameters]), strict=True):
-        if parameter.requires_grad:
+def _share(run: Pass, parameters: Sequence[Any], gradient: Tensor, reached: Sequence[bool] = (True,)) -> None:
+    """Give each of several joined parameters its part of the gradient, where the gradient has reached it."""
+    parts = _parts(gradient, [len(p) for p in parameters])
+    for parameter, part, is_reached in zip(parameters, parts, reached, strict=True):
+        if parameter.requires_grad and is_reached:
             run.add_parameter_gradient(parameter, part.to(parameter.dtype))
 
 
