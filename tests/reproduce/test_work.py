@@ -34,15 +34,17 @@ def test_an_orphan_saves_and_leaves(rows, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "offramp.reproduce.work"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    with process:
+    try:
         process.stdin.write(f"{to_words(run, tmp_path / 'run', 1)}\n".encode())
         process.stdin.flush()
         metrics = RunFolder(tmp_path / "run").metrics
         while not metrics.is_file():
             assert process.poll() is None
             time.sleep(0.05)
-        process.stdin.close()
-        said = process.stderr.read()
+        _, said = process.communicate(timeout=60)  # closes its standard input, as the end of the starter would
+    finally:
+        process.kill()
+        process.wait()
     assert process.returncode == 128 + signal.SIGTERM
     assert b"The same command continues" in said
     assert os.listdir(tmp_path / "run" / "checkpoints")
