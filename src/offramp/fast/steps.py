@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx, nn
 
+from offramp.fast import patches
 from offramp.fast.kernels import Kernels
 from offramp.fast.placing import Region, Slab
 
@@ -218,6 +219,8 @@ class Units:
         _share(run, [norm.bias for norm in self.norms], dshift_C, reached)
         if self._by_rows(run):
             self._backward_by_rows(run, weight.flatten(1), dz_RC, reached)
+        elif self.convs[0].bias is None and patches.pay(self.convs[0], run.dtype):
+            self._backward_by_patches(run, weight, dz_RC)
         else:
             self._backward_by_convolution(run, weight, dz_RC, reached)
 
@@ -233,6 +236,13 @@ class Units:
                 run.gradient_target(self.source).flatten(0, 2).addmm_(dz_RO, weight_OI)
             else:
                 run.add_gradient(self.source, (dz_RO @ weight_OI).view(like.shape), owned=True)
+
+    def _backward_by_patches(self, run: Pass, weight: Tensor, dz_RO: Tensor) -> None:
+        (conv,) = self.convs
+        if conv.weight.requires_grad:
+            _share(run, [conv.weight], patches.weight_gradient(conv, self._input(run), dz_RO))
+        if self.source.slab not in run.frozen_slabs:
+            patches.add_input_gradient(conv, weight, dz_RO, run.gradient_target(self.source))
 
     def _backward_by_convolution(self, run: Pass, weight: Tensor, dz_RC: Tensor, reached: Sequence[bool]) -> None:
         conv, x_BHWC = self.convs[0], self._input(run)

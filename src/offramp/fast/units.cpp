@@ -225,10 +225,11 @@ void backward(const Tensor& z, const Tensor& stats, const std::vector<Tensor>& g
   const F *means = stats.data_ptr<F>(), *inverses = means + 2 * C, *scales = means + 3 * C, *shifts = means + 4 * C;
   const std::vector<F> mean_P = repeated(means, shape), scale_P = repeated(scales, shape),
                        shift_P = repeated(shifts, shape);
+  const T* given = whole(parts, C);  // or else they are gathered where dz will stand
+  T* target = static_cast<T*>(dz.data_ptr());
   std::vector<F> firsts(shape.blocks * C), seconds(shape.blocks * C);
   shape.each_block([&](int64_t block, int64_t first, int64_t rows) {
-    const std::unique_ptr<T[]> tile(new T[rows * C]);
-    const T *from = start + first * C, *grad = gather(parts, first, rows, C, tile.get());
+    const T *from = start + first * C, *grad = gather(parts, first, rows, C, target + first * C);
     std::vector<F> sums(shape.period, F(0)), products(shape.period, F(0));
     F *sum = sums.data(), *product = products.data();
     const F *mean = mean_P.data(), *scale = scale_P.data(), *shift = shift_P.data();
@@ -259,11 +260,9 @@ void backward(const Tensor& z, const Tensor& stats, const std::vector<Tensor>& g
     offset[c] = static_cast<F>(-static_cast<double>(scales[c]) * first_C[c] / shape.rows);
   }
   const std::vector<F> slope_P = repeated(slope.data(), shape), offset_P = repeated(offset.data(), shape);
-  T* target = static_cast<T*>(dz.data_ptr());
   shape.each_block([&](int64_t, int64_t first, int64_t rows) {
-    const std::unique_ptr<T[]> tile(new T[rows * C]);
-    const T *from = start + first * C, *grad = gather(parts, first, rows, C, tile.get());
     T* to = target + first * C;
+    const T *from = start + first * C, *grad = given ? given + first * C : to;
     const F *mean = mean_P.data(), *scale = scale_P.data(), *shift = shift_P.data(), *slope = slope_P.data(),
             *offset = offset_P.data();
     each_period(rows * C, shape.period, [&](int64_t at, int64_t count) {
