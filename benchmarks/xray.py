@@ -6,6 +6,7 @@ A small MSDNet of four exits on 2,000 images of Fashion-MNIST, dynamic power-sqr
 in turns, with and without, in seconds of the processor, which vary less than those of the clock where a machine does
 other things as well. And whole runs of one epoch, by the clock, so with checkpoints and the waiting for the disk: what
 watching adds, call by call, over the run.
+"""
 
 import argparse
 import itertools
