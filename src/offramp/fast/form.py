@@ -3,17 +3,19 @@
 K exits, B images, C outputs of an exit.
 """
 
+import copy
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 
 from offramp.errors import UsageError
 from offramp.fast.kernels import Compiled, Kernels, Library
 from offramp.fast.plan import Plan
 from offramp.fast.tracing import UntraceableError
-from offramp.network import EarlyExitNet
+from offramp.network import EarlyExitNet, as_carry
 
 FormName = Literal["auto", "plain", "merged", "kernels", "compiled"]
 
@@ -62,8 +64,8 @@ def _is_of_known_modules(network: EarlyExitNet) -> bool:
 class Merged:
     """Images to logits `[K, B, C]`, as the network gives them in training, with gradients for its own parameters.
 
-    Called in evaluation mode, or where a part cannot be run in this form, the network's own modules are run. Weights
-    stay where they are and as they are; parameters and modules must not be replaced afterwards.
+    Called in evaluation mode or without gradients, or where a part cannot be run in this form, the network's own
+    modules are run. Weights stay where they are and as they are.
 
     Args:
         network: Any network made of stages and exits.
@@ -75,49 +77,105 @@ class Merged:
         self.kernels = kernels or Library()
         self.stages = [_Part(stage, self.kernels) for stage in network.stages]
         self.exits = [_Part(head, self.kernels) for head in network.exits]
+        self._why_plain: list[str] | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits `[K, B, C]` for images `[B, channels, height, width]`."""
-        if not self.network.training:
-            logits_KBC: Tensor = self.network(images)
-            return logits_KBC
-        return torch.stack(self.network.exit_logits(images, self.stages, self.exits))
+        network = self.network
+        is_heard = _has_hooks(network) or torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+        if network.training and torch.is_grad_enabled() and not is_heard:
+            if self._why_plain is None:
+                self._why_plain = _why_plain(network, images)
+            if not self._why_plain:
+                return torch.stack(network.exit_logits(images, self.stages, self.exits))
+        logits_KBC: Tensor = network(images)
+        return logits_KBC
 
     @property
     def why_not(self) -> dict[str, str]:
-        """Parts that have been run as they are, and why."""
+        """Parts that have been run as they are, and why; `network` where it is the whole network."""
+        if self._why_plain:
+            return {"network": self._why_plain[0]}
         named = {f"{kind}.{i}": part for kind in ("stages", "exits") for i, part in enumerate(getattr(self, kind))}
         return {name: part.why_not for name, part in named.items() if part.why_not}
 
 
 class _Part:
-    """A stage or an exit: a plan for each shape of its maps."""
+    """A stage or an exit: a plan for each shape and type of its maps."""
 
     def __init__(self, module: nn.Module, kernels: Kernels) -> None:
         self.module, self.kernels = module, kernels
-        self.modules = list(module.modules())
+        self.modules: list[nn.Module] = []
+        self.made_of: list[Any] = []
         self.why_not: str | None = None
-        self._plans: dict[tuple[Size, ...], Plan | None] = {}
+        self._plans: dict[Any, Plan | None] = {}
 
-    def __call__(self, *maps: Tensor) -> Any:
-        plan = self._plan(maps) if self._is_usual() else None
+    def __call__(self, *maps: Any) -> Any:
+        self._notice_changes()
+        is_usual = all(m.training and not _has_hooks(m) for m in self.modules)
+        plan = self._plan(maps) if is_usual and all(isinstance(x, Tensor) and x.dim() for x in maps) else None
         if plan is None:
-            return self.module(*maps)
+            return self.module(*(self._as_usual(x) for x in maps))
         results = plan(maps, self.kernels)
-        return results if len(results) > 1 or plan.gives_tuple else results[0]
+        return results if plan.gives_tuple else results[0]
 
-    def _is_usual(self) -> bool:
-        """Whether it is in training as a whole, and nobody listens to its modules."""
-        return all(m.training and not _has_hooks(m) for m in self.modules)
+    def _notice_changes(self) -> None:
+        """Plan again where a module, a parameter, or how a norm moves its averages is another than before."""
+        made_of = [item for module in self.modules for item in _made_of(module)]
+        if not made_of or len(made_of) != len(self.made_of) or not all(map(operator.is_, made_of, self.made_of)):
+            self.modules = list(self.module.modules())
+            self.made_of = [item for module in self.modules for item in _made_of(module)]
+            self.why_not = None
+            self._plans.clear()
+
+    def _as_usual(self, x: Any) -> Any:
+        """A map that lies as the module would find it: `view` asks for that, and random numbers follow it."""
+        if not isinstance(x, Tensor) or x.dim() != 4:
+            return x
+        is_channels_last = any(p.dim() == 4 and not p.is_contiguous() for p in self.module.parameters())
+        return x if is_channels_last else x.contiguous()
 
     def _plan(self, maps: Sequence[Tensor]) -> Plan | None:
-        shapes = tuple(x.shape[1:] for x in maps)
-        if shapes not in self._plans:
+        kind = maps[0].device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        key = (autocast, *((x.shape[1:], x.dtype) for x in maps))
+        if key not in self._plans:
             try:
-                self._plans[shapes] = Plan(self.module, maps)
+                self._plans[key] = Plan(self.module, maps)
             except UntraceableError as error:
-                self.why_not, self._plans[shapes] = str(error), None
-        return self._plans[shapes]
+                self.why_not, self._plans[key] = str(error), None
+        return self._plans[key]
+
+
+def _made_of(module: nn.Module) -> list[Any]:
+    how = (module.momentum, module.track_running_stats) if isinstance(module, nn.BatchNorm2d) else ()
+    return [type(module), *module._parameters.values(), *module._modules.values(), *how]
+
+
+def _why_plain(network: EarlyExitNet, images: Tensor) -> list[str]:
+    """Why the whole network has to be run as it is, if so: autograd lets nobody write into what a plan gives.
+
+    Tried on copies, with two images of noise.
+    """
+    try:
+        stages, exits = copy.deepcopy((network.stages, network.exits))
+        with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+            carry: tuple[Any, ...] = (torch.randn(2, *images.shape[1:], device=images.device).to(images.dtype),)
+            for stage, head, reads in zip(stages, exits, network.reads, strict=True):
+                given = _called(stage, carry)
+                _called(head, (given[reads],))
+                carry = given
+    except Exception as error:  # anything may happen in code that is run on a copy; the network itself then decides
+        return [f"it cannot be tried on two images: {error}"]
+    return []
+
+
+def _called(part: nn.Module, maps: tuple[Any, ...]) -> tuple[Any, ...]:
+    before = [x._version for x in maps if isinstance(x, Tensor)]
+    given: tuple[Any, ...] = as_carry(part(*maps))
+    if before != [x._version for x in maps if isinstance(x, Tensor)]:
+        raise ValueError("a stage or an exit writes into a map that it is given")
+    return given
 
 
 def _has_hooks(module: nn.Module) -> bool:

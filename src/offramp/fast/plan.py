@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from offramp.errors import UsageError
 from offramp.fast.kernels import Kernels
 from offramp.fast.placing import Places
 from offramp.fast.steps import Copying, Cutting, Kept, Pass, Segment, Step, Units
@@ -18,7 +19,7 @@ class Plan:
 
     Args:
         part: A stage or an exit, in training mode.
-        maps: What it is called with.
+        maps: What it is called with, and under autocast or not, as later.
 
     Raises:
         UntraceableError: It cannot be run in this form, or would gain nothing by it.
@@ -29,6 +30,9 @@ class Plan:
         units = list(traced.units())
         if not units:
             raise UntraceableError("there is no convolution, batch norm and ReLU in a row")
+        self.dtype = traced.results[units[0].last].dtype
+        if any(traced.results[unit.last].dtype != self.dtype for unit in units):
+            raise UntraceableError("it computes in several types")
         self.parameters = tuple(part.parameters())
         self.norms = [unit.norm for unit in units]
         self.inputs, self.outputs, self.gives_tuple = traced.inputs, traced.outputs, traced.gives_tuple
@@ -69,8 +73,10 @@ class Plan:
         for step, own in zip(self.steps, kept, strict=True):
             for norm, mean_C, variance_C in step.statistics(own) if isinstance(step, Units) else ():
                 averages, values = by_momentum.setdefault(norm.momentum or 0.0, ([], []))
-                averages += [buffer for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
-                values += [mean_C, variance_C]
+                assert norm.running_mean is not None
+                assert norm.running_var is not None
+                averages += [norm.running_mean, norm.running_var]
+                values += [mean_C.to(norm.running_mean.dtype), variance_C.to(norm.running_var.dtype)]
                 counts += [count for count in (norm.num_batches_tracked,) if count is not None]
         for momentum, (averages, values) in by_momentum.items():
             torch._foreach_lerp_(averages, values, momentum)
@@ -169,7 +175,7 @@ class _Autograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Plan, kernels: Kernels, outputs: list[fx.Node], *tensors: Tensor) -> tuple[Tensor, ...]:
         maps = tensors[: len(plan.inputs)]
-        run = Pass(plan.slabs, _dtype(maps[0]), kernels)
+        run = Pass(plan.slabs, plan.dtype, kernels)
         kept = plan.forward(run, maps)
         flat = [*run.maps, *itertools.chain.from_iterable(kept)]
         ctx.plan, ctx.kernels, ctx.outputs, ctx.dtype, ctx.sizes = plan, kernels, outputs, run.dtype, [*map(len, kept)]
@@ -181,6 +187,8 @@ class _Autograd(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
+        if torch.is_grad_enabled():  # with `create_graph`
+            raise UsageError("Gradients of a merged form cannot be differentiated again; use form plain.")
         flat = iter(
             other if tensor is None else tensor for tensor, other in zip(ctx.saved_tensors, ctx.others, strict=True)
         )
@@ -201,9 +209,3 @@ class _Autograd(torch.autograd.Function):
             for node, is_wanted in zip(plan.inputs, wanted, strict=False)
         ]
         return None, None, None, *found, *(run.parameter_gradients.get(p) for p in plan.parameters)
-
-
-def _dtype(x: Tensor) -> torch.dtype:
-    """What units compute in: autocast's type where it is on, as a convolution would."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
