@@ -1,6 +1,7 @@
 """Processes side by side, and what is seen of them."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,18 @@ def test_processes_side_by_side(rows, tmp_path: Path, capsys) -> None:
     assert [(run, timing["jobs"]) for run, timing in done] == [(good, 2)]
     assert "offramp: " in (tmp_path / f"{tasks[0].name}.log").read_text()
     assert "Done: " in capsys.readouterr().err
+
+
+def test_where_all_fail_the_rest_is_not_tried(rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the data, say: three failures are enough to see it."""
+    run = rows("table1")["MSDNet"]
+    tasks = [Task(run.with_seed(seed), tmp_path / f"run{seed}", 1.0) for seed in range(9)]
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nread job\necho no data\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(OfframpError, match=r"3 of the runs failed, and 6 were not tried\."):
+        do_here(tasks, jobs=1, threads=1, finished=lambda task, manifest: None)
 
 
 def at_epoch(task: Task, epochs: int) -> None:

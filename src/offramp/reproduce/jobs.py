@@ -21,6 +21,7 @@ from offramp.runs import RunFolder, read_json
 
 PAUSE = 0.2  # seconds between two looks at the processes
 QUIET = 600.0  # seconds after which something is said in a log file
+HOPELESS = 3  # runs that fail before any succeeds: data that are missing, say, and all others would fail alike
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,8 @@ def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished) 
     Raises:
         OfframpError: Which runs failed, and where their last words stand.
     """
-    waiting, running, failed = list(tasks), dict[Task, subprocess.Popen[bytes]](), list[Task]()
+    waiting, running = list(tasks), dict[Task, subprocess.Popen[bytes]]()
+    failed, done = list[Task](), 0
     try:
         with Board(tasks) as board:
             while waiting or running:
@@ -83,11 +85,14 @@ def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished) 
                     del running[task]
                     process.communicate()  # nothing more to say to it: closes the pipe
                     if status == 0:
+                        done += 1
                         finished(task, read_manifest(task))
                         board.note(f"Done: {task.name}")
                     else:
                         failed.append(task)
                         board.note(f"Failed (status {status}): {task.name}: {_last_words(task)}")
+                if hopeless(failed, done):
+                    waiting.clear()
                 board.show()
     finally:
         for process in running.values():  # after Ctrl-C: all of them save and leave
@@ -95,14 +100,20 @@ def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished) 
             process.stdin.close()
         for process in running.values():
             process.wait()
-    refuse_failed(failed)
+    refuse_failed(failed, done, len(tasks))
 
 
-def refuse_failed(failed: Sequence[Task]) -> None:
+def hopeless(failed: Sequence[Task], done: int) -> bool:
+    """Whether the rest need not be tried."""
+    return not done and len(failed) >= HOPELESS
+
+
+def refuse_failed(failed: Sequence[Task], done: int, total: int) -> None:
     """Raise an error that names the runs that failed, if any did."""
     if failed:
         logs = ", ".join(str(log_of(task)) for task in failed)
-        raise OfframpError(f"{len(failed)} of the runs failed; the others are kept. Their last words: {logs}.")
+        rest = f", and {total - len(failed)} were not tried" if hopeless(failed, done) else "; the others are kept"
+        raise OfframpError(f"{len(failed)} of the runs failed{rest}. Their last words: {logs}.")
 
 
 def read_manifest(task: Task) -> Manifest:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import OfframpError, UsageError
-from offramp.reproduce.jobs import Board, Finished, Task, log_of, refuse_failed, search_path
+from offramp.reproduce.jobs import Board, Finished, Task, hopeless, log_of, refuse_failed, search_path
 from offramp.reproduce.manifest import Manifest
 from offramp.reproduce.work import from_words, to_words, work
 
@@ -49,7 +49,7 @@ def do_on_ray(tasks: Sequence[Task], threads: int, finished: Finished) -> None:
 
 
 def _collect(ray: Any, refs: dict[Any, Task], finished: Finished) -> None:
-    waiting, failed = dict(refs), list[Task]()
+    waiting, failed, done = dict(refs), list[Task](), 0
     with Board(list(refs.values())) as board:
         while waiting:
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
@@ -61,10 +61,13 @@ def _collect(ray: Any, refs: dict[Any, Task], finished: Finished) -> None:
                     failed.append(task)
                     board.note(f"Failed: {task.name}: {str(error).strip().splitlines()[-1]}")
                 else:
+                    done += 1
                     finished(task, Manifest(values, task.folder / "manifest.json"))
                     board.note(f"Done: {task.name}")
+            if hopeless(failed, done):
+                waiting.clear()  # Ray drops what is nobody's any more
             board.show()
-    refuse_failed(failed)
+    refuse_failed(failed, done, len(refs))
 
 
 def _there(line: str, log: str) -> Mapping[str, Any]:
