@@ -17,6 +17,10 @@ from offramp.fast.plan import Plan
 from offramp.fast.tracing import UntraceableError
 from offramp.network import EarlyExitNet, as_carry
 
+SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {  # of a unit's modules
+    nn.Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
+    nn.BatchNorm2d: ("eps", "momentum", "track_running_stats"),
+}
 FormName = Literal["auto", "plain", "merged", "kernels", "compiled"]
 
 
@@ -120,7 +124,7 @@ class _Part:
         return results if plan.gives_tuple else results[0]
 
     def _notice_changes(self) -> None:
-        """Plan again where a module, a parameter, or how a norm moves its averages is another than before."""
+        """Plan again where a module, a parameter, or how one of a unit's modules works is another than before."""
         made_of = [item for module in self.modules for item in _made_of(module)]
         if not made_of or len(made_of) != len(self.made_of) or not all(map(operator.is_, made_of, self.made_of)):
             self.modules = list(self.module.modules())
@@ -148,7 +152,8 @@ class _Part:
 
 
 def _made_of(module: nn.Module) -> list[Any]:
-    how = (module.momentum, module.track_running_stats) if isinstance(module, nn.BatchNorm2d) else ()
+    names = SETTINGS.get(type(module), ())
+    how = (getattr(module, name) for name in names)
     return [type(module), *module._parameters.values(), *module._modules.values(), *how]
 
 

@@ -353,15 +353,29 @@ class Segment:
 
 def _call(root: nn.Module, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
     """What one node gives."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
     target: Any = node.target
-    if node.op == "call_module":
-        return root.get_submodule(target)(*args, **kwargs)
+    module = root.get_submodule(target) if node.op == "call_module" else None
+    draws = _draws(target if module is None else module)
+
+    def value(read: fx.Node) -> Any:
+        return env[read].contiguous() if draws and isinstance(env[read], Tensor) else env[read]
+
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+    if module is not None:
+        return module(*args, **kwargs)
     if node.op == "call_method":
         return getattr(args[0], target)(*args[1:], **kwargs)
     if node.op == "get_attr":
         return operator.attrgetter(target)(root)
     return target(*args, **kwargs)
+
+
+def _draws(what: Any) -> bool:
+    """Whether a module, function or method draws random numbers: they fall in the order in which a tensor lies."""
+    if isinstance(what, nn.Module):
+        return isinstance(what, (nn.modules.dropout._DropoutNd, nn.RReLU))
+    name = what if isinstance(what, str) else getattr(what, "__name__", "")
+    return any(word in name for word in ("dropout", "rrelu", "bernoulli", "rand", "poisson", "multinomial"))
 
 
 def _rows(x_BHWC: Tensor) -> Tensor:
