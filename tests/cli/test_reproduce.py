@@ -87,6 +87,7 @@ def test_wrong_use_is_one_line(here: Path, capsys) -> None:
         ([], "Say what to reproduce"),
         (["table1", "--scale", "poket"], "Unknown scale 'poket'"),
         (["table1", "--seeds", "0"], "seeds must be at least 1, not 0."),
+        (["table1", "--threads", "-1"], "threads must be at least 1, not -1."),
         (["table1", "--rate", "-1"], "rate must be above 0"),
         (["table1", "--only", "MSDnet"], "No row is called 'MSDnet'. Did you mean MSDNet"),
         (["table1", "--known", "nowhere"], "There is no folder nowhere"),
@@ -100,7 +101,10 @@ def test_wrong_use_is_one_line(here: Path, capsys) -> None:
 
 @pytest.mark.slow
 def test_killed_and_started_again_it_ends_with_the_same_page(here: Path) -> None:
-    """`kill -9` ten times on the way, at moments that the clock chooses; only what clocks say may differ."""
+    """`kill -9` ten times on the way, at moments that the clock chooses; only what clocks say may differ.
+
+    Every other time its runs are killed as well, as when the machine goes down; else they are orphans that save.
+    """
     text = (here / "tiny.py").read_text().replace("epochs=1", "epochs=40")
     (here / "tiny.py").write_text(text)
     command = [sys.executable, "-m", "offramp", "reproduce", "table1", "--scale", "tiny:SCALE", "--seeds", "2"]
@@ -112,7 +116,10 @@ def test_killed_and_started_again_it_ends_with_the_same_page(here: Path) -> None
         try:
             process.wait(timeout=6 + 2 * number)
         except subprocess.TimeoutExpired:
+            runs = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             os.kill(process.pid, signal.SIGKILL)
+            for run in runs if number % 2 else ():
+                os.kill(int(run), signal.SIGKILL)
             process.wait()
             kills += 1
             time.sleep(0.1)

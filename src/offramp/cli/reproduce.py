@@ -62,12 +62,13 @@ def reproduce(
         page_only: Train nothing; write the page of what is there.
         rate: Operations a second of training that the estimates go by; by default it is measured for a second.
     """
-    for name, value, least in (("seeds", seeds, 1), ("first-seed", first_seed, 0), ("jobs", jobs, 1)):
-        if value < least:
-            raise UsageError(f"{name} must be at least {least}, not {value}.")
+    least = {"seeds": (seeds, 1), "first-seed": (first_seed, 0), "jobs": (jobs, 1), "threads": (threads, 1)}
+    for name, (value, bound) in least.items():
+        if value is not None and value < bound:
+            raise UsageError(f"{name} must be at least {bound}, not {value}.")
     if rate is not None and not rate > 0:
         raise UsageError(f"rate must be above 0, not {rate}.")
-    threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // jobs)
+    threads = threads or _threads(jobs)
     from offramp.reproduce.page import write
     from offramp.reproduce.scales import scale as named
     from offramp.reproduce.study import Study
@@ -92,6 +93,12 @@ def reproduce(
     finally:  # also where some runs failed, or somebody stopped: what is there is shown
         for path in write(study):
             print(path)
+
+
+def _threads(jobs: int) -> int:
+    """For each of so many runs: what the environment says, else an even share of the cores."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdigit() and int(said) else max(1, (os.cpu_count() or 1) // jobs)
 
 
 def _list(study: "Study", rate: float, jobs: int) -> None:
