@@ -237,7 +237,7 @@ void backward(const Tensor& z, const Tensor& stats, const std::vector<Tensor>& g
       const T *in = from + at, *dy = grad + at;
       for (int64_t i = 0; i < count; ++i) {
         const F value = Stored<T>::read(in[i]), given = Stored<T>::read(dy[i]);
-        const F passed = value * scale[i] + shift[i] > F(0) ? given : F(0);
+        const F passed = value * scale[i] + shift[i] <= F(0) ? F(0) : given;  // past NaN as well
         sum[i] += passed;
         product[i] += passed * (value - mean[i]);
       }
@@ -270,7 +270,7 @@ void backward(const Tensor& z, const Tensor& stats, const std::vector<Tensor>& g
       T* out = to + at;
       for (int64_t i = 0; i < count; ++i) {
         const F value = Stored<T>::read(in[i]), given = Stored<T>::read(dy[i]);
-        const F passed = value * scale[i] + shift[i] > F(0) ? given : F(0);
+        const F passed = value * scale[i] + shift[i] <= F(0) ? F(0) : given;  // past NaN as well
         out[i] = Stored<T>::write(scale[i] * passed + slope[i] * (value - mean[i]) + offset[i]);
       }
     });
@@ -289,6 +289,7 @@ Tensor norm_relu(const Tensor& z, const Tensor& gain, const Tensor& shift, doubl
   check(z);
   const auto type = computed(z);
   TORCH_CHECK(gain.scalar_type() == type && shift.scalar_type() == type, "gain and shift must be ", type);
+  TORCH_CHECK(gain.numel() == z.size(1) && shift.numel() == z.size(1), "gain and shift need one number a channel");
   Tensor stats = at::empty({5, z.size(1)}, z.options().dtype(type));
   const Tensor gains = gain.contiguous(), shifts = shift.contiguous();
   switch (z.scalar_type()) {
