@@ -27,23 +27,29 @@ def compiled(source: Path) -> Path:
     """The library made from a C++ file, from the folder of those made before if it is there.
 
     Raises:
-        UsageError: There is no C++ compiler, or it cannot compile this.
+        UsageError: There is no C++ compiler, it cannot compile this, or there is nowhere to keep what it makes.
     """
     library = _folder() / f"{source.stem}-{_fingerprint(source)}.so"
-    if not library.is_file():
-        print(f"Compiling {source.name} (once on this machine, about ten seconds)", file=sys.stderr, flush=True)
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            made = Path(folder) / "made.so"
-            _compile(source, made)
-            made.replace(library)
-    return library
-
-
-def _compile(source: Path, made: Path) -> None:
+    if library.is_file():
+        return library
     compiler = shlex.split(_compiler())
     if shutil.which(compiler[0]) is None:
         raise UsageError(f"Kernels need a C++ compiler, and there is no {compiler[0]} here; install g++, or set CXX.")
+    print(f"Compiling {source.name} (once on this machine, about ten seconds)", file=sys.stderr, flush=True)
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            made = Path(folder) / "made.so"
+            _compile(compiler, source, made)
+            made.replace(library)
+    except OSError as error:
+        raise UsageError(
+            f"Kernels cannot be kept in {library.parent}: {error.strerror}; set XDG_CACHE_HOME."
+        ) from error
+    return library
+
+
+def _compile(compiler: list[str], source: Path, made: Path) -> None:
     folders = [f"-isystem{folder}" for folder in cpp_extension.include_paths()]
     libraries = [f"-L{folder}" for folder in cpp_extension.library_paths()] + ["-lc10", "-ltorch_cpu", "-ltorch"]
     command = [*compiler, *FLAGS, *folders, str(source), "-o", str(made), *libraries]
