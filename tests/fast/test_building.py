@@ -80,7 +80,7 @@ def test_training_without_a_compiler_writes_nothing(
 @needs_compiler
 def test_a_compile_that_fails_leaves_nothing(cache: Path, source: Path) -> None:
     source.write_text("int answer() { return nothing_of_that_name; }")
-    with pytest.raises(UsageError, match="cannot be compiled by .*nothing_of_that_name.*another form"):
+    with pytest.raises(UsageError, match=r"cannot be compiled by .*nothing_of_that_name.*another form"):
         building.compiled(source)
     assert files(cache) == []
 
@@ -120,5 +120,5 @@ def test_a_killed_build_leaves_no_library(
 @pytest.mark.skipif(os.name != "posix", reason="folders of other systems")
 def test_a_folder_that_cannot_be_written_is_named(cache: Path, source: Path) -> None:
     cache.write_text("a file is in the way")
-    with pytest.raises(UsageError, match="cache.*XDG_CACHE_HOME"):
+    with pytest.raises(UsageError, match=r"cache.*XDG_CACHE_HOME"):
         building.compiled(source)
