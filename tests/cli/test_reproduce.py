@@ -49,7 +49,7 @@ def test_the_list_of_everything(here: Path, capsys) -> None:
 
 
 def without_clocks(page: str) -> str:
-    return re.sub(r"[\d.]+ (s|min|h)( \(×[\d.]+\))?", "TIME", page)
+    return re.sub(r"[\d.]+ (s|min|h)(\s\(×[\d.]+\))?", "TIME", page)
 
 
 def test_a_study_with_a_method_of_ones_own(here: Path, capsys) -> None:
@@ -101,7 +101,7 @@ def test_wrong_use_is_one_line(here: Path, capsys) -> None:
 
 @pytest.mark.slow
 def test_killed_and_started_again_it_ends_with_the_same_page(here: Path) -> None:
-    """`kill -9` ten times on the way, at moments that the clock chooses; only what clocks say may differ.
+    """`kill -9` up to ten times on the way, at moments that the clock chooses; only what clocks say may differ.
 
     Every other time its runs are killed as well, as when the machine goes down; else they are orphans that save.
     """

@@ -13,7 +13,6 @@ from offramp import backbones
 from offramp.config import Spec
 from offramp.costs import cost
 from offramp.devices import device_named
-from offramp.network import EarlyExitNet
 from offramp.reproduce.experiments import Row
 from offramp.reproduce.scales import Setting
 from offramp.reproduce.watching import plain
@@ -54,7 +53,8 @@ def measured_rate(setting: Setting, threads: int | None = None) -> float:
     try:
         if threads is not None:
             torch.set_num_threads(threads)
-        network = _network(setting.network, setting).to(device).train()
+        network = backbones.build(setting.network, num_classes=setting.num_classes, image_shape=setting.image_shape)
+        network.to(device).train()
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01, fused=True)
         images_BCHW = torch.randn(batch, *setting.image_shape, device=device)
         targets_B = torch.zeros(batch, dtype=torch.long, device=device)
@@ -81,16 +81,11 @@ def in_words(hours: float) -> str:
 
 
 def _an_image(row: Row) -> int:
-    setting = row.setting
-    shape = setting.image_shape
-    return _counted(json.dumps(row.run.network.to_json(), sort_keys=True), setting.num_classes, shape)
+    setting, network = row.setting, json.dumps(row.run.network.to_json(), sort_keys=True)
+    return _counted(network, setting.num_classes, setting.image_shape)
 
 
 @functools.cache
 def _counted(network: str, num_classes: int, shape: tuple[int, int, int]) -> int:
     spec = Spec.from_json(json.loads(network))
     return cost(backbones.build(spec, num_classes=num_classes, image_shape=shape), shape).exits[-1].operations
-
-
-def _network(spec: Spec, setting: Setting) -> EarlyExitNet:
-    return backbones.build(spec, num_classes=setting.num_classes, image_shape=setting.image_shape)

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,8 @@ class Task:
     def share_done(self) -> float:
         """How much of it is done, by its epochs."""
         folder = RunFolder(self.folder)
+        if folder.weights.is_file():
+            return 1.0
         if not folder.metrics.is_file():
             return 0.0
         return len(folder.metrics.read_bytes().splitlines()) / self.run.training.epochs
@@ -69,7 +71,7 @@ def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished) 
         OfframpError: Which runs failed, and where their last words stand.
     """
     waiting, running = list(tasks), dict[Task, subprocess.Popen[bytes]]()
-    failed, done = list[Task](), 0
+    failed, done, untried = list[Task](), 0, 0
     try:
         with Board(tasks) as board:
             while waiting or running:
@@ -92,6 +94,7 @@ def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished) 
                         failed.append(task)
                         board.note(f"Failed (status {status}): {task.name}: {_last_words(task)}")
                 if hopeless(failed, done):
+                    untried += len(waiting)
                     waiting.clear()
                 board.show()
     finally:
@@ -100,7 +103,7 @@ def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished) 
             process.stdin.close()
         for process in running.values():
             process.wait()
-    refuse_failed(failed, done, len(tasks))
+    refuse_failed(failed, untried)
 
 
 def hopeless(failed: Sequence[Task], done: int) -> bool:
@@ -108,11 +111,11 @@ def hopeless(failed: Sequence[Task], done: int) -> bool:
     return not done and len(failed) >= HOPELESS
 
 
-def refuse_failed(failed: Sequence[Task], done: int, total: int) -> None:
+def refuse_failed(failed: Sequence[Task], untried: int) -> None:
     """Raise an error that names the runs that failed, if any did."""
     if failed:
         logs = ", ".join(str(log_of(task)) for task in failed)
-        rest = f", and {total - len(failed)} were not tried" if hopeless(failed, done) else "; the others are kept"
+        rest = f", and {untried} were not tried" if untried else "; the others are kept"
         raise OfframpError(f"{len(failed)} of the runs failed{rest}. Their last words: {logs}.")
 
 
@@ -141,22 +144,13 @@ def _start(task: Task, jobs: int, threads: int) -> "subprocess.Popen[bytes]":
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            env=_environment(threads),
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
             start_new_session=True,  # Ctrl-C is for this process; two signals would be one too many
         )
     assert process.stdin is not None
     process.stdin.write(f"{to_words(task.run, task.folder, jobs)}\n".encode())
     process.stdin.flush()  # and kept open: its end is the sign that this process is gone
     return process
-
-
-def _environment(threads: int) -> Mapping[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": search_path()}
-
-
-def search_path() -> str:
-    """PYTHONPATH of a worker: the folder one works in is searched for `mine:Loss`, as by the command itself."""
-    return os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 class Board:

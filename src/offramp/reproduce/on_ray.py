@@ -4,13 +4,14 @@ The study's folder has to be seen by all machines under the same path, or a run 
 does not go on. Manifests come back by themselves.
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from offramp.errors import OfframpError, UsageError
-from offramp.reproduce.jobs import Board, Finished, Task, hopeless, log_of, refuse_failed, search_path
+from offramp.reproduce.jobs import Board, Finished, Task, hopeless, log_of, refuse_failed
 from offramp.reproduce.manifest import Manifest
 from offramp.reproduce.work import from_words, to_words, work
 
@@ -32,8 +33,9 @@ def do_on_ray(tasks: Sequence[Task], threads: int, finished: Finished) -> None:
     ray = _ray()
     started_here = not ray.is_initialized()
     if started_here:
-        environment = {"PYTHONPATH": search_path()}
-        ray.init(log_to_driver=False, runtime_env={"env_vars": environment})
+        # A worker works elsewhere; `mine:Loss` is found in the folder one works in, as by the command itself.
+        path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
+        ray.init(log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
     try:
         has = ray.cluster_resources()
         there = ray.remote(num_cpus=threads, num_gpus=1 if has.get("GPU") else 0, max_retries=RETRIES)(_there)
@@ -50,6 +52,7 @@ def do_on_ray(tasks: Sequence[Task], threads: int, finished: Finished) -> None:
 
 def _collect(ray: Any, refs: dict[Any, Task], finished: Finished) -> None:
     waiting, failed, done = dict(refs), list[Task](), 0
+    untried = 0
     with Board(list(refs.values())) as board:
         while waiting:
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
@@ -65,9 +68,10 @@ def _collect(ray: Any, refs: dict[Any, Task], finished: Finished) -> None:
                     finished(task, Manifest(values, task.folder / "manifest.json"))
                     board.note(f"Done: {task.name}")
             if hopeless(failed, done):
+                untried += len(waiting)
                 waiting.clear()  # Ray drops what is nobody's any more
             board.show()
-    refuse_failed(failed, done, len(refs))
+    refuse_failed(failed, untried)
 
 
 def _there(line: str, log: str) -> Mapping[str, Any]:

@@ -4,13 +4,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
 from offramp.reports import figures
 from offramp.reports.page import inline_svg, page
-from offramp.reproduce.claims import CLAIMS, judge, judge_numbers
+from offramp.reproduce.claims import CLAIMS, CLOSE, judge, judge_numbers
 from offramp.reproduce.experiments import ALL, EXPERIMENTS, Experiment
 from offramp.reproduce.identity import command, run_name
 from offramp.reproduce.manifest import Manifest
@@ -20,7 +19,7 @@ from offramp.reproduce.study import Study, distinct
 from offramp.reproduce.tables import Cell, Table, anchor, claims_table, tables
 from offramp.storage import write_atomically
 
-ORDERS = (
+HOW_TO_READ = (
     "Verdicts are about differences taken seed by seed: agrees and disagrees mean that the 95 % interval lies on "
     "one side. Each interval stands for itself; of twenty, one misses by chance. A single seed resolves nothing."
 )
@@ -73,14 +72,16 @@ def write(study: Study) -> list[Path]:
     html, text = study.out / f"{study.title}.html", study.out / f"{study.title}.md"
     sections = [_section(experiment, results, study) for experiment in study.experiments]
     head = _head(study, manifests)
-    values: dict[str, Any] = {
-        "title": head[0],
-        "lead": head[1:],
-        "verdicts": verdicts,
-        "sections": sections,
-        "made": made,
-    }
-    write_atomically(html, page("reproduce.html.j2", papers=study.scale.papers, **values).encode())
+    content = page(
+        "reproduce.html.j2",
+        title=head[0],
+        lead=head[1:],
+        papers=study.scale.papers,
+        verdicts=verdicts,
+        sections=sections,
+        made=made,
+    )
+    write_atomically(html, content.encode())
     write_atomically(text, _markdown(head, verdicts, sections, made).encode())
     return [html, text]
 
@@ -102,13 +103,11 @@ def _head(study: Study, manifests: Mapping[str, Manifest]) -> list[str]:
 def _verdicts(study: Study, results: Results) -> list[Table]:
     papers = study.scale.papers
     data = None if papers else _data(study)
-    made = [("What the paper says", judge(CLAIMS, results, papers=papers), ORDERS)]
+    made = [("What the paper says", judge(CLAIMS, results, papers=papers), HOW_TO_READ)]
     numbers = judge_numbers(study.experiments, results)
-    note = (
-        "Whether our mean over exits lies within 0.3 points of the printed one."
-        if papers
-        else ("These are numbers on the paper's data, and ours are of other data.")
-    )
+    note = "These are numbers on the paper's data, and ours are of other data."
+    if papers:
+        note = f"Whether our mean over exits lies within {CLOSE} points of the printed one."
     made.append(("What the paper printed", numbers, note))
     return [claims_table(title, judged, data, said) for title, judged, said in made if judged]
 

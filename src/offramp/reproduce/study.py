@@ -104,8 +104,7 @@ class Study:
         """Do what is missing; each finished run's manifest is kept at once."""
 
         def finished(task: Task, manifest: Manifest) -> None:
-            path = self.out / "manifests" / f"{task.name}.json"
-            manifest.save(path)
+            manifest.save(self.out / "manifests" / f"{task.name}.json")
 
         doing(tasks, finished)
 
