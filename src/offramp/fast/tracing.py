@@ -106,7 +106,7 @@ class Traced:
         """Whether a node gives one map `[B, channels, height, width]` of floats."""
         if not self.is_tensor(node) or len(self.shape(node)) != 4 or len(self.results[node]) != NUM_IMAGES:
             return False
-        return bool(self.results[node].is_floating_point())
+        return bool(self.results[node].is_floating_point()) and self.shape(node)[1] > 0
 
     def units(self) -> Iterator[Unit]:
         """The units, in the order of their convolutions."""
