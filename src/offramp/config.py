@@ -216,9 +216,10 @@ class TrainConfig:
     """bf16: autocast, with float32 master weights."""
     channels_last: bool = False
     """Memory layout of images and weights."""
-    form: Literal["auto", "plain", "merged", "kernels", "compiled"] = "auto"
+    form: Literal["auto", "plain", "merged", "kernels", "compiled", "graphs"] = "auto"
     """How the network is run in training. plain: module by module; merged: small convolutions joined, maps in place;
-    kernels: merged, batch norm and ReLU by a C++ compiler; compiled: torch.compile; auto: merged where it may be."""
+    kernels: merged, batch norm and ReLU by a C++ compiler; compiled: torch.compile; graphs: CUDA graphs;
+    auto: merged where it may be."""
     deterministic: bool = True
     """On a GPU: deterministic kernels where there are any."""
     device: str = "auto"

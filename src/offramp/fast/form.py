@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import UsageError
+from offramp.fast.graphs import Graphs
 from offramp.fast.kernels import Compiled, Kernels, Library
 from offramp.fast.plan import Plan
-from offramp.fast.tracing import UntraceableError
+from offramp.fast.tracing import UntraceableError, has_hooks
 from offramp.network import EarlyExitNet, as_carry
 
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {  # of a unit's modules
     nn.Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
     nn.BatchNorm2d: ("eps", "momentum", "track_running_stats"),
 }
-FormName = Literal["auto", "plain", "merged", "kernels", "compiled"]
+FormName = Literal["auto", "plain", "merged", "kernels", "compiled", "graphs"]
 
 
 def training_form(network: EarlyExitNet, name: FormName, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -30,8 +31,9 @@ def training_form(network: EarlyExitNet, name: FormName, device: torch.device) -
     Args:
         network: Its weights get the gradients.
         name: `plain`: the network, module by module. `merged`: see `Merged`. `kernels`: the same with kernels compiled
-            by a C++ compiler. `compiled`: by `torch.compile`. `auto`: merged on a CPU where each module is torch's or
-            offramp's own, else plain: what others decide in Python, call by call, a traced module no longer decides.
+            by a C++ compiler. `compiled`: by `torch.compile`. `graphs`: see `Graphs`; on a CUDA GPU only. `auto`:
+            merged on a CPU where each module is torch's or offramp's own, else plain: what others decide in Python,
+            call by call, a traced module no longer decides.
         device: Where it is trained.
 
     Raises:
@@ -50,7 +52,14 @@ def training_form(network: EarlyExitNet, name: FormName, device: torch.device) -
         return Merged(network, Compiled())
     if name == "merged":
         return Merged(network)
+    if name == "graphs":
+        if device.type != "cuda":
+            raise UsageError(
+                f"Form graphs launches CUDA graphs: for a CUDA GPU, not for {device.type}; use merged, compiled or plain."
+            )
+        return Graphs(network)
     if name == "compiled":
+        # Not mode reduce-overhead on a GPU: what its graphs give is overwritten by their next run, gradients included.
         return torch.compile(network, dynamic=False)
     return network
 
@@ -86,7 +95,7 @@ class Merged:
     def __call__(self, images: Tensor) -> Tensor:
         """Logits `[K, B, C]` for images `[B, channels, height, width]`."""
         network = self.network
-        is_heard = _has_hooks(network) or torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+        is_heard = has_hooks(network) or torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
         if network.training and torch.is_grad_enabled() and not is_heard:
             if self._why_plain is None:
                 self._why_plain = _why_plain(network, images)
@@ -116,7 +125,7 @@ class _Part:
 
     def __call__(self, *maps: Any) -> Any:
         self._notice_changes()
-        is_usual = all(m.training and not _has_hooks(m) for m in self.modules)
+        is_usual = all(m.training and not has_hooks(m) for m in self.modules)
         plan = self._plan(maps) if is_usual and all(isinstance(x, Tensor) and x.dim() for x in maps) else None
         if plan is None:
             return self.module(*(self._as_usual(x) for x in maps))
@@ -181,9 +190,3 @@ def _called(part: nn.Module, maps: tuple[Any, ...]) -> tuple[Any, ...]:
     if before != [x._version for x in maps if isinstance(x, Tensor)]:
         raise ValueError("a stage or an exit writes into a map that it is given")
     return given
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )

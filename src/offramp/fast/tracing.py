@@ -252,3 +252,10 @@ def is_usual_norm(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
         and module.track_running_stats
         and module.momentum is not None
     )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody hears of what this module is given or gives, or of its gradients."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
