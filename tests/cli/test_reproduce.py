@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,12 +30,13 @@ class Focal(Objective):
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder to work in, with a scale of one's own in it: `--scale tiny:SCALE`."""
     shutil.copy(TINY, tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "tiny", raising=False)
-    return tmp_path
+    yield tmp_path
+    for name in ("tiny", "mine"):  # another test has others of that name
+        sys.modules.pop(name, None)
 
 
 def test_the_list_of_everything(here: Path, capsys) -> None:

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from offramp.reproduce.results import of_manifest
 from offramp.reproduce.work import from_words, to_words, work
 from offramp.runs import RunFolder
@@ -48,3 +50,12 @@ def test_an_orphan_saves_and_leaves(rows, tmp_path: Path) -> None:
     assert process.returncode == 128 + signal.SIGTERM
     assert b"The same command continues" in said
     assert os.listdir(tmp_path / "run" / "checkpoints")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["league", "figure4"])
+def test_every_method_trains(rows, tmp_path: Path, name: str) -> None:
+    for number, row in enumerate(rows(name).values()):
+        made = work(row.run, tmp_path / str(number))
+        assert len(of_manifest(made).top1) == 3
+        assert (of_manifest(made).budgeted is not None) == (name == "figure4")
