@@ -185,7 +185,7 @@ class Traced:
         for node in self.graph.nodes:
             if node.op == "call_method" and node.target in ("view", "view_as"):  # maps lie otherwise here
                 node.target = node.target.replace("view", "reshape")
-        recorder = _Recorder(fx.GraphModule(twin, self.graph))
+        recorder = _Recorder(twin, self.graph)
         noise = [torch.randn(NUM_IMAGES, *x.shape[1:], dtype=x.dtype, device=x.device) for x in maps]
         shown = [x.clone() for x in noise]
         torch.manual_seed(0)
@@ -212,8 +212,8 @@ class Traced:
 
 
 class _Recorder(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(module, graph=graph)
         self.results: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
