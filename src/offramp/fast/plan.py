@@ -113,6 +113,9 @@ class _Layout:
                     traced.check_alone(node)
                     order.append(("alone", node))
         self.slabs, self.regions, copies = places.settle()
+        shared = [node for node, region in self.regions.items() if self.slabs[region.slab].home is None]
+        if len({traced.results[node].dtype for node in (units[0].last, *shared)}) > 1:
+            raise UntraceableError("it joins maps of several types")
         self.steps: list[Step] = []
         for kind, items in itertools.groupby(order, key=lambda pair: pair[0]):
             nodes = [item for _, item in items]
