@@ -10,16 +10,6 @@ from offramp.policy import EVERYBODY, Policy
 from offramp.storage import weights_hash
 
 
-def logits(program: Program, images_BCHW: Tensor) -> Tensor:
-    """Of every exit, `[K, B, C]`."""
-    found, carry = [], program.enter(images_BCHW)
-    with torch.inference_mode():
-        for k in range(program.num_exits):
-            carry = program.stage(k, carry)
-            found.append(program.head(k, carry))
-    return torch.stack(found)
-
-
 @pytest.mark.parametrize("name", ["msdnet", "ranet", "by hand"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=str)
 def test_folded_is_the_same_function(small, images_of, name, dtype, tolerance) -> None:
@@ -27,9 +17,9 @@ def test_folded_is_the_same_function(small, images_of, name, dtype, tolerance) -
     images_BCHW = images_of(network, 33).to(dtype)
     with torch.no_grad():
         expected_KBC = network(images_BCHW)
-    torch.testing.assert_close(logits(Program(network, PLAIN), images_BCHW), expected_KBC, rtol=0, atol=0)
+    torch.testing.assert_close(Program(network, PLAIN).logits(images_BCHW), expected_KBC, rtol=0, atol=0)
     for form in (Form(), Form(channels_last=False), Form(fold=False)):
-        found_KBC = logits(Program(network, form), images_BCHW)
+        found_KBC = Program(network, form).logits(images_BCHW)
         assert (found_KBC - expected_KBC).abs().max() <= tolerance * expected_KBC.abs().max()
 
 

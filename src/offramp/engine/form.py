@@ -123,6 +123,15 @@ class Program:
         logits_BC: Tensor = self._heads[k](carry[self._reads[k]])
         return logits_BC
 
+    @torch.inference_mode()
+    def logits(self, images_BCHW: Tensor) -> Tensor:
+        """Logits `[K, B, C]` of every exit: the whole network, no image leaving early."""
+        carry, logits = self.enter(images_BCHW), []
+        for k in range(self.num_exits):
+            carry = self.stage(k, carry)
+            logits.append(self.head(k, carry))
+        return torch.stack(logits)
+
 
 def _as_it_is(module: Any) -> Any:
     return module

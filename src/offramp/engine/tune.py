@@ -101,17 +101,10 @@ def _spread(images_SCHW: Tensor) -> Tensor:
     return images_SCHW[torch.arange(LOOKED_AT, device=images_SCHW.device) * given // LOOKED_AT]
 
 
-@torch.inference_mode()
 def _plain_logits(engine: "Engine", images_SCHW: Tensor) -> Tensor:
     """Logits `[K, S, C]` of every exit by the network as it is, on the CPU."""
-    program, logits = Program(engine.network, PLAIN, engine.device), []
-    for images_BCHW in torch.split(images_SCHW, 64):
-        carry, of_exits = program.enter(images_BCHW), []
-        for k in range(program.num_exits):
-            carry = program.stage(k, carry)
-            of_exits.append(program.head(k, carry).cpu())
-        logits.append(torch.stack(of_exits))
-    return torch.cat(logits, 1)
+    program = Program(engine.network, PLAIN, engine.device)
+    return torch.cat([program.logits(images_BCHW).cpu() for images_BCHW in torch.split(images_SCHW, 64)], 1)
 
 
 def _flow(engine: "Engine", logits_KSC: Tensor) -> Flow:
