@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from offramp.devices import describe_device, device_named
+from offramp.devices import OnItsWay, describe_device, device_named, has_room, sent
 from offramp.errors import UsageError
 
 
@@ -25,3 +25,44 @@ def test_a_gpu_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device_named("cpu") == torch.device("cpu")
     with pytest.raises(UsageError, match="sees 2 CUDA GPUs"):
         device_named("cuda:2")
+
+
+def test_nothing_is_copied_where_everything_is_here() -> None:
+    tensor, cpu = torch.randn(3), torch.device("cpu")
+    assert sent(tensor, cpu) is tensor
+    assert OnItsWay(tensor).read() is tensor
+    assert has_room(cpu, 10**18)
+
+
+def test_what_is_sent_to_a_gpu_is_pinned_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+
+    class Told:
+        def pin_memory(self) -> "Told":
+            told.append("pinned")
+            return self
+
+        def to(self, *args: object, **kwargs: object) -> "Told":
+            told.append((*args, kwargs))
+            return self
+
+    gpu = torch.device("cuda")
+    sent(Told(), gpu)  # type: ignore[arg-type]
+    assert told == ["pinned", (gpu, {"non_blocking": True})]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 200))
+    assert has_room(gpu, 25)
+    assert not has_room(gpu, 26)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+def test_reading_waits_for_what_was_told_before_and_for_nothing_after() -> None:
+    left = torch.randn(4096, 4096, device="cuda")
+    flag = sent(torch.ones(3), left.device) * 2
+    way = OnItsWay(flag)
+    done = torch.cuda.Event()
+    for _ in range(200):
+        left = left @ left
+    done.record()
+    assert way.read().tolist() == [2, 2, 2]
+    assert not done.query()
+    torch.cuda.synchronize()

@@ -1,6 +1,7 @@
-"""Where things are computed: a device by name, and its name in words."""
+"""Where things are computed: a device by name, its name in words, and the ways there and back without waiting."""
 
 import torch
+from torch import Tensor
 
 from offramp.errors import UsageError
 
@@ -25,3 +26,35 @@ def device_named(wanted: str) -> torch.device:
 def describe_device(device: torch.device) -> str:
     """A device in words: `cpu`, or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def has_room(device: torch.device, size: int) -> bool:
+    """Whether `size` bytes are at most a quarter of what is free on a GPU; anywhere else they are taken to be."""
+    return device.type != "cuda" or 4 * size <= torch.cuda.mem_get_info(device)[0]
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU, on `device`. Nobody waits: what is computed there later finds it."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()  # out of other memory a copy waits for the device, `non_blocking` or not
+    return tensor.to(device, non_blocking=True)
+
+
+class OnItsWay:
+    """A tensor of a device on its way to the CPU.
+
+    Reading it waits for what the device was told before this was made, and for nothing that it was told since: a plain
+    copy stands in the same queue as the work, and waits for all of it.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._here = tensor.to("cpu", non_blocking=True)  # a GPU's: into pinned memory
+        self._arrived = torch.cuda.Event() if tensor.is_cuda else None  # type: ignore[no-untyped-call]
+        if self._arrived is not None:
+            self._arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def read(self) -> Tensor:
+        """The tensor, on the CPU."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._here

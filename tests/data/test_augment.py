@@ -29,6 +29,13 @@ def test_normalise_equals_the_usual_library() -> None:
     assert torch.equal(normalise(images, torch.tensor(MEAN), torch.tensor(STD)), expected)
 
 
+def test_every_grey_value_is_divided_not_multiplied_by_a_reciprocal() -> None:
+    every = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    found = normalise(every, torch.zeros(1), torch.ones(1)).flatten().numpy()
+    assert (found == np.arange(256, dtype=np.float32) / np.float32(255)).all()
+    assert (found != np.arange(256, dtype=np.float32) * (np.float32(1) / np.float32(255))).any()
+
+
 def test_normalise_leaves_floats_unscaled_and_unchanged() -> None:
     images = torch.full((2, 1, 3, 3), 5.0)
     assert torch.equal(normalise(images, torch.tensor([1.0]), torch.tensor([2.0])), torch.full((2, 1, 3, 3), 2.0))

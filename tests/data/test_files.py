@@ -195,3 +195,12 @@ def test_the_fingerprint_knows_names_sizes_and_labels(images: Path) -> None:
     path = images / "3.png"
     path.write_bytes(path.read_bytes() + b"\0")
     assert make(images).fingerprint() != before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_on_a_device_bytes_are_sent_and_made_into_images_there(images: Path, workers: int) -> None:
+    split = make(images, workers)
+    there = torch.device("meta")
+    for batch, ours in zip(split.batches(), split.on(there).batches(), strict=True):
+        assert ours.images_BCHW.device == there
+        assert ours.images_BCHW.shape == batch.images_BCHW.shape

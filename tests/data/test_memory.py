@@ -1,8 +1,11 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from offramp import data
 from offramp.data import Batch
@@ -69,6 +72,65 @@ def test_no_split_copies_the_pixels() -> None:
     assert len(splits) == 5
     assert all(isinstance(split, MemorySplit) for split in splits)
     assert {split.pixels_SCHW.data_ptr() for split in splits} == {images.ctypes.data}  # type: ignore[attr-defined]
+
+
+NOWHERE = torch.device("meta")  # whatever leaves it for the CPU fails
+CUDA = pytest.param(
+    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+)
+
+
+class _NeverMixed(TorchDispatchMode):
+    """Indices on the CPU are allowed for pixels anywhere; a GPU would have to be waited for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        devices = {x.device for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        assert len(devices) < 2, func
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_on_a_device_images_are_made_there(training: bool, dtype: torch.dtype) -> None:
+    split = make(training=training)
+    split = MemorySplit(
+        split.pixels_SCHW.to(dtype),
+        split.labels_S.numpy(),
+        split.name,
+        split.indices_S,
+        training,
+        look=LOOK,
+        class_names=split.class_names,
+        batch_size=32,
+    )
+    there = split.on(NOWHERE)
+    with _NeverMixed():
+        made = list(there.batches(seed=1))
+    for batch, ours in zip(split.batches(seed=1), made, strict=True):
+        assert ours.images_BCHW.device == NOWHERE
+        assert ours.images_BCHW.shape == batch.images_BCHW.shape
+        assert ours.images_BCHW.dtype == torch.float32
+        assert torch.equal(ours.indices_B, batch.indices_B)
+        assert torch.equal(ours.targets_B, batch.targets_B)
+    assert there.plain().device == NOWHERE
+    assert there.fingerprint() == split.fingerprint()
+    assert split.device.type == "cpu"
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_images_are_the_same_bits_on_every_device(device: str, training: bool, same: Callable[..., bool]) -> None:
+    split = make(training=training)
+    there = [batch._replace(images_BCHW=batch.images_BCHW.cpu()) for batch in split.on(torch.device(device)).batches()]
+    assert same(there, list(split.batches()))
+
+
+def test_pixels_that_would_fill_a_device_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = make()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * split.pixels_SCHW.nbytes - 1, 0))
+    there = split.on(torch.device("cuda"))
+    assert there.device.type == next(there.batches()).images_BCHW.device.type == "cpu"
 
 
 def test_batches_do_not_touch_the_pixels() -> None:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from offramp.devices import sent
+
 Uniforms = npt.NDArray[np.float64]
 Box = tuple[int, int, int, int]  # top, left, height, width
 
@@ -22,10 +24,16 @@ _RESIZE_RATIO = 256 / 224  # shorter side over centre crop at test time
 
 
 def normalise(images_BCHW: Tensor, mean_C: Tensor, std_C: Tensor) -> Tensor:
-    """Float32 images, per channel less the mean and over the deviation; uint8 pixels are scaled to [0, 1] first."""
+    """Float32 images, per channel less the mean and over the deviation; uint8 pixels are scaled to [0, 1] first.
+
+    The same bits on every device.
+    """
     mean_C11, std_C11 = mean_C.view(-1, 1, 1), std_C.view(-1, 1, 1)
     if images_BCHW.dtype == torch.uint8:
-        return images_BCHW.float().div_(255).sub_(mean_C11).div_(std_C11)  # one new tensor: its pages cost the most
+        # By a tensor: by a number, a GPU multiplies with the reciprocal, which is rounded. One new tensor: its pages
+        # cost the most.
+        white = mean_C.new_full((), 255)
+        return images_BCHW.float().div_(white).sub_(mean_C11).div_(std_C11)
     return (images_BCHW - mean_C11).div_(std_C11)
 
 
@@ -33,17 +41,19 @@ def crop_and_flip(images_BCHW: Tensor, padding: int, flip: bool, uniforms_B3: Un
     """Each image cropped at random out of itself with a black border, then mirrored with probability 1/2.
 
     The border is black because padding happens here, in pixel space, before normalisation (protocols, 2.2). An image's
-    three numbers decide on the row, the column and the mirroring.
+    three numbers decide on the row, the column and the mirroring; these are decided on the CPU, wherever the images
+    are, and on every device alike.
     """
     height, width = images_BCHW.shape[-2:]
+    device = images_BCHW.device
     uniforms = torch.from_numpy(uniforms_B3)
     if padding:
-        top_B, left_B = (uniforms[:, :2] * (2 * padding + 1)).long().unbind(1)
+        top_B, left_B = sent((uniforms[:, :2] * (2 * padding + 1)).long(), device).unbind(1)
         padded = F.pad(images_BCHW, (padding,) * 4)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, C, top, left, H, W], a view
-        images_BCHW = windows[torch.arange(len(padded)), :, top_B, left_B]
+        images_BCHW = windows[torch.arange(len(padded), device=device), :, top_B, left_B]
     if flip:
-        mirrored_B111 = (uniforms[:, 2] < 0.5).view(-1, 1, 1, 1)
+        mirrored_B111 = sent(uniforms[:, 2] < 0.5, device).view(-1, 1, 1, 1)
         images_BCHW = torch.where(mirrored_B111, images_BCHW.flip(-1), images_BCHW)
     return images_BCHW
 

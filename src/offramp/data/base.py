@@ -59,6 +59,8 @@ class Split(ABC):
 
     config: DataConfig | None = None
     """What `load` needs to build it again; None where it cannot."""
+    device = torch.device("cpu")
+    """Where `read` may leave the images: a split that does not look at it leaves them on the CPU."""
 
     def __init__(
         self,
@@ -134,6 +136,12 @@ class Split(ABC):
             for batch, share, images_BCHW in zip(batches, shares, images, strict=True):
                 indices_B = torch.from_numpy(self.indices_S[share])
                 yield Batch(images_BCHW, self.labels_S[torch.from_numpy(share)], indices_B, len(batch))
+
+    def on(self, device: torch.device) -> "Split":
+        """The same split, whose images are made on `device` if it can do that: the same bits."""
+        other = copy.copy(self)
+        other.device = device
+        return other
 
     def plain(self) -> "Split":
         """The same images in order with test transforms."""

@@ -22,6 +22,7 @@ from offramp.data.augment import CROP_UNIFORMS, Uniforms, central_cut, cut, norm
 from offramp.data.base import Split
 from offramp.data.inputs import Inputs, decode
 from offramp.data.randomness import Draw, IntArray
+from offramp.devices import sent
 from offramp.errors import OfframpError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's (protocols, 2.1)
@@ -101,12 +102,13 @@ class FileSplit(Split):
             worker_init_fn=_leave_interrupts_to_the_parent,
             generator=torch.Generator(),  # or it would draw from, and so advance, the run's generator
         )
-        mean_C, std_C = torch.tensor(MEAN), torch.tensor(STD)
+        mean_C, std_C = (sent(torch.tensor(values), self.device) for values in (MEAN, STD))
         for done in _guarded(iter(loader)):
             if isinstance(done, OfframpError):
                 raise done
             slot, size = done
-            images_BCHW = normalise(slots_TBCHW[slot, :size], mean_C, std_C)  # here: bytes are a quarter of the traffic
+            # Here, or where they are needed: bytes are a quarter of the traffic.
+            images_BCHW = normalise(sent(slots_TBCHW[slot, :size], self.device), mean_C, std_C)
             free.append(slot)
             yield images_BCHW
 

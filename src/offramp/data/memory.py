@@ -1,8 +1,11 @@
 """Data sets that live in memory: one array of pixels, which all their splits index into and never copy.
 
+On a GPU a split keeps the array there as well, and cuts its batches there.
+
 B images of a batch, S images of the whole array, C channels, H and W pixels.
 """
 
+import copy
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +17,7 @@ from offramp.data.augment import crop_and_flip, normalise
 from offramp.data.base import Split
 from offramp.data.inputs import CHANNELS, Inputs
 from offramp.data.randomness import Draw, IntArray
+from offramp.devices import has_room, sent
 
 _CHUNK = 1024  # images hashed at a time
 
@@ -66,12 +70,20 @@ class MemorySplit(Split):
         )
         self.pixels_SCHW = pixels_SCHW
         self.look = look
+        self._cut_from_SCHW = pixels_SCHW
+
+    def on(self, device: torch.device) -> "MemorySplit":
+        """See `Split.on`; it stays where it is if the pixels would take much of what is free there."""
+        other = copy.copy(self)
+        if has_room(device, self.pixels_SCHW.nbytes):
+            other.device, other._cut_from_SCHW = device, self.pixels_SCHW.to(device)
+        return other
 
     def read(self, shares: Iterable[IntArray], draw: Draw | None) -> Generator[Tensor]:
         """See `Split.read`; crops and mirrors a batch at a time."""
-        mean_C, std_C = torch.tensor(self.look.mean), torch.tensor(self.look.std)
+        mean_C, std_C = (sent(torch.tensor(values), self.device) for values in (self.look.mean, self.look.std))
         for indices_B in shares:
-            images_BCHW = self.pixels_SCHW[torch.from_numpy(indices_B)]
+            images_BCHW = self._cut_from_SCHW[sent(torch.from_numpy(indices_B), self.device)]
             if draw is not None:
                 uniforms_B3 = draw.uniforms(indices_B, 3)
                 images_BCHW = crop_and_flip(images_BCHW, self.look.padding, self.look.flip, uniforms_B3)

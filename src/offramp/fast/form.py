@@ -54,9 +54,7 @@ def training_form(network: EarlyExitNet, name: FormName, device: torch.device) -
         return Merged(network)
     if name == "graphs":
         if device.type != "cuda":
-            raise UsageError(
-                f"Form graphs launches CUDA graphs: for a CUDA GPU, not for {device.type}; use merged, compiled or plain."
-            )
+            raise UsageError(f"Form graphs is for a CUDA GPU, not for {device.type}; use merged, compiled or plain.")
         return Graphs(network)
     if name == "compiled":
         # Not mode reduce-overhead on a GPU: what its graphs give is overwritten by their next run, gradients included.

@@ -19,6 +19,7 @@ from offramp import processes
 from offramp.config import TrainConfig
 from offramp.data import Batch, Split
 from offramp.data.randomness import Purpose, hashes
+from offramp.devices import OnItsWay
 from offramp.errors import OfframpError
 from offramp.rules import TrainingRule, Workbench
 from offramp.runs import RunFolder
@@ -46,7 +47,8 @@ class Loop:
         place: Placement,
     ) -> None:
         self.folder, self.bench, self.rule, self.config, self.place = folder, bench, rule, config, place
-        self.train, self.search = train, search
+        self.train = train.on(place.device)
+        self.search = None if search is None else search.on(place.device)
         self.steps_per_epoch = train.num_batches
         self.store = CheckpointStore(folder.checkpoints, config.keep_checkpoints)
         self.epoch = 0  # finished ones
@@ -79,7 +81,7 @@ class Loop:
 
     def _train_epoch(self, reporter: Reporter, stop: StopRequest) -> None:
         started, waited, images = time.monotonic(), 0.0, 0
-        previous: tuple[Batch, int, Tensor] | None = None
+        previous: tuple[Batch, int, OnItsWay] | None = None
         batches = self.train.batches(seed=self.config.seed, epoch=self.epoch, start=self.step)
         for batch, seconds in _timed(batches):
             waited += seconds
@@ -90,7 +92,7 @@ class Loop:
             # Read a step late, so that the device always has work.
             if previous is not None:
                 self._check(*previous)
-            previous = batch, step, self.bench.broken
+            previous = batch, step, OnItsWay(self.bench.broken)
             self.step += 1
             images += batch.size
             reporter.after_step(batch.size)
@@ -225,9 +227,9 @@ class Loop:
         else:
             torch.manual_seed(seed)
 
-    def _check(self, batch: Batch, step: int, broken: Tensor) -> None:
+    def _check(self, batch: Batch, step: int, broken: OnItsWay) -> None:
         """Stop where a step met something that is not finite. The gate kept it from the weights, then and since."""
-        if not broken:
+        if not broken.read():
             return
         self._seed(step)
         raise OfframpError(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from offramp import processes
 from offramp.data import Split
+from offramp.devices import sent
 from offramp.network import EarlyExitNet
 from offramp.rules import Outcome, Workbench
 
@@ -83,7 +84,7 @@ def watch(bench: Workbench, split: Split, to_device: "Placement") -> dict[str, l
 
 
 class Placement:
-    """Moves a batch to where the network is, in its memory layout."""
+    """Moves a batch to where the network is, in its memory layout, without waiting for the device."""
 
     def __init__(self, device: torch.device, channels_last: bool) -> None:
         self.device = device
@@ -91,8 +92,9 @@ class Placement:
 
     def __call__(self, images_BCHW: Tensor, targets_B: Tensor) -> tuple[Tensor, Tensor]:
         """Images and targets, there."""
-        images_BCHW = images_BCHW.to(self.device, memory_format=self.layout, non_blocking=True)
-        return images_BCHW, targets_B.to(self.device, non_blocking=True)
+        if images_BCHW.device.type != self.device.type:
+            images_BCHW = sent(images_BCHW, self.device)
+        return images_BCHW.to(memory_format=self.layout), sent(targets_B, self.device)
 
 
 def mean(values: Sequence[float]) -> float:

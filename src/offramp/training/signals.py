@@ -6,9 +6,9 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from offramp import processes
+from offramp.devices import OnItsWay, sent
 
 
 class StoppedError(SystemExit):
@@ -23,7 +23,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self._vote: Tensor | None = None
+        self._vote: OnItsWay | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -41,8 +41,9 @@ class StopRequest:
         """
         if not processes.active():
             return self.number
-        before, self._vote = self._vote, processes.max_over_all(torch.tensor(float(self.number or 0), device=device))
-        return None if before is None else int(before.item()) or None
+        vote = sent(torch.tensor(float(self.number or 0)), device)
+        before, self._vote = self._vote, OnItsWay(processes.max_over_all(vote))
+        return None if before is None else int(before.read()) or None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number

@@ -14,6 +14,7 @@ from torch import Tensor
 from offramp import processes
 from offramp.data import Batch, Split
 from offramp.data.randomness import Purpose, permutation
+from offramp.devices import sent
 from offramp.evaluation.xray import Xray
 from offramp.objectives.base import log_softmax, pick
 from offramp.rules import Outcome, Workbench
@@ -55,7 +56,7 @@ class GradientWatch:
             return
         said = self._values(outcome, batch.targets_B, progress)
         here = self.bench.broken.device
-        rows, slots = rows_R.to(here, non_blocking=True), slots_B[rows_R].to(here, non_blocking=True)
+        rows, slots = sent(rows_R, here), sent(slots_B[rows_R], here)
         step_FKB = torch.stack([values_KB.float() for values_KB in said.values()])
         step_FKW = step_FKB.new_zeros(*step_FKB.shape[:2], len(self))
         step_FKW = processes.sum_over_all(step_FKW.index_copy(2, slots, step_FKB.index_select(2, rows)))
