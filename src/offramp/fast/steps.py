@@ -3,7 +3,6 @@
 R rows (one a pixel, over the whole batch). Maps lie as `[B, height, width, channels]` in slabs.
 """
 
-import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from torch import Tensor, fx, nn
 from offramp.fast import patches
 from offramp.fast.kernels import Kernels
 from offramp.fast.placing import Region, Slab
+from offramp.fast.tracing import call
 
 Kept = tuple[Any, ...]
 
@@ -305,7 +305,7 @@ class Segment:
             env[node] = value
         with torch.enable_grad():
             for node in self.nodes:
-                env[node] = _call(self.root, node, env)
+                env[node] = call(self.root, node, env)
         for node in self.results:
             value = env[node].detach() if isinstance(env[node], Tensor) else env[node]
             if node in self.regions:
@@ -349,33 +349,6 @@ class Segment:
 
     def _is_wanted(self, run: Pass, node: fx.Node) -> bool:
         return node not in self.regions or self.regions[node].slab not in run.frozen_slabs
-
-
-def _call(root: nn.Module, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
-    """What one node gives."""
-    target: Any = node.target
-    module = root.get_submodule(target) if node.op == "call_module" else None
-    draws = _draws(target if module is None else module)
-
-    def value(read: fx.Node) -> Any:
-        return env[read].contiguous() if draws and isinstance(env[read], Tensor) else env[read]
-
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-    if module is not None:
-        return module(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], target)(*args[1:], **kwargs)
-    if node.op == "get_attr":
-        return operator.attrgetter(target)(root)
-    return target(*args, **kwargs)
-
-
-def _draws(what: Any) -> bool:
-    """Whether a module, function or method draws random numbers: they fall in the order in which a tensor lies."""
-    if isinstance(what, nn.Module):
-        return isinstance(what, (nn.modules.dropout._DropoutNd, nn.RReLU))
-    name = what if isinstance(what, str) else getattr(what, "__name__", "")
-    return any(word in name for word in ("dropout", "rrelu", "bernoulli", "rand", "poisson", "multinomial"))
 
 
 def _rows(x_BHWC: Tensor) -> Tensor:

@@ -232,6 +232,33 @@ def _is_same(one: list[Any], other: list[Any]) -> bool:
     return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
+def call(root: nn.Module, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+    """What one node gives."""
+    target: Any = node.target
+    module = root.get_submodule(target) if node.op == "call_module" else None
+    draws = _draws(target if module is None else module)
+
+    def value(read: fx.Node) -> Any:
+        return env[read].contiguous() if draws and isinstance(env[read], Tensor) else env[read]
+
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+    if module is not None:
+        return module(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    if node.op == "get_attr":
+        return operator.attrgetter(target)(root)
+    return target(*args, **kwargs)
+
+
+def _draws(what: Any) -> bool:
+    """Whether a module, function or method draws random numbers: they fall in the order in which a tensor lies."""
+    if isinstance(what, nn.Module):
+        return isinstance(what, (nn.modules.dropout._DropoutNd, nn.RReLU))
+    name = what if isinstance(what, str) else getattr(what, "__name__", "")
+    return any(word in name for word in ("dropout", "rrelu", "bernoulli", "rand", "poisson", "multinomial"))
+
+
 def is_usual_conv(module: nn.Module | None) -> TypeGuard[nn.Conv2d]:
     """Whether it is nothing but a convolution that pads with zeros."""
     return (
