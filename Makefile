@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test test-slow lint bench clean
+.PHONY: quickstart test test-slow lint bench bench-gpu clean
 
 # One marker per set of extras, so that a second call does nothing.
 $(VENV)/bin/python:
@@ -34,6 +34,9 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev           ## every benchmark, quickly, in one table; warns of ratios worse than the recorded ones
 	$(BIN)/python benchmarks/all.py
+
+bench-gpu: $(VENV)/.dev       ## training on a GPU in every form, data and five seeds included; says so where there is none
+	$(BIN)/python benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
