@@ -28,9 +28,25 @@ def test_the_same_values_for_any_number_of_rows(layout, rows):
     assert not any(isinstance(layer, nn.ReLU) for layer in packed)
 
 
-def test_bfloat16_is_as_near_as_the_plain_convolution():
-    plain = unit(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3))
-    x = torch.randn(4, 3, 8, 8)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize(("stride", "padding", "groups"), [(1, 0, 1), (2, 0, 1), (1, 1, 1), (1, 0, 2)])
+def test_pointwise_convolutions_with_and_without_relu(layout, rows, stride, padding, groups):
+    convs = [nn.Conv2d(4, 6, 1, stride, padding, groups=groups) for _ in range(2)]
+    plain = nn.Sequential(convs[0], nn.ReLU(), nn.Conv2d(6, 4, 1, bias=False), convs[1], nn.Tanh())
+    plain.eval().requires_grad_(False)
+    packed = nn.Sequential(*(nn.ReLU() if isinstance(layer, nn.ReLU) else layer for layer in plain))
+    pack(packed)
+    x = torch.randn(rows, 4, 7, 5).contiguous(memory_format=layout)
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(x), plain(x), atol=1e-6, rtol=1e-5)
+    assert [type(layer) for layer in packed].count(PackedConv) == 3
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_bfloat16_is_as_near_as_the_plain_convolution(rows):
+    plain = unit(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3))
+    x = torch.randn(rows, 3, 8, 8)
     exact = plain(x)
     plain.to(torch.bfloat16)
     coarse = plain(x.bfloat16())

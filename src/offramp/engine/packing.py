@@ -1,20 +1,22 @@
 """Convolutions whose weights are laid out once, in oneDNN's own way, which otherwise happens at every call.
 
-B images.
+B images; R pixels of one, I and O channels in and out.
 """
 
 import itertools
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there are convolutions with weights of oneDNN's own layout here: on a CPU, in float32 or bfloat16."""
-    there = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and hasattr(
-        torch._C._nn, "mkldnn_reorder_conv2d_weight"
+    needed = (
+        (torch.ops.mkldnn, "_convolution_pointwise"),
+        (torch._C._nn, "mkldnn_reorder_conv2d_weight"),
+        (torch, "_addmm_activation"),
     )
+    there = all(hasattr(home, name) for home, name in needed)
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16) or not there:
         return False
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
@@ -23,30 +25,36 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 class PackedConv(nn.Module):
     """A convolution with its weights in oneDNN's layout, followed by ReLU on request.
 
-    It uses the two operators that `torch.compile` puts in a convolution's place on a CPU. A single image goes through
-    the plain convolution, which has a shorter way for it.
+    It uses the two operators that `torch.compile` puts in a convolution's place on a CPU. For a single image a 1 x 1 is
+    a product of matrices, which is a shorter way.
     """
 
     def __init__(self, conv: nn.Conv2d, relu: bool) -> None:
         super().__init__()
         sides = (conv.padding, conv.stride, conv.dilation)
-        self.padding, self.stride, self.dilation = ([*map(int, of_two)] for of_two in sides)
-        self.groups = conv.groups
-        self.settings = (self.padding, self.stride, self.dilation, self.groups)
-        self.plain = conv.weight.detach()
-        self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(self.plain.to_mkldnn(), *self.settings)
+        padding, stride, dilation = ([*map(int, of_two)] for of_two in sides)
+        self.settings = (padding, stride, dilation, conv.groups)
+        weight = conv.weight.detach()
+        self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *self.settings)
         self.bias = None if conv.bias is None else conv.bias.detach()
         self.after = "relu" if relu else "none"
+        is_product = conv.kernel_size == (1, 1) and self.settings == ([0, 0], [1, 1], [1, 1], 1)
+        self.of_one = (self.bias, weight.flatten(1).contiguous().t()) if is_product and self.bias is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of a map `[B, channels, height, width]`."""
-        if x.shape[0] == 1:
-            single = F.conv2d(x, self.plain, self.bias, self.stride, self.padding, self.dilation, self.groups)
-            return single.relu_() if self.after == "relu" else single
+        if self.of_one is not None and x.shape[0] == 1:
+            return self._product(x, *self.of_one)
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
             x, self.weight, self.bias, *self.settings, self.after, [], ""
         )
         return out
+
+    def _product(self, x: Tensor, bias_O: Tensor, matrix_IO: Tensor) -> Tensor:
+        _, channels, height, width = x.shape
+        rows_RI = x.permute(0, 2, 3, 1).reshape(-1, channels)
+        product = torch._addmm_activation if self.after == "relu" else torch.addmm  # it is ReLU
+        return product(bias_O, rows_RI, matrix_IO).view(1, height, width, -1).permute(0, 3, 1, 2)
 
 
 def pack(module: nn.Module) -> None:
