@@ -25,14 +25,13 @@ class StandIn:
         self.runs = 0
 
     def __call__(
-        self, module: nn.Module, samples: tuple[Tensor], allow_unused_input: bool
-    ) -> Callable[[Tensor], Tensor]:
+        self, function: Callable[..., Tensor], samples: tuple[Tensor, ...], allow_unused_input: bool
+    ) -> Callable[..., Tensor]:
         assert allow_unused_input
         assert not torch.is_autocast_cache_enabled()
-        parameters = tuple(p for p in module.parameters() if p.requires_grad)
-        (kept_images,) = samples
+        kept_images, *parameters = samples
         for _ in range(3):
-            outputs = module(kept_images)
+            outputs = function(kept_images, *parameters)
         self.captured.append(kept_images.shape)
         kept_logits = outputs.detach().clone()
         kept_gradients: list[Tensor | None] = [torch.empty_like(p) for p in parameters]
@@ -40,11 +39,14 @@ class StandIn:
 
         class Replay(torch.autograd.Function):
             @staticmethod
-            def forward(ctx: object, images: Tensor, *_: Tensor) -> Tensor:
-                kept_images.copy_(images)
+            def forward(ctx: object, *given: Tensor) -> Tensor:
+                for kept, new in zip(samples, given, strict=True):
+                    if kept.data_ptr() != new.data_ptr():
+                        assert not kept.requires_grad
+                        kept.copy_(new)
                 stand_in.runs += 1
                 with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=cast, cache_enabled=False):
-                    stand_in.outputs = module(kept_images)
+                    stand_in.outputs = function(*samples)
                 kept_logits.copy_(stand_in.outputs)
                 for gradient in kept_gradients:
                     if gradient is not None:
@@ -61,7 +63,7 @@ class StandIn:
                         kept_gradients[i].copy_(new)
                 return None, *(None if kept is None else kept.detach() for kept in kept_gradients)
 
-        return lambda images: Replay.apply(images, *parameters)
+        return Replay.apply
 
 
 def small() -> EarlyExitNet:
@@ -202,7 +204,11 @@ def test_a_norm_that_no_longer_trains_and_weights_that_moved_are_captured_anew()
         weight.data = weight.data * 2
     train(net, form, batches)
     train(twin, twin, batches)
-    assert len(capture.captured) == 3
+    for network in (net, twin):
+        next(network.parameters()).requires_grad_(False)
+    train(net, form, batches)
+    train(twin, twin, batches)
+    assert len(capture.captured) == 4
     torch.testing.assert_close(net.state_dict(), twin.state_dict(), rtol=0, atol=0)
 
 
@@ -221,8 +227,8 @@ def test_a_backward_pass_whose_memory_is_gone_is_refused(what: str) -> None:
 
 
 def test_a_network_that_cannot_be_captured_is_left_as_it_was() -> None:
-    def capture(module: nn.Module, samples: tuple[Tensor], allow_unused_input: bool) -> Callable[[Tensor], Tensor]:
-        module(*samples)
+    def capture(function: Callable[..., Tensor], samples: tuple[Tensor, ...], allow_unused_input: bool) -> None:
+        function(*samples)
         raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
 
     net = small()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from offramp.errors import UsageError
 from offramp.fast.tracing import has_hooks
@@ -20,7 +21,7 @@ Capture = Callable[..., Any]
 class Graphs:
     """Images to logits `[K, B, C]`, as the network gives them in training, with gradients for its own parameters.
 
-    A kind of batch (its size, precision and layout, the network's link, which modules train, where the weights lie) is
+    A kind of batch (its size, precision and layout, the network's link, which parts train, where the weights lie) is
     captured when it comes a second time in a row; others, such as the last batch of an epoch, run the network as it is.
     So do evaluation, passes without gradients, and networks with hooks, which a graph would not call. What Python
     decides within a pass is decided once. The network keeps the modules that it has at the first call.
@@ -37,7 +38,7 @@ class Graphs:
         self.network = network
         self._capture = capture
         self._modules: list[nn.Module] = []
-        self._places: list[int] = []
+        self._places: list[tuple[int, bool]] = []
         self._graphs: dict[Any, Callable[[Tensor], Tensor]] = {}
         self._last: Any = None
         self._now = 0  # which pass the graphs' memory is of
@@ -58,7 +59,7 @@ class Graphs:
         return self._replayed(self._graphs[kind], images)
 
     def _kind(self, images: Tensor) -> Any:
-        places = [tensor.data_ptr() for tensor in self._tensors()]
+        places = [(tensor.data_ptr(), tensor.requires_grad) for tensor in self._tensors()]
         if places != self._places:  # graphs read and write memory, whatever has become of the tensors
             self._graphs.clear()
             self._last, self._places = None, places
@@ -72,21 +73,28 @@ class Graphs:
                 yield from (tensor for tensor in tensors.values() if tensor is not None)
 
     def _captured(self, images: Tensor) -> Callable[[Tensor], Tensor]:
+        weights = {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+        # The same memory: the node that collects a leaf's gradient keeps the stream on which it was made, and a graph,
+        # made on a stream of its own, keeps the nodes.
+        twins = [weight.detach().requires_grad_() for weight in weights.values()]
+
+        def run(images: Tensor, *twins: Tensor) -> Tensor:
+            logits_KBC: Tensor = functional_call(self.network, dict(zip(weights, twins, strict=True)), (images,))
+            return logits_KBC
+
         dtype = _autocast_dtype(images)
         # A weight that an outer autocast has cast already would be read by the graph long after it is freed.
         autocast = torch.autocast(images.device.type, dtype, enabled=dtype is not None, cache_enabled=False)
         with self._undisturbed(images.device), autocast:
             try:
                 # The graph keeps the images that it is captured with, and writes all later ones into them.
-                graph: Callable[[Tensor], Tensor] = self._capture(
-                    _Whole(self.network), (images.clone(),), allow_unused_input=True
-                )
+                graph = self._capture(run, (images.clone(), *twins), allow_unused_input=True)
             except RuntimeError as error:
                 first = str(error).partition("\n")[0]
                 raise UsageError(
                     f"This network cannot be captured as a CUDA graph: {first}. Use form plain or compiled."
                 ) from error
-        return graph
+        return lambda images: graph(images, *weights.values())
 
     @contextmanager
     def _undisturbed(self, device: torch.device) -> Iterator[None]:
@@ -102,7 +110,8 @@ class Graphs:
                     buffer.copy_(before)
 
     def _replayed(self, graph: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        # Autograd takes a graph's gradients as they lie: those still there from the pass before would be overwritten.
+        # Autograd takes a graph's gradients as they lie: those still there from the pass before would be overwritten
+        # (pytorch/pytorch#181723).
         for module in self._modules:
             for parameter in module._parameters.values():
                 if parameter is not None and parameter.grad is not None:
@@ -122,17 +131,6 @@ class Graphs:
         if logits_KBC.requires_grad:
             logits_KBC.register_hook(check)  # type: ignore[no-untyped-call]
         return logits_KBC.clone()  # the next pass overwrites the graph's own
-
-
-class _Whole(nn.Module):
-    """The network as a module of its own: capturing puts another forward method into the module that it is given."""
-
-    def __init__(self, network: EarlyExitNet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return _logits(self.network, images)
 
 
 def _logits(network: EarlyExitNet, images: Tensor) -> Tensor:
