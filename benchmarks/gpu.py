@@ -317,7 +317,7 @@ def there(name: str) -> tuple[torch.device, str, Size]:
     """Device, the form that seeds are trained in, and sizes; torch is set as the top of this file says."""
     device = device_named(name)
     torch.set_float32_matmul_precision("high")  # TF32, of which a CPU knows nothing
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = True  # as `offramp.fit` without deterministic kernels
     return (device, "graphs", ON_GPU) if device.type == "cuda" else (device, "auto", ON_CPU)
 
 

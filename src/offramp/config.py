@@ -221,7 +221,7 @@ class TrainConfig:
     kernels: merged, batch norm and ReLU by a C++ compiler; compiled: torch.compile; graphs: CUDA graphs;
     auto: merged where it may be."""
     deterministic: bool = True
-    """On a GPU: deterministic kernels where there are any."""
+    """On a GPU: deterministic kernels where there are any; else the fastest, found by trying."""
     device: str = "auto"
     """auto (a CUDA GPU where there is one), cpu, cuda, cuda:N."""
     threads: int | None = None

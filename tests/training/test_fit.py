@@ -20,6 +20,7 @@ from offramp.objectives.base import Terms
 from offramp.rules import Outcome, Standard
 from offramp.runs import RunFolder
 from offramp.storage import load_tensors, save_tensors
+from offramp.training.fit import _choose_kernels
 
 
 def images(num: int = 60, **more: Any) -> Parts:
@@ -250,3 +251,16 @@ def test_every_step_finds_the_network_in_training_and_its_own_random_numbers(tmp
     assert len({number for _, number in rule.found}) == len(rule.found)
     torch.manual_seed(int(hashes(Purpose.STEP, QUICK.seed, 0, 0)[0] >> 1))
     assert rule.found[0][1] == torch.rand(()).item()  # the same numbers as on any other device's path
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_kernels_of_a_gpu_are_deterministic_or_found_by_trying(
+    deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *args, **kwargs: told.append((args, kwargs)))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    _choose_kernels(deterministic)
+    assert told == [((True,), {"warn_only": True})] * deterministic
+    assert torch.backends.cudnn.benchmark is not deterministic

@@ -95,8 +95,8 @@ def _train_in(
     folder: RunFolder, job: Job, device: torch.device, form: Callable[[torch.Tensor], torch.Tensor]
 ) -> EarlyExitNet:
     network, config, rule = job.network, job.config, job.rule
-    if config.deterministic:
-        _be_deterministic(device)
+    if device.type == "cuda":
+        _choose_kernels(config.deterministic)
     place = Placement(device, config.channels_last)
     network.to(device=device, memory_format=place.layout)  # type: ignore[call-overload]
     if rule.needs_plain and config.form not in ("auto", "plain"):
@@ -190,12 +190,12 @@ def _device(wanted: str) -> torch.device:
     return device
 
 
-def _be_deterministic(device: torch.device) -> None:
-    """On a GPU, where torch has deterministic kernels; it warns where it has none. A CPU needs nothing."""
-    if device.type == "cuda":
+def _choose_kernels(deterministic: bool) -> None:
+    """A GPU's: deterministic where torch has such kernels (it warns where not), or the fastest. A CPU needs nothing."""
+    if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark = not deterministic  # tries all that fit a convolution, once
 
 
 @contextmanager
