@@ -55,5 +55,11 @@ def test_weights_that_are_broken_show_at_the_first_exit_behind_them() -> None:
     assert diagnose(tried, batch(torch.randn(2, 3)), 0.0) == "exit 2, images 100, 101: the loss is not finite"
 
 
+def test_the_network_itself_is_asked_as_some_forms_go_backward_but_once() -> None:
+    tried = bench(Broken(float("nan")))
+    tried.forward = lambda images: pytest.fail("a form was asked")
+    assert diagnose(tried, batch(torch.randn(6, 3)), 0.0) == "exit 2, images 102, 103: the loss is not finite"
+
+
 def test_nothing_wrong_is_said_too() -> None:
     assert "finite one by one" in diagnose(bench(CrossEntropy()), batch(torch.randn(4, 3)), 0.0)

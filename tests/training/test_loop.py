@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from offramp import data, objectives
 from offramp.config import Spec, TrainConfig
+from offramp.fast import FormName, training_form
 from offramp.network import EarlyExitNet
 from offramp.rules import Workbench, build
 from offramp.runs import RunFolder
@@ -112,17 +113,20 @@ def test_whatever_waits_is_noticed(ask: Any) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@pytest.mark.parametrize("form", ["plain", "graphs"])
 @pytest.mark.parametrize("rule", RULES)
-def test_a_step_on_a_gpu_waits_for_nothing(tmp_path: Path, rule: str) -> None:
-    loop = loop_of(tmp_path, rule, "dynamic")
+def test_a_step_on_a_gpu_waits_for_nothing(tmp_path: Path, rule: str, form: FormName) -> None:
+    loop = loop_of(tmp_path, rule, "dynamic", num_steps=5)
     device = torch.device("cuda")
     loop.bench.network.to(device)
+    loop.bench.forward = training_form(loop.bench.network, form, device)
     loop.bench.broken = loop.bench.broken.to(device)
     loop.place, loop.train = Placement(device, channels_last=True), loop.train.on(device)
-    step(loop, 0)
+    for number in range(3):  # a graph is captured in the second
+        step(loop, number)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step(loop, 1)
-        step(loop, 2)
+        step(loop, 3)
+        step(loop, 4)
     finally:
         torch.cuda.set_sync_debug_mode("default")
