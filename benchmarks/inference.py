@@ -40,7 +40,7 @@ FORMS = {"float32": Form(packed=True), "bf16": Form(packed=True, bf16=True)}
 GOALS = {"float32": 1.4, "bf16": 2.5}
 ROUNDING, CHANCE = 1e-4, 1.5  # float32's error at most; bf16's over autocast's at most
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
-IN_A_TURN = 32  # images at least
+IN_A_TURN = 16  # images at least
 
 Call = Callable[[Tensor], Tensor]
 
