@@ -18,19 +18,24 @@ def textbook(z_RC: Tensor, gain_C: Tensor, shift_C: Tensor) -> Tensor:
     return nn.functional.batch_norm(z_RC, None, None, gain_C, shift_C, training=True, eps=EPS).relu()
 
 
+def tall(rows_RC: Tensor) -> Tensor:
+    """Rows as the pixels of one image."""
+    return rows_RC[None, :, None]
+
+
 def run(
     kernels: Kernels, z_RC: Tensor, gain_C: Tensor, shift_C: Tensor, widths: list[int], dy_RC: Tensor
 ) -> tuple[Tensor, ...]:
     """Each part lies in a map that is wider; what is beside it has to stay as it is."""
     maps = [torch.full((len(z_RC), width + 3), 7.0, dtype=z_RC.dtype) for width in widths]
     parts = [whole[:, 1 : 1 + width] for whole, width in zip(maps, widths, strict=True)]
-    kept = kernels.forward(z_RC, gain_C, shift_C, EPS, parts)
+    kept = kernels.forward(tall(z_RC), gain_C, shift_C, EPS, list(map(tall, parts)))
     for whole in maps:
         assert (whole[:, [0, -2, -1]] == 7).all()
     given = [torch.cat([torch.full_like(dy[:, :1], 9), dy], 1)[:, 1:] for dy in dy_RC.split(widths, 1)]
     assert not any(dy.is_contiguous() for dy in given if len(dy) > 1)
-    gradients = kernels.backward(z_RC, gain_C, EPS, kept, given)
-    return (torch.cat(parts, 1), *(row.clone() for row in kept[0][:2]), *gradients)
+    dz, *others = kernels.backward(gain_C, EPS, kept, list(map(tall, given)))
+    return (torch.cat(parts, 1), *(row.clone() for row in kept[0][:2]), dz.flatten(0, 2), *others)
 
 
 def inputs(rows: int, channels: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -120,15 +125,15 @@ def test_compiled_kernels_refuse_what_they_would_misread() -> None:
     out = torch.empty(6, 4, dtype=z.dtype)
     for bad in ([out[:, :3]], [out[:5]], [out.float()], [torch.empty(4, 6, dtype=z.dtype).t()], [out, out]):
         with pytest.raises(RuntimeError, match="part"):
-            kernels.forward(z, gain, shift, EPS, bad)
-    for wrong in (z.t(), z[None], z[:0], z.half()):
+            kernels.forward(tall(z), gain, shift, EPS, list(map(tall, bad)))
+    for wrong in (z.t(), z[:0], z.half()):
         with pytest.raises(RuntimeError):
-            kernels.forward(wrong, gain, shift, EPS, [out])
+            kernels.forward(tall(wrong), gain, shift, EPS, [tall(out)])
     with pytest.raises(RuntimeError, match="gain and shift"):
-        kernels.forward(z, gain.float(), shift, EPS, [out])
-    kept = kernels.forward(z, gain, shift, EPS, [out])
+        kernels.forward(tall(z), gain.float(), shift, EPS, [tall(out)])
+    kept = kernels.forward(tall(z), gain, shift, EPS, [tall(out)])
     with pytest.raises(RuntimeError, match="part"):
-        kernels.backward(z, gain, EPS, kept, [dy[:, :2]])
+        kernels.backward(gain, EPS, kept, [tall(dy[:, :2])])
     for short in (gain[:2], gain[:0]):
         with pytest.raises(RuntimeError, match="gain and shift"):
-            kernels.forward(z, short, shift, EPS, [out])
+            kernels.forward(tall(z), short, shift, EPS, [tall(out)])

@@ -189,40 +189,38 @@ class Units:
             bias = None if conv.bias is None else conv.bias.to(run.dtype)
             z = torch.ops.aten.convolution(x_BHWC.permute(0, 3, 1, 2), weight, bias, *_settings(conv))
             z_BHWC = z.permute(0, 2, 3, 1).contiguous()
-        z_RC = z_BHWC.flatten(0, 2)
-        if len(z_RC) == 1:
+        if z_BHWC.shape[:3].numel() == 1:
             raise ValueError(f"Batch norm cannot train on a single value a channel: {list(z_BHWC.shape)}.")
         gain_C, shift_C = _joined([norm.weight for norm in self.norms]), _joined([norm.bias for norm in self.norms])
-        parts = [run.target(region, len(z_BHWC), z_BHWC.device).flatten(0, 2) for region in self.targets]
-        kept = run.kernels.forward(z_RC, gain_C, shift_C, self.norms[0].eps, parts)
-        return weight, z_RC, gain_C, *kept
+        parts = [run.target(region, len(z_BHWC), z_BHWC.device) for region in self.targets]
+        return weight, gain_C, *run.kernels.forward(z_BHWC, gain_C, shift_C, self.norms[0].eps, parts)
 
     def statistics(self, kept: Kept) -> Iterable[tuple[nn.BatchNorm2d, Tensor, Tensor]]:
         """Each norm with mean and unbiased variance `[C]` of the batch."""
-        mean_C, variance_C = kept[3][:2]
+        mean_C, variance_C = kept[2][:2]
         widths = [norm.num_features for norm in self.norms]
         return zip(self.norms, _parts(mean_C, widths), _parts(variance_C, widths), strict=True)
 
     def backward(self, run: Pass, kept: Kept) -> None:
         """See `Step`."""
-        weight, z_RC, gain_C, *of_kernels = kept
+        weight, gain_C, *of_kernels = kept
         gradients = [run.gradient(region) for region in self.targets]
         if all(gradient is None for gradient in gradients):
             return
         given = [
-            z_RC.new_zeros(len(z_RC), region.width) if gradient is None else gradient.flatten(0, 2)
+            torch.zeros_like(run.read(region)) if gradient is None else gradient
             for region, gradient in zip(self.targets, gradients, strict=True)
         ]
-        dz_RC, dgain_C, dshift_C = run.kernels.backward(z_RC, gain_C, self.norms[0].eps, tuple(of_kernels), given)
+        dz_BHWC, dgain_C, dshift_C = run.kernels.backward(gain_C, self.norms[0].eps, tuple(of_kernels), given)
         reached = [gradient is not None for gradient in gradients]
         _share(run, [norm.weight for norm in self.norms], dgain_C, reached)
         _share(run, [norm.bias for norm in self.norms], dshift_C, reached)
         if self._by_rows(run):
-            self._backward_by_rows(run, weight.flatten(1), dz_RC, reached)
+            self._backward_by_rows(run, weight.flatten(1), _rows(dz_BHWC), reached)
         elif self.convs[0].bias is None and patches.pay(self.convs[0], run.dtype):
-            self._backward_by_patches(run, weight, dz_RC)
+            self._backward_by_patches(run, weight, _rows(dz_BHWC))
         else:
-            self._backward_by_convolution(run, weight, dz_RC, reached)
+            self._backward_by_convolution(run, weight, dz_BHWC, reached)
 
     def _backward_by_rows(self, run: Pass, weight_OI: Tensor, dz_RO: Tensor, reached: Sequence[bool]) -> None:
         if any(conv.weight.requires_grad for conv in self.convs):
@@ -244,16 +242,15 @@ class Units:
         if self.source.slab not in run.frozen_slabs:
             patches.add_input_gradient(conv, weight, dz_RO, run.gradient_target(self.source))
 
-    def _backward_by_convolution(self, run: Pass, weight: Tensor, dz_RC: Tensor, reached: Sequence[bool]) -> None:
+    def _backward_by_convolution(self, run: Pass, weight: Tensor, dz_BHWC: Tensor, reached: Sequence[bool]) -> None:
         conv, x_BHWC = self.convs[0], self._input(run)
-        dz = dz_RC.view(*run.read(self.targets[0]).shape[:3], -1).permute(0, 3, 1, 2)
         wanted = (
             self.source.slab not in run.frozen_slabs,
             any(conv.weight.requires_grad for conv in self.convs),
             conv.bias is not None and conv.bias.requires_grad,
         )
         dx, dweight, dbias = torch.ops.aten.convolution_backward(
-            dz,
+            dz_BHWC.permute(0, 3, 1, 2),
             x_BHWC.permute(0, 3, 1, 2),
             weight,
             None if conv.bias is None else [len(weight)],
