@@ -6,9 +6,13 @@ Random images; forward, sum of cross-entropies, backward, SGD. MSDNet-7 for CIFA
 MSDNet-5 for ImageNet in batches of 8. Ours is trained as `offramp.fit` does, by rule and workbench. A product of
 matrices of 2,048 x 2,048 takes turns with the steps: the machine's peak in the same minutes. All exist at once, so the
 larger ones need some gigabytes.
+
+A turn is two steps, and the second is timed: in training a step follows one of its own kind. The first after another's
+finds nothing of its own in the caches and its memory given back; at batch 4 it takes twice as long.
 """
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from statistics import median
@@ -86,6 +90,12 @@ def plain_step(network: nn.Module, precision: str, batch: Batch) -> Callable[[],
     return step
 
 
+def second(step: Callable[[], float]) -> float:
+    """Seconds of a step that follows one of its kind."""
+    step()
+    return step()
+
+
 def product(dtype: torch.dtype) -> Callable[[], float]:
     """A product of matrices."""
     left, right = torch.randn(2, SIDE, SIDE).to(dtype)
@@ -109,7 +119,8 @@ def measured(name: str, case: Case, rounds: int) -> tuple[list[rows.Row], dict[s
     plain = {("plain", p): plain_step(case.textbook(**knobs), p, batch) for p in ("float32", "bf16")}
     ours = {(form, p): our_step(backbones.build(Spec(case.preset)), form, p, batch) for form, p in case.goals}
     peaks = {("peak", "float32"): product(torch.float32), ("peak", "bf16"): product(torch.bfloat16)}
-    seconds = take_turns({**plain, **ours, **peaks}, rounds)
+    variants = {**plain, **ours, **peaks}
+    seconds = take_turns({key: functools.partial(second, step) for key, step in variants.items()}, rounds)
     operations = (
         6 * cost(network).exits[-1].multiply_adds * case.batch
     )  # forward, and two products of that size backward

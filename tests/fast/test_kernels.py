@@ -35,7 +35,7 @@ def run(
     given = [torch.cat([torch.full_like(dy[:, :1], 9), dy], 1)[:, 1:] for dy in dy_RC.split(widths, 1)]
     assert not any(dy.is_contiguous() for dy in given if len(dy) > 1)
     dz, *others = kernels.backward(gain_C, EPS, kept, list(map(tall, given)))
-    return (torch.cat(parts, 1), *(row.clone() for row in kept[0][:2]), dz.flatten(0, 2), *others)
+    return (torch.cat(parts, 1), *(row.clone() for row in kept[:2]), dz.flatten(0, 2), *others)
 
 
 def inputs(rows: int, channels: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:

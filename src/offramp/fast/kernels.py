@@ -24,7 +24,7 @@ class Kernels(Protocol):
     """Batch norm, on the batch's own statistics, and ReLU; forward and backward."""
 
     def forward(self, z_BHWC: Tensor, gain_C: Tensor, shift_C: Tensor, eps: float, parts: Sequence[Tensor]) -> Kept:
-        """Fill the parts; gives what `backward` needs, first of all mean and unbiased variance in the rows of one."""
+        """Fill the parts; gives what `backward` needs, first of all mean and unbiased variance `[C]`."""
 
     def backward(
         self, gain_C: Tensor, eps: float, kept: Kept, gradients: Sequence[Tensor]
@@ -43,20 +43,20 @@ class Library:
     def forward(self, z_BHWC: Tensor, gain_C: Tensor, shift_C: Tensor, eps: float, parts: Sequence[Tensor]) -> Kept:
         """See `Kernels`."""
         z = _turned(z_BHWC)
-        mean_C, variance_C = gain_C.new_zeros(2, len(gain_C))
+        mean_C, variance_C = torch.zeros_like(gain_C), torch.ones_like(gain_C)
         y, own_mean_C, inverse_C = torch.ops.aten.native_batch_norm(
             *(z, gain_C, shift_C, mean_C, variance_C, True, 1.0, eps)  # momentum 1: the averages are this batch's
         )
         y.relu_()
         for part, y_part in zip(parts, torch.split(y, [part.shape[-1] for part in parts], 1), strict=True):
             part.copy_(y_part.permute(0, 2, 3, 1))
-        return torch.stack([mean_C, variance_C, own_mean_C, inverse_C]), z, y
+        return mean_C, variance_C, own_mean_C, inverse_C, z, y
 
     def backward(
         self, gain_C: Tensor, eps: float, kept: Kept, gradients: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `Kernels`."""
-        (_, _, mean_C, inverse_C), z, y = kept
+        _, _, mean_C, inverse_C, z, y = kept
         dy = torch.empty_like(y)
         for given, target in zip(gradients, torch.split(dy, [g.shape[-1] for g in gradients], 1), strict=True):
             target.copy_(given.permute(0, 3, 1, 2))
@@ -80,13 +80,14 @@ class Compiled:
     def forward(self, z_BHWC: Tensor, gain_C: Tensor, shift_C: Tensor, eps: float, parts: Sequence[Tensor]) -> Kept:
         """See `Kernels`."""
         rows = [part.flatten(0, 2) for part in parts]
-        return torch.ops.offramp.norm_relu(z_BHWC.flatten(0, 2), gain_C, shift_C, eps, rows), z_BHWC
+        stats_5C = torch.ops.offramp.norm_relu(z_BHWC.flatten(0, 2), gain_C, shift_C, eps, rows)
+        return stats_5C[0], stats_5C[1], stats_5C, z_BHWC
 
     def backward(
         self, gain_C: Tensor, eps: float, kept: Kept, gradients: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `Kernels`."""
-        stats_5C, z_BHWC = kept
+        _, _, stats_5C, z_BHWC = kept
         rows = [gradient.flatten(0, 2) for gradient in gradients]
         dz_RC, dgain_C, dshift_C = torch.ops.offramp.norm_relu_backward(z_BHWC.flatten(0, 2), stats_5C, rows)
         return dz_RC.view(z_BHWC.shape), dgain_C, dshift_C

@@ -76,7 +76,10 @@ class Plan:
                 assert norm.running_mean is not None
                 assert norm.running_var is not None
                 averages += [norm.running_mean, norm.running_var]
-                values += [mean_C.to(norm.running_mean.dtype), variance_C.to(norm.running_var.dtype)]
+                is_alike = mean_C.dtype == norm.running_mean.dtype
+                values += (
+                    (mean_C, variance_C) if is_alike else (x.to(norm.running_mean.dtype) for x in (mean_C, variance_C))
+                )
                 counts += [count for count in (norm.num_batches_tracked,) if count is not None]
         for momentum, (averages, values) in by_momentum.items():
             torch._foreach_lerp_(averages, values, momentum)

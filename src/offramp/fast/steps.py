@@ -197,7 +197,7 @@ class Units:
 
     def statistics(self, kept: Kept) -> Iterable[tuple[nn.BatchNorm2d, Tensor, Tensor]]:
         """Each norm with mean and unbiased variance `[C]` of the batch."""
-        mean_C, variance_C = kept[2][:2]
+        mean_C, variance_C = kept[2:4]
         widths = [norm.num_features for norm in self.norms]
         return zip(self.norms, _parts(mean_C, widths), _parts(variance_C, widths), strict=True)
 
@@ -367,10 +367,10 @@ def _parts(joined: Tensor, lengths: list[int]) -> Sequence[Tensor]:
 
 def _share(run: Pass, parameters: Sequence[Any], gradient: Tensor, reached: Sequence[bool] = (True,)) -> None:
     """Give each of several joined parameters its part of the gradient, where the gradient has reached it."""
-    parts = _parts(gradient, [len(p) for p in parameters])
+    parts = [gradient] if len(parameters) == 1 else torch.split(gradient, [p.shape[0] for p in parameters])
     for parameter, part, is_reached in zip(parameters, parts, reached, strict=True):
         if parameter.requires_grad and is_reached:
-            run.add_parameter_gradient(parameter, part.to(parameter.dtype))
+            run.add_parameter_gradient(parameter, part if part.dtype == parameter.dtype else part.to(parameter.dtype))
 
 
 def _settings(conv: nn.Conv2d) -> tuple[Any, ...]:
