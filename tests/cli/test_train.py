@@ -84,15 +84,15 @@ def test_the_best_weights_are_kept_on_request(tmp_path: Path) -> None:
     assert [exit_.top1 for exit_ in anytime(search).exits] == pytest.approx(best["search_top1"])
 
 
-@pytest.mark.slow
-def test_compiled_training_resumes_to_the_same_bytes(tmp_path: Path) -> None:
-    compiled = [*QUICK, "--epochs", "2", "--compile", "--save-every-steps", "1"]
-    assert main([*compiled, "--out", str(tmp_path / "calm")]) == 0
-    assert main([*compiled, "--out", str(tmp_path / "broken")]) == 0
+@pytest.mark.parametrize("form", ["merged", "kernels", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_training_in_every_form_resumes_to_the_same_bytes(form: str, tmp_path: Path) -> None:
+    command = [*QUICK, "--epochs", "2", "--form", form, "--save-every-steps", "1"]
+    assert main([*command, "--out", str(tmp_path / "calm")]) == 0
+    assert main([*command, "--out", str(tmp_path / "broken")]) == 0
     for name in ("weights.safetensors", "metrics.jsonl"):
         (tmp_path / "broken" / name).unlink()
     newest = sorted((tmp_path / "broken" / "checkpoints").iterdir())[-1]
     newest.unlink()
-    assert main([*compiled, "--out", str(tmp_path / "broken")]) == 0
+    assert main([*command, "--out", str(tmp_path / "broken")]) == 0
     for name in ("weights.safetensors", "metrics.jsonl"):
         assert (tmp_path / "calm" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
