@@ -139,6 +139,11 @@ def class_log_probs(logits_KBC: Tensor, num_classes: int, *, renormalise: bool =
     return logits.log_softmax(-1)[..., :num_classes]
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody listens to what a module is given or gives, so that it has to be called itself."""
+    return bool(module._forward_pre_hooks or module._forward_hooks)
+
+
 def last_linear(head: nn.Module) -> nn.Linear | None:
     """The Linear layer that an exit ends with; None where it has none."""
     linears = [module for module in head.modules() if isinstance(module, nn.Linear)]

@@ -1,8 +1,8 @@
 """`benchmarks/all.py`: what is compared, what is warned of, and that no benchmark is left out."""
 
 import ast
-import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,13 +14,8 @@ CONDITIONS = {"device": "a processor", "cores": 2, "threads": 2, "torch": "2.13"
 
 
 @pytest.fixture(scope="module")
-def everything() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("all_benchmarks", BENCHMARKS / "all.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def everything(script: Callable[[Path], ModuleType]) -> ModuleType:
+    return script(BENCHMARKS / "all.py")
 
 
 def ratio(low: float, high: float, goal: str = "at least 1.4", unit: str = "times as fast") -> dict[str, Any]:

@@ -1,6 +1,5 @@
 import inspect
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -81,10 +80,8 @@ def test_defaults_are_those_of_python():
     assert shared == ours.keys() - {"run", "as_json"}
 
 
-def test_without_matplotlib_table_and_json_still_work(run, capsys, monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+@pytest.mark.usefixtures("without_matplotlib")
+def test_without_matplotlib_table_and_json_still_work(run, capsys):
     assert main(["evaluate", str(run)]) == 0
     captured = capsys.readouterr()
     assert "top-1 %" in captured.out

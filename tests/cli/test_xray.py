@@ -1,5 +1,4 @@
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -61,12 +60,8 @@ def test_what_is_no_run_is_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "is not a run" in capsys.readouterr().err
 
 
-def test_without_matplotlib_there_is_a_table(
-    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+@pytest.mark.usefixtures("without_matplotlib")
+def test_without_matplotlib_there_is_a_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["xray", str(run)]) == 0
     captured = capsys.readouterr()
     assert "needed %" in captured.out

@@ -1,7 +1,6 @@
 """A finished run made by hand: a tiny network with random weights, tiny made-up images, metrics of four epochs."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,10 +109,3 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
 @pytest.fixture
 def tiny_parts() -> data.Parts:
     return tiny_data()
-
-
-@pytest.fixture
-def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)

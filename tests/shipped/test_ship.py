@@ -1,7 +1,7 @@
 """`benchmarks/ship.py`: how a finished run becomes a shipped network."""
 
-import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -20,13 +20,8 @@ TINY = "train --data digits limit=60 --network auto exits=2 channels=4 growth=2 
 
 
 @pytest.fixture(scope="module")
-def ship() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ship", BENCHMARKS / "ship.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def ship(script: Callable[[Path], ModuleType]) -> ModuleType:
+    return script(BENCHMARKS / "ship.py")
 
 
 @pytest.fixture

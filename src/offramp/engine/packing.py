@@ -8,6 +8,8 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from offramp.network import has_hooks
+
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there are convolutions with weights of oneDNN's own layout here: on a CPU, in float32 or bfloat16."""
@@ -77,8 +79,3 @@ def pack(module: nn.Module) -> None:
 def runs_in_turn(module: nn.Module) -> bool:
     """Whether a module is a `Sequential` that does nothing but run what it holds, one after the other."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody listens to a module, which then has to stay."""
-    return bool(module._forward_pre_hooks or module._forward_hooks)

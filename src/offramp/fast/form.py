@@ -15,7 +15,7 @@ from offramp.errors import UsageError
 from offramp.fast.graphs import Graphs
 from offramp.fast.kernels import Compiled, Kernels, Library
 from offramp.fast.plan import Plan
-from offramp.fast.tracing import UntraceableError, has_hooks
+from offramp.fast.tracing import UntraceableError, anybody_hears, is_heard
 from offramp.network import EarlyExitNet, as_carry
 
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {  # of a unit's modules
@@ -93,8 +93,7 @@ class Merged:
     def __call__(self, images: Tensor) -> Tensor:
         """Logits `[K, B, C]` for images `[B, channels, height, width]`."""
         network = self.network
-        is_heard = has_hooks(network) or torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
-        if network.training and torch.is_grad_enabled() and not is_heard:
+        if network.training and torch.is_grad_enabled() and not anybody_hears([network]):
             if self._why_plain is None:
                 self._why_plain = _why_plain(network, images)
             if not self._why_plain:
@@ -123,7 +122,7 @@ class _Part:
 
     def __call__(self, *maps: Any) -> Any:
         self._notice_changes()
-        is_usual = all(m.training and not has_hooks(m) for m in self.modules)
+        is_usual = all(m.training and not is_heard(m) for m in self.modules)
         plan = self._plan(maps) if is_usual and all(isinstance(x, Tensor) and x.dim() for x in maps) else None
         if plan is None:
             return self.module(*(self._as_usual(x) for x in maps))

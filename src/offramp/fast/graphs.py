@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from offramp.errors import UsageError
-from offramp.fast.tracing import has_hooks
+from offramp.fast.tracing import anybody_hears
 from offramp.network import EarlyExitNet
 
 Capture = Callable[..., Any]
@@ -47,8 +47,7 @@ class Graphs:
         """Logits `[K, B, C]` for images `[B, channels, height, width]`."""
         network = self.network
         self._modules = self._modules or list(network.modules())  # finding them takes a millisecond
-        is_heard = any(map(has_hooks, self._modules)) or torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
-        if is_heard or images.requires_grad or not (network.training and torch.is_grad_enabled()):
+        if anybody_hears(self._modules) or images.requires_grad or not (network.training and torch.is_grad_enabled()):
             return _logits(network, images)
         kind, before = self._kind(images), self._last
         self._last = kind

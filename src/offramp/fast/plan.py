@@ -34,7 +34,6 @@ class Plan:
         if any(traced.results[unit.last].dtype != self.dtype for unit in units):
             raise UntraceableError("it computes in several types")
         self.parameters = tuple(part.parameters())
-        self.norms = [unit.norm for unit in units]
         self.inputs, self.outputs, self.gives_tuple = traced.inputs, traced.outputs, traced.gives_tuple
         layout = _Layout(traced, units)
         self.slabs, self.regions = layout.slabs, layout.regions
@@ -184,7 +183,7 @@ class _Autograd(torch.autograd.Function):
         run = Pass(plan.slabs, plan.dtype, kernels)
         kept = plan.forward(run, maps)
         flat = [*run.maps, *itertools.chain.from_iterable(kept)]
-        ctx.plan, ctx.kernels, ctx.outputs, ctx.dtype, ctx.sizes = plan, kernels, outputs, run.dtype, [*map(len, kept)]
+        ctx.plan, ctx.kernels, ctx.outputs, ctx.sizes = plan, kernels, outputs, [*map(len, kept)]
         ctx.others = [None if isinstance(item, Tensor) else item for item in flat]
         ctx.save_for_backward(*(item if isinstance(item, Tensor) else None for item in flat))
         ctx.set_materialize_grads(False)
@@ -198,7 +197,7 @@ class _Autograd(torch.autograd.Function):
         flat = iter(
             other if tensor is None else tensor for tensor, other in zip(ctx.saved_tensors, ctx.others, strict=True)
         )
-        run = Pass(plan.slabs, ctx.dtype, ctx.kernels)
+        run = Pass(plan.slabs, plan.dtype, ctx.kernels)
         run.maps = list(itertools.islice(flat, len(plan.slabs)))
         kept = [tuple(itertools.islice(flat, size)) for size in ctx.sizes]
         wanted = ctx.needs_input_grad[3:]

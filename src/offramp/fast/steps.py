@@ -367,7 +367,7 @@ def _parts(joined: Tensor, lengths: list[int]) -> Sequence[Tensor]:
 
 def _share(run: Pass, parameters: Sequence[Any], gradient: Tensor, reached: Sequence[bool] = (True,)) -> None:
     """Give each of several joined parameters its part of the gradient, where the gradient has reached it."""
-    parts = [gradient] if len(parameters) == 1 else torch.split(gradient, [p.shape[0] for p in parameters])
+    parts = _parts(gradient, [p.shape[0] for p in parameters])
     for parameter, part, is_reached in zip(parameters, parts, reached, strict=True):
         if parameter.requires_grad and is_reached:
             run.add_parameter_gradient(parameter, part if part.dtype == parameter.dtype else part.to(parameter.dtype))

@@ -7,7 +7,7 @@ import copy
 import operator
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -16,6 +16,7 @@ from torch import Size, Tensor, fx, nn
 from torch.fx._symbolic_trace import PH
 
 from offramp.errors import OfframpError
+from offramp.network import has_hooks
 
 RELUS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_)
 NUM_IMAGES = 2  # a trace is tried on
@@ -281,8 +282,12 @@ def is_usual_norm(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
     )
 
 
-def has_hooks(module: nn.Module) -> bool:
+def is_heard(module: nn.Module) -> bool:
     """Whether somebody hears of what this module is given or gives, or of its gradients."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    return has_hooks(module) or bool(module._backward_hooks or module._backward_pre_hooks)
+
+
+def anybody_hears(modules: Iterable[nn.Module]) -> bool:
+    """Whether somebody hears of one of these modules, or of all modules there are."""
+    hears_all = torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    return any(map(is_heard, modules)) or bool(hears_all)
