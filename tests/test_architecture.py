@@ -23,13 +23,12 @@ BOTTOM = [
 ]  # each may import those before it
 LEVELS = {
     **dict.fromkeys(BOTTOM, 0),
-    **dict.fromkeys(["backbones", "objectives", "data", "evaluation", "engine"], 1),
-    "fast": 1,
-    "shipped": 1,
-    "rules": 2,
-    **dict.fromkeys(["training", "reports"], 3),
-    "reproduce": 4,
-    "cli": 5,
+    **dict.fromkeys(["backbones", "objectives", "data", "evaluation", "fast", "shipped"], 1),
+    **dict.fromkeys(["rules", "export"], 2),
+    **dict.fromkeys(["training", "engine"], 3),
+    "reports": 4,
+    "reproduce": 5,
+    "cli": 6,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
