@@ -8,7 +8,7 @@ import copy
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,11 @@ class Form:
         compiled: Compile each stage and each exit with `torch.compile` (a minute or more at first use).
         packed: On a CPU with oneDNN (`can_pack`): each convolution's weights are laid out once, not at every call, and
             the ReLU after it, in a `Sequential`, is part of it. Elsewhere it changes nothing.
+        backend: What runs them. `onnxruntime` folds and lays out by itself, in float32, so that the other fields are
+            torch's alone: with it the first two count as off, and the others are refused.
+
+    Raises:
+        UsageError: An unknown backend; bf16, compiled or packed with another than torch.
     """
 
     fold: bool = True
@@ -38,6 +43,18 @@ class Form:
     bf16: bool = False
     compiled: bool = False
     packed: bool = False
+    backend: Literal["torch", "onnxruntime"] = "torch"
+
+    def __post_init__(self) -> None:
+        if self.backend == "torch":
+            return
+        if self.backend != "onnxruntime":
+            raise UsageError(f"backend must be torch or onnxruntime, not {self.backend!r}.")
+        torchs_own = [name for name in ("bf16", "compiled", "packed") if getattr(self, name)]
+        if torchs_own:
+            raise UsageError(f"{' and '.join(torchs_own)} can be had with backend='torch' only, not with onnxruntime.")
+        for name in ("fold", "channels_last"):  # one value for one thing: forms are compared and looked up
+            object.__setattr__(self, name, False)
 
     @property
     def tolerance(self) -> float:
@@ -51,6 +68,7 @@ class Form:
             "bf16": self.bf16,
             "compiled": self.compiled,
             "packed": self.packed,
+            self.backend: self.backend != "torch",
         }
         return ", ".join(name for name, on in names.items() if on) or "as it is"
 
