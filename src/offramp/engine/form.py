@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from offramp.engine.agreement import BF16, FLOAT32
-from offramp.engine.packing import can_pack, pack, runs_in_turn
 from offramp.errors import UsageError
+from offramp.fast.packing import can_pack, pack, runs_in_turn
 from offramp.network import Carry, EarlyExitNet, has_hooks
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.engine.packing import PackedConv, can_pack, pack
+from offramp.fast.packing import PackedConv, can_pack, pack
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="this torch has no oneDNN operators")
