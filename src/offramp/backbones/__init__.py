@@ -13,6 +13,7 @@ import torch
 from offramp import config
 from offramp.backbones.collaboration import collaborating
 from offramp.backbones.msdnet import msdnet
+from offramp.backbones.prefix import prefix
 from offramp.backbones.presets import PRESETS, fitting
 from offramp.backbones.ranet import ranet
 from offramp.config import Spec
@@ -25,6 +26,7 @@ _BUILDERS: Mapping[str, Callable[..., EarlyExitNet]] = {"msdnet": msdnet, "ranet
 NETWORKS: Mapping[str, Callable[..., EarlyExitNet]] = {
     "auto": msdnet,  # with the knobs that `build` finds to fit the images
     "collaborating": collaborating,
+    "prefix": prefix,
     **_BUILDERS,
     **{name: functools.partial(_BUILDERS[preset.name], **preset.args) for name, preset in PRESETS.items()},
 }

@@ -1,0 +1,143 @@
+"""A shorter network: the logits of its exit, the whole network's first weights, and nothing that it does not need."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from offramp import backbones, costs
+from offramp.backbones.prefix import shortened, shorter
+from offramp.config import Spec
+from offramp.errors import UsageError
+from offramp.network import EarlyExitNet, rebuild
+
+MSDNET: dict[str, Any] = {
+    "exits": 4,
+    "num_classes": 5,
+    "channels": 4,
+    "growth": 2,
+    "head_channels": 8,
+    "image_size": 20,
+}
+RANET: dict[str, Any] = {"num_classes": 5, "channels": 4, "growth": 4, "head_channels": 8, "image_size": 20}
+
+
+class Pair(nn.Module):
+    """A stage of somebody's own that hands on two maps and decides in Python."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.near, self.far = (nn.Conv2d(channels, 3, 3, padding=1) for _ in range(2))
+
+    def forward(self, *maps: Tensor) -> tuple[Tensor, Tensor]:
+        noise = torch.rand_like(maps[0]) if self.training else torch.zeros_like(maps[0])
+        return self.near(maps[0] + noise), self.far(maps[0])
+
+
+def own() -> EarlyExitNet:
+    exits = [nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)) for _ in range(2)]
+    return EarlyExitNet([Pair(3), Pair(3)], exits, num_classes=5, reads=(0, 1), image_shape=(3, 20, 20))
+
+
+def graphs() -> EarlyExitNet:
+    network = own().eval()
+    for k, stage in enumerate(network.stages):
+        network.stages[k] = torch.fx.symbolic_trace(stage)
+    return network
+
+
+NETWORKS: dict[str, Callable[[], EarlyExitNet]] = {
+    "msdnet": lambda: backbones.msdnet(**MSDNET),
+    "msdnet, min": lambda: backbones.msdnet(**{**MSDNET, "prune": "min", "base": 2}),
+    "ranet": lambda: backbones.ranet(**RANET),
+    "own": own,
+    "graphs": graphs,
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_are_those_of_the_exit(name: str) -> None:
+    network = NETWORKS[name]().eval()
+    images = torch.randn(2, 3, 20, 20)
+    with torch.no_grad():
+        wanted = network(images)
+        for k in range(1, network.num_exits + 1):
+            short = copy.deepcopy(shortened(network, k))
+            assert (short.num_exits, short.num_outputs, short.image_shape) == (1, 5, (3, 20, 20))
+            torch.testing.assert_close(short(images)[0], wanted[k - 1], rtol=0, atol=0)
+
+
+def test_only_what_the_exit_reads_is_computed() -> None:
+    """Of MSDNet no finer scale of the last layers; and every weight left has a gradient."""
+    network = backbones.msdnet(**{**MSDNET, "exits": 3})
+    path = costs.cost(network).path
+    for k in range(1, network.num_exits):
+        short = shortened(network, k)
+        assert costs.cost(short).exits[0].operations < 0.95 * path[k - 1].operations
+        short.zero_grad()
+        short(torch.randn(4, 3, 20, 20)).sum().backward()
+        assert all(parameter.grad is not None for parameter in short.parameters())
+
+
+def test_a_graph_loses_what_nobody_reads_and_another_module_stays_whole() -> None:
+    graph, whole = (shortened(make(), 2) for make in (graphs, own))
+    names = {name.removesuffix(".weight") for name in graph.state_dict() if name.endswith("weight")}
+    assert names == {"stages.0.stages.0.near", "stages.0.stages.1.far", "exits.0.2"}
+    assert whole.stages[0].stages[0].far is not None
+    images = torch.randn(1, 3, 20, 20)
+    assert not torch.equal(whole.train()(images), whole(images))  # it still looks at its mode
+    assert torch.equal(whole.eval()(images), whole(images))
+
+
+def test_a_change_in_place_is_not_lost() -> None:
+    class Shift(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.clone()
+            y.add_(1)
+            return y
+
+    graph = torch.fx.symbolic_trace(Shift())
+    network = EarlyExitNet([graph], [nn.Flatten()], num_classes=12)
+    images = torch.randn(1, 3, 2, 2)
+    assert torch.equal(shortened(network, 1)(images), network(images))
+
+
+def test_it_starts_as_the_whole_network_starts() -> None:
+    base = backbones.build(Spec("msdnet", MSDNET), damping=True).spec
+    assert base is not None
+    torch.manual_seed(3)
+    whole = rebuild(base)
+    torch.manual_seed(3)
+    short = shorter(base.to_json(), 2, damping=True)
+    known = whole.state_dict()
+    for name, tensor in short.stages[0].state_dict().items():
+        assert torch.equal(tensor, known[name])
+    assert short.damping
+    assert not shorter(base.to_json(), 2).damping
+    assert short.spec is not None
+    again = rebuild(Spec.from_json(json.loads(json.dumps(short.spec.to_json()))))
+    assert again.state_dict().keys() == short.state_dict().keys()
+
+
+def test_by_name_from_a_run(tmp_path: Path) -> None:
+    network = backbones.build(Spec("msdnet", MSDNET), damping=True)
+    assert network.spec is not None
+    config = {"format": 1, "data": None, "network": network.spec.to_json(), "objective": {}, "training": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spec = Spec("prefix", {"run": str(tmp_path), "exits": 3})
+    short = backbones.build(spec, num_classes=5, image_shape=(3, 20, 20), damping=False)
+    assert short.state_dict().keys() == shortened(network, 3).state_dict().keys()
+    (tmp_path / "config.json").write_text(json.dumps({**config, "network": None}))
+    with pytest.raises(UsageError, match="built by hand"):
+        backbones.build(spec)
+
+
+@pytest.mark.parametrize("exits", [0, 5, True, 1.0])
+def test_exits_that_are_not_there_are_refused(exits: int) -> None:
+    with pytest.raises(UsageError, match="from 1 to 4"):
+        shortened(backbones.msdnet(**MSDNET), exits)
