@@ -17,7 +17,7 @@ from offramp.errors import UsageError
 from offramp.network import EarlyExitNet, rebuild
 
 MSDNET: dict[str, Any] = {
-    "exits": 4,
+    "exits": 3,
     "num_classes": 5,
     "channels": 4,
     "growth": 2,
