@@ -1,0 +1,206 @@
+"""Stages and exits as separate ONNX files, with a small JSON that says how they connect.
+
+For servers that queue images by depth, and for whatever runs stages itself. K exits, N classes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import offramp
+from offramp.data import Inputs
+from offramp.errors import OfframpError, UsageError
+from offramp.export.tracing import Parts, parts
+from offramp.network import EarlyExitNet
+from offramp.policy import Policy
+from offramp.runs import read_json
+from offramp.storage import weights_hash, write_atomically
+
+FORMAT = 1  # of the folder
+FILE = "stages.json"
+
+
+@dataclass(frozen=True)
+class StageFile:
+    """A stage: its file, and the names of its inputs and outputs.
+
+    Inputs are `images` or outputs of the stage before, by name; outputs stand in the order of the carry.
+    """
+
+    file: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ExitFile:
+    """An exit: its file, which of its stage's outputs it reads (from 0), and the names of its own input and output."""
+
+    file: str
+    reads: int
+    input: str = "map"
+    output: str = "logits"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """A folder of stages and exits, as `stages` writes it.
+
+    Attributes:
+        folder: Where the files are.
+        num_classes: N.
+        damping: Whether the last output of each exit is the damping neuron.
+        image_shape: `(C, H, W)` of the images that the first stage takes, normalised as in training.
+        weights: Hash of the network's weights (`storage.weights_hash`).
+        stages: K of them.
+        exits: K of them; logits `[B, N]`, or `[B, N + 1]` with the damping neuron.
+        offramp: The version that wrote it.
+        classes: Names of the classes; None where they are not known.
+        input: How an image becomes the input: `image_shape`, `mean`, `std`, `resizing` (see `data.Inputs`); or None.
+        policy: Who leaves where, the fields of a `Policy`; or None.
+        origin: Where the trunk's weights come from (`EarlyExitNet.origin`); or None.
+        licence: Of those weights; or None.
+    """
+
+    folder: Path
+    num_classes: int
+    damping: bool
+    image_shape: tuple[int, int, int]
+    weights: str
+    stages: tuple[StageFile, ...]
+    exits: tuple[ExitFile, ...]
+    offramp: str = offramp.__version__
+    classes: tuple[str, ...] | None = None
+    input: Mapping[str, Any] | None = None
+    policy: Mapping[str, Any] | None = None
+    origin: Mapping[str, Any] | None = None
+    licence: str | None = None
+
+    @property
+    def num_exits(self) -> int:
+        """K."""
+        return len(self.stages)
+
+    def save(self) -> None:
+        """Write `stages.json` into the folder, whole or not at all."""
+        content = {"format": FORMAT, **asdict(self)}
+        del content["folder"]
+        write_atomically(self.folder / FILE, (json.dumps(content, indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Stages":
+        """Read what `save` wrote, and check that files are there and connect.
+
+        Raises:
+            UsageError: No such folder, one of a newer offramp.
+            OfframpError: Something that does not fit, or is missing.
+        """
+        path = Path(folder).expanduser()
+        if not (path / FILE).is_file():
+            raise UsageError(f"{path} has no {FILE}. `offramp export RUN --to onnx --stages DIR` makes such a folder.")
+        content = read_json(path / FILE)
+        if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
+            raise UsageError(f"{path} was written by a newer offramp (stages format {content['format']}). Update it.")
+        if not isinstance(content, dict) or content.keys() != {"format", *(one.name for one in fields(cls))} - {
+            "folder"
+        }:
+            raise OfframpError(f"{path / FILE} is damaged: it is not what `offramp export` writes there.")
+        del content["format"]
+        try:
+            stages = tuple(
+                StageFile(one["file"], tuple(one["inputs"]), tuple(one["outputs"])) for one in content.pop("stages")
+            )
+            exits = tuple(ExitFile(**one) for one in content.pop("exits"))
+            shape, classes = tuple(content.pop("image_shape")), content.pop("classes")
+            classes = None if classes is None else tuple(classes)
+            loaded = cls(folder=path, stages=stages, exits=exits, image_shape=shape, classes=classes, **content)
+        except (TypeError, KeyError) as error:
+            raise OfframpError(f"{path / FILE} is damaged: {error}.") from error
+        loaded._check()
+        return loaded
+
+    def _check(self) -> None:
+        """Refuse what cannot be run."""
+        source = self.folder / FILE
+        if len(self.stages) != len(self.exits) or not self.stages or len(self.image_shape) != 3:
+            raise OfframpError(f"{source} is damaged: it has {len(self.stages)} stages and {len(self.exits)} exits.")
+        before: Sequence[str] = ("images",)
+        for k, (stage, leaves) in enumerate(zip(self.stages, self.exits, strict=True), 1):
+            unknown = [name for name in stage.inputs if name not in before]
+            if unknown:
+                raise OfframpError(f"{source} is damaged: stage {k} wants {unknown[0]}, which nothing before it gives.")
+            if not -len(stage.outputs) <= leaves.reads < len(stage.outputs):
+                raise OfframpError(
+                    f"{source} is damaged: exit {k} reads output {leaves.reads} of {len(stage.outputs)}."
+                )
+            before = stage.outputs
+        for file in (one.file for files in (self.stages, self.exits) for one in files):
+            if not (self.folder / file).is_file():
+                raise OfframpError(f"{self.folder} lacks {file}. Export it again.")
+
+
+def stages(
+    network: EarlyExitNet,
+    folder: str | Path,
+    *,
+    policy: Policy | None = None,
+    inputs: Inputs | None = None,
+    image_shape: Sequence[int] | None = None,
+    made: Parts | None = None,
+) -> Stages:
+    """Write each stage and each exit as an ONNX file, and `stages.json`; files that are there are replaced.
+
+    All take any number of rows, also none, on their first axis. `stages.json` is written last: with it the folder is
+    whole.
+
+    Args:
+        network: Stays as it is.
+        folder: Where to; made if it is not there.
+        policy: Who leaves where, for the server; `stages.json` carries it.
+        inputs: How an image becomes the input, and the names of the classes, likewise.
+        image_shape: `(C, H, W)`, where the network does not say it.
+        made: The network's `parts`, where they are there already.
+
+    Raises:
+        UsageError: ONNX is not installed, a part that cannot be traced or uses an operator that ONNX lacks (named), no
+            image shape, a policy for another network.
+    """
+    weights = weights_hash(network.state_dict())
+    check_policy(network, policy, weights)
+    split = made or parts(network, image_shape)
+    path = Path(folder).expanduser()
+    (path / FILE).unlink(missing_ok=True)
+    stage_files, exit_files = [], []
+    for k, (stage, leaves) in enumerate(zip(split.stages, split.exits, strict=True), 1):
+        stage_files.append(StageFile(f"stage-{k}.onnx", stage.inputs, stage.outputs))
+        exit_files.append(ExitFile(f"exit-{k}.onnx", network.reads[k - 1] % len(stage.outputs)))
+        write_atomically(path / stage_files[-1].file, stage.model.SerializeToString(deterministic=True))
+        write_atomically(path / exit_files[-1].file, leaves.model.SerializeToString(deterministic=True))
+    origin = getattr(network, "origin", None)
+    written = Stages(
+        folder=path,
+        num_classes=network.num_classes,
+        damping=network.damping,
+        image_shape=split.image_shape,
+        weights=weights,
+        stages=tuple(stage_files),
+        exits=tuple(exit_files),
+        classes=None if inputs is None else inputs.class_names,
+        input=None if inputs is None else {key: value for key, value in asdict(inputs).items() if key != "class_names"},
+        policy=None if policy is None else asdict(policy),
+        origin=origin,
+        licence=None if origin is None else origin.get("licence"),
+    )
+    written.save()
+    return written
+
+
+def check_policy(network: EarlyExitNet, policy: Policy | None, weights: str) -> None:
+    """Refuse a policy for another number of exits or other weights."""
+    if policy is None:
+        return
+    if policy.num_exits != network.num_exits:
+        raise UsageError(f"This policy is for {policy.num_exits} exits; the network has {network.num_exits}.")
+    policy.check_network(weights)
