@@ -227,7 +227,17 @@ class TrainConfig:
     threads: int | None = None
     """CPU threads of torch. Bit-exact resumption needs the same number."""
     init: str | None = None
-    """Weights file (safetensors) or run folder to start from."""
+    """Weights to start from: a run's folder, or a file (safetensors, pth, pt, bin) of the network or of the model that
+    exits were attached to."""
+    freeze_trunk: bool = False
+    """Train the exits alone: the stages keep their weights and statistics, and stay in evaluation mode."""
+    trunk_lr: float = 1.0
+    """Factor on the learning rate for the stages: 0.1 to fine-tune a trained trunk."""
+    augment: bool = True
+    """Crop and mirror training images at random, where the data set does so; else they get the test transforms."""
+    keep_features: Literal["auto", "yes", "no"] = "auto"
+    """With a frozen trunk and without augmentation, compute what the exits read once and keep it. auto: where it fits
+    into 2 GiB of memory; yes: otherwise in a file in the run's folder, or say why not."""
     save_every_steps: int | None = field(default=None, metadata=FREE)
     """Also save a checkpoint every so many steps."""
     save_every_minutes: float = field(default=5.0, metadata=FREE)
@@ -242,7 +252,7 @@ class TrainConfig:
     """Training images whose gradients are written down, for `offramp xray`: 256 show a lot; at most 2048."""
 
     def __post_init__(self) -> None:
-        for name in ("optimizer", "schedule", "precision", "form"):
+        for name in ("optimizer", "schedule", "precision", "form", "keep_features"):
             _check_choice(self, name)
         for name in ("epochs", "keep_checkpoints"):
             _check_whole(self, name, least=1)
@@ -250,7 +260,7 @@ class TrainConfig:
             _check_whole(self, name, least=1, optional=True)
         for name in ("seed", "xray"):
             _check_whole(self, name, least=0)
-        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "save_every_minutes"):
+        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "save_every_minutes", "trunk_lr"):
             _check_number(self, name)
         if self.xray > MOST_WATCHED:
             raise UsageError(f"xray watches at most {MOST_WATCHED} images, not {self.xray}.")
@@ -263,6 +273,15 @@ class TrainConfig:
         for name, choice, user in (("momentum", "optimizer", "sgd"), ("milestones", "schedule", "multistep")):
             if getattr(self, choice) != user and getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise UsageError(f"{name} is for {choice} {user}; {getattr(self, choice)} has no use for it.")
+        self._check_trunk()
+
+    def _check_trunk(self) -> None:
+        if self.trunk_lr == 0:
+            raise UsageError("trunk-lr must be above 0; to leave the trunk as it is, use freeze-trunk.")
+        if self.freeze_trunk and self.trunk_lr != 1:
+            raise UsageError(f"trunk-lr={self.trunk_lr} has no use with freeze-trunk: a frozen trunk is not trained.")
+        if self.keep_features == "yes" and not self.freeze_trunk:
+            raise UsageError("keep-features yes is for a frozen trunk, whose features do not change; add freeze-trunk.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +306,11 @@ def to_json(config: Any) -> Any:
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
     return _jsonable(config)
+
+
+def with_defaults(config_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON values of a configuration that an older offramp wrote: a field it did not have counts as its default."""
+    return {**to_json(config_class()), **values}
 
 
 def free_fields(config_class: type) -> frozenset[str]:

@@ -3,6 +3,7 @@
 config.json          everything that determines the run (and the fields that may change when it is continued)
 environment.json     versions, device, threads, git state, command, of every start
 input.json           how an image file becomes the network's input, and the names of the classes
+origin.json          where the weights that it began with come from, and their licence, where that is known
 split.json           which training images are held out as search and certify
 metrics.jsonl        one line an epoch: only what the run determines, the same byte for byte after any interruption
 timing.jsonl         clocks and rates
@@ -20,16 +21,19 @@ bench.json           times to each exit and how this machine runs it fastest, ma
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from offramp.config import Spec
+from offramp.config import DataConfig, Spec, TrainConfig, with_defaults
 from offramp.errors import OfframpError, UsageError
-from offramp.network import EarlyExitNet, rebuild
+from offramp.network import EarlyExitNet, last_linear, rebuild
 from offramp.storage import load_tensors
 
+TORCH_FILES = (".pth", ".pt", ".bin")
 FORMAT = 1  # of the folder; a run folder of a newer format is refused
 
 
@@ -41,6 +45,7 @@ class RunFolder:
         self.config = self.path / "config.json"
         self.environment = self.path / "environment.json"
         self.input = self.path / "input.json"
+        self.origin = self.path / "origin.json"
         self.split = self.path / "split.json"
         self.metrics = self.path / "metrics.jsonl"
         self.timing = self.path / "timing.jsonl"
@@ -54,7 +59,10 @@ class RunFolder:
         self.bench = self.path / "bench.json"
 
     def read_config(self) -> dict[str, Any]:
-        """The run's configuration as JSON values. A folder that is no run, or of a newer offramp, is refused."""
+        """The run's configuration as JSON values. A folder that is no run, or of a newer offramp, is refused.
+
+        Settings that are newer than the run have their defaults.
+        """
         if not self.config.is_file():
             raise UsageError(f"{self.path} is not a run: it has no config.json. `offramp train --out DIR` makes one.")
         config = read_json(self.config)
@@ -68,6 +76,9 @@ class RunFolder:
         missing = {"data", "network", "objective", "training"} - config.keys()
         if missing:
             raise OfframpError(f"{self.config} is damaged: it lacks {', '.join(sorted(missing))}.")
+        for name, config_class in (("data", DataConfig), ("training", TrainConfig)):
+            if isinstance(config[name], dict):
+                config[name] = with_defaults(config_class, config[name])
         return config
 
     def read_starts(self) -> list[dict[str, Any]]:
@@ -108,10 +119,12 @@ def load(run: str | Path, into: EarlyExitNet | None = None) -> EarlyExitNet:
         into = rebuild(Spec.from_json(config["network"]))
     tensors, _ = load_tensors(folder.weights)
     load_weights(into, tensors, folder.weights)
+    if folder.origin.is_file():
+        setattr(into, "origin", read_json(folder.origin))  # noqa: B010
     return into.eval()
 
 
-def load_weights(network: EarlyExitNet, tensors: dict[str, Any], source: Path) -> None:
+def load_weights(network: EarlyExitNet, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Put `tensors` into `network`; every name and shape must fit, or the error shows what does not."""
     own = network.state_dict()
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
@@ -120,28 +133,40 @@ def load_weights(network: EarlyExitNet, tensors: dict[str, Any], source: Path) -
         for name in own.keys() & tensors.keys()
         if tensors[name].shape != own[name].shape
     ]
-    problems = [f"{len(missing)} missing, such as {missing[0]}"] if missing else []
-    problems += [f"{len(unknown)} unknown, such as {unknown[0]}"] if unknown else []
+    problems = [f"{len(missing)} missing, such as {_shown(own, missing)}"] if missing else []
+    problems += [f"{len(unknown)} unknown, such as {_shown(tensors, unknown)}"] if unknown else []
     problems += [f"{len(shapes)} of another shape: {sorted(shapes)[0]}"] if shapes else []
     if problems:
         raise UsageError(f"{source} does not fit this network: {'; '.join(problems)}.")
-    network.load_state_dict(tensors)
+    network.load_state_dict(dict(tensors))
 
 
-def start_from(network: EarlyExitNet, path: str | Path) -> None:
-    """Take over the weights of a safetensors file or a finished run.
+def start_from(network: EarlyExitNet, path: str | Path) -> str | None:
+    """Take over the weights of a file or a finished run.
 
     Weights of a network without the damping neuron fit one that has it: the neuron keeps its fresh weights.
+
+    A file may also hold the weights of the model that exits were attached to, under that model's names: those of the
+    network without `stages.<k>.`, and without `exits.<K-1>.` for the last exit, which ends as the model did. The other
+    exits keep their fresh weights, and so does the last layer where it tells other classes apart.
+
+    Args:
+        network: What gets the weights.
+        path: A safetensors file, a `.pth`, `.pt` or `.bin` file of tensors (also under `state_dict` or `model`, also
+            with `module.` before every name), or a run's folder. Nothing in a file is run.
+
+    Returns:
+        What was taken over and what starts fresh, for a person; None where nothing starts fresh.
+
+    Raises:
+        UsageError: Weights of another network, with what is missing, unknown or of another shape.
+        OfframpError: A damaged file.
     """
-    source = Path(path).expanduser()
-    foreign = not source.is_dir()
-    if source.is_dir():
-        folder = RunFolder(source)
-        folder.read_config()
-        source = folder.weights
-    if source.suffix != ".safetensors":
-        raise UsageError(f"{source} is no safetensors file; `offramp import` converts checkpoints of the originals.")
-    tensors, _ = load_tensors(source, foreign=foreign)
+    source = weights_of(path)
+    tensors = _tensors_of(source, is_foreign=source == Path(path).expanduser())
+    said = None
+    if _has_original_names(network, tensors):
+        tensors, said = _under_own_names(network, tensors, source)
     if network.damping:
         for name, own in network.state_dict().items():
             there = tensors.get(name)
@@ -152,3 +177,104 @@ def start_from(network: EarlyExitNet, path: str | Path) -> None:
             ):
                 tensors[name] = torch.cat([there, own[-1:].to(there)])
     load_weights(network, tensors, source)
+    return said
+
+
+def weights_of(path: str | Path) -> Path:
+    """The file with the weights: `path` itself, or that of a run's folder."""
+    source = Path(path).expanduser()
+    if not source.is_dir():
+        return source
+    folder = RunFolder(source)
+    folder.read_config()
+    return folder.weights
+
+
+def _tensors_of(source: Path, *, is_foreign: bool) -> dict[str, Tensor]:
+    if source.suffix == ".safetensors":
+        return load_tensors(source, foreign=is_foreign)[0]
+    if source.suffix not in TORCH_FILES:
+        raise UsageError(
+            f"{source} is no safetensors, {', '.join(TORCH_FILES)} file; `offramp import` converts checkpoints of the "
+            "originals."
+        )
+    if not source.is_file():
+        raise UsageError(f"There is no file {source}.")
+    try:
+        held: Any = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle or archive can raise anything
+        # Not torch's own words: they advise to load it all the same.
+        raise OfframpError(
+            f"{source} cannot be read: it is damaged, or holds more than tensors and plain values, which is never "
+            f"loaded ({type(error).__name__}). Of a whole model, save its `state_dict()` alone."
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
+            held = held[key]
+    names = list(held) if isinstance(held, Mapping) else []
+    if not names or not all(isinstance(held[name], Tensor) for name in names):
+        found = f"the entries {', '.join(map(str, names[:5]))}" if names else f"a {type(held).__name__}"
+        raise UsageError(f"{source} holds no dictionary of tensors by name; found {found}.")
+    prefix = "module." if all(name.startswith("module.") for name in names) else ""
+    return {name.removeprefix(prefix): held[name] for name in names}
+
+
+def _original_names(network: EarlyExitNet) -> dict[str, str]:
+    """Own names of the trunk and the last exit, with the names in the model that exits were attached to."""
+    last = f"exits.{network.num_exits - 1}."
+    names = {}
+    for name in network.state_dict():
+        if name.startswith("stages."):
+            names[name] = name.split(".", 2)[2]
+        elif name.startswith(last):
+            names[name] = name.removeprefix(last)
+    return names
+
+
+def _has_original_names(network: EarlyExitNet, tensors: Mapping[str, Tensor]) -> bool:
+    there = sum(name in tensors for name in _original_names(network).values())
+    return there > sum(name in tensors for name in network.state_dict())
+
+
+def _under_own_names(
+    network: EarlyExitNet, tensors: Mapping[str, Tensor], source: Path
+) -> tuple[dict[str, Tensor], str | None]:
+    """The weights of the model that exits were attached to, as weights of the network, and what is to be said of it."""
+    own, originals = network.state_dict(), _original_names(network)
+    found = {here: tensors[there] for here, there in originals.items() if there in tensors}
+    left = {name: tensor for name, tensor in tensors.items() if name not in originals.values()}
+    head = [name for name in originals if name.startswith("exits.")]
+    classifier = _last_layer(network)
+    fresh = {name for name in own if name not in originals}
+    said = "trunk and last exit; the other exits start fresh" if fresh else None
+    if not any(name in found for name in classifier or head):  # the last exit is none of the model's
+        fresh |= set(head) - found.keys()
+        said = f"trunk; the exits start fresh, without {_shown(left, sorted(left)) if left else 'a head'} of the file"
+        left = {}
+    elif classifier and all(_tells_others_apart(network, own[name], found.get(name)) for name in classifier):
+        fresh |= set(classifier)
+        there, here = len(found[classifier[0]]), network.num_classes
+        said = f"trunk and last exit; its last layer, for {there} classes there and {here} here, starts fresh"
+        said += ", as do the other exits" if network.num_exits > 1 else ""
+    fresh |= {name for name in originals if name not in found and name.endswith("num_batches_tracked")}  # of old files
+    return {**found, **{name: own[name] for name in fresh}, **left}, said and f"From {source.name}: {said}."
+
+
+def _last_layer(network: EarlyExitNet) -> list[str]:
+    """Own names of the parameters that make the last exit's outputs."""
+    head = network.exits[-1]
+    linear = last_linear(head)
+    made_by = {id(parameter) for parameter in (head if linear is None else linear).parameters()}
+    named = head.named_parameters(prefix=f"exits.{network.num_exits - 1}")
+    return [name for name, p in named if id(p) in made_by and p.shape[:1] == (network.num_outputs,)]
+
+
+def _tells_others_apart(network: EarlyExitNet, own: Tensor, there: Tensor | None) -> bool:
+    """Whether a tensor of the last layer is that of another number of classes."""
+    if there is None or there.shape[1:] != own.shape[1:]:
+        return False
+    return there.shape[:1] not in ((network.num_classes,), (network.num_outputs,))
+
+
+def _shown(tensors: Mapping[str, Tensor], names: Sequence[str]) -> str:
+    return f"{names[0]} {list(tensors[names[0]].shape)}"

@@ -27,6 +27,7 @@ from offramp.training.claim import claimed, write_json
 from offramp.training.job import Job, summary_writer
 from offramp.training.loop import Loop
 from offramp.training.monitor import Placement
+from offramp.training.trunk import frozen, parameter_groups
 
 
 def train(run: Run, out: str | Path) -> EarlyExitNet:
@@ -80,15 +81,22 @@ def fit(
         torch.set_num_threads(config.threads)
     with _together(config.device) as device, contextlib.ExitStack() as held:
         job.check()
-        fresh = CheckpointStore(folder.checkpoints, config.keep_checkpoints).is_empty()
-        if config.init is not None and fresh and not folder.weights.is_file():
-            start_from(network, config.init)
+        begins = _begins(folder, config)
+        if config.init is not None and begins:
+            _say(start_from(network, config.init))
+        if config.freeze_trunk:
+            held.enter_context(frozen(network))
         form = network if job.rule.needs_plain else fast.training_form(network, config.form, device)
-        held.enter_context(_claimed_by_the_first(folder, job, device))
+        held.enter_context(_claimed_by_the_first(folder, job, device, begins))
         if folder.weights.is_file():
             _say(f"{folder.path} is finished; nothing to do.")
             return load(folder.path, into=network)
         return _train_in(folder, job, device, form)
+
+
+def _begins(folder: RunFolder, config: TrainConfig) -> bool:
+    """Whether nothing of the run was saved yet."""
+    return CheckpointStore(folder.checkpoints, config.keep_checkpoints).is_empty() and not folder.weights.is_file()
 
 
 def _train_in(
@@ -133,16 +141,14 @@ def _note_threads(folder: RunFolder) -> None:
 
 def _optimizer(network: EarlyExitNet, config: TrainConfig) -> torch.optim.Optimizer:
     # Fused: the only kind that can skip a step on the device (see Workbench.update), and the fastest.
-    parameters = [p for p in network.parameters() if p.requires_grad]
+    groups = parameter_groups(network, config)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    return torch.optim.SGD(
-        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-    )
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
 
 
 @contextmanager
-def _claimed_by_the_first(folder: RunFolder, job: Job, device: torch.device) -> Iterator[None]:
+def _claimed_by_the_first(folder: RunFolder, job: Job, device: torch.device, begins: bool) -> Iterator[None]:
     """The first process claims the folder and writes what explains the run; the others wait until it has."""
     if processes.rank() != 0:
         processes.wait_for_all()
@@ -155,6 +161,8 @@ def _claimed_by_the_first(folder: RunFolder, job: Job, device: torch.device) -> 
             inputs = job.train.inputs()
             if inputs is not None:
                 inputs.save(folder.input)
+            if begins and (origin := job.origin()):
+                write_json(folder.origin, origin)
         processes.wait_for_all()
         yield
 
@@ -220,6 +228,6 @@ def _scalars(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield from ((f"{name}/exit{k}", item) for k, item in enumerate(value, 1))
 
 
-def _say(text: str) -> None:
-    if processes.rank() == 0:
+def _say(text: str | None) -> None:
+    if text is not None and processes.rank() == 0:
         print(text, file=sys.stderr, flush=True)

@@ -1,7 +1,9 @@
 """What is to be trained, all of it: does it fit together, and how is it described."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +17,8 @@ from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import Objective
 from offramp.rules import TrainingRule
-from offramp.runs import FORMAT
+from offramp.runs import FORMAT, weights_of
+from offramp.training.trunk import check_trunk
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Job:
         network, train = self.network, self.train
         objectives.check_fits(self.objective, damping=network.damping)
         self.rule.check(network)
+        check_trunk(network, self.config)
         self._check_epochs()
         if network.num_classes != train.num_classes:
             raise UsageError(
@@ -98,6 +102,15 @@ class Job:
             "training": to_json(self.config),
         }
 
+    def origin(self) -> dict[str, Any]:
+        """What `origin.json` holds: what the network says of its weights, and the file that they were read from."""
+        origin: dict[str, Any] = dict(getattr(self.network, "origin", None) or {})
+        if self.config.init is not None:
+            file = weights_of(self.config.init)
+            name = file.name if file == Path(self.config.init).expanduser() else f"{file.parent.name}/{file.name}"
+            origin["init"] = {"file": name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        return origin
+
     def introduction(self, device: torch.device) -> str:
         """One line for a person."""
         train, network = self.train, self.network
@@ -105,9 +118,18 @@ class Job:
         size = " x ".join(str(side) for side in train.image_shape)
         return (
             f"{objectives.called(objectives.describe(self.objective))} on {train.name.partition('/')[0]} ({parts}; "
-            f"{size}), {network.num_exits} exits, {sum(p.numel() for p in network.parameters()):,} parameters, "
-            f"{describe_device(device)}, {torch.get_num_threads()} threads"
+            f"{size}), {network.num_exits} exits, {sum(p.numel() for p in network.parameters()):,} parameters"
+            f"{self._of_the_trunk()}, {describe_device(device)}, {torch.get_num_threads()} threads"
         )
+
+    def _of_the_trunk(self) -> str:
+        """Where its weights come from and under which licence, and how it is trained."""
+        origin = getattr(self.network, "origin", None) or {}
+        known = [origin[key] for key in ("model", "licence") if origin.get(key)]
+        said = f" (trunk: {', '.join(known)})" if known else ""
+        if self.config.freeze_trunk:
+            return f"{said}, of which {sum(p.numel() for p in self.network.exits.parameters()):,} train"
+        return said if self.config.trunk_lr == 1 else f"{said}, trunk at {self.config.trunk_lr:g} of the rate"
 
 
 def summary_writer() -> Callable[[str], Any]:

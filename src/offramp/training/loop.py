@@ -30,6 +30,7 @@ from offramp.training.monitor import EpochSums, Placement, mean, watch
 from offramp.training.progress import Reporter
 from offramp.training.schedule import learning_rate
 from offramp.training.signals import StoppedError, StopRequest
+from offramp.training.trunk import FACTOR
 from offramp.training.xray import GradientWatch
 
 
@@ -108,7 +109,7 @@ class Loop:
     def _one_step(self, batch: Batch, step: int) -> None:
         rate = learning_rate(self.config, step, self.steps_per_epoch)
         for group in self.bench.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get(FACTOR, 1.0)
         self._seed(step)
         if not self.bench.network.training:  # a rule looked at something; asking every module takes a millisecond
             self.bench.network.train()
@@ -205,7 +206,9 @@ class Loop:
         """Running statistics of batch norm: the mean over processes, by images, so that any can save for all."""
         if not processes.active():
             return
-        norms = [m for m in self.bench.network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        network = self.bench.network
+        moving = network.exits if self.config.freeze_trunk else network  # rounding would move a frozen trunk's
+        norms = [m for m in moving.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         buffers = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
         if buffers:
             flat = processes.sum_over_all(torch.cat([b.reshape(-1) for b in buffers]) * share)
