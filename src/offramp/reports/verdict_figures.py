@@ -1,0 +1,220 @@
+"""What a verdict is made of, as values: contenders that were measured, and what the comparison at equal times gives.
+
+S images of a data set, R rounds of timing. Accuracies are in percent, differences in percentage points, times in
+milliseconds per image.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from torch import Tensor
+
+import offramp
+from offramp.engine.timing import ratio
+from offramp.runs import RunFolder
+
+FORMAT = 1  # of the file
+CONFIDENCE = 0.95  # of all intervals together
+Kind = Literal["engine", "cut", "alone"]
+Answer = Literal["yes", "no", "open"]
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """One way to answer images, measured.
+
+    Attributes:
+        name: In words, unique.
+        kind: `engine`: early exits under a policy. `cut`: the run's network straight to one exit, nothing computed that
+            this exit does not need. `alone`: a network of that shape, trained with this exit alone.
+        exit: Which exit, from 1; None for an engine.
+        right_S: Of each test image, whether it is answered rightly: 0 or 1, or a mean over seeds, float64.
+        search_right_S: The same of the search images.
+        ms_R: Milliseconds per image in each round; the rounds are those of all contenders.
+        operations: Per image.
+        seeds: How many trainings it stands for.
+        straight: Whether an engine runs straight on, no exit asked, because that is faster.
+        note: More about it, for people.
+    """
+
+    name: str
+    kind: Kind
+    exit: int | None
+    right_S: Tensor
+    search_right_S: Tensor
+    ms_R: Sequence[float]
+    operations: float
+    seeds: int = 1
+    straight: bool = False
+    note: str = ""
+
+    @property
+    def ms(self) -> float:
+        """The median over rounds."""
+        return median(self.ms_R)
+
+    @property
+    def top1(self) -> float:
+        """Accuracy on the test images."""
+        return 100 * self.right_S.double().mean().item()
+
+    @property
+    def search_top1(self) -> float:
+        """Accuracy on the search images."""
+        return 100 * self.search_right_S.double().mean().item()
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The 90 % interval of the median time over rounds, by order statistics."""
+        found = ratio(self.ms_R, [1.0] * len(self.ms_R))
+        return found["at_least"], found["at_most"]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, without the images."""
+        low, high = self.spread
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "exit": self.exit,
+            "top1": self.top1,
+            "search_top1": self.search_top1,
+            "ms": self.ms,
+            "ms_low": low,
+            "ms_high": high,
+            "operations": self.operations,
+            "seeds": self.seeds,
+            "straight": self.straight,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Early exits under one policy against the best smaller network of the same time.
+
+    Attributes:
+        engine: Name of the contender.
+        ms: Its time.
+        top1: Its accuracy.
+        rivals: Name of the smaller network; of two where their mixture takes exactly that time.
+        share: Of the images, those that the second of two answers.
+        rival_top1: Accuracy of the rival.
+        gain: `top1` less that.
+        low: Lower end of its interval.
+        high: Its upper end.
+        straight: Whether the engine runs straight on.
+        missing: Exits (from 1) next to that time whose network trained alone was not there to compare with.
+    """
+
+    engine: str
+    ms: float
+    top1: float
+    rivals: tuple[str, ...]
+    share: float
+    rival_top1: float
+    gain: float
+    low: float
+    high: float
+    straight: bool
+    missing: tuple[int, ...]
+
+    def answer(self, least_gain: float) -> Answer:
+        """Whether early exits gain more than `least_gain` points here: yes, no, or open."""
+        if self.straight or self.high <= least_gain:
+            return "no"
+        return "yes" if self.low > least_gain and not self.missing else "open"
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What follows, in words.
+
+    Attributes:
+        answer: To "is early exit worth it?".
+        headline: One sentence.
+        details: More of them.
+    """
+
+    answer: Answer
+    headline: str
+    details: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """Is early exit worth it for this network, data and machine?
+
+    Attributes:
+        run: The run.
+        conclusion: In words.
+        comparisons: One for each policy, by time.
+        contenders: All that were measured.
+        frontier: Names of the smaller networks that are best at some time, by accuracy on the search images.
+        missing: Exits (from 1) without a network trained alone.
+        least_gain: Points that have to be gained for a yes.
+        batch_size: Images answered at a time.
+        timed: Images timed in a round.
+        test: Name of the test set; `fingerprint` is the hash of what it holds, `images` how many that are.
+        fingerprint: See `test`.
+        images: See `test`.
+        searched: Number of search images.
+        weights: Hash of the network's weights.
+        device: In words.
+        conditions: What times depend on: device, threads, versions, how busy the machine was.
+        form: How the engine runs the network's modules.
+        trained: How the smaller networks were trained, in sentences.
+        wrong: Answers, of those timed, that rounding does not explain: 0, or something is broken.
+        written: Files.
+    """
+
+    run: RunFolder
+    conclusion: Conclusion
+    comparisons: tuple[Comparison, ...]
+    contenders: tuple[Contender, ...]
+    frontier: tuple[str, ...]
+    missing: tuple[int, ...]
+    least_gain: float
+    batch_size: int
+    timed: int
+    test: str
+    fingerprint: str
+    images: int
+    searched: int
+    weights: str
+    device: str
+    conditions: Mapping[str, Any]
+    form: str
+    trained: tuple[str, ...]
+    wrong: int
+    written: tuple[Path, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, as `verdict.json` holds them."""
+        return {
+            "format": FORMAT,
+            "offramp": offramp.__version__,
+            "weights": self.weights,
+            **asdict(self.conclusion),
+            "least_gain": self.least_gain,
+            "confidence": CONFIDENCE,
+            "batch_size": self.batch_size,
+            "comparisons": [{**asdict(one), "answer": one.answer(self.least_gain)} for one in self.comparisons],
+            "contenders": [one.to_json() for one in self.contenders],
+            "frontier": list(self.frontier),
+            "missing": list(self.missing),
+            "data": {
+                "test": self.test,
+                "fingerprint": self.fingerprint,
+                "images": self.images,
+                "search_images": self.searched,
+                "timed": self.timed,
+            },
+            "device": self.device,
+            "conditions": dict(self.conditions),
+            "form": self.form,
+            "trained": list(self.trained),
+            "wrong": self.wrong,
+        }
