@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from offramp.runs import RunFolder
+from offramp.storage import load_tensors
 
 KILLER = """
 import os, signal
@@ -45,3 +47,23 @@ def test_a_killed_worker_is_restarted_to_the_same_result(tmp_path: Path) -> None
     for name in ("weights.safetensors", "metrics.jsonl", "xray.safetensors"):
         assert (tmp_path / "calm" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     assert RunFolder(tmp_path / "calm").read_metrics()[-1]["search_top1"][0] > 80
+
+
+@pytest.mark.slow
+def test_several_processes_leave_a_frozen_trunk_as_it_is_and_share_its_features(tmp_path: Path, script) -> None:
+    path = Path(__file__).with_name("frozen_run.py")
+    before = script(path).network().stages.state_dict()
+    found = {}
+    for processes, keep in ((1, "no"), (2, "no"), (2, "yes")):
+        out = tmp_path / f"{processes}-{keep}"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command += [str(path), str(out), keep]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        assert ("is computed once and kept" in done.stderr) == (keep == "yes")
+        tensors, _ = load_tensors(RunFolder(out).weights)
+        assert all(torch.equal(tensors[f"stages.{name}"], value) for name, value in before.items())
+        found[processes, keep] = tensors
+    torch.testing.assert_close(found[2, "no"], found[1, "no"])
+    torch.testing.assert_close(found[2, "yes"], found[1, "no"])

@@ -94,6 +94,8 @@ class TrainingRule(ABC):
 
     needs_plain: ClassVar[bool] = False
     """Whether the rule needs the plain network: no faster form (second order, other weights, a pass for each exit)."""
+    needs_images: ClassVar[bool] = False
+    """Whether it looks at the images itself: with a frozen trunk the network may be given features in their place."""
 
     def check(self, network: EarlyExitNet) -> None:  # noqa: B027 - most rules train any network
         """Refuse a network that the rule is not made for; called before anything is written.

@@ -37,6 +37,8 @@ class OneForAll(Standard):
         temperature: T, above 0. Published for ImageNet: 1.
     """
 
+    needs_images = True  # for the teacher
+
     teacher: str
     share: float = 0.1
     temperature: float = 1.0

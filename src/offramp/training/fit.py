@@ -24,9 +24,11 @@ from offramp.runs import RunFolder, load, start_from
 from offramp.training import environment
 from offramp.training.checkpoints import CheckpointStore
 from offramp.training.claim import claimed, write_json
+from offramp.training.features import Features, in_words, planned
 from offramp.training.job import Job, summary_writer
 from offramp.training.loop import Loop
 from offramp.training.monitor import Placement
+from offramp.training.splits import Unaugmented
 from offramp.training.trunk import frozen, parameter_groups
 
 
@@ -75,6 +77,7 @@ def fit(
         OfframpError: A loss that is not finite, a disk that is full, checkpoints that are all damaged.
     """
     config = config or TrainConfig()
+    train = train if config.augment else Unaugmented(train)
     job = Job(network, objective, train, val or HeldOut(), config, rule or rules.Standard())
     folder = RunFolder(out)
     if config.threads is not None:
@@ -86,12 +89,18 @@ def fit(
             _say(start_from(network, config.init))
         if config.freeze_trunk:
             held.enter_context(frozen(network))
-        form = network if job.rule.needs_plain else fast.training_form(network, config.form, device)
+        place = Placement(device, config.channels_last)
+        network.to(device=device, memory_format=place.layout)  # type: ignore[call-overload]
+        features, why_not = planned(job)
+        trained = network if features is None else features.heads
+        form = trained if job.rule.needs_plain else fast.training_form(trained, config.form, device)
         held.enter_context(_claimed_by_the_first(folder, job, device, begins))
         if folder.weights.is_file():
             _say(f"{folder.path} is finished; nothing to do.")
-            return load(folder.path, into=network)
-        return _train_in(folder, job, device, form)
+            return load(folder.path, into=network).cpu()
+        if why_not is not None:
+            _say(f"The trunk is run in every epoch: {why_not}.")
+        return _train_in(folder, job, place, form, features)
 
 
 def _begins(folder: RunFolder, config: TrainConfig) -> bool:
@@ -100,34 +109,49 @@ def _begins(folder: RunFolder, config: TrainConfig) -> bool:
 
 
 def _train_in(
-    folder: RunFolder, job: Job, device: torch.device, form: Callable[[torch.Tensor], torch.Tensor]
+    folder: RunFolder,
+    job: Job,
+    place: Placement,
+    form: Callable[[torch.Tensor], torch.Tensor],
+    features: Features | None,
 ) -> EarlyExitNet:
     network, config, rule = job.network, job.config, job.rule
-    if device.type == "cuda":
+    if place.device.type == "cuda":
         _choose_kernels(config.deterministic)
-    place = Placement(device, config.channels_last)
-    network.to(device=device, memory_format=place.layout)  # type: ignore[call-overload]
     if rule.needs_plain and config.form not in ("auto", "plain"):
         _say(f"{type(rule).__name__} trains the network as it is; form {config.form} has no effect.")
+    trained = network if features is None else features.heads
     bench = Workbench(
-        network=network,
+        network=trained,
         forward=form,
         objective=job.objective,
-        optimizer=_optimizer(network, config),
+        optimizer=_optimizer(trained, config),
         precision=config.precision,
     )
     rule.prepare(bench)
-    loop = Loop(folder, bench, rule, job.train, job.val.search if job.val else None, config, place)
-    _say(f"{folder.path}: {job.introduction(device)}")
+    _say(f"{folder.path}: {job.introduction(place.device)}")
+    loop = Loop(folder, bench, rule, job.train, job.val.search if job.val else None, config, place, network)
     if loop.restore(_say):
         _say(f"Continuing after {loop.epoch} epochs and {loop.step} steps of {folder.path}.")
         _note_threads(folder)
+    if features is not None:
+        _keep(features, loop, folder)
     with _listeners(folder, config) as listeners:
         loop.run(listeners)
     loop.write_final_weights()
     processes.wait_for_all()
     _say(f"Done: {folder.weights}. Next: offramp evaluate {folder.path}")
     return network.cpu().eval()
+
+
+def _keep(features: Features, loop: Loop, folder: RunFolder) -> None:
+    """Let the loop read what the exits read of the images, in their place: of the trunk that it has restored."""
+    splits = [loop.train] if loop.search is None else [loop.train, loop.search]
+    number, size = sum(map(len, splits)), sum(map(features.size_of, splits))
+    _say(f"What the exits read of {number:,} images is computed once and kept: {in_words(size)}.")
+    train, *search = (features.keep(split, loop.place, loop.bench.autocast, folder.path) for split in splits)
+    loop.train, loop.search = train.on(loop.place.device), search[0].on(loop.place.device) if search else None
+    loop.place = Placement(loop.place.device, channels_last=False)  # rows have no layout
 
 
 def _note_threads(folder: RunFolder) -> None:

@@ -21,6 +21,7 @@ from offramp.data import Batch, Split
 from offramp.data.randomness import Purpose, hashes
 from offramp.devices import OnItsWay
 from offramp.errors import OfframpError
+from offramp.network import EarlyExitNet
 from offramp.rules import TrainingRule, Workbench
 from offramp.runs import RunFolder
 from offramp.storage import save_tensors, write_atomically
@@ -46,7 +47,10 @@ class Loop:
         search: Split | None,
         config: TrainConfig,
         place: Placement,
+        network: EarlyExitNet | None = None,
     ) -> None:
+        # What is saved; what the bench has may be its heads alone.
+        self.network = bench.network if network is None else network
         self.folder, self.bench, self.rule, self.config, self.place = folder, bench, rule, config, place
         self.train = train.on(place.device)
         self.search = None if search is None else search.on(place.device)
@@ -155,7 +159,7 @@ class Loop:
         if processes.rank() != 0:
             return
         sums, sums_values = self.sums.state()
-        tensors = {f"network.{name}": t for name, t in self.bench.network.state_dict().items()}
+        tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
         tensors |= {f"optimizer.{name}": t for name, t in self._optimizer_state().items()}
         tensors |= {f"rule.{name}": t for name, t in self.rule.state().items()}
         tensors |= {f"sums.{name}": t for name, t in sums.items()}
@@ -174,7 +178,7 @@ class Loop:
         for name, tensor in checkpoint.tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
-        self.bench.network.load_state_dict(parts["network"])
+        self.network.load_state_dict(parts["network"])
         self._load_optimizer_state(parts["optimizer"])
         self.rule.load_state(parts["rule"])
         values = checkpoint.values
@@ -187,14 +191,14 @@ class Loop:
         state = self.bench.optimizer.state
         return {
             f"{key}.{name}": value
-            for name, parameter in self.bench.network.named_parameters()
+            for name, parameter in self.network.named_parameters()
             for key, value in state.get(parameter, {}).items()
             if value is not None
         }
 
     def _load_optimizer_state(self, tensors: dict[str, Tensor]) -> None:
         """Not the optimiser's own way: that keeps the memory layout of the file; fused steps need the weights'."""
-        parameters = dict(self.bench.network.named_parameters())
+        parameters = dict(self.network.named_parameters())
         for full_name, tensor in tensors.items():
             key, _, name = full_name.partition(".")
             like = parameters[name]
@@ -206,7 +210,7 @@ class Loop:
         """Running statistics of batch norm: the mean over processes, by images, so that any can save for all."""
         if not processes.active():
             return
-        network = self.bench.network
+        network = self.network
         moving = network.exits if self.config.freeze_trunk else network  # rounding would move a frozen trunk's
         norms = [m for m in moving.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         buffers = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
@@ -257,7 +261,7 @@ class Loop:
 
     def _write_weights(self, path: Any) -> None:
         if processes.rank() == 0:
-            network = self.bench.network
+            network = self.network
             spec = None if network.spec is None else network.spec.to_json()
             save_tensors(path, network.state_dict(), {"network": json.dumps(spec, sort_keys=True)})
 

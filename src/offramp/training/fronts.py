@@ -1,0 +1,79 @@
+"""The front of a head: what it does before anything in it is trained, such as pooling.
+
+B images.
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F  # noqa: N812
+
+from offramp.network import has_hooks
+
+# The same in training as in evaluation, image by image, and without weights.
+STILL_MODULES = (
+    *(nn.Identity, nn.Flatten, nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+    *(nn.AdaptiveAvgPool1d, nn.AvgPool1d, nn.MaxPool1d),
+)
+_FLATTEN, _MEAN = (torch.flatten, "flatten"), (torch.mean, "mean")
+
+
+def cut_front(head: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """A head as its front and the rest, which share its modules; the rest's weights keep their names.
+
+    A head that is neither a Sequential nor a graph of torch.fx, or that somebody listens to, has no front: Identity.
+    """
+    if has_hooks(head):
+        return nn.Identity(), head
+    if type(head) is nn.Sequential:
+        return _cut_sequential(head)
+    if isinstance(head, fx.GraphModule):
+        return _cut_graph(head)
+    return nn.Identity(), head
+
+
+def _cut_sequential(head: nn.Sequential) -> tuple[nn.Module, nn.Module]:
+    layers = list(head.named_children())
+    number = 0
+    while number < len(layers) and is_still(layers[number][1]):
+        number += 1
+    return nn.Sequential(OrderedDict(layers[:number])), nn.Sequential(OrderedDict(layers[number:]))
+
+
+def is_still(module: nn.Module) -> bool:
+    """Whether a module gives of an image always the same, with nothing to train."""
+    return type(module) in STILL_MODULES and not has_hooks(module)
+
+
+def _cut_graph(head: fx.GraphModule) -> tuple[nn.Module, nn.Module]:
+    given = [node for node in head.graph.nodes if node.op == "placeholder"]
+    chain = given[:1]
+    while len(users := list(chain[-1].users)) == 1 and _is_still_node(head, users[0], chain[-1]):
+        chain += users
+    if len(given) != 1 or len(chain) == 1:
+        return nn.Identity(), head
+    graphs = fx.Graph(), fx.Graph()
+    there: dict[fx.Node, fx.Node] = {}
+    for node in chain:
+        there[node] = graphs[0].node_copy(node, there.__getitem__)
+    graphs[0].output(there[chain[-1]])
+    there[chain[-1]] = graphs[1].placeholder("kept")
+    for node in head.graph.nodes:
+        if node not in chain:
+            there[node] = graphs[1].node_copy(node, there.__getitem__)
+    front, rest = (fx.GraphModule(head, graph) for graph in graphs)
+    return front, rest
+
+
+def _is_still_node(head: fx.GraphModule, node: fx.Node, read: fx.Node) -> bool:
+    if node.all_input_nodes != [read] or node.args[:1] != (read,):
+        return False
+    if node.op == "call_module":
+        return is_still(head.get_submodule(str(node.target)))
+    second = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", node.kwargs.get("dim"))
+    if node.target in _FLATTEN:
+        return bool(second == 1)
+    if node.target in _MEAN:
+        return second in ([2, 3], (2, 3))
+    return node.target is F.adaptive_avg_pool2d
