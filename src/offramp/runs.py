@@ -18,6 +18,8 @@ plots/               its plots as files
 policy.json          thresholds, made by `offramp policy`, or with a certificate by `offramp certify`
 xray.html            the page that `offramp xray` makes of xray.safetensors
 bench.json           times to each exit and how this machine runs it fastest, made by `offramp bench`
+verdict.json         early exits against smaller networks, made by `offramp verdict`; verdict.html is its page
+verdict/             the runs of these smaller networks
 """
 
 import json
@@ -57,6 +59,9 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.policy = self.path / "policy.json"
         self.bench = self.path / "bench.json"
+        self.verdict = self.path / "verdict.json"
+        self.verdict_page = self.path / "verdict.html"
+        self.verdict_runs = self.path / "verdict"
 
     def read_config(self) -> dict[str, Any]:
         """The run's configuration as JSON values. A folder that is no run, or of a newer offramp, is refused.
@@ -120,7 +125,7 @@ def load(run: str | Path, into: EarlyExitNet | None = None) -> EarlyExitNet:
     tensors, _ = load_tensors(folder.weights)
     load_weights(into, tensors, folder.weights)
     if folder.origin.is_file():
-        setattr(into, "origin", read_json(folder.origin))  # noqa: B010
+        into.origin = read_json(folder.origin)
     return into.eval()
 
 

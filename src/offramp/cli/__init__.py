@@ -23,6 +23,7 @@ from offramp.cli.policy import policy
 from offramp.cli.predict import predict
 from offramp.cli.reproduce import reproduce
 from offramp.cli.train import train
+from offramp.cli.verdict import verdict
 from offramp.cli.xray import xray
 from offramp.errors import OfframpError, UsageError
 
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "certify": certify,
     "audit": audit,
     "bench": bench,
+    "verdict": verdict,
     "xray": xray,
     "cost": cost,
     "import": import_,

@@ -93,6 +93,8 @@ def _ranges(comparisons: Sequence[Comparison], answers: dict[str, Answer], least
         found.setdefault(answer, []).append(
             f"{times[0]:.3g}" if len(times) == 1 else f"from {times[0]:.3g} to {times[-1]:.3g}"
         )
+    if found.keys() == {"open"}:
+        return []  # the headline says it
     order: tuple[Answer, ...] = ("yes", "no", "open")
     return [f"{said[answer]}: {', '.join(found[answer])} ms per image." for answer in order if answer in found]
 
@@ -116,15 +118,21 @@ def _unresolved(comparisons: Sequence[Comparison], answers: dict[str, Answer], i
         )
     best = max(covering, key=lambda one: one.gain)
     headline = (
-        f"Not resolved: at {time(best.ms)} early exits are {abs(best.gain):.2f} points "
-        f"{'more' if best.gain >= 0 else 'less'} accurate than the best smaller network of that time, and the interval "
-        f"of the gain covers {least_gain:g} ({interval(best)}); more test images or rounds."
+        f"Not resolved: at {time(best.ms)} early exits are {_by(best.gain)} the best smaller network of that time, and "
+        f"the interval of the gain covers {least_gain:g} ({interval(best)}); more test images or rounds."
     )
     distance, half = abs(best.gain - least_gain), (best.high - best.low) / 2
     times = (half / distance) ** 2 if distance else inf
     if 1 < times <= ENOUGH:
         headline += f" A difference of that size needs about {_rounded(times * images):,} test images."
     return headline
+
+
+def _by(gain: float) -> str:
+    size = f"{abs(gain):.2f}"
+    if float(size) == 0:
+        return "as accurate as"
+    return f"{size} points {'more' if gain > 0 else 'less'} accurate than"
 
 
 def _rounded(images: float) -> int:

@@ -37,7 +37,6 @@ class Contender:
         operations: Per image.
         seeds: How many trainings it stands for.
         straight: Whether an engine runs straight on, no exit asked, because that is faster.
-        note: More about it, for people.
     """
 
     name: str
@@ -49,7 +48,6 @@ class Contender:
     operations: float
     seeds: int = 1
     straight: bool = False
-    note: str = ""
 
     @property
     def ms(self) -> float:
@@ -87,7 +85,6 @@ class Contender:
             "operations": self.operations,
             "seeds": self.seeds,
             "straight": self.straight,
-            "note": self.note,
         }
 
 
