@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from offramp.engine.agreement import BF16, FLOAT32
 from offramp.errors import UsageError
+from offramp.fast import Planned
 from offramp.fast.packing import can_pack, pack, runs_in_turn
 from offramp.network import Carry, EarlyExitNet, has_hooks
 
@@ -29,8 +30,10 @@ class Form:
         channels_last: Keep maps with their channels innermost.
         bf16: Compute in bfloat16; what follows the logits is float32 all the same.
         compiled: Compile each stage and each exit with `torch.compile` (a minute or more at first use).
-        packed: On a CPU with oneDNN (`can_pack`): each convolution's weights are laid out once, not at every call, and
-            the ReLU after it, in a `Sequential`, is part of it. Elsewhere it changes nothing.
+        packed: On a CPU with oneDNN (`can_pack`): each stage and each exit is a plan (`fast.Planned`) where its
+            operations can be traced: batch norm is folded wherever it stands, weights are laid out once, not at every
+            call, joined maps are written side by side. Elsewhere in `Sequential`s alone, and without plans where it is
+            compiled as well. Where there is no oneDNN it changes nothing.
         backend: What runs them. `onnxruntime` folds and lays out by itself, in float32, so that the other fields are
             torch's alone: with it the first two count as off, and the others are refused.
 
@@ -103,17 +106,29 @@ class Program:
         self.num_exits, self.num_classes = network.num_exits, network.num_classes
         self.image_shape = network.image_shape
         twin = copy.deepcopy(network).eval().requires_grad_(False)
-        if form.fold:
-            fold(twin)
         if form.channels_last:
             twin = twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        twin = twin.to(self.device, self.dtype)
-        if form.packed and can_pack(self.device, self.dtype):
-            pack(twin)
-        make: Callable[[Any], Any] = torch.compile if form.compiled else _as_it_is
-        self._stages = [make(stage) for stage in twin.stages]
-        self._heads = [make(head) for head in twin.exits]
+        self._stages = [self._made(stage) for stage in twin.stages]
+        self._heads = [self._made(head) for head in twin.exits]
         self._reads = twin.reads
+
+    def _made(self, part: nn.Module) -> Callable[..., Any]:
+        """A stage or an exit in the form."""
+        form = self.form
+        if form.packed and not form.compiled and can_pack(self.device, self.dtype):
+            return Planned(part.to(self.device), dtype=self.dtype, fold=form.fold, otherwise=self._in_sequentials)
+        part = self._in_sequentials(part)
+        made: Callable[..., Any] = torch.compile(part) if form.compiled else part
+        return made
+
+    def _in_sequentials(self, part: nn.Module) -> nn.Module:
+        """Folded and packed as far as that can be seen without tracing what a part does."""
+        if self.form.fold:
+            fold(part)
+        part = part.to(self.device, self.dtype)
+        if self.form.packed and can_pack(self.device, self.dtype):
+            pack(part)
+        return part
 
     def enter(self, images_BCHW: Tensor) -> Carry:
         """The carry before the first stage.
@@ -149,10 +164,6 @@ class Program:
             carry = self.stage(k, carry)
             logits.append(self.head(k, carry))
         return torch.stack(logits)
-
-
-def _as_it_is(module: Any) -> Any:
-    return module
 
 
 def fold(module: nn.Module) -> None:

@@ -40,8 +40,9 @@ class PackedConv(nn.Module):
         self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *self.settings)
         self.bias = None if conv.bias is None else conv.bias.detach()
         self.after = "relu" if relu else "none"
-        is_product = conv.kernel_size == (1, 1) and self.settings == ([0, 0], [1, 1], [1, 1], 1)
-        self.of_one = (self.bias, weight.flatten(1).contiguous().t()) if is_product and self.bias is not None else None
+        self.of_one: tuple[Tensor, Tensor] | None = None
+        if is_product(conv) and self.bias is not None:
+            self.of_one = self.bias, weight.flatten(1).contiguous().t()
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of a map `[B, channels, height, width]`."""
@@ -57,6 +58,12 @@ class PackedConv(nn.Module):
         rows_RI = x.permute(0, 2, 3, 1).reshape(-1, channels)
         product = torch._addmm_activation if self.after == "relu" else torch.addmm  # it is ReLU
         return product(bias_O, rows_RI, matrix_IO).view(1, height, width, -1).permute(0, 3, 1, 2)
+
+
+def is_product(conv: nn.Conv2d) -> bool:
+    """Whether a convolution is a matrix product of rows, one a pixel."""
+    settings = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return settings == ((1, 1), (1, 1), (0, 0), (1, 1), 1)
 
 
 def pack(module: nn.Module) -> None:

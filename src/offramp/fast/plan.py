@@ -9,7 +9,8 @@ from torch import Tensor, fx, nn
 
 from offramp.errors import UsageError
 from offramp.fast.kernels import Kernels
-from offramp.fast.placing import Places
+from offramp.fast.layout import Cut, Fused, Layout
+from offramp.fast.placing import Copy
 from offramp.fast.steps import Copying, Cutting, Kept, Pass, Segment, Step, Units
 from offramp.fast.tracing import Traced, Unit, UntraceableError
 
@@ -52,10 +53,7 @@ class Plan:
     def forward(self, run: Pass, maps: Sequence[Tensor]) -> list[Kept]:
         """Run the steps; gives what each has to keep."""
         for node, x in zip(self.inputs, maps, strict=True):
-            if node in self.regions:
-                run.put(node, self.regions[node], x)
-            else:
-                run.values[node] = x
+            run.give(node, self.regions.get(node), x)
         kept = [step.forward(run) for step in self.steps]
         self._move_averages(kept)
         return kept
@@ -90,45 +88,22 @@ class _Layout:
 
     def __init__(self, traced: Traced, units: Sequence[Unit]) -> None:
         self.traced = traced
-        places = Places()
-        first = {unit.first: unit for unit in units}
-        hidden = {node for unit in units for node in _between(unit)}
         groups = _groups(units)
-        order: list[tuple[str, Any]] = []  # what happens, in turn
-        for node in traced.nodes:
-            joined, cut = traced.joined(node), traced.cut(node)
-            if node in first:
-                places.own(first[node].last, traced.shape(first[node].last))
-                order += [("units", groups[first[node]])] if first[node] in groups else []
-            elif node in hidden:
-                continue
-            elif joined is not None:
-                places.join(node, joined, traced.shape(node))
-                order.append(("joined", node))
-            elif cut is not None:
-                places.cut(node, *cut)
-                order.append(("cut", (cut[0], node)))
-            else:
-                if traced.is_map(node):
-                    places.own(node, traced.shape(node))
-                if node.op != "placeholder":
-                    traced.check_alone(node)
-                    order.append(("alone", node))
-        self.slabs, self.regions, copies = places.settle()
-        shared = [node for node, region in self.regions.items() if self.slabs[region.slab].home is None]
-        if len({traced.results[node].dtype for node in (units[0].last, *shared)}) > 1:
-            raise UntraceableError("it joins maps of several types")
+        leaders = {unit.first: unit for unit in groups}
+        layout = Layout(traced, {unit.first: (unit.first, *_between(unit)) for unit in units})
+        self.slabs, self.regions = layout.slabs, layout.regions
         self.steps: list[Step] = []
-        for kind, items in itertools.groupby(order, key=lambda pair: pair[0]):
-            nodes = [item for _, item in items]
-            if kind == "units":
-                self.steps += [self._units(group) for group in nodes]
-            elif kind == "joined":
-                self.steps += [Copying(c.source, c.target) for node in nodes for c in copies if c.node is node]
-            elif kind == "cut":
-                self.steps += [Cutting(self.regions[source], self.regions[node]) for source, node in nodes]
-            elif kind == "alone":
-                self.steps.append(self._segment(nodes))
+        for turn in layout.turns:
+            if isinstance(turn, Fused):
+                self.steps += [self._units(groups[leaders[turn.first]])] if turn.first in leaders else []
+            elif isinstance(turn, Copy):
+                self.steps.append(Copying(turn.source, turn.target))
+            elif isinstance(turn, Cut):
+                self.steps.append(Cutting(turn.source, turn.target))
+            else:
+                for node in turn:
+                    traced.check_alone(node)
+                self.steps.append(self._segment(turn))
 
     def _units(self, group: Sequence[Unit]) -> Units:
         return Units(

@@ -61,6 +61,13 @@ class Pass:
         else:
             self.target(region, len(x_BHWC), x_BHWC.device).copy_(x_BHWC)
 
+    def give(self, node: fx.Node, region: Region | None, value: Any) -> None:
+        """Bring what a node gives to where it belongs."""
+        if region is None:
+            self.values[node] = value
+        else:
+            self.put(node, region, value)
+
     def gradient(self, region: Region) -> Tensor | None:
         """Of a map, as far as it has been added up; None where nothing that was given a gradient has read it."""
         whole = self.gradients[region.slab]
@@ -309,10 +316,7 @@ class Segment:
                 env[node] = call(self.root, node, env)
         for node in self.results:
             value = env[node].detach() if isinstance(env[node], Tensor) else env[node]
-            if node in self.regions:
-                run.put(node, self.regions[node], value)
-            else:
-                run.values[node] = value
+            run.give(node, self.regions.get(node), value)
         outs = {node: env[node] for node in self.results if isinstance(env[node], Tensor) and env[node].requires_grad}
         return leaves, outs
 

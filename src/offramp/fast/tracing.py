@@ -7,7 +7,7 @@ import copy
 import operator
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -32,7 +32,7 @@ class UntraceableError(OfframpError):
     """A part that cannot be run in this form, and why."""
 
 
-class _Call(nn.Module):
+class Call(nn.Module):
     """A part called with a tuple, so that one which takes `*maps` can be traced for as many as there are."""
 
     def __init__(self, part: nn.Module) -> None:
@@ -73,7 +73,7 @@ class Traced:
     """What a part does, for maps of given shapes.
 
     Args:
-        part: A stage or an exit, in training mode.
+        part: A stage or an exit, in the mode in which it is to run.
         maps: What it is called with.
 
     Raises:
@@ -81,9 +81,10 @@ class Traced:
     """
 
     def __init__(self, part: nn.Module, maps: Sequence[Tensor]) -> None:
-        self.root = _Call(part)
+        self.root = Call(part)
         try:
-            with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+            # Not in inference mode, even where the caller is: its tensors do not count how often they are written.
+            with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
                 self._trace(maps)
         except Exception as error:  # anything may happen in code that is run with stand-ins for tensors
             raise UntraceableError(f"it cannot be traced: {error}") from error
@@ -111,11 +112,11 @@ class Traced:
 
     def units(self) -> Iterator[Unit]:
         """The units, in the order of their convolutions."""
-        calls = Counter(node.target for node in self.nodes if node.op == "call_module")
+        calls = self.calls()
         for first in self.nodes:
-            norm = self._only_reader(first)
-            last = None if norm is None else self._only_reader(norm)
-            if norm is None or last is None or not self._is_relu(last):
+            norm = self.only_reader(first)
+            last = None if norm is None else self.only_reader(norm)
+            if norm is None or last is None or not self.is_relu(last):
                 continue
             if len(first.args) != 1 or not self.is_map(first.args[0]):
                 continue
@@ -201,12 +202,17 @@ class Traced:
             raise ValueError("it changes what it is given")
         self.results: dict[fx.Node, Any] = recorder.results
 
-    def _only_reader(self, node: fx.Node) -> fx.Node | None:
+    def calls(self) -> Mapping[Any, int]:
+        """How often each module is called."""
+        return Counter(node.target for node in self.nodes if node.op == "call_module")
+
+    def only_reader(self, node: fx.Node) -> fx.Node | None:
         """The one node that reads this one and nothing else, if there is no other."""
         readers = list(node.users)
         return readers[0] if len(readers) == 1 and readers[0].all_input_nodes == [node] else None
 
-    def _is_relu(self, node: fx.Node) -> bool:
+    def is_relu(self, node: fx.Node) -> bool:
+        """Whether a node is a ReLU."""
         if node.op == "call_module":
             return type(self.module(node)) is nn.ReLU
         return node.target in (RELUS if node.op == "call_function" else ("relu", "relu_"))
