@@ -6,7 +6,7 @@ B images of a batch, K exits, N classes.
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +15,10 @@ from offramp.costs import cost
 from offramp.devices import device_named
 from offramp.engine.agreement import Agreement, agreement
 from offramp.engine.anytime import each_exit, until
-from offramp.engine.form import Form, Program
+from offramp.engine.form import Form
 from offramp.engine.plan import Plan, Tally
 from offramp.engine.rows import Answers, Left, Rows, in_order, join, nothing
+from offramp.engine.sessions import program
 from offramp.engine.straight import Straight, note, now, wait
 from offramp.engine.stream import as_ready, in_turn
 from offramp.engine.tune import tuned
@@ -51,9 +52,11 @@ class Engine:
         form: Folding, memory layout, packing, precision, compilation. `tune` measures which is fastest.
         plan: How batches are run, whatever their size. `tune` measures which is fastest for which size.
         device: Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`; the network's own device if None.
+        backend: Short for `form=Form(backend=...)`.
 
     Raises:
-        UsageError: A policy for another number of exits or other weights, a plan that asks exits that are not there.
+        UsageError: A policy for another number of exits or other weights, a plan that asks exits that are not there, a
+            form and a backend, a form that this network or device cannot be run in.
     """
 
     def __init__(
@@ -64,14 +67,17 @@ class Engine:
         form: Form | None = None,
         plan: Plan | None = None,
         device: str | torch.device | None = None,
+        backend: Literal["torch", "onnxruntime"] | None = None,
     ) -> None:
+        if form is not None and backend is not None:
+            raise UsageError("Give a form or a backend, not both: Form(backend=...) is a form.")
         if policy.num_exits != network.num_exits:
             raise UsageError(f"This policy is for {policy.num_exits} exits; the network has {network.num_exits}.")
         if policy.network is not None:
             policy.check_network(weights_hash(network.state_dict()))
         self.network, self.policy = network, policy
         self.device = device_named(device) if isinstance(device, str) else device
-        self.use(form or Form(), {1: plan or Plan()})
+        self.use(form or Form(backend=backend or "torch"), {1: plan or Plan()})
 
     @property
     def num_exits(self) -> int:
@@ -95,7 +101,7 @@ class Engine:
             raise UsageError("At least one plan is needed, for some size of batches.")
         for plan in filter(None, (*plans.values(), stream)):
             self._check(plan)
-        self.program = Program(self.network, form, self.device)
+        self.program = program(self.network, form, self.device)
         self._arrange(plans, stream, chunks)
 
     def under(

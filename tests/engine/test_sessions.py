@@ -1,0 +1,303 @@
+"""The engine run by onnxruntime. Networks are exported once for all tests: it takes seconds."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from offramp.engine import FLOAT32, Answers, Engine, Form, Plan, Tally, kept, sessions
+from offramp.errors import UsageError
+from offramp.network import EarlyExitNet
+from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
+
+ONNX = Form(backend="onnxruntime")
+NETWORKS = (("msdnet", True), ("ranet", False), ("by hand", False))
+BATCHES = (0, 1, 7, 32)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def kept_here(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+
+
+@pytest.fixture
+def some(small, images_of, leaving) -> Callable[..., tuple[EarlyExitNet, Tensor, Tensor, Policy]]:
+    """A function from a network's name to network, 200 images, their logits, and a policy by which some leave."""
+
+    def get(name: str = "msdnet", damping: bool = True, measure: Measure | None = None):
+        network = small(name, damping=damping)
+        images_BCHW = images_of(network, 200)
+        with torch.no_grad():
+            logits_KBC = network(images_BCHW)
+        return network, images_BCHW, logits_KBC, leaving(logits_KBC, network.num_classes, (0.4, 0.5, 0.3), measure)
+
+    return get
+
+
+def agree(engine: Engine, answers: Answers, logits_KBC: Tensor, plan: Plan) -> None:
+    found = engine.agreement(answers, logits_KBC, engine.policy_under(plan))
+    assert (found.images, found.wrong, found.tolerance) == (logits_KBC.shape[1], 0, FLOAT32)
+    assert found.flips <= 1
+
+
+@pytest.mark.parametrize(("name", "damping"), NETWORKS)
+def test_answers_are_those_of_the_policy(some, name, damping) -> None:
+    network, images_BCHW, logits_KBC, policy = some(name, damping)
+    assert len(policy.choose(logits_KBC, network.num_classes).exits_S.unique()) >= 3
+    engine = Engine(network, policy, backend="onnxruntime")
+    torch.testing.assert_close(engine.program.logits(images_BCHW), logits_KBC, rtol=1e-4, atol=1e-4)
+    for size in (*BATCHES, 200):
+        agree(engine, engine(images_BCHW[:size]), logits_KBC[:, :size], engine.plan_for(size))
+
+
+@pytest.mark.parametrize(("name", "damping"), NETWORKS)
+def test_no_image_is_no_trouble(some, name, damping) -> None:
+    network, images_BCHW, logits_KBC, policy = some(name, damping)
+    engine = Engine(network, policy, backend="onnxruntime")
+    assert engine.program.logits(images_BCHW[:0]).shape == logits_KBC[:, :0].shape
+    assert [len(answers.labels_B) for answers in engine.stream([images_BCHW[:0], images_BCHW[:3]])] == [0, 3]
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [Plan(sizes=(), chunk=None), Plan(chunk=5), Plan(compacts=()), Plan(asks=(1,)), Plan(straight=True)],
+    ids=str,
+)
+def test_plans_streams_and_tallies(some, plan) -> None:
+    network, images_BCHW, logits_KBC, policy = some()
+    engines = [Engine(network, policy, form=form, plan=plan) for form in (ONNX, Form())]
+    tallies = []
+    for engine in engines:
+        tally = engine.tally(timed=True)
+        agree(engine, engine(images_BCHW, tally=tally), logits_KBC, plan)
+        streamed = engine.stream(torch.split(images_BCHW, 7), window=40, tally=tally)
+        agree(engine, Answers(*map(torch.cat, zip(*streamed, strict=True))), logits_KBC, plan)
+        assert sum(tally.seconds_K) > 0
+        tallies.append(tally)
+    assert _counts(tallies[0]) == _counts(tallies[1])
+
+
+def _counts(tally: Tally) -> list[list[int]]:
+    return [tally.exits_K, tally.stage_rows_K, tally.head_rows_K]
+
+
+def test_as_ready_anytime_and_exit_by_exit(some) -> None:
+    network, images_BCHW, logits_KBC, policy = some("ranet", False)
+    engine = Engine(network, policy, backend="onnxruntime")
+    pieces = list(engine.as_ready(torch.split(images_BCHW, 9)))
+    positions_B = torch.cat([positions_B for positions_B, _ in pieces])
+    assert positions_B.sort().values.tolist() == [*range(200)]
+    columns = (torch.cat(column)[positions_B.argsort()] for column in zip(*(one for _, one in pieces), strict=True))
+    agree(engine, Answers(*columns), logits_KBC, engine.stream_plan)
+    *_, last = engine.each_exit(images_BCHW)
+    agree(engine, last, logits_KBC, Plan())
+    first = engine.anytime(images_BCHW, deadline_ms=0)
+    assert first.exits_B.unique().tolist() == [0]
+    torch.testing.assert_close(first.confidence_B, policy.measure.over(logits_KBC, 5)[0][0], rtol=0, atol=FLOAT32)
+
+
+def test_patience(some) -> None:
+    network, images_BCHW, logits_KBC, _ = some("ranet", False)
+    policy = Policy((*[1.0] * (network.num_exits - 1), EVERYBODY), Measure("patience"))
+    engine = Engine(network, policy, backend="onnxruntime")
+    agree(engine, engine(images_BCHW), logits_KBC, Plan())
+
+
+def test_only_exits_that_may_answer_run(some, monkeypatch) -> None:
+    network, images_BCHW, _, policy = some()
+    thresholds = (policy.thresholds[0], NOBODY, EVERYBODY)
+    engine = Engine(network, dataclasses.replace(policy, thresholds=thresholds), backend="onnxruntime")
+    ran = []
+    call = sessions._Session.__call__
+
+    def noted(session, *carry: Tensor):
+        ran.append((session, len(carry[0])))
+        return call(session, *carry)
+
+    monkeypatch.setattr(sessions._Session, "__call__", noted)
+    tally = engine.tally()
+    exits_B = engine(images_BCHW[:32], tally=tally).exits_B
+    loaded = engine.program._loaded
+    rows = [[sum(n for one, n in ran if one is part) for part in kind] for kind in (loaded.stages, loaded.exits)]
+    assert rows == [tally.stage_rows_K, tally.head_rows_K]
+    assert rows[1][1] == 0
+    assert 0 < (exits_B == 2).sum() <= rows[0][2] < 32
+    ran.clear()
+    one = images_BCHW[:32][exits_B == 0][:1]
+    engine(one)
+    assert [session for session, _ in ran] == [loaded.stages[0], loaded.exits[0]]
+
+
+def test_tensors_are_not_copied_and_answers_are_ours(some, monkeypatch) -> None:
+    network, images_BCHW, _, policy = some()
+    program = Engine(network, policy, backend="onnxruntime").program
+    given = []
+    session = program._stages[0]
+    inner = session.session
+
+    class Noted:
+        def run(self, outputs, feeds):
+            given.append({name: array.ctypes.data for name, array in feeds.items()})
+            return inner.run(outputs, feeds)
+
+    session.session = Noted()
+    try:
+        carry = program.enter(images_BCHW[:7])
+        first = program.stage(0, carry)
+        before = [tensor.clone() for tensor in first]
+        for size in (1, 7, 64, 7):
+            program.stage(0, program.enter(images_BCHW[-size:]))
+    finally:
+        session.session = inner
+    assert given[0] == {"images": images_BCHW.data_ptr()}
+    assert all(torch.equal(*pair) for pair in zip(first, before, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(program.stage(0, carry), before, strict=True))
+    first[0].zero_()  # nor is it another's
+    assert torch.equal(program.stage(0, carry)[0], before[0])
+
+
+def test_images_as_they_come(some) -> None:
+    """Channels innermost, double, with a gradient wanted: as every other form takes them."""
+    network, images_BCHW, logits_KBC, policy = some()
+    engine = Engine(network, policy, backend="onnxruntime")
+    for given in (
+        images_BCHW.contiguous(memory_format=torch.channels_last),
+        images_BCHW.double(),
+        images_BCHW.clone().requires_grad_(),
+        images_BCHW.flip(0).flip(0),
+        images_BCHW[:, :, :, :],
+    ):
+        agree(engine, engine(given), logits_KBC, Plan())
+    with pytest.raises(UsageError, match=r"Images must be a batch \[B, 3, 16, 16\]"):
+        engine(images_BCHW[:, :1])
+
+
+def test_a_second_engine_shares_the_sessions_and_a_third_finds_the_files(some, monkeypatch) -> None:
+    network, _, _, policy = some()
+    first = Engine(network, policy, backend="onnxruntime")
+    monkeypatch.setattr(kept, "make", None)
+    again = Engine(network, policy, form=ONNX)
+    assert again.program._stages[0] is first.program._stages[0]
+    del first, again
+    assert not sessions._alive
+    Engine(network, policy, backend="onnxruntime")
+
+
+def test_files_that_are_not_the_networks_are_made_anew(some, tmp_path, monkeypatch) -> None:
+    network, images_BCHW, logits_KBC, policy = some("by hand", False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = kept.place(network)
+    other, *_ = some("by hand", False)
+    nn.init.zeros_(other.exits[3].weight)
+    kept.make(other, folder)
+    engine = Engine(network, policy, backend="onnxruntime")
+    agree(engine, engine(images_BCHW), logits_KBC, Plan())
+    del engine
+    (folder / "stage-2.onnx").write_bytes(b"damaged")
+    engine = Engine(network, policy, backend="onnxruntime")
+    agree(engine, engine(images_BCHW), logits_KBC, Plan())
+
+
+def test_answers_of_another_network_are_refused(some, monkeypatch) -> None:
+    network, _, _, policy = some()
+    other, *_ = some()
+    nn.init.zeros_(other.exits[1][-1].weight)
+    files = kept.find(kept.place(network)) or kept.make(network, kept.place(network))
+    monkeypatch.setattr(kept, "find", lambda folder: None)
+    monkeypatch.setattr(kept, "make", lambda *_: files)
+    with pytest.raises(UsageError, match="exit 2 gives other logits than run by torch"):
+        Engine(other, dataclasses.replace(policy, network=None), backend="onnxruntime")
+
+
+def test_few_networks_are_kept(tmp_path) -> None:
+    import os
+
+    for age in range(12):
+        (tmp_path / str(age)).mkdir()
+        os.utime(tmp_path / str(age), (1000 - age, 1000 - age))
+    (tmp_path / ".being made").mkdir()
+    kept._forget(tmp_path, 3)
+    assert sorted(one.name for one in tmp_path.iterdir()) == [".being made", "0", "1", "2"]
+
+
+def test_where_nothing_can_be_kept(some, tmp_path, monkeypatch) -> None:
+    network, _, _, policy = some()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UsageError, match=r"cannot be kept in .*file/offramp/onnx: Not a directory; set XDG_CACHE_HOME"):
+        Engine(network, policy, backend="onnxruntime")
+
+
+class Deciding(nn.Module):
+    """Its way depends on what it is given, which no trace can say."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if bool((x > 0).all()) else x
+
+
+def bare(stage: nn.Module, **others) -> EarlyExitNet:
+    head = nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
+    return EarlyExitNet([stage], [head], **{"image_shape": (3, 4, 4), **others}).eval()
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (lambda: bare(nn.ReLU()).double(), r"in float32, and the network in torch.float64: give it network.float\(\)"),
+        (lambda: bare(nn.ReLU(), image_shape=None), "made for images of one shape, and this network does not say"),
+        (lambda: bare(Deciding()), "Stage 1 cannot be traced"),
+    ],
+)
+def test_networks_that_cannot_be_run_say_why(network, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Engine(network(), Policy((EVERYBODY,)), backend="onnxruntime")
+
+
+def test_another_device_is_refused() -> None:
+    with pytest.raises(UsageError, match="runs on the CPU here, not on meta"):
+        Engine(bare(nn.ReLU()), Policy((EVERYBODY,)), backend="onnxruntime", device=torch.device("meta"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backend": "tensorrt"}, "backend must be torch or onnxruntime, not 'tensorrt'"),
+        ({"backend": "onnxruntime", "bf16": True}, "bf16 can be had with backend='torch' only"),
+        ({"backend": "onnxruntime", "compiled": True, "packed": True}, "compiled and packed can be had"),
+    ],
+)
+def test_forms_that_cannot_be(arguments, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Form(**arguments)
+
+
+def test_the_form() -> None:
+    assert str(ONNX) == "onnxruntime"
+    assert ONNX == Form(backend="onnxruntime", fold=False) != Form(fold=False, channels_last=False)
+    with pytest.raises(UsageError, match="a form or a backend, not both"):
+        Engine(bare(nn.ReLU()), Policy((EVERYBODY,)), form=ONNX, backend="onnxruntime")
+
+
+def test_without_the_package_one_line_says_what_to_install() -> None:
+    program = """
+import sys
+sys.modules["onnxruntime"] = None
+from torch import nn
+from offramp.engine import Engine, usual_forms
+from offramp.network import EarlyExitNet
+from offramp.policy import EVERYBODY, Policy
+network = EarlyExitNet([nn.Conv2d(1, 2, 3)], [nn.Sequential(nn.Flatten(), nn.Linear(8, 5))], image_shape=(1, 4, 4))
+Engine(network.eval(), Policy((EVERYBODY,)), backend="onnxruntime")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].endswith("onnxruntime is not installed: pip install 'offramp[onnx]'.")
