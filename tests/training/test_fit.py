@@ -1,5 +1,7 @@
 import dataclasses
+import hashlib
 import json
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,53 @@ def test_init_takes_weights_of_a_run_and_widens_them_for_the_neuron(tmp_path: Pa
     first = offramp.load(tmp_path / "first", into=network())
     for own, before in zip(second.parameters(), first.parameters(), strict=True):
         assert torch.equal(own[: len(before)], before)
+
+
+def attached() -> EarlyExitNet:
+    """Exits on a model of three layers, under the names that they have there."""
+    stages = [nn.Sequential(OrderedDict(first=nn.Conv2d(1, 4, 3, 2), norm=nn.BatchNorm2d(4), relu=nn.ReLU()))]
+    stages += [nn.Sequential(OrderedDict(second=nn.Conv2d(4, 4, 3)))]
+    flat = nn.Flatten()
+    return EarlyExitNet(
+        stages, [nn.Sequential(flat, nn.Linear(36, 2)), nn.Sequential(OrderedDict(flat=flat, fc=nn.Linear(4, 2)))]
+    )
+
+
+def test_a_run_keeps_where_its_weights_come_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts, path = images(), tmp_path / "original.pth"
+    given = attached()
+    own = {n: v for n, v in given.state_dict().items() if not n.startswith("exits.0.")}
+    torch.save({"state_dict": {name.split(".", 2)[2]: value for name, value in own.items()}}, path)
+    made = attached()
+    made.origin = {"model": "somebody/net", "licence": "apache-2.0", "weights": None}
+    config = dataclasses.replace(QUICK, init=str(path), freeze_trunk=True, save_every_steps=2)
+    offramp.fit(made, CrossEntropy(), parts.train, parts.val, config, out=tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "From original.pth: trunk and last exit; the other exits start fresh." in said
+    assert "(trunk: somebody/net, apache-2.0)" in said
+    folder = RunFolder(tmp_path / "run")
+    init = {"file": "original.pth", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert json.loads(folder.origin.read_text()) == made.origin | {"init": init}
+    loaded = offramp.load(folder.path, into=attached())
+    assert all(torch.equal(loaded.state_dict()[n], v) for n, v in own.items() if n.startswith("stages."))
+    assert loaded.origin == made.origin | {"init": init}
+    # Continued without the file: what is known stays.
+    before = folder.origin.read_bytes(), folder.metrics.read_bytes()
+    folder.weights.unlink()
+    sorted(folder.checkpoints.iterdir())[-1].unlink()
+    path.unlink()
+    offramp.fit(attached(), CrossEntropy(), parts.train, parts.val, config, out=folder.path)
+    assert (folder.origin.read_bytes(), folder.metrics.read_bytes()) == before
+
+
+def test_weights_of_a_run_are_named_by_its_folder_and_unknown_origins_by_nothing(tmp_path: Path) -> None:
+    parts = images()
+    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path / "first")
+    assert not RunFolder(tmp_path / "first").origin.exists()
+    config = dataclasses.replace(QUICK, init=str(tmp_path / "first"), trunk_lr=0.1)
+    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path / "second")
+    found = json.loads(RunFolder(tmp_path / "second").origin.read_text())
+    assert found["init"]["file"] == "first/weights.safetensors"
 
 
 @pytest.mark.parametrize(

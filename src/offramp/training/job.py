@@ -104,7 +104,7 @@ class Job:
 
     def origin(self) -> dict[str, Any]:
         """What `origin.json` holds: what the network says of its weights, and the file that they were read from."""
-        origin: dict[str, Any] = dict(getattr(self.network, "origin", None) or {})
+        origin: dict[str, Any] = dict(self.network.origin or {})
         if self.config.init is not None:
             file = weights_of(self.config.init)
             name = file.name if file == Path(self.config.init).expanduser() else f"{file.parent.name}/{file.name}"
@@ -124,7 +124,7 @@ class Job:
 
     def _of_the_trunk(self) -> str:
         """Where its weights come from and under which licence, and how it is trained."""
-        origin = getattr(self.network, "origin", None) or {}
+        origin = self.network.origin or {}
         known = [origin[key] for key in ("model", "licence") if origin.get(key)]
         said = f" (trunk: {', '.join(known)})" if known else ""
         if self.config.freeze_trunk:
