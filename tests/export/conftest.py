@@ -47,9 +47,18 @@ def _by_hand(damping: bool) -> EarlyExitNet:
 
 def _untrained(name: str, damping: bool) -> EarlyExitNet:
     if name == "msdnet":
-        return msdnet(exits=3, base=1, growth=4, growth_factors=(1, 2), damping=damping, **KNOBS)
+        return msdnet(exits=3, base=1, growth=4, step_mode="even", growth_factors=(1, 2), damping=damping, **KNOBS)
     if name == "ranet":
-        return ranet(scales=(1, 2), growth_factors=(2, 1), growth=4, step=1, damping=damping, **KNOBS)
+        return ranet(
+            blocks=1,
+            block_step=1,
+            scales=(1, 2, 2),
+            growth_factors=(2, 1, 1),
+            growth=4,
+            step=1,
+            damping=damping,
+            **KNOBS,
+        )
     return _by_hand(damping)
 
 

@@ -178,7 +178,7 @@ def stages(
         exit_files.append(ExitFile(f"exit-{k}.onnx", network.reads[k - 1] % len(stage.outputs)))
         write_atomically(path / stage_files[-1].file, stage.model.SerializeToString(deterministic=True))
         write_atomically(path / exit_files[-1].file, leaves.model.SerializeToString(deterministic=True))
-    origin = getattr(network, "origin", None)
+    origin = network.origin
     written = Stages(
         folder=path,
         num_classes=network.num_classes,

@@ -12,14 +12,15 @@ import itertools
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from offramp.errors import UsageError
+from offramp.export.graph import rename
 from offramp.network import Carry, EarlyExitNet, as_carry
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ def _split(whole: "onnx.ModelProto", names: Sequence[tuple[tuple[str, ...], tupl
         before = [name for name in inputs if name.startswith(f"{p}:")]
         after = [name for name in outputs if name.startswith(f"{p}>")]
         model = extractor.extract_model(before, after)
-        _rename(model.graph, dict(zip([*before, *after], [*ins, *outs], strict=True)))
+        _call(model.graph, dict(zip([*before, *after], [*ins, *outs], strict=True)))
         used = {name for node in model.graph.node for name in node.input}
         kept = [value for value in model.graph.input if value.name in used]
         del model.graph.input[:]
@@ -221,12 +222,10 @@ def _split(whole: "onnx.ModelProto", names: Sequence[tuple[tuple[str, ...], tupl
     return tuple(split)
 
 
-def _rename(graph: Any, new: dict[str, str]) -> None:
+def _call(graph: "onnx.GraphProto", new: Mapping[str, str]) -> None:
     for value in (*graph.input, *graph.output):
-        value.name = new.get(value.name, value.name)
-    for node in graph.node:
-        for side in (node.input, node.output):
-            side[:] = [new.get(name, name) for name in side]
+        value.name = new[value.name]
+    rename(graph.node, lambda name: new.get(name, name))
 
 
 def _tidy(model: "onnx.ModelProto") -> None:
