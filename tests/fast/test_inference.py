@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 
 from offramp.backbones import msdnet, ranet
 from offramp.fast.inference import InferencePlan, Planned

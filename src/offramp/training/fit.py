@@ -1,6 +1,7 @@
 """Training a network on a data set into a run's folder; starting the same again continues."""
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -206,7 +207,12 @@ def _together(wanted: str) -> Iterator[torch.device]:
 
 
 def _join(backend: str) -> None:
-    """Meet the other processes. After a restart not by the addresses of the life before, which the store still has."""
+    """Meet the other processes. After a restart not by the addresses of the life before, which the store still has.
+
+    What defines defaults such as `group=WORLD` when it is imported, as the compiler's modules do that a fused optimiser
+    brings in, is imported before: it would keep the group beyond its end, and its threads would abort Python's exit.
+    """
+    importlib.import_module("torch._dynamo")
     store, rank, world_size = next(rendezvous("env://"))
     life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"offramp/life-{life}", store)
