@@ -112,10 +112,13 @@ def _unresolved(comparisons: Sequence[Comparison], answers: dict[str, Answer], i
     covering = [one for one in unknown if one.low <= least_gain]
     if not covering:
         best = max(unknown, key=lambda one: one.low)
-        return (
-            f"Not resolved: at {time(best.ms)} early exits are {best.gain:.2f} points more accurate than this network "
-            f"cut at one exit ({interval(best)}), but the networks trained for that time alone are missing."
+        headline = (
+            f"Not resolved: at {time(best.ms)} early exits are {best.gain:.2f} points more accurate than the best of "
+            f"the smaller networks there are ({interval(best)}), but "
         )
+        if best.missing:
+            return f"{headline}the networks trained for that time alone are missing."
+        return f"{headline}on the test images another is best, and it may be as accurate; more images, or rounds."
     best = max(covering, key=lambda one: one.gain)
     headline = (
         f"Not resolved: at {time(best.ms)} early exits are {_by(best.gain)} the best smaller network of that time, and "

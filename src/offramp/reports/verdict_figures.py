@@ -102,6 +102,8 @@ class Comparison:
         gain: `top1` less that.
         low: Lower end of its interval.
         high: Its upper end.
+        surest: The lower end against the smaller networks that are best on the test images, where that is less: these
+            may be chosen by luck, but a yes has to hold against them too.
         straight: Whether the engine runs straight on.
         missing: Exits (from 1) next to that time whose network trained alone was not there to compare with.
     """
@@ -115,6 +117,7 @@ class Comparison:
     gain: float
     low: float
     high: float
+    surest: float
     straight: bool
     missing: tuple[int, ...]
 
@@ -122,7 +125,7 @@ class Comparison:
         """Whether early exits gain more than `least_gain` points here: yes, no, or open."""
         if self.straight or self.high <= least_gain:
             return "no"
-        return "yes" if self.low > least_gain and not self.missing else "open"
+        return "yes" if self.surest > least_gain and not self.missing else "open"
 
 
 @dataclass(frozen=True)

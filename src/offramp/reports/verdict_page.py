@@ -6,8 +6,8 @@ from offramp.reports import figures
 from offramp.reports.bench_plots import EXITS, STAR
 from offramp.reports.page import inline_svg, page
 from offramp.reports.verdict_conclusion import against
-from offramp.reports.verdict_figures import CONFIDENCE, Contender, Verdict
-from offramp.reports.verdict_table import SAID, label, milliseconds, remarks
+from offramp.reports.verdict_figures import Contender, Verdict
+from offramp.reports.verdict_table import PERCENT, SAID, label, milliseconds, remarks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ def verdict_page(verdict: Verdict) -> str:
         plots=plots,
         contenders=[one for kind in ("engine", "cut", "alone") for one in verdict.contenders if one.kind == kind],
         comparisons=[(one, SAID[one.answer(verdict.least_gain)]) for one in verdict.comparisons],
-        confidence=f"{CONFIDENCE:.0%}",
+        confidence=PERCENT,
         against=against,
         label=label,
         milliseconds=milliseconds,

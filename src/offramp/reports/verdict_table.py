@@ -11,6 +11,7 @@ from offramp.reports.figures import short
 from offramp.reports.verdict_conclusion import against
 from offramp.reports.verdict_figures import CONFIDENCE, Contender, Verdict
 
+PERCENT = f"{100 * CONFIDENCE:.0f} %"
 SAID = {"yes": "gain", "no": "no gain", "open": "not resolved"}
 
 
@@ -27,7 +28,7 @@ def verdict_table(verdict: Verdict) -> RenderableType:
     gains = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("ms", "early exits %", "best smaller %"):
         gains.add_column(name, justify="right", no_wrap=True)
-    gains.add_column(f"gain ({CONFIDENCE:.0%})", justify="right", no_wrap=True)
+    gains.add_column(f"gain ({PERCENT})", justify="right", no_wrap=True)
     for name in ("", "best smaller network of that time"):
         gains.add_column(name)
     for found in verdict.comparisons:
@@ -66,12 +67,12 @@ def remarks(verdict: Verdict) -> Iterator[str]:
         f"{where['torch']}, load before it {where['load_average']}."
     )
     yield (
-        f"The {CONFIDENCE:.0%} intervals of gains hold together. They cover which images were tested and the rounds of "
+        f"The {PERCENT} intervals of gains hold together. They cover which images were tested and the rounds of "
         "timing, each on other images; they do not cover other trainings: the run is one."
     )
     yield (
-        f"Thresholds were found, and the best smaller networks chosen, on {verdict.searched:,} held-out images; times "
-        "are medians of paired rounds (90 % interval)."
+        f"Thresholds were found, and the best smaller networks chosen, on {verdict.searched:,} held-out images; a gain "
+        "has to hold against those best on the test images as well. Times are medians of rounds (90 % interval)."
     )
     yield from verdict.trained
     if verdict.missing:

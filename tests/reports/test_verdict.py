@@ -1,0 +1,315 @@
+"""A small run judged from end to end: smaller networks trained, stopped and continued, timed, put on a page."""
+
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from offramp import training
+from offramp.backbones.prefix import shortened
+from offramp.config import DataConfig, Run, Spec, TrainConfig
+from offramp.engine import PLAIN, Form
+from offramp.errors import UsageError
+from offramp.policy import NOBODY, Policy
+from offramp.reports import verdict as module
+from offramp.reports.evaluate import parts_of
+from offramp.reports.verdict import verdict
+from offramp.reports.verdict_comparison import compare, frontier
+from offramp.reports.verdict_conclusion import conclude
+from offramp.reports.verdict_figures import Contender, Verdict
+from offramp.reports.verdict_page import verdict_page
+from offramp.reports.verdict_prefixes import Prefixes, in_words
+from offramp.rules import DFS, Standard
+from offramp.runs import RunFolder, load, read_json
+from offramp.training import StoppedError
+from offramp.training.loop import Loop
+
+NETWORK: dict[str, Any] = {"exits": 2, "channels": 4, "growth": 2, "growth_factors": (1, 2), "head_channels": 8}
+QUICK: dict[str, Any] = {"rounds": 5, "seconds": 0.2, "images": 10}
+
+
+def run_of(folder: Path, objective: str = "power-sqrt", rule: str = "standard", **settings: Any) -> Path:
+    data = DataConfig(source=Spec("digits", {"limit": 500}), batch_size=100, holdout=200)
+    spec = Spec("msdnet", NETWORK)
+    config = TrainConfig(epochs=2, lr=0.05, form="plain", **settings)
+    made = Run(data=data, objective=Spec(objective), network=spec, rule=Spec(rule), training=config)
+    training.train(made, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained once; what is written into it stays."""
+    return run_of(tmp_path_factory.mktemp("verdict") / "run")
+
+
+@pytest.fixture
+def run(base: Path, tmp_path: Path) -> Path:
+    """The same run without anything made later."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.json", "weights.safetensors", "split.json", "metrics.jsonl"):
+        (folder / name).write_bytes((base / name).read_bytes())
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few images to tune on, and not the forms that take seconds to be made."""
+    monkeypatch.setattr(module, "usual_forms", lambda device: (Form(), PLAIN))
+    monkeypatch.setattr(module, "TUNED_ON", 32)
+    monkeypatch.setattr("offramp.engine.tune.STREAMED", (32, 32))
+
+
+def prefixes(run: Path, runs: Path | None = None) -> Prefixes:
+    folder = RunFolder(run)
+    config = folder.read_config()
+    return Prefixes(load(run), config, parts_of(folder, config, None, ""), runs or run / "verdict")
+
+
+# -- the smaller networks ----------------------------------------------------------------------------------------------
+
+
+def test_stopped_and_started_again_it_ends_the_same(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Ctrl-C in the second training: the first is not repeated, the second goes on, and its weights are as if never
+    stopped; then everything is measured.
+    """
+    steps = 0
+    one_step = Loop._one_step
+
+    def interrupted(self: Loop, *args: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 10:  # of 6 in each training
+            os.kill(os.getpid(), signal.SIGINT)
+        one_step(self, *args)
+
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_one_step", interrupted)
+        with pytest.raises(StoppedError):
+            verdict(run, **QUICK, note=said.append)
+    assert said[0].startswith("Training 2 smaller networks (up to exit 1, 2) into ")
+    first, second = (RunFolder(run / "verdict" / name) for name in ("prefix-1", "prefix-2"))
+    assert first.weights.is_file()
+    assert not second.weights.exists()
+    before = first.weights.stat().st_mtime_ns
+    capsys.readouterr()
+    found = verdict(run, **QUICK, note=said.append)
+    assert "Training 1 smaller network (up to exit 2) into " in said[1]
+    assert "Continuing after 1 epochs" in capsys.readouterr().err
+    assert first.weights.stat().st_mtime_ns == before
+    prefixes(run, tmp_path / "calm").train(2, 0)
+    assert second.weights.read_bytes() == (tmp_path / "calm" / "prefix-2" / "weights.safetensors").read_bytes()
+    check(found, run)
+
+
+def check(found: Verdict, run: Path) -> None:
+    """Everything was measured, and the file and the page say what was found."""
+    kinds = [(one.kind, one.exit) for one in found.contenders if one.kind != "engine"]
+    assert kinds == [("cut", 1), ("cut", 2), ("alone", 1), ("alone", 2)]
+    assert found.wrong == 0
+    assert found.missing == ()
+    assert all(len(one.ms_R) == 5 and min(one.ms_R) > 0 for one in found.contenders)
+    network, test = load(run), prefixes(run).parts.test
+    images_BCHW = torch.cat([batch.images_BCHW for batch in test.batches()])
+    with torch.no_grad():
+        answers_KS = network(images_BCHW)[..., :10].argmax(-1)
+    right_KS = answers_KS == test.labels_S
+    for exit in (1, 2):
+        (cut,) = (one for one in found.contenders if (one.kind, one.exit) == ("cut", exit))
+        assert torch.equal(cut.right_S.bool(), right_KS[exit - 1])
+    values = read_json(run / "verdict.json")
+    assert values == json.loads(json.dumps(found.to_json()))
+    page = (run / "verdict.html").read_text()
+    assert found.conclusion.headline.partition(": ")[2][1:] in page.replace("&#39;", "'")
+    assert "<script" not in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    # Contender 1 is compared as the pure functions would.
+    rivals = [one for one in found.contenders if one.kind != "engine"]
+    engines = [one for one in found.contenders if one.kind == "engine"]
+    assert found.comparisons == compare(engines, rivals)
+    assert found.conclusion == conclude(found.comparisons, rivals, found.images)
+
+
+def test_without_training_it_says_what_is_missing(run: Path) -> None:
+    prefixes(run).train(1, 0)
+    Policy((0.3, -1e8)).save(run / "policy.json")
+    found = verdict(run, train=False, **QUICK)
+    assert found.missing == (2,)
+    assert "early exits, policy.json" in {one.name for one in found.contenders}
+    assert found.conclusion.answer != "yes"
+    assert "Missing: the smaller networks up to exit 2, trained alone." in (run / "verdict.html").read_text()
+    assert not (run / "verdict" / "prefix-2").exists()
+
+
+def test_several_seeds_count_by_their_mean(run: Path) -> None:
+    made = prefixes(run)
+    trained = [made.train(1, seed) for seed in (0, 1)]
+    assert sorted(folder.name for folder in (run / "verdict").iterdir()) == ["prefix-1", "prefix-1-seed-1"]
+    (alone,) = module._alone(made, made.network, made.parts, [0, 1], None)
+    assert module._alone(made, made.network, made.parts, [0, 1, 2], None) == []
+    images_BCHW = torch.cat([batch.images_BCHW for batch in made.parts.test.batches()])
+    with torch.no_grad():
+        right_2S = torch.cat([network(images_BCHW) for network in trained]).argmax(-1) == made.parts.test.labels_S
+    assert torch.equal(alone.right(alone.tests), right_2S.double().mean(0))
+    assert 0.5 in alone.right(alone.tests)
+
+
+@pytest.mark.parametrize(
+    ("objective", "rule", "kept", "neuron", "says"),
+    [
+        ("power-sqrt", "standard", "CrossEntropy", False, "damps an exit for the sake of the others"),
+        ("label-smoothing", "dfs", "LabelSmoothing", False, "rule DFS is for several exits"),
+        ("cross-entropy", "standard", "CrossEntropy", False, "2 epochs"),
+    ],
+)
+def test_they_are_trained_as_the_run_but_for_what_is_for_several_exits(
+    objective: str, rule: str, kept: str, neuron: bool, says: str, tmp_path: Path
+) -> None:
+    run = run_of(tmp_path / "run", objective, rule, xray=8, weight_decay=0.01)
+    made = prefixes(run)
+    network = made.train(1, 0)
+    config = RunFolder(run / "verdict" / "prefix-1").read_config()
+    assert config["objective"]["name"].endswith(f":{kept}")
+    assert config["rule"]["name"].endswith(":Standard")
+    assert network.damping is neuron
+    whole = RunFolder(run).read_config()
+    assert config["data"] == whole["data"]
+    assert config["images"] == whole["images"]
+    assert {**config["training"], "xray": 8} == whole["training"]
+    assert any(says in sentence for sentence in made.words())
+
+
+def test_they_start_where_the_run_started(run: Path, base: Path, tmp_path: Path) -> None:
+    """From the same random weights, or from those that the run was given."""
+    torch.manual_seed(0)
+    config = RunFolder(run).read_config()
+    config["training"]["init"] = str(base)
+    made = Prefixes(load(run), config, prefixes(run).parts, tmp_path)
+    given, wanted = made.built(1, 0).state_dict(), shortened(load(base), 1).state_dict()
+    assert all(torch.equal(given[name], tensor) for name, tensor in wanted.items())
+    assert made.training.init is None
+    assert any("start from the weights" in sentence for sentence in made.words())
+
+
+def test_a_rule_of_somebodys_own_is_kept(run: Path) -> None:
+    class Mine(Standard):
+        pass
+
+    config = RunFolder(run).read_config()
+    for name, kind in ((f"{__name__}:Known", Known), (f"{DFS.__module__}:DFS", Standard)):
+        changed = {**config, "rule": {"name": name, "args": {}}}
+        assert type(dataclasses.replace(prefixes(run), config=changed).rule) is kind
+
+
+class Known(Standard):
+    """A rule outside the package."""
+
+
+def test_the_estimate_counts_what_is_left(run: Path) -> None:
+    made = prefixes(run)
+    both = made.seconds([(1, 0), (2, 0)])
+    assert both > 0
+    made.train(1, 0)
+    assert made.seconds([(1, 0)]) == 0
+    assert [in_words(seconds) for seconds in (0.2, 40, 240, 8280)] == ["1 s", "40 s", "4 min", "2.3 h"]
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"rounds": 4}, "rounds must be at least 5, not 4"),
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"batch_size": 0}, "batch-size must be at least 1"),
+        ({"images": 0}, "images must be at least 1"),
+        ({"seconds": 0}, "seconds must be above 0"),
+        ({"least_gain": -1.0}, "least-gain must be at least 0"),
+        ({"exits": [1, 3]}, "exits are numbered from 1 to 2; there is no 3"),
+        ({"policy": Policy((NOBODY, NOBODY, -1e8))}, "3 exits"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_done(settings: dict[str, Any], says: str, run: Path) -> None:
+    with pytest.raises(UsageError, match=says):
+        verdict(run, **settings)
+    assert not (run / "verdict").exists()
+
+
+def test_runs_of_which_nothing_can_be_said(run: Path, tmp_path: Path) -> None:
+    config = read_json(run / "config.json")
+    config["data"]["holdout"] = 0
+    config["images"] = None
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="held none out"):
+        verdict(run)
+
+
+def test_another_run_in_the_place_of_a_smaller_network(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "prefix-1").symlink_to(run)
+    for train in (True, False):
+        with pytest.raises(UsageError, match="is not the run's network up to exit 1"):
+            verdict(run, runs=tmp_path / "runs", train=train)
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def made_up(answer: str) -> Iterator[Contender]:
+    numbers = torch.Generator().manual_seed(0)
+
+    def one(name: str, kind: Any, exit: int | None, top1: float, ms: float, **more: Any) -> Contender:
+        right_S = (torch.rand(3000, generator=numbers) < top1 / 100).double()
+        return Contender(name, kind, exit, right_S, right_S, [ms * (1 + r / 100) for r in range(7)], 1e6 * ms, **more)
+
+    for exit, top1 in ((1, 80), (2, 85)):
+        yield one(f"the network cut at exit {exit}", "cut", exit, top1, exit)
+        yield one(f"exit {exit} trained alone", "alone", exit, top1 + 0.5, exit)
+    yield one("early exits, given", "engine", None, {"yes": 90, "no": 75, "open": 83.2}[answer], 1.5)
+    yield one("early exits for the time of exit 2", "engine", None, 85, 2.0, straight=True)
+
+
+@pytest.mark.parametrize(("answer", "title"), [("yes", "Yes"), ("no", "No"), ("open", "Not resolved")])
+def test_a_page_of_each_kind(answer: str, title: str, tmp_path: Path) -> None:
+    contenders = tuple(made_up(answer))
+    engines, rivals = contenders[4:], contenders[:4]
+    comparisons = compare(engines, rivals)
+    made = Verdict(
+        run=RunFolder(tmp_path / "<my run>"),
+        conclusion=conclude(comparisons, rivals, 3000),
+        comparisons=comparisons,
+        contenders=contenders,
+        frontier=tuple(one.name for one in frontier(rivals)),
+        missing=(),
+        least_gain=0.0,
+        batch_size=32,
+        timed=64,
+        test="made/up",
+        fingerprint="",
+        images=3000,
+        searched=3000,
+        weights="",
+        device="a machine",
+        conditions={"threads": 1, "torch": "2", "load_average": 0.1},
+        form="folded",
+        trained=("So they were trained.",),
+        wrong=2,
+    )
+    assert made.conclusion.answer == answer
+    page = verdict_page(made)
+    assert page == verdict_page(made)
+    assert f"<title>Is early exit worth it? {title}</title>" in page
+    assert "&lt;my run&gt;" in page
+    assert "runs straight on" in page
+    assert "So they were trained." in page
+    assert 'class="note warning">2 timed answers differ' in page
+    assert page.count("<svg") == 2
