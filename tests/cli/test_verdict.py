@@ -1,3 +1,4 @@
+import importlib
 import inspect
 import json
 from pathlib import Path
@@ -7,9 +8,9 @@ import pytest
 from offramp.cli import main
 from offramp.cli.verdict import verdict as command
 from offramp.engine import PLAIN, Form
-from offramp.reports import verdict as module
-from offramp.reports.verdict import verdict
+from offramp.reports import verdict
 
+module = importlib.import_module("offramp.reports.verdict")
 QUICK = ["--no-train", "--images", "10", "--rounds", "5", "--seconds", "0.2", "--batch-size", "2"]
 
 

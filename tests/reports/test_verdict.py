@@ -1,6 +1,7 @@
 """A small run judged from end to end: smaller networks trained, stopped and continued, timed, put on a page."""
 
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -17,9 +18,8 @@ from offramp.config import DataConfig, Run, Spec, TrainConfig
 from offramp.engine import PLAIN, Form
 from offramp.errors import UsageError
 from offramp.policy import NOBODY, Policy
-from offramp.reports import verdict as module
+from offramp.reports import verdict
 from offramp.reports.evaluate import parts_of
-from offramp.reports.verdict import verdict
 from offramp.reports.verdict_comparison import compare, frontier
 from offramp.reports.verdict_conclusion import conclude
 from offramp.reports.verdict_figures import Contender, Verdict
@@ -30,6 +30,7 @@ from offramp.runs import RunFolder, load, read_json
 from offramp.training import StoppedError
 from offramp.training.loop import Loop
 
+module = importlib.import_module("offramp.reports.verdict")
 NETWORK: dict[str, Any] = {"exits": 2, "channels": 4, "growth": 2, "growth_factors": (1, 2), "head_channels": 8}
 QUICK: dict[str, Any] = {"rounds": 5, "seconds": 0.2, "images": 10}
 

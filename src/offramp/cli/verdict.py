@@ -52,9 +52,9 @@ def verdict(
         device: auto (the GPU if there is one), cpu, cuda or cuda:N.
     """
     before_torch()
+    from offramp.reports import verdict as judge
     from offramp.reports.figures import HOW_TO_GET_IT, available
     from offramp.reports.terminal import console, passes
-    from offramp.reports.verdict import verdict as judge
     from offramp.reports.verdict_table import verdict_table
 
     found = judge(

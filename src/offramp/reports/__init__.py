@@ -8,6 +8,8 @@ from offramp.reports.evaluate import evaluate
 from offramp.reports.evaluation import Evaluation
 from offramp.reports.policy import PolicyUse, find_policy
 from offramp.reports.predict import Prediction, Predictions, predict
+from offramp.reports.verdict import verdict
+from offramp.reports.verdict_figures import Verdict
 from offramp.reports.xray import XrayReport, xray
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "PolicyUse",
     "Prediction",
     "Predictions",
+    "Verdict",
     "XrayReport",
     "bench",
     "certify",
@@ -24,5 +27,6 @@ __all__ = [
     "evaluate",
     "find_policy",
     "predict",
+    "verdict",
     "xray",
 ]
