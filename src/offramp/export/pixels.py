@@ -3,16 +3,14 @@
 B images of a batch, all of one size; C channels, H and W pixels of the network's input.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from offramp.data import Inputs
+from offramp.data.augment import central_box
 from offramp.export.graph import Graph
 
 PIXELS = ("height", "width", 3)  # after the first axis: uint8, RGB
 _UINT8, _FLOAT, _INT32, _INT64, _DOUBLE = 2, 1, 6, 7, 11  # ONNX's numbers
-_RESIZE_RATIO = 256 / 224
 
 
 def prepare(graph: Graph, inputs: Inputs, pixels: str) -> str:
@@ -20,13 +18,12 @@ def prepare(graph: Graph, inputs: Inputs, pixels: str) -> str:
     images = graph.add("Transpose", pixels, perm=[0, 3, 1, 2])
     if inputs.image_shape[0] == 1:
         images = _grey(graph, images)
-    sides = graph.several("Split", graph.add("Shape", images, start=2, end=4), outputs=2, axis=0, num_outputs=2)
-    height, width = (graph.add("Cast", side, to=_DOUBLE) for side in sides)  # as Python reckons
+    sides = graph.add("Shape", images, start=2, end=4)
     size = inputs.image_shape[1:]
     if inputs.resizing == "central-cut":
-        images = _central_cut(graph, images, height, width, size[0])
+        images = _central_cut(graph, images, sides, size[0])
     else:
-        images = _central_fit(graph, images, height, width, size)
+        images = _central_fit(graph, images, sides, size)
     scaled = graph.add("Div", graph.add("Cast", images, to=_FLOAT), graph.constant(255.0, np.float32))
     mean, std = (graph.constant(np.reshape(values, (-1, 1, 1)), np.float32) for values in (inputs.mean, inputs.std))
     return graph.add("Div", graph.add("Sub", scaled, mean), std)
@@ -41,61 +38,42 @@ def _grey(graph: Graph, images: str) -> str:
     return graph.add("Cast", graph.add("Div", rounded, graph.constant(65536, np.int32)), to=_UINT8)
 
 
-def _whole(graph: Graph, number: str) -> str:
-    return graph.add("Cast", number, to=_INT64)
+# Sides, sizes and corners are [height, width], in one value.
 
 
-def _double(graph: Graph, number: float) -> str:
-    return graph.constant([number], np.float64)
+def _half(graph: Graph, sides: str) -> str:
+    """Half of whole numbers, as doubles."""
+    return graph.add("Div", graph.add("Cast", sides, to=_DOUBLE), graph.constant(2.0, np.float64))
 
 
-def _resize(graph: Graph, images: str, height: str, width: str) -> str:
+def _resize(graph: Graph, images: str, size: str) -> str:
     """As torch resizes bytes: bilinear, antialiased, and what lies outside counts nothing."""
-    size = graph.add("Concat", height, width, axis=0)
-    return graph.add(
-        "Resize",
-        images,
-        "",
-        "",
-        size,
-        mode="linear",
-        antialias=1,
-        exclude_outside=1,
-        axes=[2, 3],
-        coordinate_transformation_mode="half_pixel",
-    )
+    # All four sides: of two that are not constants, with `axes`, onnxruntime says that there are none.
+    sides = graph.add("Concat", graph.add("Shape", images, start=0, end=2), size, axis=0)
+    how = {"mode": "linear", "antialias": 1, "exclude_outside": 1, "coordinate_transformation_mode": "half_pixel"}
+    return graph.add("Resize", images, "", "", sides, **how)
 
 
-def _cut(graph: Graph, images: str, corner: Sequence[str], size: Sequence[str]) -> str:
-    start = graph.add("Concat", *corner, axis=0)
-    end = graph.add("Add", start, graph.add("Concat", *size, axis=0))
-    return graph.add("Slice", images, start, end, graph.ints(2, 3))
+def _cut(graph: Graph, images: str, corner: str, size: str) -> str:
+    return graph.add("Slice", images, corner, graph.add("Add", corner, size), graph.ints(2, 3))
 
 
-def _central_cut(graph: Graph, images: str, height: str, width: str, image_size: int) -> str:
+def _central_cut(graph: Graph, images: str, sides: str, image_size: int) -> str:
     """As `data.augment.central_cut`: the shorter side resized, the centre cut out."""
-    shorter = _double(graph, round(image_size * _RESIZE_RATIO))
-    least = graph.add("Min", height, width)
-    half, side = _double(graph, 2.0), _double(graph, image_size)
-    resized, corner = [], []
-    for length in (height, width):
-        # shorter * longer / shorter rounded down; exactly `shorter` where it is the shorter side
-        new = graph.add("Floor", graph.add("Div", graph.add("Mul", shorter, length), least))
-        resized.append(_whole(graph, new))
-        corner.append(_whole(graph, graph.add("Round", graph.add("Div", graph.add("Sub", new, side), half))))
-    images = _resize(graph, images, *resized)
-    return _cut(graph, images, corner, [graph.ints(image_size)] * 2)
+    (shorter, _), _ = central_box(1, 1, image_size)
+    least = graph.add("ReduceMin", sides, keepdims=1)
+    resized = graph.add("Div", graph.add("Mul", sides, graph.ints(shorter)), least)  # whole numbers: rounded down
+    size = graph.ints(image_size, image_size)
+    corner = graph.add("Round", _half(graph, graph.add("Sub", resized, size)))  # to even, as Python does
+    return _cut(graph, _resize(graph, images, resized), graph.add("Cast", corner, to=_INT64), size)
 
 
-def _central_fit(graph: Graph, images: str, height: str, width: str, size: tuple[int, int]) -> str:
+def _central_fit(graph: Graph, images: str, sides: str, size: tuple[int, int]) -> str:
     """As `data.augment.central_fit`: the largest central crop of the aspect, resized."""
-    one, two = _double(graph, 1.0), _double(graph, 2.0)
-    kept, corner = [], []
-    for length, other, (ours, theirs) in ((height, width, size), (width, height, size[::-1])):
-        of_aspect = graph.add("Div", graph.add("Mul", other, _double(graph, ours)), _double(graph, theirs))
-        most = graph.add("Min", length, graph.add("Round", of_aspect))
-        keep = graph.add("Max", one, most)
-        kept.append(_whole(graph, keep))
-        corner.append(_whole(graph, graph.add("Floor", graph.add("Div", graph.add("Sub", length, keep), two))))
-    images = _cut(graph, images, corner, kept)
-    return _resize(graph, images, *(graph.ints(side) for side in size))
+    others = graph.add("Cast", graph.add("Gather", sides, graph.ints(1, 0), axis=0), to=_DOUBLE)
+    ours, theirs = (graph.constant(values, np.float64) for values in (size, size[::-1]))
+    of_aspect = graph.add("Round", graph.add("Div", graph.add("Mul", others, ours), theirs))
+    most = graph.add("Min", sides, graph.add("Cast", of_aspect, to=_INT64))
+    kept = graph.add("Max", graph.ints(1, 1), most)
+    corner = graph.add("Cast", graph.add("Floor", _half(graph, graph.add("Sub", sides, kept))), to=_INT64)
+    return _resize(graph, _cut(graph, images, corner, kept), graph.ints(*size))
