@@ -1,7 +1,38 @@
 """Several processes on one job, started by torchrun: who am I, and sums over all. With one process, nothing happens."""
 
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+
+@contextmanager
+def together(backend: str) -> Iterator[None]:
+    """Within it, the processes that torchrun started know each other. With one, or where they do, nothing happens.
+
+    After a restart they do not meet by the addresses of the life before, which the store still has.
+
+    Args:
+        backend: `gloo` or `nccl`.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) <= 1 or dist.is_initialized():
+        yield
+        return
+    # Imported before, because it defines defaults such as `group=WORLD`: imported later, as a fused optimiser does, it
+    # would keep the group beyond its end, and the group's threads abort Python's exit now and then.
+    importlib.import_module("torch._dynamo")
+    store, number, size = next(rendezvous("env://"))
+    life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(backend, store=PrefixStore(f"offramp/life-{life}", store), rank=number, world_size=size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def active() -> bool:

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from some_steps import Detached
 
 from offramp import processes
@@ -45,9 +44,6 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if dist.is_torchelastic_launched():
-        dist.init_process_group("gloo")
-    main(Path(sys.argv[1]))
-    if dist.is_initialized():
+    with processes.together("gloo"):
+        main(Path(sys.argv[1]))
         processes.wait_for_all()
-        dist.destroy_process_group()

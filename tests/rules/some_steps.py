@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from offramp import objectives, processes, rules
@@ -58,10 +57,7 @@ def main(out: Path, name: str, layout: torch.memory_format, rule_name: str) -> N
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if dist.is_torchelastic_launched():
-        dist.init_process_group("gloo")
-    for rule_name in sys.argv[4:]:
-        main(Path(sys.argv[1]), sys.argv[2], getattr(torch, sys.argv[3]), rule_name)
-    if dist.is_initialized():
+    with processes.together("gloo"):
+        for rule_name in sys.argv[4:]:
+            main(Path(sys.argv[1]), sys.argv[2], getattr(torch, sys.argv[3]), rule_name)
         processes.wait_for_all()
-        dist.destroy_process_group()

@@ -1,7 +1,6 @@
 """Training a network on a data set into a run's folder; starting the same again continues."""
 
 import contextlib
-import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -10,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
 from offramp import backbones, data, fast, objectives, processes, rules
 from offramp.config import Run, TrainConfig
@@ -196,27 +192,8 @@ def _claimed_by_the_first(folder: RunFolder, job: Job, device: torch.device, beg
 def _together(wanted: str) -> Iterator[torch.device]:
     """This process's device, among the processes that torchrun started where it did."""
     device = _device(wanted)
-    started_here = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized()
-    if started_here:
-        _join("nccl" if device.type == "cuda" else "gloo")
-    try:
+    with processes.together("nccl" if device.type == "cuda" else "gloo"):
         yield device
-    finally:
-        if started_here:
-            dist.destroy_process_group()
-
-
-def _join(backend: str) -> None:
-    """Meet the other processes. After a restart not by the addresses of the life before, which the store still has.
-
-    What defines defaults such as `group=WORLD` when it is imported, as the compiler's modules do that a fused optimiser
-    brings in, is imported before: it would keep the group beyond its end, and its threads would abort Python's exit.
-    """
-    importlib.import_module("torch._dynamo")
-    store, rank, world_size = next(rendezvous("env://"))
-    life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = PrefixStore(f"offramp/life-{life}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
 def _device(wanted: str) -> torch.device:
