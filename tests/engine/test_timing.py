@@ -58,7 +58,16 @@ def test_too_few_rounds_are_refused() -> None:
 
 def test_conditions_name_what_times_depend_on() -> None:
     here = conditions(torch.device("cpu"))
-    assert here.keys() == {"device", "cores", "threads", "kernels_kept", "load_average", "torch", "python"}
+    assert here.keys() == {
+        "device",
+        "cores",
+        "threads",
+        "kernels_kept",
+        "load_average",
+        "torch",
+        "onnxruntime",
+        "python",
+    }
     assert here["threads"] == torch.get_num_threads()
     assert here["device"] == conditions()["device"] != "cpu"
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.engine import FLOAT32, PLAIN, Answers, Engine, Form, Plan, Tuning, agreement, tune
+from offramp.engine import FLOAT32, PLAIN, Answers, Engine, Form, Plan, Program, Tuning, agreement, tune, usual_forms
+from offramp.engine.sessions import Sessions
 from offramp.engine.timing import kernels_kept
 from offramp.engine.tuning import Gain
 from offramp.errors import UsageError
@@ -317,6 +318,92 @@ def test_few_images_and_one_exit_are_enough() -> None:
     found = engine.tune(IMAGES[:3], batch_sizes=(8,), seconds=0.1)
     assert engine.runs(8) is engine.straight(8)
     assert found.gains["8"] == Gain(1.0, None)
+
+
+ONNX = Form(backend="onnxruntime")
+
+
+class Twice(nn.Module):
+    """Something to be slow in, in torch alone; or what no trace can say."""
+
+    def __init__(self, decides: bool = False) -> None:
+        super().__init__()
+        self.decides = decides
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.decides and bool((x > 0).all()) else 2 * x
+
+
+def exported(decides: bool = False) -> EarlyExitNet:
+    torch.manual_seed(0)
+    heads = [nn.Sequential(nn.Flatten(), nn.Linear(16, 5)) for _ in range(2)]
+    return EarlyExitNet([nn.Identity(), Twice(decides)], heads, image_shape=(1, 4, 4)).eval()
+
+
+def test_onnxruntime_is_taken_where_it_is_faster(clock, monkeypatch) -> None:
+    entered = Program.enter
+
+    def enter(program, images_BCHW):
+        Clock.now += 0.002 * (program.form.backend == "torch")
+        return entered(program, images_BCHW)
+
+    monkeypatch.setattr("offramp.engine.form.Program.enter", enter)
+    net = exported()
+    engine = Engine(net, Policy((0.4, EVERYBODY)))
+    found = tuned(engine, forms=[Form(), ONNX])
+    assert found.form == engine.program.form == ONNX
+    assert found.conditions["onnxruntime"]
+    assert found.table.capacity is None  # oneDNN's kernels are not what it runs
+    trials = {trial.form: trial for trial in found.forms}
+    assert trials[ONNX].straight_ms["8"] < trials[Form()].straight_ms["8"]
+    assert (trials[ONNX].admitted, trials[ONNX].reason) == (True, None)
+    again = Tuning.from_json(json.loads(json.dumps(found.to_json())))
+    assert again == found
+    other = Engine(net, engine.policy)
+    assert other.adopt(again) == ()
+    assert isinstance(other.program, Sessions)
+    with torch.inference_mode():
+        assert engine.agreement(engine(IMAGES), net(IMAGES), engine.policy_under(engine.plan_for(32))).wrong == 0
+    newer = dataclasses.replace(found, conditions={**found.conditions, "onnxruntime": "0.1"})
+    assert other.adopt(newer) == (f"onnxruntime: tuned for 0.1, here {found.conditions['onnxruntime']}",)
+
+
+def test_a_form_that_cannot_be_set_up_is_left_out_with_the_reason(clock, monkeypatch) -> None:
+    nowhere = network()
+    for engine, reason in (
+        (Engine(exported(decides=True), Policy((0.4, EVERYBODY))), "Stage 2 cannot be traced"),
+        (Engine(nowhere, policy(nowhere, 0.5)), "images of one shape, and this network does not say which"),
+    ):
+        found = tuned(engine, forms=[ONNX, Form()])
+        assert found.form == Form()
+        assert not found.forms[0].admitted
+        assert reason in found.forms[0].reason
+        assert found.forms[1].reason is None
+    monkeypatch.setattr("offramp.engine.kept.SECONDS", 1000.0)
+    monkeypatch.setattr("offramp.engine.kept.find", lambda folder: None)
+    found = tuned(Engine(exported(), Policy((0.4, EVERYBODY))), forms=[Form(), ONNX])
+    assert "would take about 6000 s to make" in found.forms[1].reason
+
+
+def test_a_tuning_from_before_there_were_backends(clock) -> None:
+    net = network()
+    found = tuned(Engine(net, policy(net, 0.75)))
+    content = json.loads(json.dumps(found.to_json()))
+    for form in (content["form"], *(trial["form"] for trial in content["forms"])):
+        assert form.pop("backend") == "torch"
+    for trial in content["forms"]:
+        del trial["setting_up_s"], trial["reason"]
+    del content["conditions"]["onnxruntime"]
+    old = Tuning.from_json(content)
+    assert old.form == found.form
+    assert Engine(net, policy(net, 0.75)).adopt(old) == ()
+
+
+def test_usual_forms(monkeypatch) -> None:
+    assert ONNX in usual_forms(torch.device("cpu"))
+    assert ONNX not in usual_forms(torch.device("cuda"))
+    monkeypatch.setattr("offramp.engine.kept.NEEDED", ("onnx", "no_such_package"))
+    assert ONNX not in usual_forms(torch.device("cpu"))
 
 
 @pytest.mark.slow

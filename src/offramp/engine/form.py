@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from offramp.engine import kept
 from offramp.engine.agreement import BF16, FLOAT32
 from offramp.errors import UsageError
 from offramp.fast import Planned
@@ -80,9 +81,13 @@ PLAIN = Form(fold=False, channels_last=False)
 
 
 def usual_forms(device: torch.device, *, bf16: bool = False, compiled: bool = False) -> tuple[Form, ...]:
-    """The forms worth trying on a device, in float32 and, if wanted, in bf16 and compiled."""
+    """The forms worth trying on a device, in float32 and, if wanted, in bf16 and compiled.
+
+    On a CPU `onnxruntime` is one of them where it is installed.
+    """
     on_cpu = device.type == "cpu"
     forms = [*([Form(packed=True)] if on_cpu else []), Form(), Form(channels_last=False)]
+    forms += [Form(backend="onnxruntime")] if on_cpu and kept.there() else []
     forms += [Form(bf16=True, packed=on_cpu)] if bf16 else []
     forms += [Form(compiled=True)] if compiled else []
     forms += [Form(bf16=True, compiled=True)] if bf16 and compiled else []

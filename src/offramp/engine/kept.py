@@ -5,15 +5,20 @@ that adopts a tuning would wait for it at each start. What is kept is never take
 the network before it is used, so that a name need not stand for everything that answers depend on.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import inspect
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 import offramp
 from offramp import export
@@ -31,27 +36,41 @@ def there() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in NEEDED)
 
 
-def version() -> str | None:
-    """Of onnxruntime; None where it is not installed."""
-    try:
-        return importlib.metadata.version("onnxruntime")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def expected_seconds(network: EarlyExitNet) -> float:
     """About how long it will take until the files are there; 0 if they are."""
-    if find(place(network)) is not None:
-        return 0.0
+    return 0.0 if find(place(network)) is not None else _seconds(network)
+
+
+def _seconds(network: EarlyExitNet) -> float:
     return SECONDS * sum(1 for module in network.modules() if next(module.children(), None) is None)
 
 
 def place(network: EarlyExitNet) -> Path:
     """Where a network's files are kept: under a name for its weights, its make and the versions that write them."""
-    make = [str(network), str(network.spec), str(network.reads), str(network.image_shape), str(network.damping)]
+    make = [f"{name} {_described(module)}" for name, module in network.named_modules()]
     versions = [offramp.__version__, torch.__version__, *map(_version, NEEDED[:2])]
     name = hashlib.sha256("\n".join([weights_hash(network.state_dict()), *make, *versions]).encode()).hexdigest()[:24]
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "offramp" / "onnx" / name
+
+
+def _described(module: nn.Module) -> str:
+    """What a module computes, beside its weights: settings that are values, and the text that says what is done."""
+    values = {
+        name: value
+        for name, value in sorted(vars(module).items())
+        if name != "training" and isinstance(value, bool | int | float | str | tuple | list | None)
+    }
+    kind = type(module)
+    code = getattr(module, "code", "")  # what torch.fx has written
+    return f"{kind.__module__} {kind.__qualname__} {values} {code} {_source(kind)}"
+
+
+@functools.cache
+def _source(kind: Any) -> str:
+    try:
+        return "" if kind.__module__.startswith("torch.nn.") else inspect.getsource(kind)
+    except (OSError, TypeError):
+        return ""
 
 
 def find(folder: Path) -> export.Stages | None:
@@ -70,6 +89,11 @@ def make(network: EarlyExitNet, folder: Path) -> export.Stages:
     Raises:
         UsageError: The network cannot be exported, or there is nowhere to keep what is made.
     """
+    print(
+        f"Making onnxruntime's files (once for these weights on this machine, about {_seconds(network):.0f} s)",
+        file=sys.stderr,
+        flush=True,
+    )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as aside:

@@ -1,5 +1,6 @@
 """Variants measured side by side in one process: they take turns, so that whatever the machine does meets all alike."""
 
+import importlib.metadata
 import math
 import os
 import platform
@@ -81,8 +82,17 @@ def conditions(device: torch.device | None = None) -> dict[str, Any]:
         "kernels_kept": kernels_kept(device),
         "load_average": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,
+        "onnxruntime": _onnxruntime(),
         "python": platform.python_version(),
     }
+
+
+def _onnxruntime() -> str | None:
+    """Its version; None where it is not installed."""
+    try:
+        return importlib.metadata.version("onnxruntime")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _cpu_name() -> str:

@@ -8,19 +8,22 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from offramp.engine.choice import WORTH, Choice, Expected, Flow, TimeTable, choose, choose_stream, exit_ms
+from offramp.engine import kept
+from offramp.engine.choice import WORTH, Choice, Expected, Flow, choose, choose_stream, exit_ms
 from offramp.engine.form import PLAIN, Form, Program, usual_forms
-from offramp.engine.plan import Plan, Tally
-from offramp.engine.rows import Rows, joined
-from offramp.engine.timing import conditions, kernels_kept, ratio, take_turns
+from offramp.engine.plan import Plan
+from offramp.engine.rows import joined
+from offramp.engine.table import batches_of, time_table
+from offramp.engine.timing import conditions, ratio, take_turns
 from offramp.engine.tuning import STREAM, Gain, Trial, Tuning, described
-from offramp.errors import UsageError
+from offramp.errors import OfframpError, UsageError
 from offramp.policy import CERTIFICATE, PATIENCE
 from offramp.storage import weights_hash
 
@@ -36,7 +39,7 @@ ROTATED = 3  # rounds until batches come again
 IN_A_ROUND = 32  # images at least
 SORTING = 3  # rounds to find the best of each kind
 PROVING = 9, 25  # rounds to compare these two, at least and at most
-UNMET = (5, 7, 11, 13, 19)  # numbers of rows that are none of `SIZES`
+SETTING_UP = 60.0  # seconds that a form may be expected to take until it runs
 TABLE, FORM = 0.3, 0.1  # shares of the time; the rest is for trying plans
 
 
@@ -59,11 +62,11 @@ def tuned(
     share = (1 - TABLE - FORM) * seconds / (len(batch_sizes) + 1)
     found: dict[str, _Found] = {}
     for size in sorted(batch_sizes):
-        feed = _batches(images_SCHW, size)
+        feed = batches_of(images_SCHW, size)
         found[str(size)] = _proven(engine, choose(table, flow, size), feed, share, _of_batches(size))
     choice = choose_stream(table, flow)
     length = min(STREAMED[1], max(STREAMED[0], int(1000 * share / choice.straight[0].ms / 6)))
-    found[STREAM] = _proven(engine, choice, _batches(images_SCHW, length)[:1], share, _of_stream)
+    found[STREAM] = _proven(engine, choice, batches_of(images_SCHW, length)[:1], share, _of_stream)
     return Tuning(
         form=engine.program.form,
         plans={size: found[str(size)].plan for size in sorted(batch_sizes)},
@@ -130,10 +133,14 @@ def _use_best(
     trials: list[Trial] = []
     admitted: dict[Form, Engine] = {}
     for form in dict.fromkeys(forms):
-        twin = copy.copy(engine)
-        twin.use(form, {1: Plan()})
+        twin, started = copy.copy(engine), time.perf_counter()
+        reason = _set_up(twin, form)
+        took = time.perf_counter() - started
+        if reason is not None:
+            trials.append(Trial(form, False, 0, 0, {}, took, reason))
+            continue
         flips, wrong = _disagreements(twin, images_SCHW, logits_KSC)
-        trials.append(Trial(form, wrong == 0, flips, wrong, {}))
+        trials.append(Trial(form, wrong == 0, flips, wrong, {}, took))
         if wrong == 0:
             admitted[form] = twin
     if len(admitted) < 2:
@@ -141,15 +148,29 @@ def _use_best(
         return tuple(trials)
     ms: dict[Form, dict[str, float]] = {form: {} for form in admitted}
     for size in sorted({min(size, 64) for size in (*batch_sizes, 64)}):
-        feed = _batches(images_SCHW, size)
+        feed = batches_of(images_SCHW, size)
         turns = {str(form): _Turn(twin.straight(size), feed, twin.wait) for form, twin in admitted.items()}
-        took = _in_turns(turns, (SORTING, PROVING[0]), seconds / 2)
+        rounds = _in_turns(turns, (SORTING, PROVING[0]), seconds / 2)
         for form in admitted:
-            ms[form][str(size)] = 1000 * median(took[str(form)])
+            ms[form][str(size)] = 1000 * median(rounds[str(form)])
     best = {size: min(of_form[size] for of_form in ms.values()) for size in next(iter(ms.values()))}
     form = min(admitted, key=lambda form: max(ms[form][size] / best[size] for size in best))
     engine.use(form, {1: Plan()})
-    return tuple(Trial(one.form, one.admitted, one.flips, one.wrong, ms.get(one.form, {})) for one in trials)
+    return tuple(replace(one, straight_ms=ms.get(one.form, {})) for one in trials)
+
+
+def _set_up(engine: "Engine", form: Form) -> str | None:
+    """Make the engine run in a form; the reason where it cannot."""
+    if form.backend == "onnxruntime" and (seconds := kept.expected_seconds(engine.network)) > SETTING_UP:
+        return (
+            f"its files would take about {seconds:.0f} s to make, more than {SETTING_UP:.0f}; "
+            "Engine(network, policy, backend='onnxruntime') makes them, and they are kept"
+        )
+    try:
+        engine.use(form, {1: Plan()})
+    except (UsageError, OfframpError) as error:
+        return str(error)
+    return None
 
 
 def _disagreements(engine: "Engine", images_SCHW: Tensor, logits_KSC: Tensor) -> tuple[int, int]:
@@ -162,115 +183,6 @@ def _disagreements(engine: "Engine", images_SCHW: Tensor, logits_KSC: Tensor) ->
         found = variant.agreement(answers, logits_KSC, variant.policy_under(plan))
         flips, wrong = flips + found.flips, wrong + found.wrong
     return flips, wrong
-
-
-def _batches(images_SCHW: Tensor, size: int) -> list[Tensor]:
-    """Whole batches of one size; where there are too few images, they come again."""
-    wanted = max(len(images_SCHW) // size, 1) * size
-    return list(torch.split(images_SCHW[torch.arange(wanted) % len(images_SCHW)], size))
-
-
-@torch.inference_mode()
-def time_table(engine: "Engine", images_SCHW: Tensor, most: int, seconds: float) -> TimeTable:
-    """Times of the engine's stages and exits for 1, 2, 4 ... up to `most` rows, as far as the time allows."""
-    rows: list[int] = []
-    passes: dict[int, list[list[list[float]]]] = {}
-    size, end = 1, time.perf_counter() + seconds
-    while size <= most:
-        began = time.perf_counter()
-        passes[size] = _passes(engine, _batches(images_SCHW, size)[0], (end - began) / 12)
-        took = time.perf_counter() - began
-        rows.append(size)
-        size *= 2
-        if size > 8 and time.perf_counter() + 4 * took > end:
-            break
-    for size in rows:  # once more, for what the machine did meanwhile
-        passes[size] += _passes(engine, _batches(images_SCHW, size)[0], (end - time.perf_counter()) / 12)
-    medians = [[_medians(columns) for columns in zip(*passes[size], strict=True)] for size in rows]
-    enter_R, stages_KR, heads_KR, drops_KR, parts_R = (_by_rows(of_part) for of_part in zip(*medians, strict=True))
-    modules = zip(engine.network.stages, engine.network.exits, strict=True)
-    return TimeTable(
-        rows_R=tuple(rows),
-        enter_R=enter_R[0],
-        stages_KR=stages_KR,
-        heads_KR=heads_KR,
-        drops_KR=drops_KR,
-        parts_R=tuple(median(of_exits) for of_exits in zip(*parts_R, strict=True)),
-        builds_K=_builds(engine, [_batches(images_SCHW, size)[0] for size in UNMET if size <= max(most, UNMET[0])]),
-        kernels_K=tuple(_kernels(stage) + _kernels(head) for stage, head in modules),
-        capacity=kernels_kept(engine.program.device),
-    )
-
-
-def _builds(engine: "Engine", batches: Sequence[Tensor]) -> tuple[float, ...]:
-    """How much longer each stage takes for a number of rows that it has not met."""
-    lost = []
-    for batch in batches:
-        (_, cold_K, *_), (_, warm_K, *_) = (_one_pass(engine, batch) for _ in range(2))
-        lost.append([max(0.0, cold - warm) for cold, warm in zip(cold_K, warm_K, strict=True)])
-    return tuple(median(of_batches) for of_batches in zip(*lost, strict=True))
-
-
-def _passes(engine: "Engine", images_BCHW: Tensor, seconds: float) -> list[list[list[float]]]:
-    """Two passes or more, after one that is not counted."""
-    _one_pass(engine, images_BCHW)
-    started = time.perf_counter()
-    first = _one_pass(engine, images_BCHW)
-    more = int(seconds / (time.perf_counter() - started))
-    return [first, *(_one_pass(engine, images_BCHW) for _ in range(min(8, max(1, more))))]
-
-
-def _medians(columns: Sequence[Sequence[float]]) -> list[float]:
-    return [median(values) for values in zip(*columns, strict=True)]
-
-
-def _by_rows(ms_RK: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
-    """Times `[K, R]`. None is above that of more rows: what is, was something else that the machine did."""
-    columns = zip(*ms_RK, strict=True)
-    return tuple(tuple(min(ms_R[i:]) for i in range(len(ms_R))) for ms_R in columns)
-
-
-def _one_pass(engine: "Engine", images_BCHW: Tensor) -> list[list[float]]:
-    """Milliseconds of entering, and of each stage, exit, copy of the carry and parting of those that leave."""
-    clock = _Clock(engine.wait)
-    carry = engine.program.enter(images_BCHW)
-    enter = clock.ms()
-    rows = Rows(torch.arange(len(images_BCHW), device=carry[0].device), carry)
-    stages, heads, drops, parts = [], [], [], []
-    for k in range(engine.num_exits):
-        tally = Tally(engine.num_exits, timed=True)
-        passed, asked = engine.reach(k, rows, tally)
-        stages.append(1000 * (tally.seconds_K[k] - tally.exit_seconds_K[k]))
-        some_B = rows.ids_B % 2 == 1
-        clock.ms()
-        engine.divide(0, passed, asked._replace(takes_B=torch.zeros_like(some_B)))  # 0: the last one takes all
-        nobody = clock.ms()
-        engine.divide(0, passed, asked._replace(takes_B=some_B))
-        parts.append(max(0.0, clock.ms() - nobody))
-        heads.append(1000 * tally.exit_seconds_K[k] + nobody)
-        kept = passed.keep(rows.ids_B)
-        clock.ms()
-        kept.compact()
-        drops.append(clock.ms())
-        rows = passed
-    return [[enter], stages, heads, drops, parts]
-
-
-class _Clock:
-    """Milliseconds from one look at it to the next."""
-
-    def __init__(self, wait: Callable[[], None]) -> None:
-        self.wait = wait
-        self.last = time.perf_counter()
-
-    def ms(self) -> float:
-        self.wait()
-        before, self.last = self.last, time.perf_counter()
-        return 1000 * (self.last - before)
-
-
-def _kernels(module: nn.Module) -> int:
-    return sum(isinstance(one, (nn.Conv2d, nn.Linear)) for one in module.modules())
 
 
 class _Turn:

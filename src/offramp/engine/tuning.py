@@ -44,6 +44,8 @@ class Trial:
         flips: Images on which rounding decided (`Agreement`).
         wrong: Images that differ for another reason.
         straight_ms: Straight on in one piece, by number of images; empty where nothing was to be compared.
+        setting_up_s: Seconds until it could be run, which are beside the time for tuning.
+        reason: Why it could not be run at all; None: it could.
     """
 
     form: Form
@@ -51,6 +53,8 @@ class Trial:
     flips: int
     wrong: int
     straight_ms: Mapping[str, float]
+    setting_up_s: float = 0.0
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -147,9 +151,10 @@ def adopt(engine: "Engine", tuning: Tuning, *, only_here: bool = False) -> tuple
     if other:
         raise UsageError(f"This tuning is for another policy: {' and '.join(other)} differ. Tune the engine anew.")
     now = conditions(engine.program.device)
+    matters = (*_MATTERS, *(["onnxruntime"] if tuning.form.backend == "onnxruntime" else []))
     differs = tuple(
         f"{name}: tuned for {tuning.conditions.get(name)}, here {now[name]}"
-        for name in _MATTERS
+        for name in matters
         if tuning.conditions.get(name) != now[name]
     )
     if not (only_here and differs):

@@ -18,6 +18,7 @@ from offramp.data import Split
 from offramp.engine import Answers, Engine, Form, Plan, Program, Straight, Tally
 from offramp.engine.choice import CHUNKS
 from offramp.engine.rows import joined
+from offramp.engine.sessions import program
 from offramp.engine.timing import ratio, take_turns
 from offramp.engine.tune import STREAM_BATCH
 from offramp.engine.tuning import STREAM
@@ -133,7 +134,7 @@ class Rivals:
         self.engine = engine
         own = engine.program
         others = [form for form in forms if form != own.form]
-        self.programs = [own, *(Program(engine.network, form, engine.device) for form in others)]
+        self.programs = [own, *(program(engine.network, form, engine.device) for form in others)]
 
     def fastest(self, feed: Feed) -> list[Straight]:
         """A rival per exit for images fed so: all in the form that is best for the last, each in its best chunk."""

@@ -1,0 +1,131 @@
+"""How long the stages and exits of an engine take, each by itself, for a few numbers of rows.
+
+B images of a batch, K exits, S images, R numbers of rows.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from offramp.engine.choice import TimeTable
+from offramp.engine.plan import Tally
+from offramp.engine.rows import Rows
+from offramp.engine.timing import kernels_kept
+
+if TYPE_CHECKING:
+    from offramp.engine.engine import Engine
+
+UNMET = (5, 7, 11, 13, 19)  # numbers of rows that are none of `SIZES`
+
+
+def batches_of(images_SCHW: Tensor, size: int) -> list[Tensor]:
+    """Whole batches of one size; where there are too few images, they come again."""
+    wanted = max(len(images_SCHW) // size, 1) * size
+    return list(torch.split(images_SCHW[torch.arange(wanted) % len(images_SCHW)], size))
+
+
+@torch.inference_mode()
+def time_table(engine: "Engine", images_SCHW: Tensor, most: int, seconds: float) -> TimeTable:
+    """Times of the engine's stages and exits for 1, 2, 4 ... up to `most` rows, as far as the time allows."""
+    rows: list[int] = []
+    passes: dict[int, list[list[list[float]]]] = {}
+    size, end = 1, time.perf_counter() + seconds
+    while size <= most:
+        began = time.perf_counter()
+        passes[size] = _passes(engine, batches_of(images_SCHW, size)[0], (end - began) / 12)
+        took = time.perf_counter() - began
+        rows.append(size)
+        size *= 2
+        if size > 8 and time.perf_counter() + 4 * took > end:
+            break
+    for size in rows:  # once more, for what the machine did meanwhile
+        passes[size] += _passes(engine, batches_of(images_SCHW, size)[0], (end - time.perf_counter()) / 12)
+    medians = [[_medians(columns) for columns in zip(*passes[size], strict=True)] for size in rows]
+    enter_R, stages_KR, heads_KR, drops_KR, parts_R = (_by_rows(of_part) for of_part in zip(*medians, strict=True))
+    modules = zip(engine.network.stages, engine.network.exits, strict=True)
+    return TimeTable(
+        rows_R=tuple(rows),
+        enter_R=enter_R[0],
+        stages_KR=stages_KR,
+        heads_KR=heads_KR,
+        drops_KR=drops_KR,
+        parts_R=tuple(median(of_exits) for of_exits in zip(*parts_R, strict=True)),
+        builds_K=_builds(engine, [batches_of(images_SCHW, size)[0] for size in UNMET if size <= max(most, UNMET[0])]),
+        kernels_K=tuple(_kernels(stage) + _kernels(head) for stage, head in modules),
+        capacity=kernels_kept(engine.program.device) if engine.program.form.backend == "torch" else None,
+    )
+
+
+def _builds(engine: "Engine", batches: Sequence[Tensor]) -> tuple[float, ...]:
+    """How much longer each stage takes for a number of rows that it has not met."""
+    lost = []
+    for batch in batches:
+        (_, cold_K, *_), (_, warm_K, *_) = (_one_pass(engine, batch) for _ in range(2))
+        lost.append([max(0.0, cold - warm) for cold, warm in zip(cold_K, warm_K, strict=True)])
+    return tuple(median(of_batches) for of_batches in zip(*lost, strict=True))
+
+
+def _passes(engine: "Engine", images_BCHW: Tensor, seconds: float) -> list[list[list[float]]]:
+    """Two passes or more, after one that is not counted."""
+    _one_pass(engine, images_BCHW)
+    started = time.perf_counter()
+    first = _one_pass(engine, images_BCHW)
+    more = int(seconds / (time.perf_counter() - started))
+    return [first, *(_one_pass(engine, images_BCHW) for _ in range(min(8, max(1, more))))]
+
+
+def _medians(columns: Sequence[Sequence[float]]) -> list[float]:
+    return [median(values) for values in zip(*columns, strict=True)]
+
+
+def _by_rows(ms_RK: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+    """Times `[K, R]`. None is above that of more rows: what is, was something else that the machine did."""
+    columns = zip(*ms_RK, strict=True)
+    return tuple(tuple(min(ms_R[i:]) for i in range(len(ms_R))) for ms_R in columns)
+
+
+def _one_pass(engine: "Engine", images_BCHW: Tensor) -> list[list[float]]:
+    """Milliseconds of entering, and of each stage, exit, copy of the carry and parting of those that leave."""
+    clock = _Clock(engine.wait)
+    carry = engine.program.enter(images_BCHW)
+    enter = clock.ms()
+    rows = Rows(torch.arange(len(images_BCHW), device=carry[0].device), carry)
+    stages, heads, drops, parts = [], [], [], []
+    for k in range(engine.num_exits):
+        tally = Tally(engine.num_exits, timed=True)
+        passed, asked = engine.reach(k, rows, tally)
+        stages.append(1000 * (tally.seconds_K[k] - tally.exit_seconds_K[k]))
+        some_B = rows.ids_B % 2 == 1
+        clock.ms()
+        engine.divide(0, passed, asked._replace(takes_B=torch.zeros_like(some_B)))  # 0: the last one takes all
+        nobody = clock.ms()
+        engine.divide(0, passed, asked._replace(takes_B=some_B))
+        parts.append(max(0.0, clock.ms() - nobody))
+        heads.append(1000 * tally.exit_seconds_K[k] + nobody)
+        kept = passed.keep(rows.ids_B)
+        clock.ms()
+        kept.compact()
+        drops.append(clock.ms())
+        rows = passed
+    return [[enter], stages, heads, drops, parts]
+
+
+class _Clock:
+    """Milliseconds from one look at it to the next."""
+
+    def __init__(self, wait: Callable[[], None]) -> None:
+        self.wait = wait
+        self.last = time.perf_counter()
+
+    def ms(self) -> float:
+        self.wait()
+        before, self.last = self.last, time.perf_counter()
+        return 1000 * (self.last - before)
+
+
+def _kernels(module: nn.Module) -> int:
+    return sum(isinstance(one, (nn.Conv2d, nn.Linear)) for one in module.modules())

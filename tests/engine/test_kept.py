@@ -1,0 +1,96 @@
+import os
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from offramp.engine import kept
+from offramp.errors import UsageError
+from offramp.network import EarlyExitNet
+
+
+def network() -> EarlyExitNet:
+    return EarlyExitNet([nn.Conv2d(1, 2, 3)], [nn.Sequential(nn.Flatten(), nn.Linear(8, 5))], image_shape=(1, 4, 4))
+
+
+def test_made_once_and_found_again(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    net = network().eval()
+    folder = kept.place(net)
+    assert folder.parent == tmp_path / "offramp" / "onnx"
+    assert kept.find(folder) is None
+    assert kept.expected_seconds(net) > 0
+    made = kept.make(net, folder)
+    assert capsys.readouterr().err.startswith("Making onnxruntime's files (once for these weights on this machine")
+    assert made == kept.find(folder)
+    assert kept.expected_seconds(net) == 0
+    assert [one.name for one in folder.parent.iterdir()] == [folder.name]
+    (folder / "stage-1.onnx").unlink()
+    assert kept.find(folder) is None
+    assert kept.make(net, folder) == made  # in the place of what is damaged
+
+
+class Scaled(nn.Module):
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.by * x
+
+
+def traced(by: float) -> nn.Module:
+    return torch.fx.symbolic_trace(Scaled(by))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: nn.init.ones_(net.exits[0][1].weight),
+        lambda net: setattr(net, "image_shape", (1, 5, 5)),
+        lambda net: setattr(net, "reads", (0,)),
+        lambda net: net.stages.append(nn.ReLU()),
+        lambda net: setattr(net.stages[0], "stride", (2, 2)),
+        lambda net: setattr(net.stages[1], "by", 3.0),
+        lambda net: net.stages.__setitem__(2, traced(3.0)),
+    ],
+    ids=["weights", "images", "reads", "modules", "torch's own", "a setting", "a trace"],
+)
+def test_what_computes_something_else_has_another_place(change) -> None:
+    net = network()
+    net.stages.extend([Scaled(2.0), traced(2.0)])
+    place = kept.place(net)
+    assert kept.place(net.train()) == place == kept.place(net.eval())
+    change(net)
+    assert kept.place(net) != place
+
+
+def test_the_networks_used_last_are_kept(tmp_path) -> None:
+    for age in range(12):
+        (tmp_path / str(age)).mkdir()
+        os.utime(tmp_path / str(age), (1000 - age, 1000 - age))
+    (tmp_path / ".being made").mkdir()
+    kept._forget(tmp_path, 3)
+    assert sorted(one.name for one in tmp_path.iterdir()) == [".being made", "0", "1", "2"]
+
+
+def test_where_nothing_can_be_kept(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    net = network()
+    with pytest.raises(UsageError, match=r"cannot be kept in .*file/offramp/onnx: Not a directory; set XDG_CACHE_HOME"):
+        kept.make(net, kept.place(net))
+
+
+def test_nothing_is_left_of_what_could_not_be_made(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def fail(network, folder):
+        folder.mkdir()
+        raise UsageError("it cannot")
+
+    monkeypatch.setattr("offramp.export.stages", fail)
+    folder = kept.place(network())
+    with pytest.raises(UsageError, match="it cannot"):
+        kept.make(network(), folder)
+    assert not [*folder.parent.iterdir()]
