@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from offramp.engine import Agreement, Form
+from offramp.engine.tuning import Trial
 from offramp.policy import EVERYBODY, Policy
 from offramp.reports.bench_figures import Account, Accuracy, Bench, Latency, Mode, Speed
 from offramp.reports.bench_table import bench_table
@@ -41,7 +42,7 @@ def bench(*modes: Mode, **changes) -> Bench:
         weights="0" * 64,
         device="some processor",
         conditions={"threads": 2, "kernels_kept": 16384, "torch": "2.0", "load_average": 0.25},
-        tuning=SimpleNamespace(form=Form()),
+        tuning=SimpleNamespace(form=Form(), forms=()),
         tuned_on="made-up/search",
         test="made-up/test",
         fingerprint="1" * 64,
@@ -113,3 +114,17 @@ def test_what_the_plan_leaves_of_the_policy_is_said(changes, says):
 def test_answers_that_rounding_does_not_explain_are_said():
     text = said(bench(mode("32"), agreement=Agreement(1000, 3, 2, 1e-4)))
     assert "by rounding, 2 by more than that" in text
+
+
+def test_onnxruntime_is_named_where_something_was_run_by_it():
+    onnx = Form(backend="onnxruntime")
+    where = {**bench().conditions, "onnxruntime": "1.2"}
+    assert "onnxruntime" not in said(bench(mode("32"), conditions=where))
+    for measured in (
+        bench(mode("32"), conditions=where, tuning=SimpleNamespace(form=onnx, forms=())),
+        bench(mode("32", straight_form="onnxruntime"), conditions=where),
+    ):
+        assert "torch 2.0, onnxruntime 1.2, oneDNN keeps" in " ".join(said(measured).split())
+    left_out = Trial(onnx, False, 0, 0, {}, reason="Stage 1 cannot be traced")
+    tuning = SimpleNamespace(form=Form(), forms=(left_out,))
+    assert "not tried: onnxruntime: Stage 1 cannot be traced" in said(bench(mode("32"), tuning=tuning))

@@ -20,6 +20,7 @@ def bench(
     threads: int | None = None,
     bf16: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    onnxruntime: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True,
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
     plots: Literal["svg", "png"] | None = None,
@@ -48,6 +49,7 @@ def bench(
         threads: CPU threads of torch.
         bf16: Try bfloat16 too, for the engine and what it is compared with.
         compile: Try torch.compile too (minutes).
+        onnxruntime: Do not try onnxruntime, which is tried where it is installed.
         out: Write to FILE instead of RUN/bench.json, which offramp policy reads.
         as_json: Print one JSON object, and nothing else, to standard output.
         plots: Draw accuracy against operations and against time as files of this kind, to RUN/plots.
@@ -70,6 +72,7 @@ def bench(
         threads=threads,
         bf16=bf16,
         compile=compile,
+        onnxruntime=onnxruntime,
         out=out,
         plots=plots,
         root=root,

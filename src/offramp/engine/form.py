@@ -80,14 +80,16 @@ class Form:
 PLAIN = Form(fold=False, channels_last=False)
 
 
-def usual_forms(device: torch.device, *, bf16: bool = False, compiled: bool = False) -> tuple[Form, ...]:
+def usual_forms(
+    device: torch.device, *, bf16: bool = False, compiled: bool = False, onnxruntime: bool = True
+) -> tuple[Form, ...]:
     """The forms worth trying on a device, in float32 and, if wanted, in bf16 and compiled.
 
-    On a CPU `onnxruntime` is one of them where it is installed.
+    On a CPU, where it is installed, onnxruntime is one of them unless it is not wanted.
     """
     on_cpu = device.type == "cpu"
     forms = [*([Form(packed=True)] if on_cpu else []), Form(), Form(channels_last=False)]
-    forms += [Form(backend="onnxruntime")] if on_cpu and kept.there() else []
+    forms += [Form(backend="onnxruntime")] if onnxruntime and on_cpu and kept.there() else []
     forms += [Form(bf16=True, packed=on_cpu)] if bf16 else []
     forms += [Form(compiled=True)] if compiled else []
     forms += [Form(bf16=True, compiled=True)] if bf16 and compiled else []

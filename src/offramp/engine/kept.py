@@ -60,7 +60,7 @@ def _described(module: nn.Module) -> str:
         for name, value in sorted(vars(module).items())
         if name != "training" and isinstance(value, bool | int | float | str | tuple | list | None)
     }
-    kind = type(module)
+    kind: Any = type(module)
     code = getattr(module, "code", "")  # what torch.fx has written
     return f"{kind.__module__} {kind.__qualname__} {values} {code} {_source(kind)}"
 

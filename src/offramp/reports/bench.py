@@ -63,6 +63,7 @@ def bench(
     threads: int | None = None,
     bf16: bool = False,
     compile: bool = False,
+    onnxruntime: bool = True,
     out: str | Path | None = None,
     plots: Literal["svg", "png"] | None = None,
     parts: Parts | None = None,
@@ -91,6 +92,8 @@ def bench(
         threads: Threads of torch, while it is measured.
         bf16: Let engine and rivals compute in bfloat16 where that is faster and answers stay the same within rounding.
         compile: Let them be compiled; a minute or more.
+        onnxruntime: Let them be run by onnxruntime, where it is installed; making its files, once for these weights,
+            takes seconds to a minute.
         out: Another file than `bench.json`.
         plots: Also draw accuracy against operations and against time, into `plots/`, as files of this kind.
         parts: The data, for a run that was fit from Python with data made by hand.
@@ -131,7 +134,7 @@ def bench(
     if ready is None:
         assert search is not None
         ready = policy_for(search, costs, max_drop=MAX_DROP if max_drop is None else max_drop)
-    forms = usual_forms(device_named(device), bf16=bf16, compiled=compile)
+    forms = usual_forms(device_named(device), bf16=bf16, compiled=compile, onnxruntime=onnxruntime)
     timing = Timing(batches, limit, rounds, forms, note)
     with _threads(threads):
         measured = _measured(folder, network, ready, parts, test, costs, timing, measured_on)

@@ -81,11 +81,20 @@ def _remarks(bench: Bench) -> Iterator[str]:
     )
     kernels = "" if where["kernels_kept"] is None else f"oneDNN keeps {where['kernels_kept']:,} kernels, "
     yield (
-        f"{bench.device}, {threads} thread{'' if threads == 1 else 's'}, torch {where['torch']}, {kernels}"
-        f"load before it {where['load_average']}"
+        f"{bench.device}, {threads} thread{'' if threads == 1 else 's'}, torch {where['torch']}, "
+        f"{_runtime(bench)}{kernels}load before it {where['load_average']}"
     )
+    for trial in bench.tuning.forms:
+        if trial.reason is not None:
+            yield f"not tried: {trial.form}: {trial.reason}"
     yield "times: median of paired rounds (90 % interval); intervals cover timing, and not which images were timed"
     yield (
         f"{agreement.flips} of {agreement.images:,} answers differ from the policy's on the plain network by rounding"
         + (f", {agreement.wrong} by more than that" if agreement.wrong else "")
     )
+
+
+def _runtime(bench: Bench) -> str:
+    """The version of onnxruntime, where something was run by it."""
+    ran = {str(bench.tuning.form), *(mode.straight_form for mode in bench.modes)}
+    return f"onnxruntime {bench.conditions['onnxruntime']}, " if "onnxruntime" in ran else ""
