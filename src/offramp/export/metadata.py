@@ -12,6 +12,7 @@ from offramp.data import Inputs
 from offramp.evaluation.certify import Certificate
 from offramp.network import EarlyExitNet
 from offramp.policy import NOBODY, Policy
+from offramp.storage import weights_hash
 
 _UNITS = {
     "softmax": "the largest class probability",
@@ -24,7 +25,6 @@ _UNITS = {
 def metadata(
     network: EarlyExitNet,
     policy: Policy,
-    weights: str,
     image_shape: Sequence[int],
     inputs: Inputs | None,
     preprocess: bool,
@@ -37,7 +37,7 @@ def metadata(
     """
     texts = {
         "offramp": offramp.__version__,
-        "weights": weights,
+        "weights": weights_hash(network.state_dict()),
         "how_to_call": _how_to_call(network, policy, image_shape, preprocess),
         "policy": json.dumps(asdict(policy), sort_keys=True),
     }

@@ -22,7 +22,7 @@ from offramp.export.stage_files import check_policy
 from offramp.export.tracing import BATCH, IR_VERSION, OPSET, Part, Parts, parts
 from offramp.network import EarlyExitNet
 from offramp.policy import NOBODY, PATIENCE, Policy
-from offramp.storage import weights_hash, write_atomically
+from offramp.storage import write_atomically
 
 if TYPE_CHECKING:
     import onnx
@@ -68,8 +68,7 @@ def onnx_file(
         UsageError: ONNX is not installed, a part that cannot be traced or uses an operator that ONNX lacks (named), no
             image shape, a policy for another network, `preprocess` without `inputs`.
     """
-    weights = weights_hash(network.state_dict())
-    check_policy(network, policy, weights)
+    check_policy(network, policy)
     if preprocess and inputs is None:
         raise UsageError("To take pixels the file must know how they become the network's input: pass `inputs`.")
     split = made or parts(network, image_shape)
@@ -77,7 +76,7 @@ def onnx_file(
         raise UsageError(
             f"`inputs` makes images of shape {inputs.image_shape}; the network is for {split.image_shape}."
         )
-    texts = metadata(network, policy, weights, split.image_shape, inputs, preprocess)
+    texts = metadata(network, policy, split.image_shape, inputs, preprocess)
     model = joined(split, network, policy, inputs if preprocess else None, texts)
     file = Path(path).expanduser()
     write_atomically(file, model.SerializeToString(deterministic=True))

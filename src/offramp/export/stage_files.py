@@ -4,7 +4,7 @@ For servers that queue images by depth, and for whatever runs stages itself. K e
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -83,15 +83,20 @@ class Stages:
         """K."""
         return len(self.stages)
 
-    def save(self) -> None:
-        """Write `stages.json` into the folder, whole or not at all."""
-        content = {"format": FORMAT, **asdict(self)}
-        del content["folder"]
-        write_atomically(self.folder / FILE, (json.dumps(content, indent=1) + "\n").encode())
+    def write(self, contents: Iterable[bytes]) -> None:
+        """Write stage 1, exit 1, stage 2 and so on, and `stages.json` last: with it the folder is whole."""
+        if (self.folder / FILE).is_file():
+            (self.folder / FILE).unlink()
+        files = [file for one, other in zip(self.stages, self.exits, strict=True) for file in (one.file, other.file)]
+        for file, content in zip(files, contents, strict=True):
+            write_atomically(self.folder / file, content)
+        described = {"format": FORMAT, **asdict(self)}
+        del described["folder"]
+        write_atomically(self.folder / FILE, (json.dumps(described, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, folder: str | Path) -> "Stages":
-        """Read what `save` wrote, and check that files are there and connect.
+        """Read what `write` wrote, and check that files are there and connect.
 
         Raises:
             UsageError: No such folder, one of a newer offramp.
@@ -167,24 +172,39 @@ def stages(
         UsageError: ONNX is not installed, a part that cannot be traced or uses an operator that ONNX lacks (named), no
             image shape, a policy for another network.
     """
-    weights = weights_hash(network.state_dict())
-    check_policy(network, policy, weights)
+    check_policy(network, policy)
     split = made or parts(network, image_shape)
-    path = Path(folder).expanduser()
-    (path / FILE).unlink(missing_ok=True)
-    stage_files, exit_files = [], []
+    stage_files, exit_files, contents = [], [], []
     for k, (stage, leaves) in enumerate(zip(split.stages, split.exits, strict=True), 1):
         stage_files.append(StageFile(f"stage-{k}.onnx", stage.inputs, stage.outputs))
         exit_files.append(ExitFile(f"exit-{k}.onnx", network.reads[k - 1] % len(stage.outputs)))
-        write_atomically(path / stage_files[-1].file, stage.model.SerializeToString(deterministic=True))
-        write_atomically(path / exit_files[-1].file, leaves.model.SerializeToString(deterministic=True))
+        contents += [
+            stage.model.SerializeToString(deterministic=True),
+            leaves.model.SerializeToString(deterministic=True),
+        ]
+    described = describe(network, Path(folder), split.image_shape, stage_files, exit_files, policy, inputs)
+    described.write(contents)
+    return described
+
+
+def describe(
+    network: EarlyExitNet,
+    folder: Path,
+    image_shape: Sequence[int],
+    stage_files: Sequence[StageFile],
+    exit_files: Sequence[ExitFile],
+    policy: Policy | None,
+    inputs: Inputs | None,
+) -> Stages:
+    """What `stages.json` is to say of a network; nothing is written."""
+    channels, height, width = image_shape
     origin = network.origin
-    written = Stages(
-        folder=path,
+    return Stages(
+        folder=folder.expanduser(),
         num_classes=network.num_classes,
         damping=network.damping,
-        image_shape=split.image_shape,
-        weights=weights,
+        image_shape=(channels, height, width),
+        weights=weights_hash(network.state_dict()),
         stages=tuple(stage_files),
         exits=tuple(exit_files),
         classes=None if inputs is None else inputs.class_names,
@@ -193,14 +213,12 @@ def stages(
         origin=origin,
         licence=None if origin is None else origin.get("licence"),
     )
-    written.save()
-    return written
 
 
-def check_policy(network: EarlyExitNet, policy: Policy | None, weights: str) -> None:
+def check_policy(network: EarlyExitNet, policy: Policy | None) -> None:
     """Refuse a policy for another number of exits or other weights."""
     if policy is None:
         return
     if policy.num_exits != network.num_exits:
         raise UsageError(f"This policy is for {policy.num_exits} exits; the network has {network.num_exits}.")
-    policy.check_network(weights)
+    policy.check_network(weights_hash(network.state_dict()))

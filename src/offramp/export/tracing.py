@@ -64,7 +64,7 @@ def need_onnx() -> None:
             raise UsageError(f"ONNX needs {name}, which is not installed: pip install 'offramp[onnx]'.") from error
 
 
-def plain(network: EarlyExitNet, image_shape: Sequence[int] | None = None) -> tuple[EarlyExitNet, list[Carry]]:
+def exportable(network: EarlyExitNet, image_shape: Sequence[int] | None = None) -> tuple[EarlyExitNet, list[Carry]]:
     """What is exported: a copy on the CPU, in float32 and evaluation mode. And an example of each carry, images first.
 
     Raises:
@@ -96,15 +96,15 @@ def parts(network: EarlyExitNet, image_shape: Sequence[int] | None = None) -> Pa
             image shape.
     """
     need_onnx()
-    twin, carries = plain(network, image_shape)
+    twin, carries = exportable(network, image_shape)
     modules: list[tuple[str, nn.Module, Carry]] = []
     for k in range(twin.num_exits):
         modules.append((f"stage {k + 1}", twin.stages[k], carries[k]))
     for k in range(twin.num_exits):
         modules.append((f"exit {k + 1}", twin.exits[k], (carries[k + 1][twin.reads[k]],)))
-    names = [*_stage_names(carries), *[(("map",), ("logits",))] * twin.num_exits]
+    names = [*stage_names(carries), *[(("map",), ("logits",))] * twin.num_exits]
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             whole = _whole(modules)
     except Exception as error:
         # Which part was it? Each by itself knows.
@@ -116,7 +116,7 @@ def parts(network: EarlyExitNet, image_shape: Sequence[int] | None = None) -> Pa
     return Parts(split[: twin.num_exits], split[twin.num_exits :], (channels, height, width))
 
 
-def _stage_names(carries: Sequence[Carry]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+def stage_names(carries: Sequence[Carry]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     """Inputs and outputs of each stage: what comes in is called as the stage before calls it."""
     names = [("images",), *(tuple(f"carry_{k}_{i}" for i in range(len(c))) for k, c in enumerate(carries[1:], 1))]
     return list(itertools.pairwise(names))
@@ -166,7 +166,7 @@ def _whole(modules: Sequence[tuple[str, nn.Module, Carry]]) -> "onnx.ModelProto"
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """torch's exporter and those it calls have nothing to say to our users: what fails, raises."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -182,17 +182,22 @@ def _quiet() -> Iterator[None]:
 def _refuse(name: str, module: nn.Module, carry: Carry) -> None:
     """Raise the reason why a part cannot be exported, if it is the one."""
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             _whole([(name, module, carry)])
     except Exception as error:
-        said = [str(cause) for cause in _causes(error)]
-        lacking = re.search(r"No ONNX function found for \S*?'?(\w+\.[\w.]+)", "\n".join(said))
+        said = "\n".join(str(cause) for cause in _causes(error))
+        lacking = re.search(r"No ONNX function found for \S*?'?(\w+\.[\w.]+)", said)
         if lacking:
             raise UsageError(
                 f"{name.capitalize()} uses the operator {lacking[1]}, which ONNX lacks. Write it with others."
             ) from error
-        reason = next((line for one in reversed(said) for line in one.splitlines() if line.strip()), "no reason given")
-        raise UsageError(f"{name.capitalize()} cannot be traced: {reason}") from error
+        raise UsageError(f"{name.capitalize()} cannot be traced: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an error comes from."""
+    lines = (line.strip() for cause in reversed([*_causes(error)]) for line in str(cause).splitlines())
+    return next(filter(None, lines), type(error).__name__)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
