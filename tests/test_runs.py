@@ -183,6 +183,29 @@ def test_a_last_exit_that_is_none_of_the_models_starts_fresh(tmp_path: Path, has
     assert torch.equal(network.get_parameter("stages.1.block.0.weight"), original.get_parameter("block.0.weight"))
 
 
+def test_a_last_exit_without_weights_of_its_own_is_taken_over_as_it_is(tmp_path: Path) -> None:
+    class Early(nn.Module):
+        """The classifier before the pooling, as in SqueezeNet."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.classifier = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.classifier(self.stem(images)).mean((2, 3))
+            return logits
+
+    original = Early()
+    stages = [nn.Sequential(OrderedDict(stem=nn.Conv2d(1, 4, 3)))]
+    stages += [nn.Sequential(OrderedDict(classifier=nn.Conv2d(4, 4, 1)))]
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = EarlyExitNet(stages, [nn.Sequential(*pooled, nn.Linear(4, 4)), pooled], num_classes=4)
+    torch.save(original.state_dict(), tmp_path / "w.pth")
+    assert start_from(network, tmp_path / "w.pth") == "From w.pth: trunk and last exit; the other exits start fresh."
+    images = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(network(images)[-1], original(images))
+
+
 def test_files_of_old_programs_lack_the_counters_of_batch_norm(tmp_path: Path) -> None:
     tensors = {name: t for name, t in Original().state_dict().items() if not name.endswith("num_batches_tracked")}
     torch.save(tensors, tmp_path / "w.pth")

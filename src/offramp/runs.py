@@ -252,7 +252,7 @@ def _under_own_names(
     classifier = _last_layer(network)
     fresh = {name for name in own if name not in originals}
     said = "trunk and last exit; the other exits start fresh" if fresh else None
-    if not any(name in found for name in classifier or head):  # the last exit is none of the model's
+    if head and not any(name in found for name in classifier or head):  # the last exit is none of the model's
         fresh |= set(head) - found.keys()
         said = f"trunk; the exits start fresh, without {_shown(left, sorted(left)) if left else 'a head'} of the file"
         left = {}
