@@ -291,8 +291,9 @@ class Run:
     data: DataConfig = field(default_factory=DataConfig)
     objective: SpecFlag = field(default_factory=lambda: Spec("cross-entropy"))
     """cross-entropy, label-smoothing, discard-threshold, damping, power-sqrt, dynamic, or package.module:Name."""
-    network: SpecFlag = field(default_factory=lambda: Spec("auto"))
-    """auto (fits the data), a preset such as msdnet7-cifar100, msdnet, ranet, collaborating, or package.module:Name."""
+    network: Annotated[SpecFlag, tyro.conf.arg(aliases=("--backbone",))] = field(default_factory=lambda: Spec("auto"))
+    """auto (fits the data), a preset such as msdnet7-cifar100, msdnet, ranet, collaborating, timm/NAME or
+    torchvision/NAME (with exits attached), or package.module:Name."""
     rule: SpecFlag = field(default_factory=lambda: Spec("standard"))
     """What happens to a batch: standard, dfs, gradient-equilibrium, pcgrad, cagrad, wpn, meta-gf, cgt,
     one-for-all, or package.module:Name."""

@@ -9,13 +9,16 @@ logits. Nothing here, or anywhere else, knows what a backbone looks like inside.
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor, nn
 
 from offramp.config import Spec, resolve
 from offramp.errors import UsageError
+
+# The damping neuron's output at an exit that has none, where other exits do: its softmax is 0, and nothing becomes NaN.
+NO_NEURON = -1e8
 
 Carry = tuple[Tensor, ...]
 # link(k, K, carry, reads) -> (what exit k sees, what stage k + 1 gets): values unchanged, gradients rerouted.
@@ -73,6 +76,7 @@ class EarlyExitNet(nn.Module):
         self.image_shape = image_shape
         self.link = plain_link
         self.spec: Spec | None = None  # how to build this network again; set by `builder`
+        self.origin: dict[str, Any] | None = None  # where its trunk comes from, as JSON values; set by `attach`
 
     @property
     def num_exits(self) -> int:

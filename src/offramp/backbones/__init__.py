@@ -1,4 +1,4 @@
-"""Networks with exits: MSDNet, RANet, named presets of both, and how a name and the data at hand become one.
+"""Networks with exits: MSDNet, RANet, presets of both, exits on other models, and how a name and data become one.
 
 `build` is what the command line uses; in Python, `msdnet(exits=7, num_classes=100, damping=True)` is as good.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from offramp import config
+from offramp.backbones.attached import attach, zoo
 from offramp.backbones.collaboration import collaborating
 from offramp.backbones.msdnet import msdnet
 from offramp.backbones.prefix import prefix
@@ -20,7 +21,7 @@ from offramp.config import Spec
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 
-__all__ = ["NETWORKS", "PRESETS", "build", "msdnet", "ranet"]
+__all__ = ["NETWORKS", "PRESETS", "attach", "build", "msdnet", "ranet"]
 
 _BUILDERS: Mapping[str, Callable[..., EarlyExitNet]] = {"msdnet": msdnet, "ranet": ranet}
 NETWORKS: Mapping[str, Callable[..., EarlyExitNet]] = {
@@ -43,8 +44,8 @@ def build(
     """The network that `spec` names, for the data at hand.
 
     Args:
-        spec: `auto`, a builder, a preset, or `package.module:Name` (a function that returns an `EarlyExitNet`, or a
-            subclass of it), with arguments.
+        spec: `auto`, a builder, a preset, `timm/NAME` or `torchvision/NAME` (see `attach`), or `package.module:Name` (a
+            function that returns an `EarlyExitNet`, or a subclass of it), with arguments.
         num_classes: N of the data.
         image_shape: `(channels, height, width)` of the images.
         damping: Whether the damping neuron is wanted.
@@ -63,7 +64,11 @@ def build(
         if image_shape is None:
             raise UsageError("The network 'auto' is chosen by the images, and there are none here; name a preset.")
         spec = Spec(spec.name, {**fitting(image_shape), **spec.args})
-    registry = NETWORKS if spec.name in NETWORKS else {spec.name: _signing(spec.name)}
+    registry = NETWORKS
+    if zoo.is_named(spec.name):
+        registry = {spec.name: functools.partial(zoo.settled, spec.name)}
+    elif spec.name not in NETWORKS:
+        registry = {spec.name: _signing(spec.name)}
     make = functools.partial(
         config.build, spec, registry, "network", **{name: value for name, value in asked.items() if value is not None}
     )

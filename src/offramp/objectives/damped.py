@@ -9,12 +9,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from offramp.network import NO_NEURON
 from offramp.objectives.base import Objective, Terms, log_softmax, pick
 from offramp.objectives.weighting import DynamicWeights, Weighting
 
 
 class DampedObjective(Objective):
     """Shares w (ce + gamma a), with ce = -log F[y] and a = -log F[N+1]; gamma is a constant to the gradient.
+
+    An exit that has no neuron where others do (`offramp.network.NO_NEURON`) is left out: its share is ce, its weight 1,
+    and the weights of the others are what they would be without it. Its statistics have a and gamma 0.
 
     Subclasses say what gamma is, and have a field `weighting`.
     """
@@ -30,9 +34,13 @@ class DampedObjective(Objective):
     def terms(self, logits_KBC: Tensor, targets_B: Tensor, *, progress: float = 0.0) -> Terms:
         """See `Objective.terms`."""
         log_true_KB, log_damping_KB = _pick_with_neuron(log_softmax(logits_KBC), targets_B)
-        a_KB = -log_damping_KB
+        without_KB = log_damping_KB < NO_NEURON / 2
+        a_KB = -log_damping_KB.masked_fill(without_KB, 0.0)
         if isinstance(self.weighting, DynamicWeights):
-            weight_KB, applied_to = self.weighting.weights(a_KB), self.weighting.applied_to
+            # The mean of the others moves neither their mean nor their extremes.
+            mean_B = a_KB.sum(0) / (~without_KB).sum(0).clamp_min(1)
+            weight_KB = self.weighting.weights(torch.where(without_KB, mean_B, a_KB)).masked_fill(without_KB, 1.0)
+            applied_to = self.weighting.applied_to
         else:
             weight_KB, applied_to = torch.ones_like(a_KB), "gradient"
         constant_a_KB, constant_weight_KB = a_KB.detach(), weight_KB.detach()
@@ -40,6 +48,7 @@ class DampedObjective(Objective):
             gamma_KB = self.damping(constant_weight_KB * constant_a_KB)
         else:
             gamma_KB = self.damping(constant_a_KB)
+        gamma_KB = gamma_KB.masked_fill(without_KB, 0.0)
         if applied_to == "cross-entropy":
             loss_KB = gamma_KB * a_KB - weight_KB * log_true_KB
             # Proposition 1 holds with the damping per unit of cross-entropy; a weight can be 0 where alpha is 1.

@@ -1,0 +1,221 @@
+"""`attach`: exits on a model that has none.
+
+B images, K exits, N classes.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from offramp.backbones.attached.cutting import Part
+from offramp.backbones.attached.heads import HEADS, HeadKind, new_exit, with_classes, with_neuron
+from offramp.backbones.attached.placing import AUTO, MAX_CARRY, At, Site, Sites
+from offramp.backbones.attached.tracing import Shape, eval_twin, trace
+from offramp.backbones.layers import check_choice, check_counts, check_flags
+from offramp.errors import UsageError
+from offramp.network import Carry, EarlyExitNet, as_carry
+
+TOLERANCE = 1e-4  # of the largest logit: how far the last exit may be from the model
+NUM_CHECKED = 2  # images; another number than the graph has been made with
+
+
+def attach(
+    model: nn.Module,
+    at: At = "auto",
+    *,
+    num_classes: int | None = None,
+    damping: bool = False,
+    head: HeadKind = "pool",
+    image_shape: Sequence[int] | None = None,
+    max_carry: int = MAX_CARRY,
+) -> EarlyExitNet:
+    """A network of stages and exits made of a copy of `model`, cut after some of its modules.
+
+    A parameter `layer1.0.weight` of the model stands at `stages.<k>.layer1.0.weight`, one of the last exit, which is
+    everything from the model's last pooling on, at `exits.<K-1>.fc.weight`. The last exit gives the model's logits.
+
+    Args:
+        model: A classifier, images `[B, channels, H, W]` to logits `[B, N]`. It is left as it is.
+        at: Names of modules, in the order in which they run: a stage ends after each (all its calls), with an exit.
+            Or shares of the operations, such as `[0.25, 0.5, 0.75]`, which is what `auto` stands for: near each, a cut
+            with a small carry is taken.
+        num_classes: N. The model's own head is kept if it has as many; else its last Linear gets fresh weights.
+        damping: Whether each exit has the damping neuron. The last exit's starts with weights and bias of zero: its
+            class logits are the model's, but its share of the softmax, which counts as "not sure", is not zero. A last
+            exit that does not end with a Linear has none (`offramp.network.NO_NEURON`).
+        head: New exits: `pool`, pooling and a Linear, or `deep`, with two convolutions or a hidden layer before.
+        image_shape: `(channels, height, width)`. Without it, what a model of timm says of itself, or
+            (3, 224, 224) for one of torchvision.
+        max_carry: Tensors that a cut may carry.
+
+    Raises:
+        UsageError: A model that cannot be cut there, with the place, the reason and the nearest cut that works; one
+            whose answers the parts do not give.
+    """
+    check_flags(damping=damping)
+    check_choice("head", head, HEADS)
+    check_counts(max_carry=max_carry)
+    shape = image_shape_of(model) if image_shape is None else tuple(image_shape)
+    if len(shape) != 3:
+        raise UsageError(f"image_shape must be (channels, height, width), not {image_shape!r}.")
+    check_counts(channels=shape[0], height=shape[1], width=shape[2])
+    sites = Sites(trace(model, shape), max_carry)
+    own_classes = _classes_of(sites)
+    num_classes = own_classes if num_classes is None else num_classes
+    check_counts(num_classes=num_classes)
+    chosen = choose(sites, at)
+    network = _assemble(sites, chosen, num_classes, damping, head, shape)
+    _check_and_own(network, sites, chosen, model)
+    last = _last_exit(network)
+    if num_classes != own_classes and not with_classes(last, num_classes):
+        network.exits[-1] = _new_last_exit(sites, num_classes + damping, head)
+    elif damping:
+        with_neuron(last)
+    like = next(model.parameters(), torch.empty(0))
+    network.origin = origin_of(model) | {"at": [site.name for site in chosen]}
+    return network.to(like).train(model.training)
+
+
+def image_shape_of(model: nn.Module) -> tuple[int, int, int]:
+    """The images that a model says it is for.
+
+    Raises:
+        UsageError: It does not say.
+    """
+    config = getattr(model, "pretrained_cfg", None)
+    size = config.get("input_size") if isinstance(config, dict) else None
+    if size is not None and len(size) == 3:
+        return size[0], size[1], size[2]
+    if type(model).__module__.startswith("torchvision.models."):
+        side = getattr(model, "image_size", 224)
+        return 3, side, side
+    raise UsageError(f"{type(model).__name__} does not say which images it is for; pass image_shape=(channels, H, W).")
+
+
+def origin_of(model: nn.Module) -> dict[str, Any]:
+    """Where a model comes from, as far as it says so; what whoever built it knows better is put over it."""
+    kind = type(model)
+    config = getattr(model, "pretrained_cfg", None)
+    config = config if isinstance(config, dict) else {}
+    origin: dict[str, Any] = {"model": f"{kind.__module__}.{kind.__qualname__}", "library": None, "weights": None}
+    mean, std, size = config.get("mean"), config.get("std"), config.get("input_size")
+    known = {"mean": list(mean), "std": list(std), "size": list(size[-2:])} if mean and std and size else None
+    return origin | {"licence": config.get("license"), "input": known}
+
+
+def choose(sites: Sites, at: At) -> list[Site]:
+    """The sites that `at` stands for (see `attach`)."""
+    if isinstance(at, str):
+        return sites.near_shares(AUTO) if at == "auto" else sites.find(at.split(","))
+    given: list[Any] = list(at)
+    if not given:
+        raise UsageError("`at` names no module to cut after; name one, or write at=auto.")
+    if all(isinstance(entry, float) for entry in given):
+        return sites.near_shares(given)
+    if not all(isinstance(entry, str) for entry in given):
+        raise UsageError(f"`at` must be 'auto', names of modules or shares of the operations, not {at!r}.")
+    return sites.find(given)
+
+
+def _classes_of(sites: Sites) -> int:
+    """The number of classes that the model gives."""
+    found = sites.cutter.values[sites.cutter.output][0]
+    if not isinstance(found, Shape) or len(found.sizes) != 2:
+        what = f"a tensor {list(found.sizes)}" if isinstance(found, Shape) else f"a {type(found).__name__}"
+        raise UsageError(
+            f"{type(sites.traced.model).__name__} gives {what} for one image, not logits [1, N]: it is no classifier "
+            "or gives more than that. Wrap it in a module that gives the logits."
+        )
+    return found.sizes[1]
+
+
+def _parts(sites: Sites, chosen: Sequence[Site], own: Sequence[bool]) -> Iterator[Part]:
+    """The stages, and the last exit."""
+    cutter = sites.cutter
+    (logits,) = cutter.output.all_input_nodes
+    places = [-1, *(site.place for site in chosen), sites.head, len(cutter.nodes) - 1]
+    carries = [cutter.crossing(place).nodes for place in places[:-1]]
+    for i, (after, until) in enumerate(itertools.pairwise(places)):
+        is_exit = i == len(places) - 2
+        yield cutter.part(after, until, list(carries[i]), [logits] if is_exit else carries[i + 1], own[i])
+
+
+def _assemble(
+    sites: Sites, chosen: Sequence[Site], num_classes: int, damping: bool, head: HeadKind, shape: tuple[int, int, int]
+) -> EarlyExitNet:
+    *stages, last = _parts(sites, chosen, [False] * (len(chosen) + 2))
+    exits: list[nn.Module] = []
+    for site in chosen:
+        assert site.layout is not None
+        exits.append(new_exit(site.layout, (1, *site.carry[site.reads]), num_classes + damping, head))
+    return EarlyExitNet(
+        stages,
+        [*exits, last],
+        num_classes=num_classes,
+        damping=damping,
+        reads=[*(site.reads for site in chosen), 0],
+        image_shape=shape,
+    )
+
+
+@torch.no_grad()
+def _check_and_own(network: EarlyExitNet, sites: Sites, chosen: Sequence[Site], model: nn.Module) -> None:
+    """Refuse parts that do not give the model's logits; parts that write into what they are given clone it first."""
+    twin = eval_twin(model)
+    like = next(model.parameters(), torch.empty(0))
+    with torch.random.fork_rng(devices=[]):
+        images = torch.randn(NUM_CHECKED, *sites.traced.image_shape).to(like)
+        wanted: Tensor = twin(images.clone())
+        parts = [*network.stages, network.exits[-1]]
+        modes = [part.training for part in parts]
+        carry: Carry = (images,)
+        writes = []
+        for part in parts:
+            before = [x._version for x in carry]
+            given = as_carry(part.eval()(*carry))
+            writes.append([x._version for x in carry] != before or _starts_in_place(part))
+            carry = given
+        for part, mode in zip(parts, modes, strict=True):
+            part.train(mode)
+    scale = wanted.abs().max().clamp_min(1.0)
+    if carry[0].shape != wanted.shape or not (carry[0] - wanted).abs().max() <= TOLERANCE * scale:
+        raise UsageError(
+            f"{type(model).__name__} cannot be cut: its parts give other logits than the model for {NUM_CHECKED} "
+            "images. Its forward does something that torch.fx does not see, such as keeping state between calls."
+        )
+    if any(writes):
+        *stages, last = _parts(sites, chosen, writes)
+        for k, stage in enumerate(stages):
+            network.stages[k] = stage
+        network.exits[-1] = last
+
+
+def _starts_in_place(part: nn.Module) -> bool:
+    """Whether something writes into what a part is given, if only in training mode."""
+    assert isinstance(part, fx.GraphModule)
+    for node in part.graph.nodes:
+        reads_it = node.op == "call_module" and any(read.op == "placeholder" for read in node.all_input_nodes)
+        if reads_it and getattr(part.get_submodule(str(node.target)), "inplace", False):
+            return True
+    return False
+
+
+def _last_exit(network: EarlyExitNet) -> Part:
+    last = network.exits[-1]
+    assert isinstance(last, Part)
+    return last
+
+
+def _new_last_exit(sites: Sites, num_outputs: int, head: HeadKind) -> nn.Module:
+    """What stands in the place of a head that cannot be given another number of classes."""
+    node = sites.cutter.nodes[sites.head]
+    layout = sites.layout(node)
+    if layout is None:
+        raise UsageError(
+            f"The last exit of {type(sites.traced.model).__name__} does not end with a Linear, so it cannot be given "
+            "another number of classes; build the model with num_classes of the data."
+        )
+    return new_exit(layout, sites.cutter.values[node][0].sizes, num_outputs, head)

@@ -1,0 +1,308 @@
+"""A traced model in parts: what crosses a cut, and the graph of what lies between two of them.
+
+B images. `torch.fx.passes.split_module` hands every value over that a later part reads. Whoever drops rows between
+stages needs a carry of tensors with the images first and nothing else, so here:
+
+- *Numbers* (sizes, dimensions) are written into the graph; those that grow with B are taken from the carry's own size.
+- *Tensors that do not depend on the images* (position tables, masks) are made where they are read.
+- *Dead values* are neither carried nor computed.
+"""
+
+import copy
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from offramp.backbones.attached.tracing import BATCHES, Shape, Traced
+from offramp.errors import OfframpError
+
+_IN_PLACE = {getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv", "iand", "ior", "ixor", "setitem")}
+_TRANSIENT = "offramp_transient"  # in `GraphModule.meta`, the one thing of an instance that a copy keeps
+
+
+class Part(fx.GraphModule):
+    """A stage or the last exit. Buffers that the model keeps out of its state dict stay out of it, in copies too."""
+
+    def keep_out(self, names: Iterable[str]) -> None:
+        """Leave these buffers out of the state dict."""
+        self.meta[_TRANSIENT] = tuple(names)
+        for name in self.meta[_TRANSIENT]:
+            home, _, own = name.rpartition(".")
+            self.get_submodule(home)._non_persistent_buffers_set.add(own)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Part":
+        twin: Part = super().__deepcopy__(memo)  # type: ignore[assignment]
+        twin.keep_out(self.meta[_TRANSIENT])
+        return twin
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """What is still read after a place in the graph.
+
+    Attributes:
+        nodes: Their values make the carry.
+        why_not: Why they cannot, in words that follow "after `layer`"; None where they can.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    why_not: str | None
+
+
+class Cutter:
+    """Answers what crosses a place in the graph of a traced model, and takes out what lies between two places.
+
+    A place i lies after `nodes[i]`.
+    """
+
+    def __init__(self, traced: Traced) -> None:
+        self.traced = traced
+        self.values = traced.values
+        *self.nodes, self.output = [node for node in traced.graph.nodes if node.op != "placeholder"]
+        (self.images,) = [node for node in traced.graph.nodes if node.op == "placeholder"]
+        self.place = {self.images: -1} | {node: i for i, node in enumerate([*self.nodes, self.output])}
+        self._depends = self._find_dependent()
+        self.kept = self._find_kept()
+        self._last_use = self._find_last_uses()
+        self._weights = self._find_weights()
+
+    def ends(self) -> dict[str, int]:
+        """Of each module that is called, the place after its last operation."""
+        found = {}
+        for i, node in enumerate(self.nodes):
+            if node in self.kept:
+                found.update(dict.fromkeys(self.traced.owners[node], i))
+        return found
+
+    def crossing(self, place: int) -> Crossing:
+        """What crosses a place, in the order in which it was made."""
+        nodes = [self.images, *self.nodes[: place + 1]]
+        live = tuple(n for n in nodes if self._depends[n] and self._last_use.get(n, -1) > place)
+        shared = sorted({name for name, first, last in self._weights if first <= place < last})
+        if shared:
+            return Crossing(live, f"the weights {shared[0]} are used both before and after it")
+        for node in live:
+            why_not = _why_no_carry(self.values[node])
+            if why_not:
+                return Crossing(live, f"{why_not} would have to be carried")
+        return Crossing(live, None)
+
+    def part(self, after: int, until: int, reads: Sequence[fx.Node], gives: Sequence[fx.Node], own: bool) -> Part:
+        """The nodes after place `after` up to place `until` as a module that maps tensors to tensors.
+
+        Args:
+            after: The place it starts after.
+            until: The last place in it.
+            reads: Whose values it is called with.
+            gives: Whose values it gives; one alone as it is, several as a tuple.
+            own: Whether `reads` are cloned first, because something in it writes into them.
+        """
+        extraction = _Extraction(self, reads, own)
+        for node in self.nodes[after + 1 : until + 1]:
+            if node in self.kept and (self._depends[node] or _writes(node)):
+                extraction.copy(node)
+        return extraction.finish(gives)
+
+    def depends(self, node: fx.Node) -> bool:
+        """Whether a node gives a tensor (or several) that depends on the images."""
+        return self._depends[node]
+
+    def parameters_of(self, nodes: Iterable[fx.Node]) -> list[str]:
+        """Names of the parameters that nodes use directly or as a module."""
+        found: dict[str, None] = {}
+        for node in nodes:
+            if node.op == "call_module":
+                module = self.traced.model.get_submodule(str(node.target))
+                found.update((f"{node.target}.{name}", None) for name, _ in module.named_parameters())
+            elif node.op == "get_attr":
+                found[str(node.target)] = None
+        return list(found)
+
+    def independent_sources(self, node: fx.Node) -> list[fx.Node]:
+        """The node and what it is made of, as far as that does not depend on the images."""
+        found, todo = [node], [node]
+        while todo:
+            for read in todo.pop().all_input_nodes:
+                if not self._depends[read] and read not in found and not _is_number(self.values[read]):
+                    found.append(read)
+                    todo.append(read)
+        return found
+
+    def _find_dependent(self) -> dict[fx.Node, bool]:
+        depends = {self.images: True}
+        for node in [*self.nodes, self.output]:
+            reads = any(depends[n] for n in node.all_input_nodes)
+            depends[node] = reads and (node.op == "output" or _has_tensor(self.values[node][0]))
+        return depends
+
+    def _find_kept(self) -> set[fx.Node]:
+        """Nodes whose values are read, and those that do something besides giving a value."""
+        kept = {self.output}
+        for node in reversed([*self.nodes, self.output]):
+            if node in kept or _has_effect(node):
+                kept |= {node, *(n for n in node.all_input_nodes if not self._is_written_out(n))}
+        return kept
+
+    def _is_written_out(self, node: fx.Node) -> bool:
+        return _is_number(self.values[node]) and number(self.values[node]) is not None
+
+    def _find_last_uses(self) -> dict[fx.Node, int]:
+        found: dict[fx.Node, int] = {}
+        for node in [*self.nodes, self.output]:
+            if node in self.kept:
+                found.update((read, self.place[node]) for read in node.all_input_nodes if self._depends[read])
+        return found
+
+    def _find_weights(self) -> list[tuple[str, int, int]]:
+        """Each parameter with the first and the last place that reads it."""
+        parameters = dict(self.traced.model.named_parameters(remove_duplicate=False))
+        places: dict[int, list[int]] = {}
+        names: dict[int, str] = {}
+        for node in self.nodes:
+            if node not in self.kept or not self._depends[node]:
+                continue
+            sources = [s for n in node.all_input_nodes if not self._depends[n] for s in self.independent_sources(n)]
+            for name in self.parameters_of([node, *sources]):
+                if name in parameters:
+                    names.setdefault(id(parameters[name]), name)
+                    places.setdefault(id(parameters[name]), []).append(self.place[node])
+        return [(names[key], min(found), max(found)) for key, found in places.items()]
+
+
+def number(values: Sequence[Any]) -> tuple[Any, Any] | None:
+    """Of what is no tensor: what it is for no image and what each image adds; None where it is no such thing.
+
+    A tuple has tuples of both.
+    """
+    first, second = values
+    if isinstance(first, (tuple, list)) and isinstance(second, (tuple, list)) and len(first) == len(second):
+        entries = [number(pair) for pair in zip(first, second, strict=True)]
+        return None if None in entries else tuple(zip(*entries, strict=True)) or ((), ())
+    if isinstance(first, (torch.device, torch.dtype)):
+        return None
+    if type(first) is type(second) and first == second:
+        return first, 0
+    if type(first) is int and type(second) is int:
+        slope, rest = divmod(second - first, BATCHES[1] - BATCHES[0])
+        return None if rest else (first - slope * BATCHES[0], slope)
+    return None
+
+
+def _is_number(values: Sequence[Any]) -> bool:
+    return not _has_tensor(values[0])
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return isinstance(value, Shape) or (isinstance(value, (tuple, list)) and any(map(_has_tensor, value)))
+
+
+def _has_effect(node: fx.Node) -> bool:
+    return node.op == "call_module" or _writes(node)
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether a function or method changes a tensor in place."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = (name.endswith("_") and not name.endswith("__")) or node.target in _IN_PLACE
+    return node.op in ("call_method", "call_function") and bool(
+        in_place or node.kwargs.get("inplace") or "out" in node.kwargs
+    )
+
+
+def _why_no_carry(values: Sequence[Any]) -> str | None:
+    if not all(isinstance(value, Shape) for value in values):
+        return "several tensors as one value"
+    sizes = [value.sizes for value in values]
+    if any(not size or size[0] != batch for size, batch in zip(sizes, BATCHES, strict=True)):
+        return f"a tensor {list(sizes[0])} that does not have the images first"
+    return None if sizes[0][1:] == sizes[1][1:] else f"a tensor {list(sizes[0])} whose sides grow with their number"
+
+
+class _Extraction:
+    """Copies nodes into a graph of their own."""
+
+    def __init__(self, cutter: Cutter, reads: Sequence[fx.Node], own: bool) -> None:
+        self.cutter = cutter
+        self.graph = fx.Graph()
+        names = ["images"] if reads == [cutter.images] else [f"carry_{i}" for i in range(len(reads))]
+        self.inputs = [self.graph.placeholder(name) for name in names]
+        given = [self.graph.call_method("clone", (x,)) for x in self.inputs] if own else self.inputs
+        self.copies: dict[fx.Node, fx.Node] = dict(zip(reads, given, strict=True))
+        self._num_images: fx.Node | None = None
+
+    def copy(self, node: fx.Node) -> fx.Node:
+        """A node, and what it reads that does not depend on the images."""
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
+        target = node.target
+        if node.op == "call_method" and target in ("view", "view_as"):  # rows that were picked, or channels last
+            target = str(target).replace("view", "reshape")
+            if len(args) > 1 and isinstance(args[1], torch.dtype):
+                target = "view"
+        self.copies[node] = self.graph.create_node(node.op, target, args, kwargs, node.name)
+        return self.copies[node]
+
+    def _value(self, node: fx.Node) -> Any:
+        if node in self.copies:
+            return self.copies[node]
+        values = self.cutter.values[node]
+        if _is_number(values):
+            found = number(values)
+            if found is not None:
+                return self._written_out(found)
+            if isinstance(values[0], (torch.device, torch.dtype)) and not self._is_here(node):
+                name = "device" if isinstance(values[0], torch.device) else "dtype"
+                return self.graph.call_function(getattr, (self.inputs[0], name))
+        elif self.cutter.depends(node):
+            raise OfframpError(f"{node.name} is read after a cut and not carried; this is a bug of offramp.")
+        return self.copy(node)
+
+    def _is_here(self, node: fx.Node) -> bool:
+        return all(read in self.copies for read in node.all_input_nodes)
+
+    def _written_out(self, found: tuple[Any, Any]) -> Any:
+        base, slope = found
+        if isinstance(base, (tuple, list)):
+            return tuple(self._written_out(pair) for pair in zip(base, slope, strict=True))
+        if not slope:
+            return base
+        if self._num_images is None:
+            with self.graph.inserting_after(self.inputs[-1]):
+                self._num_images = self.graph.call_method("size", (self.inputs[0], 0))
+        count = self._num_images
+        scaled = count if slope == 1 else self.graph.call_function(operator.mul, (count, slope))
+        return scaled if not base else self.graph.call_function(operator.add, (scaled, base))
+
+    def finish(self, gives: Sequence[fx.Node]) -> Part:
+        """The module, with modules and parameters of the traced model."""
+        found = [self._value(node) for node in gives]
+        self.graph.output(found[0] if len(found) == 1 else tuple(found))
+        self.graph.lint()
+        model = self.cutter.traced.model
+        targets = [str(node.target) for node in self.graph.nodes if node.op in ("get_attr", "call_module")]
+        part = Part({target: _attribute(model, target) for target in targets}, self.graph)
+        attributes = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
+        part.keep_out(sorted(name for name in attributes if _is_transient(model, name)))
+        return part
+
+
+def _attribute(model: nn.Module, name: str) -> Any:
+    found: Any = operator.attrgetter(name)(model)
+    has_weights = isinstance(found, nn.Parameter) or (
+        isinstance(found, nn.Module) and any(True for _ in found.parameters())
+    )
+    # What has no weights may be used by several parts; each gets its own.
+    return found if has_weights else copy.deepcopy(found)
+
+
+def _is_transient(model: nn.Module, name: str) -> bool:
+    home, _, own = name.rpartition(".")
+    module = model.get_submodule(home)
+    value = getattr(module, own)
+    is_persistent = own in module._buffers and own not in module._non_persistent_buffers_set
+    return isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and not is_persistent

@@ -1,0 +1,301 @@
+"""Where a traced model can be cut, what each cut carries and costs, and which cuts `auto` takes.
+
+B images. A site is a place after the last operation of a module; of several modules that end there the outermost names
+it.
+"""
+
+import difflib
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from offramp.backbones.attached.cutting import Cutter
+from offramp.backbones.attached.heads import Layout, layout_of
+from offramp.backbones.attached.tracing import BATCHES, Shape, Traced, call, eval_twin, meta_twin, to_device_of
+from offramp.costs import cost
+from offramp.errors import UsageError
+from offramp.network import EarlyExitNet
+
+AUTO = (0.25, 0.5, 0.75)  # shares of the operations at which `auto` looks for exits
+WINDOW = 0.1  # how far from a share, at most, it looks for a smaller carry
+MAX_CARRY = 8  # tensors
+At = Literal["auto"] | str | Sequence[str] | Sequence[float]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where a model can, or cannot, be cut.
+
+    Attributes:
+        name: The module it lies after.
+        place: Its index in the graph.
+        carry: Shapes of what crosses it, for one image (without B).
+        reads: Index of the tensor in the carry that an exit reads.
+        layout: How the exit reads it; None where it cannot.
+        why_not: Why it cannot be cut here; None where it can.
+    """
+
+    name: str
+    place: int
+    carry: tuple[tuple[int, ...], ...]
+    reads: int
+    layout: Layout | None
+    why_not: str | None
+
+    @property
+    def size(self) -> int:
+        """Numbers in the carry, for one image."""
+        return sum(math.prod(sizes) for sizes in self.carry)
+
+
+class Sites:
+    """The sites of a traced model before its last exit."""
+
+    def __init__(self, traced: Traced, max_carry: int = MAX_CARRY) -> None:
+        self.traced, self.max_carry = traced, max_carry
+        self.cutter = Cutter(traced)
+        self.ends = self.cutter.ends()
+        self.head = self._find_head()
+        self._known: dict[int, Site] = {}
+        names: dict[int, str] = {}
+        for name, place in self.ends.items():
+            if place not in names or name.count(".") < names[place].count("."):
+                names[place] = name
+        self.all = [self.at(names[place], place) for place in sorted(names) if place < self.head]
+
+    @property
+    def good(self) -> list[Site]:
+        """Those where the model can be cut."""
+        return [site for site in self.all if site.why_not is None]
+
+    def at(self, name: str, place: int) -> Site:
+        """The site at a place."""
+        crossing = self.cutter.crossing(place)
+        why_not = crossing.why_not
+        if why_not is None and len(crossing.nodes) > self.max_carry:
+            why_not = f"{len(crossing.nodes)} tensors would have to be carried, and at most {self.max_carry} may be"
+        values = [self.cutter.values[node][0] for node in crossing.nodes]
+        shapes = [value.sizes[1:] if isinstance(value, Shape) else () for value in values]
+        given = self._given_at(name, place)
+        reads = crossing.nodes.index(given) if given in crossing.nodes else len(crossing.nodes) - 1
+        layout = self.layout(crossing.nodes[reads]) if why_not is None else None
+        if why_not is None and layout is None:
+            why_not = f"an exit would read a tensor of sides {list(shapes[reads])}, which is no map and no tokens"
+        return Site(name, place, tuple(shapes), reads, layout, why_not)
+
+    def layout(self, node: fx.Node) -> Layout | None:
+        """How an exit reads what a node gives."""
+        value = self.cutter.values[node][0]
+        sides = self.traced.image_shape[1:]
+        return layout_of(value.sizes, sides, self._has_class_token(node)) if isinstance(value, Shape) else None
+
+    def find(self, names: Sequence[str]) -> list[Site]:
+        """The sites that these modules name, which must stand in the order in which they are run.
+
+        Raises:
+            UsageError: An unknown name, one that cannot be cut after, names out of order or twice.
+        """
+        sites = [self._named(name) for name in names]
+        for before, after in itertools.pairwise(sites):
+            if before.place == after.place:
+                raise UsageError(f"{before.name} and {after.name} end at the same place; name one of them.")
+            if before.place > after.place:
+                raise UsageError(
+                    f"The cuts are out of order: {after.name} ends before {before.name}; name them in the order in "
+                    "which they run."
+                )
+        return sites
+
+    def near_shares(self, shares: Sequence[float]) -> list[Site]:
+        """A site near each share of the operations: few tensors, then a small carry, then the outermost module.
+
+        Raises:
+            UsageError: Shares that do not rise from 0 to 1, or with no site of their own.
+        """
+        if not shares or any(not 0 < share < 1 for share in shares) or sorted(set(shares)) != list(shares):
+            raise UsageError(f"Shares of the operations must rise between 0 and 1, such as 0.25, 0.5, not {shares}.")
+        total, upto = self.operations()
+        gaps = [after - before for before, after in itertools.pairwise(shares)]
+        window = min([WINDOW, *(gap / 2 for gap in gaps)])
+        chosen: list[Site] = []
+        for i, share in enumerate(shares):
+            last = chosen[-1].place if chosen else -1
+            left = [site for site in self.good if site.place > last]
+            left = left[: len(left) - (len(shares) - 1 - i)]
+            if not left:
+                raise UsageError(
+                    f"{self._model} has {len(self.good)} places to cut, too few for exits at {list(shares)} of its "
+                    "operations; ask for fewer."
+                )
+            off = {site.place: abs(upto[site.place] / total - share) for site in left}
+            near = [site for site in left if off[site.place] <= window]
+            single = [site for site in left if off[site.place] <= 2 * window and len(site.carry) == 1]
+            near = [site for site in near if len(site.carry) == 1] or single or near
+            near = near or [min(left, key=lambda site: off[site.place])]
+            chosen.append(min(near, key=lambda s: (len(s.carry), s.size, s.name.count("."), off[s.place])))
+        return chosen
+
+    def operations(self) -> tuple[int, dict[int, int]]:
+        """Operations of one image in all, and up to each site, as `offramp.cost` counts."""
+        bounds = [-1, *(site.place for site in self.all), len(self.cutter.nodes) - 1]
+        try:
+            upto = self._counted(meta_twin(self.traced.model).eval(), bounds)
+        except Exception:  # some module looks at numbers: run it with memory
+            upto = self._counted(eval_twin(self.traced.model), bounds)
+        return max(upto[bounds[-1]], 1), upto
+
+    def _counted(self, model: nn.Module, bounds: Sequence[int]) -> dict[int, int]:
+        run = _Running(model, self.cutter.images)
+        upto = {-1: 0}
+        for before, until in itertools.pairwise(bounds):
+            piece = _Piece(run, self.cutter.nodes[before + 1 : until + 1])
+            alone = EarlyExitNet([piece], [nn.Identity()], num_classes=1, image_shape=self.traced.image_shape)
+            upto[until] = upto[before] + cost(alone).stages[0].operations
+        return upto
+
+    def nearest(self, place: int) -> Site | None:
+        """The good site nearest to a place, counted in operations of the graph."""
+        return min(self.good, key=lambda site: abs(site.place - place), default=None)
+
+    @property
+    def _model(self) -> str:
+        return type(self.traced.model).__name__
+
+    def _named(self, name: str) -> Site:
+        if name in self.ends:
+            place = self.ends[name]
+            if place >= self.head:
+                raise UsageError(
+                    f"{self._model} cannot be cut after {name}: nothing but the last exit follows.{self._hint(place)}"
+                )
+            site = self.at(name, place)
+            if site.why_not is not None:
+                raise UsageError(f"{self._model} cannot be cut after {name}: {site.why_not}.{self._hint(place)}")
+            return site
+        for leaf, why in self.traced.leaves.items():
+            if name.startswith(f"{leaf}.") and leaf in self.ends:
+                raise UsageError(
+                    f"{self._model} cannot be cut after {name}: it is called within {leaf}, which is run as a whole "
+                    f"({why}).{self._hint(self.ends[leaf])}"
+                )
+        known = dict(self.traced.model.named_modules())
+        if name in known:
+            inside = [end for end in self.ends if name.startswith(f"{end}.")]
+            place = self.ends[max(inside, key=len)] if inside else 0
+            raise UsageError(
+                f"{self._model} cannot be cut after {name}: it is not called by itself.{self._hint(place)}"
+            )
+        near = difflib.get_close_matches(name, list(self.ends), n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UsageError(f"{self._model} has no module {name!r} to cut after.{hint} `offramp layers` lists them all.")
+
+    def _hint(self, place: int) -> str:
+        nearest = self.nearest(place)
+        return f" The nearest cut that works: {nearest.name}." if nearest else " There is no cut that works."
+
+    def _given_at(self, name: str, place: int) -> fx.Node:
+        """The node whose value a module gives: the last of its nodes that gives a tensor."""
+        nodes: list[fx.Node] = self.cutter.nodes[: place + 1]
+        own = [n for n in nodes if name in self.traced.owners[n] and self.cutter.depends(n) and n in self.cutter.kept]
+        return own[-1] if own else nodes[-1]
+
+    def _has_class_token(self, node: fx.Node) -> bool:
+        """Whether the parameter of a class token is part of what a node gives."""
+        seen, todo = {node}, [node]
+        while todo:
+            for read in todo.pop().all_input_nodes:
+                if read.op == "get_attr" and str(read.target).split(".")[-1] in ("cls_token", "class_token"):
+                    return True
+                if read not in seen:
+                    seen.add(read)
+                    todo.append(read)
+        return False
+
+    def _find_head(self) -> int:
+        """The place before the last exit: where the images' last map or tokens are about to be pooled.
+
+        Where the last map is a single pixel, and pooling cannot be told by sides, it is the last map.
+        """
+        alone = [p for p in range(len(self.cutter.nodes)) if self._is_alone(p)]
+        maps = [p for p in alone if len(self._sizes(p)) > 2]
+        wide = [p for p in maps if math.prod(self._sizes(p)[1:]) > self._channels(p)]
+        if wide and not any(self._is_spatial(node) for node in self.cutter.nodes[wide[-1] + 1 :]):
+            return wide[-1]
+        if maps:
+            return maps[-1]
+        linear = [p for p in alone if self._is_before_linear(p)]
+        if linear or alone[:-1]:
+            return (linear or alone[:-1])[-1]
+        raise UsageError(f"{self._model} has no place to cut: no single tensor leads to its logits.")
+
+    def _is_alone(self, place: int) -> bool:
+        crossing = self.cutter.crossing(place)
+        return crossing.why_not is None and crossing.nodes == (self.cutter.nodes[place],)
+
+    def _sizes(self, place: int) -> tuple[int, ...]:
+        sizes: tuple[int, ...] = self.cutter.values[self.cutter.nodes[place]][0].sizes
+        return sizes
+
+    def _channels(self, place: int) -> int:
+        sizes, layout = self._sizes(place), self.layout(self.cutter.nodes[place])
+        return sizes[1] if layout == "map" else sizes[-1]
+
+    def _is_spatial(self, node: fx.Node) -> bool:
+        """Whether a convolution of more than one pixel: what has that is no head."""
+        if node.op != "call_module":
+            return False
+        inside = self.traced.model.get_submodule(str(node.target)).modules()
+        return any(isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1 for m in inside)
+
+    def _is_before_linear(self, place: int) -> bool:
+        after = self.cutter.nodes[place + 1] if place + 1 < len(self.cutter.nodes) else None
+        if after is None or after.op != "call_module":
+            return False
+        return isinstance(self.traced.model.get_submodule(str(after.target)), nn.Linear)
+
+
+class _Running:
+    """The model whose nodes pieces run, and what they have given; not copied with the pieces."""
+
+    def __init__(self, model: nn.Module, images: fx.Node) -> None:
+        self.model, self.images = model, images
+        self.values: dict[fx.Node, Any] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Running":
+        return self
+
+
+class _Piece(nn.Module):
+    """Some nodes of a graph: a stage to be counted, not one to be used."""
+
+    def __init__(self, run: _Running, nodes: Sequence[fx.Node]) -> None:
+        super().__init__()
+        like = next(run.model.parameters(), torch.empty(0))
+        self.like = nn.Parameter(torch.empty(0, device=like.device, dtype=like.dtype))  # where it is counted
+        self.work = functools.partial(_run_nodes, run, _Nodes(nodes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The images; pieces are run in turn."""
+        self.work(images)
+        return images
+
+
+class _Nodes(tuple[fx.Node, ...]):
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Nodes":
+        return self
+
+
+def _run_nodes(run: _Running, nodes: Sequence[fx.Node], images: Tensor) -> None:
+    run.values.setdefault(run.images, images)
+    for node in nodes:
+        found = to_device_of(images, call(run.model, node, run.values.__getitem__))
+        run.values[node] = found.detach() if isinstance(found, Tensor) else found  # the counter looks for gradients
+
+
+assert BATCHES[0] == 1  # shapes in a Site are those of one image
