@@ -18,7 +18,9 @@ from offramp.cli.compare import compare
 from offramp.cli.cost import cost
 from offramp.cli.evaluate import evaluate
 from offramp.cli.example import example
+from offramp.cli.export import export
 from offramp.cli.import_ import import_
+from offramp.cli.layers import layers
 from offramp.cli.policy import policy
 from offramp.cli.predict import predict
 from offramp.cli.reproduce import reproduce
@@ -36,9 +38,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "certify": certify,
     "audit": audit,
     "bench": bench,
+    "export": export,
     "verdict": verdict,
     "xray": xray,
     "cost": cost,
+    "layers": layers,
     "import": import_,
     "reproduce": reproduce,
     "example": example,
