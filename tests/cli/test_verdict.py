@@ -1,4 +1,3 @@
-import importlib
 import inspect
 import json
 from pathlib import Path
@@ -7,16 +6,13 @@ import pytest
 
 from offramp.cli import main
 from offramp.cli.verdict import verdict as command
-from offramp.engine import PLAIN, Form
 from offramp.reports import verdict
 
-module = importlib.import_module("offramp.reports.verdict")
-QUICK = ["--no-train", "--images", "10", "--rounds", "5", "--seconds", "0.2", "--batch-size", "2"]
+QUICK = ["--no-train", "--images", "10", "--rounds", "5", "--seconds", "0.2", "--batch-size", "2", "--no-onnxruntime"]
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(module, "usual_forms", lambda device: (Form(), PLAIN))
     monkeypatch.setattr("offramp.engine.tune.STREAMED", (32, 32))
 
 

@@ -15,7 +15,6 @@ import torch
 from offramp import training
 from offramp.backbones.prefix import shortened
 from offramp.config import DataConfig, Run, Spec, TrainConfig
-from offramp.engine import PLAIN, Form
 from offramp.errors import UsageError
 from offramp.policy import NOBODY, Policy
 from offramp.reports import verdict
@@ -32,7 +31,7 @@ from offramp.training.loop import Loop
 
 module = importlib.import_module("offramp.reports.verdict")
 NETWORK: dict[str, Any] = {"exits": 2, "channels": 4, "growth": 2, "growth_factors": (1, 2), "head_channels": 8}
-QUICK: dict[str, Any] = {"rounds": 5, "seconds": 0.2, "images": 10}
+QUICK: dict[str, Any] = {"rounds": 5, "seconds": 0.2, "images": 10, "onnxruntime": False}
 
 
 def run_of(folder: Path, objective: str = "power-sqrt", rule: str = "standard", **settings: Any) -> Path:
@@ -62,8 +61,7 @@ def run(base: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few images to tune on, and not the forms that take seconds to be made."""
-    monkeypatch.setattr(module, "usual_forms", lambda device: (Form(), PLAIN))
+    """Few images to tune on."""
     monkeypatch.setattr(module, "TUNED_ON", 32)
     monkeypatch.setattr("offramp.engine.tune.STREAMED", (32, 32))
 

@@ -48,6 +48,7 @@ class Timing:
     images: int | None
     rounds: int
     seconds: float
+    onnxruntime: bool
     note: Note
 
 
@@ -83,6 +84,7 @@ def verdict(
     rounds: int = ROUNDS,
     seconds: float = SECONDS,
     least_gain: float = 0.0,
+    onnxruntime: bool = True,
     parts: Parts | None = None,
     into: EarlyExitNet | None = None,
     root: str | None = None,
@@ -112,6 +114,8 @@ def verdict(
         rounds: How many times each contender takes its turn.
         seconds: About how long engines are tuned, all together.
         least_gain: Percentage points that early exits have to gain to be worth it.
+        onnxruntime: Let engine and smaller networks be run by onnxruntime where that is fastest and it is installed;
+            making its files, once for each network, takes seconds to a minute.
         parts: The data, for a run that was fit from Python with data made by hand.
         into: A network of the same make, for one that was built by hand.
         root: Folder that holds the data set's files, if it is not where it was in training.
@@ -143,7 +147,7 @@ def verdict(
         (search,) = held_out(folder, network, parts, ("search",), batch_size=None, progress=progress)
         test = recorded(network, parts.test, folder.records / "test.safetensors", progress=named(progress, "test"))
         alone = _alone(prefixes, network, parts, many, progress)
-    timing = Timing(batch_size, images, rounds, seconds, note)
+    timing = Timing(batch_size, images, rounds, seconds, onnxruntime, note)
     measured = _measured(Known(network, parts, search, test), ready, file, alone, timing)
     engines = [one for one in measured.contenders if one.kind == "engine"]
     rivals = [one for one in measured.contenders if one.kind != "engine"]
@@ -270,7 +274,7 @@ def _measured(
     engine = Engine(network, first)
     timing.note(f"Tuning the engine on images of {parts.val.search.name}.")
     images_SCHW = pool(parts.val.search, max(TUNED_ON, timing.batch_size)).images_SCHW
-    forms = usual_forms(engine.program.device)
+    forms = usual_forms(engine.program.device, onnxruntime=timing.onnxruntime)
     sizes = (timing.batch_size,)
     tuning = engine.tune(images_SCHW, batch_sizes=sizes, forms=forms, seconds=FIRST * timing.seconds)
     forms = (tuning.form, *(t.form for t in tuning.forms if t.admitted and t.form != tuning.form))
