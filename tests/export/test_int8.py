@@ -8,11 +8,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 from offramp import data
 from offramp.errors import UsageError
-from offramp.export import Parts, onnx_file, stages
-from offramp.export.int8 import Int8, compared, note, quantized, uncertified
+from offramp.export import Int8, Parts, compared, note, onnx_file, parts, quantized, stages, uncertified
+from offramp.network import EarlyExitNet
 from offramp.policy import CERTIFICATE, EVERYBODY, Policy
 
 
@@ -108,8 +109,7 @@ def run(folder, images_SCHW, thresholds) -> list[tuple[int, int]]:
     return answers
 
 
-def test_an_int8_network_is_smaller_and_nothing_is_touched(in_int8, parts_of_data) -> None:
-    """Weights are a quarter; these networks are so small that names and scales are most of their files."""
+def test_weights_are_a_quarter(in_int8) -> None:
     one, made = in_int8()
 
     def weights(parts: Parts) -> int:
@@ -122,9 +122,26 @@ def test_an_int8_network_is_smaller_and_nothing_is_touched(in_int8, parts_of_dat
             if tensor.name in node.input and len(tensor.dims) == 4
         )
 
-    before = one.parts.stages[0].model.SerializeToString(deterministic=True)
     assert weights(made) * 4 == weights(one.parts) > 0
-    assert one.parts.stages[0].model.SerializeToString(deterministic=True) == before
+
+
+def test_the_file_is_smaller_where_weights_are_most_of_it_and_nothing_is_touched(parts_of_data, tmp_path) -> None:
+    torch.manual_seed(0)
+    stage = nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    network = EarlyExitNet([stage], [head], image_shape=(1, 16, 16)).eval()
+    made = parts(network)
+    before = made.stages[0].model.SerializeToString(deterministic=True)
+    images_SCHW = next(iter(parts_of_data.val.search.batches())).images_BCHW
+    small = quantized(network, made, images_SCHW)
+    assert made.stages[0].model.SerializeToString(deterministic=True) == before
+    found = compared(network, made, small, Policy((EVERYBODY,)), parts_of_data.test)
+    assert found.bytes < 0.4 * found.bytes_float32
+    files = [
+        onnx_file(network, Policy((EVERYBODY,)), tmp_path / f"{one}", made=one_made).stat().st_size
+        for one, one_made in (("8", small), ("32", made))
+    ]
+    assert files[0] < 0.4 * files[1]
 
 
 def test_the_file_that_skips_in_int8(in_int8, parts_of_data, tmp_path) -> None:

@@ -1,5 +1,6 @@
 """`offramp export`."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,9 +11,12 @@ from offramp.errors import UsageError
 
 if TYPE_CHECKING:
     from offramp.data import Inputs
+    from offramp.export import Int8, Parts
+    from offramp.network import EarlyExitNet
     from offramp.policy import Policy
 
 TARGETS = ("onnx", "torch")
+CALIBRATED_ON = 256  # images, with --int8
 
 
 def export(
@@ -22,6 +26,7 @@ def export(
     policy: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None,
     preprocess: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     stages: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    int8: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     compiled: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     out: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None,
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None,
@@ -37,9 +42,12 @@ def export(
         policy: Thresholds, as offramp policy and offramp certify write them. Default: RUN/policy.json.
         preprocess: The ONNX file takes pixels (uint8 [B, height, width, 3], any size) and resizes and normalises them.
         stages: Write a file for each stage and each exit, with stages.json, for servers that queue images by depth.
+        int8: Write weights and maps in 8 bits, calibrated on held-out images, and measure what that costs on the test
+            set: accuracy, who leaves where, bytes. A certificate does not pass on.
         compiled: Compile packages ahead of time for this processor; needs a C++ compiler.
-        out: Where to. Default: RUN/export/network.onnx, RUN/export/stages or RUN/export/torch.
-        root: Folder that holds the data set's files; asked for only by runs that have no input.json.
+        out: Where to. Default: RUN/export/network.onnx, RUN/export/stages or RUN/export/torch; with --int8
+            network-int8.onnx or stages-int8.
+        root: Folder that holds the data set's files; asked for only by --int8, and by runs that have no input.json.
     """
     if to not in TARGETS:
         raise UsageError(f"Unknown target {to!r}.{did_you_mean(to, TARGETS)}")
@@ -49,23 +57,62 @@ def export(
         raise UsageError("--stages is for --to onnx; --to torch always writes stages.")
     if preprocess and (to != "onnx" or stages):
         raise UsageError("--preprocess is for the one ONNX file; stages.json says how pixels become the input.")
+    if int8 and to != "onnx":
+        raise UsageError("--int8 is for --to onnx.")
     from offramp import export as room
     from offramp.runs import load
 
     network = load(run)
     found, inputs = _policy(run, policy, needed=to == "onnx" and not stages), _inputs(run, root, needed=preprocess)
-    folder = Path(run).expanduser() / "export"
+    folder, suffix = Path(run).expanduser() / "export", "-int8" if int8 else ""
+    made, measured = None, None
+    if int8:
+        made, measured, found = _in_int8(run, network, found, root)
     if to == "torch":
         target = Path(out or folder / "torch")
         room.torch_packages(network, target, policy=found, inputs=inputs, compiled=compiled)
     elif stages:
-        target = Path(out or folder / "stages")
-        room.stages(network, target, policy=found, inputs=inputs)
+        target = Path(out or folder / f"stages{suffix}")
+        room.stages(network, target, policy=found, inputs=inputs, made=made)
     else:
         assert found is not None
-        target = Path(out or folder / "network.onnx")
-        room.onnx_file(network, found, target, inputs=inputs, preprocess=preprocess)
+        target = Path(out or folder / f"network{suffix}.onnx")
+        room.onnx_file(network, found, target, inputs=inputs, preprocess=preprocess, made=made)
+    if measured is not None:
+        room.note(target, measured)
+        print(measured)
     print(target)
+
+
+def _in_int8(
+    run: str, network: "EarlyExitNet", policy: "Policy | None", root: str | None
+) -> "tuple[Parts, Int8, Policy | None]":
+    """The parts in int8, what that costs on the test set, and the policy, without what holds for float32 only."""
+    from offramp import export as room
+    from offramp.policy import EVERYBODY, NOBODY, Policy
+    from offramp.reports.bench_timing import pool
+    from offramp.reports.evaluate import check_trained_on, parts_of
+    from offramp.runs import RunFolder
+
+    folder = RunFolder(run)
+    config = folder.read_config()
+    if config["data"] is None:
+        raise UsageError(
+            f"{run} was trained on data made by hand, which its folder cannot bring back. From Python: "
+            "offramp.export.quantized(network, offramp.export.parts(network), images)."
+        )
+    data = parts_of(folder, config, root, "offramp.export.quantized")
+    check_trained_on(data, folder, config)
+    calibration = data.val.search if data.val.splits() else data.train
+    print(f"Calibrating int8 on {calibration.name}, measuring it on {data.test.name}.", file=sys.stderr)
+    made = room.parts(network)
+    small = room.quantized(network, made, pool(calibration, CALIBRATED_ON).images_SCHW)
+    full = Policy((*[NOBODY] * (network.num_exits - 1), EVERYBODY))
+    measured = room.compared(network, made, small, policy or full, data.test)
+    bare = None if policy is None else room.uncertified(policy)
+    if bare != policy:
+        print("The certificate is of float32's answers and does not pass on to int8.", file=sys.stderr)
+    return small, measured, bare
 
 
 def _policy(run: str, given: str | None, needed: bool) -> "Policy | None":

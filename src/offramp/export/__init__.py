@@ -1,8 +1,24 @@
 """Networks for other runtimes: ONNX and torch.export."""
 
+from offramp.export.int8 import Int8, compared, note, quantized, uncertified
 from offramp.export.one_file import onnx_file
 from offramp.export.packages import torch_packages
 from offramp.export.stage_files import ExitFile, StageFile, Stages, stages
 from offramp.export.tracing import Part, Parts, parts
 
-__all__ = ["ExitFile", "Part", "Parts", "StageFile", "Stages", "onnx_file", "parts", "stages", "torch_packages"]
+__all__ = [
+    "ExitFile",
+    "Int8",
+    "Part",
+    "Parts",
+    "StageFile",
+    "Stages",
+    "compared",
+    "note",
+    "onnx_file",
+    "parts",
+    "quantized",
+    "stages",
+    "torch_packages",
+    "uncertified",
+]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from offramp.data import Split
 from offramp.errors import UsageError
-from offramp.export.tracing import Part, Parts
+from offramp.export.tracing import Part, Parts, quiet
 from offramp.network import EarlyExitNet
 from offramp.policy import CERTIFICATE, Policy
 from offramp.storage import write_atomically
@@ -218,7 +218,7 @@ def _in_int8(part: Part, given: Sequence[Carry], operators: Sequence[str]) -> Pa
             carry = next(self.left, None)
             return None if carry is None else {name: carry[name] for name in part.inputs}
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet():
         source, file = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         source.write_bytes(part.model.SerializeToString())  # given the model itself, it would empty its tensors
         quantization.quantize_static(
