@@ -37,3 +37,12 @@ def test_twenty_kills(tmp_path: Path, seed: int) -> None:
     assert len(result["kinds"]) >= 4
     assert "best.safetensors" in result["compared"]
     assert result["different"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [("--freeze-trunk", "--no-augment"), ("--trunk-lr", "0.1")])
+def test_kills_with_features_kept_and_with_two_rates(tmp_path: Path, more: tuple[str, ...]) -> None:
+    result = torture(tmp_path, 6, 4, "--epochs", "12", *more)
+    assert result["kills"] == 6
+    assert result["different"] == []
+    assert not list((tmp_path / "tortured").glob(".*.part"))

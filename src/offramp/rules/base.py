@@ -23,6 +23,7 @@ class Workbench:
     """What a rule works with: network, objective, optimiser, and the one guarded way to change the weights."""
 
     network: EarlyExitNet
+    """What is trained; where a frozen trunk's features are kept, the heads alone."""
     forward: Callable[[Tensor], Tensor]
     """The network, or a faster form of it: images `[B, ...]` to logits `[K, B, C]`."""
     objective: Objective

@@ -108,7 +108,8 @@ class Job:
         if self.config.init is not None:
             file = weights_of(self.config.init)
             name = file.name if file == Path(self.config.init).expanduser() else f"{file.parent.name}/{file.name}"
-            origin["init"] = {"file": name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+            with open(file, "rb") as content:
+                origin["init"] = {"file": name, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
         return origin
 
     def introduction(self, device: torch.device) -> str:
