@@ -7,9 +7,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from offramp import data, export
+from offramp.backbones import attach
 from offramp.engine import Engine
 from offramp.engine.agreement import FLOAT32, agreement
 from offramp.engine.rows import Answers
@@ -219,3 +221,22 @@ def test_it_says_what_it_is(trained, write, monkeypatch) -> None:
     assert texts["licence"] == "apache-2.0"
     assert json.loads(texts["input"])["mean"] == list(inputs.mean)
     assert "float32 [B, 1, 16, 16]" in texts["how_to_call"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121"])
+@pytest.mark.parametrize("damping", [False, True], ids=["", "damping"])
+def test_a_network_attached_to_a_known_one_answers_as_its_policy_does(name, damping, tmp_path) -> None:
+    model = getattr(torchvision.models, name)(weights=None, num_classes=10)
+    network = attach(model, damping=damping, image_shape=(3, 64, 64)).eval()
+    images = torch.randn(40, 3, 64, 64)
+    with torch.no_grad():
+        logits_KBC = network(images)
+    policy = halving(logits_KBC, Measure())
+    path = export.onnx_file(network, policy, tmp_path / "network.onnx")
+    for batch in (1, 7, 32):
+        assert agreement(answers(session(path), images, batch), logits_KBC, policy, 10, FLOAT32).wrong == 0
+    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
+    assert path.stat().st_size <= 1.1 * weights
+    everybody = np.full(network.num_exits - 1, EVERYBODY, np.float32)
+    assert parts_run(kernels(path, tmp_path, images[:5], thresholds=everybody)) == {"stage_1", "exit_1"}
