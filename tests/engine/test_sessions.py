@@ -5,14 +5,16 @@ import gc
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.engine import FLOAT32, Answers, Engine, Form, Plan, Tally, kept, sessions
+from offramp.backbones import attach
+from offramp.engine import FLOAT32, Answers, Engine, Form, Plan, Tally, kept, sessions, usual_forms
 from offramp.errors import UsageError
-from offramp.network import EarlyExitNet
+from offramp.network import NO_NEURON, EarlyExitNet
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 
 ONNX = Form(backend="onnxruntime")
@@ -223,6 +225,86 @@ def test_answers_of_another_network_are_refused(some, monkeypatch) -> None:
         Engine(other, dataclasses.replace(policy, network=None), backend="onnxruntime")
 
 
+class WithoutNeuron(nn.Module):
+    """An exit without the damping neuron where others have it: its output is far from all others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(48, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.pad(self.linear(x.flatten(1)), (0, 1), value=NO_NEURON)
+
+
+def test_an_exit_without_a_neuron_is_compared_by_its_classes() -> None:
+    first, second = (EarlyExitNet([nn.ReLU()], [WithoutNeuron()], damping=True, image_shape=(3, 4, 4)) for _ in "ab")
+    loaded = sessions.Loaded(kept.make(first, kept.place(first)), 1)
+    assert sessions.differs(first, loaded) is None
+    assert sessions.differs(second, loaded) == 0
+
+
+def test_exits_attached_to_a_model() -> None:
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Conv2d(a, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()) for a in (3, 8, 8)]
+    model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
+    network = attach(model, at=["0", "1"], image_shape=(3, 12, 12))
+    images_BCHW = torch.randn(33, 3, 12, 12)
+    with torch.no_grad():
+        logits_KBC = network(images_BCHW)
+    confidence_KB, _ = Policy((EVERYBODY,)).measure.over(logits_KBC, 5)
+    engine = Engine(network, Policy((*confidence_KB[:2].median(-1).values.tolist(), EVERYBODY)), backend="onnxruntime")
+    for size in (1, 7, 33):
+        answers = engine(images_BCHW[:size])
+        agree(engine, answers, logits_KBC[:, :size], Plan())
+    assert answers.exits_B.unique().tolist() == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_a_resnet_with_exits() -> None:
+    import torchvision
+
+    torch.manual_seed(0)
+    network = attach(torchvision.models.resnet18(), "auto", num_classes=10, image_shape=(3, 64, 64)).eval()
+    images_BCHW = torch.randn(32, 3, 64, 64)
+    with torch.no_grad():
+        logits_KBC = network(images_BCHW)
+    confidence_KB, _ = Policy((EVERYBODY,)).measure.over(logits_KBC, 10)
+    policy = Policy((*confidence_KB[:-1].median(-1).values.tolist(), EVERYBODY))
+    engine = Engine(network, policy, backend="onnxruntime")
+    for size in (1, 7, 32):
+        agree(engine, engine(images_BCHW[:size]), logits_KBC[:, :size], Plan())
+
+
+MEMORY = """
+import torch
+from pathlib import Path
+from torch import nn
+from offramp.engine import Engine
+from offramp.network import EarlyExitNet
+from offramp.policy import EVERYBODY, NOBODY, Policy
+
+def megabytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+stages = [nn.Sequential(nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 3, 1))] * 8
+heads = [nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)) for _ in stages]
+network = EarlyExitNet(stages, heads, image_shape=(3, 32, 32))
+engine = Engine(network, Policy((*[NOBODY] * 7, EVERYBODY)), backend="onnxruntime")
+engine(torch.randn(1, 3, 32, 32))
+before = megabytes()
+for size in (1, 30, 64):
+    engine(torch.randn(size, 3, 32, 32))
+print(megabytes() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read as Linux tells it")
+def test_all_stages_share_their_memory() -> None:
+    """A map of 64 images takes 8 MB; a pool for each of the 8 stages would keep one or two such maps each."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 45
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
@@ -261,16 +343,9 @@ def test_the_form() -> None:
         Engine(bare(nn.ReLU()), Policy((EVERYBODY,)), form=ONNX, backend="onnxruntime")
 
 
-def test_without_the_package_one_line_says_what_to_install() -> None:
-    program = """
-import sys
-sys.modules["onnxruntime"] = None
-from torch import nn
-from offramp.engine import Engine, usual_forms
-from offramp.network import EarlyExitNet
-from offramp.policy import EVERYBODY, Policy
-network = EarlyExitNet([nn.Conv2d(1, 2, 3)], [nn.Sequential(nn.Flatten(), nn.Linear(8, 5))], image_shape=(1, 4, 4))
-Engine(network.eval(), Policy((EVERYBODY,)), backend="onnxruntime")
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.stderr.splitlines()[-1].endswith("onnxruntime is not installed: pip install 'offramp[onnx]'.")
+def test_without_the_package_one_line_says_what_to_install(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(sessions, "_runtime", sessions._runtime.__wrapped__)
+    with pytest.raises(UsageError, match=r"^onnxruntime is not installed: pip install 'offramp\[onnx\]'.$"):
+        Engine(bare(nn.ReLU()), Policy((EVERYBODY,)), backend="onnxruntime")
+    assert ONNX not in usual_forms(torch.device("cpu"))

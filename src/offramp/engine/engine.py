@@ -133,7 +133,7 @@ class Engine:
             batch_sizes: For which plans are wanted; streams always get one.
             forms: To choose from, of those whose answers agree with the network as it is; by default `usual_forms`
                 in float32. The network as it is where none agrees.
-            seconds: About how long it may take, without compiling.
+            seconds: About how long it may take, without setting forms up: compiling, making files for onnxruntime.
 
         Raises:
             UsageError: No images, sizes below 1, no forms.

@@ -26,7 +26,7 @@ from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
 from offramp.storage import weights_hash
 
-KEPT = 8  # networks, those used last
+KEPT = 16  # networks, those used last; a verdict compares about a dozen
 NEEDED = ("onnx", "onnxscript", "onnxruntime")  # what `offramp[onnx]` installs
 SECONDS = 0.05  # to make the files, for each of a network's innermost modules: measured on MSDNets, on a busy core
 
