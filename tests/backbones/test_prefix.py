@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp import backbones, costs
+from offramp.backbones.collaboration import chained
 from offramp.backbones.prefix import shortened, shorter
 from offramp.config import Spec
 from offramp.errors import UsageError
@@ -56,6 +57,7 @@ NETWORKS: dict[str, Callable[[], EarlyExitNet]] = {
     "msdnet, min": lambda: backbones.msdnet(**{**MSDNET, "prune": "min"}),
     "ranet": lambda: backbones.ranet(**RANET),
     "own": own,
+    "collaborating": lambda: chained(backbones.msdnet(**MSDNET)),
     "graphs": graphs,
 }
 

@@ -15,7 +15,8 @@ from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet, as_carry, builder, rebuild
 from offramp.runs import RunFolder
 
-_OURS = __name__.rpartition(".")[0]  # modules of this room never look at the mode they are in
+# Where modules are written that never look at the mode they are in, which a trace would fix.
+_KNOWN = (__name__, "offramp.backbones.layers", "offramp.backbones.msdnet", "offramp.backbones.ranet")
 
 
 def prefix(run: str, exits: int, damping: bool = False) -> EarlyExitNet:
@@ -50,9 +51,9 @@ def shorter(base: Mapping[str, Any], exits: int, damping: bool = False) -> Early
 def shortened(network: EarlyExitNet, exits: int) -> EarlyExitNet:
     """One stage made of the first `exits` of `network`, and their last exit: made of its modules, with their weights.
 
-    Its logits are those of that exit. What the exit does not need is left out, as far as it can be seen: inside stages
-    made of this package's modules or of a graph (`torch.fx.GraphModule`, as attached networks have them). Any other
-    stage runs as it is.
+    Its logits are those of that exit. What the exit does not need is left out, as far as it can be seen: inside the
+    stages of MSDNet and RANet, and of graphs (`torch.fx.GraphModule`, as attached networks have them). Any other stage
+    runs as it is.
 
     Raises:
         UsageError: Not so many exits.
@@ -93,8 +94,8 @@ class Trunk(nn.Module):
 
 
 def _can_look_into(module: nn.Module) -> bool:
-    ours = f"{type(module).__module__}.".startswith(f"{_OURS}.") and not isinstance(module, nn.Sequential)
-    return ours or isinstance(module, torch.fx.GraphModule)
+    known = type(module).__module__ in _KNOWN and not isinstance(module, nn.Sequential)
+    return known or isinstance(module, torch.fx.GraphModule)
 
 
 class _Tracer(torch.fx.Tracer):
