@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from offramp.backbones.attached.cutting import Part
-from offramp.backbones.attached.heads import HEADS, HeadKind, new_exit, with_classes, with_neuron
+from offramp.backbones.attached.heads import HEADS, HeadKind, new_exit, with_neuron, with_outputs
 from offramp.backbones.attached.placing import AUTO, MAX_CARRY, At, Site, Sites
 from offramp.backbones.attached.tracing import Shape, eval_twin, trace
 from offramp.backbones.layers import check_choice, check_counts, check_flags
@@ -70,8 +70,9 @@ def attach(
     network = _assemble(sites, chosen, num_classes, damping, head, shape)
     _check_and_own(network, sites, chosen, model)
     last = _last_exit(network)
-    if num_classes != own_classes and not with_classes(last, num_classes):
-        network.exits[-1] = _new_last_exit(sites, num_classes + damping, head)
+    if num_classes != own_classes:
+        if not with_outputs(last, num_classes + damping):
+            network.exits[-1] = _new_last_exit(sites, num_classes + damping, head)
     elif damping:
         with_neuron(last)
     like = next(model.parameters(), torch.empty(0))

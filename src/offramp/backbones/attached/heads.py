@@ -97,7 +97,7 @@ def last_layer(head: fx.GraphModule) -> tuple[str, nn.Linear] | None:
     node = node.args[0]
     while node.op == "call_module":
         module = head.get_submodule(str(node.target))
-        if type(module) is nn.Linear:
+        if isinstance(module, nn.Linear):
             return str(node.target), module
         if not isinstance(module, nn.Identity):
             return None
@@ -105,12 +105,12 @@ def last_layer(head: fx.GraphModule) -> tuple[str, nn.Linear] | None:
     return None
 
 
-def with_classes(head: Part, num_classes: int) -> bool:
-    """Give the last Linear of an exit fresh weights for so many classes; False where it has no such Linear."""
+def with_outputs(head: Part, num_outputs: int) -> bool:
+    """Give the last Linear of an exit fresh weights for so many outputs; False where it has no such Linear."""
     found = last_layer(head)
     if found is not None:
         name, linear = found
-        head.set_submodule(name, nn.Linear(linear.in_features, num_classes).to(linear.weight))
+        head.set_submodule(name, nn.Linear(linear.in_features, num_outputs).to(linear.weight))
     return found is not None
 
 

@@ -220,18 +220,20 @@ class Sites:
     def _find_head(self) -> int:
         """The place before the last exit: where the images' last map or tokens are about to be pooled.
 
-        Where the last map is a single pixel, and pooling cannot be told by sides, it is the last map.
+        Where the last map is a single pixel, and pooling cannot be told by sides, it is the last map; and where nothing
+        with weights would follow, the place before what has the last.
         """
         alone = [p for p in range(len(self.cutter.nodes)) if self._is_alone(p)]
+        weighty = [i for i, n in enumerate(self.cutter.nodes) if self.cutter.parameters_of([n])]
+        alone = [p for p in alone if not weighty or p < weighty[-1]]
         maps = [p for p in alone if len(self._sizes(p)) > 2]
         wide = [p for p in maps if math.prod(self._sizes(p)[1:]) > self._channels(p)]
         if wide and not any(self._is_spatial(node) for node in self.cutter.nodes[wide[-1] + 1 :]):
             return wide[-1]
         if maps:
             return maps[-1]
-        linear = [p for p in alone if self._is_before_linear(p)]
-        if linear or alone[:-1]:
-            return (linear or alone[:-1])[-1]
+        if alone:
+            return alone[-1]
         raise UsageError(f"{self._model} has no place to cut: no single tensor leads to its logits.")
 
     def _is_alone(self, place: int) -> bool:
@@ -252,12 +254,6 @@ class Sites:
             return False
         inside = self.traced.model.get_submodule(str(node.target)).modules()
         return any(isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1 for m in inside)
-
-    def _is_before_linear(self, place: int) -> bool:
-        after = self.cutter.nodes[place + 1] if place + 1 < len(self.cutter.nodes) else None
-        if after is None or after.op != "call_module":
-            return False
-        return isinstance(self.traced.model.get_submodule(str(after.target)), nn.Linear)
 
 
 class _Running:

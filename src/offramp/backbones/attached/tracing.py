@@ -94,7 +94,7 @@ def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> Traced:
             raise UsageError(f"{type(model).__name__} cannot be cut: each trace of it is another.")
         _dropout_as_modules(work, evaluating, training)
         for name, tensor in evaluating.constants.items():
-            work.register_buffer(name, tensor, persistent=False)
+            work.register_buffer(name, tensor.detach(), persistent=False)
         values = _values_of(work, evaluating.graph, image_shape)
     return Traced(work, evaluating.graph, values, {n: _owners(n) for n in evaluating.nodes}, leaves, image_shape)
 
@@ -105,23 +105,26 @@ class _Tracing:
     def __init__(
         self, twin: nn.Module, shadow: nn.Module, image_shape: tuple[int, int, int], leaves: dict[str, str]
     ) -> None:
-        name, before, state = type(twin).__name__, set(vars(twin)), torch.get_rng_state()
+        kind, before, drawn = type(twin).__name__, set(vars(twin)), torch.get_rng_state()
         tracer = _Tracer(_Values(twin, shadow, image_shape), set(leaves))
         try:
             self.graph = tracer.trace(twin)
         except Exception as error:  # anything may happen in a forward that is given a stand-in for images
             raise UsageError(
-                f"{name} cannot be cut: torch.fx cannot trace its own forward{_where(error)} "
+                f"{kind} cannot be cut: torch.fx cannot trace its own forward{_where(error)} "
                 f"({_first_line(error)}). Move that into a module of its own, or make the model a Sequential."
             ) from error
-        if not torch.equal(state, torch.get_rng_state()):
+        if not torch.equal(drawn, torch.get_rng_state()):
             raise UsageError(
-                f"{name} cannot be cut: its own forward draws random numbers that torch.fx would keep as constants. "
+                f"{kind} cannot be cut: its own forward draws random numbers that torch.fx would keep as constants. "
                 "Move that into a module of its own."
             )
         added = sorted(set(vars(twin)) - before)
         # Tensors that the forward pass makes of nothing, or keeps beside its buffers.
-        self.constants = {name: getattr(twin, name).detach() for name in added}
+        self.constants = {name: getattr(twin, name) for name in added}
+        state = [name for name, value in self.constants.items() if not isinstance(value, Tensor)]
+        if state:
+            raise UsageError(f"{kind} cannot be cut: its own forward sets self.{state[0]}, so calls may differ.")
         for constant in added:
             delattr(twin, constant)
         self.nodes = list(self.graph.nodes)
@@ -207,7 +210,7 @@ class _Concrete:
     tracer: Any
 
     def __len__(self) -> int:
-        return len(self.tracer.shape_value(self.node))
+        return self.tracer.length(self.node)  # type: ignore[no-any-return]
 
     def __index__(self) -> int:
         value = self.tracer.shape_value(self.node)
@@ -248,8 +251,9 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Modules of torch, and those that have been found not to be traceable."""
-        return module_qualified_name in self.leaves or super().is_leaf_module(m, module_qualified_name)
+        """Modules of torch, those without modules inside (nothing to cut there), and those that are not traceable."""
+        innermost = next(m.children(), None) is None and m is not self.root
+        return innermost or module_qualified_name in self.leaves or super().is_leaf_module(m, module_qualified_name)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """As in fx; the cache is looked after where nodes are dropped."""
@@ -275,6 +279,7 @@ class _Tracer(fx.Tracer):
             self.reasons[name] = "it draws random numbers in Python"
         except Exception as error:  # anything may happen in a forward that is given a stand-in
             self.reasons[name] = _first_line(error)
+        torch.set_rng_state(state)
         self.leaves.add(name)
         self.module_stack.clear()
         self.module_stack.update(stack)
@@ -295,18 +300,21 @@ class _Tracer(fx.Tracer):
         return bool(self.shape_value(obj.node))
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """The entries of a tuple whose length the shapes decide."""
-        found = self.values.of(obj.node)
-        lengths = {len(value) if isinstance(value, (tuple, list)) else -1 for value in found}
+        """The entries of what has a length that the shapes decide."""
+        return (operator.getitem(obj, i) for i in range(self.length(obj.node)))
+
+    def length(self, node: fx.Node) -> int:
+        """That of a tuple or a tensor, if it is the same for any number of images."""
+        found = self.values.of(node)
+        lengths = {len(value) if isinstance(value, (tuple, list, Tensor)) else -1 for value in found}
         if len(lengths) > 1 or -1 in lengths:
-            return super().iter(obj)
-        return (operator.getitem(obj, i) for i in range(lengths.pop()))
+            raise fx.proxy.TraceError("its control flow depends on the number of images")
+        return lengths.pop()
 
     def shape_value(self, node: fx.Node) -> Any:
         """The value of a node that follows from the shapes alone, whatever the number of images."""
         first, second = self.values.of(node)
-        is_tuple = isinstance(first, (tuple, list)) and len(first) == len(second)
-        if is_tuple or (_is_plain(first) and first == second and self._follows_from_shapes(node)):
+        if _is_plain(first) and first == second and self._follows_from_shapes(node):
             return first
         raise fx.proxy.TraceError("its control flow depends on values, or on the number of images")
 

@@ -1,0 +1,208 @@
+"""New exits, the model's own head, and the damping neuron where there is none."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from offramp.backbones.attached import attach
+from offramp.errors import UsageError
+from offramp.network import NO_NEURON
+from offramp.objectives import CrossEntropy, Damping, DiscardThreshold, PowerSqrt, dynamic
+
+SHAPE = (3, 16, 16)
+
+
+def net(*head: nn.Module) -> nn.Sequential:
+    trunk = [nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(inplace=True), nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(inplace=True)]
+    return nn.Sequential(*trunk, nn.Conv2d(6, 8, 3, padding=1), *head)
+
+
+def with_linear(bias: bool = True) -> nn.Sequential:
+    return net(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5, bias=bias))
+
+
+def without_linear() -> nn.Sequential:
+    return net(nn.Conv2d(8, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_neuron_starts_at_zero_and_can_learn(bias: bool) -> None:
+    model, images = with_linear(bias), torch.randn(4, *SHAPE)
+    network = attach(model, ["1"], damping=True, image_shape=SHAPE)
+    logits = network(images)
+    torch.testing.assert_close(logits[-1, :, :5], model(images))
+    assert (logits[-1, :, 5] == 0).all()
+    assert not (logits[0, :, 5] == 0).any()
+    Damping(0.1)(logits, torch.tensor([0, 1, 2, 3])).backward()
+    gradient = network.get_parameter("exits.1.7.weight").grad
+    assert gradient is not None
+    assert (gradient[5] != 0).any()
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        CrossEntropy(),
+        DiscardThreshold(0.5),
+        Damping(0.1),
+        Damping((0.1, 0.2, 0.3)),
+        PowerSqrt(0.1),
+        PowerSqrt(0.1, root="batch"),
+        dynamic(strength=0.1),
+        dynamic(strength=0.1, normalisation="min-max"),
+        dynamic(strength=0.1, normalisation="tanh", over="batch"),
+        dynamic(strength=0.1, over="batch", with_gradient=True),
+        dynamic(strength=0.1, applied_to="root", reverse=True),
+        dynamic("damping", strength=0.1, applied_to="cross-entropy"),
+    ],
+    ids=str,
+)
+def test_an_exit_without_neuron_is_trained_by_cross_entropy_and_the_others_as_if_it_were_not_there(
+    objective: Any,
+) -> None:
+    network = attach(without_linear().double(), ["1", "3"], damping=True, image_shape=SHAPE)
+    assert network.num_exits == 3
+    logits = network(torch.randn(4, *SHAPE).double()).detach().requires_grad_()
+    targets = torch.tensor([0, 1, 2, 3])
+    assert (logits[-1, :, 5] == NO_NEURON).all()
+    terms = objective.terms(logits, targets)
+    (gradient,) = torch.autograd.grad(terms.loss_KB.sum(), logits)
+    assert gradient.isfinite().all()
+    assert all(x.isfinite().all() for x in terms.stats_KB.values())
+    assert (gradient[-1, :, 5] == 0).all()
+    plain = CrossEntropy().terms(logits[-1:, :, :5], targets).loss_KB[0]
+    if not isinstance(objective, DiscardThreshold):
+        torch.testing.assert_close(terms.loss_KB[-1], plain)
+    others = Damping((0.1, 0.2)) if objective == Damping((0.1, 0.2, 0.3)) else objective
+    alone = others.terms(logits[:-1], targets)
+    torch.testing.assert_close(terms.loss_KB[:-1], alone.loss_KB)
+    (wanted,) = torch.autograd.grad(alone.loss_KB.sum(), logits)
+    torch.testing.assert_close(gradient[:-1], wanted[:-1])
+    push = objective.push(logits.detach(), targets, terms.stats_KB)
+    torch.testing.assert_close(
+        push[-1], objective.__class__.push(CrossEntropy(), logits.detach(), targets, {})[-1]
+    ) if (isinstance(objective, CrossEntropy)) else None
+    assert push.isfinite().all()
+
+
+def test_another_number_of_classes_gives_the_last_linear_fresh_weights_and_keeps_the_rest() -> None:
+    model = net(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 5))
+    network = attach(model, ["1"], num_classes=3, damping=True, image_shape=SHAPE)
+    assert network(torch.randn(2, *SHAPE)).shape == (2, 2, 4)
+    assert torch.equal(network.get_parameter("exits.1.7.weight"), model[7].weight)
+    assert network.get_parameter("exits.1.9.weight").shape == (4, 7)
+    assert (network.get_parameter("exits.1.9.weight") != 0).all()
+
+
+def test_a_head_that_has_no_linear_is_replaced_for_another_number_of_classes() -> None:
+    network = attach(without_linear(), ["1"], num_classes=3, image_shape=SHAPE)
+    assert network(torch.randn(2, *SHAPE)).shape == (2, 2, 3)
+    assert not any(name.startswith("stages.1.5") for name in network.state_dict())
+
+
+class Tokens(nn.Module):
+    """Patches as tokens, with a class token or without."""
+
+    def __init__(self, with_class: bool) -> None:
+        super().__init__()
+        self.embed, self.block, self.after = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 5)
+        if with_class:
+            self.cls_token = nn.Parameter(torch.randn(1, 1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        if hasattr(self, "cls_token"):
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
+        x = self.after(self.block(x).relu())
+        return self.head(x[:, 0] if hasattr(self, "cls_token") else x.mean(1))
+
+
+class ChannelsLast(Tokens):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.after(self.block(self.embed(x).permute(0, 2, 3, 1)).relu())
+        return self.head(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("head", ["pool", "deep"])
+@pytest.mark.parametrize(
+    ("make", "kinds"),
+    [
+        (lambda: with_linear(), {nn.AdaptiveAvgPool2d}),
+        (lambda: Tokens(True), {nn.LayerNorm}),
+        (lambda: Tokens(False), {nn.LayerNorm}),
+        (lambda: ChannelsLast(False), {nn.LayerNorm, nn.AdaptiveAvgPool2d}),
+    ],
+    ids=["map", "class token", "tokens", "channels last"],
+)
+def test_an_exit_reads_what_it_is_given(make: Callable[[], nn.Module], kinds: set[type], head: Any) -> None:
+    model = make()
+    at = "1" if isinstance(model, nn.Sequential) else "block"
+    network = attach(model, [at], damping=True, head=head, image_shape=SHAPE)
+    assert network(torch.randn(2, *SHAPE)).shape == (2, 2, 6)
+    found = {type(module) for module in network.exits[0].modules()}
+    assert kinds <= found
+    assert bool({nn.GELU, nn.BatchNorm2d} & found) == (head == "deep")
+
+
+def test_tokens_are_read_by_the_class_token_or_their_mean() -> None:
+    for with_class in (True, False):
+        network = attach(Tokens(with_class), ["block"], image_shape=SHAPE)
+        tokens = torch.randn(2, 16 + with_class, 8)
+        moved = tokens.clone()
+        moved[:, 0] += torch.randn(8)
+        others = tokens.clone()
+        others[:, 1] += torch.randn(8)
+        head = network.exits[0]
+        assert not torch.allclose(head(tokens), head(moved))
+        assert torch.allclose(head(tokens), head(others)) == with_class
+
+
+def test_what_a_stage_writes_into_is_not_what_the_exit_has_read() -> None:
+    network = attach(net(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(512, 5)), ["2"], image_shape=SHAPE)
+    carry = network.run_stage(0, (torch.randn(2, *SHAPE),))
+    before = carry[0].clone()
+    network.run_stage(1, carry)
+    assert torch.equal(carry[0], before)
+    assert (before < 0).any()
+    attach(with_linear(), ["0", "2"], head="deep", image_shape=SHAPE)(torch.randn(4, *SHAPE)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"head": "wide"}, "head must be one of pool, deep, not 'wide'"),
+        ({"damping": 1}, "damping must be True or False"),
+        ({"num_classes": 0}, "num_classes must be a whole number"),
+        ({"image_shape": (3, 16)}, r"image_shape must be \(channels, height, width\)"),
+        ({"image_shape": None}, "Sequential does not say which images it is for; pass image_shape"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        attach(with_linear(), ["1"], **{"image_shape": SHAPE, **arguments})
+
+
+class Several(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.one(x)
+        return self.fc(x.mean((2, 3))), x
+
+
+def test_a_model_that_gives_more_than_logits_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"Several gives a tuple for one image, not logits \[1, N\]"):
+        attach(Several(), ["one"], image_shape=SHAPE)
+    with pytest.raises(UsageError, match=r"Sequential gives a tensor \[1, 8, 8, 8\] for one image"):
+        attach(net(), ["1"], image_shape=SHAPE)
+
+
+def test_double_precision_stays() -> None:
+    network = attach(with_linear().double(), ["1"], damping=True, image_shape=SHAPE)
+    assert network(torch.randn(2, *SHAPE, dtype=torch.float64)).dtype == torch.float64

@@ -1,0 +1,77 @@
+"""`offramp layers`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+from offramp import backbones
+from offramp.cli import _parse, main
+from offramp.cli.layers import layers
+from offramp.config import Spec
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    tyro.cli(layers, args=[*arguments, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_json_lists_the_cuts_that_attach_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    found = printed(capsys, "torchvision/resnet18", "--image-size", "32", "--in-channels", "1")
+    assert found["image_shape"] == [1, 32, 32]
+    cuts = {cut["after"]: cut for cut in found["cuts"]}
+    assert cuts["layer2"] | {"operations": 0, "share": 0} == {
+        "after": "layer2",
+        "operations": 0,
+        "share": 0,
+        "carry": [[128, 4, 4]],
+        "size": 2048,
+        "reads": 0,
+        "auto": True,
+    }
+    assert len(cuts["layer2.0.conv1"]["carry"]) == 2
+    assert [cut["share"] for cut in found["cuts"]] == sorted(cut["share"] for cut in found["cuts"])
+    network = backbones.build(Spec("torchvision/resnet18"), num_classes=4, image_shape=(1, 32, 32))
+    assert network.origin is not None
+    assert network.origin["at"] == [name for name, cut in cuts.items() if cut["auto"]]
+
+
+def test_the_table_shows_single_tensors_or_every_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["layers", "torchvision/resnet18", "--image-size", "32"]) == 0
+    shown = capsys.readouterr().out
+    assert "layer2.0.conv1" not in shown
+    assert "128 x 4 x 4" in shown
+    assert "3 x 32 x 32 images" in shown
+    assert main(["layers", "torchvision/resnet18", "--image-size", "32", "--every"]) == 0
+    assert " + " in capsys.readouterr().out
+
+
+def test_a_model_of_ones_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_layers_model.py").write_text(
+        "from torch import nn\n"
+        "def make(width=4, in_channels=3):\n"
+        "    convs = [nn.Conv2d(in_channels, width, 3), nn.ReLU(), nn.Conv2d(width, width, 3)]\n"
+        "    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 2))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = printed(capsys, "own_layers_model:make", "width=5", "--image-size", "10", "12", "--in-channels", "2")
+    assert found["cuts"][0]["carry"] == [[5, 8, 10]]
+    assert found["operations"] == 5 * 2 * 9 * 80 + 5 * 80 + 25 * 9 * 48 + 5 * 48 + 5 * 2 + 2
+    assert main(["layers", "own_layers_model:make"]) == 2
+    assert "does not say which images it is for" in capsys.readouterr().err
+
+
+def test_what_has_exits_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["layers", "offramp.backbones:msdnet"]) == 2
+    assert "has exits already" in capsys.readouterr().err
+
+
+def test_backbone_is_another_word_for_network() -> None:
+    one = _parse(["train", "--out", "x", "--backbone", "timm/resnet18", "at=layer1"])
+    other = _parse(["train", "--out", "x", "--network", "timm/resnet18", "at=layer1"])
+    assert one.keywords == other.keywords  # type: ignore[attr-defined]
+    assert one.keywords["run"].network == Spec("timm/resnet18", {"at": "layer1"})  # type: ignore[attr-defined]
