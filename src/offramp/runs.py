@@ -33,7 +33,7 @@ from torch import Tensor
 from offramp.config import DataConfig, Spec, TrainConfig, with_defaults
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet, last_linear, rebuild
-from offramp.storage import load_tensors
+from offramp.storage import load_pickled, load_tensors
 
 TORCH_FILES = (".pth", ".pt", ".bin")
 FORMAT = 1  # of the folder; a run folder of a newer format is refused
@@ -203,16 +203,7 @@ def _tensors_of(source: Path, *, is_foreign: bool) -> dict[str, Tensor]:
             f"{source} is no safetensors, {', '.join(TORCH_FILES)} file; `offramp import` converts checkpoints of the "
             "originals."
         )
-    if not source.is_file():
-        raise UsageError(f"There is no file {source}.")
-    try:
-        held: Any = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle or archive can raise anything
-        # Not torch's own words: they advise to load it all the same.
-        raise OfframpError(
-            f"{source} cannot be read: it is damaged, or holds more than tensors and plain values, which is never "
-            f"loaded ({type(error).__name__}). Of a whole model, save its `state_dict()` alone."
-        ) from error
+    held = load_pickled(source, "Of a whole model, save its `state_dict()` alone.")
     for key in ("state_dict", "model"):
         if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
             held = held[key]

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -90,6 +91,29 @@ def load_tensors(path: Path, *, foreign: bool = False) -> tuple[dict[str, Tensor
     if not (foreign and "sha256" not in packed) and packed.get("sha256") != _content_hash(tensors, metadata):
         raise DamagedFileError(f"{path} is damaged: its content does not have the hash it was written with.")
     return tensors, metadata
+
+
+def load_pickled(path: Path, hint: str = "") -> Any:
+    """What `torch.save` has written, tensors and plain values; nothing in the file is run.
+
+    Args:
+        path: The file.
+        hint: A sentence that goes after the error's.
+
+    Raises:
+        UsageError: There is no such file.
+        OfframpError: It is damaged, or holds more than that.
+    """
+    if not path.is_file():
+        raise UsageError(f"There is no file {path}.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle or archive can raise anything
+        # Not torch's own words: they advise to load it all the same.
+        raise OfframpError(
+            f"{path} cannot be read as a checkpoint: it is damaged, or holds more than tensors and plain values, which "
+            f"is never loaded ({type(error).__name__}).{hint and ' '}{hint}"
+        ) from error
 
 
 def _content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from offramp.backbones.layers import Stem, Unit
@@ -15,8 +14,9 @@ from offramp.backbones.msdnet import Layer, Transition
 from offramp.backbones.msdnet import Stage as MSDNetStage
 from offramp.backbones.ranet import FusionLayer, PlainBlock
 from offramp.backbones.ranet import Stage as RANetStage
-from offramp.errors import OfframpError, UsageError
+from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
+from offramp.storage import load_pickled
 
 Module = Any  # type checkers do not see the attributes of a module found in a list
 Renames = Iterator[tuple[str, str]]  # module here, module there
@@ -49,16 +49,7 @@ def load_original(network: EarlyExitNet, path: Path) -> None:
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint under the original's names; nothing in the file is run."""
-    if not path.is_file():
-        raise UsageError(f"There is no file {path}.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle or archive can raise anything
-        # Not torch's own words: they advise to load it all the same.
-        raise OfframpError(
-            f"{path} cannot be read as a checkpoint: it is damaged, or holds more than tensors and plain values, which "
-            f"is never loaded ({type(error).__name__})."
-        ) from error
+    checkpoint = load_pickled(path)
     tensors = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise UsageError(f"{path} is no checkpoint of MSDNet or RANet: it holds no dictionary `state_dict` of tensors.")
