@@ -99,7 +99,7 @@ def asked_of_node(folder: Path, path: Path, batches: list[np.ndarray]) -> list[d
 @pytest.mark.parametrize("name", ["msdnet", "ranet"])
 def test_the_file_gives_the_same_answers_in_javascript(name, measure, trained, in_node, tmp_path) -> None:
     one = trained(name, name == "msdnet")
-    thresholds = {"softmax": 0.8, "margin": 0.6, "entropy": -0.5, "patience": 1.0}
+    thresholds = {"softmax": 0.8, "margin": 0.6, "entropy": -1.2, "patience": 1.0}
     policy = Policy((thresholds[measure],) * 2 + (EVERYBODY,), Measure(measure))
     path = export.onnx_file(one.network, policy, tmp_path / "network.onnx", made=one.parts)
     images = one.images_SCHW[:48].numpy()

@@ -59,9 +59,12 @@ def _softmax(graph: Graph, probs: str, num_classes: int) -> str:
 
 
 def _margin(graph: Graph, probs: str, num_classes: int) -> str:
-    first_second, _ = graph.several("TopK", probs, graph.ints(2), outputs=2, axis=1)
-    first, second = graph.several("Split", first_second, graph.ints(1, 1), outputs=2, axis=1)
-    return graph.add("Squeeze", graph.add("Sub", first, second), graph.ints(1))
+    # Not by TopK: onnxruntime-web divides by zero in it where there are no rows.
+    answer = graph.add("ArgMax", probs, axis=1, keepdims=1)
+    is_answer = graph.add("Equal", answer, graph.ints(*range(num_classes)))
+    others = graph.add("Where", is_answer, graph.constant(-1.0, np.float32), probs)
+    first, second = (graph.add("ReduceMax", values, graph.ints(1), keepdims=0) for values in (probs, others))
+    return graph.add("Sub", first, second)
 
 
 def _negative_entropy(graph: Graph, probs: str, num_classes: int) -> str:
