@@ -13,7 +13,7 @@ from PIL import Image
 from offramp import data
 from offramp.costs import cost
 from offramp.data import Inputs
-from offramp.engine import Engine, Plan
+from offramp.engine import Engine, Form, Plan, Program
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import record
 from offramp.network import EarlyExitNet
@@ -153,6 +153,21 @@ def test_what_was_benched_is_adopted(run, files, tiny_parts, monkeypatch):
     predictions = predict(run, files)
     assert predictions.tuned
     assert predictions.asks == measured.modes[-1].asks
+
+
+def test_a_tuning_for_onnxruntime_is_adopted(run, files, tiny_parts, tune, monkeypatch):
+    policy = halving(load(run), tiny_parts)
+    before = list(predict(run, files, policy=policy))
+    tune(policy, Plan(), form=dataclasses.asdict(Form(backend="onnxruntime")))
+    predictions = predict(run, files, policy=policy)
+    assert (predictions.tuned, predictions.differs) == (True, ())
+    entered, forms = Program.enter, set()
+    monkeypatch.setattr(Program, "enter", lambda self, images: forms.add(self.form) or entered(self, images))
+    after = list(predictions)
+    assert forms == {Form(backend="onnxruntime")}
+    for one, other in zip(after, before, strict=True):
+        assert (one.file, one.label, one.exit) == (other.file, other.label, other.exit)
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-4)
 
 
 def test_a_tuning_of_another_machine_is_not_adopted_and_it_is_said_what_differs(run, files, tiny_parts, tune):
