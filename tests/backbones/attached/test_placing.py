@@ -179,3 +179,20 @@ def test_rows_that_are_no_images_cannot_be_carried() -> None:
     network = attach(Windows(), ["conv"], image_shape=SHAPE)
     # The number of images crosses no cut: the second stage takes it from what it is given.
     assert network(torch.randn(5, *SHAPE)).shape == (2, 5, 3)
+
+
+class Guesses(Windows):
+    """Sides given as -1, which nothing can be guessed from where there are no rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.after(self.conv(x).flatten(2).transpose(1, 2))
+        x = x.reshape(x.shape[0], -1, 2, 2).view((x.shape[0], 16 * 16, -1))
+        return self.fc(x.mean(1))
+
+
+def test_no_row_is_as_good_as_one() -> None:
+    network = attach(Guesses(), ["conv"], image_shape=SHAPE)
+    with pytest.raises(RuntimeError, match="ambiguous"):
+        Guesses()(torch.randn(0, *SHAPE))
+    for number in (0, 1, 4):
+        assert network(torch.randn(number, *SHAPE)).shape == (2, number, 3)

@@ -192,7 +192,7 @@ class LooksAtGradients(Body):
 )
 def test_a_model_that_cannot_be_traced_says_why(kind: type[nn.Module], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        attach(kind(), ["second"], image_shape=SHAPE)
+        attach(kind(), ["first"], image_shape=SHAPE)
 
 
 def test_images_that_the_model_cannot_read_are_refused() -> None:

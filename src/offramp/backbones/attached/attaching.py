@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 from offramp.backbones.attached.cutting import Part
 from offramp.backbones.attached.heads import HEADS, HeadKind, new_exit, with_neuron, with_outputs
 from offramp.backbones.attached.placing import AUTO, MAX_CARRY, At, Site, Sites
-from offramp.backbones.attached.tracing import Shape, eval_twin, trace
+from offramp.backbones.attached.running import Shape, eval_twin
+from offramp.backbones.attached.tracing import trace
 from offramp.backbones.layers import check_choice, check_counts, check_flags
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet, as_carry

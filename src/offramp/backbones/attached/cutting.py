@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from offramp.backbones.attached.tracing import BATCHES, Shape, Traced
+from offramp.backbones.attached.running import BATCHES, Shape
+from offramp.backbones.attached.tracing import Traced
 from offramp.errors import OfframpError
 
 _IN_PLACE = {getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv", "iand", "ior", "ixor", "setitem")}
@@ -244,8 +245,22 @@ class _Extraction:
             target = str(target).replace("view", "reshape")
             if len(args) > 1 and isinstance(args[1], torch.dtype):
                 target = "view"
+        if target in ("reshape", "view", torch.reshape):
+            args = self._without_guess(node, args)
         self.copies[node] = self.graph.create_node(node.op, target, args, kwargs, node.name)
         return self.copies[node]
+
+    def _without_guess(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A side given as -1, as what it is: of no rows it cannot be guessed."""
+        sizes = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
+        if -1 not in sizes:
+            return args
+        first, second = self.cutter.values[node]
+        found = number((first.sizes[sizes.index(-1)], second.sizes[sizes.index(-1)]))
+        if found is None:
+            return args
+        side = self._written_out(found)
+        return (args[0], tuple(side if size == -1 else size for size in sizes))
 
     def _value(self, node: fx.Node) -> Any:
         if node in self.copies:

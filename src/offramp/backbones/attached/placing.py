@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 
 from offramp.backbones.attached.cutting import Cutter
 from offramp.backbones.attached.heads import Layout, layout_of
-from offramp.backbones.attached.tracing import BATCHES, Shape, Traced, call, eval_twin, meta_twin, to_device_of
+from offramp.backbones.attached.running import BATCHES, Shape, call, eval_twin, meta_twin, to_device_of
+from offramp.backbones.attached.tracing import Traced
 from offramp.costs import cost
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet

@@ -1,0 +1,117 @@
+"""Running a traced graph node by node, with memory or without, for the shapes.
+
+B images.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from offramp.errors import UsageError
+
+BATCHES = (1, 3)  # numbers of images that a graph is run with to tell what depends on it
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is kept of a tensor: its shape, for one number of images."""
+
+    sizes: tuple[int, ...]
+
+
+def call(root: nn.Module, node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
+    """What one node gives, for what the nodes that it reads have given."""
+    target: Any = node.target
+    if node.op == "get_attr":
+        found: Any = root
+        for part in target.split("."):
+            found = getattr(found, part)
+        return found
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+    if node.op == "output":
+        return args[0]
+    if node.op == "call_module":
+        return root.get_submodule(target)(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    return target(*args, **kwargs)
+
+
+def meta_twin(model: nn.Module) -> nn.Module:
+    """A copy without memory, for shapes."""
+    without_memory: dict[int, Any] = {id(t): _on_meta(t) for t in [*model.parameters(), *model.buffers()]}
+    return copy.deepcopy(model, without_memory)
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    empty = tensor.detach().to("meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def eval_twin(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, with the model's own weights and buffers of its own."""
+    return copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()
+
+
+def values_of(model: nn.Module, graph: fx.Graph, image_shape: tuple[int, int, int]) -> dict[fx.Node, tuple[Any, ...]]:
+    """What every node gives for each number of images, in evaluation mode."""
+    try:
+        columns = [_run(meta_twin(model).eval(), graph, batch, image_shape) for batch in BATCHES]
+    except Exception:  # some module looks at numbers: run it with memory
+        twin = eval_twin(model)
+        columns = []
+        for batch in BATCHES:
+            try:
+                columns.append(_run(twin, graph, batch, image_shape))
+            except Exception as error:  # of the model itself: what it says of such images is the reason
+                raise UsageError(
+                    f"{type(model).__name__} does not run on {batch} images of {list(image_shape)}: "
+                    f"{first_line(error)}."
+                ) from error
+    return {node: tuple(column[node] for column in columns) for node in graph.nodes}
+
+
+@torch.no_grad()
+def _run(model: nn.Module, graph: fx.Graph, batch: int, image_shape: tuple[int, int, int]) -> dict[fx.Node, Any]:
+    like = next(model.parameters(), torch.empty(0))
+    values: dict[fx.Node, Any] = {}
+    found = {}
+    waiting = {node: len(node.users) for node in graph.nodes}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            values[node] = torch.randn(batch, *image_shape, device=like.device, dtype=like.dtype)
+        else:
+            values[node] = to_device_of(like, call(model, node, values.__getitem__))
+        found[node] = _without_data(values[node])
+        for read in node.all_input_nodes:
+            waiting[read] -= 1
+            if not waiting[read]:
+                del values[read]
+    return found
+
+
+def to_device_of(like: Tensor, value: Any) -> Any:
+    """A tensor made of nothing is on the CPU; without memory it has to be where the others are."""
+    return value.to("meta") if isinstance(value, Tensor) and like.is_meta else value
+
+
+def _without_data(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return Shape(tuple(value.shape))
+    if isinstance(value, torch.Size):
+        return value
+    if isinstance(value, (tuple, list)):
+        return tuple(_without_data(entry) for entry in value)
+    if isinstance(value, dict):
+        return {key: _without_data(entry) for key, entry in value.items()}
+    return value
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without a full stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
