@@ -23,6 +23,11 @@ class DamagedFileError(OfframpError):
     """A file that is not what was written."""
 
 
+def kept_on_this_machine(kind: str) -> Path:
+    """The folder of what takes long to make and is the same for every run here; `XDG_CACHE_HOME` moves it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "offramp" / kind
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside `path`, sync, rename, sync the folder: after a crash the old or the new content is there, whole."""
     with _replacing(path) as temporary:

@@ -24,7 +24,7 @@ import offramp
 from offramp import export
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
-from offramp.storage import weights_hash
+from offramp.storage import kept_on_this_machine, weights_hash
 
 KEPT = 16  # networks, those used last; a verdict compares about a dozen
 NEEDED = ("onnx", "onnxscript", "onnxruntime")  # what `offramp[onnx]` installs
@@ -50,7 +50,7 @@ def place(network: EarlyExitNet) -> Path:
     make = [f"{name} {_described(module)}" for name, module in network.named_modules()]
     versions = [offramp.__version__, torch.__version__, *map(_version, NEEDED[:2])]
     name = hashlib.sha256("\n".join([weights_hash(network.state_dict()), *make, *versions]).encode()).hexdigest()[:24]
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "offramp" / "onnx" / name
+    return kept_on_this_machine("onnx") / name
 
 
 def _described(module: nn.Module) -> str:

@@ -5,7 +5,6 @@ neither stale nor made for another machine that shares the folder. It appears wh
 """
 
 import hashlib
-import os
 import platform
 import shlex
 import shutil
@@ -18,6 +17,7 @@ import torch
 from torch.utils import cpp_extension
 
 from offramp.errors import UsageError
+from offramp.storage import kept_on_this_machine
 
 # Sums keep their order: no -ffast-math. OpenMP is what torch's own threads are.
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++20", "-shared", "-fPIC"]
@@ -29,7 +29,7 @@ def compiled(source: Path) -> Path:
     Raises:
         UsageError: There is no C++ compiler, it cannot compile this, or there is nowhere to keep what it makes.
     """
-    library = _folder() / f"{source.stem}-{_fingerprint(source)}.so"
+    library = kept_on_this_machine("kernels") / f"{source.stem}-{_fingerprint(source)}.so"
     if library.is_file():
         return library
     compiler = shlex.split(_compiler())
@@ -62,10 +62,6 @@ def _compile(compiler: list[str], source: Path, made: Path) -> None:
 def _compiler() -> str:
     name: str = cpp_extension.get_cxx_compiler()  # type: ignore[no-untyped-call]
     return name
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "offramp" / "kernels"
 
 
 def _fingerprint(source: Path) -> str:
