@@ -28,6 +28,8 @@ BENCHMARKS = (
     "startup",
     "training_step",
     "inference",
+    "runtimes",
+    "exported",
     "two_processes",
     "objective",
     "end_to_end",

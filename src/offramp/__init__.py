@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offramp import backbones, data, engine, evaluation, objectives, reports, rules, shipped
+    from offramp import backbones, data, engine, evaluation, export, objectives, reports, rules, shipped
     from offramp.config import DataConfig, Run, Spec, TrainConfig
     from offramp.costs import cost
     from offramp.engine import Engine
@@ -30,7 +30,7 @@ _HOME = {  # public name -> module that defines it
     "load": "offramp.runs",
     "train": "offramp.training",
 }
-_ROOMS = ("backbones", "data", "engine", "evaluation", "objectives", "reports", "rules", "shipped")
+_ROOMS = ("backbones", "data", "engine", "evaluation", "export", "objectives", "reports", "rules", "shipped")
 
 __all__ = [
     "DataConfig",
@@ -47,6 +47,7 @@ __all__ = [
     "data",
     "engine",
     "evaluation",
+    "export",
     "fit",
     "load",
     "objectives",
