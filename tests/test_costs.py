@@ -213,3 +213,22 @@ def test_a_network_that_does_not_say_what_it_reads_needs_a_shape() -> None:
     network = EarlyExitNet([nn.Linear(4, 5)], [nn.Linear(5, 3)])
     with pytest.raises(UsageError, match="pass image_shape"):
         cost(network)
+
+
+class Attending(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        tokens = x_BCHW.flatten(2).transpose(1, 2)
+        return self.attention(tokens, tokens, tokens, need_weights=False)[0]
+
+
+def test_attention_counts_its_projections_and_both_its_products() -> None:
+    width, tokens = 32, 64
+    exit_ = nn.Sequential(nn.Flatten(), nn.Linear(tokens * width, 5))
+    network = EarlyExitNet([Attending(width, 4)], [exit_], image_shape=(width, 8, 8))
+    before = torch.backends.mha.get_fastpath_enabled()
+    assert cost(network).stages[0].multiply_adds == 4 * tokens * width**2 + 2 * tokens**2 * width
+    assert torch.backends.mha.get_fastpath_enabled() == before

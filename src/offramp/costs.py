@@ -106,11 +106,18 @@ class _Counter:
     def __init__(self) -> None:
         self.rest = 0
         formulas = {op: functools.partial(self._note, formula) for op, formula in _REST.items()}
-        self.products = FlopCounterMode(display=False, custom_mapping={**formulas, aten.addmm: self._linear})
+        products = {aten.addmm: self._linear, aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+        self.products = FlopCounterMode(display=False, custom_mapping={**formulas, **products})
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        with torch.no_grad(), self.products:
-            return function(*arguments)
+        # A whole layer of attention as one operator, torch's fast path in evaluation, would count nothing.
+        is_fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with torch.no_grad(), self.products:
+                return function(*arguments)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(is_fast)
 
     def count(self, module: nn.Module) -> Count:
         multiply_adds = self.products.get_total_flops() // 2
@@ -126,6 +133,11 @@ class _Counter:
 
 
 # Formulas get the shapes of an operator's tensors, and its other arguments as they are.
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    """Queries times keys, and what comes of it times values: 2 for each multiply-add, like all products."""
+    return int(2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
 
 
 def _elements(x: Any, *_: Any, out: Any) -> int:
