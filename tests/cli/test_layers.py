@@ -48,6 +48,13 @@ def test_the_table_shows_single_tensors_or_every_cut(capsys: pytest.CaptureFixtu
     assert " + " in capsys.readouterr().out
 
 
+def test_the_shape_may_be_given_as_after_network(capsys: pytest.CaptureFixture[str]) -> None:
+    options = printed(capsys, "torchvision/resnet18", "--image-size", "32", "--in-channels", "1")
+    options["model"] += " image_size=32 in_channels=1"
+    assert printed(capsys, "torchvision/resnet18", "image_size=32", "in_channels=1") == options
+    assert printed(capsys, "torchvision/resnet18", "image_size=64", "--image-size", "32")["image_shape"] == [3, 32, 32]
+
+
 def test_a_model_of_ones_own(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

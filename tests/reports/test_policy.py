@@ -103,6 +103,19 @@ def test_what_a_policy_does_equals_a_slow_loop(held_out_record, make_run, tmp_pa
     assert use.full_operations == costs.exits[-1].operations
 
 
+def test_an_exit_that_is_better_than_the_last_beyond_doubt_is_named(held_out_record, make_run, tmp_path):
+    costs = cost(load(make_run()))
+    policy, written = Policy((0.5, 0.5, EVERYBODY)), tmp_path / "policy.json"
+    sure_KSC = torch.zeros_like(held_out_record.logits_KSC)
+    sure_KSC[:, range(200), held_out_record.targets_S] = 9.0
+    for wrong, named in ((3, None), (40, 1)):  # images that the last exit, and the first, get wrong
+        logits_KSC = sure_KSC.clone()
+        logits_KSC[[0, 2], :wrong] *= -1
+        use = write_policy(policy, dataclasses.replace(held_out_record, logits_KSC=logits_KSC), costs, written)
+        assert (use.better_exit, use.better_top1) == (named, None if named is None else 100)
+        assert use.full_top1 == 100 * (200 - wrong) / 200
+
+
 def test_what_it_does_on_search_is_what_it_was_found_to_do(run):
     use = find_policy(run, device="cpu", latency=1.0)
     assert use.top1 == pytest.approx(use.policy.found["accuracy"])

@@ -39,8 +39,11 @@ def _described(spec: Spec, image_size: tuple[int, ...] | None, in_channels: int 
     from offramp.backbones.attached import Sites, zoo
     from offramp.backbones.attached.tracing import trace
 
-    side = image_size[0] if image_size is not None and len(image_size) == 1 else image_size
-    model = zoo.model_of(spec, in_channels=in_channels, image_size=side)
+    args = dict(spec.args)  # as they stand after --network, where the images' shape comes from the data
+    given = args.pop("image_size", None), args.pop("in_channels", None)
+    side = given[0] if image_size is None else image_size[0] if len(image_size) == 1 else image_size
+    in_channels = given[1] if in_channels is None else in_channels
+    model = zoo.model_of(Spec(spec.name, args), in_channels=in_channels, image_size=side)
     sites = Sites(trace(model, zoo.image_shape_for(model, side, in_channels)))
     total, upto = sites.operations()
     automatic = _automatic(sites)

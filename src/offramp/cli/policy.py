@@ -65,6 +65,12 @@ def policy(
         )
     if found.replaced:
         print(f"The policy in {found.written} had a certificate; this one replaces it and has none.", file=sys.stderr)
+    if found.better_exit is not None and max_drop is not None:
+        print(
+            f"Exit {found.better_exit + 1} alone is right more often than the last one ({found.better_top1:.2f} and "
+            f"{found.full_top1:.2f} % of the search images), and max-drop counts from the last: a budget does not.",
+            file=sys.stderr,
+        )
     if as_json:
         print(json.dumps(found.to_json()))
     else:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from offramp.costs import Cost, cost
 from offramp.data import Parts
@@ -39,6 +40,9 @@ class PolicyUse:
         full_top1: Accuracy of the last exit on all images.
         operations: Mean operations per image, with the heads of all exits up to the one taken.
         full_operations: Those of the whole network.
+        better_exit: The exit (from 0) that alone is right most often, where that is more often than the last one beyond
+            doubt (two standard errors): a policy that keeps near the last exit then keeps near the wrong one.
+        better_top1: Its accuracy on all images.
     """
 
     policy: Policy
@@ -51,6 +55,8 @@ class PolicyUse:
     full_top1: float
     operations: float
     full_operations: int
+    better_exit: int | None = None
+    better_top1: float | None = None
 
     @property
     def certificate(self) -> Certificate | None:
@@ -67,7 +73,13 @@ def write_policy(policy: Policy, record: Record, cost: Cost, written: Path) -> P
     """Save `policy`, and say what it does on `record`."""
     choice = policy.choose(record.logits_KSC, record.num_classes)
     right_S = choice.labels_S == record.targets_S
-    full_S = policy.log_probs(-1, record.logits_KSC[-1], record.num_classes).argmax(-1) == record.targets_S
+    right_KS = torch.stack(
+        [
+            policy.log_probs(k, logits_SC, record.num_classes).argmax(-1) == record.targets_S
+            for k, logits_SC in enumerate(record.logits_KSC)
+        ]
+    )
+    full_S, better = right_KS[-1], _better_than_last(right_KS.double())
     operations_K = torch.tensor([count.operations for count in cost.exits], dtype=torch.float64)
     replaced = _holds_certificate(written)
     policy.save(written)
@@ -82,7 +94,16 @@ def write_policy(policy: Policy, record: Record, cost: Cost, written: Path) -> P
         full_top1=100 * full_S.double().mean().item(),
         operations=operations_K[choice.exits_S].mean().item(),
         full_operations=cost.exits[-1].operations,
+        better_exit=better,
+        better_top1=None if better is None else 100 * right_KS[better].double().mean().item(),
     )
+
+
+def _better_than_last(right_KS: Tensor) -> int | None:
+    best = int(right_KS.mean(1).argmax())
+    gain_S = right_KS[best] - right_KS[-1]
+    is_beyond_doubt = gain_S.mean() > 2 * gain_S.std(correction=0) / len(gain_S) ** 0.5
+    return best if is_beyond_doubt else None
 
 
 def _holds_certificate(path: Path) -> bool:
