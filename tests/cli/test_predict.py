@@ -13,7 +13,7 @@ from PIL import Image
 
 from offramp.cli import main
 from offramp.cli.predict import predict as command
-from offramp.engine import Engine, Plan
+from offramp.engine import Engine, Form, Plan
 from offramp.policy import EVERYBODY, NOBODY, Policy
 from offramp.reports import predict
 
@@ -66,7 +66,8 @@ def test_a_tuning_is_named_in_the_summary_and_one_line_says_why_it_is_not_used(
 ):
     policy, file = Policy((0.6, 0.6, EVERYBODY)), tmp_path / "run" / "bench.json"
     policy.save(tmp_path / "run" / "policy.json")
-    found = Engine(tiny, policy).tune(next(iter(parts.test.batches())).images_BCHW, batch_sizes=(8,), seconds=0.05)
+    images = next(iter(parts.test.batches())).images_BCHW
+    found = Engine(tiny, policy).tune(images, batch_sizes=(8,), forms=(Form(),), seconds=0.05)
     tuning = dataclasses.replace(found, stream=Plan(asks=(0,))).to_json()
     file.write_text(json.dumps({"tuning": tuning}))
     assert main(["predict", run, str(images), "--format", "csv"]) == 0

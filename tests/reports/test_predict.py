@@ -108,7 +108,8 @@ def tune(run, tiny_parts) -> Callable[..., None]:
 
     def write(policy: Policy, plan: Plan, /, **changes: Any) -> None:
         engine = Engine(load(run), policy)
-        found = engine.tune(next(iter(tiny_parts.test.batches())).images_BCHW, batch_sizes=(1, 8), seconds=0.05)
+        images = next(iter(tiny_parts.test.batches())).images_BCHW
+        found = engine.tune(images, batch_sizes=(1, 8), forms=(Form(),), seconds=0.05)
         tuning = dataclasses.replace(found, stream=plan).to_json()
         (run / "bench.json").write_text(json.dumps({"tuning": {**tuning, **changes}}))
 
