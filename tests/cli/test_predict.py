@@ -66,8 +66,8 @@ def test_a_tuning_is_named_in_the_summary_and_one_line_says_why_it_is_not_used(
 ):
     policy, file = Policy((0.6, 0.6, EVERYBODY)), tmp_path / "run" / "bench.json"
     policy.save(tmp_path / "run" / "policy.json")
-    images = next(iter(parts.test.batches())).images_BCHW
-    found = Engine(tiny, policy).tune(images, batch_sizes=(8,), forms=(Form(),), seconds=0.05)
+    looked_at = next(iter(parts.test.batches())).images_BCHW
+    found = Engine(tiny, policy).tune(looked_at, batch_sizes=(8,), forms=(Form(),), seconds=0.05)
     tuning = dataclasses.replace(found, stream=Plan(asks=(0,))).to_json()
     file.write_text(json.dumps({"tuning": tuning}))
     assert main(["predict", run, str(images), "--format", "csv"]) == 0

@@ -4,6 +4,7 @@ B images, R pixels of all images, I and O channels in and out.
 """
 
 import copy
+import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -191,7 +192,8 @@ class _Convolution:
     conv: PackedConv
 
     def __call__(self, run: Pass) -> None:
-        run.put(self.node, self.target, self.conv(run.read(self.source).permute(0, 3, 1, 2)))
+        given_BCHW = self.conv(run.read(self.source).permute(0, 3, 1, 2))
+        run.put(self.node, self.target, given_BCHW.permute(0, 2, 3, 1))
 
     def touches(self) -> Iterator[tuple[fx.Node | None, Region | None]]:
         yield None, self.source
@@ -209,14 +211,17 @@ class _Product:
         zeros = [conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias.detach() for conv in convs]
         self.weight_IO, self.bias_O = weight_OI.contiguous().t(), torch.cat(zeros)
         self.product = torch._addmm_activation if relu else torch.addmm  # the activation is ReLU
-        self.widths = [len(conv.weight) for conv in convs]
+        self.firsts = [0, *itertools.accumulate(len(conv.weight) for conv in convs[:-1])]
 
     def __call__(self, run: Pass) -> None:
         x_BHWC = run.read(self.source)
-        given = self.product(self.bias_O, x_BHWC.flatten(0, 2), self.weight_IO).view(*x_BHWC.shape[:3], -1)
-        parts = (given,) if len(self.widths) == 1 else torch.split(given, self.widths, -1)
-        for (node, region), part in zip(self.targets, parts, strict=True):
-            run.put(node, region, part.permute(0, 3, 1, 2))
+        batch, height, width, _ = x_BHWC.shape
+        given_BHWO = self.product(self.bias_O, x_BHWC.flatten(0, 2), self.weight_IO).view(batch, height, width, -1)
+        if len(self.targets) == 1:
+            run.put(*self.targets[0], given_BHWO)
+            return
+        for (node, region), first in zip(self.targets, self.firsts, strict=True):
+            run.put(node, region, given_BHWO.narrow(-1, first, region.width))
 
     def touches(self) -> Iterator[tuple[fx.Node | None, Region | None]]:
         yield None, self.source

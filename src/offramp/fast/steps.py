@@ -53,20 +53,19 @@ class Pass:
             self.maps[region.slab] = whole
         return _channels(whole, region)
 
-    def put(self, node: fx.Node, region: Region, x_BCHW: Tensor) -> None:
-        """Bring a tensor to where it belongs: as it is, where the slab is its own."""
-        x_BHWC = x_BCHW.permute(0, 2, 3, 1)
+    def put(self, node: fx.Node, region: Region, x_BHWC: Tensor) -> None:
+        """Bring a map to where it belongs: as it is, where the slab is its own."""
         if self.slabs[region.slab].home is node:
             self.maps[region.slab] = x_BHWC
         else:
             self.target(region, len(x_BHWC), x_BHWC.device).copy_(x_BHWC)
 
     def give(self, node: fx.Node, region: Region | None, value: Any) -> None:
-        """Bring what a node gives to where it belongs."""
+        """Bring what a node gives to where it belongs; maps are `[B, channels, height, width]`."""
         if region is None:
             self.values[node] = value
         else:
-            self.put(node, region, value)
+            self.put(node, region, value.permute(0, 2, 3, 1))
 
     def gradient(self, region: Region) -> Tensor | None:
         """Of a map, as far as it has been added up; None where nothing that was given a gradient has read it."""
