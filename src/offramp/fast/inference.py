@@ -18,7 +18,7 @@ from offramp.fast.kernels import Library
 from offramp.fast.layout import Cut, Fused, Layout
 from offramp.fast.packing import PackedConv, is_product
 from offramp.fast.placing import Copy, Region, Slab
-from offramp.fast.steps import Pass
+from offramp.fast.steps import Copying, Pass
 from offramp.fast.tracing import Call, Traced, UntraceableError, anybody_hears, call, is_usual_conv
 
 FRESH = (operator.add, operator.mul, torch.add, torch.mul, torch.cat)  # what gives memory that nobody else reads
@@ -60,20 +60,21 @@ class Planned(nn.Module):
     def forward(self, *maps: Tensor) -> Any:
         """What the part gives."""
         if self._instead is None:
-            plan = self._plans.get(tuple((x.shape[1:], x.dtype) for x in maps)) or self._plan(maps)
+            key = tuple((x.shape[1:], x.dtype) for x in maps)
+            if key not in self._plans:
+                self._plan(key, maps)
+            plan = self._plans.get(key)
             if plan is not None:
                 given = plan(maps)
                 return given if plan.gives_tuple else given[0]
         assert self._instead is not None
         return self._instead(*maps)
 
-    def _plan(self, maps: Sequence[Tensor]) -> "InferencePlan | None":
+    def _plan(self, key: Any, maps: Sequence[Tensor]) -> None:
         try:
-            plan = InferencePlan(self.part, maps, exact=self.exact if self.fold else None)
+            self._plans[key] = InferencePlan(self.part, maps, exact=self.exact if self.fold else None)
         except UntraceableError as error:
             self.why_not, self._instead = str(error), self.otherwise(copy.deepcopy(self.exact))
-            return None
-        return self._plans.setdefault(tuple((x.shape[1:], x.dtype) for x in maps), plan)
 
 
 class InferencePlan:
@@ -168,16 +169,11 @@ class _Step(Protocol):
     def touches(self) -> Iterator[tuple[fx.Node | None, Region | None]]: ...
 
 
-@dataclass(frozen=True)
-class _Copying:
-    """A map that lies in two slabs."""
-
-    source: Region
-    target: Region
+class _Copying(Copying):
+    """The step of training, forward alone."""
 
     def __call__(self, run: Pass) -> None:
-        x = run.read(self.source)
-        run.target(self.target, len(x), x.device).copy_(x)
+        self.forward(run)
 
     def touches(self) -> Iterator[tuple[fx.Node | None, Region | None]]:
         yield None, self.source
