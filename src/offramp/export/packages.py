@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from offramp.data import Inputs
 from offramp.errors import UsageError
-from offramp.export.stage_files import ExitFile, StageFile, Stages, check_policy, describe
+from offramp.export.stage_files import Stages, check_policy, describe
 from offramp.export.tracing import BATCH, exportable, quiet, reason, stage_names
 from offramp.network import Carry, EarlyExitNet, as_carry
 from offramp.policy import Policy
@@ -52,11 +52,8 @@ def torch_packages(
         _need_compiler()
     twin, carries = exportable(network, image_shape)
     ending = "aoti.pt2" if compiled else "pt2"
-    stage_files, exit_files = [], []
-    for k, (ins, outs) in enumerate(stage_names(carries), 1):
-        stage_files.append(StageFile(f"stage-{k}.{ending}", ins, outs))
-        exit_files.append(ExitFile(f"exit-{k}.{ending}", twin.reads[k - 1] % len(outs)))
-    described = describe(network, Path(folder), carries[0][0].shape[1:], stage_files, exit_files, policy, inputs)
+    names = list(stage_names(carries))
+    described = describe(network, Path(folder), carries[0][0].shape[1:], names, ending, policy, inputs)
     packed: Callable[[ExportedProgram], bytes] = _compiled if compiled else _saved
     described.write([packed(program) for program in _programs(twin, carries)])
     return described

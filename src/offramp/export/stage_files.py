@@ -3,6 +3,7 @@
 For servers that queue images by depth, and for whatever runs stages itself. K exits, N classes.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -174,16 +175,10 @@ def stages(
     """
     check_policy(network, policy)
     split = made or parts(network, image_shape)
-    stage_files, exit_files, contents = [], [], []
-    for k, (stage, leaves) in enumerate(zip(split.stages, split.exits, strict=True), 1):
-        stage_files.append(StageFile(f"stage-{k}.onnx", stage.inputs, stage.outputs))
-        exit_files.append(ExitFile(f"exit-{k}.onnx", network.reads[k - 1] % len(stage.outputs)))
-        contents += [
-            stage.model.SerializeToString(deterministic=True),
-            leaves.model.SerializeToString(deterministic=True),
-        ]
-    described = describe(network, Path(folder), split.image_shape, stage_files, exit_files, policy, inputs)
-    described.write(contents)
+    names = [(stage.inputs, stage.outputs) for stage in split.stages]
+    described = describe(network, Path(folder), split.image_shape, names, "onnx", policy, inputs)
+    in_turn = itertools.chain.from_iterable(zip(split.stages, split.exits, strict=True))
+    described.write([part.model.SerializeToString(deterministic=True) for part in in_turn])
     return described
 
 
@@ -191,12 +186,15 @@ def describe(
     network: EarlyExitNet,
     folder: Path,
     image_shape: Sequence[int],
-    stage_files: Sequence[StageFile],
-    exit_files: Sequence[ExitFile],
+    names: Sequence[tuple[tuple[str, ...], tuple[str, ...]]],
+    ending: str,
     policy: Policy | None,
     inputs: Inputs | None,
 ) -> Stages:
-    """What `stages.json` is to say of a network; nothing is written."""
+    """What `stages.json` is to say of a network; nothing is written.
+
+    `names` are the inputs and the outputs of each stage, `ending` that of the files.
+    """
     channels, height, width = image_shape
     origin = network.origin
     return Stages(
@@ -205,8 +203,11 @@ def describe(
         damping=network.damping,
         image_shape=(channels, height, width),
         weights=weights_hash(network.state_dict()),
-        stages=tuple(stage_files),
-        exits=tuple(exit_files),
+        stages=tuple(StageFile(f"stage-{k}.{ending}", ins, outs) for k, (ins, outs) in enumerate(names, 1)),
+        exits=tuple(
+            ExitFile(f"exit-{k}.{ending}", reads % len(outs))
+            for k, (reads, (_, outs)) in enumerate(zip(network.reads, names, strict=True), 1)
+        ),
         classes=None if inputs is None else inputs.class_names,
         input=None if inputs is None else {key: value for key, value in asdict(inputs).items() if key != "class_names"},
         policy=None if policy is None else asdict(policy),
