@@ -1,11 +1,8 @@
-import copy
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from offramp.engine import PLAIN, Engine, Form, Plan, Program, agreement
-from offramp.engine.form import fold
 from offramp.policy import EVERYBODY, Policy
 from offramp.storage import weights_hash
 
@@ -21,16 +18,6 @@ def test_folded_is_the_same_function(small, images_of, name, dtype, tolerance) -
     for form in (Form(), Form(channels_last=False), Form(fold=False)):
         found_KBC = Program(network, form).logits(images_BCHW)
         assert (found_KBC - expected_KBC).abs().max() <= tolerance * expected_KBC.abs().max()
-
-
-@pytest.mark.parametrize("name", ["msdnet", "ranet", "by hand"])
-def test_batch_norms_that_follow_a_convolution_are_gone(small, name) -> None:
-    network = small(name)
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    fold(network)
-    kept = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert len(norms) > 2
-    assert not kept
 
 
 @pytest.mark.parametrize("form", [PLAIN, Form(), Form(bf16=True)], ids=str)
@@ -62,60 +49,6 @@ def test_an_engine_keeps_the_weights_it_was_made_with(small, images_of) -> None:
     before = engine(images_BCHW)
     nn.init.zeros_(network.exits[2][-1].weight)
     assert torch.equal(engine(images_BCHW).confidence_B, before.confidence_B)
-
-
-class _OutOfOrder(nn.Sequential):
-    """Its modules are not run one after the other."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        conv, norm = self
-        return norm(conv(x) + x)
-
-
-def _norm() -> nn.BatchNorm2d:
-    norm = nn.BatchNorm2d(4)
-    norm.running_mean.uniform_(-1, 1)
-    norm.running_var.uniform_(0.5, 2)
-    return norm
-
-
-def test_a_sequential_with_a_forward_of_its_own_is_left_alone() -> None:
-    module = nn.Sequential(_OutOfOrder(nn.Conv2d(4, 4, 1), _norm())).eval()
-    x = torch.randn(2, 4, 3, 3)
-    expected = module(x)
-    fold(module)
-    assert torch.equal(module(x), expected)
-
-
-@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
-def test_weights_that_a_hook_computes_are_left_alone() -> None:
-    module = nn.Sequential(torch.nn.utils.weight_norm(nn.Conv2d(4, 4, 1)), _norm()).eval()
-    x = torch.randn(2, 4, 3, 3)
-    expected = module(x)
-    fold(module)
-    assert torch.equal(module(x), expected)
-
-
-def test_one_convolution_under_two_batch_norms() -> None:
-    conv = nn.Conv2d(4, 4, 1)
-    first, second = nn.Sequential(conv, _norm()), nn.Sequential(conv, _norm())
-    module = nn.ModuleList([first, second, first]).eval()
-    x = torch.randn(2, 4, 3, 3)
-    expected = [one(x) for one in module]
-    weight = copy.deepcopy(conv.weight)
-    fold(module)
-    for one, wanted in zip(module, expected, strict=True):
-        assert isinstance(one[1], nn.Identity)
-        torch.testing.assert_close(one(x), wanted, rtol=1e-5, atol=1e-6)
-    assert torch.equal(conv.weight, weight)
-
-
-def test_batch_norm_without_running_statistics_is_left_alone() -> None:
-    module = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)).eval()
-    x = torch.randn(2, 4, 3, 3)
-    expected = module(x)
-    fold(module)
-    assert torch.equal(module(x), expected)
 
 
 def test_forms_have_names() -> None:

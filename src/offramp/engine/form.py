@@ -5,21 +5,20 @@ copies of its own.
 """
 
 import copy
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from offramp.engine import kept
 from offramp.engine.agreement import BF16, FLOAT32
 from offramp.errors import UsageError
 from offramp.fast import Planned
-from offramp.fast.packing import can_pack, pack, runs_in_turn
-from offramp.network import Carry, EarlyExitNet, has_hooks
+from offramp.fast.folding import fold
+from offramp.fast.packing import can_pack, pack
+from offramp.network import Carry, EarlyExitNet
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Form:
     """How the stages and exits of a network are run.
 
     Attributes:
-        fold: Merge each batch norm into the convolution before it, where a `Sequential` runs them one after the other.
+        fold: Merge each batch norm into the convolution before it, where `fast.folding` can see both.
         channels_last: Keep maps with their channels innermost.
         bf16: Compute in bfloat16; what follows the logits is float32 all the same.
         compiled: Compile each stage and each exit with `torch.compile` (a minute or more at first use).
@@ -171,25 +170,3 @@ class Program:
             carry = self.stage(k, carry)
             logits.append(self.head(k, carry))
         return torch.stack(logits)
-
-
-def fold(module: nn.Module) -> None:
-    """Merge each batch norm into the convolution it follows, in every `Sequential` inside; in evaluation mode only.
-
-    A subclass that runs its modules in its own way is left alone, and so are modules with hooks (`weight_norm` is one).
-
-    W' = W g / sqrt(v + eps) and b' = (b - m) g / sqrt(v + eps) + h, for batch norm of gain g, shift h, running mean m
-    and variance v.
-    """
-    for child in module.children():
-        fold(child)
-    if not runs_in_turn(module):
-        return
-    names = list(module._modules)
-    for name, after in itertools.pairwise(names):
-        conv, norm = module._modules[name], module._modules[after]
-        if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d or norm.running_mean is None:
-            continue
-        if not (has_hooks(conv) or has_hooks(norm)):
-            module._modules[name] = fuse_conv_bn_eval(conv, norm)
-            module._modules[after] = nn.Identity()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from offramp.errors import UsageError
 from offramp.export.graph import rename
+from offramp.fast.folding import fold
 from offramp.network import Carry, EarlyExitNet, as_carry
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def need_onnx() -> None:
 def exportable(network: EarlyExitNet, image_shape: Sequence[int] | None = None) -> tuple[EarlyExitNet, list[Carry]]:
     """What is exported: a copy on the CPU, in float32 and evaluation mode. And an example of each carry, images first.
 
+    Batch norm is folded before anything is traced: the exporter would do it after, in half as long again.
+
     Raises:
         UsageError: A network that does not say which images it is made for, where `image_shape` does not either.
     """
@@ -76,6 +79,7 @@ def exportable(network: EarlyExitNet, image_shape: Sequence[int] | None = None) 
             "The network does not say which images it is made for; pass image_shape=(channels, height, width)."
         )
     twin = copy.deepcopy(network).eval().requires_grad_(False).to("cpu", torch.float32)
+    fold(twin)
     generator = torch.Generator().manual_seed(0)
     carries: list[Carry] = [(torch.rand(2, *shape, generator=generator),)]
     with torch.no_grad():
