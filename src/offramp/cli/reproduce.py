@@ -1,5 +1,6 @@
 """`offramp reproduce`."""
 
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -25,8 +26,8 @@ def reproduce(
     seeds: int = 5,
     first_seed: int = 0,
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("reproduce"),
-    known: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR")] = (RESULTS,),
-    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ROW")] = (),
+    known: tyro.conf.UseAppendAction[Annotated[tuple[tuple[Path, ...], ...], tyro.conf.arg(metavar="DIR")]] = (),
+    only: tyro.conf.UseAppendAction[Annotated[tuple[tuple[str, ...], ...], tyro.conf.arg(metavar="ROW")]] = (),
     also: tyro.conf.UseAppendAction[tuple[SpecFlag, ...]] = (),
     times: int = 1,
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None,
@@ -49,8 +50,8 @@ def reproduce(
         seeds: Number of seeds of every row.
         first_seed: The first of them, so that a study can be done in pieces.
         out: Folder of the study: runs, manifests, pages.
-        known: Folders with manifests of runs done elsewhere; docs/results where it is there.
-        only: Only these rows, by the names that they have in the tables.
+        known: Folders with manifests of runs done elsewhere (default: docs/results, where it is there). Also repeated.
+        only: Only these rows, by the names that they have in the tables. May be repeated.
         also: A method of your own in every table: an objective or a rule, NAME [KEY=VALUE ...]. May be repeated.
         times: So many times the scale's epochs.
         root: Folder that holds the data set's files.
@@ -78,8 +79,8 @@ def reproduce(
         scale=named(scale).times(times),
         seeds=tuple(range(first_seed, first_seed + seeds)),
         out=out,
-        known=tuple(folder for folder in known if folder != RESULTS or folder.is_dir()),
-        only=only,
+        known=tuple(itertools.chain(*known)) or ((RESULTS,) if RESULTS.is_dir() else ()),
+        only=tuple(itertools.chain(*only)),
         also=also,
         root=root,
         workers=workers,
