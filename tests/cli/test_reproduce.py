@@ -55,7 +55,7 @@ def without_clocks(page: str) -> str:
 
 
 def test_a_study_with_a_method_of_ones_own(here: Path, capsys) -> None:
-    """One file is all that a new method takes; `--only` twice is both. Done in two pieces; a third call does nothing."""
+    """One file is all that a new method takes; `--only` twice is both. Done in two pieces, a third does nothing."""
     (here / "mine.py").write_text(METHOD)
     command = [
         "reproduce",
