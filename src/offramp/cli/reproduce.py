@@ -45,7 +45,7 @@ def reproduce(
 
     Args:
         what: table1 to table8, figure3, figure4, league (all methods in Table 1's setting), or all.
-        scale: paper (CIFAR and ImageNet, the recipe to the letter), pocket (Fashion-MNIST, minutes), or
+        scale: paper (CIFAR and ImageNet, the recipe to the letter), pocket (Fashion-MNIST, minutes a run), or
             package.module:Name, a Scale of your own.
         seeds: Number of seeds of every row.
         first_seed: The first of them, so that a study can be done in pieces.

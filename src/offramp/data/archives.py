@@ -31,7 +31,7 @@ def check_file(path: Path, md5: str, way_out: str) -> None:
 
 def download(url: str, target: Path, md5: str) -> None:
     """Fetch `target`: to a name of this process's own first, renamed once its checksum is right."""
-    from torchvision.datasets.utils import download_url  # 1.2 s of import, for the one run that downloads
+    from torchvision.datasets.utils import download_url  # slow to import, for the one run that downloads
 
     partial = target.with_name(f"{target.name}.{os.getpid()}.part")
     new_folders = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]

@@ -134,7 +134,7 @@ def _is_inputs(content: Any) -> bool:
 
 def decode(path: Path) -> Tensor:
     """The image in a file as uint8 RGB `[3, H, W]`, turned as its EXIF data say; grey, CMYK and alpha are converted."""
-    from torchvision.io import ImageReadMode, decode_image  # 1.2 s of import
+    from torchvision.io import ImageReadMode, decode_image  # slow to import
 
     try:
         content = bytearray(path.read_bytes())

@@ -38,7 +38,7 @@ def digits(
         split_seed: Seed of the permutation whose last entries are held out.
         limit: Train on only so many images; held-out ones are among them.
     """
-    from sklearn.datasets import load_digits  # a second of import
+    from sklearn.datasets import load_digits  # slow to import
 
     cut = Cut(holdout, split_seed, limit)
     check_whole("image_size", image_size, ORIGINAL_SIZE)

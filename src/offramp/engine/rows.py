@@ -42,7 +42,7 @@ class Rows:
     places_B: Tensor | None = None
 
     def __len__(self) -> int:
-        return self.ids_B.shape[0]  # len of a tensor takes three times as long
+        return self.ids_B.shape[0]  # len of a tensor takes longer
 
     @property
     def run(self) -> int:

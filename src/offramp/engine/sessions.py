@@ -1,9 +1,9 @@
 """A network run by onnxruntime: a session for each stage and each exit, given torch's tensors without copying them.
 
 B images, K exits, C outputs of an exit. Each session has threads of its own, which sleep when there is nothing to do:
-the one pool that all could share spins, and its spinning cannot be turned off from Python (measured: four times the
-processor time for one call every 50 ms). Memory comes from one pool for all sessions, which grows with the largest
-number of rows that it meets and not with how many numbers it meets.
+the one pool that all could share spins, and its spinning cannot be turned off from Python (39 against 10 ms of the
+processor for one call every 50 ms: docs/LOG.md, 2026-11-26). Memory comes from one pool for all sessions, which grows
+with the largest number of rows that it meets and not with how many numbers it meets.
 """
 
 import contextlib

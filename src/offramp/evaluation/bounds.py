@@ -20,7 +20,7 @@ def binomial_p_value(lost: npt.ArrayLike, images: npt.ArrayLike, risk: float) ->
     P(Binomial(images, risk) <= lost). No images: 1.
     """
     lost, images = np.asarray(lost, dtype=np.int64), np.asarray(images, dtype=np.int64)
-    if images.size and (images == images.flat[0]).all():  # one number of images: a table is many times faster
+    if images.size and (images == images.flat[0]).all():  # one number of images: a table is faster
         table = special.bdtr(np.arange(lost.max(initial=0) + 1), images.flat[0], risk)
         return np.asarray(table[np.broadcast_to(lost, np.broadcast(lost, images).shape)])
     return np.asarray(special.bdtr(lost, images, risk))

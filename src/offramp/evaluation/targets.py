@@ -49,8 +49,8 @@ def policy_for(
         measure: How confidence is read off logits. With temperatures: `Measure(temperatures=fit_temperatures(search))`.
         caution: In standard errors of a paired difference on `search`. With `budget` and `latency`, by how much a
             policy must beat geometric shares to be taken (default 1). With `max_drop`, how much larger than seen the
-            drop is taken to be (default 2: the cheapest of some hundred policies looks better than it is; at 1, half
-            of them lost more).
+            drop is taken to be (default 2: the cheapest of some hundred policies looks better than it is; on made-up
+            networks a fifth of them lost more than asked for, at 1 half, as docs/LOG.md has it).
 
     Raises:
         UsageError: Not exactly one target, a target that cannot be met, times that cannot be, a record of another part

@@ -3,8 +3,9 @@
 R rows (one an output pixel, over the whole batch); I and O channels in and out. A patch is what one output pixel reads:
 kernel height x kernel width x I numbers.
 
-Measured in bfloat16 on a CPU, for the exits' convolutions of MSDNet-7 (88 to 368 channels to 128, stride 2): half the
-time of the library's convolution. With few channels the copies cost more than the products gain.
+Measured once while building, in bfloat16 on a CPU, for the exits' convolutions of MSDNet-7 (88 to 368 channels to 128,
+stride 2): about half the time of the library's convolution. With few channels the copies cost more than the products
+gain.
 """
 
 from collections.abc import Iterator

@@ -74,7 +74,7 @@ def _small(images_BCHW: Tensor) -> Tensor:
 
 
 def _address(image_CHW: Tensor) -> str:
-    from torchvision.io import encode_png  # 1.2 s of import
+    from torchvision.io import encode_png  # slow to import
 
     encoded: Tensor = encode_png(image_CHW.contiguous(), compression_level=9)
     return "data:image/png;base64," + base64.b64encode(encoded.numpy().tobytes()).decode()

@@ -46,7 +46,7 @@ def watched_images(row: Row) -> int:
 def measured_rate(setting: Setting, threads: int | None = None) -> float:
     """Operations a second of training steps on this machine, measured for about a second on a setting's network.
 
-    Other networks, batches and runs side by side have other rates: it is good for a factor of two, not more.
+    Other networks, batches and runs side by side have other rates: it is good for a factor of two or three.
     """
     before, batch = torch.get_num_threads(), max(2, PIXELS // math.prod(setting.image_shape[1:]))
     device = device_named("auto")

@@ -64,7 +64,7 @@ def _why_not(job: Job) -> str | None:
 class Features:
     """What the exits of a network read of each image, and the network that has its place.
 
-    Kept is what a head makes of its map before anything in it is trained: a pooled map is a hundredth of a map.
+    Kept is what a head makes of its map before anything in it is trained: a pooled map is a small part of a map.
 
     Args:
         network: With a frozen trunk.
