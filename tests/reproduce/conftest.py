@@ -41,6 +41,7 @@ def manifest() -> Callable[..., Manifest]:
         budgeted: Sequence[Sequence[float]] | None = None,
         seconds: float = 60.0,
         nll: float = 0.5,
+        **made_by: Any,
     ) -> Manifest:
         exits = [
             {
@@ -58,7 +59,7 @@ def manifest() -> Callable[..., Manifest]:
             }
             for k, value in enumerate(top1)
         ]
-        by = {"offramp": "0", "torch": "2", "python": "3", "device": "cpu", "threads": 1, "git": None}
+        by = {"offramp": "0", "torch": "2", "python": "3", "device": "cpu", "threads": 1, "git": None, **made_by}
         values: dict[str, Any] = {
             "format": 1,
             "name": run_name(run),

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from html.parser import HTMLParser
 
+from offramp.reproduce.identity import run_name
 from offramp.reproduce.page import write
 from offramp.reproduce.scales import PAPER, POCKET
 from offramp.reproduce.study import Study
@@ -78,6 +79,25 @@ def test_means_spreads_times_and_paired_differences(study) -> None:
     _, text = write(study(POCKET, "table8"))
     rows = [line for line in text.read_text().splitlines() if line.startswith("| [Label smoothing]")]
     assert rows[0].endswith("| 73.10 ±0.01 (0.01) | +0.10 [+0.10, +0.10] | 2 | 2.0 min (×2.00) |")
+
+
+def test_times_taken_otherwise_are_said_and_not_compared(study, manifest) -> None:
+    made = study(POCKET, "table1")
+    _, text = write(made)
+    assert "Times are of training alone (cpu, 1 thread, one run at a time)." in text.read_text()
+    fast = made.experiments[0].row("+ Dynamic")
+    for seed in (0, 1):
+        run = fast.with_seed(seed)
+        one = manifest(run, [70.0] * 7, seconds=15.0, device="gpu", threads=4)
+        one.save(made.out / "manifests" / f"{run_name(run)}.json")
+    write(made)
+    page = text.read_text()
+    rows = {line[3 : line.index("]")]: line for line in page.splitlines() if line.startswith("| [")}
+    assert rows["+ Dynamic"].endswith("| 2 | 15.0 s<br>gpu, 4 threads, one run at a time |")
+    assert rows["WPN"].endswith("| 2 | 2.0 min (×2.00)<br>cpu, 1 thread, one run at a time |")
+    (claim,) = [line for line in page.splitlines() if line.startswith("| Dynamic training takes less time")]
+    assert claim.count("| not comparable (times of another device, or of other threads or jobs) |") == 1
+    assert "in percent: not comparable" in claim
 
 
 def test_the_epoch_that_was_selected_on_test_is_labelled(study) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from offramp.reproduce.predicates import Deeper, Faster, Greater, LargerGain, Mixed, NoMore, Over, Q, Steadier
-from offramp.reproduce.results import Figures, Results
+from offramp.reproduce.results import Clock, Figures, Results
 from offramp.reproduce.statistics import Verdict
 
 A, B, C, D = (Q("t", name) for name in "abcd")
@@ -65,6 +65,22 @@ def test_time_saved_in_percent() -> None:
     left, right = Q("t", "a", "seconds"), Q("t", "b", "seconds")
     assert Faster(left, right).contrasts(Results(rows)) == pytest.approx({0: 10})
     assert Faster(right, left, 1.25).contrasts(Results(rows)) == pytest.approx({0: 100 * (1 - 100 / 112.5)})
+
+
+def test_times_of_two_machines_are_not_judged() -> None:
+    """Device, threads and runs side by side must agree; seeds of which they do are paired, whatever the others took."""
+    here, left, right = Clock("cpu", 1, 2), Q("t", "a", "seconds"), Q("t", "b", "seconds")
+    for other in (Clock("gpu", 1, 2), Clock("cpu", 2, 2), Clock("cpu", 1, 1)):
+        rows = {
+            ("t", "a"): {0: Figures((1.0,), seconds=1, clock=other), 1: Figures((1.0,), seconds=90, clock=here)},
+            ("t", "b"): {seed: Figures((1.0,), seconds=100, clock=here) for seed in (0, 1, 2)},
+        }
+        assert Faster(left, right).contrasts(Results(rows)) == pytest.approx({1: 10})
+        del rows["t", "a"][1]
+        finding = Faster(left, right).judge(Results(rows))
+        assert (finding.verdict, finding.found) == (Verdict.OTHER_CLOCK, None)
+        assert finding.verdict.startswith("not comparable")
+    assert Faster(left, right).judge(Results({})).verdict is Verdict.NOT_RUN
 
 
 def test_mixed_looks_at_every_exit() -> None:

@@ -54,15 +54,17 @@ class Part:
 
     Attributes:
         says: The number that it is about, in words.
-        found: That number and its interval; None where nothing was run.
+        found: That number and its interval; None where there is none.
         published: What the paper's own numbers give; None where it printed none.
         digits: With how many the numbers are shown.
+        verdict: Of this statement alone.
     """
 
     says: str
     found: Estimate | None
     published: float | None
     digits: int = 2
+    verdict: Verdict = Verdict.NOT_RUN
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,13 @@ def judge(claims: Iterable[Claim], results: Results, *, papers: bool) -> list[Ju
     judged = []
     for claim in claims:
         findings = [part.judge(results) for part in claim.parts]
-        if all(finding.found is None for finding in findings):
+        if all(finding.verdict is Verdict.NOT_RUN for finding in findings):
             continue
         verdict = statistics.all_of([finding.verdict for finding in findings])
         if claim.other_data and not papers:
             verdict = Verdict.NOT_COMPARABLE
         parts = (
-            Part(part.says(), finding.found, _mean(part, printed()), part.digits)
+            Part(part.says(), finding.found, _mean(part, printed()), part.digits, finding.verdict)
             for part, finding in zip(claim.parts, findings, strict=True)
         )
         judged.append(Judged(claim, verdict, tuple(parts)))
@@ -122,8 +124,9 @@ def judge_numbers(experiments: Sequence[Experiment], results: Results) -> list[J
             text = f"{experiment.name}, {row.label}: {mean:.2f} %{over}"
             claim = Claim(text, "table", where, ())
             found = statistics.against_published([mean_top1(f) for f in ours.values()], mean, runs)
-            part = Part(f"ours less published, less than {CLOSE} apart wanted", found, None)
-            judged.append(Judged(claim, statistics.within(found, CLOSE), (part,)))
+            verdict = statistics.within(found, CLOSE)
+            part = Part(f"ours less published, less than {CLOSE} apart wanted", found, None, verdict=verdict)
+            judged.append(Judged(claim, verdict, (part,)))
     return judged
 
 

@@ -116,7 +116,10 @@ class NoMore(Greater):
 
 @dataclass(frozen=True)
 class Faster(Predicate):
-    """`left` takes less time than `limit` times `right`: the number is the time saved, in percent of that."""
+    """`left` takes less time than `limit` times `right`: the number is the time saved, in percent of that.
+
+    Of the seeds that both rows were timed with under the same conditions.
+    """
 
     left: Q
     right: Q
@@ -124,7 +127,14 @@ class Faster(Predicate):
 
     def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
         left, right = self.left.by_seed(results), self.right.by_seed(results)
-        return {seed: 100 * (1 - left[seed] / (self.limit * right[seed])) for seed in left if seed in right}
+        ours, theirs = (results.of(q.experiment, q.row) for q in (self.left, self.right))
+        alike = [seed for seed in left if seed in right and ours[seed].timed_like(theirs[seed])]
+        return {seed: 100 * (1 - left[seed] / (self.limit * right[seed])) for seed in alike}
+
+    def judge(self, results: Results) -> Finding:  # noqa: D102
+        finding = super().judge(results)
+        both = self.left.by_seed(results).keys() & self.right.by_seed(results).keys()
+        return Finding(Verdict.OTHER_CLOCK, None) if both and finding.found is None else finding
 
     def says(self) -> str:  # noqa: D102
         limit = "" if self.limit == 1 else f"{self.limit:g} times "

@@ -23,6 +23,25 @@ BUDGETS = tuple(tenth / 10 for tenth in range(3, 11))  # shares of the whole net
 
 
 @dataclass(frozen=True)
+class Clock:
+    """Under which conditions a run's time was taken: times of others say nothing about a method.
+
+    Attributes:
+        device: Its name, as in the manifest; of processors that is `cpu`, whichever it was.
+        threads: CPU threads.
+        jobs: How many runs went on side by side.
+    """
+
+    device: str
+    threads: int
+    jobs: int
+
+    def __str__(self) -> str:
+        beside = "one run at a time" if self.jobs == 1 else f"{self.jobs} runs side by side"
+        return f"{self.device}, {self.threads} thread{'s' if self.threads != 1 else ''}, {beside}"
+
+
+@dataclass(frozen=True)
 class Figures:
     """What one run gave, or a row of the paper; None where there is nothing.
 
@@ -34,6 +53,7 @@ class Figures:
         seconds: Of training.
         budgeted: Accuracy at each of `BUDGETS` under thresholds, in percent.
         epoch: The epoch whose accuracies these are, where it is not the last.
+        clock: How `seconds` were taken.
     """
 
     top1: tuple[float, ...]
@@ -43,6 +63,11 @@ class Figures:
     seconds: float | None = None
     budgeted: tuple[float, ...] | None = None
     epoch: int | None = None
+    clock: Clock | None = None
+
+    def timed_like(self, other: "Figures") -> bool:
+        """Whether the two times may be set against each other."""
+        return self.clock == other.clock
 
     def values(self, what: What) -> tuple[float, ...] | None:
         """The figures of one kind, one per exit (one alone for seconds, one per budget under thresholds)."""
@@ -66,6 +91,7 @@ def of_manifest(manifest: Manifest, *, best_epoch: bool = False) -> Figures:
         seconds=manifest.seconds,
         budgeted=values["budgeted"] and at_budgets(values["budgeted"], exits[-1]["operations"]),
         epoch=best["epoch"] if best else None,
+        clock=Clock(values["made_by"]["device"], values["made_by"]["threads"], values["timing"]["jobs"]),
     )
 
 

@@ -22,6 +22,7 @@ class Verdict(StrEnum):
     DISAGREES = "disagrees"
     NOT_RESOLVED = "not resolved at this n"
     NOT_COMPARABLE = "not comparable (other data)"
+    OTHER_CLOCK = "not comparable (times of another device, or of other threads or jobs)"
     NOT_RUN = "not run yet"
 
 
@@ -108,7 +109,8 @@ def both_signs(found: Sequence[Sequence[float]]) -> Verdict:
 
 def all_of(verdicts: Sequence[Verdict]) -> Verdict:
     """Of a claim with several parts: it agrees where all do, and fails with one."""
-    for decisive in (Verdict.NOT_RUN, Verdict.DISAGREES, Verdict.NOT_COMPARABLE, Verdict.NOT_RESOLVED):
+    not_comparable = (Verdict.NOT_COMPARABLE, Verdict.OTHER_CLOCK)
+    for decisive in (Verdict.NOT_RUN, Verdict.DISAGREES, *not_comparable, Verdict.NOT_RESOLVED):
         if decisive in verdicts:
             return decisive
     return Verdict.AGREES

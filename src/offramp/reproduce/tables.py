@@ -12,7 +12,7 @@ from offramp.reproduce import statistics
 from offramp.reproduce.claims import Judged, Part
 from offramp.reproduce.experiments import Experiment, Row
 from offramp.reproduce.identity import run_hash
-from offramp.reproduce.results import BUDGETS, Figures, Results, What, mean_top1, published, published_row
+from offramp.reproduce.results import BUDGETS, Clock, Figures, Results, What, mean_top1, published, published_row
 
 NOTHING = "–"
 
@@ -49,7 +49,7 @@ def claims_table(title: str, judged: Sequence[Judged], data: str | None, note: s
 
 def _part(part: Part) -> str:
     """What was found of a part of a claim, and the paper's own number beside it."""
-    found = "not run yet" if part.found is None else f"{part.found.text(part.digits)}, n = {part.found.n}"
+    found = str(part.verdict) if part.found is None else f"{part.found.text(part.digits)}, n = {part.found.n}"
     own = "" if part.published is None else f" (the paper's own numbers: {part.published:+.{part.digits}f})"
     return f"{part.says}: {found}{own}"
 
@@ -81,6 +81,7 @@ def _accuracy(experiment: Experiment, results: Results) -> Table:
     single = num_exits == 1
     means = () if single else ("mean",)
     head = ("", *_exit_names(num_exits), *means, f"against {first.label}, paired", "n", "training time")
+    clocks = _clocks(experiment, results)
     rows = []
     for row in experiment.rows:
         found = results.of(experiment.name, row.label)
@@ -91,13 +92,14 @@ def _accuracy(experiment: Experiment, results: Results) -> Table:
                 *(() if single else (_spread(row, [mean_top1(f) for f in found.values()]),)),
                 Cell(_paired(found, results.of(experiment.name, first.label)) if row is not first else ""),
                 Cell(str(len(found))),
-                Cell(_time(found, results.of(experiment.name, first.label))),
+                Cell(_time(found, results.of(experiment.name, first.label), say=len(clocks) > 1)),
             )
         )
-    note = (
-        "Top-1 in percent on test: mean ± standard deviation (half-range) over n seeds. Times are of training alone, "
-        "as many side by side as the manifests say."
-    )
+    note = "Top-1 in percent on test: mean ± standard deviation (half-range) over n seeds. Times are of training alone"
+    if len(clocks) > 1:
+        note += "; only those that were taken alike are set against each other."
+    else:
+        note += f" ({clocks[0]})." if clocks else "."
     if any(row.best_epoch for row in experiment.rows):
         note += " Best epoch: selected on test, as the paper's row is; it flatters."
     return Table("Accuracy", head, tuple(rows), note)
@@ -205,15 +207,27 @@ def _paired(found: Mapping[int, Figures], first: Mapping[int, Figures]) -> str:
     return statistics.estimate(values).text() if values else NOTHING
 
 
-def _time(found: Mapping[int, Figures], first: Mapping[int, Figures]) -> str:
-    """Mean over seeds, and how many times the first row's, seed by seed."""
-    seconds = [f.seconds for f in found.values() if f.seconds is not None]
-    if not seconds:
-        return NOTHING
-    mean = fmean(seconds)
+def _clocks(experiment: Experiment, results: Results) -> list[Clock]:
+    """Under which conditions the times of an experiment were taken, each once."""
+    found = [f for row in experiment.rows for f in results.of(experiment.name, row.label).values()]
+    return list(dict.fromkeys(f.clock for f in found if f.clock is not None and f.seconds is not None))
+
+
+def _time(found: Mapping[int, Figures], first: Mapping[int, Figures], *, say: bool) -> str:
+    """Mean over seeds, and how many times the first row's, seed by seed; a line for each way the times were taken."""
+    alike: dict[Clock | None, dict[int, Figures]] = {}
+    for seed, figures in found.items():
+        if figures.seconds is not None:
+            alike.setdefault(figures.clock, {})[seed] = figures
+    lines = [_mean_time(group, first) + (f"\n{clock}" if say else "") for clock, group in alike.items()]
+    return "\n".join(lines) or NOTHING
+
+
+def _mean_time(found: Mapping[int, Figures], first: Mapping[int, Figures]) -> str:
+    mean = fmean(f.seconds for f in found.values() if f.seconds is not None)
     said = f"{mean:.1f} s" if mean < 100 else f"{mean / 60:.1f} min" if mean < 7200 else f"{mean / 3600:.1f} h"
-    pairs = [(found[seed].seconds, first[seed].seconds) for seed in found if seed in first]
-    ratios = [ours / theirs for ours, theirs in pairs if ours is not None and theirs]
+    pairs = [(f, first[seed]) for seed, f in found.items() if seed in first and f.timed_like(first[seed])]
+    ratios = [ours.seconds / theirs.seconds for ours, theirs in pairs if ours.seconds and theirs.seconds]
     return f"{said} (×{fmean(ratios):.2f})" if ratios else said
 
 
