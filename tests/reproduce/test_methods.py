@@ -14,6 +14,8 @@ def test_methods_of_ones_own() -> None:
     assert own(Spec("offramp.reproduce.methods:WPN")) in LEAGUE
     with pytest.raises(UsageError, match="no argument 'ratoi'"):
         own(Spec("dfs", {"ratoi": 0.3}))
+    with pytest.raises(UsageError, match=r"is a Method, which takes no arguments \(epsilon\)\.$"):
+        own(Spec("offramp.reproduce.methods:WPN", {"epsilon": 0.1}))
 
 
 def test_the_league_is_complete() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from offramp.config import Spec
 from offramp.errors import UsageError
+from offramp.reproduce.methods import Method
 from offramp.reproduce.page import write
 from offramp.reproduce.scales import POCKET
 from offramp.reproduce.study import Study
@@ -43,6 +44,29 @@ def test_a_new_method_in_every_table(study) -> None:
     assert len(figure.rows) == 7  # whose rows are thresholds
     _, text = write(made)
     assert "| [cgt gate='hard'](" in text.read_text()
+
+
+def test_a_method_with_the_label_of_another_is_told_apart(study) -> None:
+    """Figures are kept by label: two rows of one label would both show the figures of the second."""
+    made = study(POCKET, "league", also=(Spec("damping"),), seeds=1)
+    rows = {row.label: row for row in made.experiments[0].rows}
+    assert rows["damping"].run.objective == Spec("damping", {"strength": 0.005})
+    assert rows["damping (--also)"].run.objective == Spec("damping")
+    _, text = write(made)
+    first, second = [line.split("|")[2] for line in text.read_text().splitlines() if line.startswith("| [damping")][::2]
+    assert first != second
+    mine = Method("mine", lambda setting: Spec("damping", {"strength": 0.3}))
+    others = [Method("mine", lambda setting, by=by: Spec("damping", {"strength": by})) for by in (0.1, 0.2)]
+    with pytest.raises(UsageError, match=r"Two of the added methods are called 'mine', and differ\."):
+        made.experiments[0].with_methods([mine, *others])
+
+
+def test_a_method_that_is_there_already_is_one_row(study) -> None:
+    made = study(POCKET, "table1", also=(Spec("damping", {"strength": 0.005}), Spec("cgt"), Spec("cgt")), seeds=1)
+    labels = [row.label for row in made.experiments[0].rows]
+    assert labels == ["MSDNet", "WPN", "Damping", "+ Power-sqrt", "+ Dynamic", "cgt"]
+    chosen = dataclasses.replace(made, only=("damping strength=0.005",))  # by the name it was added with
+    assert [row.label for row in chosen.experiments[0].rows] == ["Damping"]
 
 
 def test_only_some_rows(study) -> None:

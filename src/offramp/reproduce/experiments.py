@@ -13,6 +13,7 @@ from typing import Literal
 from offramp.config import Run, Spec, did_you_mean
 from offramp.errors import UsageError
 from offramp.reproduce import methods
+from offramp.reproduce.identity import run_hash
 from offramp.reproduce.methods import Method
 from offramp.reproduce.scales import Of, Scale, Setting
 from offramp.reproduce.watching import watched
@@ -32,6 +33,7 @@ class Row:
         best_epoch: Whether it shows the epoch that was best on the test set, and not the last.
         in_paper: Whether the paper has this row.
         threshold: The share of softmax above which gradients are discarded, for Figure 3's axis.
+        aliases: Labels of added methods that turned out to be this row.
     """
 
     label: str
@@ -41,10 +43,15 @@ class Row:
     best_epoch: bool = False
     in_paper: bool = True
     threshold: float | None = None
+    aliases: tuple[str, ...] = ()
 
     def with_seed(self, seed: int) -> Run:
         """The configuration of a seed."""
         return dataclasses.replace(self.run, training=dataclasses.replace(self.run.training, seed=seed))
+
+    def is_called(self, labels: Sequence[str]) -> bool:
+        """Whether one of these is its name."""
+        return not {self.label, *self.aliases}.isdisjoint(labels)
 
 
 @dataclass(frozen=True)
@@ -70,16 +77,38 @@ class Experiment:
         return next((row for row in self.rows if row.label == label), None)
 
     def with_methods(self, extra: Sequence[Method]) -> "Experiment":
-        """With a row more for each method, trained like the first row but for the method."""
+        """With a row more for each method, trained like the first row but for the method.
+
+        One that is a row already stays that row; one that has the label of another is told apart from it.
+
+        Raises:
+            UsageError: Two methods with one label.
+        """
         if self.shows == "threshold":
             return self  # its rows are thresholds, not methods
         first = self.rows[0]
         network, data = first.run.network, first.run.data.source
-        rows = [
-            _row(method, first.setting, network=network, data=data, holdout=first.run.data.holdout, in_paper=False)
-            for method in extra
-        ]
-        return dataclasses.replace(self, rows=(*self.rows, *rows))
+        rows = self.rows
+        for method in extra:
+            new = _row(method, first.setting, network=network, data=data, holdout=first.run.data.holdout)
+            rows = _joined(rows, dataclasses.replace(new, in_paper=False))
+        return dataclasses.replace(self, rows=rows)
+
+
+def _joined(rows: tuple[Row, ...], new: Row) -> tuple[Row, ...]:
+    """With the row `new`. Figures are kept by label, so that no two rows may share one."""
+    label, wanted = new.label, run_hash(new.run)
+    if wanted in (run_hash(row.run) for row in rows):
+        return tuple(
+            dataclasses.replace(row, aliases=(*row.aliases, label)) if run_hash(row.run) == wanted else row
+            for row in rows
+        )
+    labels = [row.label for row in rows]
+    if label in labels:
+        new = dataclasses.replace(new, label=f"{label} (--also)")
+        if new.label in labels:
+            raise UsageError(f"Two of the added methods are called {label!r}, and differ. Give one another label.")
+    return (*rows, new)
 
 
 def _row(

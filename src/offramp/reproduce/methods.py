@@ -8,6 +8,7 @@ from typing import Any
 
 from offramp import objectives, rules
 from offramp.config import Run, Spec, resolve
+from offramp.errors import UsageError
 from offramp.objectives import Objective
 from offramp.reproduce.scales import Setting
 from offramp.rules import TrainingRule
@@ -105,9 +106,14 @@ def own(spec: Spec) -> Method:
 
     Args:
         spec: A registered name or `package.module:Name`.
+
+    Raises:
+        UsageError: Arguments that it does not take.
     """
     found = resolve(spec.name, {**objectives.OBJECTIVES, **rules.RULES}, "method")
     if isinstance(found, Method):
+        if spec.args:
+            raise UsageError(f"method {spec.name!r} is a Method, which takes no arguments ({', '.join(spec.args)}).")
         return found
     if inspect.isclass(found) and issubclass(found, TrainingRule):
         rules.build(spec)  # a wrong argument is refused now, not in an hour

@@ -58,14 +58,15 @@ class Study:
         object.__setattr__(self, "experiments", tuple(self._chosen(found)))
 
     def _chosen(self, found: Sequence[Experiment]) -> list[Experiment]:
-        labels = dict.fromkeys(row.label for experiment in found for row in experiment.rows)
+        rows = [row for experiment in found for row in experiment.rows]
+        labels = dict.fromkeys(label for row in rows for label in (row.label, *row.aliases))
         for label in self.only:
             if label not in labels:
                 raise UsageError(f"No row is called {label!r}.{did_you_mean(label, list(labels))}")
         if not self.only:
             return list(found)
         kept = [
-            dataclasses.replace(experiment, rows=tuple(row for row in experiment.rows if row.label in self.only))
+            dataclasses.replace(experiment, rows=tuple(row for row in experiment.rows if row.is_called(self.only)))
             for experiment in found
         ]
         return [experiment for experiment in kept if experiment.rows]
