@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -223,6 +224,36 @@ def test_answers_of_another_network_are_refused(some, monkeypatch) -> None:
     monkeypatch.setattr(kept, "make", lambda *_: files)
     with pytest.raises(UsageError, match="exit 2 gives other logits than run by torch"):
         Engine(other, dataclasses.replace(policy, network=None), backend="onnxruntime")
+
+
+class Elsewhere(nn.ReLU):
+    """As if it lay on another device: it computes only where it was brought to the processor."""
+
+    here = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        self.here = fn(torch.empty(0)).device.type == "cpu"
+        return super()._apply(fn, recurse)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.here
+        return super().forward(x)
+
+
+def test_a_network_that_lies_elsewhere_is_compared_on_the_cpu() -> None:
+    network = bare(Elsewhere())
+    same = EarlyExitNet([nn.ReLU()], network.exits).eval()
+    assert sessions.differs(network, SimpleNamespace(logits=same.exit_logits)) is None
+    assert not network.stages[0].here  # a copy was brought
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+def test_a_network_on_a_gpu_is_run_on_the_cpu(some) -> None:
+    network, images_BCHW, logits_KBC, policy = some()
+    engine = Engine(network.cuda(), policy, backend="onnxruntime", device="cpu")
+    agree(engine, engine(images_BCHW), logits_KBC, Plan())
+    tuning = Engine(network, policy, device="cpu").tune(images_BCHW, batch_sizes=(8,), forms=[ONNX], seconds=0.1)
+    assert tuning.form == ONNX
 
 
 class WithoutNeuron(nn.Module):

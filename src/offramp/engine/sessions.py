@@ -191,7 +191,7 @@ def _from_kept(folder: Path, threads: int) -> Loaded | None:
 def differs(network: EarlyExitNet, loaded: Loaded) -> int | None:
     """The first exit (from 0) at which sessions give other logits for noise than the network; None: none does."""
     assert network.image_shape is not None
-    twin = copy.deepcopy(network).eval()
+    twin = copy.deepcopy(network).eval().cpu()  # where sessions run, wherever the network lies
     generator = torch.Generator().manual_seed(0)
     for size in NOISE:
         images_BCHW = torch.randn(size, *network.image_shape, generator=generator)
