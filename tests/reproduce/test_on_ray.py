@@ -1,6 +1,7 @@
 """The jobs on a real Ray of this machine, with two workers, one of which is killed."""
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from offramp.errors import OfframpError, UsageError
 from offramp.reproduce import experiments
 from offramp.reproduce.identity import run_name
 from offramp.reproduce.jobs import Task
-from offramp.reproduce.on_ray import do_on_ray
-from offramp.reproduce.work import work
+from offramp.reproduce.on_ray import _environment, _room, _words, do_on_ray
+from offramp.reproduce.work import from_words, work
 
 FRAGILE = """
 import os, signal
@@ -69,6 +70,38 @@ def test_a_run_that_fails_is_told(tiny, tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(OfframpError, match=r"1 of the runs failed.*dfs-seed1.*\.log"):
         do_on_ray([bad, good], 1, lambda task, manifest: done.append(task))
     assert done == [good]
+
+
+def test_workers_find_the_same_data(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They work in other folders: what is relative here means something else there."""
+    monkeypatch.chdir(tmp_path)
+    task = tasks_of(tiny, Path("runs"))[0]
+    placed = dataclasses.replace(task.run, data=dataclasses.replace(task.run.data, root="data"))
+    run, folder, _ = from_words(_words(dataclasses.replace(task, run=placed), 2))
+    assert (run.data.root, folder) == (str(tmp_path / "data"), tmp_path / task.folder)
+    assert run_name(run) == task.name
+    assert from_words(_words(task, 2))[0].data.root is None
+    told = _environment({"OFFRAMP_DATA": "files", "PYTHONPATH": os.pathsep.join(["src", "/lib", ""])})
+    assert told["OFFRAMP_DATA"] == str(tmp_path / "files")
+    assert told["PYTHONPATH"].split(os.pathsep) == [str(tmp_path), str(tmp_path / "src"), "/lib"]
+    assert "OFFRAMP_DATA" not in _environment({})
+
+
+def test_runs_that_fit_no_machine_are_refused() -> None:
+    """Ray would wait for a larger one."""
+
+    def node(alive: bool = True, **has: float) -> dict:
+        return {"Alive": alive, "Resources": has}
+
+    nodes = [node(CPU=4.0), node(CPU=2.0), node(False, CPU=64.0), node(memory=1.0)]
+    assert _room(nodes, 2) == (3, 0)
+    with pytest.raises(UsageError, match=r"^threads is 5, but the largest machine of the Ray cluster has 4 CPUs: "):
+        _room(nodes, 5)
+    assert _room([*nodes, node(CPU=3.0, GPU=2.0)], 1) == (2, 1)
+    with pytest.raises(UsageError, match=r"the Ray cluster with a GPU has 3 CPUs"):
+        _room([*nodes, node(CPU=3.0, GPU=2.0)], 4)
+    with pytest.raises(UsageError, match="has 0 CPUs"):
+        _room([], 1)
 
 
 def test_without_ray(tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ The study's folder has to be seen by all machines under the same path, or a run 
 does not go on. Manifests come back by themselves.
 """
 
+import dataclasses
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,27 +29,63 @@ def do_on_ray(tasks: Sequence[Task], threads: int, finished: Finished) -> None:
         finished: Called with each task that is done and its manifest.
 
     Raises:
-        UsageError: Ray is not installed.
+        UsageError: Ray is not installed, or no machine of the cluster has so many CPUs.
         OfframpError: Which runs failed.
     """
     ray = _ray()
     started_here = not ray.is_initialized()
     if started_here:
-        # A worker works elsewhere; `mine:Loss` is found in the folder one works in, as by the command itself.
-        path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
-        ray.init(log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+        ray.init(log_to_driver=False, runtime_env={"env_vars": _environment(os.environ)})
     try:
-        has = ray.cluster_resources()
-        there = ray.remote(num_cpus=threads, num_gpus=1 if has.get("GPU") else 0, max_retries=RETRIES)(_there)
-        jobs = min(len(tasks), max(1, int(has["CPU"] // threads)))  # at most so many side by side
-        refs = {
-            there.remote(to_words(task.run, task.folder.resolve(), jobs), str(log_of(task).resolve())): task
-            for task in tasks
-        }
+        room, gpus = _room(ray.nodes(), threads)
+        there = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES)(_there)
+        jobs = min(len(tasks), room)  # at most so many side by side
+        refs = {there.remote(_words(task, jobs), str(log_of(task).resolve())): task for task in tasks}
         _collect(ray, refs, finished)
     finally:
         if started_here:
             ray.shutdown()
+
+
+def _environment(ours: Mapping[str, str]) -> dict[str, str]:
+    """What workers, who work in other folders, have to be told: where code and data are that we find from here.
+
+    `mine:Loss` is found in the folder one works in, as by the command itself.
+    """
+    path = [entry for entry in ours.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    told = {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, [os.getcwd(), *path]))}
+    if ours.get("OFFRAMP_DATA"):
+        told["OFFRAMP_DATA"] = _absolute(ours["OFFRAMP_DATA"])
+    return told
+
+
+def _room(nodes: Sequence[Mapping[str, Any]], threads: int) -> tuple[int, int]:
+    """How many runs fit into a cluster at a time, and how many GPUs each gets: one where any machine has one.
+
+    Raises:
+        UsageError: Not one fits: Ray would wait for a larger machine, for ever and without a word.
+    """
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    with_gpu = [has for has in alive if has.get("GPU", 0) >= 1]
+    largest = int(max((has.get("CPU", 0) for has in with_gpu or alive), default=0))
+    if threads > largest:
+        raise UsageError(
+            f"threads is {threads}, but the largest machine of the Ray cluster{' with a GPU' if with_gpu else ''} has "
+            f"{largest} CPUs: no run would ever begin."
+        )
+    at_once = (min(has.get("CPU", 0) // threads, has["GPU"] if with_gpu else math.inf) for has in with_gpu or alive)
+    return sum(map(int, at_once)), 1 if with_gpu else 0
+
+
+def _words(task: Task, jobs: int) -> str:
+    """The job, with paths that hold wherever its worker works."""
+    root = task.run.data.root
+    data = dataclasses.replace(task.run.data, root=None if root is None else _absolute(root))
+    return to_words(dataclasses.replace(task.run, data=data), task.folder.resolve(), jobs)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
 
 
 def _collect(ray: Any, refs: dict[Any, Task], finished: Finished) -> None:
