@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from torch import nn
 
 from offramp import export
 from offramp.errors import UsageError
-from offramp.export import Stages
+from offramp.export import Stages, packages
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, Policy
 
@@ -52,6 +53,26 @@ def test_without_a_compiler_nothing_is_compiled(trained, tmp_path, monkeypatch) 
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UsageError, match=r"a C\+\+ compiler is needed"):
         export.torch_packages(trained("by hand", True).network, tmp_path / "packages", compiled=True)
+
+
+def test_what_cannot_be_compiled_is_named_in_one_line_and_nothing_is_written(tmp_path, monkeypatch, capfd) -> None:
+    named = []
+
+    def compile(program, package_path: str) -> str:
+        named.append(program)
+        print("the compiler has much to say")
+        if len(named) == 2:
+            raise RuntimeError("no kernel for it\nand many more lines")
+        Path(package_path).write_bytes(b"")
+        return package_path
+
+    monkeypatch.setattr(packages, "_need_compiler", lambda: None)
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile)
+    network = EarlyExitNet([nn.Identity()], [nn.Sequential(nn.Flatten(), nn.Linear(16, 3))], image_shape=(1, 4, 4))
+    with pytest.raises(UsageError, match=r"^Exit 1 cannot be compiled ahead of time: no kernel for it$"):
+        export.torch_packages(network, tmp_path / "packages", compiled=True)
+    assert capfd.readouterr() == ("", "")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -54,8 +54,8 @@ def torch_packages(
     ending = "aoti.pt2" if compiled else "pt2"
     names = list(stage_names(carries))
     described = describe(network, Path(folder), carries[0][0].shape[1:], names, ending, policy, inputs)
-    packed: Callable[[ExportedProgram], bytes] = _compiled if compiled else _saved
-    described.write([packed(program) for program in _programs(twin, carries)])
+    packed: Callable[[str, ExportedProgram], bytes] = _compiled if compiled else _saved
+    described.write([packed(name, program) for name, program in _programs(twin, carries)])
     return described
 
 
@@ -73,11 +73,14 @@ class _Alone(nn.Module):
         return tensors if len(tensors) > 1 else tensors[0]
 
 
-def _programs(twin: EarlyExitNet, carries: Sequence[Carry]) -> Iterator[ExportedProgram]:
-    """Stage 1, exit 1, stage 2 and so on, traced."""
+def _programs(twin: EarlyExitNet, carries: Sequence[Carry]) -> Iterator[tuple[str, ExportedProgram]]:
+    """Stage 1, exit 1, stage 2 and so on, by name, traced."""
     for k in range(twin.num_exits):
-        yield _traced(f"Stage {k + 1}", twin.stages[k], carries[k])
-        yield _traced(f"Exit {k + 1}", twin.exits[k], (carries[k + 1][twin.reads[k]],))
+        for name, module, carry in (
+            (f"Stage {k + 1}", twin.stages[k], carries[k]),
+            (f"Exit {k + 1}", twin.exits[k], (carries[k + 1][twin.reads[k]],)),
+        ):
+            yield name, _traced(name, module, carry)
 
 
 def _traced(name: str, module: nn.Module, carry: Carry) -> ExportedProgram:
@@ -89,16 +92,20 @@ def _traced(name: str, module: nn.Module, carry: Carry) -> ExportedProgram:
         raise UsageError(f"{name} cannot be traced: {reason(error)}") from error
 
 
-def _saved(program: ExportedProgram) -> bytes:
+def _saved(_: str, program: ExportedProgram) -> bytes:
     buffer = io.BytesIO()
     with quiet():
         torch.export.save(program, buffer)
     return buffer.getvalue()
 
 
-def _compiled(program: ExportedProgram) -> bytes:
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        package = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / "part.pt2"))
+def _compiled(name: str, program: ExportedProgram) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with quiet():
+                package = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / "part.pt2"))
+        except Exception as error:
+            raise UsageError(f"{name} cannot be compiled ahead of time: {reason(error)}") from error
         return Path(package).read_bytes()
 
 
