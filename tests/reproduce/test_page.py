@@ -66,6 +66,22 @@ def test_a_pocket_number_is_never_set_against_the_papers(study) -> None:
         )
 
 
+def test_another_recipe_is_not_other_data(study) -> None:
+    _, text = write(study(PAPER.times(10), "table1", "table4"))
+    page = text.read_text()
+    assert "other data" not in page.lower()
+    assert "Ours less published" not in page
+    assert "Ours have 10 times the epochs: not comparable with anything of ours." in page
+    assert "table1: the printed means over exits of 5 rows | table: Table 1 | not comparable (another recipe) |" in page
+    assert "ours are of 10 times its epochs" in page
+    verdicts = re.findall(r"^\| .* \| prose: [^|]* \| ([^|]*) \|", page, re.MULTILINE)
+    resolved = [verdict for verdict in verdicts if verdict.startswith(("agrees", "disagrees"))]
+    assert resolved
+    assert all(verdict.endswith(", with 10 times the epochs") for verdict in resolved)
+    (claim,) = [line for line in page.splitlines() if line.startswith("| The gains on CIFAR-10 are smaller")]
+    assert "not comparable" not in claim  # both data sets are there
+
+
 def test_on_the_papers_data_differences_stand_with_intervals(study) -> None:
     _, text = write(study(PAPER, "table1"))
     page = text.read_text()

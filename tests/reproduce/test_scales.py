@@ -7,8 +7,12 @@ from offramp.reproduce.scales import PAPER, SCALES, scale
 def test_a_longer_study_is_another() -> None:
     longer = PAPER.times(10)
     assert longer.name == "paper-x10"
-    assert not longer.papers
+    assert longer.papers  # its data and networks
+    assert PAPER.comparable
+    assert not longer.comparable
     assert longer["cifar100"].epochs == 3000
+    assert longer.about.startswith("10 times the epochs of the scale paper, which is: ")
+    assert longer.times(2).factor == 20
     assert PAPER.times(1) is PAPER
 
 

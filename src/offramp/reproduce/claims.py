@@ -83,7 +83,7 @@ class Judged:
 
 
 def judge(claims: Iterable[Claim], results: Results, *, papers: bool) -> list[Judged]:
-    """Every claim of which anything was run, judged. `papers`: whether data and recipe are the paper's."""
+    """Every claim of which anything was run, judged. `papers`: whether the data are the paper's."""
     judged = []
     for claim in claims:
         findings = [part.judge(results) for part in claim.parts]
@@ -103,7 +103,7 @@ def judge(claims: Iterable[Claim], results: Results, *, papers: bool) -> list[Ju
 def judge_numbers(experiments: Sequence[Experiment], results: Results) -> list[Judged]:
     """The mean over exits of every row that the paper has: is it what the paper printed, within `CLOSE`?
 
-    On other data than the paper's nothing can be said; then there is one line for each table.
+    On other data than the paper's, or with another recipe, nothing can be said; then there is one line for each table.
     """
     judged = []
     for experiment in experiments:
@@ -113,9 +113,9 @@ def judge_numbers(experiments: Sequence[Experiment], results: Results) -> list[J
             if (theirs := published_row(experiment, row)) and (ours := results.of(experiment.name, row.label))
         ]
         where = f"Table {experiment.name.removeprefix('table')}"
-        if known and not experiment.papers:
+        if known and not experiment.scale.comparable:
             claim = Claim(f"{experiment.name}: the printed means over exits of {len(known)} rows", "table", where, ())
-            judged.append(Judged(claim, Verdict.NOT_COMPARABLE))
+            judged.append(Judged(claim, Verdict.OTHER_RECIPE if experiment.scale.papers else Verdict.NOT_COMPARABLE))
             continue
         for row, theirs, ours in known:
             mean = theirs.get("mean", fmean(theirs["top1"]))

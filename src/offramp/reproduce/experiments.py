@@ -63,13 +63,13 @@ class Experiment:
         title: What it shows, and on which of the paper's networks.
         rows: In the order of the paper.
         shows: Which figures it is about, besides accuracy.
-        papers: Whether data and recipe are the paper's.
+        scale: At which scale.
     """
 
     name: str
     title: str
     rows: tuple[Row, ...]
-    papers: bool
+    scale: Scale
     shows: Shows = "exits"
 
     def row(self, label: str) -> Row | None:
@@ -140,7 +140,7 @@ def table1(scale: Scale) -> Experiment:
         methods.POWER_SQRT.called("+ Power-sqrt"),
         methods.DYNAMIC.called("+ Dynamic"),
     ]
-    return Experiment("table1", "Anytime prediction, MSDNet-7", _rows(scale, "cifar100", rows), scale.papers)
+    return Experiment("table1", "Anytime prediction, MSDNet-7", _rows(scale, "cifar100", rows), scale)
 
 
 def table2(scale: Scale) -> Experiment:
@@ -157,7 +157,7 @@ def table2(scale: Scale) -> Experiment:
         methods.DYNAMIC.called("+ Dynamic"),
     ]
     title = "Anytime prediction, the ImageNet setting: MSDNet-5"
-    return Experiment("table2", title, _rows(scale, "imagenet", rows), scale.papers)
+    return Experiment("table2", title, _rows(scale, "imagenet", rows), scale)
 
 
 def table3(scale: Scale) -> Experiment:
@@ -174,7 +174,7 @@ def table3(scale: Scale) -> Experiment:
         _single(setting, _discarding(0.95), "Threshold last only"),
         _single(setting, methods.DAMPING, "Damping loss last only"),
     )
-    return Experiment("table3", "The last exit alone", rows, scale.papers, "last-exit")
+    return Experiment("table3", "The last exit alone", rows, scale, "last-exit")
 
 
 def table4(scale: Scale) -> Experiment:
@@ -189,7 +189,7 @@ def table4(scale: Scale) -> Experiment:
         methods.DYNAMIC.called("+ Dynamic training"),
     ]
     title = "Anytime prediction, the CIFAR-10 setting: MSDNet-7, λ = 0.075"
-    return Experiment("table4", title, _rows(scale, "cifar10", rows), scale.papers)
+    return Experiment("table4", title, _rows(scale, "cifar10", rows), scale)
 
 
 def table5(scale: Scale) -> Experiment:
@@ -205,7 +205,7 @@ def table5(scale: Scale) -> Experiment:
         methods.WITH_GRADIENT.called("Dynamic training with gradient"),
     ]
     title = "The damping neuron, MSDNet-7"
-    return Experiment("table5", title, _rows(scale, "cifar100", rows), scale.papers, "damping")
+    return Experiment("table5", title, _rows(scale, "cifar100", rows), scale, "damping")
 
 
 def table6(scale: Scale) -> Experiment:
@@ -219,7 +219,7 @@ def table6(scale: Scale) -> Experiment:
         methods.POWER_SQRT.called("Ours (Power-sqrt)"),
         methods.DYNAMIC.called("+ Dynamic training"),
     ]
-    return Experiment("table6", "Anytime prediction, RANet-6", _rows(scale, "ranet", rows), scale.papers)
+    return Experiment("table6", "Anytime prediction, RANet-6", _rows(scale, "ranet", rows), scale)
 
 
 LAMBDAS = (0.005, 0.025, 0.05, 0.075)
@@ -236,7 +236,7 @@ def table7(scale: Scale) -> Experiment:
         for name in ("damping", "power-sqrt")
         for strength in LAMBDAS
     ]
-    return Experiment("table7", "Sensitivity to λ, MSDNet-7", tuple(rows), scale.papers)
+    return Experiment("table7", "Sensitivity to λ, MSDNet-7", tuple(rows), scale)
 
 
 def table8(scale: Scale) -> Experiment:
@@ -249,7 +249,7 @@ def table8(scale: Scale) -> Experiment:
         methods.LABEL_SMOOTHING.called("Label smoothing"),
         methods.POWER_SQRT.called("Power-sqrt"),
     ]
-    return Experiment("table8", "Label smoothing, MSDNet-7", _rows(scale, "cifar100", rows), scale.papers)
+    return Experiment("table8", "Label smoothing, MSDNet-7", _rows(scale, "cifar100", rows), scale)
 
 
 THRESHOLDS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
@@ -269,7 +269,7 @@ def figure3(scale: Scale) -> Experiment:
             method = methods.CROSS_ENTROPY
         row = _single(setting, method, label, on_test=threshold == 1)
         rows.append(dataclasses.replace(row, in_paper=False, threshold=threshold))
-    return Experiment("figure3", "Discarded gradients, the last exit alone", tuple(rows), scale.papers, "threshold")
+    return Experiment("figure3", "Discarded gradients, the last exit alone", tuple(rows), scale, "threshold")
 
 
 def figure4(scale: Scale) -> Experiment:
@@ -284,13 +284,13 @@ def figure4(scale: Scale) -> Experiment:
         for method in methods.LEAGUE
     ]
     title = "Dynamic inference, the ImageNet setting: MSDNet-5"
-    return Experiment("figure4", title, tuple(rows), scale.papers, "budgeted")
+    return Experiment("figure4", title, tuple(rows), scale, "budgeted")
 
 
 def league(scale: Scale) -> Experiment:
     """Every method in Table 1's setting: not in the paper, which compares with WPN alone there."""
     rows = [dataclasses.replace(row, in_paper=False) for row in _rows(scale, "cifar100", methods.LEAGUE)]
-    return Experiment("league", "All methods, MSDNet-7", tuple(rows), scale.papers)
+    return Experiment("league", "All methods, MSDNet-7", tuple(rows), scale)
 
 
 EXPERIMENTS: Mapping[str, Callable[[Scale], Experiment]] = {

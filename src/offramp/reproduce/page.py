@@ -15,6 +15,7 @@ from offramp.reproduce.identity import command, run_name
 from offramp.reproduce.manifest import Manifest
 from offramp.reproduce.plots import draw
 from offramp.reproduce.results import Results, manifest_of, measured
+from offramp.reproduce.scales import Scale
 from offramp.reproduce.study import Study, distinct
 from offramp.reproduce.tables import Cell, Table, anchor, claims_table, tables
 from offramp.storage import write_atomically
@@ -76,7 +77,7 @@ def write(study: Study) -> list[Path]:
         "reproduce.html.j2",
         title=head[0],
         lead=head[1:],
-        papers=study.scale.papers,
+        papers=study.scale.comparable,
         verdicts=verdicts,
         sections=sections,
         made=made,
@@ -101,21 +102,23 @@ def _head(study: Study, manifests: Mapping[str, Manifest]) -> list[str]:
 
 
 def _verdicts(study: Study, results: Results) -> list[Table]:
-    papers = study.scale.papers
-    data = None if papers else _data(study)
-    made = [("What the paper says", judge(CLAIMS, results, papers=papers), HOW_TO_READ)]
-    numbers = judge_numbers(study.experiments, results)
-    note = "These are numbers on the paper's data, and ours are of other data."
-    if papers:
+    scale = study.scale
+    made = [("What the paper says", judge(CLAIMS, results, papers=scale.papers), HOW_TO_READ)]
+    if scale.comparable:
         note = f"Whether our mean over exits lies within {CLOSE} points of the printed one."
-    made.append(("What the paper printed", numbers, note))
-    return [claims_table(title, judged, data, said) for title, judged, said in made if judged]
+    elif scale.papers:
+        note = f"These are numbers of the paper's recipe, and ours are of {scale.factor} times its epochs."
+    else:
+        note = "These are numbers on the paper's data, and ours are of other data."
+    made.append(("What the paper printed", judge_numbers(study.experiments, results), note))
+    return [claims_table(title, judged, _unlike(scale), said) for title, judged, said in made if judged]
 
 
-def _data(study: Study) -> str:
-    """The data sets of a scale that is not the paper's, by name."""
-    names = dict.fromkeys(setting.data.name for setting in study.scale.settings.values())
-    return " and ".join(names)
+def _unlike(scale: Scale) -> str:
+    """What makes a scale another than the paper's, to be said beside a verdict."""
+    longer = f"with {scale.factor} times the epochs" if scale.factor > 1 else ""
+    names = dict.fromkeys(setting.data.name for setting in scale.settings.values())
+    return longer if scale.papers else f"on {' and '.join(names)} {longer}".strip()
 
 
 def _section(experiment: Experiment, results: Results, study: Study) -> Section:

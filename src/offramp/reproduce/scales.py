@@ -78,14 +78,21 @@ class Scale:
     Attributes:
         name: What `--scale` calls it.
         about: What it is, in a sentence or two, for the page.
-        papers: Whether data and recipe are the paper's, so that its numbers may be compared with ours.
+        papers: Whether data and networks are the paper's.
         settings: By the paper's names.
+        factor: How many times the epochs of its own recipe it trains, which for the paper's data is the paper's.
     """
 
     name: str
     about: str
     papers: bool
     settings: Mapping[str, Setting]
+    factor: int = 1
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the paper's numbers may be compared with ours: data, networks and recipe are the same."""
+        return self.papers and self.factor == 1
 
     def __getitem__(self, of: Of) -> Setting:
         if of not in self.settings:
@@ -99,8 +106,9 @@ class Scale:
         if factor == 1:
             return self
         longer = {of: dataclasses.replace(s, epochs=factor * s.epochs) for of, s in self.settings.items()}
-        about = f"{self.about} With {factor} times the epochs."
-        return Scale(name=f"{self.name}-x{factor}", about=about, papers=False, settings=longer)
+        about = f"{factor} times the epochs of the scale {self.name}, which is: {self.about}"
+        name, factor = f"{self.name}-x{factor}", factor * self.factor
+        return dataclasses.replace(self, name=name, about=about, settings=longer, factor=factor)
 
 
 _CIFAR = Setting(

@@ -22,6 +22,7 @@ class Verdict(StrEnum):
     DISAGREES = "disagrees"
     NOT_RESOLVED = "not resolved at this n"
     NOT_COMPARABLE = "not comparable (other data)"
+    OTHER_RECIPE = "not comparable (another recipe)"
     OTHER_CLOCK = "not comparable (times of another device, or of other threads or jobs)"
     NOT_RUN = "not run yet"
 
@@ -109,7 +110,7 @@ def both_signs(found: Sequence[Sequence[float]]) -> Verdict:
 
 def all_of(verdicts: Sequence[Verdict]) -> Verdict:
     """Of a claim with several parts: it agrees where all do, and fails with one."""
-    not_comparable = (Verdict.NOT_COMPARABLE, Verdict.OTHER_CLOCK)
+    not_comparable = (Verdict.NOT_COMPARABLE, Verdict.OTHER_RECIPE, Verdict.OTHER_CLOCK)
     for decisive in (Verdict.NOT_RUN, Verdict.DISAGREES, *not_comparable, Verdict.NOT_RESOLVED):
         if decisive in verdicts:
             return decisive

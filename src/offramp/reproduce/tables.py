@@ -35,12 +35,12 @@ class Table:
     note: str = ""
 
 
-def claims_table(title: str, judged: Sequence[Judged], data: str | None, note: str) -> Table:
-    """Claims with their verdicts. `data`: said beside verdicts that other data than the paper's gave."""
+def claims_table(title: str, judged: Sequence[Judged], unlike: str, note: str) -> Table:
+    """Claims with their verdicts. `unlike`: said beside those that other data or another recipe gave."""
     rows = []
     for one in judged:
         resolved = one.verdict in (statistics.Verdict.AGREES, statistics.Verdict.DISAGREES)
-        verdict = f"{one.verdict}, on {data}" if resolved and data is not None else str(one.verdict)
+        verdict = f"{one.verdict}, {unlike}" if resolved and unlike else str(one.verdict)
         source = f"{one.claim.source}: {one.claim.where}"
         found = "\n".join(map(_part, one.parts))
         rows.append(tuple(map(Cell, (one.claim.text, source, verdict, found))))
@@ -139,12 +139,14 @@ def _published(experiment: Experiment, results: Results) -> list[Table]:
     count = "one run" if table["runs"] == 1 else f"{table['runs']} runs"
     exits = range(max(len(theirs["top1"]) for _, theirs in known))
     head = ("", *_exit_names(len(exits)), *(("mean",) if len(exits) > 1 else ()))
-    ours = experiment.papers
+    scale = experiment.scale
     note = f"Printed in the paper, {count} on {table['data']}."
     note += " Its ± is very probably half the range." if table["runs"] > 1 else ""
-    note += "" if ours else " Other data, other networks: not comparable with anything of ours."
+    if not scale.comparable:
+        other = f"Ours have {scale.factor} times the epochs" if scale.papers else "Other data, other networks"
+        note += f" {other}: not comparable with anything of ours."
     printed = Table("Published", head, tuple(_printed(row, theirs) for row, theirs in known), note)
-    if not ours:
+    if not scale.comparable:
         return [printed]
     said = "With 95 % intervals, which take the paper's runs to spread like ours."
     made = [printed]
