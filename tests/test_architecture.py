@@ -16,6 +16,7 @@ BOTTOM = [
     "storage",
     "processes",
     "devices",
+    "inplace",
     "network",
     "policy",
     "runs",

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import relu
 
 from offramp import backbones, costs
 from offramp.backbones.collaboration import chained
@@ -96,17 +98,72 @@ def test_a_graph_loses_what_nobody_reads_and_another_module_stays_whole() -> Non
     assert torch.equal(whole.eval()(images), whole(images))
 
 
-def test_a_change_in_place_is_not_lost() -> None:
-    class Shift(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            y = x.clone()
-            y.add_(1)
-            return y
+class Changed(nn.Module):
+    """A convolution whose map is changed by something whose result nobody keeps."""
 
-    graph = torch.fx.symbolic_trace(Shift())
-    network = EarlyExitNet([graph], [nn.Flatten()], num_classes=12)
-    images = torch.randn(1, 3, 2, 2)
-    assert torch.equal(shortened(network, 1)(images), network(images))
+    def __init__(self, change: Callable[[Any, Tensor], Any], act: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.act, self.change = nn.Conv2d(3, 4, 1), act, change
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        self.change(self, x)
+        return x
+
+
+class Halves(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(0.5)
+
+
+CHANGES: dict[str, tuple[Callable[[Any, Tensor], Any], nn.Module]] = {
+    "method": (lambda net, x: x.add_(1), nn.Identity()),
+    "operator": (lambda net, x: operator.methodcaller("__imul__", 2)(x), nn.Identity()),
+    "function": (lambda net, x: relu(x, inplace=True), nn.Identity()),
+    "function, by place": (lambda net, x: relu(x, True), nn.Identity()),
+    "out": (lambda net, x: torch.add(x, 1, out=x), nn.Identity()),
+    "part of it": (lambda net, x: relu(x[:, 1:].flatten(1), inplace=True), nn.Identity()),
+    "module": (lambda net, x: net.act(x), nn.ReLU(inplace=True)),
+    "modules": (lambda net, x: net.act(x), nn.Sequential(nn.Identity(), nn.ReLU(inplace=True))),
+    "somebody's module": (lambda net, x: net.act(x), nn.Sequential(Halves())),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@torch.no_grad()
+def test_a_change_in_place_is_not_lost(name: str) -> None:
+    whole = Changed(*CHANGES[name])
+    stages = [torch.fx.GraphModule(whole, Leaves().trace(whole)), torch.fx.symbolic_trace(nn.Identity())]
+    network = EarlyExitNet(stages, [nn.Flatten(), nn.Flatten()], num_classes=16)
+    images = torch.randn(2, 3, 2, 2)
+    assert not torch.equal(network(images)[0], whole.conv(images).flatten(1))
+    for k in (1, 2):
+        torch.testing.assert_close(shortened(network, k)(images)[0], network(images)[k - 1], rtol=0, atol=0)
+
+
+class Leaves(torch.fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def test_a_change_of_what_nobody_reads_is_left_out() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.near, self.far, self.norm = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+            self.act = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(inplace=True))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.near(x), self.act(relu(self.norm(self.far(x)), inplace=True))
+
+    whole = Both()
+    network = EarlyExitNet(
+        [torch.fx.GraphModule(whole, Leaves().trace(whole))], [nn.Flatten()], num_classes=16, reads=[0]
+    )
+    short = shortened(network, 1)
+    assert {name.removeprefix("stages.0.stages.0.") for name in short.state_dict()} == {"near.weight", "near.bias"}
+    images = torch.randn(2, 3, 2, 2)
+    assert torch.equal(short(images), network(images))
 
 
 def test_it_starts_as_the_whole_network_starts() -> None:

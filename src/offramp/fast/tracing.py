@@ -16,16 +16,13 @@ from torch import Size, Tensor, fx, nn
 from torch.fx._symbolic_trace import PH
 
 from offramp.errors import OfframpError
+from offramp.inplace import changes_in_place, name_of
 from offramp.network import has_hooks
 
 RELUS = (torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_)
 NUM_IMAGES = 2  # a trace is tried on
 # What depends on how a tensor lies in memory, which is another way here.
 LAYOUT = ("as_strided", "data_ptr", "is_contiguous", "numpy", "storage_offset", "stride", "untyped_storage")
-IN_PLACE = (
-    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow),
-    *(operator.iand, operator.ior, operator.ixor, operator.imatmul, operator.setitem),
-)
 
 
 class UntraceableError(OfframpError):
@@ -166,12 +163,11 @@ class Traced:
         module = self.module(node)
         if node.op == "get_attr" and str(node.target).startswith("_"):
             raise UntraceableError("it makes tensors of its own")
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        by_name = node.op in ("call_function", "call_method") and name.endswith("_") and not name.endswith("__")
-        if by_name or node.target in IN_PLACE or node.kwargs.get("inplace") or getattr(module, "inplace", False):
-            raise UntraceableError(f"{name} changes a tensor in place")
+        name = name_of(node)
         if "out" in node.kwargs or name in LAYOUT:
             raise UntraceableError(f"{name} looks at how tensors lie in memory")
+        if changes_in_place(node, module):
+            raise UntraceableError(f"{name} changes a tensor in place")
         if isinstance(self.results[node], (tuple, list, dict)) and not isinstance(self.results[node], Size):
             raise UntraceableError(f"{name} gives several tensors")
 

@@ -17,6 +17,7 @@ from offramp.backbones.attached.running import Shape, eval_twin
 from offramp.backbones.attached.tracing import trace
 from offramp.backbones.layers import check_choice, check_counts, check_flags
 from offramp.errors import UsageError
+from offramp.inplace import changes_in_place
 from offramp.network import Carry, EarlyExitNet, as_carry
 
 TOLERANCE = 1e-4  # of the largest logit: how far the last exit may be from the model
@@ -199,8 +200,8 @@ def _starts_in_place(part: nn.Module) -> bool:
     """Whether something writes into what a part is given, if only in training mode."""
     assert isinstance(part, fx.GraphModule)
     for node in part.graph.nodes:
-        reads_it = node.op == "call_module" and any(read.op == "placeholder" for read in node.all_input_nodes)
-        if reads_it and getattr(part.get_submodule(str(node.target)), "inplace", False):
+        module = part.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if changes_in_place(node, module) and any(read.op == "placeholder" for read in node.all_input_nodes):
             return True
     return False
 

@@ -20,8 +20,8 @@ from torch import Tensor, fx, nn
 from offramp.backbones.attached.running import BATCHES, Shape
 from offramp.backbones.attached.tracing import Traced
 from offramp.errors import OfframpError
+from offramp.inplace import changes_in_place
 
-_IN_PLACE = {getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv", "iand", "ior", "ixor", "setitem")}
 _TRANSIENT = "offramp_transient"  # in `GraphModule.meta`, the one thing of an instance that a copy keeps
 
 
@@ -104,7 +104,7 @@ class Cutter:
         """
         extraction = _Extraction(self, reads, own)
         for node in self.nodes[after + 1 : until + 1]:
-            if node in self.kept and (self._depends[node] or _writes(node)):
+            if node in self.kept and (self._depends[node] or changes_in_place(node)):
                 extraction.copy(node)
         return extraction.finish(gives)
 
@@ -204,16 +204,7 @@ def _has_tensor(value: Any) -> bool:
 
 
 def _has_effect(node: fx.Node) -> bool:
-    return node.op == "call_module" or _writes(node)
-
-
-def _writes(node: fx.Node) -> bool:
-    """Whether a function or method changes a tensor in place."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    in_place = (name.endswith("_") and not name.endswith("__")) or node.target in _IN_PLACE
-    return node.op in ("call_method", "call_function") and bool(
-        in_place or node.kwargs.get("inplace") or "out" in node.kwargs
-    )
+    return node.op == "call_module" or changes_in_place(node)
 
 
 def _why_no_carry(values: Sequence[Any]) -> str | None:

@@ -1,0 +1,50 @@
+"""What changes tensors in place, in graphs of `torch.fx`: one list for all who leave out, move or repeat operations."""
+
+import inspect
+import operator
+
+from torch import fx, nn
+
+_OPERATORS = (
+    *("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"),
+    *("iand", "ior", "ixor", "ilshift", "irshift", "setitem"),
+)
+_FUNCTIONS = frozenset(getattr(operator, name) for name in _OPERATORS)
+_METHODS = frozenset(f"__{name}__" for name in _OPERATORS)
+
+
+def name_of(node: fx.Node) -> str:
+    """Of the function, method or module that a node calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def changes_in_place(node: fx.Node, module: nn.Module | None = None) -> bool:
+    """Whether a node is known to change a tensor that it reads, whether or not somebody reads what it gives.
+
+    Functions and methods are known by their names (`relu_`), arguments (`inplace`, `out`) or as operators (`x[0] = 1`).
+
+    Args:
+        node: Of any kind.
+        module: The module that it calls, if it calls one; known by its attribute `inplace`.
+    """
+    if node.op == "call_module":
+        return bool(getattr(module, "inplace", False))
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = name_of(node)
+    by_name = name.endswith("_") and not name.endswith("__")
+    by_operator = node.target in _FUNCTIONS or (node.op == "call_method" and name in _METHODS)
+    return by_name or by_operator or node.kwargs.get("out") is not None or _is_asked_for(node)
+
+
+def _is_asked_for(node: fx.Node) -> bool:
+    """Whether the argument `inplace` is set, by name, place or default."""
+    if "inplace" in node.kwargs or node.op != "call_function":
+        return bool(node.kwargs.get("inplace"))
+    assert callable(node.target)
+    try:
+        bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):  # torch's own functions do not say what they take; none of them takes it
+        return False
+    bound.apply_defaults()
+    return bool(bound.arguments.get("inplace"))
