@@ -6,14 +6,16 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 from offramp import data
 from offramp.cli import main
 from offramp.cli.export import export as command
 from offramp.engine import Engine
 from offramp.export import Stages
+from offramp.network import EarlyExitNet, builder
 from offramp.policy import EVERYBODY, Policy
-from offramp.storage import weights_hash
+from offramp.storage import save_tensors, weights_hash
 
 
 @pytest.fixture
@@ -98,6 +100,28 @@ def test_a_policy_for_other_weights_is_refused(run, capsys):
     assert main(["export", run, "--to", "onnx"]) == 2
     assert "found for the network with weights 000000000000" in capsys.readouterr().err
     assert not Path(run, "export").exists()
+
+
+@builder
+def any_images() -> EarlyExitNet:
+    """A network that does not say which images it is for."""
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 3))
+    return EarlyExitNet([nn.Identity()], [head], num_classes=3)
+
+
+@pytest.mark.parametrize("known", ["by its inputs", "by its data", "by nobody"])
+def test_where_the_network_does_not_say_which_images_it_is_for_the_run_does(known, make_run, capsys):
+    run = make_run(network=any_images().spec.to_json(), **({} if known == "by its data" else {"data": None}))
+    save_tensors(Path(run, "weights.safetensors"), any_images().state_dict())
+    if known == "by its inputs":
+        data.Inputs(("left", "right", "up"), (1, 6, 5), (0.2,), (0.2,), "central-fit").save(f"{run}/input.json")
+    status = main(["export", run, "--to", "torch"])
+    if known == "by nobody":
+        assert status == 2
+        assert "image_shape=(channels, height, width)), because the network does not say" in capsys.readouterr().err
+    else:
+        assert status == 0
+        assert Stages.load(f"{run}/export/torch").image_shape == ((1, 6, 5) if known == "by its inputs" else (1, 4, 4))
 
 
 def test_a_run_whose_network_was_built_by_hand_says_so(make_run, capsys):

@@ -10,6 +10,7 @@ from offramp.config import did_you_mean
 from offramp.errors import UsageError
 
 if TYPE_CHECKING:
+    from offramp import data as data_sets
     from offramp.data import Inputs
     from offramp.export import Int8, Parts
     from offramp.network import EarlyExitNet
@@ -65,19 +66,20 @@ def export(
     network = load(run)
     found, inputs = _policy(run, policy, needed=to == "onnx" and not stages), _inputs(run, root, needed=preprocess)
     folder, suffix = Path(run).expanduser() / "export", "-int8" if int8 else ""
+    shape = network.image_shape or _image_shape(run, inputs, root)
     made, measured = None, None
     if int8:
-        made, measured, found = _in_int8(run, network, found, root)
+        made, measured, found = _in_int8(run, network, found, shape, root)
     if to == "torch":
         target = Path(out or folder / "torch")
-        room.torch_packages(network, target, policy=found, inputs=inputs, compiled=compiled)
+        room.torch_packages(network, target, policy=found, inputs=inputs, image_shape=shape, compiled=compiled)
     elif stages:
         target = Path(out or folder / f"stages{suffix}")
-        room.stages(network, target, policy=found, inputs=inputs, made=made)
+        room.stages(network, target, policy=found, inputs=inputs, image_shape=shape, made=made)
     else:
         assert found is not None
         target = Path(out or folder / f"network{suffix}.onnx")
-        room.onnx_file(network, found, target, inputs=inputs, preprocess=preprocess, made=made)
+        room.onnx_file(network, found, target, inputs=inputs, preprocess=preprocess, image_shape=shape, made=made)
     if measured is not None:
         room.note(target, measured)
         print(measured)
@@ -85,27 +87,17 @@ def export(
 
 
 def _in_int8(
-    run: str, network: "EarlyExitNet", policy: "Policy | None", root: str | None
+    run: str, network: "EarlyExitNet", policy: "Policy | None", image_shape: tuple[int, int, int], root: str | None
 ) -> "tuple[Parts, Int8, Policy | None]":
     """The parts in int8, what that costs on the test set, and the policy, without what holds for float32 only."""
     from offramp import export as room
     from offramp.policy import EVERYBODY, NOBODY, Policy
     from offramp.reports.bench_timing import pool
-    from offramp.reports.evaluate import check_trained_on, parts_of
-    from offramp.runs import RunFolder
 
-    folder = RunFolder(run)
-    config = folder.read_config()
-    if config["data"] is None:
-        raise UsageError(
-            f"{run} was trained on data made by hand, which its folder cannot bring back. From Python: "
-            "offramp.export.quantized(network, offramp.export.parts(network), images)."
-        )
-    data = parts_of(folder, config, root, "offramp.export.quantized")
-    check_trained_on(data, folder, config)
+    data = _data(run, root, "offramp.export.quantized(network, offramp.export.parts(network), images).")
     calibration = data.val.search if data.val.splits() else data.train
     print(f"Calibrating int8 on {calibration.name}, measuring it on {data.test.name}.", file=sys.stderr)
-    made = room.parts(network)
+    made = room.parts(network, image_shape)
     small = room.quantized(network, made, pool(calibration, CALIBRATED_ON).images_SCHW)
     full = Policy((*[NOBODY] * (network.num_exits - 1), EVERYBODY))
     measured = room.compared(network, made, small, policy or full, data.test)
@@ -113,6 +105,35 @@ def _in_int8(
     if bare != policy:
         print("The certificate is of float32's answers and does not pass on to int8.", file=sys.stderr)
     return small, measured, bare
+
+
+def _image_shape(run: str, inputs: "Inputs | None", root: str | None) -> tuple[int, int, int]:
+    """Of the images of a run whose network does not say it: from what the run says of its input, or from its data."""
+    if inputs is not None:
+        return inputs.image_shape
+    data = _data(
+        run,
+        root,
+        "offramp.export.onnx_file(network, policy, path, image_shape=(channels, height, width)), because the network "
+        "does not say which images it is for.",
+    )
+    return data.test.image_shape
+
+
+def _data(run: str, root: str | None, way_out: str) -> "data_sets.Parts":
+    """The data that a run was trained on; `way_out` for those whose data cannot be had so."""
+    from offramp.reports.evaluate import check_trained_on, parts_of
+    from offramp.runs import RunFolder
+
+    folder = RunFolder(run)
+    config = folder.read_config()
+    if config["data"] is None:
+        raise UsageError(
+            f"{run} was trained on data made by hand, which its folder cannot bring back. From Python: {way_out}"
+        )
+    data = parts_of(folder, config, root, "offramp.export")
+    check_trained_on(data, folder, config)
+    return data
 
 
 def _policy(run: str, given: str | None, needed: bool) -> "Policy | None":
