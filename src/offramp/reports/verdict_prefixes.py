@@ -1,12 +1,15 @@
 """The smaller networks that early exits are held against: prefixes of a run's network, trained with one exit alone.
 
-They are runs of their own, trained as the run was: the same images, epochs, optimiser, schedule, augmentation and seed.
+They are runs of their own, trained as the run was: from the weights that it began with, on the same images, with the
+same epochs, optimiser, schedule, augmentation and seed. A folder in which any of this is different is refused.
 Two things are left out because they exist for the sake of several exits. A damping loss keeps an exit that is sure of
 an image from pulling on the trunk that others share; with one exit nobody else is there, so plain cross-entropy is
 taken, without the neuron. And a rule of this package's other than the plain step combines or orders exits' gradients.
 """
 
 import dataclasses
+import hashlib
+import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ import torch
 
 from offramp import objectives, rules
 from offramp.backbones.prefix import shortened, shorter
-from offramp.config import Spec, TrainConfig
+from offramp.config import DataConfig, Spec, TrainConfig, differences, free_fields
 from offramp.costs import cost
 from offramp.data import Parts
 from offramp.devices import device_named
@@ -26,10 +29,13 @@ from offramp.errors import UsageError
 from offramp.network import EarlyExitNet, rebuild
 from offramp.objectives import CrossEntropy, Objective
 from offramp.rules import Standard, TrainingRule
-from offramp.runs import RunFolder, load, start_from
+from offramp.runs import RunFolder, load, read_json, start_from, weights_of
 from offramp.training import fit
+from offramp.training.job import Job
 
 STEPS = 3  # timed for the estimate, after one that is not
+SHOWN = 3  # differences of a folder that holds something else, at most
+HUB = "hub"  # of an origin's `weights`: fetched by timm or torchvision
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,52 +67,136 @@ class Prefixes:
         """The trained network, in evaluation mode; None where there is none yet.
 
         Raises:
-            UsageError: A folder that holds something else.
+            UsageError: See `check`.
         """
         folder = self.folder(exit, seed)
         if not folder.weights.is_file():
             return None
-        there = folder.read_config()
-        spec = self.built(exit, seed).spec
-        same_images = (there.get("images") or {}).get("train") == self.parts.train.fingerprint()
-        if spec is None or there["network"] != spec.to_json() or not same_images:
-            raise UsageError(
-                f"{folder.path} is not the run's network up to exit {exit}, trained on the same images: name another "
-                "folder with --runs."
-            )
+        self.check(exit, seed)
         return load(folder.path)
+
+    def check(self, exit: int, seed: int) -> None:
+        """Refuse a folder in which another training was begun or finished.
+
+        Raises:
+            UsageError: What is different there.
+        """
+        folder = self.folder(exit, seed)
+        if not folder.config.is_file():
+            return
+        began = read_json(folder.origin) if folder.origin.is_file() else {}
+        there, here = _identity(folder.read_config(), began), _identity(self._job(exit, seed).describe(), self.origin)
+        lines = differences(there, here)
+        if lines:
+            shown = [*lines[:SHOWN], *([f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])]
+            raise UsageError(
+                f"{folder.path} is not the run's network up to exit {exit}, trained as the run was "
+                f"({'; '.join(shown)}): name another folder with --runs."
+            )
 
     def train(self, exit: int, seed: int) -> EarlyExitNet:
         """The same, trained as far as it is not yet: see `offramp.training.fit`."""
-        network = self.built(exit, seed)
-        if not all(parameter.requires_grad for parameter in network.parameters()):
+        self.check(exit, seed)
+        job = dataclasses.replace(self._job(exit, seed), network=self.built(exit, seed))
+        if not all(parameter.requires_grad for parameter in job.network.parameters()):
             raise UsageError(
                 "The run's network has parts that another run trained and that are frozen here, so no smaller one can "
                 "be trained the same way: give --no-train."
             )
-        training = dataclasses.replace(self.training, seed=seed)
         out = self.folder(exit, seed).path
-        return fit(network, self.objective, self.parts.train, self.parts.val, training, out=out, rule=self.rule)
+        return fit(job.network, job.objective, job.train, job.val, job.config, out=out, rule=job.rule)
+
+    def _job(self, exit: int, seed: int) -> Job:
+        """What is trained, of a network whose weights are anything."""
+        training = dataclasses.replace(self.training, seed=seed)
+        return Job(self.blank(exit), self.objective, self.parts.train, self.parts.val, training, self.rule)
+
+    def blank(self, exit: int) -> EarlyExitNet:
+        """The network with weights that mean nothing.
+
+        Raises:
+            UsageError: A network that was built by hand.
+        """
+        return shorter(self._recipe, exit, self._neuron)
 
     def built(self, exit: int, seed: int) -> EarlyExitNet:
         """The network before it is trained: with the weights that the run's network began with, as far as it has them.
 
         Raises:
-            UsageError: A network that was built by hand.
+            UsageError: A network that was built by hand; weights that cannot be had any more.
         """
-        recipe, init = self.config["network"], self.config["training"].get("init")
+        network = self.blank(exit)
+        given = shortened(self._whole(seed), exit).state_dict()
+        for name, own in network.state_dict().items():
+            if own.shape[:1] == (network.num_classes,) and given[name].shape[:1] == (network.num_classes + 1,):
+                given[name] = given[name][:-1]  # without the damping neuron, which is the last
+        network.load_state_dict(given)
+        network.origin = self.origin or None
+        return network
+
+    def _whole(self, seed: int) -> EarlyExitNet:
+        """The run's network as it began, where `seed` is the run's."""
+        spec, init = Spec.from_json(self._recipe), self._init
+        if init is not None:
+            self._check_init(init)
+        torch.manual_seed(seed)  # of the initial weights, as for the run
+        if self.origin.get("weights") == HUB:
+            whole = self._from_hub(spec)
+        else:
+            whole = rebuild(spec)
+        if init is not None:
+            start_from(whole, init)
+        return whole
+
+    def _from_hub(self, spec: Spec) -> EarlyExitNet:
+        """A run's recipe asks no hub, because a finished run has weights of its own; here the hub's are wanted."""
+        try:
+            return rebuild(
+                Spec(spec.name, {**spec.args, **({"pretrained": True} if "pretrained" in spec.args else {})})
+            )
+        except Exception as error:  # the libraries' ways to say that there is no connection have no common class
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise UsageError(
+                f"The run began with pretrained weights of {self.origin.get('model')}, which cannot be had now "
+                f"({reason}), so no smaller network can begin with them: give --no-train, or try again where the hub "
+                "can be reached."
+            ) from error
+
+    def _check_init(self, init: str) -> None:
+        """Refuse weights that are not those that the run started from, as far as it wrote down which these were."""
+        try:
+            with open(weights_of(init), "rb") as content:
+                found = hashlib.file_digest(content, "sha256").hexdigest()
+        except (OSError, UsageError):
+            found = None
+        if found is None or self.origin["init"]["sha256"] not in (None, found):
+            raise UsageError(
+                f"The run started from {init}, which {'cannot be read' if found is None else 'holds other weights'} "
+                "now, so no smaller network can start from the same: give --no-train."
+            )
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Where the weights that they begin with come from: what the run's `origin.json` says."""
+        origin, init = dict(self.network.origin or {}), self._init
+        if init is not None:
+            origin.setdefault("init", {"file": init, "sha256": None})  # of a run that did not write it down
+        return origin
+
+    @property
+    def _recipe(self) -> Mapping[str, Any]:
+        recipe: Mapping[str, Any] | None = self.config["network"]
         if recipe is None:
             raise UsageError(
                 "The run's network was built by hand, so no smaller one can be built: give --no-train, or leave the "
                 "recipe on it with offramp.network.builder."
             )
-        torch.manual_seed(seed)  # of the initial weights, as for the run
-        if init is None:
-            return shorter(recipe, exit, self._neuron)
-        network, whole = shorter(recipe, exit, self.network.damping), rebuild(Spec.from_json(recipe))
-        start_from(whole, init)
-        network.load_state_dict(shortened(whole, exit).state_dict())
-        return network
+        return recipe
+
+    @property
+    def _init(self) -> str | None:
+        init: str | None = self.config["training"].get("init")
+        return init
 
     @property
     def _neuron(self) -> bool:
@@ -147,15 +237,17 @@ class Prefixes:
             "computed."
         ]
         if own.damping_neuron == "required":
+            neuron = "without" if "damping" in self._recipe["args"] else "beside"  # its builder may know no other
             said.append(
                 f"The run's {name} damps an exit for the sake of the others; with one exit plain cross-entropy is "
-                "taken, without the neuron."
+                f"taken, {neuron} the neuron."
             )
         rule = (self.config.get("rule") or {}).get("name", "")
         if rule.startswith(f"{rules.__name__}.") and not rule.endswith(f":{Standard.__qualname__}"):
             said.append(f"The run's rule {rule.rpartition(':')[2]} is for several exits and was left out.")
-        if self.config["training"].get("init") is not None:
-            said.append("They start from the weights that the run started from.")
+        if self._init is not None or self.origin.get("weights") == HUB:
+            pretrained = "" if self._init is not None else "pretrained "
+            said.append(f"They start from the {pretrained}weights that the run started from.")
         return tuple(said)
 
     def seconds(self, missing: Iterable[tuple[int, int]]) -> float:
@@ -167,7 +259,7 @@ class Prefixes:
         if not left:
             return 0.0
         shape = self.parts.train.image_shape
-        counts = {exit: cost(self.built(exit, self.seed), shape).exits[0].operations for exit, _ in left}
+        counts = {exit: cost(self.blank(exit), shape).exits[0].operations for exit, _ in left}
         largest = max(counts, key=counts.__getitem__)
         step = self._step(largest) / counts[largest]
         steps = self.training.epochs * self.parts.train.num_batches
@@ -181,7 +273,7 @@ class Prefixes:
     def _step(self, exit: int) -> float:
         """Seconds of a training step, the median of a few."""
         device = device_named(self.training.device)
-        network, batch = self.built(exit, self.seed).to(device).train(), next(self.parts.train.batches(seed=self.seed))
+        network, batch = self.blank(exit).to(device).train(), next(self.parts.train.batches(seed=self.seed))
         images_BCHW, targets_B = batch.images_BCHW.to(device), batch.targets_B.to(device)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, fused=True)
         seconds = []
@@ -194,6 +286,17 @@ class Prefixes:
             loss.item()  # wait for the device
             seconds.append(time.perf_counter() - started)
         return median(seconds[1:])
+
+
+def _identity(config: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What determines a run, as JSON values: its configuration but for fields that are free, and where it began."""
+    fixed = {key: value for key, value in config.items() if key not in ("format", "offramp")}
+    for key, free in (("data", free_fields(DataConfig)), ("training", free_fields(TrainConfig))):
+        if fixed[key] is not None:
+            fixed[key] = {name: value for name, value in fixed[key].items() if name not in free}
+    fixed["origin"] = {key: origin.get(key) for key in ("weights", "init")}
+    result: dict[str, Any] = json.loads(json.dumps(fixed))
+    return result
 
 
 def in_words(seconds: float) -> str:
