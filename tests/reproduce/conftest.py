@@ -41,6 +41,7 @@ def manifest() -> Callable[..., Manifest]:
         budgeted: Sequence[Sequence[float]] | None = None,
         seconds: float = 60.0,
         nll: float = 0.5,
+        starts: Sequence[dict[str, Any]] = (),
         **made_by: Any,
     ) -> Manifest:
         exits = [
@@ -77,6 +78,8 @@ def manifest() -> Callable[..., Manifest]:
             "best_epoch": None if best is None else {"epoch": 7, "top1": list(best)},
             "budgeted": budgeted,
         }
+        if starts:
+            values["starts"] = starts
         return Manifest(values, Path("m.json"))
 
     return make

@@ -30,6 +30,7 @@ def test_a_manifest_says_what_the_run_gave(rows, tmp_path: Path) -> None:
     assert values["timing"]["jobs"] == 3
     assert values["images"]["train"] == RunFolder(tmp_path / "run").read_config()["images"]["train"]
     assert values["hash"] == run_hash(run)
+    assert "starts" not in values  # it was never continued elsewhere
     assert len((tmp_path / "run" / "manifest.json").read_bytes()) < 8000  # small enough to be committed
     assert find([tmp_path])[run_hash(run)].values == json.loads(json.dumps(values))
 
@@ -45,6 +46,25 @@ def test_time_is_that_of_a_run_that_was_never_interrupted(rows, tmp_path: Path) 
     assert work(run, folder.path).seconds == pytest.approx(400 * 5.44 / 272)
     folder.timing.write_text(json.dumps(lines[1]) + "\n")  # both epochs killed: four batches of 64 say how long one is
     assert work(run, folder.path).seconds == pytest.approx(2 * 193 * 1.44 / 72)
+
+
+def test_where_a_run_was_continued_is_kept(rows, tmp_path: Path) -> None:
+    run = rows("table1")["MSDNet"].run
+    folder = RunFolder(tmp_path / "run")
+    train(run, folder.path)
+    (start,) = folder.read_starts()
+    other = {**start, "device": "gpu", "threads": 9}
+    for starts, kept in (
+        ([start, start], None),
+        ([other, other, start], ["gpu", "cpu"]),
+        ([start, other, start], ["cpu", "gpu", "cpu"]),
+        ([{**start, "torch": "1.0"}, start], ["cpu", "cpu"]),
+    ):
+        folder.environment.write_text(json.dumps(starts))
+        made = work(run, folder.path)
+        assert made.values["made_by"]["device"] == start["device"]
+        assert ([one["device"] for one in made.starts] or None) == kept
+        assert of_manifest(made).clock.moved == (kept is not None and "gpu" in kept)
 
 
 def test_what_is_found(tmp_path: Path, manifest) -> None:

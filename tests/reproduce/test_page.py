@@ -116,6 +116,26 @@ def test_times_taken_otherwise_are_said_and_not_compared(study, manifest) -> Non
     assert "in percent: not comparable" in claim
 
 
+def test_what_a_run_was_made_with(study, manifest) -> None:
+    """The commit is that of the folder the command was given in, and says nothing where there were changes."""
+    made = study(POCKET, "table8", seeds=1)
+    run, other = (row.with_seed(0) for row in made.experiments[0].rows[:2])
+    git = {"commit": "abcdef0123456789", "changed": True}
+    manifest(run, [70.0] * 7, git=git).save(made.out / "manifests" / f"{run_name(run)}.json")
+    starts = [{"device": "gpu", "threads": 4, "torch": "1"}, {"device": "cpu", "threads": 1, "torch": "2"}]
+    manifest(other, [70.0] * 7, starts=starts).save(made.out / "manifests" / f"{run_name(other)}.json")
+    _, text = write(made)
+    facts = {line[3 : line.index("]")]: line for line in text.read_text().splitlines() if line.startswith("- [")}
+    assert (
+        "offramp 0, torch 2, Python 3; started in a checkout of commit abcdef0123, with changes;"
+        in facts[run_name(run)]
+    )
+    assert "begun on gpu, 4 threads, torch 1; continued elsewhere, on cpu, 1 thread, torch 2;" in facts[run_name(other)]
+    (row,) = [line for line in text.read_text().splitlines() if line.startswith("| [Label smoothing]")]
+    assert "×" not in row  # a time of two machines
+    assert "cpu, 1 thread, one run at a time, begun elsewhere" in row
+
+
 def test_the_epoch_that_was_selected_on_test_is_labelled(study) -> None:
     _, text = write(study(POCKET, "table3"))
     (best,) = [line for line in text.read_text().splitlines() if line.startswith("| [MSDNet last only (best epoch)]")]

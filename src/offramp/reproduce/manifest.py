@@ -4,8 +4,9 @@ K exits. A manifest says which configuration, data and versions gave its figures
 and on several machines: whoever has the manifest needs the run no more.
 """
 
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +19,7 @@ from offramp.runs import RunFolder, read_json
 from offramp.storage import write_atomically
 
 FORMAT = 1
+_START = ("offramp", "torch", "torchvision", "numpy", "python", "device", "threads")  # what may change what comes out
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Manifest:
             evaluation: What its `evaluation.json` holds.
             jobs: How many runs went on side by side: what its times are worth.
         """
-        start = folder.read_starts()[-1]
+        starts = folder.read_starts()
         dynamic = evaluation["dynamic"]
         values = {
             "format": FORMAT,
@@ -53,7 +55,8 @@ class Manifest:
             "data": evaluation["data"],
             "images": {**folder.read_config()["images"], "test": evaluation["fingerprint"]},
             "weights": evaluation["weights"],
-            "made_by": {key: start[key] for key in ("offramp", "torch", "python", "device", "threads", "git")},
+            "made_by": {key: starts[-1][key] for key in ("offramp", "torch", "python", "device", "threads", "git")},
+            **_several(starts),
             "timing": {**_timing(folder, run), "jobs": jobs},
             "mean_top1": evaluation["mean_top1"],
             "exits": [_exit(exit) for exit in evaluation["exits"]],
@@ -77,6 +80,12 @@ class Manifest:
         """Seconds spent in training steps, as if the run had never been interrupted."""
         return float(self.values["timing"]["seconds"])
 
+    @property
+    def starts(self) -> Sequence[Mapping[str, Any]]:
+        """Where a run was begun and continued, in order; empty where device, threads and versions stayed the same."""
+        starts: Sequence[Mapping[str, Any]] = self.values.get("starts", ())
+        return starts
+
     def check(self, run: Run) -> None:
         """Refuse a manifest of this hash whose configuration is another: one of the defaults has changed since.
 
@@ -90,6 +99,13 @@ class Manifest:
                 f"{self.path} has the hash of a run that is wanted, but another configuration ({'; '.join(lines)}). It "
                 "was made by an offramp with other defaults; move it away to run it again."
             )
+
+
+def _several(starts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The starts of a run that was continued on another device, with other threads or with other versions."""
+    alike = itertools.groupby(starts, key=lambda start: [start.get(key) for key in _START])
+    kept = [{key: start.get(key) for key in (*_START, "git")} for start in (next(group) for _, group in alike)]
+    return {"starts": kept} if len(kept) > 1 else {}
 
 
 def _exit(exit: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -24,6 +25,15 @@ HOW_TO_READ = (
     "Verdicts are about differences taken seed by seed: agrees and disagrees mean that the 95 % interval lies on "
     "one side. Each interval stands for itself; of twenty, one misses by chance. A single seed resolves nothing."
 )
+
+
+_VERSIONS = {
+    "offramp": "offramp",
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "numpy": "NumPy",
+    "python": "Python",
+}
 
 
 @dataclass(frozen=True)
@@ -154,15 +164,23 @@ def _made(study: Study, manifests: Mapping[str, Manifest]) -> list[Made]:
 
 
 def _facts(manifest: Manifest) -> str:
+    """Where and with what a run was made, and the hashes of what went in and came out."""
     values = manifest.values
     by, images = values["made_by"], values["images"]
-    git = (by["git"] or {}).get("commit", "")[:10]
-    said = [
-        f"{by['device']}, {by['threads']} threads",
-        f"offramp {by['offramp']}{f' ({git})' if git else ''}, torch {by['torch']}, Python {by['python']}",
-        f"training images {images['train'][:10]}, test {images['test'][:10]}, weights {values['weights'][:10]}",
-    ]
+    said = [_where(by)]
+    if manifest.starts:
+        first, *later = map(_where, manifest.starts)
+        said = [f"begun on {first}", *(f"continued elsewhere, on {where}" for where in later)]
+    if by["git"]:
+        changes = ", with changes" if by["git"].get("changed") else ""
+        said.append(f"started in a checkout of commit {by['git']['commit'][:10]}{changes}")
+    said.append(f"training images {images['train'][:10]}, test {images['test'][:10]}, weights {values['weights'][:10]}")
     return "; ".join(said)
+
+
+def _where(start: Mapping[str, Any]) -> str:
+    versions = [f"{name} {start[key]}" for key, name in _VERSIONS.items() if start.get(key)]
+    return ", ".join([start["device"], f"{start['threads']} thread{'s' if start['threads'] != 1 else ''}", *versions])
 
 
 def _markdown(head: Sequence[str], verdicts: Sequence[Table], sections: Sequence[Section], made: Sequence[Made]) -> str:

@@ -30,15 +30,18 @@ class Clock:
         device: Its name, as in the manifest; of processors that is `cpu`, whichever it was.
         threads: CPU threads.
         jobs: How many runs went on side by side.
+        moved: Whether the run was begun on another device or with other threads; then its time is like no other.
     """
 
     device: str
     threads: int
     jobs: int
+    moved: bool = False
 
     def __str__(self) -> str:
         beside = "one run at a time" if self.jobs == 1 else f"{self.jobs} runs side by side"
-        return f"{self.device}, {self.threads} thread{'s' if self.threads != 1 else ''}, {beside}"
+        begun = ", begun elsewhere" if self.moved else ""
+        return f"{self.device}, {self.threads} thread{'s' if self.threads != 1 else ''}, {beside}{begun}"
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Figures:
 
     def timed_like(self, other: "Figures") -> bool:
         """Whether the two times may be set against each other."""
-        return self.clock == other.clock
+        return self.clock == other.clock and not (self.clock and self.clock.moved)
 
     def values(self, what: What) -> tuple[float, ...] | None:
         """The figures of one kind, one per exit (one alone for seconds, one per budget under thresholds)."""
@@ -91,8 +94,15 @@ def of_manifest(manifest: Manifest, *, best_epoch: bool = False) -> Figures:
         seconds=manifest.seconds,
         budgeted=values["budgeted"] and at_budgets(values["budgeted"], exits[-1]["operations"]),
         epoch=best["epoch"] if best else None,
-        clock=Clock(values["made_by"]["device"], values["made_by"]["threads"], values["timing"]["jobs"]),
+        clock=_clock(manifest),
     )
+
+
+def _clock(manifest: Manifest) -> Clock:
+    by = manifest.values["made_by"]
+    device, threads = by["device"], by["threads"]
+    moved = any((start["device"], start["threads"]) != (device, threads) for start in manifest.starts)
+    return Clock(device, threads, manifest.values["timing"]["jobs"], moved)
 
 
 def _all(values: Any) -> tuple[float, ...] | None:
