@@ -82,6 +82,12 @@ class Feed:
         """Images of all batches."""
         return len(self.positions_S)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(channels, height, width)`."""
+        channels, height, width = self.batches[0].shape[1:]
+        return channels, height, width
+
 
 def round_of(batch: int | None, limit: int | None, image_shape: Sequence[int]) -> tuple[int, int]:
     """The size of a batch (None: of a stream), and how many images a round times: whole batches, about `limit`.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from offramp.backbones.prefix import shortened
-from offramp.costs import cost
+from offramp.costs import Cost, cost
 from offramp.data import Parts
 from offramp.devices import device_named
 from offramp.engine import Engine, usual_forms
@@ -58,6 +58,7 @@ class Known:
 
     network: EarlyExitNet
     parts: Parts
+    costs: Cost
     search: Record
     test: Record
 
@@ -139,6 +140,7 @@ def verdict(
     ready, file = given_policy(policy, folder)
     if ready is not None:
         Engine(network, ready)  # refuses a policy for another network
+    costs = cost(network, parts.test.image_shape)  # before anything is trained: what cannot be counted fails here
     prefixes = Prefixes(network, config, parts, folder.verdict_runs if runs is None else Path(runs).expanduser())
     many = range(prefixes.seed, prefixes.seed + seeds)
     if train:
@@ -148,7 +150,7 @@ def verdict(
         test = recorded(network, parts.test, folder.records / "test.safetensors", progress=named(progress, "test"))
         alone = _alone(prefixes, network, parts, many, progress)
     timing = Timing(batch_size, images, rounds, seconds, onnxruntime, note)
-    measured = _measured(Known(network, parts, search, test), ready, file, alone, timing)
+    measured = _measured(Known(network, parts, costs, search, test), ready, file, alone, timing)
     engines = [one for one in measured.contenders if one.kind == "engine"]
     rivals = [one for one in measured.contenders if one.kind != "engine"]
     comparisons = compare(engines, rivals)
@@ -267,8 +269,7 @@ def _cuts(known: Known) -> list[Single]:
 def _measured(
     known: Known, ready: Policy | None, file: Path | None, alone: Sequence[Single], timing: Timing
 ) -> Measured:
-    network, parts = known.network, known.parts
-    costs = cost(network, parts.test.image_shape)
+    network, parts, costs = known.network, known.parts, known.costs
     first = ready or policy_for(known.search, costs, max_drop=MAX_DROP)
     about = f"found to lose at most {MAX_DROP:g} points" if ready is None else "given" if file is None else file.name
     engine = Engine(network, first)

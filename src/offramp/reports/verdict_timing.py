@@ -160,15 +160,15 @@ def timed(
     ms = {name: tuple(1000 * one for one in taken) for name, taken in seconds.items()}
     wrong = sum(_wrong_of_engine(one.engine, feeds[0], test) for one in early)
     wrong += sum(_wrong(one, straight, feeds[0]) for one, straight in singles)
-    contenders = [_engine(one, batch, ms[one.name], test, search) for one in early]
-    return [*contenders, *(_single(one, ms[one.name]) for one, _ in singles)], wrong
+    contenders = [_engine(one, feeds[0], ms[one.name], test, search) for one in early]
+    return [*contenders, *(_single(one, feeds[0], ms[one.name]) for one, _ in singles)], wrong
 
 
-def _engine(one: Early, batch: int, ms_R: Sequence[float], test: Record, search: Record) -> Contender:
-    engine, plan = one.engine, one.engine.plan_for(batch)
+def _engine(one: Early, feed: Feed, ms_R: Sequence[float], test: Record, search: Record) -> Contender:
+    engine, plan = one.engine, one.engine.plan_for(len(feed.batches[0]))
     policy = engine.policy_under(plan)
     chosen, searched = (policy.choose(record.logits_KSC, record.num_classes) for record in (test, search))
-    operations_K = torch.tensor(engine.operations(plan), dtype=torch.float64)
+    operations_K = torch.tensor(engine.operations(plan, feed.image_shape), dtype=torch.float64)
     return Contender(
         name=one.name,
         kind="engine",
@@ -181,7 +181,7 @@ def _engine(one: Early, batch: int, ms_R: Sequence[float], test: Record, search:
     )
 
 
-def _single(one: Single, ms_R: Sequence[float]) -> Contender:
+def _single(one: Single, feed: Feed, ms_R: Sequence[float]) -> Contender:
     return Contender(
         name=one.name,
         kind=one.kind,
@@ -189,7 +189,7 @@ def _single(one: Single, ms_R: Sequence[float]) -> Contender:
         right_S=one.right(one.tests),
         search_right_S=one.right(one.searches),
         ms_R=ms_R,
-        operations=cost(one.networks[0]).exits[0].operations,
+        operations=cost(one.networks[0], feed.image_shape).exits[0].operations,
         seeds=len(one.networks),
     )
 
