@@ -1,7 +1,9 @@
 """What a trace must not bake in."""
 
 import random
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -53,6 +55,39 @@ class DrawsInPython(Mode):
         return self.inner(x) * (1 + torch.rand(1)) if self.training else self.inner(x)
 
 
+class Drops(Mode):
+    """Layer drop, in evaluation too, by a generator that is not torch's: a trace sees one outcome."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.draw() < 0.5 else self.inner(x * 2)
+
+
+class OtherWeights(Mode):
+    """The same operations on another parameter, and more parameters in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Parameter(torch.randn(())), nn.Parameter(torch.randn(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x * (self.one if self.training else self.other))
+
+
+class FurtherWeights(OtherWeights):
+    def forward(self, x: Tensor) -> Tensor:
+        _ = self.one
+        return self.inner(x * self.one * (self.other if self.training else self.one))
+
+
+class OtherConstant(Mode):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x * torch.tensor(2.0 if self.training else 3.0))
+
+
 class LooksAtShapes(Mode):
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, *sides = x.shape
@@ -89,16 +124,31 @@ def both(model: nn.Module, number: int, training: bool) -> tuple[Tensor, Tensor]
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("number", [1, 2, 5])
 @pytest.mark.parametrize(
-    "between", [Mode, CountsImages, LooksAtValues, DrawsInPython, LooksAtShapes, Table], ids=lambda kind: kind.__name__
+    "between",
+    [
+        *(Mode, CountsImages, LooksAtValues, DrawsInPython, LooksAtShapes, Table),
+        *(OtherWeights, FurtherWeights, OtherConstant),
+    ],
+    ids=lambda kind: kind.__name__,
 )
 def test_parts_do_what_the_model_does(between: type[nn.Module], number: int, training: bool) -> None:
     torch.testing.assert_close(*both(Body(between()), number, training))
 
 
-@pytest.mark.parametrize("between", [Mode, CountsImages, LooksAtValues])
+@pytest.mark.parametrize("between", [Mode, CountsImages, LooksAtValues, OtherWeights, FurtherWeights, OtherConstant])
 def test_what_cannot_be_traced_is_a_leaf_and_no_more(between: type[nn.Module]) -> None:
     traced = trace(nn.Sequential(nn.Sequential(nn.Identity(), between()), nn.Flatten(), nn.Linear(192, 2)), SHAPE)
     assert traced.leaves.keys() == {"0.1"}
+
+
+@pytest.mark.parametrize("draw", [lambda: random.random(), lambda: float(np.random.rand())], ids=["python", "numpy"])
+def test_what_draws_from_other_generators_is_a_leaf_too(draw: Callable[[], float]) -> None:
+    before = random.getstate(), np.random.get_state(legacy=False)["state"]["pos"]
+    network = attach(Body(Drops(draw)), ["between"], image_shape=SHAPE)
+    assert (random.getstate(), np.random.get_state(legacy=False)["state"]["pos"]) == before
+    images = torch.randn(2, *SHAPE)
+    with torch.no_grad():
+        assert len({float(network(images).sum()) for _ in range(30)}) == 2
 
 
 @pytest.mark.parametrize("between", [LooksAtShapes, Table])
@@ -164,6 +214,11 @@ class OwnRandomness(Body):
         return super().forward(x + torch.randn(()))
 
 
+class OwnRandomnessInPython(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * random.random())
+
+
 class SetsState(Body):
     calls = 0
 
@@ -186,6 +241,7 @@ class LooksAtGradients(Body):
             r"OwnControlFlow cannot be cut: torch.fx cannot trace its own forward, line \d+ of .*test_tracing",
         ),
         (OwnRandomness, "OwnRandomness cannot be cut: its own forward draws random numbers"),
+        (OwnRandomnessInPython, "OwnRandomnessInPython cannot be cut: its own forward draws random numbers"),
         (SetsState, "SetsState cannot be cut: its own forward sets self.calls, so calls may differ"),
         (LooksAtGradients, "LooksAtGradients cannot be cut: its parts give other logits"),
     ],
@@ -203,12 +259,12 @@ def test_images_that_the_model_cannot_read_are_refused() -> None:
 def test_the_model_is_left_as_it_is() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 2))
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    state, drawn = torch.get_rng_state(), random.getstate()
+    drawn = random.getstate(), np.random.get_state(legacy=False)
     network: EarlyExitNet = attach(model, ["1"], image_shape=SHAPE)
     assert model.training
     assert network.training
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     assert not {id(p) for p in model.parameters()} & {id(p) for p in network.parameters()}
-    assert random.getstate() == drawn
-    assert torch.get_rng_state().shape == state.shape
+    assert random.getstate() == drawn[0]
+    assert np.random.get_state(legacy=False)["state"]["pos"] == drawn[1]["state"]["pos"]

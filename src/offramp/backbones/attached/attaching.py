@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from offramp.backbones.attached.cutting import Part
 from offramp.backbones.attached.heads import HEADS, HeadKind, new_exit, with_neuron, with_outputs
 from offramp.backbones.attached.placing import AUTO, MAX_CARRY, At, Site, Sites
-from offramp.backbones.attached.running import Shape, eval_twin
+from offramp.backbones.attached.running import Drawn, Shape, drawing_apart, eval_twin
 from offramp.backbones.attached.tracing import trace
 from offramp.backbones.layers import check_choice, check_counts, check_flags
 from offramp.errors import UsageError
@@ -169,9 +169,11 @@ def _check_and_own(network: EarlyExitNet, sites: Sites, chosen: Sequence[Site], 
     """Refuse parts that do not give the model's logits; parts that write into what they are given clone it first."""
     twin = eval_twin(model)
     like = next(model.parameters(), torch.empty(0))
-    with torch.random.fork_rng(devices=[]):
+    with drawing_apart():
         images = torch.randn(NUM_CHECKED, *sites.traced.image_shape).to(like)
+        drawn = Drawn()
         wanted: Tensor = twin(images.clone())
+        drawn.restore()  # what is random in evaluation mode too comes out alike
         parts = [*network.stages, network.exits[-1]]
         modes = [part.training for part in parts]
         carry: Carry = (images,)

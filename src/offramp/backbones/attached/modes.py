@@ -1,9 +1,11 @@
 """What a model does otherwise in training mode, found by comparing a trace in each mode."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 DROPOUTS: dict[Any, type[nn.Module]] = {
@@ -32,23 +34,47 @@ def differing(training: fx.Graph, evaluating: fx.Graph) -> dict[str, str]:
             found[owner] = f"other operations in training mode, such as {what[1] if what else 'none'}"
     if found:
         return found
-    places = [{node: i for i, node in enumerate(side.nodes)} for side in (training, evaluating)]
-    for one, other in zip(training.nodes, evaluating.nodes, strict=True):
-        if [places[0][n] for n in one.all_input_nodes] != [places[1][n] for n in other.all_input_nodes]:
+    sides = [_operations(training), _operations(evaluating)]
+    places = [{node: i for i, node in enumerate(side)} for side in sides]
+    for one, other in zip(*sides, strict=True):
+        reads = [
+            [known.get(n, n.target) for n in node.all_input_nodes]
+            for known, node in zip(places, (one, other), strict=True)
+        ]
+        if reads[0] != reads[1]:
             return {_caller(other): f"{other.name} reads something else in training mode"}
     return {}
 
 
+def other_constants(evaluating: fx.Graph, *constants: Mapping[str, Tensor]) -> dict[str, str]:
+    """The modules that make a constant which is another in training mode; `constants`: of training, of evaluation."""
+    for node in evaluating.nodes:
+        if node.op == "get_attr" and node.target in constants[1]:
+            one, other = (found.get(str(node.target)) for found in constants)
+            if one is None or other is None or not _is_same(one, other):
+                return {_caller(node): "it makes another constant in training mode"}
+    return {}
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    if (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device):
+        return False
+    return one.is_meta or torch.equal(one, other)
+
+
+def _operations(graph: fx.Graph) -> list[fx.Node]:
+    """All nodes but those that read an attribute: there is one for all who read it, where the first does."""
+    return [node for node in graph.nodes if node.op != "get_attr"]
+
+
 def _by_owner(graph: fx.Graph) -> dict[str, list[tuple[str, str, str]]]:
     found: dict[str, list[tuple[str, str, str]]] = {}
-    for node in graph.nodes:
-        if node.op == "get_attr":  # one node for all readers: it belongs to the first
-            continue
+    for node in _operations(graph):
         args, kwargs = node.args, dict(node.kwargs)
         if node.target in DROPOUTS:
-            arguments = inspect.signature(node.target).bind(*args, **kwargs).arguments
+            arguments = inspect.signature(node.target).bind(*args, **kwargs).arguments  # type: ignore[arg-type]
             args, kwargs = (), {name: value for name, value in arguments.items() if name != "training"}
-        plain = fx.node.map_arg((args, kwargs), lambda read: "a node")
+        plain = fx.node.map_arg((args, kwargs), lambda read: str(read.target) if read.op == "get_attr" else "a node")
         target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         found.setdefault(_caller(node), []).append((node.op, target, repr(plain)))
     return found
@@ -64,7 +90,7 @@ def _caller(node: fx.Node) -> str:
 def dropout_as_modules(model: nn.Module, evaluating: fx.Graph, training: fx.Graph) -> None:
     """What `F.dropout(x, training=self.training)` has baked in, as a module that knows its mode."""
     number = 0
-    for node, in_training in zip(list(evaluating.nodes), list(training.nodes), strict=True):
+    for node, in_training in zip(_operations(evaluating), _operations(training), strict=True):
         if node.target not in DROPOUTS:
             continue
         arguments, others = (_dropout_arguments(n) for n in (node, in_training))

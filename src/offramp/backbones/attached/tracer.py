@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from offramp.backbones.attached.running import BATCHES, call, first_line
+from offramp.backbones.attached.running import BATCHES, Drawn, call, first_line
 
 _OF_SHAPE = {"shape", "ndim", "size", "dim", "numel", "nelement"}
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__
@@ -123,19 +123,15 @@ class Tracer(fx.Tracer):
         name = self.path_of_module(m)
         if self.is_leaf_module(m, name):
             return super().call_module(m, forward, args, kwargs)
-        last, stack, state = (
-            next(iter(reversed(self.graph.nodes)), None),
-            dict(self.module_stack),
-            torch.get_rng_state(),
-        )
+        last, stack, drawn = next(iter(reversed(self.graph.nodes)), None), dict(self.module_stack), Drawn()
         try:
             found = super().call_module(m, forward, args, kwargs)
-            if torch.equal(state, torch.get_rng_state()):
+            if drawn.is_still_so():
                 return found
             self.reasons[name] = "it draws random numbers in Python"
         except Exception as error:  # anything may happen in a forward that is given a stand-in
             self.reasons[name] = first_line(error)
-        torch.set_rng_state(state)
+        drawn.restore()
         self.leaves.add(name)
         self.module_stack.clear()
         self.module_stack.update(stack)

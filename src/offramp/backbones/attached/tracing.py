@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
-from offramp.backbones.attached.modes import differing, dropout_as_modules, owners_of
-from offramp.backbones.attached.running import first_line, meta_twin, values_of
+from offramp.backbones.attached.modes import differing, dropout_as_modules, other_constants, owners_of
+from offramp.backbones.attached.running import Drawn, drawing_apart, first_line, meta_twin, values_of
 from offramp.backbones.attached.tracer import Tracer, Values
 from offramp.errors import UsageError
 
@@ -58,10 +57,14 @@ def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> Traced:
     twin = meta_twin(work)
     shadow = copy.deepcopy(twin).eval()
     leaves: dict[str, str] = {}
-    with torch.random.fork_rng(devices=[]):
+    with drawing_apart():
         for _ in range(MOST_ROUNDS):
             training, evaluating = (Tracing(twin.train(mode), shadow, image_shape, leaves) for mode in (True, False))
-            new = training.reasons | evaluating.reasons or differing(training.graph, evaluating.graph)
+            new = (
+                training.reasons | evaluating.reasons
+                or differing(training.graph, evaluating.graph)
+                or other_constants(evaluating.graph, training.constants, evaluating.constants)
+            )
             if not new:
                 break
             if "" in new:
@@ -86,7 +89,7 @@ class Tracing:
     def __init__(
         self, twin: nn.Module, shadow: nn.Module, image_shape: tuple[int, int, int], leaves: dict[str, str]
     ) -> None:
-        kind, before, drawn = type(twin).__name__, set(vars(twin)), torch.get_rng_state()
+        kind, before, drawn = type(twin).__name__, set(vars(twin)), Drawn()
         tracer = Tracer(Values(twin, shadow, image_shape), set(leaves))
         try:
             self.graph = tracer.trace(twin)
@@ -95,7 +98,7 @@ class Tracing:
                 f"{kind} cannot be cut: torch.fx cannot trace its own forward{_where(error)} "
                 f"({first_line(error)}). Move that into a module of its own, or make the model a Sequential."
             ) from error
-        if not torch.equal(drawn, torch.get_rng_state()):
+        if not drawn.is_still_so():
             raise UsageError(
                 f"{kind} cannot be cut: its own forward draws random numbers that torch.fx would keep as constants. "
                 "Move that into a module of its own."
