@@ -116,6 +116,22 @@ def test_times_taken_otherwise_are_said_and_not_compared(study, manifest) -> Non
     assert "in percent: not comparable" in claim
 
 
+def test_the_head_says_what_is_left_out(study) -> None:
+    """A page of some rows or seeds takes the place of the whole one: it has the same name."""
+    whole = study(POCKET, "table3", "table8", seeds=3)
+    _, text = write(whole)
+    assert "Left out" not in text.read_text()
+    assert "Shown is only" not in text.read_text()
+    some = dataclasses.replace(whole, only=("MSDNet",), seeds=(1,))
+    assert write(some)[1] == text
+    head = text.read_text().split("## ")[0]
+    assert head.startswith("# Table8, some rows, scale pocket\n")
+    assert "Left out of table8: Label smoothing; Power-sqrt.\n" in head
+    assert "Left out whole: table3.\n" in head
+    assert "1 of 1 runs are done; seed 1." in head
+    assert "Shown is only seed 1; runs of seeds 0, 2 are done, too.\n" in head
+
+
 def test_what_a_run_was_made_with(study, manifest) -> None:
     """The commit is that of the folder the command was given in, and says nothing where there were changes."""
     made = study(POCKET, "table8", seeds=1)

@@ -12,7 +12,7 @@ from offramp.reports import figures
 from offramp.reports.page import inline_svg, page
 from offramp.reproduce.claims import CLAIMS, CLOSE, judge, judge_numbers
 from offramp.reproduce.experiments import ALL, EXPERIMENTS, Experiment
-from offramp.reproduce.identity import command, run_name
+from offramp.reproduce.identity import command, run_hash, run_name
 from offramp.reproduce.manifest import Manifest
 from offramp.reproduce.plots import draw
 from offramp.reproduce.results import Results, manifest_of, measured
@@ -101,14 +101,32 @@ def _head(study: Study, manifests: Mapping[str, Manifest]) -> list[str]:
     """The title, what data this is, and how far the study is."""
     wanted = [row.with_seed(seed) for row in distinct(study.experiments) for seed in study.seeds]
     done = sum(manifest_of(run, manifests) is not None for run in wanted)
-    seeds, names = ", ".join(map(str, study.seeds)), [experiment.name for experiment in study.experiments]
+    names = [experiment.name for experiment in study.experiments]
     shown = "All tables and figures" if ALL in study.names else ", ".join(names).capitalize()
-    return [
-        f"{shown}, scale {study.scale.name}",
+    lines = [
+        f"{shown}{', some rows' if study.left_out else ''}, scale {study.scale.name}",
         study.scale.about,
-        f"{done} of {len(wanted)} runs are done; seed{'s' if len(study.seeds) > 1 else ''} {seeds}. Reported is the "
-        "last epoch, on the test set, unless a row says otherwise.",
+        f"{done} of {len(wanted)} runs are done; {_seeds(study.seeds)}. Reported is the last epoch, on the test set, "
+        "unless a row says otherwise.",
     ]
+    whole = [name for name in study.left_out if name not in names]
+    lines += [f"Left out of {name}: {'; '.join(study.left_out[name])}." for name in study.left_out if name in names]
+    lines += [f"Left out whole: {', '.join(whole)}."] if whole else []
+    hidden = _finished_seeds(study, manifests)
+    if hidden:
+        lines.append(f"Shown is only {_seeds(study.seeds)}; runs of {_seeds(hidden)} are done, too.")
+    return lines
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def _finished_seeds(study: Study, manifests: Mapping[str, Manifest]) -> list[int]:
+    """Of which seeds runs are done that the page does not show."""
+    others = {manifest.values["run"]["training"]["seed"] for manifest in manifests.values()} - set(study.seeds)
+    rows = distinct(study.experiments)
+    return [seed for seed in sorted(others) if any(run_hash(row.with_seed(seed)) in manifests for row in rows)]
 
 
 def _verdicts(study: Study, results: Results) -> list[Table]:

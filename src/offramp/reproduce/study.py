@@ -49,13 +49,21 @@ class Study:
     root: str | None = None
     workers: int = 0
     experiments: tuple[Experiment, ...] = field(init=False)
+    left_out: Mapping[str, tuple[str, ...]] = field(init=False)
+    """Rows that were not asked for, by experiment; of one that is left out whole all of them."""
 
     def __post_init__(self) -> None:
         if not self.seeds:
             raise UsageError("A study needs at least one seed.")
         extra = [own(spec) for spec in self.also]
         found = [experiment.with_methods(extra) for experiment in experiments(self.names, self.scale)]
-        object.__setattr__(self, "experiments", tuple(self._chosen(found)))
+        chosen = self._chosen(found)
+        object.__setattr__(self, "experiments", tuple(experiment for experiment in chosen if experiment.rows))
+        left = {
+            every.name: tuple(row.label for row in every.rows if row not in some.rows)
+            for every, some in zip(found, chosen, strict=True)
+        }
+        object.__setattr__(self, "left_out", {name: labels for name, labels in left.items() if labels})
 
     def _chosen(self, found: Sequence[Experiment]) -> list[Experiment]:
         rows = [row for experiment in found for row in experiment.rows]
@@ -65,11 +73,10 @@ class Study:
                 raise UsageError(f"No row is called {label!r}.{did_you_mean(label, list(labels))}")
         if not self.only:
             return list(found)
-        kept = [
+        return [
             dataclasses.replace(experiment, rows=tuple(row for row in experiment.rows if row.is_called(self.only)))
             for experiment in found
         ]
-        return [experiment for experiment in kept if experiment.rows]
 
     @property
     def title(self) -> str:
