@@ -12,7 +12,7 @@ from torch import nn
 
 from offramp import data
 from offramp.errors import UsageError
-from offramp.export import Int8, Parts, compared, note, onnx_file, parts, quantized, stages, uncertified
+from offramp.export import Int8, Parts, Stages, compared, onnx_file, parts, quantized, stages, uncertified
 from offramp.network import EarlyExitNet
 from offramp.policy import CERTIFICATE, EVERYBODY, Policy
 
@@ -81,7 +81,12 @@ def test_what_it_costs_is_measured(in_int8, parts_of_data, tmp_path) -> None:
     assert 0.8 < found.same_answer < 1  # it is not the same, and not something else
     assert abs(found.accuracy - found.accuracy_float32) < 5
     text = str(found)
-    for words in (f"{found.accuracy:.2f} % right", f"{found.same_exit:.1%} leave at the same exit", "MB (float32"):
+    for words in (
+        f"{found.accuracy:.2f} % right",
+        f"under softmax with thresholds ({policy.thresholds[0]:g}, ",
+        f"{found.same_exit:.1%} leave at the same exit",
+        "MB (float32",
+    ):
         assert words in text
 
 
@@ -135,7 +140,9 @@ def test_the_file_is_smaller_where_weights_are_most_of_it_and_nothing_is_touched
     images_SCHW = next(iter(parts_of_data.val.search.batches())).images_BCHW
     small = quantized(network, made, images_SCHW)
     assert made.stages[0].model.SerializeToString(deterministic=True) == before
-    found = compared(network, made, small, Policy((EVERYBODY,)), parts_of_data.test)
+    found = compared(network, made, small, None, parts_of_data.test)
+    assert (found.policy, found.accuracy) == (None, found.exits[-1])
+    assert " %) by the last exit, 100.0% leave" in str(found)
     assert found.bytes < 0.4 * found.bytes_float32
     files = [
         onnx_file(network, Policy((EVERYBODY,)), tmp_path / f"{one}", made=one_made).stat().st_size
@@ -147,28 +154,31 @@ def test_the_file_is_smaller_where_weights_are_most_of_it_and_nothing_is_touched
 def test_the_file_that_skips_in_int8(in_int8, parts_of_data, tmp_path) -> None:
     one, made = in_int8()
     policy = middling(one)
-    file = onnx_file(one.network, policy, tmp_path / "int8.onnx", made=made)
     found = compared(one.network, one.parts, made, policy, parts_of_data.test)
-    note(file, found)
+    file = onnx_file(one.network, policy, tmp_path / "int8.onnx", made=made, int8=found)
     texts = {text.key: text.value for text in onnx.load(file).metadata_props}
-    assert (
-        Int8(
-            **{
-                **json.loads(texts["int8"]),
-                **{k: tuple(json.loads(texts["int8"])[k]) for k in ("exits", "exits_float32")},
-            }
-        )
-        == found
-    )
-    assert texts["policy"]
+    assert json.loads(texts["int8"]) == as_json(found)
+    assert json.loads(texts["int8"])["policy"]["thresholds"] == json.loads(texts["policy"])["thresholds"]
     session = onnxruntime.InferenceSession(file)
     label, exit = session.run(["label", "exit"], {"images": one.images_SCHW.numpy()})
     before = policy.choose(one.logits_KSC, 10)
     same_S = (exit == before.exits_S.numpy()) & (label == before.labels_S.numpy())
     assert same_S.mean() == pytest.approx(found.same_answer, abs=2 / len(same_S))  # rows run together or alone
-    stages(one.network, tmp_path / "stages", made=made)
-    note(tmp_path / "stages", found)
-    assert json.loads((tmp_path / "stages" / "int8.json").read_text()) == json.loads(texts["int8"])
+
+
+def as_json(found: Int8):
+    return json.loads(json.dumps(dataclasses.asdict(found)))
+
+
+def test_a_folder_says_that_it_is_in_int8_and_no_more_when_it_is_not(in_int8, parts_of_data, tmp_path) -> None:
+    one, made = in_int8("by hand")
+    found = compared(one.network, one.parts, made, middling(one), parts_of_data.test)
+    folder = stages(one.network, tmp_path, made=made, int8=found).folder
+    assert Stages.load(folder).int8 == as_json(found) == json.loads((folder / "int8.json").read_text())
+    stages(one.network, tmp_path, made=one.parts)
+    assert Stages.load(folder).int8 is None
+    assert "int8" not in json.loads((folder / "stages.json").read_text())  # which older versions can read
+    assert not (folder / "int8.json").exists()
 
 
 def test_a_certificate_does_not_pass_on() -> None:

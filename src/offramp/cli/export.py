@@ -50,16 +50,7 @@ def export(
             network-int8.onnx or stages-int8.
         root: Folder that holds the data set's files; asked for only by --int8, and by runs that have no input.json.
     """
-    if to not in TARGETS:
-        raise UsageError(f"Unknown target {to!r}.{did_you_mean(to, TARGETS)}")
-    if compiled and to != "torch":
-        raise UsageError("--compiled is for --to torch; onnxruntime compiles by itself.")
-    if stages and to != "onnx":
-        raise UsageError("--stages is for --to onnx; --to torch always writes stages.")
-    if preprocess and (to != "onnx" or stages):
-        raise UsageError("--preprocess is for the one ONNX file; stages.json says how pixels become the input.")
-    if int8 and to != "onnx":
-        raise UsageError("--int8 is for --to onnx.")
+    _check(to, preprocess, stages, int8, compiled)
     from offramp import export as room
     from offramp.runs import load
 
@@ -75,15 +66,30 @@ def export(
         room.torch_packages(network, target, policy=found, inputs=inputs, image_shape=shape, compiled=compiled)
     elif stages:
         target = Path(out or folder / f"stages{suffix}")
-        room.stages(network, target, policy=found, inputs=inputs, image_shape=shape, made=made)
+        room.stages(network, target, policy=found, inputs=inputs, image_shape=shape, made=made, int8=measured)
     else:
         assert found is not None
         target = Path(out or folder / f"network{suffix}.onnx")
-        room.onnx_file(network, found, target, inputs=inputs, preprocess=preprocess, image_shape=shape, made=made)
+        room.onnx_file(
+            network, found, target, inputs=inputs, preprocess=preprocess, image_shape=shape, made=made, int8=measured
+        )
     if measured is not None:
-        room.note(target, measured)
         print(measured)
     print(target)
+
+
+def _check(to: str, preprocess: bool, stages: bool, int8: bool, compiled: bool) -> None:
+    """Refuse options that do not go together."""
+    if to not in TARGETS:
+        raise UsageError(f"Unknown target {to!r}.{did_you_mean(to, TARGETS)}")
+    if compiled and to != "torch":
+        raise UsageError("--compiled is for --to torch; onnxruntime compiles by itself.")
+    if stages and to != "onnx":
+        raise UsageError("--stages is for --to onnx; --to torch always writes stages.")
+    if preprocess and (to != "onnx" or stages):
+        raise UsageError("--preprocess is for the one ONNX file; stages.json says how pixels become the input.")
+    if int8 and to != "onnx":
+        raise UsageError("--int8 is for --to onnx.")
 
 
 def _in_int8(
@@ -91,7 +97,6 @@ def _in_int8(
 ) -> "tuple[Parts, Int8, Policy | None]":
     """The parts in int8, what that costs on the test set, and the policy, without what holds for float32 only."""
     from offramp import export as room
-    from offramp.policy import EVERYBODY, NOBODY, Policy
     from offramp.reports.bench_timing import pool
 
     data = _data(run, root, "offramp.export.quantized(network, offramp.export.parts(network), images).")
@@ -99,8 +104,7 @@ def _in_int8(
     print(f"Calibrating int8 on {calibration.name}, measuring it on {data.test.name}.", file=sys.stderr)
     made = room.parts(network, image_shape)
     small = room.quantized(network, made, pool(calibration, CALIBRATED_ON).images_SCHW)
-    full = Policy((*[NOBODY] * (network.num_exits - 1), EVERYBODY))
-    measured = room.compared(network, made, small, policy or full, data.test)
+    measured = room.compared(network, made, small, policy, data.test)
     bare = None if policy is None else room.uncertified(policy)
     if bare != policy:
         print("The certificate is of float32's answers and does not pass on to int8.", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Networks for other runtimes: ONNX and torch.export."""
 
-from offramp.export.int8 import Int8, compared, note, quantized, uncertified
+from offramp.export.int8 import Int8, compared, quantized, uncertified
 from offramp.export.one_file import onnx_file
 from offramp.export.packages import torch_packages
 from offramp.export.stage_files import ExitFile, StageFile, Stages, stages
@@ -14,7 +14,6 @@ __all__ = [
     "StageFile",
     "Stages",
     "compared",
-    "note",
     "onnx_file",
     "parts",
     "quantized",

@@ -5,7 +5,6 @@ quantised, tensors between the parts, each exit's last layer and all that makes 
 """
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,8 +20,7 @@ from offramp.data import Split
 from offramp.errors import UsageError
 from offramp.export.tracing import Part, Parts, quiet
 from offramp.network import EarlyExitNet
-from offramp.policy import CERTIFICATE, Policy
-from offramp.storage import write_atomically
+from offramp.policy import CERTIFICATE, EVERYBODY, NOBODY, Policy
 
 if TYPE_CHECKING:
     import onnx
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 IN_STAGES = ("Conv", "Gemm", "MatMul", "Relu", "Clip", "Concat", "MaxPool")
 IN_EXITS = ("Conv", "Relu", "Clip", "Concat", "MaxPool")  # an exit's Gemm gives the logits
 CHUNK = 32  # images run at a time
-NOTE = "int8"  # the name of what is written into files
 
 Carry = dict[str, NDArray[np.float32]]
 
@@ -46,6 +43,7 @@ class Int8:
         accuracy_float32: In float32.
         exits: Accuracy of each exit in int8, if it answered every image, in percent.
         exits_float32: In float32.
+        policy: Under which both answered: its `measure` and `thresholds`; None: the last exit answered every image.
         same_exit: Share of the images that leave at the same exit.
         same_answer: Share of those that leave at the same exit with the same class.
         bytes: Of all parts.
@@ -58,16 +56,22 @@ class Int8:
     accuracy_float32: float
     exits: tuple[float, ...]
     exits_float32: tuple[float, ...]
+    policy: Mapping[str, Any] | None
     same_exit: float
     same_answer: float
     bytes: int
     bytes_float32: int
 
     def __str__(self) -> str:
+        by = "by the last exit"
+        if self.policy is not None:
+            thresholds = ", ".join(f"{threshold:g}" for threshold in self.policy["thresholds"][:-1])
+            by = f"under {self.policy['measure']['name']} with thresholds ({thresholds})"
         return (
             f"int8 on {self.data}, {self.images:,} images: {self.accuracy:.2f} % right (float32 "
-            f"{self.accuracy_float32:.2f} %), {self.same_exit:.1%} leave at the same exit, {self.same_answer:.1%} with "
-            f"the same class; {self.bytes / 1e6:.2f} MB (float32 {self.bytes_float32 / 1e6:.2f} MB)"
+            f"{self.accuracy_float32:.2f} %) {by}, {self.same_exit:.1%} leave at the same exit, "
+            f"{self.same_answer:.1%} with the same class; {self.bytes / 1e6:.2f} MB (float32 "
+            f"{self.bytes_float32 / 1e6:.2f} MB)"
         )
 
 
@@ -102,26 +106,29 @@ def quantized(network: EarlyExitNet, made: Parts, images_SCHW: Tensor) -> Parts:
     return dataclasses.replace(made, stages=tuple(stages), exits=tuple(exits))
 
 
-def compared(network: EarlyExitNet, made: Parts, in_int8: Parts, policy: Policy, split: Split) -> Int8:
+def compared(network: EarlyExitNet, made: Parts, in_int8: Parts, policy: Policy | None, split: Split) -> Int8:
     """What int8 costs: both run on every image of a split by onnxruntime, answers taken as the policy says.
+
+    `onnx_file` and `stages` write it beside the parts in int8.
 
     Args:
         network: Whose parts these are.
         made: In float32.
         in_int8: The same, `quantized`.
-        policy: Found on float32's logits, and used for both.
+        policy: Found on float32's logits, and used for both; None: the last exit answers.
         split: Whose images neither scales nor thresholds have seen.
 
     Raises:
         UsageError: onnxruntime is not installed.
     """
+    used = policy or Policy((*[NOBODY] * (network.num_exits - 1), EVERYBODY))
     targets_S = torch.cat([batch.targets_B for batch in split.plain().batches()])
     columns = []
     for parts in (made, in_int8):
         logits = _chain(network, parts)
         logits_KSC = torch.cat([logits(batch.images_BCHW) for batch in split.plain().batches()], 1)
-        chosen = policy.choose(logits_KSC, network.num_classes)
-        _, labels_KS = policy.measure.over(logits_KSC, network.num_classes)
+        chosen = used.choose(logits_KSC, network.num_classes)
+        _, labels_KS = used.measure.over(logits_KSC, network.num_classes)
         exits = tuple(_percent(labels_S == targets_S) for labels_S in labels_KS)
         columns.append((chosen, exits, _bytes(parts)))
     (before, exits_float32, bytes_float32), (after, exits, size) = columns
@@ -133,6 +140,7 @@ def compared(network: EarlyExitNet, made: Parts, in_int8: Parts, policy: Policy,
         accuracy_float32=_percent(before.labels_S == targets_S),
         exits=exits,
         exits_float32=exits_float32,
+        policy=None if policy is None else {"measure": asdict(policy.measure), "thresholds": policy.thresholds},
         same_exit=same_exit_S.double().mean().item(),
         same_answer=(same_exit_S & (before.labels_S == after.labels_S)).double().mean().item(),
         bytes=size,
@@ -144,20 +152,6 @@ def uncertified(policy: Policy) -> Policy:
     """The policy without its certificate, which is of float32's answers and says nothing of int8's."""
     found = {name: value for name, value in policy.found.items() if name != CERTIFICATE}
     return dataclasses.replace(policy, found=found)
-
-
-def note(path: str | Path, found: Int8) -> None:
-    """Write what was found to what was exported: into the metadata of a file, into a folder as `int8.json`."""
-    import onnx
-
-    place = Path(path).expanduser()
-    if place.is_dir():
-        write_atomically(place / f"{NOTE}.json", (json.dumps(asdict(found), indent=1) + "\n").encode())
-        return
-    model = onnx.load(place)
-    texts = {**{one.key: one.value for one in model.metadata_props}, NOTE: json.dumps(asdict(found))}
-    onnx.helper.set_model_props(model, texts)
-    write_atomically(place, model.SerializeToString(deterministic=True))
 
 
 def _runtime() -> Any:

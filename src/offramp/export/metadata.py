@@ -10,6 +10,7 @@ from dataclasses import asdict
 import offramp
 from offramp.data import Inputs
 from offramp.evaluation.certify import Certificate
+from offramp.export.int8 import Int8
 from offramp.network import EarlyExitNet
 from offramp.policy import NOBODY, Policy
 from offramp.storage import weights_hash
@@ -28,12 +29,13 @@ def metadata(
     image_shape: Sequence[int],
     inputs: Inputs | None,
     preprocess: bool,
+    int8: Int8 | None,
 ) -> dict[str, str]:
     """Texts by name; lists and dictionaries are JSON.
 
     Always `offramp` (the version), `weights` (their hash), `how_to_call`, `policy` (thresholds, measure, found). Where
     they are known `classes`, `input` (image_shape, mean, std, resizing), `certificate` (in words), `origin` and
-    `licence` (of the trunk's weights).
+    `licence` (of the trunk's weights). Of a file in 8 bits `int8`, what that costs; `weights` are the network's still.
     """
     texts = {
         "offramp": offramp.__version__,
@@ -47,6 +49,8 @@ def metadata(
     certificate = Certificate.of(policy)
     if certificate is not None:
         texts["certificate"] = str(certificate)
+    if int8 is not None:
+        texts["int8"] = json.dumps(asdict(int8))
     origin = network.origin
     if origin is not None:
         texts["origin"] = json.dumps(origin, sort_keys=True)

@@ -15,6 +15,7 @@ import numpy as np
 from offramp.data import Inputs
 from offramp.errors import UsageError
 from offramp.export.graph import Graph, content
+from offramp.export.int8 import Int8
 from offramp.export.metadata import metadata
 from offramp.export.pixels import PIXELS, prepare
 from offramp.export.reading import Read, read
@@ -41,6 +42,7 @@ def onnx_file(
     preprocess: bool = False,
     image_shape: Sequence[int] | None = None,
     made: Parts | None = None,
+    int8: Int8 | None = None,
 ) -> Path:
     """Write one ONNX file that answers as `Engine(network, policy)` does, and skips as much.
 
@@ -60,6 +62,7 @@ def onnx_file(
             `Inputs.read` by rounding: at most 1 of 255 where an image shrinks, 2 where it grows.
         image_shape: `(C, H, W)`, where the network does not say it.
         made: The network's `parts`, where they are there already.
+        int8: What was found of them, where they are `quantized`: for the metadata.
 
     Returns:
         The file's path.
@@ -76,7 +79,7 @@ def onnx_file(
         raise UsageError(
             f"`inputs` makes images of shape {inputs.image_shape}; the network is for {split.image_shape}."
         )
-    texts = metadata(network, policy, split.image_shape, inputs, preprocess)
+    texts = metadata(network, policy, split.image_shape, inputs, preprocess, int8)
     model = joined(split, network, policy, inputs if preprocess else None, texts)
     file = Path(path).expanduser()
     write_atomically(file, model.SerializeToString(deterministic=True))

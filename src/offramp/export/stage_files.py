@@ -13,6 +13,7 @@ from typing import Any
 import offramp
 from offramp.data import Inputs
 from offramp.errors import OfframpError, UsageError
+from offramp.export.int8 import Int8
 from offramp.export.tracing import Parts, parts
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
@@ -20,7 +21,7 @@ from offramp.runs import read_json
 from offramp.storage import weights_hash, write_atomically
 
 FORMAT = 1  # of the folder
-FILE = "stages.json"
+FILE, INT8 = "stages.json", "int8.json"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Stages:
         num_classes: N.
         damping: Whether the last output of each exit is the damping neuron.
         image_shape: `(C, H, W)` of the images that the first stage takes, normalised as in training.
-        weights: Hash of the network's weights (`storage.weights_hash`).
+        weights: Hash of the network's weights (`storage.weights_hash`), in float32 whatever the files are in.
         stages: K of them.
         exits: K of them; logits `[B, N]`, or `[B, N + 1]` with the damping neuron.
         offramp: The version that wrote it.
@@ -63,6 +64,7 @@ class Stages:
         policy: Who leaves where, the fields of a `Policy`; or None.
         origin: Where the trunk's weights come from (`EarlyExitNet.origin`); or None.
         licence: Of those weights; or None.
+        int8: Of files in 8 bits what that costs, the fields of an `Int8`; None: they are in float32.
     """
 
     folder: Path
@@ -78,6 +80,7 @@ class Stages:
     policy: Mapping[str, Any] | None = None
     origin: Mapping[str, Any] | None = None
     licence: str | None = None
+    int8: Mapping[str, Any] | None = None
 
     @property
     def num_exits(self) -> int:
@@ -85,14 +88,22 @@ class Stages:
         return len(self.stages)
 
     def write(self, contents: Iterable[bytes]) -> None:
-        """Write stage 1, exit 1, stage 2 and so on, and `stages.json` last: with it the folder is whole."""
-        if (self.folder / FILE).is_file():
-            (self.folder / FILE).unlink()
+        """Write stage 1, exit 1, stage 2 and so on, and `stages.json` last: with it the folder is whole.
+
+        What `stages.json` says of int8 stands in `int8.json` too, where there is anything to say.
+        """
+        for file in (FILE, INT8):
+            if (self.folder / file).is_file():
+                (self.folder / file).unlink()
         files = [file for one, other in zip(self.stages, self.exits, strict=True) for file in (one.file, other.file)]
         for file, content in zip(files, contents, strict=True):
             write_atomically(self.folder / file, content)
         described = {"format": FORMAT, **asdict(self)}
         del described["folder"]
+        if self.int8 is None:
+            del described["int8"]
+        else:
+            write_atomically(self.folder / INT8, (json.dumps(self.int8, indent=1) + "\n").encode())
         write_atomically(self.folder / FILE, (json.dumps(described, indent=1) + "\n").encode())
 
     @classmethod
@@ -109,9 +120,8 @@ class Stages:
         content = read_json(path / FILE)
         if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
             raise UsageError(f"{path} was written by a newer offramp (stages format {content['format']}). Update it.")
-        if not isinstance(content, dict) or content.keys() != {"format", *(one.name for one in fields(cls))} - {
-            "folder"
-        }:
+        known = {"format", *(one.name for one in fields(cls))} - {"folder"}
+        if not isinstance(content, dict) or not known - {"int8"} <= content.keys() <= known:
             raise OfframpError(f"{path / FILE} is damaged: it is not what `offramp export` writes there.")
         del content["format"]
         try:
@@ -155,6 +165,7 @@ def stages(
     inputs: Inputs | None = None,
     image_shape: Sequence[int] | None = None,
     made: Parts | None = None,
+    int8: Int8 | None = None,
 ) -> Stages:
     """Write each stage and each exit as an ONNX file, and `stages.json`; files that are there are replaced.
 
@@ -168,6 +179,7 @@ def stages(
         inputs: How an image becomes the input, and the names of the classes, likewise.
         image_shape: `(C, H, W)`, where the network does not say it.
         made: The network's `parts`, where they are there already.
+        int8: What was found of them, where they are `quantized`; `stages.json` carries it.
 
     Raises:
         UsageError: ONNX is not installed, a part that cannot be traced or uses an operator that ONNX lacks (named), no
@@ -176,7 +188,7 @@ def stages(
     check_policy(network, policy)
     split = made or parts(network, image_shape)
     names = [(stage.inputs, stage.outputs) for stage in split.stages]
-    described = describe(network, Path(folder), split.image_shape, names, "onnx", policy, inputs)
+    described = describe(network, Path(folder), split.image_shape, names, "onnx", policy, inputs, int8)
     in_turn = itertools.chain.from_iterable(zip(split.stages, split.exits, strict=True))
     described.write([part.model.SerializeToString(deterministic=True) for part in in_turn])
     return described
@@ -190,6 +202,7 @@ def describe(
     ending: str,
     policy: Policy | None,
     inputs: Inputs | None,
+    int8: Int8 | None = None,
 ) -> Stages:
     """What `stages.json` is to say of a network; nothing is written.
 
@@ -213,6 +226,7 @@ def describe(
         policy=None if policy is None else asdict(policy),
         origin=origin,
         licence=None if origin is None else origin.get("licence"),
+        int8=None if int8 is None else asdict(int8),
     )
 
 
