@@ -1,5 +1,7 @@
 """Where a model can be cut, and what it says where it cannot."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -72,6 +74,11 @@ def test_auto_takes_single_tensors_near_the_shares() -> None:
     assert network.origin["at"] == [site.name for site in found.near_shares([0.3, 0.6])]
 
 
+def test_a_single_share_is_a_list_of_one() -> None:
+    one, listed = (attach(Net(), at, image_shape=SHAPE).origin for at in (0.5, [0.5]))
+    assert one == listed
+
+
 def test_a_cut_carries_what_is_read_later_and_the_exit_reads_what_the_module_gives() -> None:
     site = sites(Net()).find(["b.one"])[0]
     assert site.carry == ((8, 8, 8), (8, 8, 8))
@@ -96,12 +103,16 @@ def test_a_cut_carries_what_is_read_later_and_the_exit_reads_what_the_module_giv
         (["unused"], "cannot be cut after unused: it is not called by itself"),
         ([], "names no module"),
         ([3], "must be 'auto', names of modules or shares"),
+        (3, "must be 'auto', names of modules or shares of the operations, not 3"),
+        (True, "must be 'auto', names of modules or shares of the operations, not True"),
+        (None, "must be 'auto', names of modules or shares of the operations, not None"),
+        (1.5, "must rise between 0 and 1"),
         ([0.5, 0.2], "must rise between 0 and 1"),
         ([1.5], "must rise between 0 and 1"),
         ([k / 100 for k in range(1, 100)], "too few for exits"),
     ],
 )
-def test_what_is_no_cut_is_refused_in_one_line(at: list[str], message: str) -> None:
+def test_what_is_no_cut_is_refused_in_one_line(at: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         attach(Net(), at, image_shape=SHAPE)
     assert "\n" not in str(caught.value)

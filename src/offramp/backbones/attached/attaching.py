@@ -43,7 +43,7 @@ def attach(
         model: A classifier, images `[B, channels, H, W]` to logits `[B, N]`. It is left as it is.
         at: Names of modules, in the order in which they run: a stage ends after each (all its calls), with an exit.
             Or shares of the operations, such as `[0.25, 0.5, 0.75]`, which is what `auto` stands for: near each, a cut
-            with a small carry is taken.
+            with a small carry is taken. A single share is a list of one.
         num_classes: N. The model's own head is kept if it has as many; else its last Linear gets fresh weights.
         damping: Whether each exit has the damping neuron. The last exit's starts with weights and bias of zero: its
             class logits are the model's, but its share of the softmax, which counts as "not sure", is not zero. A last
@@ -113,7 +113,7 @@ def choose(sites: Sites, at: At) -> list[Site]:
     """The sites that `at` stands for (see `attach`)."""
     if isinstance(at, str):
         return sites.near_shares(AUTO) if at == "auto" else sites.find(at.split(","))
-    given: list[Any] = list(at)
+    given: list[Any] = list(at) if isinstance(at, Sequence) else [at]
     if not given:
         raise UsageError("`at` names no module to cut after; name one, or write at=auto.")
     if all(isinstance(entry, float) for entry in given):

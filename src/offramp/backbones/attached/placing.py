@@ -26,7 +26,7 @@ from offramp.network import EarlyExitNet
 AUTO = (0.25, 0.5, 0.75)  # shares of the operations at which `auto` looks for exits
 WINDOW = 0.1  # how far from a share, at most, it looks for a smaller carry
 MAX_CARRY = 8  # tensors
-At = Literal["auto"] | str | Sequence[str] | Sequence[float]
+At = Literal["auto"] | str | float | Sequence[str] | Sequence[float]
 
 
 @dataclass(frozen=True)
