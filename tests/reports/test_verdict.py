@@ -135,14 +135,25 @@ def check(found: Verdict, run: Path) -> None:
     assert found.conclusion == conclude(found.comparisons, rivals, found.images)
 
 
-def test_without_training_it_says_what_is_missing(run: Path) -> None:
+def test_without_training_it_says_what_is_missing(run: Path, monkeypatch) -> None:
+    """And which forms some networks could not be run in: here all smaller ones, in any but the first."""
+
+    def refuse(network: EarlyExitNet, *_: Any) -> None:
+        raise UsageError("It cannot be exported.")
+
+    monkeypatch.setattr("offramp.reports.bench_timing.program", refuse)
     prefixes(run).train(1, 0)
     Policy((0.3, -1e8)).save(run / "policy.json")
     found = verdict(run, train=False, **QUICK)
     assert found.missing == (2,)
     assert "early exits, policy.json" in {one.name for one in found.contenders}
     assert found.conclusion.answer != "yes"
-    assert "Missing: the smaller networks up to exit 2, trained alone." in (run / "verdict.html").read_text()
+    page = (run / "verdict.html").read_text()
+    assert "Missing: the smaller networks up to exit 2, trained alone." in page
+    assert found.left_out
+    assert all("exit 1 trained alone (It cannot be exported)." in said for said in found.left_out)
+    assert page.count("(It cannot be exported).") == len(found.left_out)
+    assert read_json(run / "verdict.json")["left_out"] == list(found.left_out)
     assert not (run / "verdict" / "prefix-2").exists()
 
 

@@ -6,6 +6,7 @@ K exits, S images. A rival is the network cut at one exit: straight to it for ev
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from offramp.engine.sessions import program
 from offramp.engine.timing import ratio, take_turns
 from offramp.engine.tune import STREAM_BATCH
 from offramp.engine.tuning import STREAM
+from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record
 from offramp.policy import Policy
 from offramp.reports.bench_figures import Account, Accuracy, Mode, Speed, account, accuracy, latency, to_measured
@@ -134,13 +136,18 @@ class Rivals:
     Args:
         engine: Tuned.
         forms: Forms to try beside the engine's own.
+
+    Attributes:
+        refused: Forms that the network cannot be run in, and why.
     """
 
     def __init__(self, engine: Engine, forms: Sequence[Form]) -> None:
-        self.engine = engine
-        own = engine.program
-        others = [form for form in forms if form != own.form]
-        self.programs = [own, *(program(engine.network, form, engine.device) for form in others)]
+        self.engine, self.programs = engine, [engine.program]
+        self.refused: dict[Form, str] = {}
+        for form in forms:
+            if form != engine.program.form:
+                with self._noting(form):
+                    self.programs.append(program(engine.network, form, engine.device))
 
     def fastest(self, feed: Feed) -> list[Straight]:
         """A rival per exit for images fed so: all in the form that is best for the last, each in its best chunk."""
@@ -151,6 +158,8 @@ class Rivals:
     def _fastest(self, exit: int, programs: Sequence[Program], feed: Feed) -> Straight:
         largest = max(map(len, feed.offers))
         chunks = [*([] if feed.name == STREAM else [None]), *(chunk for chunk in CHUNKS if chunk < largest)]
+        if len(programs) > 1:
+            programs = self._that_run(programs, exit, feed) or programs
         tried = {
             str(number): Straight(program, self.engine.policy, exit, chunk)
             for number, (program, chunk) in enumerate((program, chunk) for program in programs for chunk in chunks)
@@ -160,6 +169,23 @@ class Rivals:
         turns = {name: Turn(_calls(straight, feed.offers), self.engine.wait) for name, straight in tried.items()}
         seconds = take_turns(turns, TRIALS, warmup=1)
         return tried[min(seconds, key=lambda name: median(seconds[name]))]
+
+    def _that_run(self, programs: Sequence[Program], exit: int, feed: Feed) -> list[Program]:
+        """The programs that answer an image: what is compiled is, by some forms, only at the first call."""
+        found = []
+        for one in programs:
+            with self._noting(one.form):
+                Straight(one, self.engine.policy, exit, None)(feed.offers[0][:1])
+                found.append(one)
+        return found
+
+    @contextmanager
+    def _noting(self, form: Form) -> Iterator[None]:
+        """Go on where the form cannot be had: other forms can."""
+        try:
+            yield
+        except (UsageError, OfframpError) as error:
+            self.refused[form] = str(error)
 
 
 class Fed:

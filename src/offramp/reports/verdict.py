@@ -29,7 +29,7 @@ from offramp.reports.verdict_conclusion import conclude
 from offramp.reports.verdict_figures import Contender, Verdict
 from offramp.reports.verdict_page import verdict_page
 from offramp.reports.verdict_prefixes import Prefixes, in_words
-from offramp.reports.verdict_timing import Early, Single, feeds_of, policies_for, rough_ms, timed
+from offramp.reports.verdict_timing import Early, Single, feeds_of, left_out, policies_for, rough_ms, timed
 from offramp.runs import RunFolder
 from offramp.storage import write_atomically
 
@@ -70,6 +70,7 @@ class Measured(NamedTuple):
     form: str
     wrong: int
     images: int
+    left_out: tuple[str, ...]
 
 
 def verdict(
@@ -174,6 +175,7 @@ def verdict(
         form=measured.form,
         trained=prefixes.words() if alone else (),
         wrong=measured.wrong,
+        left_out=measured.left_out,
     )
     return _written(found)
 
@@ -281,7 +283,8 @@ def _measured(
     forms = (tuning.form, *(t.form for t in tuning.forms if t.admitted and t.form != tuning.form))
     feeds = feeds_of(parts.test, timing.batch_size, timing.images, timing.rounds)
     cuts = _cuts(known)
-    ways = [(one, one.fastest(feeds[0], forms, engine.program.device)) for one in (*cuts, *alone)]
+    tried = [(one, one.fastest(feeds[0], forms, engine.program.device)) for one in (*cuts, *alone)]
+    ways = [(one, way.straight) for one, way in tried]
     rough = rough_ms([way for _, way in ways[: len(cuts)]], feeds[0], engine.wait)
     targets = {f"for the time of exit {k}": ms for k, ms in enumerate(rough, 1) if k > 1}
     exit_ms = tuning.exit_ms[str(timing.batch_size)]
@@ -296,7 +299,7 @@ def _measured(
         early.append(Early(f"early exits {name}", other))
     timing.note(f"Timing {len(early) + len(ways)} contenders in turns.")
     contenders, wrong = timed(early, ways, feeds, timing.rounds, known.test, known.search)
-    return Measured(contenders, str(tuning.form), wrong, feeds[0].images)
+    return Measured(contenders, str(tuning.form), wrong, feeds[0].images, left_out(tried))
 
 
 def _written(found: Verdict) -> Verdict:

@@ -167,6 +167,7 @@ class Verdict:
         form: How the engine runs the network's modules.
         trained: How the smaller networks were trained, in sentences.
         wrong: Answers, of those timed, that rounding does not explain: 0, or something is broken.
+        left_out: Forms that some smaller networks could not be run in, in sentences.
         written: Files.
     """
 
@@ -189,6 +190,7 @@ class Verdict:
     form: str
     trained: tuple[str, ...]
     wrong: int
+    left_out: tuple[str, ...] = ()
     written: tuple[Path, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
@@ -217,4 +219,5 @@ class Verdict:
             "form": self.form,
             "trained": list(self.trained),
             "wrong": self.wrong,
+            "left_out": list(self.left_out),
         }

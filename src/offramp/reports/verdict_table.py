@@ -75,6 +75,7 @@ def remarks(verdict: Verdict) -> Iterator[str]:
         "has to hold against those best on the test images as well. Times are medians of rounds (90 % interval)."
     )
     yield from verdict.trained
+    yield from verdict.left_out
     if verdict.missing:
         exits = ", ".join(map(str, verdict.missing))
         yield f"Missing: the smaller networks up to exit {exits}, trained alone. Without --no-train they are trained."

@@ -7,9 +7,10 @@ the spread over rounds holds that too. K exits, S images.
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +18,10 @@ from torch import Tensor
 from offramp.costs import Cost, cost
 from offramp.data import Split
 from offramp.engine import Engine, Form, Straight, agreement
+from offramp.engine.form import PLAIN
 from offramp.engine.rows import joined
 from offramp.engine.timing import take_turns
+from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, policy_for
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, Measure, Policy
@@ -26,6 +29,13 @@ from offramp.reports.bench_timing import STREAM_BYTES, TRIALS, Feed, Pool, Rival
 from offramp.reports.verdict_figures import Contender, Kind
 
 ALL = Policy((EVERYBODY,))  # of a network with one exit; how confidence is read changes no answer
+
+
+class Way(NamedTuple):
+    """How a network is run straight, and forms that it could not be run in, with the reasons."""
+
+    straight: Straight
+    refused: Mapping[Form, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,11 +62,25 @@ class Single:
         """Of each image the share of the networks that answer it rightly."""
         return torch.stack([right(ALL, record, 0).double() for record in records]).mean(0)
 
-    def fastest(self, feed: Feed, forms: Sequence[Form], device: torch.device) -> Straight:
-        """The way to run it that is fastest on this feed, among forms and numbers of images at a time."""
-        network = self.networks[0].to(device)
-        own = Engine(network, ALL, form=forms[0])
-        return Rivals(own, forms).fastest(feed)[0]
+    def fastest(self, feed: Feed, forms: Sequence[Form], device: torch.device) -> Way:
+        """The way to run it that is fastest on this feed, among forms and numbers of images at a time.
+
+        A form in which the engine's network is run may be none for this one: then it is left out; where none is left,
+        the network is run as it is.
+        """
+        network, refused = self.networks[0].to(device), dict[Form, str]()
+        for form in forms:
+            try:
+                own = Engine(network, ALL, form=form)
+                own(feed.offers[0][:1])  # some of what can fail is done at the first call
+                break
+            except (UsageError, OfframpError) as error:
+                refused[form] = str(error)
+        else:
+            own = Engine(network, ALL, form=PLAIN)
+        rivals = Rivals(own, [form for form in forms if form not in refused])
+        straight = rivals.fastest(feed)[0]
+        return Way(straight, {**refused, **rivals.refused})
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +89,19 @@ class Early:
 
     name: str
     engine: Engine
+
+
+def left_out(found: Iterable[tuple[Single, Way]]) -> tuple[str, ...]:
+    """A sentence for each form that some networks could not be run in."""
+    names: dict[tuple[Form, str], list[str]] = {}
+    for one, way in found:
+        for form, reason in way.refused.items():
+            lines = reason.strip().splitlines() or ["no reason was given"]
+            names.setdefault((form, lines[0].rstrip(".")), []).append(one.name)
+    return tuple(
+        f"Not run in the form {form}, although the engine's network can be: {', '.join(who)} ({reason})."
+        for (form, reason), who in names.items()
+    )
 
 
 def feeds_of(test: Split, batch_size: int, limit: int | None, rounds: int) -> tuple[Feed, ...]:
