@@ -80,3 +80,44 @@ def test_what_is_found(tmp_path: Path, manifest) -> None:
     newer.save(tmp_path / "newer" / "a.json")
     with pytest.raises(OfframpError, match="newer offramp"):
         find([tmp_path / "newer"])
+
+
+def test_what_is_no_json_is_passed_over_with_a_note(tmp_path: Path, manifest, capsys) -> None:
+    """A folder of somebody else's may hold anything."""
+    manifest(Run(), [70.0]).save(tmp_path / "z.json")
+    (tmp_path / "a.json").write_text('{"format": 1, "hash": ')
+    (tmp_path / "b.json").write_bytes(b"\xff\xfe")
+    (tmp_path / "c.json").mkdir()
+    assert set(find([tmp_path])) == set(find([tmp_path])) == {run_hash(Run())}
+    notes = capsys.readouterr().err.splitlines()
+    assert len(notes) == 3  # once each
+    for name, note in zip("abc", notes, strict=True):
+        assert note.startswith("offramp: Passed over, as no manifest: ")
+        assert f"{tmp_path / name}.json" in note
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "fault"),
+    [
+        (("timing",), None, "timing is null"),
+        (("timing", "seconds"), "long", 'timing.seconds is "long"'),
+        (("exits", 0, "top1"), ..., "exits[0].top1 is missing"),
+        (("exits", 0, "train"), {}, "exits[0].train.nll is missing"),
+        (("made_by", "git"), "x", 'made_by.git is "x"'),
+        (("starts",), [{}], "starts[0].device is missing"),
+        (("format",), "1", 'format is "1"'),
+    ],
+)
+def test_a_damaged_manifest_is_an_error(tmp_path: Path, manifest, where, value, fault) -> None:
+    made = manifest(Run(), [70.0])
+    at = made.values
+    for key in where[:-1]:
+        at = at[key]
+    if value is ...:
+        del at[where[-1]]
+    else:
+        at[where[-1]] = value
+    made.save(tmp_path / "a.json")
+    with pytest.raises(OfframpError) as error:
+        find([tmp_path])
+    assert str(error.value) == f"The manifest {tmp_path / 'a.json'} is damaged: {fault}. Restore it, or move it away."

@@ -4,8 +4,10 @@ K exits. A manifest says which configuration, data and versions gave its figures
 and on several machines: whoever has the manifest needs the run no more.
 """
 
+import functools
 import itertools
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,23 @@ from offramp.storage import write_atomically
 
 FORMAT = 1
 _START = ("offramp", "torch", "torchvision", "numpy", "python", "device", "threads")  # what may change what comes out
+_MADE_BY = {"device": str, "threads": int}
+_SHAPE = {  # what pages read of a manifest, see `_fault`
+    "format": int,
+    "name": str,
+    "hash": str,
+    "run": {"training": {"seed": int}},
+    "images": {"train": str, "test": str},
+    "weights": str,
+    "made_by": {**_MADE_BY, "git": ({"commit": str},)},
+    "timing": {"seconds": float, "jobs": int},
+    "exits": [
+        {"operations": float, "top1": float, "damping": (float,), "train": ({"nll": float, "damping": (float,)},)}
+    ],
+    "best_epoch": ({"epoch": int, "top1": [float]},),
+    "budgeted": ([[float]],),
+}
+_MORE = {"starts": [_MADE_BY]}  # where they are there
 
 
 @dataclass(frozen=True)
@@ -143,7 +162,10 @@ def _timing(folder: RunFolder, run: Run) -> dict[str, float]:
 def find(folders: Iterable[Path]) -> dict[str, Manifest]:
     """The manifests in these folders and below, by hash; of several of one run the first that is found.
 
-    Files that are no manifests are passed over, those of a newer format refused.
+    Files that are no manifests are passed over, with a note those that are not even JSON.
+
+    Raises:
+        OfframpError: A manifest that is damaged, or of a newer format.
     """
     found: dict[str, Manifest] = {}
     for folder in folders:
@@ -155,9 +177,40 @@ def find(folders: Iterable[Path]) -> dict[str, Manifest]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    values = read_json(path)
-    if not isinstance(values, dict) or not {"format", "hash", "run", "timing"} <= values.keys():
+    try:
+        values = read_json(path)
+    except (OfframpError, OSError) as error:
+        _note(f"Passed over, as no manifest: {error}")
         return None
-    if values["format"] > FORMAT:
+    if not isinstance(values, dict) or not {"format", "hash", "run"} <= values.keys():
+        return None
+    if type(values["format"]) is int and values["format"] > FORMAT:
         raise OfframpError(f"{path} was written by a newer offramp. Update offramp.")
+    fault = _fault(values, {**_SHAPE, **{key: shape for key, shape in _MORE.items() if key in values}}, "")
+    if fault is not None:
+        raise OfframpError(f"The manifest {path} is damaged: {fault}. Restore it, or move it away.")
     return values
+
+
+@functools.cache  # a command looks for manifests more than once, and says it once
+def _note(text: str) -> None:
+    print(f"offramp: {text}", file=sys.stderr)
+
+
+def _fault(value: Any, shape: Any, where: str) -> str | None:
+    """What is wrong with a JSON value; a shape is a type, a dict or list of shapes, or in a tuple if null will do."""
+    if isinstance(shape, tuple):
+        return None if value is None else _fault(value, shape[0], where)
+    parts: Iterable[tuple[Any, Any, str]] = ()
+    kind = type(shape) if isinstance(shape, (dict, list)) else (int, float) if shape is float else shape
+    if not isinstance(value, kind):
+        return f"{where} is {json.dumps(value)[:40]}"
+    if isinstance(shape, dict):
+        names = {key: f"{where}.{key}".lstrip(".") for key in shape}
+        missing = [name for key, name in names.items() if key not in value]
+        if missing:
+            return f"{missing[0]} is missing"
+        parts = ((value[key], inner, names[key]) for key, inner in shape.items())
+    elif isinstance(shape, list):
+        parts = ((one, shape[0], f"{where}[{number}]") for number, one in enumerate(value))
+    return next((fault for part in parts if (fault := _fault(*part)) is not None), None)
