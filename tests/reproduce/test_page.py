@@ -132,6 +132,24 @@ def test_the_head_says_what_is_left_out(study) -> None:
     assert "Shown is only seed 1; runs of seeds 0, 2 are done, too.\n" in head
 
 
+def test_rows_that_were_not_run_are_one_line(study) -> None:
+    """What there is stays legible beside a league of which little is done."""
+    made = study(POCKET, "league")
+    rows = made.experiments[0].rows
+    for path in (made.out / "manifests").iterdir():
+        if path.stem not in {run_name(row.with_seed(1)) for row in rows[:3]}:
+            path.unlink()
+    html, text = write(made)
+    assert f"\nNot run: {'; '.join(row.label for row in rows[3:])}.\n" in text.read_text()
+    for page in (html.read_text(), text.read_text()):
+        assert page.count("missing") == 3  # seed 0 of the rows that are there
+        assert page.count("offramp train") == 3
+        assert page.count("DFS") == 1
+    found = Links()
+    found.feed(html.read_text())
+    assert {to[1:] for to in found.to if to.startswith("#")} <= found.ids
+
+
 def test_what_a_run_was_made_with(study, manifest) -> None:
     """The commit is that of the folder the command was given in, and says nothing where there were changes."""
     made = study(POCKET, "table8", seeds=1)
@@ -171,6 +189,9 @@ def test_a_page_of_nothing_and_of_some(study, tmp_path) -> None:
     _, text = write(empty)
     assert "0 of 10 runs are done" in text.read_text()
     assert "## Verdicts" not in text.read_text()
+    assert "\nNot run: MSDNet; WPN; Damping; + Power-sqrt; + Dynamic.\n" in text.read_text()
+    assert "| – |" not in text.read_text()
+    assert "missing" not in text.read_text()
     one = study(POCKET, "table1", seeds=1)
     more = dataclasses.replace(one, seeds=(0, 1, 2))
     _, text = write(more)

@@ -18,7 +18,7 @@ from offramp.reproduce.plots import draw
 from offramp.reproduce.results import Results, manifest_of, measured
 from offramp.reproduce.scales import Scale
 from offramp.reproduce.study import Study, distinct
-from offramp.reproduce.tables import Cell, Table, anchor, claims_table, tables
+from offramp.reproduce.tables import Cell, Table, anchor, claims_table, not_run, tables
 from offramp.storage import write_atomically
 
 HOW_TO_READ = (
@@ -43,7 +43,7 @@ class Section:
     Attributes:
         name: Of the experiment.
         title: What it shows.
-        expect: What the paper leads one to expect, and what is a choice of ours.
+        expect: What the paper leads one to expect, and what is a choice of ours; in a line of its own what is missing.
         tables: Ours, and the paper's.
         plot: Its figure, as an element of the page.
         no_plot: Why there is none although there should be.
@@ -151,6 +151,9 @@ def _unlike(scale: Scale) -> str:
 
 def _section(experiment: Experiment, results: Results, study: Study) -> Section:
     expect = f"The paper: {' '.join((EXPERIMENTS[experiment.name].__doc__ or '').split())}"
+    missing = not_run(experiment, results)
+    if missing:
+        expect += f"\n\nNot run: {'; '.join(missing)}."
     plot, no_plot = None, ""
     if experiment.shows in ("threshold", "budgeted"):
         if figures.available():
@@ -163,7 +166,7 @@ def _section(experiment: Experiment, results: Results, study: Study) -> Section:
 
 
 def _made(study: Study, manifests: Mapping[str, Manifest]) -> list[Made]:
-    """Every distinct configuration with its command and manifests."""
+    """Every distinct configuration of which something was run, with its command and manifests."""
     labels: dict[str, list[str]] = {}
     for experiment in study.experiments:
         for row in experiment.rows:
@@ -176,6 +179,8 @@ def _made(study: Study, manifests: Mapping[str, Manifest]) -> list[Made]:
             manifest = manifest_of(run, manifests)
             where = "" if manifest is None else Path(os.path.relpath(manifest.path, study.out)).as_posix()
             runs.append((run_name(run), where, "missing" if manifest is None else _facts(manifest)))
+        if not any(where for _, where, _ in runs):
+            continue
         title = "; ".join(labels[anchor(row)])
         made.append(Made(anchor(row), title, command(row.run, f"runs/{run_name(row.run)}"), tuple(runs)))
     return made

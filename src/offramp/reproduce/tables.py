@@ -60,21 +60,31 @@ def anchor(row: Row) -> str:
 
 
 def tables(experiment: Experiment, results: Results) -> list[Table]:
-    """The tables of an experiment: ours, and the paper's beside it."""
-    made = [_accuracy(experiment, results)]
+    """The tables of an experiment: ours of the rows that were run, and the paper's beside it."""
+    rows = tuple(row for row in experiment.rows if results.of(experiment.name, row.label))
+    return (_ours(experiment, rows, results) if rows else []) + _published(experiment, results)
+
+
+def not_run(experiment: Experiment, results: Results) -> list[str]:
+    """The rows that no run exists of."""
+    return [row.label for row in experiment.rows if not results.of(experiment.name, row.label)]
+
+
+def _ours(experiment: Experiment, rows: Sequence[Row], results: Results) -> list[Table]:
+    made = [_accuracy(experiment, rows, results)]
     if experiment.shows == "damping":
         made += [
-            _by_exit(experiment, results, "damping", "F[N+1] on test images", 4),
-            _by_exit(experiment, results, "damping-train", "F[N+1] on training images, with test transforms", 4),
+            _by_exit(experiment, rows, results, "damping", "F[N+1] on test images", 4),
+            _by_exit(experiment, rows, results, "damping-train", "F[N+1] on training images, with test transforms", 4),
         ]
     if experiment.shows == "threshold":
-        made.append(_by_exit(experiment, results, "train-nll", "Loss converged to: nats on training images", 4))
+        made.append(_by_exit(experiment, rows, results, "train-nll", "Loss converged to: nats on training images", 4))
     if experiment.shows == "budgeted":
-        made.append(_budgeted(experiment, results))
-    return made + _published(experiment, results)
+        made.append(_budgeted(experiment, rows, results))
+    return made
 
 
-def _accuracy(experiment: Experiment, results: Results) -> Table:
+def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) -> Table:
     """Accuracy of every exit, their mean, its paired difference to the first row, time."""
     first = experiment.rows[0]
     num_exits = _num_exits(experiment, results)
@@ -83,7 +93,7 @@ def _accuracy(experiment: Experiment, results: Results) -> Table:
     head = ("", *_exit_names(num_exits), *means, f"against {first.label}, paired", "n", "training time")
     clocks = _clocks(experiment, results)
     rows = []
-    for row in experiment.rows:
+    for row in shown:
         found = results.of(experiment.name, row.label)
         rows.append(
             (
@@ -100,15 +110,17 @@ def _accuracy(experiment: Experiment, results: Results) -> Table:
         note += "; only those that were taken alike are set against each other."
     else:
         note += f" ({clocks[0]})." if clocks else "."
-    if any(row.best_epoch for row in experiment.rows):
+    if any(row.best_epoch for row in shown):
         note += " Best epoch: selected on test, as the paper's row is; it flatters."
     return Table("Accuracy", head, tuple(rows), note)
 
 
-def _by_exit(experiment: Experiment, results: Results, what: What, title: str, digits: int) -> Table:
+def _by_exit(
+    experiment: Experiment, shown: Sequence[Row], results: Results, what: What, title: str, digits: int
+) -> Table:
     num_exits = _num_exits(experiment, results)
     rows = []
-    for row in experiment.rows:
+    for row in shown:
         found = [f.values(what) for f in results.of(experiment.name, row.label).values()]
         curves = [curve for curve in found if curve is not None]
         cells = [_number(row, [curve[k] for curve in curves], digits) for k in range(num_exits)]
@@ -116,9 +128,9 @@ def _by_exit(experiment: Experiment, results: Results, what: What, title: str, d
     return Table(title, ("", *_exit_names(num_exits)), tuple(rows), "Mean ± standard deviation over seeds.")
 
 
-def _budgeted(experiment: Experiment, results: Results) -> Table:
+def _budgeted(experiment: Experiment, shown: Sequence[Row], results: Results) -> Table:
     rows = []
-    for row in experiment.rows:
+    for row in shown:
         curves = [f.budgeted for f in results.of(experiment.name, row.label).values() if f.budgeted is not None]
         cells = [_spread(row, [curve[b] for curve in curves]) for b in range(len(BUDGETS))]
         rows.append((Cell(row.label, anchor(row)), *cells))
@@ -156,10 +168,12 @@ def _published(experiment: Experiment, results: Results) -> list[Table]:
     )
     for what, title in kinds:
         if all(what in theirs for _, theirs in known):
-            rows = (
-                _gaps(row, theirs, results.of(experiment.name, row.label), table["runs"], what) for row, theirs in known
+            rows = tuple(
+                _gaps(row, theirs, found, table["runs"], what)
+                for row, theirs in known
+                if (found := results.of(experiment.name, row.label))
             )
-            made.append(Table(title, head, tuple(rows), said))
+            made += [Table(title, head, rows, said)] if rows else []
     return made
 
 
