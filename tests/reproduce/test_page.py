@@ -150,6 +150,39 @@ def test_rows_that_were_not_run_are_one_line(study) -> None:
     assert {to[1:] for to in found.to if to.startswith("#")} <= found.ids
 
 
+def test_the_league_has_differences_by_group_of_exits(study, manifest) -> None:
+    """Of the seeds that both have: early exits gain 1, 2 and 3 points (2 ± t(2) / sqrt(3)), the last two lose 1."""
+    made = study(POCKET, "league", seeds=4, only=("cross-entropy", "damping", "damping, λ/√K"))
+    cross_entropy, damping, smaller = made.experiments[0].rows[:3]
+
+    def save(row, seed, top1) -> None:
+        run = row.with_seed(seed)
+        manifest(run, top1).save(made.out / "manifests" / f"{run_name(run)}.json")
+
+    for seed in range(4):
+        save(cross_entropy, seed, [60.0, 61.0, 62.0, 63.0, 64.0, 65.0, 66.0])
+        gain = 1 + seed
+        save(damping, seed, [60.0 + gain, 61.0 + gain, 62.0 + gain, 63.0, 64.0, 64.0, 65.0])
+    (made.out / "manifests" / f"{run_name(damping.with_seed(3))}.json").unlink()
+    for seed in (1, 2, 3):
+        (made.out / "manifests" / f"{run_name(smaller.with_seed(seed))}.json").unlink()
+    page = write(made)[1].read_text()
+    head = next(line for line in page.splitlines() if line.startswith("|  | exit 1"))
+    names = [name.strip() for name in head.split("|")]
+    rows = {line[3 : line.index("]")]: line.split("|") for line in page.splitlines() if line.startswith("| [")}
+
+    def of(label: str, column: str) -> str:
+        return rows[label][names.index(column)].strip()
+
+    assert of("damping", "first three exits, paired") == "+2.00 [-0.48, +4.48]"
+    assert of("damping", "last two exits, paired") == "-1.00 [-1.00, -1.00]"
+    assert of("damping", "against cross-entropy, paired") == "+0.57 [-0.49, +1.64]"
+    assert of("damping", "pairs") == "3"
+    assert (of("damping, λ/√K", "pairs"), "[" in of("damping, λ/√K", "last two exits, paired")) == ("1", False)
+    assert of("cross-entropy", "pairs") == ""
+    assert "first three exits" not in write(study(POCKET, "table8"))[1].read_text()
+
+
 def test_what_a_run_was_made_with(study, manifest) -> None:
     """The commit is that of the folder the command was given in, and says nothing where there were changes."""
     made = study(POCKET, "table8", seeds=1)

@@ -18,7 +18,7 @@ from offramp.reproduce.methods import Method
 from offramp.reproduce.scales import Of, Scale, Setting
 from offramp.reproduce.watching import watched
 
-Shows = Literal["exits", "damping", "last-exit", "threshold", "budgeted"]
+Shows = Literal["exits", "groups", "damping", "last-exit", "threshold", "budgeted"]
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ def figure4(scale: Scale) -> Experiment:
 def league(scale: Scale) -> Experiment:
     """Every method in Table 1's setting: not in the paper, which compares with WPN alone there."""
     rows = [dataclasses.replace(row, in_paper=False) for row in _rows(scale, "cifar100", methods.LEAGUE)]
-    return Experiment("league", "All methods, MSDNet-7", tuple(rows), scale)
+    return Experiment("league", "All methods, MSDNet-7", tuple(rows), scale, "groups")
 
 
 EXPERIMENTS: Mapping[str, Callable[[Scale], Experiment]] = {

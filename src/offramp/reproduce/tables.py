@@ -12,9 +12,12 @@ from offramp.reproduce import statistics
 from offramp.reproduce.claims import Judged, Part
 from offramp.reproduce.experiments import Experiment, Row
 from offramp.reproduce.identity import run_hash
+from offramp.reproduce.predicates import EVERY, Greater, Q
+from offramp.reproduce.predicates import Part as Exits
 from offramp.reproduce.results import BUDGETS, Clock, Figures, Results, What, mean_top1, published, published_row
 
 NOTHING = "–"
+GROUPS = (("first three exits", (None, 3)), ("last two exits", (-2, None)))  # where methods differ most, and least
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,10 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
     num_exits = _num_exits(experiment, results)
     single = num_exits == 1
     means = () if single else ("mean",)
-    head = ("", *_exit_names(num_exits), *means, f"against {first.label}, paired", "n", "training time")
+    groups = GROUPS if experiment.shows == "groups" and num_exits >= 5 else ()  # of fewer exits they overlap
+    against = [f"against {first.label}, paired", *(f"{name}, paired" for name, _ in groups)]
+    against += ["pairs"] if groups else []
+    head = ("", *_exit_names(num_exits), *means, *against, "n", "training time")
     clocks = _clocks(experiment, results)
     rows = []
     for row in shown:
@@ -100,7 +106,7 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
                 Cell(row.label, anchor(row)),
                 *(_spread(row, [f.top1[k] for f in found.values()]) for k in range(num_exits)),
                 *(() if single else (_spread(row, [mean_top1(f) for f in found.values()]),)),
-                Cell(_paired(found, results.of(experiment.name, first.label)) if row is not first else ""),
+                *(_paired(experiment, row, groups, results) if row is not first else [Cell("")] * len(against)),
                 Cell(str(len(found))),
                 Cell(_time(found, results.of(experiment.name, first.label), say=len(clocks) > 1)),
             )
@@ -110,6 +116,11 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
         note += "; only those that were taken alike are set against each other."
     else:
         note += f" ({clocks[0]})." if clocks else "."
+    if groups:
+        note += (
+            " Paired: the mean over exits less the first row's, seed by seed, with Student's 95 % interval from two pairs "
+            "on. Each interval stands for itself; of twenty, one misses by chance."
+        )
     if any(row.best_epoch for row in shown):
         note += " Best epoch: selected on test, as the paper's row is; it flatters."
     return Table("Accuracy", head, tuple(rows), note)
@@ -218,9 +229,14 @@ def _number(row: Row, values: Sequence[float], digits: int) -> Cell:
     return Cell(f"{spread.mean:.{digits}f}{deviation}", anchor(row))
 
 
-def _paired(found: Mapping[int, Figures], first: Mapping[int, Figures]) -> str:
-    values = [mean_top1(found[seed]) - mean_top1(first[seed]) for seed in found if seed in first]
-    return statistics.estimate(values).text() if values else NOTHING
+def _paired(experiment: Experiment, row: Row, groups: Sequence[tuple[str, Exits]], results: Results) -> list[Cell]:
+    """What a row has over the first, over all exits and over groups of them; with groups, also of how many pairs."""
+    contrasts = [
+        Greater(*(Q(experiment.name, one.label, exits=exits) for one in (row, experiment.rows[0]))).contrasts(results)
+        for exits in (EVERY, *(exits for _, exits in groups))
+    ]
+    texts = [statistics.estimate(list(each.values())).text() if each else NOTHING for each in contrasts]
+    return [*map(Cell, texts), *([Cell(str(len(contrasts[0])))] if groups else [])]
 
 
 def _clocks(experiment: Experiment, results: Results) -> list[Clock]:
