@@ -33,10 +33,10 @@ def test_a_name_fits_the_data_and_says_where_it_comes_from() -> None:
     assert network.spec.args["pretrained"] is False
 
 
-def test_timm_tells_licence_and_input() -> None:
+def test_timm_tells_the_input_and_no_licence_of_weights_that_are_not_there() -> None:
     network = built("timm/resnet18", at=[0.3, 0.6])
     assert network.origin is not None
-    assert network.origin["licence"] == "apache-2.0"
+    assert network.origin["licence"] is None
     assert network.origin["input"] == {
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],

@@ -99,14 +99,17 @@ def image_shape_of(model: nn.Module) -> tuple[int, int, int]:
 
 
 def origin_of(model: nn.Module) -> dict[str, Any]:
-    """Where a model comes from, as far as it says so; what whoever built it knows better is put over it."""
+    """Where a model comes from, as far as it says so; what whoever built it knows better is put over it.
+
+    The licence stays open: a model of timm names that of its weights on the hub, whether or not it has got those.
+    """
     kind = type(model)
     config = getattr(model, "pretrained_cfg", None)
     config = config if isinstance(config, dict) else {}
     origin: dict[str, Any] = {"model": f"{kind.__module__}.{kind.__qualname__}", "library": None, "weights": None}
     mean, std, size = config.get("mean"), config.get("std"), config.get("input_size")
     known = {"mean": list(mean), "std": list(std), "size": list(size[-2:])} if mean and std and size else None
-    return origin | {"licence": config.get("license"), "input": known}
+    return origin | {"licence": None, "input": known}
 
 
 def choose(sites: Sites, at: At) -> list[Site]:

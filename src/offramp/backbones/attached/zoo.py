@@ -23,7 +23,9 @@ from offramp.errors import UsageError
 from offramp.network import EarlyExitNet, builder
 
 Side = int | Sequence[int] | None
-WITH_AUXILIARY = ("googlenet", "inception_v3")  # classifiers that have further outputs in training
+AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
+"""Classifiers of torchvision that may have further outputs in training, which are left out here, and their names."""
+_OF_WEIGHTS = ("weights", "checkpoint_path")  # arguments of the libraries that say which weights to read
 
 
 @builder
@@ -45,12 +47,12 @@ def named(
         model: `timm/NAME` or `torchvision/NAME`.
         at: As for `attach`.
         head: As for `attach`.
-        pretrained: Fetch its weights from the hub.
+        pretrained: Fetch its weights from the hub; its last layer starts fresh where it has other classes.
         num_classes: N.
         damping: Whether each exit has the damping neuron.
         in_channels: Channels of the images.
         image_size: Side of the images, or height and width; by default what the library gives for it.
-        arguments: More for the library.
+        arguments: More for the library. `weights` of torchvision, such as `IMAGENET1K_V1`, says which to fetch.
 
     Raises:
         UsageError: timm is not installed, there is no such model, or it cannot be cut or be for such images.
@@ -62,7 +64,9 @@ def named(
     library = model.partition("/")[0]
     version = importlib.import_module(library).__version__.partition("+")[0]
     assert network.origin is not None
-    network.origin |= {"model": model, "library": f"{library} {version}", "weights": "hub" if pretrained else None}
+    network.origin |= {"model": model, "library": f"{library} {version}"}
+    if _asks_hub(pretrained, arguments):
+        network.origin |= {"weights": "hub", "licence": _licence(model, classifier, pretrained, arguments)}
     return network
 
 
@@ -79,6 +83,30 @@ def named_model(
     library, _, name = model.partition("/")
     sides = None if image_size is None else _sides(image_size)
     return _LIBRARIES[library](name, pretrained, num_classes, in_channels, sides, arguments)
+
+
+def plain_arguments(model: str, pretrained: bool, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that build the same model without weights: what says which is gone, what they imply written out."""
+    library, _, name = model.partition("/")
+    plain = {key: value for key, value in arguments.items() if key not in _OF_WEIGHTS}
+    if library == "torchvision" and name in AUXILIARY and _asks_hub(pretrained, arguments):
+        return {"transform_input": True} | plain  # the weights are for other scales of the colours
+    return plain
+
+
+def _asks_hub(pretrained: bool, arguments: Mapping[str, Any]) -> bool:
+    return pretrained or arguments.get("weights") is not None
+
+
+def _licence(model: str, classifier: nn.Module, pretrained: bool, arguments: Mapping[str, Any]) -> str | None:
+    """Of weights that come from the hub, where the library names it: torchvision does so for few."""
+    library, _, name = model.partition("/")
+    if library == "torchvision":
+        known = _hub_weights(name, pretrained, arguments).meta
+    else:
+        known = getattr(classifier, "pretrained_cfg", {})
+    licence: str | None = known.get("license")
+    return licence
 
 
 def image_shape_for(model: nn.Module, image_size: Side, in_channels: int | None = None) -> tuple[int, int, int]:
@@ -118,26 +146,64 @@ def _of_torchvision(
     sides: tuple[int, int] | None,
     arguments: dict[str, Any],
 ) -> nn.Module:
-    """Another number of channels gets a fresh first convolution (grey: the sum of its weights)."""
+    """Another number of channels gets a fresh first convolution (grey: the sum of its weights).
+
+    With weights or without, the model is built alike, for `num_classes`; the weights are taken from a second one.
+    """
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         raise UsageError(f"torchvision has no classifier {name!r}.{_near(name, names)}")
+    weights = _hub_weights(name, pretrained, arguments)
+    given = plain_arguments(f"torchvision/{name}", pretrained, arguments)
+    if sides is None and weights is not None:
+        sides = weights.meta.get("min_size")
     if sides is not None:
         if name.startswith("vit_"):
             if sides[0] != sides[1]:
                 raise UsageError(f"torchvision/{name} takes square images, not {sides[0]} x {sides[1]}.")
-            arguments = {"image_size": sides[0]} | arguments
+            given = {"image_size": sides[0]} | given
         if name.startswith("maxvit"):
-            arguments = {"input_size": sides} | arguments
-    if name in WITH_AUXILIARY and not pretrained:
-        arguments = {"aux_logits": False, "init_weights": True} | arguments
-    # Weights have the classes that they have been trained for; `attach` gives the last Linear fresh ones.
-    arguments = ({"weights": "DEFAULT"} if pretrained else {"num_classes": num_classes}) | arguments
-    model = _built(f"torchvision/{name}", functools.partial(torchvision.models.get_model, name, **arguments))
+            given = {"input_size": tuple(sides)} | given
+    build = functools.partial(torchvision.models.get_model, name)
+    own = {"num_classes": num_classes} | given
+    if name in AUXILIARY:
+        if given.pop("aux_logits", False):
+            raise UsageError(
+                f"torchvision/{name} has exits where it is cut and no auxiliary ones; leave out aux_logits."
+            )
+        given.pop("init_weights", None)
+        own = {"init_weights": True} | own | {"aux_logits": False}
+    model = _built(f"torchvision/{name}", lambda: build(**own))
+    if weights is not None:
+        source = _built(f"torchvision/{name}", lambda: build(weights=weights, **given))
+        _take_weights(model, source, AUXILIARY.get(name, ()))
     place, conv = _first_conv(model)
     if conv.in_channels != in_channels:
-        model.set_submodule(place, _for_channels(conv, in_channels, pretrained))
+        model.set_submodule(place, _for_channels(conv, in_channels, weights is not None))
     return model
+
+
+def _hub_weights(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> Any:
+    """The weights of torchvision's that are asked for; None where none are."""
+    wanted = arguments.get("weights") or ("DEFAULT" if pretrained else None)
+    if wanted is None:
+        return None
+    known: Any = torchvision.models.get_model_weights(name)
+    own_name = str(wanted).removeprefix(f"{known.__name__}.")
+    if own_name not in known.__members__:
+        raise UsageError(f"torchvision/{name} has no weights {wanted!r}, but {', '.join(known.__members__)}.")
+    return known[own_name]
+
+
+def _take_weights(model: nn.Module, source: nn.Module, auxiliary: tuple[str, ...]) -> None:
+    """All weights of `source`, but for a last layer of other classes and what belongs to auxiliary outputs."""
+    own, given = model.state_dict(), source.state_dict()
+    for name in list(given):
+        if name.startswith(auxiliary):
+            del given[name]
+        elif name in own and own[name].shape != given[name].shape and own[name].shape[1:] == given[name].shape[1:]:
+            given[name] = own[name]
+    model.load_state_dict(given)
 
 
 def _built(name: str, build: Callable[[], nn.Module]) -> nn.Module:
@@ -194,7 +260,12 @@ def settled(model: str, **arguments: Any) -> EarlyExitNet:
     network = named(model, **arguments)
     assert network.spec is not None
     assert network.origin is not None
-    network.spec = Spec(network.spec.name, {**network.spec.args, "at": network.origin["at"], "pretrained": False})
+    assert network.image_shape is not None
+    recipe = plain_arguments(model, network.spec.args["pretrained"], network.spec.args)
+    recipe |= {"at": network.origin["at"], "pretrained": False}
+    if recipe["image_size"] is None:  # the library's answer may depend on the weights
+        recipe["image_size"] = list(network.image_shape[1:])
+    network.spec = Spec(network.spec.name, recipe)
     return network
 
 
