@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -317,6 +318,16 @@ def with_defaults(config_class: type, values: Mapping[str, Any]) -> dict[str, An
 def free_fields(config_class: type) -> frozenset[str]:
     """Names of the fields that may differ when a run is continued."""
     return frozenset(f.name for f in dataclasses.fields(config_class) if f.metadata.get("free"))
+
+
+def determining(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a described configuration that determines the result, as JSON gives it back: tuples are lists."""
+    fixed = {key: value for key, value in config.items() if key not in ("format", "offramp")}
+    for key, free in (("data", free_fields(DataConfig)), ("training", free_fields(TrainConfig))):
+        if fixed[key] is not None:
+            fixed[key] = {name: value for name, value in fixed[key].items() if name not in free}
+    result: dict[str, Any] = json.loads(json.dumps(fixed))
+    return result
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

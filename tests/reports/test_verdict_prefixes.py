@@ -151,7 +151,7 @@ def test_they_start_from_the_hubs_weights_or_not_at_all(tmp_path: Path, monkeypa
     monkeypatch.setattr(zoo, "named_model", model)
     torch.manual_seed(0)
     arguments: dict[str, Any] = {"at": ["conv"], "num_classes": 10, "in_channels": 1, "image_size": 8}
-    whole = zoo.settled("torchvision/tiny", pretrained=True, **arguments)
+    whole = zoo.settled("torchvision/resnet18", pretrained=True, **arguments)
     assert whole.spec is not None
     training = to_json(TrainConfig(freeze_trunk=True))
     config = {"network": whole.spec.to_json(), "objective": Spec("cross-entropy").to_json(), "training": training}
@@ -164,7 +164,7 @@ def test_they_start_from_the_hubs_weights_or_not_at_all(tmp_path: Path, monkeypa
     assert given.spec.args["base"]["args"]["pretrained"] is False  # nor does a smaller network that is finished
     assert any("the pretrained weights" in sentence for sentence in made.words())
     is_reached = False
-    with pytest.raises(UsageError, match=r"of torchvision/tiny, .* \(There is no hub\), .* give --no-train") as caught:
+    with pytest.raises(UsageError, match=r"of torchvision/resnet18, .* \(There is no hub\), .* give --no-train") as caught:
         made.train(1, 0)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())

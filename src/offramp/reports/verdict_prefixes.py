@@ -9,7 +9,6 @@ taken, without the neuron. And a rule of this package's other than the plain ste
 
 import dataclasses
 import hashlib
-import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import torch
 
 from offramp import objectives, rules
 from offramp.backbones.prefix import shortened, shorter
-from offramp.config import DataConfig, Spec, TrainConfig, differences, free_fields
+from offramp.config import Spec, TrainConfig, determining, differences
 from offramp.costs import cost
 from offramp.data import Parts
 from offramp.devices import device_named
@@ -85,8 +84,10 @@ class Prefixes:
         if not folder.config.is_file():
             return
         began = read_json(folder.origin) if folder.origin.is_file() else {}
-        there, here = _identity(folder.read_config(), began), _identity(self._job(exit, seed).describe(), self.origin)
-        lines = differences(there, here)
+        lines = differences(
+            {**determining(folder.read_config()), "origin": _start(began)},
+            {**determining(self._job(exit, seed).describe()), "origin": _start(self.origin)},
+        )
         if lines:
             shown = [*lines[:SHOWN], *([f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])]
             raise UsageError(
@@ -288,15 +289,9 @@ class Prefixes:
         return median(seconds[1:])
 
 
-def _identity(config: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
-    """What determines a run, as JSON values: its configuration but for fields that are free, and where it began."""
-    fixed = {key: value for key, value in config.items() if key not in ("format", "offramp")}
-    for key, free in (("data", free_fields(DataConfig)), ("training", free_fields(TrainConfig))):
-        if fixed[key] is not None:
-            fixed[key] = {name: value for name, value in fixed[key].items() if name not in free}
-    fixed["origin"] = {key: origin.get(key) for key in ("weights", "init")}
-    result: dict[str, Any] = json.loads(json.dumps(fixed))
-    return result
+def _start(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What `origin.json` says of the weights that a run begins with."""
+    return {key: origin.get(key) for key in ("weights", "init")}
 
 
 def in_words(seconds: float) -> str:

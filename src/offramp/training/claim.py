@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from offramp.config import DataConfig, TrainConfig, differences, free_fields
+from offramp.config import determining, differences
 from offramp.errors import OfframpError, UsageError
 from offramp.runs import RunFolder
 from offramp.storage import write_atomically
@@ -52,20 +52,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _refuse_another(folder: RunFolder, config: Mapping[str, Any]) -> None:
-    lines = differences(_identity(folder.read_config()), _identity(config))
+    lines = differences(determining(folder.read_config()), determining(config))
     if lines:
         raise UsageError(
             f"{folder.path} holds a run of another configuration ({'; '.join(lines)}). Choose another folder, or the "
             "same configuration to continue."
         )
-
-
-def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that determines the result."""
-    identity = {key: value for key, value in config.items() if key not in ("format", "offramp")}
-    for key, free in (("data", free_fields(DataConfig)), ("training", free_fields(TrainConfig))):
-        if identity[key] is not None:
-            identity[key] = {name: value for name, value in identity[key].items() if name not in free}
-    # Through JSON, as it will be read back: tuples become lists.
-    result: dict[str, Any] = json.loads(json.dumps(identity))
-    return result
