@@ -100,7 +100,7 @@ def test_means_spreads_times_and_paired_differences(study) -> None:
 def test_times_taken_otherwise_are_said_and_not_compared(study, manifest) -> None:
     made = study(POCKET, "table1")
     _, text = write(made)
-    assert "Times are of training alone (cpu, 1 thread, one run at a time)." in text.read_text()
+    assert "Times are of training alone (cpu, 1 thread, one run at a time, as the manifests say)." in text.read_text()
     fast = made.experiments[0].row("+ Dynamic")
     for seed in (0, 1):
         run = fast.with_seed(seed)
@@ -140,7 +140,7 @@ def test_rows_that_were_not_run_are_one_line(study) -> None:
         if path.stem not in {run_name(row.with_seed(1)) for row in rows[:3]}:
             path.unlink()
     html, text = write(made)
-    assert f"\nNot run: {'; '.join(row.label for row in rows[3:])}.\n" in text.read_text()
+    assert f"\nNot run (seeds 0, 1): {'; '.join(row.label for row in rows[3:])}.\n" in text.read_text()
     for page in (html.read_text(), text.read_text()):
         assert page.count("missing") == 3  # seed 0 of the rows that are there
         assert page.count("offramp train") == 3
@@ -222,7 +222,7 @@ def test_a_page_of_nothing_and_of_some(study, tmp_path) -> None:
     _, text = write(empty)
     assert "0 of 10 runs are done" in text.read_text()
     assert "## Verdicts" not in text.read_text()
-    assert "\nNot run: MSDNet; WPN; Damping; + Power-sqrt; + Dynamic.\n" in text.read_text()
+    assert "\nNot run (seeds 0, 1): MSDNet; WPN; Damping; + Power-sqrt; + Dynamic.\n" in text.read_text()
     assert "| – |" not in text.read_text()
     assert "missing" not in text.read_text()
     one = study(POCKET, "table1", seeds=1)

@@ -202,7 +202,7 @@ def _fault(value: Any, shape: Any, where: str) -> str | None:
     if isinstance(shape, tuple):
         return None if value is None else _fault(value, shape[0], where)
     parts: Iterable[tuple[Any, Any, str]] = ()
-    kind = type(shape) if isinstance(shape, (dict, list)) else (int, float) if shape is float else shape
+    kind: Any = type(shape) if isinstance(shape, (dict, list)) else (int, float) if shape is float else shape
     if not isinstance(value, kind):
         return f"{where} is {json.dumps(value)[:40]}"
     if isinstance(shape, dict):

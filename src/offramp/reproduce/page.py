@@ -153,7 +153,7 @@ def _section(experiment: Experiment, results: Results, study: Study) -> Section:
     expect = f"The paper: {' '.join((EXPERIMENTS[experiment.name].__doc__ or '').split())}"
     missing = not_run(experiment, results)
     if missing:
-        expect += f"\n\nNot run: {'; '.join(missing)}."
+        expect += f"\n\nNot run ({_seeds(study.seeds)}): {'; '.join(missing)}."
     plot, no_plot = None, ""
     if experiment.shows in ("threshold", "budgeted"):
         if figures.available():

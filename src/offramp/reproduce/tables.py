@@ -115,11 +115,11 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
     if len(clocks) > 1:
         note += "; only those that were taken alike are set against each other."
     else:
-        note += f" ({clocks[0]})." if clocks else "."
+        note += f" ({clocks[0]}, as the manifests say)." if clocks else "."
     if groups:
         note += (
-            " Paired: the mean over exits less the first row's, seed by seed, with Student's 95 % interval from two pairs "
-            "on. Each interval stands for itself; of twenty, one misses by chance."
+            " Paired: the mean over exits less the first row's, seed by seed, with Student's 95 % interval from two "
+            "pairs on. Each interval stands for itself; of twenty, one misses by chance."
         )
     if any(row.best_epoch for row in shown):
         note += " Best epoch: selected on test, as the paper's row is; it flatters."
