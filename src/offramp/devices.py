@@ -1,5 +1,8 @@
 """Where things are computed: a device by name, its name in words, and the ways there and back without waiting."""
 
+import platform
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -26,6 +29,14 @@ def device_named(wanted: str) -> torch.device:
 def describe_device(device: torch.device) -> str:
     """A device in words: `cpu`, or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def processor_name() -> str:
+    """The processor's own name where the system tells it (Linux), else the architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def has_room(device: torch.device, size: int) -> bool:

@@ -164,7 +164,9 @@ def test_they_start_from_the_hubs_weights_or_not_at_all(tmp_path: Path, monkeypa
     assert given.spec.args["base"]["args"]["pretrained"] is False  # nor does a smaller network that is finished
     assert any("the pretrained weights" in sentence for sentence in made.words())
     is_reached = False
-    with pytest.raises(UsageError, match=r"of torchvision/resnet18, .* \(There is no hub\), .* give --no-train") as caught:
+    with pytest.raises(
+        UsageError, match=r"of torchvision/resnet18, .* \(There is no hub\), .* give --no-train"
+    ) as caught:
         made.train(1, 0)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())

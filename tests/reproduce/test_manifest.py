@@ -59,12 +59,15 @@ def test_where_a_run_was_continued_is_kept(rows, tmp_path: Path) -> None:
         ([other, other, start], ["gpu", "cpu"]),
         ([start, other, start], ["cpu", "gpu", "cpu"]),
         ([{**start, "torch": "1.0"}, start], ["cpu", "cpu"]),
+        ([{**start, "processor": "Z80"}, start], ["cpu", "cpu"]),
     ):
         folder.environment.write_text(json.dumps(starts))
         made = work(run, folder.path)
         assert made.values["made_by"]["device"] == start["device"]
         assert ([one["device"] for one in made.starts] or None) == kept
-        assert of_manifest(made).clock.moved == (kept is not None and "gpu" in kept)
+        elsewhere = any((one["device"], one["processor"]) != ("cpu", start["processor"]) for one in starts)
+        clock = of_manifest(made).clock
+        assert (clock.device, clock.moved) == (start["processor"], elsewhere)
 
 
 def test_what_is_found(tmp_path: Path, manifest) -> None:

@@ -15,7 +15,7 @@ def test_what_is_written_of_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert start["offramp"] == offramp.__version__
     assert start["threads"] == torch.get_num_threads()
     assert start["processes"] == 1
-    assert start["device"] == "cpu"
+    assert (start["device"], bool(start["processor"])) == ("cpu", True)
     assert start["git"] is None
 
 

@@ -5,13 +5,12 @@ import math
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from offramp.devices import describe_device
+from offramp.devices import describe_device, processor_name
 from offramp.errors import UsageError
 
 KERNELS_KEPT = 1024  # by oneDNN, where it is not told otherwise
@@ -76,7 +75,7 @@ def conditions(device: torch.device | None = None) -> dict[str, Any]:
     """
     device = torch.device("cpu") if device is None else device
     return {
-        "device": _cpu_name() if device.type == "cpu" else describe_device(device),
+        "device": processor_name() if device.type == "cpu" else describe_device(device),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "kernels_kept": kernels_kept(device),
@@ -93,11 +92,3 @@ def _onnxruntime() -> str | None:
         return importlib.metadata.version("onnxruntime")
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cpu_name() -> str:
-    """The processor's own name where the system tells it (Linux), else the architecture."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -21,7 +21,9 @@ from offramp.runs import RunFolder, read_json
 from offramp.storage import write_atomically
 
 FORMAT = 1
-_START = ("offramp", "torch", "torchvision", "numpy", "python", "device", "threads")  # what may change what comes out
+# What may change what comes out:
+_START = ("offramp", "torch", "torchvision", "numpy", "python", "device", "processor", "threads")
+_MADE = ("offramp", "torch", "python", "device", "processor", "threads", "git")
 _MADE_BY = {"device": str, "threads": int}
 _SHAPE = {  # what pages read of a manifest, see `_fault`
     "format": int,
@@ -74,7 +76,7 @@ class Manifest:
             "data": evaluation["data"],
             "images": {**folder.read_config()["images"], "test": evaluation["fingerprint"]},
             "weights": evaluation["weights"],
-            "made_by": {key: starts[-1][key] for key in ("offramp", "torch", "python", "device", "threads", "git")},
+            "made_by": {key: starts[-1].get(key) for key in _MADE},
             **_several(starts),
             "timing": {**_timing(folder, run), "jobs": jobs},
             "mean_top1": evaluation["mean_top1"],

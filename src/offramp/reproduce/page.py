@@ -15,7 +15,7 @@ from offramp.reproduce.experiments import ALL, EXPERIMENTS, Experiment
 from offramp.reproduce.identity import command, run_hash, run_name
 from offramp.reproduce.manifest import Manifest
 from offramp.reproduce.plots import draw
-from offramp.reproduce.results import Results, manifest_of, measured
+from offramp.reproduce.results import Results, device_of, manifest_of, measured
 from offramp.reproduce.scales import Scale
 from offramp.reproduce.study import Study, distinct
 from offramp.reproduce.tables import Cell, Table, anchor, claims_table, not_run, tables
@@ -203,7 +203,7 @@ def _facts(manifest: Manifest) -> str:
 
 def _where(start: Mapping[str, Any]) -> str:
     versions = [f"{name} {start[key]}" for key, name in _VERSIONS.items() if start.get(key)]
-    return ", ".join([start["device"], f"{start['threads']} thread{'s' if start['threads'] != 1 else ''}", *versions])
+    return ", ".join([device_of(start), f"{start['threads']} thread{'s' if start['threads'] != 1 else ''}", *versions])
 
 
 def _markdown(head: Sequence[str], verdicts: Sequence[Table], sections: Sequence[Section], made: Sequence[Made]) -> str:

@@ -27,7 +27,7 @@ class Clock:
     """Under which conditions a run's time was taken: times of others say nothing about a method.
 
     Attributes:
-        device: Its name, as in the manifest; of processors that is `cpu`, whichever it was.
+        device: Its name; of a processor that its manifest does not name (older ones), `cpu`.
         threads: CPU threads.
         jobs: How many runs went on side by side.
         moved: Whether the run was begun on another device or with other threads; then its time is like no other.
@@ -100,9 +100,15 @@ def of_manifest(manifest: Manifest, *, best_epoch: bool = False) -> Figures:
 
 def _clock(manifest: Manifest) -> Clock:
     by = manifest.values["made_by"]
-    device, threads = by["device"], by["threads"]
-    moved = any((start["device"], start["threads"]) != (device, threads) for start in manifest.starts)
+    device, threads = device_of(by), by["threads"]
+    moved = any((device_of(start), start["threads"]) != (device, threads) for start in manifest.starts)
     return Clock(device, threads, manifest.values["timing"]["jobs"], moved)
+
+
+def device_of(start: Mapping[str, Any]) -> str:
+    """The device's name of a start; of a processor its own, where a manifest tells it."""
+    device, processor = str(start["device"]), start.get("processor")
+    return str(processor) if device == "cpu" and processor else device
 
 
 def _all(values: Any) -> tuple[float, ...] | None:

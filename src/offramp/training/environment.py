@@ -13,7 +13,7 @@ import torch
 
 import offramp
 from offramp import processes
-from offramp.devices import describe_device
+from offramp.devices import describe_device, processor_name
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -28,6 +28,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "numpy": numpy.__version__,
         "platform": platform.platform(),
         "device": describe_device(device),
+        "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "processes": processes.world_size(),
         "git": _git_state(),
