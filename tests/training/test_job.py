@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
@@ -40,3 +42,15 @@ def test_the_introduction_says_what_is_trained_on_what() -> None:
     assert line.startswith(
         "dynamic on arrays (34 for train, 3 for search, 3 for certify; 1 x 4 x 4), 1 exits, 51 param"
     )
+
+
+def test_weights_of_a_file_take_the_place_of_the_hubs_and_so_does_their_licence(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"weights")
+    hub = {"model": "resnet18", "weights": "hub", "licence": "apache-2.0"}
+    given = job()
+    given.network.origin = hub
+    assert given.origin() == hub
+    read = job(network=given.network, config=TrainConfig(init=str(file))).origin()
+    assert read.pop("init")["file"] == "weights.pth"
+    assert read == {"model": "resnet18", "weights": None, "licence": None}

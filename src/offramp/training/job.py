@@ -108,6 +108,7 @@ class Job:
         if self.config.init is not None:
             file = weights_of(self.config.init)
             name = file.name if file == Path(self.config.init).expanduser() else f"{file.parent.name}/{file.name}"
+            origin |= {key: None for key in ("weights", "licence") if key in origin}  # the file's took their place
             with open(file, "rb") as content:
                 origin["init"] = {"file": name, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
         return origin
