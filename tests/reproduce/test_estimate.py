@@ -1,7 +1,7 @@
 import pytest
 
 from offramp.reproduce import experiments
-from offramp.reproduce.estimate import in_words, measured_rate, operations, trained_images, watched_images
+from offramp.reproduce.estimate import measured_rate, operations, trained_images, watched_images
 from offramp.reproduce.scales import PAPER, POCKET
 
 
@@ -32,7 +32,3 @@ def test_meta_gf_counts_its_passes() -> None:
 
 def test_a_rate_is_measured(tiny) -> None:
     assert 1e4 < measured_rate(tiny["cifar100"], 1) < 1e13
-
-
-def test_times_in_words() -> None:
-    assert [in_words(hours) for hours in (0.001, 0.5, 3.25, 100)] == ["1 min", "30 min", "3.2 h", "4 days"]

@@ -22,13 +22,14 @@ from offramp.policy import Policy
 from offramp.reports import figures
 from offramp.reports.bench import LEAST_ROUNDS, MAX_DROP, ROUNDS, TUNED_ON
 from offramp.reports.bench_timing import pool
+from offramp.reports.durations import in_words
 from offramp.reports.evaluate import Progress, check_trained_on, named, network_of, parts_of
 from offramp.reports.policy import given_policy, held_out
 from offramp.reports.verdict_comparison import compare, frontier
 from offramp.reports.verdict_conclusion import conclude
 from offramp.reports.verdict_figures import Contender, Verdict
 from offramp.reports.verdict_page import verdict_page
-from offramp.reports.verdict_prefixes import Prefixes, in_words
+from offramp.reports.verdict_prefixes import Prefixes
 from offramp.reports.verdict_timing import Early, Single, feeds_of, left_out, policies_for, rough_ms, timed
 from offramp.runs import RunFolder
 from offramp.storage import write_atomically

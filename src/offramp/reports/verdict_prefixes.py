@@ -292,10 +292,3 @@ class Prefixes:
 def _start(origin: Mapping[str, Any]) -> dict[str, Any]:
     """What `origin.json` says of the weights that a run begins with."""
     return {key: origin.get(key) for key in ("weights", "init")}
-
-
-def in_words(seconds: float) -> str:
-    """`40 s`, `4 min`, `2.3 h`."""
-    if seconds < 100:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

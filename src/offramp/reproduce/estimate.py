@@ -73,13 +73,6 @@ def measured_rate(setting: Setting, threads: int | None = None) -> float:
     return batch * cost(network, setting.image_shape).exits[-1].operations / median(seconds)
 
 
-def in_words(hours: float) -> str:
-    """`4 min`, `2.3 h`, `12 days`."""
-    if hours < 1:
-        return f"{max(1, round(60 * hours))} min"
-    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.0f} days"
-
-
 def _an_image(row: Row) -> int:
     setting, network = row.setting, json.dumps(row.run.network.to_json(), sort_keys=True)
     return _counted(network, setting.num_classes, setting.image_shape)
