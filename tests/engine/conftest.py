@@ -1,6 +1,8 @@
 """Small networks whose exits disagree, and one whose exits give logits that were handed in."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _kept_apart(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+
+
+@pytest.fixture(scope="session")
+def operators_once() -> Iterator[None]:
+    """torch.onnx makes its table of operators anew for every export, half of the time of a small one: here once."""
+    with pytest.MonkeyPatch.context() as patch:
+        with contextlib.suppress(ImportError, AttributeError):  # where it is, is torch's own affair
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+            patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
 
 
 class _First(nn.Sequential):
@@ -75,8 +88,9 @@ def _by_hand() -> EarlyExitNet:
     return EarlyExitNet([stem, _Second(), _Third(), _Fourth()], heads, reads=(0, 1, -1, 0), image_shape=(3, 8, 8))
 
 
-def _untrained(name: str, damping: bool = False) -> EarlyExitNet:
+def _untrained(name: str, damping: bool = False, **more: Any) -> EarlyExitNet:
     knobs: dict[str, Any] = {"num_classes": 5, "damping": damping, "image_size": 16, "head_channels": 8, "channels": 4}
+    knobs |= more
     if name == "msdnet":
         return msdnet(exits=3, base=1, growth=4, growth_factors=(1, 2), **knobs)
     if name == "ranet":
@@ -86,11 +100,14 @@ def _untrained(name: str, damping: bool = False) -> EarlyExitNet:
 
 @pytest.fixture
 def small() -> Callable[..., EarlyExitNet]:
-    """A function from `msdnet`, `ranet` or `by hand` to a network with running statistics and confidences that vary."""
+    """A function from `msdnet`, `ranet` or `by hand` to a network with running statistics and confidences that vary.
 
-    def build(name: str = "msdnet", *, damping: bool = False) -> EarlyExitNet:
+    It takes knobs of the former two.
+    """
+
+    def build(name: str = "msdnet", *, damping: bool = False, **more: Any) -> EarlyExitNet:
         torch.manual_seed(1)
-        network = _untrained(name, damping).train()
+        network = _untrained(name, damping, **more).train()
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, 0.5, 1.5)

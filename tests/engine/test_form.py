@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.engine import PLAIN, Engine, Form, Plan, Program, agreement
+from offramp.engine import PLAIN, Engine, Form, Plan, Program, agreement, usual_forms
 from offramp.policy import EVERYBODY, Policy
 from offramp.storage import weights_hash
 
@@ -66,3 +66,11 @@ def test_compiled_gives_the_same_answers(small, images_of, leaving) -> None:
     engine = Engine(network, policy, form=Form(compiled=True), plan=Plan(sizes=(8, 16, 32), chunk=32))
     found = agreement(engine(images_BCHW), logits_KBC, policy, network.num_classes, 1e-4)
     assert (found.images, found.wrong) == (33, 0)
+
+
+def test_usual_forms(monkeypatch) -> None:
+    onnx = Form(backend="onnxruntime")
+    assert onnx in usual_forms(torch.device("cpu"))
+    assert onnx not in usual_forms(torch.device("cuda"))
+    monkeypatch.setattr("offramp.engine.kept.NEEDED", ("onnx", "no_such_package"))
+    assert onnx not in usual_forms(torch.device("cpu"))

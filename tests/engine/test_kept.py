@@ -1,4 +1,5 @@
 import os
+import shutil
 
 import pytest
 import torch
@@ -25,6 +26,10 @@ def test_made_once_and_found_again(tmp_path, monkeypatch, capsys) -> None:
     assert made == kept.find(folder)
     assert kept.expected_seconds(net) == 0
     assert [one.name for one in folder.parent.iterdir()] == [folder.name]
+    saved = shutil.copytree(folder, tmp_path / "saved")
+    monkeypatch.setattr(
+        "offramp.export.stages", lambda network, to: shutil.copytree(saved, to)
+    )  # traced once is enough
     (folder / "stage-1.onnx").unlink()
     assert kept.find(folder) is None
     assert kept.make(net, folder) == made  # in the place of what is damaged

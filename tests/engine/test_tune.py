@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.engine import FLOAT32, PLAIN, Answers, Engine, Form, Plan, Program, Tuning, agreement, tune, usual_forms
+from offramp.engine import FLOAT32, PLAIN, Answers, Engine, Form, Plan, Program, Tuning, agreement, sessions, tune
 from offramp.engine.sessions import Sessions
-from offramp.engine.timing import kernels_kept
 from offramp.engine.tuning import Gain
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 
+pytestmark = pytest.mark.usefixtures("operators_once")
 SECONDS = 0.3
 
 
@@ -69,13 +69,22 @@ def policy(net: EarlyExitNet, share: float, **others) -> Policy:
 
 
 def tuned(engine: Engine, **others) -> Tuning:
-    return engine.tune(IMAGES, **{"batch_sizes": (1, 8), "forms": [Form()], "seconds": SECONDS, **others})
+    usual = {"batch_sizes": (1, 8), "forms": [Form()], "seconds": SECONDS, "streams": False}
+    return engine.tune(IMAGES, **{**usual, **others})
 
 
-def test_exits_that_pay_are_taken_and_answers_stay_the_policys(clock) -> None:
+@pytest.fixture(scope="module")
+def paying() -> tuple[EarlyExitNet, Engine, Tuning]:
+    """A network whose exits pay, an engine tuned for it, for streams too, and the tuning."""
     net = network()
     engine = Engine(net, policy(net, 0.75))
-    found = tuned(engine)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "perf_counter", Clock())
+        return net, engine, tuned(engine, streams=True)
+
+
+def test_exits_that_pay_are_taken_and_answers_stay_the_policys(paying) -> None:
+    net, engine, found = paying
     assert engine.plans == found.plans
     assert engine.stream_plan == found.stream
     for size in (1, 8):
@@ -117,7 +126,7 @@ def test_promises_and_patience_need_all_exits_or_none(clock, promised) -> None:
     if "measure" in promised:
         given = Policy((0.0, NOBODY, EVERYBODY), Measure("patience"))  # all leave at the first
     engine = Engine(net, given)
-    found = tuned(engine)
+    found = tuned(engine, streams=True)
     for plan in (*found.plans.values(), found.stream):
         assert not plan.straight
         assert engine.asks(plan) == (0, 1, 2)
@@ -135,7 +144,7 @@ def test_straight_on_is_timed_as_the_stream_it_would_be(clock, monkeypatch) -> N
         return stream(engine, batches)
 
     monkeypatch.setattr(Engine, "stream", noted)
-    found = tuned(engine, seconds=3.0)
+    found = tuned(engine, batch_sizes=(8,), seconds=3.0, streams=True)
     assert found.gains["stream"].measured is not None
     assert streamed == {(True, 32), (False, 32)}
 
@@ -152,7 +161,7 @@ def test_of_many_images_some_are_looked_at_evenly_spread(clock, monkeypatch, giv
 
     monkeypatch.setattr(tune, "_plain_logits", noted)
     images_SCHW = torch.arange(given).float()[:, None, None, None].expand(-1, 1, 4, 4)
-    Engine(net, policy(net, 0.5)).tune(images_SCHW, batch_sizes=(8,), forms=[Form()], seconds=SECONDS)
+    Engine(net, policy(net, 0.5)).tune(images_SCHW, batch_sizes=(8,), forms=[Form()], seconds=SECONDS, streams=False)
     (positions_S,) = looked_at
     assert len(positions_S) == 1024
     assert (positions_S[0], positions_S[-1]) == (0, given * 1023 // 1024)
@@ -167,7 +176,7 @@ def test_however_many_images_tuning_takes_as_long(clock) -> None:
     for given in (1024, 50_000):
         images_SCHW = IMAGES[torch.arange(given) % 32]
         engine, started = Engine(net, policy(net, 0.5)), Clock.now
-        engine.tune(images_SCHW, batch_sizes=(8,), forms=[Form()], seconds=SECONDS)
+        engine.tune(images_SCHW, batch_sizes=(8,), forms=[Form()], seconds=SECONDS, streams=False)
         took.append(Clock.now - started)
     assert took[1] == pytest.approx(took[0], rel=0.2)
 
@@ -203,31 +212,55 @@ def test_the_faster_form_is_taken(clock, monkeypatch) -> None:
         assert all(trial.straight_ms.keys() == {"1", "8", "64"} for trial in found.forms)
 
 
-def test_a_tuning_is_kept_and_adopted(clock) -> None:
-    net = network()
-    first, second = (Engine(net, policy(net, 0.75)) for _ in range(2))
-    found = tuned(first)
-    again = Tuning.from_json(json.loads(json.dumps(found.to_json())))
-    assert again == found
-    assert second.adopt(again) == ()
-    assert second.plans == first.plans
-    assert second.program.form == first.program.form
-    assert second.stream_plan == first.stream_plan
-    assert [second.straight(n).chunk for n in (1, 8)] == [first.straight(n).chunk for n in (1, 8)]
-    elsewhere = dataclasses.replace(
-        found, conditions={**found.conditions, "threads": 64, "torch": "1.0", "kernels_kept": 9}
-    )
-    threads = torch.get_num_threads()
-    assert second.adopt(elsewhere) == (
-        f"threads: tuned for 64, here {threads}",
-        f"torch: tuned for 1.0, here {torch.__version__}",
-        f"kernels_kept: tuned for 9, here {kernels_kept(torch.device('cpu'))}",
-    )
+def test_a_form_is_compiled_once_and_its_first_runs_count_as_setting_up(clock, monkeypatch) -> None:
+    net = network((0.0, 0.0), (0.0, 0.0))
+    made, compiled = [], []
+
+    def compile(part: nn.Module):
+        """As torch does it: at the first run, at the first with another number of rows, at the first with one row."""
+        met: list[int] = []
+        compiled.append(part)
+
+        def run(x: Tensor) -> Tensor:
+            rows = len(x)
+            if rows not in met and (rows == 1 or len([n for n in met if n != 1]) < 2):
+                Clock.now += 10
+            met.append(rows)
+            return part(x)
+
+        return run
+
+    def build(*given):
+        made.append(sessions.program(*given))
+        return made[-1]
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr("offramp.engine.engine.program", build)
+    forms = [Form(compiled=True), Form()]
+    engine = Engine(net, policy(net, 0.5), form=PLAIN)
+    started = Clock.now
+    found = tuned(engine, forms=forms, batch_sizes=(8,), streams=False)
+    assert found.forms[0].setting_up_s == pytest.approx(3 * 6 * 10, rel=1e-3)
+    assert Clock.now - started < 3 * 6 * 10 + 1  # nothing was left to be compiled
+    assert len(compiled) == 6
+    assert [one.form for one in made] == [PLAIN, *forms]
+    assert any(engine.program is one for one in made)
 
 
-def test_what_a_tuning_holds(clock) -> None:
+def test_who_runs_no_streams_need_not_wait_for_their_plan(clock, monkeypatch) -> None:
     net = network()
-    found = tuned(Engine(net, policy(net, 0.75)))
+    engine, other = (Engine(net, policy(net, 0.75)) for _ in range(2))
+    monkeypatch.setattr(tune, "choose_stream", None)
+    found = tuned(engine, streams=False)
+    assert found.plans.keys() == {1, 8}
+    assert found.gains.keys() == found.chunks.keys() == found.exit_ms.keys() == {"1", "8"}
+    assert engine.stream_plan == found.stream == found.plans[8]
+    assert other.adopt(Tuning.from_json(json.loads(json.dumps(found.to_json())))) == ()
+    assert other.stream_plan == found.stream
+
+
+def test_what_a_tuning_holds(paying) -> None:
+    *_, found = paying
     assert found.exit_ms.keys() == found.gains.keys() == found.chunks.keys() == {"1", "8", "stream"}
     for times_K in found.exit_ms.values():
         assert len(times_K) == 3
@@ -237,46 +270,6 @@ def test_what_a_tuning_holds(clock) -> None:
     assert found.table.heads_KR[1][0] == pytest.approx(0.05, rel=0.01)
     assert found.table.kernels_K == (2, 2, 2)
     assert found.table.rows_R[:4] == (1, 2, 4, 8)
-
-
-def test_a_tuning_for_something_else_is_refused(clock) -> None:
-    net = network((0.0, 0.0), (0.0, 0.0))
-    given = policy(net, 0.5)
-    found = tuned(Engine(net, given))
-    with torch.no_grad():
-        other = network((0.0, 0.0), (0.0, 0.0))
-        other.exits[0].inner[1].bias += 1
-    engine = Engine(other, given)
-    form = engine.program
-    with pytest.raises(UsageError, match="is for the network with weights"):
-        engine.adopt(found)
-    assert engine.program is form
-    for changed, what in (
-        (dataclasses.replace(given, thresholds=(0.9, 0.9, EVERYBODY)), "thresholds"),
-        (dataclasses.replace(given, measure=Measure("margin")), "measure"),
-        (dataclasses.replace(given, found={"certificate": {}}), "certified"),
-    ):
-        with pytest.raises(UsageError, match=f"another policy: {what} differ"):
-            Engine(net, changed).adopt(found)
-
-
-@pytest.mark.parametrize("content", [{}, [], {"format": 1}, {"form": {"folded": 1}}, None], ids=str)
-def test_what_is_no_tuning_is_refused(content) -> None:
-    with pytest.raises(UsageError, match="not a tuning"):
-        Tuning.from_json(content)
-
-
-@pytest.mark.parametrize("change", [{"plans": {}}, {"plans": {"0": {}}}, {"chunks": {}}], ids=str)
-def test_a_tuning_without_what_an_engine_needs_is_refused(change, clock) -> None:
-    net = network()
-    content = tuned(Engine(net, policy(net, 0.75))).to_json()
-    with pytest.raises(UsageError, match="not a tuning"):
-        Tuning.from_json({**content, **change})
-
-
-def test_a_newer_tuning_is_refused() -> None:
-    with pytest.raises(UsageError, match="newer offramp"):
-        Tuning.from_json({"format": 2})
 
 
 @pytest.mark.parametrize(
@@ -337,7 +330,7 @@ class Twice(nn.Module):
 def exported(decides: bool = False) -> EarlyExitNet:
     torch.manual_seed(0)
     heads = [nn.Sequential(nn.Flatten(), nn.Linear(16, 5)) for _ in range(2)]
-    return EarlyExitNet([nn.Identity(), Twice(decides)], heads, image_shape=(1, 4, 4)).eval()
+    return EarlyExitNet([Twice(decides), nn.Identity()], heads, image_shape=(1, 4, 4)).eval()
 
 
 def test_onnxruntime_is_taken_where_it_is_faster(clock, monkeypatch) -> None:
@@ -371,7 +364,7 @@ def test_onnxruntime_is_taken_where_it_is_faster(clock, monkeypatch) -> None:
 def test_a_form_that_cannot_be_set_up_is_left_out_with_the_reason(clock, monkeypatch) -> None:
     nowhere = network()
     for engine, reason in (
-        (Engine(exported(decides=True), Policy((0.4, EVERYBODY))), "Stage 2 cannot be traced"),
+        (Engine(exported(decides=True), Policy((0.4, EVERYBODY))), "Stage 1 cannot be traced"),
         (Engine(nowhere, policy(nowhere, 0.5)), "images of one shape, and this network does not say which"),
     ):
         found = tuned(engine, forms=[ONNX, Form()])
@@ -383,27 +376,6 @@ def test_a_form_that_cannot_be_set_up_is_left_out_with_the_reason(clock, monkeyp
     monkeypatch.setattr("offramp.engine.kept.find", lambda folder: None)
     found = tuned(Engine(exported(), Policy((0.4, EVERYBODY))), forms=[Form(), ONNX])
     assert "would take about 6000 s to make" in found.forms[1].reason
-
-
-def test_a_tuning_from_before_there_were_backends(clock) -> None:
-    net = network()
-    found = tuned(Engine(net, policy(net, 0.75)))
-    content = json.loads(json.dumps(found.to_json()))
-    for form in (content["form"], *(trial["form"] for trial in content["forms"])):
-        assert form.pop("backend") == "torch"
-    for trial in content["forms"]:
-        del trial["setting_up_s"], trial["reason"]
-    del content["conditions"]["onnxruntime"]
-    old = Tuning.from_json(content)
-    assert old.form == found.form
-    assert Engine(net, policy(net, 0.75)).adopt(old) == ()
-
-
-def test_usual_forms(monkeypatch) -> None:
-    assert ONNX in usual_forms(torch.device("cpu"))
-    assert ONNX not in usual_forms(torch.device("cuda"))
-    monkeypatch.setattr("offramp.engine.kept.NEEDED", ("onnx", "no_such_package"))
-    assert ONNX not in usual_forms(torch.device("cpu"))
 
 
 @pytest.mark.slow

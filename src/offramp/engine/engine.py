@@ -15,7 +15,7 @@ from offramp.costs import cost
 from offramp.devices import device_named
 from offramp.engine.agreement import Agreement, agreement
 from offramp.engine.anytime import each_exit, until
-from offramp.engine.form import Form
+from offramp.engine.form import Form, Program
 from offramp.engine.plan import Plan, Tally
 from offramp.engine.rows import Answers, Left, Rows, in_order, join, nothing
 from offramp.engine.sessions import program
@@ -91,17 +91,18 @@ class Engine:
         stream: Plan | None = None,
         *,
         chunks: Mapping[int, int | None] | None = None,
+        made: Program | None = None,
     ) -> None:
         """Run in this form from now on, a batch under the plan of the size nearest to its own (by their ratio).
 
         Streams are run under `stream`; by default under the plan for the largest batches. `chunks` are what `straight`
-        takes at a time, by size; by default what the plans do.
+        takes at a time, by size; by default what the plans do. `made` is the program, where there is one in this form.
         """
         if not plans:
             raise UsageError("At least one plan is needed, for some size of batches.")
         for plan in filter(None, (*plans.values(), stream)):
             self._check(plan)
-        self.program = program(self.network, form, self.device)
+        self.program = made or program(self.network, form, self.device)
         self._arrange(plans, stream, chunks)
 
     def under(
@@ -121,6 +122,7 @@ class Engine:
         batch_sizes: Sequence[int] = (1, 32, 256),
         forms: Sequence[Form] | None = None,
         seconds: float = 15.0,
+        streams: bool = True,
     ) -> Tuning:
         """Measure this machine and run from now on in the form and under the plans that are fastest on it.
 
@@ -130,16 +132,18 @@ class Engine:
         Args:
             images_SCHW: Like those to come, a few hundred, in mixed order; no labels are needed. Of more than 1,024 so
                 many are used, evenly spread.
-            batch_sizes: For which plans are wanted; streams always get one.
+            batch_sizes: For which plans are wanted.
             forms: To choose from, of those whose answers agree with the network as it is; by default `usual_forms`
                 in float32. The network as it is where none agrees.
             seconds: About how long it may take, without setting forms up: compiling, making files for onnxruntime.
+            streams: Whether a plan for streams is wanted too; without it theirs is that for the largest batches, and
+                tuning takes that much less.
 
         Raises:
             UsageError: No images, sizes below 1, no forms.
         """
-        tuning = tuned(self, images_SCHW, batch_sizes, forms, seconds)
-        self.adopt(tuning)
+        tuning, made = tuned(self, images_SCHW, batch_sizes, forms, seconds, streams)
+        adopt(self, tuning, made=made)
         return tuning
 
     def adopt(self, tuning: Tuning) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ IN_A_ROUND = 32  # images at least
 SORTING = 3  # rounds to find the best of each kind
 PROVING = 9, 25  # rounds to compare these two, at least and at most
 SETTING_UP = 60.0  # seconds that a form may be expected to take until it runs
+FIRST = 64, 3, 1  # numbers of rows that a form is first run with
 TABLE, FORM = 0.3, 0.1  # shares of the time; the rest is for trying plans
 
 
@@ -49,8 +50,9 @@ def tuned(
     batch_sizes: Sequence[int],
     forms: Sequence[Form] | None,
     seconds: float,
-) -> Tuning:
-    """See `Engine.tune`."""
+    streams: bool,
+) -> tuple[Tuning, Program]:
+    """See `Engine.tune`. The program is that of the tuning's form, which need not be made again."""
     forms = usual_forms(engine.program.device) if forms is None else forms
     _check(images_SCHW, batch_sizes, forms, seconds)
     images_SCHW = _spread(images_SCHW)
@@ -64,13 +66,15 @@ def tuned(
     for size in sorted(batch_sizes):
         feed = batches_of(images_SCHW, size)
         found[str(size)] = _proven(engine, choose(table, flow, size), feed, share, _of_batches(size))
-    choice = choose_stream(table, flow)
-    length = min(STREAMED[1], max(STREAMED[0], int(1000 * share / choice.straight[0].ms / 6)))
-    found[STREAM] = _proven(engine, choice, batches_of(images_SCHW, length)[:1], share, _of_stream)
-    return Tuning(
+    plans = {size: found[str(size)].plan for size in sorted(batch_sizes)}
+    if streams:
+        choice = choose_stream(table, flow)
+        length = min(STREAMED[1], max(STREAMED[0], int(1000 * share / choice.straight[0].ms / 6)))
+        found[STREAM] = _proven(engine, choice, batches_of(images_SCHW, length)[:1], share, _of_stream)
+    tuning = Tuning(
         form=engine.program.form,
-        plans={size: found[str(size)].plan for size in sorted(batch_sizes)},
-        stream=found[STREAM].plan,
+        plans=plans,
+        stream=found[STREAM].plan if streams else plans[max(plans)],
         gains={name: one.gain for name, one in found.items()},
         chunks={name: one.chunk for name, one in found.items()},
         exit_ms={
@@ -83,6 +87,7 @@ def tuned(
         weights=weights_hash(engine.network.state_dict()),
         policy=described(engine.policy),
     )
+    return tuning, engine.program
 
 
 def _check(images_SCHW: Tensor, batch_sizes: Sequence[int], forms: Sequence[Form], seconds: float) -> None:
@@ -135,6 +140,8 @@ def _use_best(
     for form in dict.fromkeys(forms):
         twin, started = copy.copy(engine), time.perf_counter()
         reason = _set_up(twin, form)
+        if reason is None:
+            _run_first(twin, images_SCHW)
         took = time.perf_counter() - started
         if reason is not None:
             trials.append(Trial(form, False, 0, 0, {}, took, reason))
@@ -143,9 +150,18 @@ def _use_best(
         trials.append(Trial(form, wrong == 0, flips, wrong, {}, took))
         if wrong == 0:
             admitted[form] = twin
-    if len(admitted) < 2:
-        engine.use(next(iter(admitted), PLAIN), {1: Plan()})
-        return tuple(trials)
+    if len(admitted) > 1:
+        form, ms = _best_straight(admitted, images_SCHW, batch_sizes, seconds)
+    else:
+        form, ms = next(iter(admitted), PLAIN), {}
+    engine.use(form, {1: Plan()}, made=admitted[form].program if form in admitted else None)
+    return tuple(replace(one, straight_ms=ms.get(one.form, {})) for one in trials)
+
+
+def _best_straight(
+    admitted: Mapping[Form, "Engine"], images_SCHW: Tensor, batch_sizes: Sequence[int], seconds: float
+) -> tuple[Form, dict[Form, dict[str, float]]]:
+    """The best of several forms, and milliseconds of each by size of batch."""
     ms: dict[Form, dict[str, float]] = {form: {} for form in admitted}
     for size in sorted({min(size, 64) for size in (*batch_sizes, 64)}):
         feed = batches_of(images_SCHW, size)
@@ -154,9 +170,7 @@ def _use_best(
         for form in admitted:
             ms[form][str(size)] = 1000 * median(rounds[str(form)])
     best = {size: min(of_form[size] for of_form in ms.values()) for size in next(iter(ms.values()))}
-    form = min(admitted, key=lambda form: max(ms[form][size] / best[size] for size in best))
-    engine.use(form, {1: Plan()})
-    return tuple(replace(one, straight_ms=ms.get(one.form, {})) for one in trials)
+    return min(admitted, key=lambda form: max(ms[form][size] / best[size] for size in best)), ms
 
 
 def _set_up(engine: "Engine", form: Form) -> str | None:
@@ -171,6 +185,13 @@ def _set_up(engine: "Engine", form: Form) -> str | None:
     except (UsageError, OfframpError) as error:
         return str(error)
     return None
+
+
+def _run_first(engine: "Engine", images_SCHW: Tensor) -> None:
+    """Run what is compiled when it is first run: torch does so for a number of rows, for any, and for a single one."""
+    for rows in FIRST:
+        engine.program.logits(images_SCHW[:rows])
+    engine.wait()
 
 
 def _disagreements(engine: "Engine", images_SCHW: Tensor, logits_KSC: Tensor) -> tuple[int, int]:

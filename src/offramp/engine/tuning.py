@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from offramp.engine.choice import TimeTable
-from offramp.engine.form import Form
+from offramp.engine.form import Form, Program
 from offramp.engine.plan import Plan
 from offramp.engine.timing import conditions
 from offramp.errors import UsageError
@@ -44,7 +44,7 @@ class Trial:
         flips: Images on which rounding decided (`Agreement`).
         wrong: Images that differ for another reason.
         straight_ms: Straight on in one piece, by number of images; empty where nothing was to be compared.
-        setting_up_s: Seconds until it could be run, which are beside the time for tuning.
+        setting_up_s: Seconds until it had run for the first time, which are beside the time for tuning.
         reason: Why it could not be run at all; None: it could.
     """
 
@@ -65,7 +65,7 @@ class Tuning:
         form: For all.
         plans: By size of batch.
         stream: The plan for streams.
-        gains: By size of batch, as a word, and for `stream`.
+        gains: By size of batch, as a word, and for `stream`, where it was tuned too.
         chunks: How straight on is fastest, likewise.
         exit_ms: Milliseconds per image that leaves at each exit, were all exits asked, likewise.
         table: The milliseconds that plans were chosen by.
@@ -139,8 +139,13 @@ def described(policy: Policy) -> dict[str, Any]:
     return plain
 
 
-def adopt(engine: "Engine", tuning: Tuning, *, only_here: bool = False) -> tuple[str, ...]:
-    """See `Engine.adopt`. `only_here`: leave the engine as it is where something differs."""
+def adopt(
+    engine: "Engine", tuning: Tuning, *, only_here: bool = False, made: "Program | None" = None
+) -> tuple[str, ...]:
+    """See `Engine.adopt`.
+
+    `only_here`: leave the engine as it is where something differs. `made`: the program in the tuning's form, if there.
+    """
     weights = weights_hash(engine.network.state_dict())
     if tuning.weights != weights:
         raise UsageError(
@@ -159,5 +164,5 @@ def adopt(engine: "Engine", tuning: Tuning, *, only_here: bool = False) -> tuple
     )
     if not (only_here and differs):
         chunks = {size: tuning.chunks[str(size)] for size in tuning.plans}
-        engine.use(tuning.form, tuning.plans, tuning.stream, chunks=chunks)
+        engine.use(tuning.form, tuning.plans, tuning.stream, chunks=chunks, made=made)
     return differs
