@@ -1,6 +1,9 @@
 """Tiny networks trained on the digits, one of them by hand with a carry that changes, and their parts, made once."""
 
-from collections.abc import Callable
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -13,6 +16,17 @@ from offramp.export.tracing import Parts, parts
 from offramp.network import EarlyExitNet
 
 KNOBS = {"num_classes": 10, "in_channels": 1, "image_size": 16, "head_channels": 8, "channels": 4}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_once() -> Iterator[None]:
+    """torch.onnx makes its table of operators anew for every export, half of the time of a small one: here once."""
+    with pytest.MonkeyPatch.context() as patch:
+        with contextlib.suppress(ImportError, AttributeError):  # where it is, is torch's own affair
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+            patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
 
 
 class _Second(nn.Module):
@@ -50,28 +64,30 @@ def _untrained(name: str, damping: bool) -> EarlyExitNet:
         return msdnet(exits=3, base=1, growth=4, step_mode="even", growth_factors=(1, 2), damping=damping, **KNOBS)
     if name == "ranet":
         return ranet(
-            blocks=1,
+            blocks=2,
             block_step=1,
-            scales=(1, 2, 2),
-            growth_factors=(2, 1, 1),
+            scales=(1, 2),
+            growth_factors=(2, 1),
             growth=4,
             step=1,
+            step_mode="even",
             damping=damping,
             **KNOBS,
         )
     return _by_hand(damping)
 
 
-def _train(network: EarlyExitNet, epochs: int) -> None:
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-    train = data.digits(batch_size=64).train
-    for epoch in range(epochs):
-        for batch in train.batches(epoch=epoch):
-            logits_KBC = network(batch.images_BCHW)
-            loss = sum(nn.functional.cross_entropy(logits_BC, batch.targets_B) for logits_BC in logits_KBC)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+def _train(network: EarlyExitNet, steps: int) -> None:
+    """Few steps: exits know something then, and not the same."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.03)
+    train = data.digits(batch_size=32).train
+    epochs = (train.batches(epoch=epoch) for epoch in itertools.count())
+    for batch in itertools.islice(itertools.chain.from_iterable(epochs), steps):
+        logits_KBC = network(batch.images_BCHW)
+        loss = sum(nn.functional.cross_entropy(logits_BC, batch.targets_B) for logits_BC in logits_KBC)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
 
 @dataclass(frozen=True)
@@ -93,7 +109,7 @@ def trained() -> Callable[..., Trained]:
         if (name, damping) not in made:
             torch.manual_seed(0)
             network = _untrained(name, damping).train()
-            _train(network, epochs=2)
+            _train(network, steps=100 if name == "by hand" else 32)
             images_SCHW = torch.cat([batch.images_BCHW for batch in data.digits(batch_size=256).test.batches()])
             with torch.no_grad():
                 made[name, damping] = Trained(network.eval(), parts(network), images_SCHW, network(images_SCHW))
