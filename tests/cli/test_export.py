@@ -12,10 +12,30 @@ from offramp import data
 from offramp.cli import main
 from offramp.cli.export import export as command
 from offramp.engine import Engine
-from offramp.export import Stages
+from offramp.export import Stages, one_file, stage_files
+from offramp.export import parts as parts_of
 from offramp.network import EarlyExitNet, builder
 from offramp.policy import EVERYBODY, Policy
 from offramp.storage import save_tensors, weights_hash
+
+
+@pytest.fixture(scope="module")
+def traced() -> dict:
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _traced_once(traced, monkeypatch) -> None:
+    """Runs here have the same network; to trace it takes longer than all else."""
+
+    def once(network, image_shape=None):
+        key = weights_hash(network.state_dict()), image_shape
+        if key not in traced:
+            traced[key] = parts_of(network, image_shape)
+        return traced[key]
+
+    for module in (one_file, stage_files):
+        monkeypatch.setattr(module, "parts", once)
 
 
 @pytest.fixture
