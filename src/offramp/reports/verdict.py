@@ -280,7 +280,7 @@ def _measured(
     images_SCHW = pool(parts.val.search, max(TUNED_ON, timing.batch_size)).images_SCHW
     forms = usual_forms(engine.program.device, onnxruntime=timing.onnxruntime)
     sizes = (timing.batch_size,)
-    tuning = engine.tune(images_SCHW, batch_sizes=sizes, forms=forms, seconds=FIRST * timing.seconds)
+    tuning = engine.tune(images_SCHW, batch_sizes=sizes, forms=forms, seconds=FIRST * timing.seconds, streams=False)
     forms = (tuning.form, *(t.form for t in tuning.forms if t.admitted and t.form != tuning.form))
     feeds = feeds_of(parts.test, timing.batch_size, timing.images, timing.rounds)
     cuts = _cuts(known)
@@ -296,7 +296,7 @@ def _measured(
         timing.note(f"Tuning the engine {name}.")
         other = Engine(network, policy)
         share = (1 - FIRST) * timing.seconds / len(found)
-        other.tune(images_SCHW, batch_sizes=sizes, forms=[tuning.form], seconds=share)
+        other.tune(images_SCHW, batch_sizes=sizes, forms=[tuning.form], seconds=share, streams=False)
         early.append(Early(f"early exits {name}", other))
     timing.note(f"Timing {len(early) + len(ways)} contenders in turns.")
     contenders, wrong = timed(early, ways, feeds, timing.rounds, known.test, known.search)
