@@ -1,8 +1,12 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 
 from offramp.engine import PLAIN, Engine, Form, Plan, Program, agreement, usual_forms
+from offramp.engine.form import apart
 from offramp.policy import EVERYBODY, Policy
 from offramp.storage import weights_hash
 
@@ -74,3 +78,23 @@ def test_usual_forms(monkeypatch) -> None:
     assert onnx not in usual_forms(torch.device("cuda"))
     monkeypatch.setattr("offramp.engine.kept.NEEDED", ("onnx", "no_such_package"))
     assert onnx not in usual_forms(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("own_code", [True, False])
+def test_many_parts_are_all_compiled(own_code) -> None:
+    """More than torch compiles of one function; without code of their own the last run as they are."""
+    torch.compiler.reset()
+    compiled = []
+
+    def compiler(graph: fx.GraphModule, example: list[Tensor]) -> Callable[..., Any]:
+        compiled.append(graph)
+        return graph.forward
+
+    parts = [nn.Sequential(nn.Linear(2, n + 1), nn.ReLU()) for n in range(12)]
+    for part in parts:
+        run = torch.compile(apart(part) if own_code else part, backend=compiler)
+        for rows in (4, 3):
+            assert torch.equal(run(torch.ones(rows, 2)), part(torch.ones(rows, 2)))
+    torch.compiler.reset()
+    of_each = 2  # for four rows, and for any number
+    assert (len(compiled) == of_each * len(parts)) == own_code

@@ -5,6 +5,7 @@ copies of its own.
 """
 
 import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -76,6 +77,7 @@ class Form:
         return ", ".join(name for name, on in names.items() if on) or "as it is"
 
 
+_parts = itertools.count()
 PLAIN = Form(fold=False, channels_last=False)
 
 
@@ -124,7 +126,7 @@ class Program:
         if form.packed and not form.compiled and can_pack(self.device, self.dtype):
             return Planned(part.to(self.device), dtype=self.dtype, fold=form.fold, otherwise=self._in_sequentials)
         part = self._in_sequentials(part)
-        made: Callable[..., Any] = torch.compile(part) if form.compiled else part
+        made: Callable[..., Any] = torch.compile(apart(part)) if form.compiled else part
         return made
 
     def _in_sequentials(self, part: nn.Module) -> nn.Module:
@@ -170,3 +172,18 @@ class Program:
             carry = self.stage(k, carry)
             logits.append(self.head(k, carry))
         return torch.stack(logits)
+
+
+def apart(part: nn.Module) -> Callable[..., Any]:
+    """A function that calls a module and shares its code with no other.
+
+    torch compiles a function's code up to eight times and then runs it as it is, in silence. `Sequential`s all have the
+    same code: of a network of five exits the last parts would not be compiled. By a function's name torch remembers
+    which sizes change from call to call, so the names differ too.
+    """
+
+    def run(*given: Tensor) -> Any:
+        return part(*given)
+
+    run.__code__ = run.__code__.replace(co_name=f"run_{next(_parts)}")
+    return run
