@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -171,3 +173,54 @@ def test_a_recipe_holds_json_values_only() -> None:
     with pytest.raises(UsageError, match="cannot be written"):
         recipe(image_shape=object())
     assert EarlyExitNet([nn.Identity()], [nn.Linear(1, 1)]).spec is None
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("os:system", {"command": "touch {}"}),
+        ("posix:system", {"command": "touch {}"}),
+        ("numpy:savetxt", {"fname": "{}", "X": [1]}),
+        ("offramp.network:Path", {}),
+        ("offramp.cli:main", {"arguments": ["example", "--out", "{}"]}),
+        ("offramp.runs:RunFolder", {"path": "{}"}),
+    ],
+)
+def test_a_recipe_that_was_not_made_for_offramp_is_refused(tmp_path: Path, name: str, args: dict[str, Any]) -> None:
+    args = {key: value.format(tmp_path / "x") if isinstance(value, str) else value for key, value in args.items()}
+    with pytest.raises(UsageError, match="is refused: a run's folder may name only|has no 'Path'"):
+        rebuild(Spec(name, args))
+    assert not any(tmp_path.iterdir())
+
+
+def test_networks_of_ones_own_are_built_again_without_a_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_recipes.py").write_text(
+        "import functools\n"
+        "from torch import nn\n"
+        "from offramp.network import EarlyExitNet\n"
+        "def plain(width=4):\n"
+        "    return EarlyExitNet([nn.Linear(width, 3)], [nn.Linear(3, 2)])\n"
+        "wide = functools.partial(plain, width=9)\n"
+        "class Fixed(EarlyExitNet):\n"
+        "    def __init__(self):\n"
+        "        super().__init__([nn.Linear(5, 3)], [nn.Linear(3, 2)])\n"
+        "class Maker:\n"
+        "    def __call__(self):\n"
+        "        return plain(7)\n"
+        "made = Maker()\n"
+        "def other():\n"
+        "    return nn.Linear(1, 1)\n"
+    )
+    (tmp_path / "my_late_recipes.py").write_text(
+        "def plain():\n"
+        "    from offramp.network import EarlyExitNet\n"
+        "    from torch import nn\n"
+        "    return EarlyExitNet([nn.Linear(6, 3)], [nn.Linear(3, 2)])\n"
+    )
+    for name, width in (("plain", 4), ("wide", 9), ("Fixed", 5), ("made", 7)):
+        assert rebuild(Spec(f"my_recipes:{name}")).stages[0].in_features == width
+    assert rebuild(Spec("my_late_recipes:plain")).stages[0].in_features == 6
+    with pytest.raises(UsageError, match="gives a Linear"):
+        rebuild(Spec("my_recipes:other"))
+    sys.modules.pop("my_recipes"), sys.modules.pop("my_late_recipes")

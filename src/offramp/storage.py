@@ -1,4 +1,7 @@
-"""Files that are whole or not there: atomic writes, tensors as safetensors. Nothing read here can run code."""
+"""Files that are whole or not there: atomic writes, tensors as safetensors.
+
+Nothing read here runs code. What a run's config.json names is another matter: see `network.vouched`.
+"""
 
 import hashlib
 import json

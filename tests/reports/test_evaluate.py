@@ -222,6 +222,14 @@ def test_other_training_images_are_refused(make_run, tiny_parts):
         evaluate(run, page=False)
 
 
+@pytest.mark.parametrize("name", ["os:system", "offramp.storage:write_atomically", "numpy:load"])
+def test_data_that_were_not_made_for_offramp_are_refused(make_run, tmp_path, name):
+    run = make_run(data={"source": {"name": name, "args": {"command": f"touch {tmp_path / 'x'}"}}})
+    with pytest.raises(UsageError, match=f"data '{name}' is refused"):
+        evaluate(run, page=False)
+    assert not (tmp_path / "x").exists()
+
+
 def test_what_is_no_finished_run_is_refused_and_nothing_is_written(make_run, tmp_path):
     with pytest.raises(UsageError, match="not a run"):
         evaluate(tmp_path)

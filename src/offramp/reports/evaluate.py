@@ -15,7 +15,7 @@ from offramp.data import Parts, Split
 from offramp.devices import device_named
 from offramp.errors import UsageError
 from offramp.evaluation import Record, anytime, recorded
-from offramp.network import EarlyExitNet
+from offramp.network import EarlyExitNet, vouched
 from offramp.policy import Measure
 from offramp.reports import figures
 from offramp.reports.dynamic import Dynamic, dynamic
@@ -164,7 +164,10 @@ def parts_of(folder: RunFolder, config: dict[str, Any], root: str | None, functi
             f"{folder.path} was trained on data made by hand, which its folder cannot bring back. From Python: "
             f"{function}({str(folder.path)!r}, parts=...)."
         )
-    values = {**config["data"], "source": Spec.from_json(config["data"]["source"])}
+    source = Spec.from_json(config["data"]["source"])
+    if ":" in source.name and not source.name.startswith("folder:"):
+        vouched(source.name, "data")
+    values = {**config["data"], "source": source}
     return data.load(DataConfig(**(values if root is None else {**values, "root": root})))
 
 
