@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from offramp.engine import Answers, agreement
+from offramp.engine import BF16, Agreement, Answers, agreement
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 
 TOLERANCE = 0.01
@@ -107,6 +107,20 @@ def test_under_patience_a_tie_at_any_exit_on_the_way_is_an_excuse(first, expecte
     )  # as if the first class had not been first
     assert compare(other, policy, logits_KBC) == expected
     assert compare(chosen(policy, logits_KBC), policy, logits_KBC) == (0, 0)
+
+
+def test_flips_are_rounding_where_they_are_few() -> None:
+    """Near a threshold of 0.96 all that is sure may go either way, but not all of it does so by rounding."""
+    sure_KB = torch.tensor([[0.999], [0.999], [0.999]]).expand(-1, 100)
+    policy = Policy((0.96, 0.96, EVERYBODY))
+    answers = chosen(policy, logits(sure_KB))
+    answers.exits_B[:] = 1
+    found = agreement(answers, logits(sure_KB), policy, 2, BF16)
+    assert (found.flips, found.wrong) == (100, 0)
+    assert not found.is_rounding(3)
+    assert Agreement(1000, 3 + 50, 0, BF16).is_rounding(3)
+    assert not Agreement(1000, 3 + 51, 0, BF16).is_rounding(3)
+    assert not Agreement(1000, 0, 1, BF16).is_rounding(3)
 
 
 def test_no_images() -> None:

@@ -112,8 +112,7 @@ def test_bf16_agrees_to_its_own_precision(small, images_of, leaving, device, nam
     engine = Engine(network, leaving(logits_KBC, 5, (0.4, 0.5, 0.3)), form=Form(bf16=True), device=device)
     answers = engine(images_BCHW)
     assert answers.confidence_B.dtype == torch.float32
-    found = agreement(answers, logits_KBC, engine.policy, 5, BF16)
-    assert found.wrong == 0
+    assert agreement(answers, logits_KBC, engine.policy, 5, BF16).is_rounding(network.num_exits)
     assert (answers.confidence_B.cpu() - engine.policy.choose(logits_KBC, 5).confidence_S).abs().max() > 0
 
 

@@ -9,7 +9,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.engine import FLOAT32, PLAIN, Answers, Engine, Form, Plan, Program, Tuning, agreement, sessions, tune
+from offramp.engine import (
+    FLOAT32,
+    PLAIN,
+    Agreement,
+    Answers,
+    Engine,
+    Form,
+    Plan,
+    Program,
+    Tuning,
+    agreement,
+    sessions,
+    tune,
+)
 from offramp.engine.sessions import Sessions
 from offramp.engine.tuning import Gain
 from offramp.errors import UsageError
@@ -191,8 +204,42 @@ def test_a_form_with_other_answers_is_dropped(clock, monkeypatch) -> None:
         (Form(), True, False),
     ]
     assert found.form == engine.program.form == Form()
-    monkeypatch.setattr("offramp.engine.tune._disagreements", lambda *_: (0, 1))
+    monkeypatch.setattr("offramp.engine.tune._agreements", lambda *_: [agreement_of(flips=0, wrong=1)])
     assert tuned(engine).form == PLAIN
+
+
+def agreement_of(flips: int, wrong: int) -> Agreement:
+    return Agreement(images=1000, flips=flips, wrong=wrong, tolerance=FLOAT32)
+
+
+def test_a_form_that_flips_more_than_rounding_can_is_dropped(clock, monkeypatch) -> None:
+    net = network((0.0, 0.0), (0.0, 0.0))
+    for flips, admitted in ((3, True), (4, False)):  # three exits, and a ten-thousandth of 1,000 images
+        found = [agreement_of(flips=0, wrong=0), agreement_of(flips=flips, wrong=0)]
+        monkeypatch.setattr("offramp.engine.tune._agreements", lambda *_, found=found: found)
+        (trial,) = tuned(Engine(net, policy(net, 0.5))).forms
+        assert (trial.admitted, trial.flips) == (admitted, flips)
+
+
+def test_under_a_certificate_only_float32_is_run(clock, monkeypatch) -> None:
+    net = network((0.0, 0.0), (0.0, 0.0))
+    given = policy(net, 0.5)
+    engine = Engine(net, given)
+    monkeypatch.setattr("offramp.engine.tune._agreements", lambda *_: [agreement_of(flips=0, wrong=0)])
+    in_bf16 = tuned(engine, forms=[Form(bf16=True)])
+    assert in_bf16.form == Form(bf16=True)
+    certified = dataclasses.replace(given, found={"certificate": {}})
+    engine = Engine(net, certified)
+    found = tuned(engine, forms=[Form(bf16=True), Form()])
+    assert [trial.admitted for trial in found.forms] == [False, True]
+    assert "certificate is of float32's" in found.forms[0].reason
+    assert engine.program.form == Form()
+    as_before = dataclasses.replace(in_bf16, policy={**in_bf16.policy, "certified": True})  # by an earlier version
+    with pytest.raises(UsageError, match="certificate is of float32's"):
+        engine.adopt(as_before)
+    assert engine.program.form == Form()
+    with pytest.raises(UsageError, match="certificate is of float32's"):
+        Engine(net, certified, form=Form(bf16=True))
 
 
 def test_the_faster_form_is_taken(clock, monkeypatch) -> None:

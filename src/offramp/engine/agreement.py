@@ -32,6 +32,16 @@ class Agreement:
     wrong: int
     tolerance: float
 
+    def is_rounding(self, num_exits: int) -> bool:
+        """Whether nothing is wrong, and flips are so few that rounding explains them.
+
+        One per exit may come of the threshold itself, which is the confidence of an image that it was found on. Beyond
+        these a share of `tolerance`: were confidences spread evenly, twice as many would lie within it of a threshold,
+        and rounding moves them by less than a tenth of it as a rule, so this leaves room for where they crowd.
+        Without a bound a flip is excused as near a threshold of 0.96 as 0.999 is, so that all images might flip.
+        """
+        return self.wrong == 0 and self.flips <= num_exits + self.tolerance * self.images
+
 
 def agreement(answers: Answers, logits_KBC: Tensor, policy: Policy, num_classes: int, tolerance: float) -> Agreement:
     """Compare answers with `policy.choose` on the logits of the plain network's full forward pass.

@@ -56,7 +56,7 @@ class Engine:
 
     Raises:
         UsageError: A policy for another number of exits or other weights, a plan that asks exits that are not there, a
-            form and a backend, a form that this network or device cannot be run in.
+            form and a backend, a form that this network or device cannot be run in, bf16 under a certificate.
     """
 
     def __init__(
@@ -102,6 +102,8 @@ class Engine:
             raise UsageError("At least one plan is needed, for some size of batches.")
         for plan in filter(None, (*plans.values(), stream)):
             self._check(plan)
+        if form.bf16 and CERTIFICATE in self.policy.found:
+            raise UsageError("bf16 moves answers, and the policy's certificate is of float32's; take a float32 form.")
         self.program = made or program(self.network, form, self.device)
         self._arrange(plans, stream, chunks)
 
@@ -134,7 +136,7 @@ class Engine:
                 many are used, evenly spread.
             batch_sizes: For which plans are wanted.
             forms: To choose from, of those whose answers agree with the network as it is; by default `usual_forms`
-                in float32. The network as it is where none agrees.
+                in float32. The network as it is where none agrees. Under a certificate bf16 is not tried.
             seconds: About how long it may take, without setting forms up: compiling, making files for onnxruntime.
             streams: Whether a plan for streams is wanted too; without it theirs is that for the largest batches, and
                 tuning takes that much less.
@@ -153,7 +155,7 @@ class Engine:
             What differs here from where it was made, of device, threads, version of torch and kernels kept, in words.
 
         Raises:
-            UsageError: A tuning for other weights or another policy.
+            UsageError: A tuning for other weights or another policy, or in bf16 for one with a certificate.
         """
         return adopt(self, tuning)
 

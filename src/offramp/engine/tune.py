@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from offramp.engine import kept
+from offramp.engine.agreement import Agreement
 from offramp.engine.choice import WORTH, Choice, Expected, Flow, choose, choose_stream, exit_ms
 from offramp.engine.form import PLAIN, Form, Program, usual_forms
 from offramp.engine.plan import Plan
@@ -146,9 +147,11 @@ def _use_best(
         if reason is not None:
             trials.append(Trial(form, False, 0, 0, {}, took, reason))
             continue
-        flips, wrong = _disagreements(twin, images_SCHW, logits_KSC)
-        trials.append(Trial(form, wrong == 0, flips, wrong, {}, took))
-        if wrong == 0:
+        found = _agreements(twin, images_SCHW, logits_KSC)
+        admitted_too = all(one.is_rounding(twin.num_exits) for one in found)
+        flips, wrong = sum(one.flips for one in found), sum(one.wrong for one in found)
+        trials.append(Trial(form, admitted_too, flips, wrong, {}, took))
+        if admitted_too:
             admitted[form] = twin
     if len(admitted) > 1:
         form, ms = _best_straight(admitted, images_SCHW, batch_sizes, seconds)
@@ -194,16 +197,14 @@ def _run_first(engine: "Engine", images_SCHW: Tensor) -> None:
     engine.wait()
 
 
-def _disagreements(engine: "Engine", images_SCHW: Tensor, logits_KSC: Tensor) -> tuple[int, int]:
-    """Flips and wrong answers of the engine's form, with exits and straight on, together."""
-    straight = Plan(straight=True)
-    flips = wrong = 0
-    for plan in (Plan(), straight):
+def _agreements(engine: "Engine", images_SCHW: Tensor, logits_KSC: Tensor) -> list[Agreement]:
+    """How the engine's form answers with exits, and straight on."""
+    found = []
+    for plan in (Plan(), Plan(straight=True)):
         variant = engine.under({1: plan})
         answers = joined(variant(images_BCHW) for images_BCHW in torch.split(images_SCHW, 64))
-        found = variant.agreement(answers, logits_KSC, variant.policy_under(plan))
-        flips, wrong = flips + found.flips, wrong + found.wrong
-    return flips, wrong
+        found.append(variant.agreement(answers, logits_KSC, variant.policy_under(plan)))
+    return found
 
 
 class _Turn:

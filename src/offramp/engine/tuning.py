@@ -40,7 +40,7 @@ class Trial:
 
     Attributes:
         form: Which.
-        admitted: Whether its answers are those of the plain network but for rounding.
+        admitted: Whether its answers are those of the plain network but for rounding (`Agreement.is_rounding`).
         flips: Images on which rounding decided (`Agreement`).
         wrong: Images that differ for another reason.
         straight_ms: Straight on in one piece, by number of images; empty where nothing was to be compared.
