@@ -1,6 +1,7 @@
 """What every registered objective promises, whatever it computes. K exits, B images, C = N + 1 outputs."""
 
 import dataclasses
+from typing import get_args
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from torch import Tensor
 
 from offramp.config import Spec
 from offramp.objectives import OBJECTIVES, Objective, build
+from offramp.objectives.weighting import Normalisation
 
 VARIANTS = [
     *(Spec(name) for name in OBJECTIVES),
+    Spec("discard-threshold", {"mean": "kept"}),
     Spec("damping", {"per_sqrt_exits": True}),
     Spec("damping", {"strength": 0}),
     Spec("damping", {"weighting": "dynamic"}),
@@ -18,7 +21,7 @@ VARIANTS = [
     Spec("dynamic", {"reverse": True}),
     Spec("dynamic", {"with_gradient": True}),
     Spec("dynamic", {"over": "batch", "with_gradient": True}),
-    *(Spec("dynamic", {"normalisation": n, "over": o}) for n in ("max", "min-max", "tanh") for o in ("exits", "batch")),
+    *(Spec("dynamic", {"normalisation": n, "over": o}) for n in get_args(Normalisation) for o in ("exits", "batch")),
     *(Spec("dynamic", {"applied_to": way, "alpha": 1.0}) for way in ("gradient", "cross-entropy", "root")),
 ]
 

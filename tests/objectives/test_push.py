@@ -20,6 +20,7 @@ from offramp.objectives import (
 OWN_WORDS = [
     CrossEntropy(),
     DiscardThreshold(0.6),
+    DiscardThreshold(0.6, mean="kept"),
     LabelSmoothing(0.3),
     Damping(0.4),
     Damping((0.1, 0.4, 2.0)),
@@ -32,6 +33,9 @@ OWN_WORDS = [
             ("gradient", "tanh", "batch"),
             ("cross-entropy", "max", "exits"),
             ("root", "min-max", "exits"),
+            ("gradient", "centre", "exits"),  # with weights below 0
+            ("cross-entropy", "centre", "exits"),
+            ("root", "centre", "batch"),
         )
     ),
     Damping(0.4, weighting=DynamicWeights(applied_to="cross-entropy", reverse=True)),
@@ -61,7 +65,8 @@ def test_an_objectives_own_words_are_what_differentiation_finds(objective: Objec
     default_KB = Objective.push(objective, logits_KBC, targets_B, stats_KB)
     torch.testing.assert_close(default_KB, found_KB, rtol=1e-12, atol=1e-15)
     if "off_or_reversed" in stats_KB:
-        assert torch.equal(said_KB <= 0, stats_KB["off_or_reversed"] == 1)
+        moved_KB = said_KB * stats_KB.get("weight", torch.ones(()))
+        assert torch.equal(moved_KB <= 0, stats_KB["off_or_reversed"] == 1)
         assert 0 < stats_KB["off_or_reversed"].sum() < stats_KB["off_or_reversed"].numel()
 
 

@@ -23,6 +23,8 @@ SPECS = [
     Spec("power-sqrt", {"root": "batch"}),
     Spec("power-sqrt", {"root": "batch", "weighting": {"over": "batch", "applied_to": "root"}}),
     *(Spec("dynamic", {"over": "batch", "normalisation": name}) for name in ("max", "min-max", "tanh")),
+    Spec("dynamic", {"over": "batch", "normalisation": "centre-clipped"}),
+    Spec("discard-threshold", {"threshold": 0.4, "mean": "kept"}),
 ]
 
 
@@ -53,7 +55,7 @@ def shares(tmp_path_factory: pytest.TempPathFactory) -> list[list]:
 
 def test_two_processes_find_the_loss_and_the_gradient_of_one(shares: list[list]):
     whole = list(_everything())
-    assert len(shares[0]) == len(shares[1]) == len(whole) == 15
+    assert len(shares[0]) == len(shares[1]) == len(whole) == 21
     for (loss, gradient_KBC), *parts in zip(whole, *shares, strict=True):
         assert sum(part_loss for part_loss, _ in parts) == pytest.approx(loss.item(), rel=1e-12)
         joined = [[row for _, part in parts for row in part[k]] for k in range(3)]

@@ -1,4 +1,4 @@
-"""Dynamic weights: the readings R1 to R3, their range, direction, constancy. K exits, B images."""
+"""Dynamic weights: the readings R1 to R4, their range, direction, constancy. K exits, B images."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from offramp.errors import UsageError
 from offramp.objectives import DynamicWeights, PowerSqrt
 from offramp.objectives.weighting import as_weighting
 
-NORMALISATIONS = ["max", "min-max", "tanh"]
+NORMALISATIONS = ["max", "min-max", "tanh", "centre", "centre-clipped"]
 every_normalisation = pytest.mark.parametrize("normalisation", NORMALISATIONS)
 either_range = pytest.mark.parametrize("over", ["exits", "batch"])
 damping_values = st.tuples(st.integers(1, 6), st.integers(1, 4)).flatmap(
@@ -23,7 +23,13 @@ damping_values = st.tuples(st.integers(1, 6), st.integers(1, 4)).flatmap(
 
 @pytest.mark.parametrize(
     ("normalisation", "expected"),
-    [("max", [1.8, 0.9, 0.3]), ("min-max", [1.8, 0.84, 0.2]), ("tanh", [1.696049, 0.867888, 0.341439])],
+    [
+        ("max", [1.8, 0.9, 0.3]),
+        ("min-max", [1.8, 0.84, 0.2]),
+        ("tanh", [1.696049, 0.867888, 0.341439]),
+        ("centre", [1 + 0.8 * 4 / 3, 1 - 0.8 / 6, 1 - 0.8 * 7 / 6]),
+        ("centre-clipped", [1.8, 1 - 0.8 / 6, 0.2]),
+    ],
 )
 def test_the_printed_weights(normalisation: str, expected: list[float]):
     a_KB = torch.tensor([[5.5], [4.0], [3.0]], dtype=torch.float64)
@@ -45,7 +51,8 @@ def test_the_weights_that_the_papers_table_5_implies():
 def test_weights_stay_within_alpha_of_1_and_grow_with_a(normalisation: str, over: str, values, alpha: float):
     a_KB = torch.from_numpy(values)
     weight_KB = DynamicWeights(alpha=alpha, normalisation=normalisation, over=over).weights(a_KB)
-    assert (weight_KB - 1).abs().max() <= alpha + 1e-12
+    if normalisation != "centre":
+        assert (weight_KB - 1).abs().max() <= alpha + 1e-12
     order_KB = a_KB.argsort(dim=0)
     assert (weight_KB.gather(0, order_KB).diff(dim=0) >= -1e-12).all()
 
@@ -65,12 +72,29 @@ def test_min_max_reaches_both_bounds_and_tanh_neither(normalisation: str):
     lowest, highest = weight_KB.aminmax()
     if normalisation == "min-max":
         assert (lowest.item(), highest.item()) == pytest.approx((0.2, 1.8))
-    elif normalisation == "tanh":
+    elif normalisation != "max":
         assert lowest > 0.8
         assert highest < 1.2
     else:
         assert highest.item() == pytest.approx(1.8)
         assert lowest > 0.3
+
+
+@either_range
+@pytest.mark.parametrize("normalisation", ["centre", "centre-clipped"])
+def test_centred_weights_are_those_of_plain_loops(normalisation: str, over: str):
+    """1 + alpha (a - mean a), some of them below 0; cut off, none is further from 1 than alpha."""
+    a_KB = 3 * torch.randn(4, 5, dtype=torch.float64).abs()
+    weight_KB = DynamicWeights(alpha=0.7, normalisation=normalisation, over=over).weights(a_KB)
+    values = a_KB.tolist()
+    for b in range(5):
+        seen = [row[b] for row in values] if over == "exits" else [value for row in values for value in row]
+        for k in range(4):
+            shift = 0.7 * (values[k][b] - sum(seen) / len(seen))
+            wanted = 1 + (shift if normalisation == "centre" else max(-0.7, min(0.7, shift)))
+            assert weight_KB[k, b].item() == pytest.approx(wanted, rel=1e-13, abs=1e-14)
+    assert (weight_KB < 0).any().item() == (normalisation == "centre")
+    assert (weight_KB == 1.7).any().item() == (normalisation == "centre-clipped")
 
 
 @every_normalisation
@@ -123,6 +147,8 @@ def _naive_weights(a_KB: Tensor, normalisation: str, over: str) -> Tensor:
         "max": lambda: center / center.abs().amax(axis, keepdim=True),
         "min-max": lambda: 2 * (v - low) / (high - low) - 1,
         "tanh": lambda: center.tanh(),
+        "centre": lambda: center,
+        "centre-clipped": lambda: torch.where(center.abs() < 1, center, center.sign()),
     }[normalisation]()
     return (1 + 0.8 * w).view_as(a_KB)
 
@@ -130,7 +156,7 @@ def _naive_weights(a_KB: Tensor, normalisation: str, over: str) -> Tensor:
 @either_range
 @every_normalisation
 def test_with_gradient_differentiates_the_normalisation_too(normalisation: str, over: str):
-    a_KB = torch.rand(4, 3, dtype=torch.float64, requires_grad=True)
+    a_KB = (3 * torch.rand(4, 3, dtype=torch.float64)).requires_grad_()
     factor_KB = torch.rand(4, 3, dtype=torch.float64)
     ours = DynamicWeights(normalisation=normalisation, over=over, with_gradient=True).weights(a_KB)
     naive = _naive_weights(a_KB, normalisation, over)

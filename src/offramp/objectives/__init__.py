@@ -7,7 +7,7 @@ from typing import Any
 from offramp import config
 from offramp.config import Spec
 from offramp.errors import UsageError
-from offramp.objectives.base import Objective, Terms, check_fits
+from offramp.objectives.base import Objective, Terms, check_fits, settings_of
 from offramp.objectives.cross_entropy import CrossEntropy
 from offramp.objectives.damping import Damping
 from offramp.objectives.discard_threshold import DiscardThreshold
@@ -61,7 +61,7 @@ def describe(objective: Objective) -> dict[str, Any]:
     """
     name = f"{type(objective).__module__}:{type(objective).__qualname__}"
     if dataclasses.is_dataclass(objective):
-        return {"name": name, "args": config.to_json(objective)}
+        return {"name": name, "args": settings_of(objective)}
     public = {key: value for key, value in vars(objective).items() if not key.startswith("_")}
     return {"name": name, "args": {key: config.to_json(value) for key, value in public.items() if _is_json(value)}}
 

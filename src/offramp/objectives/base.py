@@ -3,6 +3,7 @@
 K exits, B images, N classes, C outputs (N, or N + 1 with the damping neuron, which is the last).
 """
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +13,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from offramp.config import did_you_mean
+from offramp.config import did_you_mean, to_json
 from offramp.errors import UsageError
+
+LATER: Mapping[str, Any] = {"later": True}
+"""Metadata of a field that a method gained when there were runs of it: not told while it has its default."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Terms:
         stats_KB: Named quantities per exit and sample, detached. Names in use: `F_true` (softmax of the true class),
             `F_damping` (softmax of the damping neuron, F[N+1]), `a` (-log F[N+1]), `gamma` (damping coefficient, over
             the weight of the cross-entropy), `weight` (dynamic weight), `off_or_reversed` (1 where the gradient on the
-            true class is off or reversed; with damping where F[y] >= 1/(1 + gamma), Proposition 1).
+            true class is off or reversed; with damping where F[y] >= 1/(1 + gamma), Proposition 1, and under a negative
+            weight up to there).
     """
 
     loss_KB: Tensor
@@ -78,6 +83,15 @@ class Objective(ABC):
     def __call__(self, logits_KBC: Tensor, targets_B: Tensor, *, progress: float = 0.0) -> Tensor:
         """The scalar loss: sum over exits, mean over samples (paper, section 3.1)."""
         return self.terms(logits_KBC, targets_B, progress=progress).loss_KB.mean(1).sum()
+
+
+def settings_of(method: Any) -> dict[str, Any]:
+    """The fields of a method that is a dataclass, as JSON values: what a run's folder says of it, for ever."""
+    values: dict[str, Any] = to_json(method)
+    for field in dataclasses.fields(method):
+        if field.metadata.get("later") and getattr(method, field.name) == field.default:
+            del values[field.name]
+    return values
 
 
 def check_fits(objective: Objective, *, damping: bool) -> None:

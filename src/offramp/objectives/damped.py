@@ -52,7 +52,8 @@ class DampedObjective(Objective):
         if applied_to == "cross-entropy":
             loss_KB = gamma_KB * a_KB - weight_KB * log_true_KB
             # Proposition 1 holds with the damping per unit of cross-entropy; a weight can be 0 where alpha is 1.
-            gamma_KB = gamma_KB / constant_weight_KB.clamp_min(torch.finfo(a_KB.dtype).eps)
+            eps, weight = torch.finfo(a_KB.dtype).eps, constant_weight_KB
+            gamma_KB = gamma_KB / torch.where(weight < 0, weight.clamp_max(-eps), weight.clamp_min(eps))
         else:
             loss_KB = weight_KB * (gamma_KB * a_KB - log_true_KB)
         true_KB = log_true_KB.detach().exp()
@@ -62,7 +63,7 @@ class DampedObjective(Objective):
             "a": constant_a_KB,
             "gamma": gamma_KB,
             "weight": constant_weight_KB,
-            "off_or_reversed": (true_KB >= 1 / (1 + gamma_KB)).to(true_KB),
+            "off_or_reversed": _off_or_reversed(true_KB, gamma_KB, constant_weight_KB).to(true_KB),
         }
         return Terms(loss_KB, stats_KB)
 
@@ -74,6 +75,11 @@ class DampedObjective(Objective):
             return super().push(logits_KBC, targets_B, stats_KB, progress=progress)
         log_true_KB = pick(log_softmax(logits_KBC), targets_B)
         return -log_true_KB.expm1() - stats_KB["gamma"] * log_true_KB.exp()
+
+
+def _off_or_reversed(true_KB: Tensor, gamma_KB: Tensor, weight_KB: Tensor) -> Tensor:
+    """Where F[y] is not pushed up: beyond the point of Proposition 1, or under a negative weight, up to it."""
+    return torch.where(weight_KB < 0, (1 + gamma_KB) * true_KB <= 1, true_KB >= 1 / (1 + gamma_KB))
 
 
 def _pick_with_neuron(log_probs_KBC: Tensor, targets_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Dynamic weights of the exits: how much each exit's loss counts for a sample, read off the damping neuron.
 
-K exits, B images. R1 to R3 and W1, W3, W4 label the readings of what the paper leaves open; R1 and W4 are the defaults.
+K exits, B images. R1 to R4 and W1, W3, W4 label the readings of what the paper leaves open; R1 and W4 are the defaults.
 """
 
 import math
@@ -16,25 +16,29 @@ from offramp.config import Spec, build
 from offramp.errors import UsageError
 from offramp.objectives.base import check_flag, check_name, check_number
 
-Normalisation: TypeAlias = Literal["max", "min-max", "tanh"]
+Normalisation: TypeAlias = Literal["max", "min-max", "tanh", "centre", "centre-clipped"]
 Range: TypeAlias = Literal["exits", "batch"]
 Target: TypeAlias = Literal["gradient", "cross-entropy", "root"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicWeights:
-    """Weights w = 1 + w~ in [1 - alpha, 1 + alpha] from a = -log F[N+1] (paper, section 3.5).
+    """Weights w = 1 + w~ from a = -log F[N+1], in [1 - alpha, 1 + alpha] but under "centre" (paper, section 3.5).
 
     An exit whose damping neuron is smaller than the others' gets the larger weight. With one exit every weight is 1.
     The paper does not give the normalisation of a to w~, nor over what it runs, nor how weights act on power-sqrt's one
     term for all exits; each open point is a field.
 
     Args:
-        alpha: Largest distance of a weight from 1, in [0, 1]. Paper: 0.8 on CIFAR, 0.3 on ImageNet.
+        alpha: Largest distance of a weight from 1 (under "centre" a factor), in [0, 1]. Paper: 0.8 on CIFAR, 0.3 on
+            ImageNet.
         normalisation: From a to w~, with c = a - mean a:
             "max": alpha c / max |c| (R1): mean 1, and one weight always at a bound;
             "min-max": a mapped linearly from [min a, max a] to [-alpha, alpha] (R2): always uses both bounds;
-            "tanh": alpha tanh(c) (R3): small differences give small weights.
+            "tanh": alpha tanh(c) (R3): small differences give small weights;
+            "centre": alpha c (R4): what Han et al. (2022), whom the paper follows, do to their network's outputs. Those
+                lie between -1 and 1, a does not: weights leave the range that the paper prints, and may be negative;
+            "centre-clipped": alpha c, cut off at -alpha and alpha: R4 within that range, its mean no longer quite 1.
         over: What mean, max and min run over: "exits" (of each sample: no sample sees another) or "batch" (all exits
             and samples of the global batch, over all processes).
         applied_to: What the weights multiply:
@@ -76,8 +80,12 @@ class DynamicWeights:
         elif self.normalisation == "min-max":
             half, middle = (high - low) / 2, (high + low) / 2
             shift_KB = (a_KB - middle) / half.masked_fill(half <= tiny, math.inf)
-        else:
+        elif self.normalisation == "tanh":
             shift_KB = (a_KB - mean).tanh()
+        elif self.normalisation == "centre":
+            shift_KB = a_KB - mean
+        else:
+            shift_KB = (a_KB - mean).clamp(-1, 1)
         return 1 + (-self.alpha if self.reverse else self.alpha) * shift_KB
 
 
