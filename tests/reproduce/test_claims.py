@@ -5,7 +5,7 @@ import random
 import pytest
 
 from offramp.reproduce import CLAIMS, experiments
-from offramp.reproduce.claims import judge, judge_numbers
+from offramp.reproduce.judging import CLOSE, judge, judge_numbers
 from offramp.reproduce.predicates import Q
 from offramp.reproduce.results import Figures, Results, published
 from offramp.reproduce.scales import PAPER, POCKET
@@ -87,6 +87,31 @@ def test_published_numbers_are_reproduced_or_not() -> None:
     assert [one.verdict for one in same] == [Verdict.AGREES] * 5
     other = judge_numbers(table1, made_up(5, 0.05, sign=-1))
     assert Verdict.AGREES not in [one.verdict for one in other if "Dynamic" in one.claim.text]
+
+
+def test_the_margin_lies_between_the_papers_repeats_and_its_gain() -> None:
+    """One configuration, two tables: what lies further apart than the margin would refuse the paper itself."""
+    means = {
+        (table, row): sum(values["top1"]) / len(values["top1"])
+        for table, found in published().items()
+        for row, values in found["rows"].items()
+    }
+    repeats = (("MSDNet", "table8", "MSDNet"), ("Damping", "table5", "Damping loss"))
+    repeats += (("+ Power-sqrt", "table5", "+ Power-sqrt"), ("+ Dynamic", "table5", "+ Dynamic training"))
+    apart = [abs(means["table1", row] - means[table, its]) for row, table, its in repeats]
+    assert max(apart) == pytest.approx(0.27, abs=0.005)
+    gain = means["table1", "+ Dynamic"] - means["table1", "MSDNet"]
+    assert max(apart) < CLOSE < gain / 2
+
+
+def test_rows_that_the_paper_copied_are_not_judged() -> None:
+    """WPN and DFS of Table 2 are from their authors' READMEs, of another recipe."""
+    (table2,) = [experiment for experiment in EXPERIMENTS if experiment.name == "table2"]
+    found = {one.claim.text.split(":")[0]: one for one in judge_numbers([table2], made_up(5, 0.05))}
+    copied = {f"table2, {row}" for row in ("WPN", "DFS")}
+    assert {text for text, one in found.items() if one.verdict is Verdict.OTHER_RECIPE} == copied
+    assert all(not found[text].parts for text in copied)
+    assert {one.verdict for text, one in found.items() if text not in copied} == {Verdict.AGREES}
 
 
 def test_claims_speak_of_rows_that_exist() -> None:

@@ -86,9 +86,23 @@ def test_on_the_papers_data_differences_stand_with_intervals(study) -> None:
     _, text = write(study(PAPER, "table1"))
     page = text.read_text()
     after = page[page.index("Ours less published") :]
-    # exit 1 of the first row: 70.00 and 70.01 less 61.826; t(1) = 12.706, std 0.00707, sqrt(1/2 + 1/5)
-    assert "| +8.18 [+8.10, +8.25] |" in after
+    # exit 1 of the first row: 70.00 and 70.01 less 61.826; std 0.00707 (1) pooled with 0.675 / 1.163 (4) is 0.519;
+    # t(5) = 2.571, sqrt(1/2 + 1/5)
+    assert "| +8.18 [+7.06, +9.30] |" in after
     assert "table1, MSDNet: 70.11 % on average over exits | table: Table 1 | disagrees |" in page
+    assert "found, with 90 % intervals" in page
+
+
+def test_rows_that_the_paper_copied_have_no_difference_to_them(study) -> None:
+    page = write(study(PAPER, "table2"))[1].read_text()
+    assert "| WPN, copied by the paper | 59.54 |" in page
+    assert "WPN and DFS: copied there from their authors, who trained by another recipe." in page
+    for row in ("WPN", "DFS"):
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| table2, {row}: ")]
+        assert line.endswith("copied from its authors | table: Table 2 | not comparable (another recipe) |  |")
+    after = page[page.index("Ours less published") :]
+    rows = [line[3 : line.index("]")] for line in after.split("## Runs")[0].splitlines() if line.startswith("| [")]
+    assert rows == ["MSDNet", "Power-sqrt", "+ Dynamic"]
 
 
 def test_means_spreads_times_and_paired_differences(study) -> None:

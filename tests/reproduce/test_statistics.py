@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from offramp.reproduce.judging import CLOSE
 from offramp.reproduce.statistics import (
+    EQUIVALENCE,
+    HALF_RANGE_OF_FIVE,
     Estimate,
     Verdict,
     above,
@@ -57,6 +60,56 @@ def test_a_published_mean_of_five_runs_is_worth_five_of_ours() -> None:
     inside = [abs((found := against_published(list(ten[:5]), ten[5:].mean(), 5)).mean) < found.half for ten in draws]
     assert np.mean(inside) == pytest.approx(0.95, abs=0.011)
     assert against_published([70.0, 71.0], 70.0, 1).half > against_published([70.0, 71.0], 70.0, 5).half
+
+
+def verdicts_of_printed_means(truth: float, runs: int, n: int = 5) -> dict[Verdict, float]:
+    """How often each verdict comes, of 1,500 studies whose means over exits spread by 0.17 as the paper's do.
+
+    `truth`: how far ours lie from the paper's. A spread is printed where the paper has several runs.
+    """
+    draws = np.random.default_rng(3).normal(70, 0.17, (1500, n + runs))
+    found = [
+        within(
+            against_published(
+                list(study[:n] + truth),
+                study[n:].mean(),
+                runs,
+                deviation=study[n:].std(ddof=1) if runs > 1 else None,
+                confidence=EQUIVALENCE,
+            ),
+            CLOSE,
+        )
+        for study in draws
+    ]
+    return {verdict: found.count(verdict) / len(found) for verdict in set(found)}
+
+
+def test_a_perfect_reproduction_agrees_and_a_failed_one_does_not() -> None:
+    """Five seeds against five printed runs are told; against a single one often not, and seldom wrongly."""
+    agrees, disagrees = Verdict.AGREES, Verdict.DISAGREES
+    five, one = verdicts_of_printed_means(0, 5), verdicts_of_printed_means(0, 1)
+    assert (five[agrees], one[agrees]) == (pytest.approx(0.99, abs=0.01), pytest.approx(0.48, abs=0.04))
+    assert {disagrees} & {*five, *one} == set()
+    five, one = verdicts_of_printed_means(1.5, 5), verdicts_of_printed_means(1.5, 1)
+    assert (five[disagrees], one[disagrees]) == (pytest.approx(1, abs=0.01), pytest.approx(0.99, abs=0.01))
+    assert {agrees} & {*five, *one} == set()
+    for runs in (5, 1):  # at the margin itself each verdict is wrong in one study of twenty at most
+        at = verdicts_of_printed_means(CLOSE, runs)
+        assert at[agrees] < 0.06
+        assert at[disagrees] < 0.06
+
+
+def test_a_printed_spread_is_pooled_with_ours() -> None:
+    ours, theirs = [70.0, 70.3, 69.9], [70.1, 70.5, 70.2, 70.6, 70.0]
+    found = against_published(ours, np.mean(theirs), 5, deviation=np.std(theirs, ddof=1))
+    expected = stats.ttest_ind(ours, theirs).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert math.isinf(against_published([70.0], 70.0, 5, deviation=0.2).half)  # a seed of ours resolves nothing
+
+
+def test_half_the_range_of_five() -> None:
+    draws = np.random.default_rng(4).normal(0, 1, (20_000, 5))
+    assert np.ptp(draws, axis=1).mean() / 2 == pytest.approx(HALF_RANGE_OF_FIVE, abs=0.01)
 
 
 def test_both_signs_need_one_exit_above_and_one_below() -> None:

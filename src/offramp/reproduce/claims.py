@@ -4,13 +4,10 @@ A claim marked `table` is read off the paper's numbers, one marked `prose` is wh
 the words decide and the page shows beside them what the paper's own numbers give.
 """
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Literal
 
-from offramp.reproduce import statistics
-from offramp.reproduce.experiments import LAMBDAS, THRESHOLDS, Experiment
+from offramp.reproduce.experiments import LAMBDAS, THRESHOLDS
 from offramp.reproduce.predicates import (
     Deeper,
     Faster,
@@ -23,10 +20,6 @@ from offramp.reproduce.predicates import (
     Q,
     Steadier,
 )
-from offramp.reproduce.results import Results, mean_top1, printed, published, published_row
-from offramp.reproduce.statistics import Estimate, Verdict
-
-CLOSE = 0.3  # points of mean accuracy within which a published number is reproduced; five seeds resolve 0.1 to 0.2
 
 
 @dataclass(frozen=True)
@@ -46,93 +39,6 @@ class Claim:
     where: str
     parts: tuple[Predicate, ...]
     other_data: bool = False
-
-
-@dataclass(frozen=True)
-class Part:
-    """What the runs say of one statement.
-
-    Attributes:
-        says: The number that it is about, in words.
-        found: That number and its interval; None where there is none.
-        published: What the paper's own numbers give; None where it printed none.
-        digits: With how many the numbers are shown.
-        verdict: Of this statement alone.
-    """
-
-    says: str
-    found: Estimate | None
-    published: float | None
-    digits: int = 2
-    verdict: Verdict = Verdict.NOT_RUN
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A claim and what the runs say of it.
-
-    Attributes:
-        claim: The claim.
-        verdict: Over all its parts.
-        parts: Each of them.
-    """
-
-    claim: Claim
-    verdict: Verdict
-    parts: tuple[Part, ...] = ()
-
-
-def judge(claims: Iterable[Claim], results: Results, *, papers: bool) -> list[Judged]:
-    """Every claim of which anything was run, judged. `papers`: whether the data are the paper's."""
-    judged = []
-    for claim in claims:
-        findings = [part.judge(results) for part in claim.parts]
-        if all(finding.verdict is Verdict.NOT_RUN for finding in findings):
-            continue
-        verdict = statistics.all_of([finding.verdict for finding in findings])
-        if claim.other_data and not papers:
-            verdict = Verdict.NOT_COMPARABLE
-        parts = (
-            Part(part.says(), finding.found, _mean(part, printed()), part.digits, finding.verdict)
-            for part, finding in zip(claim.parts, findings, strict=True)
-        )
-        judged.append(Judged(claim, verdict, tuple(parts)))
-    return judged
-
-
-def judge_numbers(experiments: Sequence[Experiment], results: Results) -> list[Judged]:
-    """The mean over exits of every row that the paper has: is it what the paper printed, within `CLOSE`?
-
-    On other data than the paper's, or with another recipe, nothing can be said; then there is one line for each table.
-    """
-    judged = []
-    for experiment in experiments:
-        known = [
-            (row, theirs, ours)
-            for row in experiment.rows
-            if (theirs := published_row(experiment, row)) and (ours := results.of(experiment.name, row.label))
-        ]
-        where = f"Table {experiment.name.removeprefix('table')}"
-        if known and not experiment.scale.comparable:
-            claim = Claim(f"{experiment.name}: the printed means over exits of {len(known)} rows", "table", where, ())
-            judged.append(Judged(claim, Verdict.OTHER_RECIPE if experiment.scale.papers else Verdict.NOT_COMPARABLE))
-            continue
-        for row, theirs, ours in known:
-            mean = theirs.get("mean", fmean(theirs["top1"]))
-            runs = published()[experiment.name]["runs"]
-            over = "" if len(theirs["top1"]) == 1 else " on average over exits"
-            text = f"{experiment.name}, {row.label}: {mean:.2f} %{over}"
-            claim = Claim(text, "table", where, ())
-            found = statistics.against_published([mean_top1(f) for f in ours.values()], mean, runs)
-            verdict = statistics.within(found, CLOSE)
-            part = Part(f"ours less published, less than {CLOSE} apart wanted", found, None, verdict=verdict)
-            judged.append(Judged(claim, verdict, (part,)))
-    return judged
-
-
-def _mean(part: Predicate, results: Results) -> float | None:
-    values = part.contrasts(results)
-    return fmean(values.values()) if values else None
 
 
 def _t1(row: str, *exits: int | None) -> Q:

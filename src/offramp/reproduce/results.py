@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any, Literal, TypeAlias
 
 from offramp.config import Run
+from offramp.reproduce import statistics
 from offramp.reproduce.experiments import Experiment, Row
 from offramp.reproduce.identity import run_hash
 from offramp.reproduce.manifest import Manifest
@@ -172,7 +173,8 @@ def manifest_of(run: Run, manifests: Mapping[str, Manifest]) -> Manifest | None:
 def published() -> Mapping[str, Any]:
     """The paper's tables: per table its data and number of runs, per row `top1`, and where printed `spread`, `damping`.
 
-    `spread` is what the paper calls ±, very probably half the distance from the lowest run to the highest.
+    `spread` is what the paper calls ±, very probably half the distance from the lowest run to the highest. Rows that
+    are `copied` are from other authors, who trained by another recipe.
     """
     text = resources.files("offramp.reproduce").joinpath("published.json").read_text()
     tables: Mapping[str, Any] = json.loads(text)
@@ -184,6 +186,16 @@ def published_row(experiment: Experiment, row: Row) -> Mapping[str, Any] | None:
     table = published().get(experiment.name, {"rows": {}})
     found: Mapping[str, Any] | None = table["rows"].get(row.label) if row.in_paper else None
     return found
+
+
+def deviations(theirs: Mapping[str, Any]) -> tuple[list[float], float] | None:
+    """Standard deviations of a published row's five runs, of each exit and of their mean; None where it has no ±.
+
+    Each exit's ± is read as half the range. That of the mean may be either; read as a deviation it is the larger.
+    """
+    if "spread" not in theirs:
+        return None
+    return [half / statistics.HALF_RANGE_OF_FIVE for half in theirs["spread"]], theirs["mean_spread"]
 
 
 def printed() -> Results:

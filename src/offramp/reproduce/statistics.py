@@ -13,6 +13,8 @@ from enum import StrEnum
 from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
+EQUIVALENCE = 0.90  # its interval within a margin is two one-sided tests at 5 % each, its interval outside of it one
+HALF_RANGE_OF_FIVE = 1.163  # of five normal values, in standard deviations
 
 
 class Verdict(StrEnum):
@@ -62,16 +64,36 @@ def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimat
     n = len(values)
     if n == 1:
         return Estimate(values[0], math.inf, 1)
-    return Estimate(statistics.fmean(values), _t(n, confidence) * statistics.stdev(values) / math.sqrt(n), n)
+    return Estimate(statistics.fmean(values), _t(n - 1, confidence) * statistics.stdev(values) / math.sqrt(n), n)
 
 
-def against_published(values: Sequence[float], published: float, runs: int) -> Estimate:
-    """Our mean less a published one of so many runs, whose spread is taken to be ours: theirs is seldom given."""
+def against_published(
+    values: Sequence[float],
+    published: float,
+    runs: int,
+    *,
+    deviation: float | None = None,
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """Our mean less a published one of so many runs.
+
+    Args:
+        values: Ours.
+        published: Their mean.
+        runs: Of how many.
+        deviation: Their standard deviation, which is pooled with ours; where none is known theirs are taken to spread
+            like ours.
+        confidence: Of the interval.
+    """
     n = len(values)
     difference = statistics.fmean(values) - published
     if n == 1:
         return Estimate(difference, math.inf, 1)
-    return Estimate(difference, _t(n, CONFIDENCE) * statistics.stdev(values) * math.sqrt(1 / n + 1 / runs), n)
+    freedom, variance = n - 1, statistics.variance(values)
+    if deviation is not None and runs > 1:
+        variance = (freedom * variance + (runs - 1) * deviation**2) / (freedom + runs - 1)
+        freedom += runs - 1
+    return Estimate(difference, _t(freedom, confidence) * math.sqrt(variance * (1 / n + 1 / runs)), n)
 
 
 def above(found: Estimate, margin: float = 0.0) -> Verdict:
@@ -87,7 +109,7 @@ def below(found: Estimate, margin: float) -> Verdict:
 
 
 def within(found: Estimate, margin: float) -> Verdict:
-    """Whether the true mean lies within the margin of 0, to both sides."""
+    """Whether the true mean lies within the margin of 0, to both sides: for an interval of `EQUIVALENCE`."""
     if -margin < found.low and found.high < margin:
         return Verdict.AGREES
     outside = found.low > margin or found.high < -margin
@@ -117,5 +139,5 @@ def all_of(verdicts: Sequence[Verdict]) -> Verdict:
     return Verdict.AGREES
 
 
-def _t(n: int, confidence: float) -> float:
-    return float(stdtrit(n - 1, (1 + confidence) / 2))
+def _t(freedom: int, confidence: float) -> float:
+    return float(stdtrit(freedom, (1 + confidence) / 2))

@@ -9,12 +9,22 @@ from typing import Any
 from offramp.reports.compare import Spread
 from offramp.reports.side_by_side import spread_text
 from offramp.reproduce import statistics
-from offramp.reproduce.claims import Judged, Part
 from offramp.reproduce.experiments import Experiment, Row
 from offramp.reproduce.identity import run_hash
+from offramp.reproduce.judging import Judged, Part
 from offramp.reproduce.predicates import EVERY, Greater, Q
 from offramp.reproduce.predicates import Part as Exits
-from offramp.reproduce.results import BUDGETS, Clock, Figures, Results, What, mean_top1, published, published_row
+from offramp.reproduce.results import (
+    BUDGETS,
+    Clock,
+    Figures,
+    Results,
+    What,
+    deviations,
+    mean_top1,
+    published,
+    published_row,
+)
 
 NOTHING = "–"
 GROUPS = (("first three exits", (None, 3)), ("last two exits", (-2, None)))  # where methods differ most, and least
@@ -38,7 +48,7 @@ class Table:
     note: str = ""
 
 
-def claims_table(title: str, judged: Sequence[Judged], unlike: str, note: str) -> Table:
+def claims_table(title: str, judged: Sequence[Judged], *, unlike: str, confidence: float, note: str) -> Table:
     """Claims with their verdicts. `unlike`: said beside those that other data or another recipe gave."""
     rows = []
     for one in judged:
@@ -47,7 +57,8 @@ def claims_table(title: str, judged: Sequence[Judged], unlike: str, note: str) -
         source = f"{one.claim.source}: {one.claim.where}"
         found = "\n".join(map(_part, one.parts))
         rows.append(tuple(map(Cell, (one.claim.text, source, verdict, found))))
-    return Table(title, ("claim", "source", "verdict", "found, with 95 % intervals"), tuple(rows), note)
+    head = ("claim", "source", "verdict", f"found, with {100 * confidence:.0f} % intervals")
+    return Table(title, head, tuple(rows), note)
 
 
 def _part(part: Part) -> str:
@@ -165,14 +176,25 @@ def _published(experiment: Experiment, results: Results) -> list[Table]:
     scale = experiment.scale
     note = f"Printed in the paper, {count} on {table['data']}."
     note += " Its ± is very probably half the range." if table["runs"] > 1 else ""
+    copied = [row.label for row, theirs in known if theirs.get("copied")]
+    if copied:
+        note += f" {' and '.join(copied)}: copied there from their authors, who trained by another recipe."
     if not scale.comparable:
         other = f"Ours have {scale.factor} times the epochs" if scale.papers else "Other data, other networks"
         note += f" {other}: not comparable with anything of ours."
     printed = Table("Published", head, tuple(_printed(row, theirs) for row, theirs in known), note)
-    if not scale.comparable:
-        return [printed]
-    said = "With 95 % intervals, which take the paper's runs to spread like ours."
-    made = [printed]
+    return [printed, *(_less_published(experiment, known, head, results) if scale.comparable else [])]
+
+
+def _less_published(
+    experiment: Experiment, known: Sequence[tuple[Row, Mapping[str, Any]]], head: tuple[str, ...], results: Results
+) -> list[Table]:
+    """Our figures less the printed ones, of rows that the paper's authors trained themselves."""
+    known = [(row, theirs) for row, theirs in known if not theirs.get("copied")]
+    runs = published()[experiment.name]["runs"]
+    said = "With 95 % intervals, which take "
+    said += "a ± of the paper for half the range of its runs." if runs > 1 else "the paper's run to spread like ours."
+    made = []
     kinds: tuple[tuple[What, str], ...] = (
         ("top1", "Ours less published"),
         ("damping", "F[N+1] on test, ours less published"),
@@ -180,7 +202,7 @@ def _published(experiment: Experiment, results: Results) -> list[Table]:
     for what, title in kinds:
         if all(what in theirs for _, theirs in known):
             rows = tuple(
-                _gaps(row, theirs, found, table["runs"], what)
+                _gaps(row, theirs, found, runs, what)
                 for row, theirs in known
                 if (found := results.of(experiment.name, row.label))
             )
@@ -196,16 +218,22 @@ def _printed(row: Row, theirs: Mapping[str, Any]) -> tuple[Cell, ...]:
     ]
     if len(texts) > 1:
         texts.append(f"{fmean(theirs['top1']):.2f}" + (f" ±{theirs['mean_spread']:.2f}" if spread else ""))
-    return Cell(f"{row.label}, published"), *map(Cell, texts)
+    by = "copied by the paper" if theirs.get("copied") else "published"
+    return Cell(f"{row.label}, {by}"), *map(Cell, texts)
 
 
 def _gaps(row: Row, theirs: Mapping[str, Any], found: Mapping[int, Figures], runs: int, what: What) -> tuple[Cell, ...]:
     """What our figures have over the printed ones, exit by exit, and their mean over exits."""
     printed, digits = _with_mean(theirs[what]), 2 if what == "top1" else 4
+    spreads = deviations(theirs) if what == "top1" else None
+    known = [None] * len(printed) if spreads is None else [*spreads[0], spreads[1]]
     ours = [_with_mean(values) for f in found.values() if (values := f.values(what)) is not None]
     cells = [Cell(NOTHING)] * len(printed)
     if ours:
-        gaps = (statistics.against_published([of[k] for of in ours], value, runs) for k, value in enumerate(printed))
+        gaps = (
+            statistics.against_published([of[k] for of in ours], value, runs, deviation=known[k])
+            for k, value in enumerate(printed)
+        )
         cells = [Cell(gap.text(digits), anchor(row)) for gap in gaps]
     return Cell(row.label, anchor(row)), *cells
 
