@@ -36,12 +36,14 @@ def by_the_book(logits_KBC: Tensor, targets_B: Tensor, rule: CGT, progress: floa
                 eligible *= 0.0 if max(probs) >= rule.threshold and probs[y] == max(probs) else 1.0
             else:
                 eligible *= 1 - 1 / (1 + math.exp(-(probs[y] - rule.threshold)))
-        weights_KB[:, b] = torch.tensor(row, dtype=torch.float64) / sum(row)
+        weights_KB[:, b] = torch.tensor(row, dtype=torch.float64) / sum(row) * (K if rule.total == "exits" else 1)
     return weights_KB
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.3, 0.99])
-@pytest.mark.parametrize("rule", [CGT("hard"), CGT("soft"), CGT("hard", 0.3, leak=0.1), CGT("soft", 0.4)])
+@pytest.mark.parametrize(
+    "rule", [CGT("hard"), CGT("soft"), CGT("hard", 0.3, leak=0.1), CGT("soft", 0.4), CGT(total="exits")], ids=str
+)
 @pytest.mark.parametrize("objective", [CrossEntropy(), dynamic(with_gradient=True)])
 def test_the_gradient_is_that_of_the_description(
     network: EarlyExitNet, batch: Batch, objective: Objective, rule: CGT, progress: float
@@ -77,11 +79,13 @@ def test_worked_by_hand() -> None:
 
 @pytest.mark.parametrize("gate", ["hard", "soft"])
 @pytest.mark.parametrize("K", [1, 2, 7])
-def test_weights_of_a_sample_add_up_to_one(gate: Any, K: int) -> None:
+def test_weights_of_a_sample_add_up_to_one_or_to_the_number_of_exits(gate: Any, K: int) -> None:
     log_probs_KBN = (5 * torch.randn(K, 50, 4)).log_softmax(-1)
     weight_KB = CGT(gate).weights(log_probs_KBN, torch.arange(50) % 4, 0.5)
     torch.testing.assert_close(weight_KB.sum(0), torch.ones(50))
     assert weight_KB.gt(0).all()
+    scaled_KB = CGT(gate, total="exits").weights(log_probs_KBN, torch.arange(50) % 4, 0.5)
+    torch.testing.assert_close(scaled_KB, K * weight_KB)
     assert CGT(gate).weights(log_probs_KBN[:, :0], torch.empty(0, dtype=torch.long), 0.5).shape == (K, 0)
 
 
@@ -129,6 +133,7 @@ def test_with_one_exit_it_is_plain_training(network_of, gate: Any, compiled: boo
 def test_published_thresholds() -> None:
     assert CGT().settings() == {"gate": "soft", "threshold": 0.9, "leak": 1e-3}
     assert CGT("hard").settings() == {"gate": "hard", "threshold": 0.5, "leak": 1e-3}
+    assert CGT(total="exits").settings() == {"gate": "soft", "threshold": 0.9, "leak": 1e-3, "total": "exits"}
 
 
 @pytest.mark.parametrize(
@@ -137,6 +142,7 @@ def test_published_thresholds() -> None:
         ("cgt gate=firm", "gate 'firm' is unknown.* Known: hard, soft"),
         ("cgt threshold=90", "threshold must be a number from 0 to 1, not 90"),
         ("cgt leak=0", "leak must be a number above 0, not 0"),
+        ("cgt total=exit", "total 'exit' is unknown.* Did you mean exits"),
     ],
 )
 def test_settings_out_of_range(words: str, message: str) -> None:

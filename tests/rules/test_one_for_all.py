@@ -49,11 +49,12 @@ def by_the_book(logits_KBC: Tensor, taught_BC: Tensor, loss_KB: Tensor, rule: On
                 continue
             q = [(logits_KBC[k, b, c] / T).exp() for c in range(C)]
             kl = sum(p[c] * (math.log(p[c]) - (q[c] / sum(q)).log()) for c in range(C))
+            kl = kl / C if rule.reduction == "outputs" else kl
             total = total + (1 - rule.share) * loss_KB[k, b] + rule.share * T**2 * kl
     return total / B
 
 
-@pytest.mark.parametrize("settings", [{}, {"share": 0.9, "temperature": 3.0}])
+@pytest.mark.parametrize("settings", [{}, {"share": 0.9, "temperature": 3.0}, {"reduction": "outputs"}])
 @pytest.mark.parametrize("objective", [CrossEntropy(), dynamic()])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_the_gradient_is_that_of_the_description(
@@ -76,6 +77,11 @@ def test_the_gradient_is_that_of_the_description(
         torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-8, atol=1e-13)
     assert outcome.stats_KB["distillation"][-1].eq(0).all()
     assert outcome.stats_KB["distillation"][:-1].gt(0).all()
+
+
+def test_a_run_of_before_there_were_two_reductions_is_described_as_it_was() -> None:
+    assert OneForAll("t").settings() == {"teacher": "t", "share": 0.1, "temperature": 1.0}
+    assert OneForAll("t", reduction="outputs").settings()["reduction"] == "outputs"
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(images, interrupted, tmp_path: Path, teacher: str) -> None:
@@ -158,6 +164,7 @@ def test_a_process_without_an_image_takes_part(teacher: str) -> None:
         ("one-for-all", "missing a required argument: 'teacher'"),
         ("one-for-all teacher=t share=2", "share must be a number from 0 to 1, not 2"),
         ("one-for-all teacher=t temperature=0", "temperature must be a number above 0, not 0"),
+        ("one-for-all teacher=t reduction=output", "reduction 'output' is unknown.* Did you mean outputs"),
     ],
 )
 def test_settings_out_of_range(words: str, message: str) -> None:

@@ -3,7 +3,7 @@
 K exits, B images here, N classes, C outputs.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from offramp.network import class_log_probs
 from offramp.objectives import Terms
-from offramp.objectives.base import check_name, check_number
+from offramp.objectives.base import LATER, check_name, check_number, settings_of
 from offramp.rules.published import by_depth
 from offramp.rules.standard import Standard
 
@@ -24,9 +24,10 @@ class CGT(Standard):
     """The share of each exit and sample in the objective is multiplied by a weight, a constant to the gradient.
 
     The weight of exit k is lambda_k times what earlier exits left, plus `leak`; then a sample's weights are divided by
-    their sum, so the loss is a mean over exits where other rules have a sum. Of a sample, an exit leaves nothing where
-    it is right and at least as sure as the threshold, else all ("hard"), or 1 - sigmoid(p - threshold), with p the
-    probability of the true class ("soft"); what several exits left is multiplied.
+    their sum. So the loss is a mean over exits where other rules have a sum, and at one learning rate and weight decay
+    CGT takes smaller steps; `total="exits"` gives it theirs. Of a sample, an exit leaves nothing where it is right and
+    at least as sure as the threshold, else all ("hard"), or 1 - sigmoid(p - threshold), with p the probability of the
+    true class ("soft"); what several exits left is multiplied.
 
     lambda goes in a straight line over the training, step by step, from (1, 0.7, 0.4, 0.1) to (0.2, 0.5, 0.8, 1). These
     are published for 4 exits; for others they are read off at the same depth. Probabilities are those of the classes,
@@ -36,11 +37,13 @@ class CGT(Standard):
         gate: "hard" or "soft".
         threshold: tau, from 0 to 1. Without it the published one: 0.5 for hard, 0.9 for soft.
         leak: What every exit gets of every sample, before the division; above 0.
+        total: What the weights of a sample add up to: "one", as in the authors' program, or the number of "exits".
     """
 
     gate: Literal["hard", "soft"] = "soft"
     threshold: float | None = None
     leak: float = 1e-3
+    total: Literal["one", "exits"] = field(default="one", metadata=LATER)
 
     def __post_init__(self) -> None:
         check_name("gate", self.gate, tuple(_THRESHOLDS))
@@ -48,10 +51,11 @@ class CGT(Standard):
         self.threshold = self._tau
         check_number("threshold", self.threshold, "from 0 to 1", lambda value: 0 <= value <= 1)
         check_number("leak", self.leak, "above 0", lambda value: value > 0)
+        check_name("total", self.total, ("one", "exits"))
 
     def settings(self) -> dict[str, Any]:
         """The fields."""
-        return asdict(self)
+        return settings_of(self)
 
     def _terms(self, logits_KBC: Tensor, targets_B: Tensor, progress: float) -> Terms:
         terms = super()._terms(logits_KBC, targets_B, progress)
@@ -74,4 +78,5 @@ class CGT(Standard):
             rows.append((start + progress * (end - start)) * left_B + self.leak)
             left_B = left_B * left_here_B
         weight_KB = torch.stack(rows)
-        return weight_KB / weight_KB.sum(0)
+        weight_KB = weight_KB / weight_KB.sum(0)
+        return weight_KB * K if self.total == "exits" else weight_KB

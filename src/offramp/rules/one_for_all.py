@@ -4,8 +4,8 @@ K exits, B images here, C outputs.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from offramp.data import Batch
 from offramp.errors import OfframpError, UsageError
 from offramp.network import Carry, EarlyExitNet
 from offramp.objectives import Terms
-from offramp.objectives.base import check_number, log_softmax
+from offramp.objectives.base import LATER, check_name, check_number, log_softmax, settings_of
 from offramp.rules.base import Outcome, Workbench
 from offramp.rules.standard import Standard
 from offramp.runs import load
@@ -27,14 +27,15 @@ class OneForAll(Standard):
     """The share L_k of every exit but the last in the objective becomes (1 - share) L_k + share T² KL(t/T, z_k/T).
 
     KL is that of the softmax of the teacher's last logits t to the softmax of the exit's logits z_k, both divided by
-    the temperature T, over all C outputs; summed over outputs. (The authors' program takes the mean over outputs
-    instead, which makes the term C times smaller; here it is the distillation of the textbooks.) The teacher is a
-    finished run, its network in evaluation mode and never trained. In IMTA it comes from gradient equilibrium.
+    the temperature T, over all C outputs. The teacher is a finished run, its network in evaluation mode and never
+    trained. In IMTA it comes from gradient equilibrium.
 
     Args:
         teacher: Folder of the teacher's run. Same outputs and images, and a damping neuron where the network has one.
         share: gamma, from 0 to 1. Published for ImageNet: 0.1.
         temperature: T, above 0. Published for ImageNet: 1.
+        reduction: The terms of KL are summed over outputs ("sum"), which is the distillation of the textbooks, or their
+            mean is taken ("outputs"), as in the authors' program, which makes it C times smaller.
     """
 
     needs_images = True  # for the teacher
@@ -42,15 +43,17 @@ class OneForAll(Standard):
     teacher: str
     share: float = 0.1
     temperature: float = 1.0
+    reduction: Literal["sum", "outputs"] = field(default="sum", metadata=LATER)
 
     def __post_init__(self) -> None:
         check_number("share", self.share, "from 0 to 1", lambda value: 0 <= value <= 1)
         check_number("temperature", self.temperature, "above 0", lambda value: value > 0)
+        check_name("reduction", self.reduction, ("sum", "outputs"))
         self._network: EarlyExitNet | None = None
 
     def settings(self) -> dict[str, Any]:
         """The fields."""
-        return asdict(self)
+        return settings_of(self)
 
     def check(self, network: EarlyExitNet) -> None:
         """Read the teacher, and refuse one that answers something else."""
@@ -100,6 +103,8 @@ class OneForAll(Standard):
         terms, T = super()._terms(logits_KBC, targets_B, progress), self.temperature
         told_KBC, taught_BC = log_softmax(logits_KBC[:-1] / T), log_softmax(self._taught_BC / T)
         distance_KB = kl_div(told_KBC, taught_BC.expand_as(told_KBC), reduction="none", log_target=True).sum(-1) * T**2
+        if self.reduction == "outputs":
+            distance_KB = distance_KB / logits_KBC.shape[-1]
         early_KB = (1 - self.share) * terms.loss_KB[:-1] + self.share * distance_KB
         stat_KB = torch.cat([distance_KB.detach(), torch.zeros_like(terms.loss_KB[-1:])])
         return Terms(torch.cat([early_KB, terms.loss_KB[-1:]]), {**terms.stats_KB, "distillation": stat_KB})
