@@ -188,7 +188,7 @@ def test_a_recipe_holds_json_values_only() -> None:
 )
 def test_a_recipe_that_was_not_made_for_offramp_is_refused(tmp_path: Path, name: str, args: dict[str, Any]) -> None:
     args = {key: value.format(tmp_path / "x") if isinstance(value, str) else value for key, value in args.items()}
-    with pytest.raises(UsageError, match="is refused: a run's folder may name only|has no 'Path'"):
+    with pytest.raises(UsageError, match=r"is refused: a run.s folder may name only|has no .Path."):
         rebuild(Spec(name, args))
     assert not any(tmp_path.iterdir())
 

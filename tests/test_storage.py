@@ -1,4 +1,6 @@
 import os
+import signal
+import stat
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from offramp.errors import OfframpError, UsageError
 from offramp.storage import (
     DamagedFileError,
+    held_folder,
     load_tensors,
     save_tensors,
     tensor_hash,
@@ -73,6 +76,52 @@ def test_a_failed_write_leaves_the_old_content_and_no_litter(tmp_path: Path, mon
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "link").symlink_to("kept/file")  # leads nowhere yet
+    for content in (b"1", b"2"):
+        write_atomically(tmp_path / "link", content)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "kept" / "file").read_bytes() == content
+
+
+def test_what_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OfframpError, match="pipe cannot be written: it is no regular file"):
+        write_atomically(tmp_path / "pipe", b"new")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    with pytest.raises(OfframpError, match="cannot be written: Is a directory"):
+        write_atomically(tmp_path, b"new")
+
+
+def test_a_device_is_written_to_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "replace", lambda old, new: pytest.fail(f"{new} is replaced"))
+    (tmp_path / "null").symlink_to(os.devnull)
+    write_atomically(tmp_path / "null", b"new")
+    save_tensors(tmp_path / "null", TENSORS)
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_makes_stays(tmp_path: Path) -> None:
+    if (pid := os.fork()) == 0:
+        with held_folder(tmp_path, "x") as folder:
+            (folder / "new").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    (left,) = tmp_path.iterdir()
+    old, young = tmp_path / ".x.abcdefgh.part", tmp_path / ".x.ijklmnop.part"
+    for part in (old, young):
+        part.touch()
+    os.utime(old, (0, 0))
+    with held_folder(tmp_path, "x") as held, held_folder(tmp_path, "xy") as other:
+        assert not left.exists()
+        assert not old.exists()
+        write_atomically(tmp_path / "x", b"new")
+        assert held.is_dir()
+        assert other.is_dir()
+    assert {one.name for one in tmp_path.iterdir()} == {"x", young.name}
 
 
 def test_a_tensors_hash_depends_on_name_type_shape_and_values() -> None:

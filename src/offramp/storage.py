@@ -3,10 +3,15 @@
 Nothing read here runs code. What a run's config.json names is another matter: see `network.vouched`.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +24,8 @@ from torch import Tensor
 
 from offramp.errors import OfframpError, UsageError
 
+_PART, _HELD = ".part", ".held.part"  # how the names of files and folders end that are not whole yet
+_A_DAY = 24 * 3600.0
 _ENTRY = "offramp"  # the one entry of a file's own metadata: JSON with our metadata and the hash
 
 
@@ -39,25 +46,72 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to; it takes the place of `path` when the block ends well, else it goes."""
-    temporary = None
+    """A file to write to; it takes the place of `path` when the block ends well, else it goes.
+
+    Where `path` is a link, what it leads to is replaced. A device such as /dev/null is written to, and stays.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OfframpError(f"{path} cannot be written: {error.strerror or error}.") from error
-        raise
+        mode = path.stat().st_mode if path.exists() else stat.S_IFREG
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISCHR(mode)):
+            raise OfframpError(f"{path} cannot be written: it is no regular file.")
+        target = Path(os.path.realpath(path))
+        if not stat.S_ISCHR(mode):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        with held_folder(Path(tempfile.gettempdir()) if stat.S_ISCHR(mode) else target.parent, target.name) as folder:
+            temporary = folder / "new"
+            yield temporary
+            if stat.S_ISCHR(mode):
+                path.write_bytes(temporary.read_bytes())
+                return
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, target)
+            sync_folder(target.parent)
+    except OSError as error:
+        raise OfframpError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+@contextmanager
+def held_folder(parent: Path, name: str) -> Iterator[Path]:
+    """A folder in `parent` in which to make what will be `name` there. It goes when the block ends.
+
+    That of a killed process goes when `name` is made again: the system lets go of its lock. So nothing that lives is
+    taken from anybody, be it in this process or in a container. Where there are no locks, nothing is removed.
+    """
+    _remove_left(parent, name)
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=f".{name}.", suffix=_HELD))
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.is_dir():
+            break
+        os.close(lock)  # before it had the lock, another process took the folder for one that was left
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_left(parent: Path, name: str) -> None:
+    for entry in os.scandir(parent):
+        if not (entry.name.startswith(f".{name}.") and entry.name.endswith(_PART)):
+            continue
+        with contextlib.suppress(OSError):  # it is held, or gone
+            if entry.name.endswith(_HELD):
+                lock = os.open(entry.path, os.O_RDONLY)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(entry.path)
+                finally:
+                    os.close(lock)
+            elif entry.is_file(follow_symlinks=False) and entry.stat().st_mtime < time.time() - _A_DAY:
+                os.unlink(entry.path)  # of older versions, which held nothing
 
 
 def sync_folder(folder: Path) -> None:

@@ -86,6 +86,7 @@ def test_litter_of_a_killed_process_is_removed(tmp_path: Path) -> None:
         folder.checkpoints.mkdir()
     litter = folder.checkpoints / ".step-000000001.safetensors.abc.part"
     litter.touch()
+    (folder.checkpoints / ".step-000000002.safetensors.abc.held.part").mkdir()
     with claimed(folder, config()):
         assert not litter.exists()
         assert os.listdir(folder.checkpoints) == []

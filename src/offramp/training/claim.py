@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ def claimed(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[None]:
         _check(folder, config)  # again: another process may have been here since
         if not folder.weights.is_file():
             for part in (*folder.path.glob(".*.part"), *folder.checkpoints.glob(".*.part")):  # of a killed process
-                part.unlink()
+                shutil.rmtree(part) if part.is_dir() else part.unlink()
             write_json(folder.config, config)
         yield
 
