@@ -217,6 +217,20 @@ def test_what_a_run_was_made_with(study, manifest) -> None:
     assert "cpu, 1 thread, one run at a time, begun elsewhere" in row
 
 
+def test_a_dear_first_exit_leaves_no_number_at_small_budgets(study, manifest) -> None:
+    """Made-up runs of two exits, the first of them half the operations: 30 and 40 % cannot be spent."""
+    made = study(POCKET, "figure4", only=("cross-entropy", "WPN", "dynamic"))
+    for number, row in enumerate(made.experiments[0].rows):
+        for seed in (0, 1):
+            run = row.with_seed(seed)
+            one = manifest(run, [70.0] * 2, budgeted=[[100, 70.0 + number + seed / 10], [200, 75.0 + number]])
+            one.save(made.out / "manifests" / f"{run_name(run)}.json")
+    page = write(made)[1].read_text()
+    (claim,) = [line for line in page.splitlines() if line.startswith("| In dynamic inference dynamic training")]
+    assert claim.count("(budgets of 50, 60, 70, 80, 90, 100 % of the operations, those that all") == 2
+    assert "nan" not in page
+
+
 def test_the_epoch_that_was_selected_on_test_is_labelled(study) -> None:
     _, text = write(study(POCKET, "table3"))
     (best,) = [line for line in text.read_text().splitlines() if line.startswith("| [MSDNet last only (best epoch)]")]

@@ -1,10 +1,12 @@
 """Each kind of statement against the same number worked out by hand or by NumPy."""
 
+import math
+
 import numpy as np
 import pytest
 
 from offramp.reproduce.predicates import Deeper, Faster, Greater, LargerGain, Mixed, NoMore, Over, Q, Steadier
-from offramp.reproduce.results import Clock, Figures, Results
+from offramp.reproduce.results import BUDGETS, Clock, Figures, Results
 from offramp.reproduce.statistics import Verdict
 
 A, B, C, D = (Q("t", name) for name in "abcd")
@@ -91,6 +93,45 @@ def test_mixed_looks_at_every_exit() -> None:
     assert Mixed(A, B).judge(results(a=better, b=base)).verdict is Verdict.DISAGREES
     assert Mixed(A, B).judge(results(a=helps[:1], b=base[:1])).verdict is Verdict.NOT_RESOLVED
     assert Mixed(A, B).judge(results(a=helps)).verdict is Verdict.NOT_RUN
+
+
+def budgeted(**rows) -> Results:
+    """`a=[(accuracy at 30 %, at 40 %, ...), ...]`, one tuple a seed; the rest up to 100 % is the last value."""
+    return Results(
+        {
+            ("t", name): {
+                seed: Figures((50.0,), budgeted=(*curve, *[curve[-1]] * (len(BUDGETS) - len(curve))))
+                for seed, curve in enumerate(seeds)
+            }
+            for name, seeds in rows.items()
+        }
+    )
+
+
+def test_only_budgets_that_every_run_can_afford_are_averaged() -> None:
+    """A network whose first exit is dear has no accuracy at small budgets: nan there."""
+    nan = math.nan
+    a, b = Q("t", "a", "budgeted"), Q("t", "b", "budgeted")
+    seen = budgeted(a=[(99, 99, 71), (99, 70, 72)], b=[(10, 10, 70), (nan, nan, 70)])
+    finding = Greater(a, b).judge(seen)
+    assert finding.found.mean == pytest.approx(1.5)
+    assert (
+        finding.note == "budgets of 50, 60, 70, 80, 90, 100 % of the operations, those that all these runs can afford"
+    )
+    finding = Greater(a, b).judge(budgeted(a=[(71,)], b=[(70,)]))
+    assert finding.found.mean == 1
+    assert finding.note == "budgets of 30, 40, 50, 60, 70, 80, 90, 100 % of the operations"
+    mixed = LargerGain(Q("t", "a"), Q("t", "b"), a, b)  # some of it at exits, some at budgets
+    assert mixed.judge(seen).found.mean == pytest.approx(-1.5)
+
+
+def test_no_budget_that_every_run_can_afford_resolves_nothing() -> None:
+    a, b = Q("t", "a", "budgeted"), Q("t", "b", "budgeted")
+    finding = Greater(a, b).judge(budgeted(a=[(71,)] * 3, b=[(math.nan,)] * 3))
+    assert (finding.verdict, finding.found) == (Verdict.NOT_RESOLVED, None)
+    assert finding.note == "there is no budget that every run can afford"
+    assert Greater(a, b).judge(budgeted(a=[(71,)] * 3)).verdict is Verdict.NOT_RUN
+    assert Greater(a, b).judge(results(a=[(71,)], b=[(70,)])).verdict is Verdict.NOT_RUN  # nothing was held out
 
 
 def test_statements_say_what_they_are_about() -> None:

@@ -31,6 +31,7 @@ class Part:
         published: What the paper's own numbers give; None where it printed none.
         digits: With how many the numbers are shown.
         verdict: Of this statement alone.
+        note: Of which budgets the number is, or why there is none.
     """
 
     says: str
@@ -38,6 +39,7 @@ class Part:
     published: float | None
     digits: int = 2
     verdict: Verdict = Verdict.NOT_RUN
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def judge(claims: Iterable[Claim], results: Results, *, papers: bool) -> list[Ju
         if claim.other_data and not papers:
             verdict = Verdict.NOT_COMPARABLE
         parts = (
-            Part(part.says(), finding.found, _mean(part, printed()), part.digits, finding.verdict)
+            Part(part.says(), finding.found, _mean(part, printed()), part.digits, finding.verdict, finding.note)
             for part, finding in zip(claim.parts, findings, strict=True)
         )
         judged.append(Judged(claim, verdict, tuple(parts)))

@@ -1,12 +1,14 @@
 """The few kinds of statement a claim is made of, each as numbers over seeds and a verdict on them."""
 
+import dataclasses
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from offramp.reproduce import statistics
-from offramp.reproduce.results import Figures, Results, What
+from offramp.reproduce.results import BUDGETS, Figures, Key, Results, What
 from offramp.reproduce.statistics import Estimate, Verdict
 
 Part = tuple[int | None, int | None]  # exits as in a slice, from 0; of all by default
@@ -45,11 +47,13 @@ class Finding:
 
     Attributes:
         verdict: In words.
-        found: The number it is about; None where nothing was run.
+        found: The number it is about; None where there is none.
+        note: Of which budgets the number is, or why there is none.
     """
 
     verdict: Verdict
     found: Estimate | None
+    note: str = ""
 
 
 class Predicate(ABC):
@@ -64,13 +68,23 @@ class Predicate(ABC):
     def contrasts(self, results: Results) -> dict[int, float]:
         """The number that the statement is about, by seed, of the seeds that all its rows have."""
 
+    def asked(self) -> list[Q]:
+        """The numbers of rows that it is made of."""
+        fields = vars(self).values()
+        return [q for field in fields for q in (field if isinstance(field, tuple) else (field,)) if isinstance(q, Q)]
+
     def judge(self, results: Results) -> Finding:
         """The verdict; most statements say that the number lies above 0."""
-        values = list(self.contrasts(results).values())
+        rows = {(q.experiment, q.row) for q in self.asked() if q.what == "budgeted"}
+        budgets = _affordable(rows, results)
+        values = list(self.contrasts(_at(budgets, rows, results)).values())
         if not values:
+            started = rows and all(results.of(*row) for row in rows)
+            if started and not budgets:
+                return Finding(Verdict.NOT_RESOLVED, None, "there is no budget that every run can afford")
             return Finding(Verdict.NOT_RUN, None)
         found = statistics.estimate(values)
-        return Finding(self.verdict(found), found)
+        return Finding(self.verdict(found), found, _budgets_text(budgets) if rows else "")
 
     def verdict(self, found: Estimate) -> Verdict:
         """Of the number and its interval."""
@@ -230,6 +244,30 @@ class Mixed(Predicate):
 
     def says(self) -> str:  # noqa: D102
         return f"{self.left.row} less {self.right.row}, at some exits above 0 and at some below; mean over exits"
+
+
+def _affordable(rows: Collection[Key], results: Results) -> list[int]:
+    """Which of `BUDGETS` every run of these rows can afford: below its cheapest point a curve says nothing."""
+    curves = [f.budgeted for row in rows for f in results.of(*row).values() if f.budgeted is not None]
+    return [b for b in range(len(BUDGETS)) if not any(math.isnan(curve[b]) for curve in curves)]
+
+
+def _at(budgets: Sequence[int], rows: Collection[Key], results: Results) -> Results:
+    """The results, in which these rows have accuracies at these budgets alone."""
+    cut = {
+        row: {
+            seed: dataclasses.replace(f, budgeted=f.budgeted and tuple(f.budgeted[b] for b in budgets))
+            for seed, f in results.of(*row).items()
+        }
+        for row in rows
+    }
+    return Results({**results.figures, **cut})
+
+
+def _budgets_text(budgets: Sequence[int]) -> str:
+    every = "" if len(budgets) == len(BUDGETS) else ", those that all these runs can afford"
+    said = f"budgets of {', '.join(f'{100 * BUDGETS[b]:.0f}' for b in budgets)} % of the operations"
+    return f"{said}{every}"
 
 
 def _less(left: Mapping[int, float], right: Mapping[int, float]) -> dict[int, float]:

@@ -65,7 +65,8 @@ def _part(part: Part) -> str:
     """What was found of a part of a claim, and the paper's own number beside it."""
     found = str(part.verdict) if part.found is None else f"{part.found.text(part.digits)}, n = {part.found.n}"
     own = "" if part.published is None else f" (the paper's own numbers: {part.published:+.{part.digits}f})"
-    return f"{part.says}: {found}{own}"
+    note = f" ({part.note})" if part.note else ""
+    return f"{part.says}{note}: {found}{own}"
 
 
 def anchor(row: Row) -> str:
@@ -159,7 +160,7 @@ def _budgeted(experiment: Experiment, shown: Sequence[Row], results: Results) ->
     head = ("", *(f"{budget:.0%}".replace("%", " %") for budget in BUDGETS))
     note = (
         "Top-1 in percent when so much of the whole network's operations is spent on average; thresholds found "
-        "on held-out images, 39 points, the line between them."
+        f"on held-out images, 39 points, the line between them. {NOTHING}: a run that cannot spend so little."
     )
     return Table("Accuracy under thresholds", head, tuple(rows), note)
 
