@@ -105,6 +105,18 @@ def test_rows_that_the_paper_copied_have_no_difference_to_them(study) -> None:
     assert rows == ["MSDNet", "Power-sqrt", "+ Dynamic"]
 
 
+def test_the_papers_sum_over_exits_stands_beside_the_mean(study) -> None:
+    """Made-up rows lie 0.1 apart at each of five exits; the paper's Δ is a sum as well."""
+    page = write(study(POCKET, "table2"))[1].read_text()
+    ours, theirs = (line for line in page.splitlines() if line.startswith("|  | exit 1"))
+    assert "| mean | Δ: sum over exits less MSDNet's, paired | against MSDNet, paired |" in ours
+    assert theirs.endswith("| mean | Δ: sum over exits less MSDNet's |")
+    (dfs,) = [line for line in page.splitlines() if line.startswith("| [DFS]")]
+    assert "| +1.00 [+1.00, +1.00] | +0.20 [+0.20, +0.20] |" in dfs
+    assert "| DFS, copied by the paper | 61.80 | 68.03 | 70.75 | 71.79 | 72.88 | 69.05 | +2.58 |" in page
+    assert "Δ: " not in write(study(POCKET, "table6"))[1].read_text()
+
+
 def test_means_spreads_times_and_paired_differences(study) -> None:
     _, text = write(study(POCKET, "table8"))
     rows = [line for line in text.read_text().splitlines() if line.startswith("| [Label smoothing]")]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from offramp.reproduce.predicates import Deeper, Faster, Greater, LargerGain, Mixed, NoMore, Over, Q, Steadier
+from offramp.reproduce.predicates import Deeper, Faster, Greater, LargerGain, Mixed, NoMore, Over, Q, Steadier, Summed
 from offramp.reproduce.results import BUDGETS, Clock, Figures, Results
 from offramp.reproduce.statistics import Verdict
 
@@ -27,6 +27,12 @@ def test_differences_are_of_the_mean_over_the_exits_asked_for() -> None:
     assert last.by_seed(seen) == {0: 80, 1: 81}
     assert Q("t", "a", exits=(5, None)).by_seed(seen) == {}  # not so many exits
     assert Q("t", "a", "damping").by_seed(seen) == {}  # no such figure
+
+
+def test_a_sum_over_exits_is_one() -> None:
+    seen = results(a=[(70, 72, 80), (71, 73, 81)], b=[(70, 70, 70), (70, 70, 70)])
+    assert Summed(A, B).contrasts(seen) == pytest.approx({0: 12, 1: 15})
+    assert Summed(A, B).says() == "a less b, top-1, sum over exits"
 
 
 def test_gains_against_gains() -> None:

@@ -6,7 +6,7 @@ from offramp.config import Run
 from offramp.errors import OfframpError
 from offramp.reproduce import experiments
 from offramp.reproduce.identity import run_hash
-from offramp.reproduce.results import BUDGETS, at_budgets, measured, of_manifest, printed
+from offramp.reproduce.results import BUDGETS, at_budgets, has_delta, measured, of_manifest, printed, published
 
 
 def test_a_curve_between_its_points() -> None:
@@ -58,3 +58,14 @@ def test_a_manifest_from_other_defaults_is_refused(tiny, manifest) -> None:
 def test_the_papers_numbers() -> None:
     assert printed().of("table5", "Damping loss")[0].damping[-1] == 0.071
     assert printed().of("table3", "Damping loss last only")[0].top1 == (76.63,)
+
+
+def test_the_papers_sums_over_exits() -> None:
+    """Table 2's Δ, to the rounding of its five numbers."""
+    rows = published()["table2"]["rows"]
+    for label, theirs in rows.items():
+        total = sum(theirs["top1"]) - sum(rows["MSDNet"]["top1"])
+        assert theirs.get("delta", 0) == pytest.approx(total, abs=0.011), label
+    assert has_delta("table2")
+    assert not has_delta("table1")
+    assert not has_delta("league")

@@ -116,6 +116,18 @@ class Greater(Predicate):
 
 
 @dataclass(frozen=True)
+class Summed(Greater):
+    """`left` exceeds `right` in top-1 summed over exits: the Δ of the paper's Table 2."""
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        exits = {seed: len(f.top1) for seed, f in results.of(self.left.experiment, self.left.row).items()}
+        return {seed: exits[seed] * mean for seed, mean in super().contrasts(results).items()}
+
+    def says(self) -> str:  # noqa: D102
+        return f"{self.left.row} less {self.right.row}, top-1, sum over exits"
+
+
+@dataclass(frozen=True)
 class NoMore(Greater):
     """`left` exceeds `right` by less than a margin."""
 

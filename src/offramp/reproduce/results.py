@@ -173,8 +173,8 @@ def manifest_of(run: Run, manifests: Mapping[str, Manifest]) -> Manifest | None:
 def published() -> Mapping[str, Any]:
     """The paper's tables: per table its data and number of runs, per row `top1`, and where printed `spread`, `damping`.
 
-    `spread` is what the paper calls ±, very probably half the distance from the lowest run to the highest. Rows that
-    are `copied` are from other authors, who trained by another recipe.
+    `spread` is what the paper calls ±, very probably half the distance from the lowest run to the highest; `delta` the
+    sum over exits less the first row's. Rows that are `copied` are from other authors, who trained by another recipe.
     """
     text = resources.files("offramp.reproduce").joinpath("published.json").read_text()
     tables: Mapping[str, Any] = json.loads(text)
@@ -186,6 +186,12 @@ def published_row(experiment: Experiment, row: Row) -> Mapping[str, Any] | None:
     table = published().get(experiment.name, {"rows": {}})
     found: Mapping[str, Any] | None = table["rows"].get(row.label) if row.in_paper else None
     return found
+
+
+def has_delta(name: str) -> bool:
+    """Whether the paper's table has a column Δ, the sum over exits less the first row's."""
+    rows = published().get(name, {"rows": {}})["rows"].values()
+    return any("delta" in theirs for theirs in rows)
 
 
 def deviations(theirs: Mapping[str, Any]) -> tuple[list[float], float] | None:

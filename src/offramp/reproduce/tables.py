@@ -12,7 +12,7 @@ from offramp.reproduce import statistics
 from offramp.reproduce.experiments import Experiment, Row
 from offramp.reproduce.identity import run_hash
 from offramp.reproduce.judging import Judged, Part
-from offramp.reproduce.predicates import EVERY, Greater, Q
+from offramp.reproduce.predicates import EVERY, Greater, Q, Summed
 from offramp.reproduce.predicates import Part as Exits
 from offramp.reproduce.results import (
     BUDGETS,
@@ -21,6 +21,7 @@ from offramp.reproduce.results import (
     Results,
     What,
     deviations,
+    has_delta,
     mean_top1,
     published,
     published_row,
@@ -105,10 +106,11 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
     num_exits = _num_exits(experiment, results)
     single = num_exits == 1
     means = () if single else ("mean",)
+    deltas = (f"Δ: sum over exits less {first.label}'s, paired",) if has_delta(experiment.name) else ()
     groups = GROUPS if experiment.shows == "groups" and num_exits >= 5 else ()  # of fewer exits they overlap
     against = [f"against {first.label}, paired", *(f"{name}, paired" for name, _ in groups)]
     against += ["pairs"] if groups else []
-    head = ("", *_exit_names(num_exits), *means, *against, "n", "training time")
+    head = ("", *_exit_names(num_exits), *means, *deltas, *against, "n", "training time")
     clocks = _clocks(experiment, results)
     rows = []
     for row in shown:
@@ -118,6 +120,7 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
                 Cell(row.label, anchor(row)),
                 *(_spread(row, [f.top1[k] for f in found.values()]) for k in range(num_exits)),
                 *(() if single else (_spread(row, [mean_top1(f) for f in found.values()]),)),
+                *(_delta(experiment, row, results) for _ in deltas),
                 *(_paired(experiment, row, groups, results) if row is not first else [Cell("")] * len(against)),
                 Cell(str(len(found))),
                 Cell(_time(found, results.of(experiment.name, first.label), say=len(clocks) > 1)),
@@ -133,9 +136,19 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
             " Paired: the mean over exits less the first row's, seed by seed, with Student's 95 % interval from two "
             "pairs on. Each interval stands for itself; of twenty, one misses by chance."
         )
+    if deltas:
+        note += " Δ is over the sum of the exits, as in the paper; the difference beside it is over their mean."
     if any(row.best_epoch for row in shown):
         note += " Best epoch: selected on test, as the paper's row is; it flatters."
     return Table("Accuracy", head, tuple(rows), note)
+
+
+def _delta(experiment: Experiment, row: Row, results: Results) -> Cell:
+    """What a row has over the first, summed over exits."""
+    if row is experiment.rows[0]:
+        return Cell("")
+    found = Summed(*(Q(experiment.name, one.label) for one in (row, experiment.rows[0]))).contrasts(results)
+    return Cell(statistics.estimate(list(found.values())).text() if found else NOTHING)
 
 
 def _by_exit(
@@ -183,7 +196,9 @@ def _published(experiment: Experiment, results: Results) -> list[Table]:
     if not scale.comparable:
         other = f"Ours have {scale.factor} times the epochs" if scale.papers else "Other data, other networks"
         note += f" {other}: not comparable with anything of ours."
-    printed = Table("Published", head, tuple(_printed(row, theirs) for row, theirs in known), note)
+    deltas = (f"Δ: sum over exits less {known[0][0].label}'s",) if has_delta(experiment.name) else ()
+    rows = tuple((*_printed(row, theirs), *(_printed_delta(theirs) for _ in deltas)) for row, theirs in known)
+    printed = Table("Published", (*head, *deltas), rows, note)
     return [printed, *(_less_published(experiment, known, head, results) if scale.comparable else [])]
 
 
@@ -221,6 +236,10 @@ def _printed(row: Row, theirs: Mapping[str, Any]) -> tuple[Cell, ...]:
         texts.append(f"{fmean(theirs['top1']):.2f}" + (f" ±{theirs['mean_spread']:.2f}" if spread else ""))
     by = "copied by the paper" if theirs.get("copied") else "published"
     return Cell(f"{row.label}, {by}"), *map(Cell, texts)
+
+
+def _printed_delta(theirs: Mapping[str, Any]) -> Cell:
+    return Cell(f"{theirs['delta']:+.2f}" if "delta" in theirs else NOTHING)
 
 
 def _gaps(row: Row, theirs: Mapping[str, Any], found: Mapping[int, Figures], runs: int, what: What) -> tuple[Cell, ...]:
