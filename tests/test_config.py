@@ -210,6 +210,8 @@ def test_data_that_cannot_be_is_refused(wrong: dict, message: str):
         ({"precision": "fp16"}, "Known: float32, bf16"),
         ({"epochs": 3, "warmup_epochs": 4}, r"warmup-epochs \(4\) is longer than the run \(3 epochs\)"),
         ({"milestones": (0.5, 1.5)}, "milestones are shares of the epochs"),
+        ({"optimizer": "adamw", "nesterov": True}, "nesterov is for optimizer sgd; adamw has no use for it"),
+        ({"momentum": 0, "nesterov": True}, "nesterov is a form of momentum, and momentum is 0"),
     ],
 )
 def test_training_that_cannot_be_is_refused(wrong: dict, message: str):
@@ -237,7 +239,7 @@ def test_a_run_as_json_is_plain_values_and_whole():
 def test_free_fields_change_how_a_run_goes_not_what_it_computes():
     free = config.free_fields(TrainConfig)
     assert {"save_every_minutes", "keep_checkpoints", "tensorboard"} <= free
-    assert not free & {"epochs", "seed", "lr", "milestones", "precision", "threads", "init"}
+    assert not free & {"epochs", "seed", "lr", "nesterov", "milestones", "precision", "threads", "init"}
     assert config.free_fields(DataConfig) == {"root", "workers"}
 
 

@@ -193,18 +193,24 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a network is trained. The defaults are the paper's recipe (section 4; protocols of the originals)."""
+    """How a network is trained. The defaults are the paper's for CIFAR-100 (section 4; protocols of the originals).
+
+    Other data have other recipes (ImageNet: 100 epochs, batches of 256): `offramp reproduce` trains by them, and its
+    page shows the command of each run.
+    """
 
     epochs: int = PAPER_EPOCHS
     """Passes over the training part."""
     seed: int = 0
     """Seed of initialisation, order of images and augmentation."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """sgd: momentum, no Nesterov; adamw: decoupled weight decay."""
+    """sgd: with momentum; adamw: decoupled weight decay."""
     lr: float = 0.1
     """Learning rate at the start (after warm-up)."""
     momentum: float = 0.9
     """Momentum of sgd."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum (sgd). The paper and the originals have none; confidence-gated training does."""
     weight_decay: float = 1e-4
     """Weight decay on every parameter."""
     schedule: Literal["cosine", "multistep"] = "cosine"
@@ -271,9 +277,15 @@ class TrainConfig:
             raise UsageError(f"warmup-epochs ({self.warmup_epochs}) is longer than the run ({self.epochs} epochs).")
         if not all(0 < share < 1 for share in self.milestones):
             raise UsageError(f"milestones are shares of the epochs, between 0 and 1; found {self.milestones}.")
-        for name, choice, user in (("momentum", "optimizer", "sgd"), ("milestones", "schedule", "multistep")):
+        for name, choice, user in (
+            ("momentum", "optimizer", "sgd"),
+            ("nesterov", "optimizer", "sgd"),
+            ("milestones", "schedule", "multistep"),
+        ):
             if getattr(self, choice) != user and getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise UsageError(f"{name} is for {choice} {user}; {getattr(self, choice)} has no use for it.")
+        if self.nesterov and self.momentum == 0:
+            raise UsageError("nesterov is a form of momentum, and momentum is 0; leave one of them out.")
         self._check_trunk()
 
     def _check_trunk(self) -> None:

@@ -22,7 +22,7 @@ from offramp.objectives.base import Terms
 from offramp.rules import Outcome, Standard
 from offramp.runs import RunFolder
 from offramp.storage import load_tensors, save_tensors
-from offramp.training.fit import _choose_kernels
+from offramp.training.fit import _choose_kernels, _optimizer
 
 
 def images(num: int = 60, **more: Any) -> Parts:
@@ -262,6 +262,20 @@ def test_options_train_and_resume_to_the_same_bytes(interrupted, tmp_path: Path,
 
     calm = interrupted(fit, CrossEntropy, "terms", 8)
     assert calm.read_metrics()[-1]["search_top1"] == [100.0, 100.0]
+
+
+def test_nesterov_takes_the_gradient_and_the_momentum_after_it() -> None:
+    for nesterov in (False, True):
+        tiny = network().double()
+        optimizer = _optimizer(tiny, TrainConfig(lr=0.5, momentum=0.9, weight_decay=0.1, nesterov=nesterov))
+        weight, velocity = tiny.exits[1][1].weight, 0.0
+        for _ in range(3):
+            weight.grad = torch.randn_like(weight)
+            gradient = weight.grad + 0.1 * weight.detach()
+            velocity = gradient + 0.9 * velocity
+            wanted = weight.detach() - 0.5 * (gradient + 0.9 * velocity if nesterov else velocity)
+            optimizer.step()
+            torch.testing.assert_close(weight.detach(), wanted)
 
 
 def test_a_run_is_described_by_its_objective(tmp_path: Path) -> None:

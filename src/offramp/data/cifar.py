@@ -90,6 +90,9 @@ def cifar10(
 ) -> Parts:
     """CIFAR-10: 50,000 and 10,000 colour images of 32 pixels, 10 classes; random crop (padding 4) and flip.
 
+    The paper's lambda for it (0.075) is nobody's default: `offramp reproduce table4` trains by it, and its page shows
+    the command of each run.
+
     Args:
         root: Folder with `cifar-10-python.tar.gz`, or with the folder `cifar-10-batches-py` out of it.
         batch_size: Images per step, over all processes together.

@@ -65,7 +65,7 @@ def fit(
         objective: The loss.
         train: The images to train on.
         val: Held-out images; every epoch is watched on `val.search`, and on the training images where there are none.
-        config: How to train. Default: the paper's recipe.
+        config: How to train. Default: the paper's recipe for CIFAR-100.
         out: The run's folder.
         rule: What happens to a batch; default: one backward pass and one optimiser step.
 
@@ -165,7 +165,14 @@ def _optimizer(network: EarlyExitNet, config: TrainConfig) -> torch.optim.Optimi
     groups = parameter_groups(network, config)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.SGD(
+        groups,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
 
 
 @contextmanager
