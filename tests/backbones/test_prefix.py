@@ -183,6 +183,24 @@ def test_it_starts_as_the_whole_network_starts() -> None:
     assert again.state_dict().keys() == short.state_dict().keys()
 
 
+@pytest.mark.parametrize("damping", [False, True], ids=["prefix without", "prefix with"])
+def test_with_the_neuron_on_one_side_only_the_trunk_starts_alike_and_the_head_does_not(damping: bool) -> None:
+    """MSDNet draws its stages before its heads, and a neuron more in the first head shifts what is drawn after it."""
+    base = backbones.build(Spec("msdnet", MSDNET), damping=not damping).spec
+    assert base is not None
+    torch.manual_seed(3)
+    whole = rebuild(base)
+    for exits in (1, 2):
+        torch.manual_seed(3)
+        short = shorter(base.to_json(), exits, damping=damping)
+        assert short.damping == damping
+        known = whole.state_dict()
+        for name, tensor in short.stages[0].state_dict().items():
+            assert torch.equal(tensor, known[name])
+        firsts = [net.exits[k].state_dict()["first.conv.weight"] for net, k in ((short, 0), (whole, exits - 1))]
+        assert torch.equal(*firsts) == (exits == 1)
+
+
 def test_by_name_from_a_run(tmp_path: Path) -> None:
     network = backbones.build(Spec("msdnet", MSDNET), damping=True)
     assert network.spec is not None
