@@ -7,6 +7,7 @@ A policy knows logits and nothing else: recorded logits (`choose`) or one exit's
 (`log_probs`, then `leave`). Both ways give the same answers, because both do the same arithmetic on each row.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -224,6 +225,11 @@ class Policy:
         for k in range(self.num_exits - 2, -1, -1):
             exits_S.masked_fill_(self.takes(k, confidence_KS[k]), k)
         return exits_S
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides who leaves where: measure and thresholds."""
+        decides = {"measure": asdict(self.measure), "thresholds": self.thresholds}
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     def check_network(self, weights: str) -> None:
         """Refuse a network (by the hash of its weights) that the thresholds were not found for."""

@@ -8,6 +8,8 @@ import torch
 
 from offramp.cli import main
 from offramp.engine import Engine
+from offramp.evaluation import Certificate
+from offramp.evaluation.promises import Promise
 from offramp.policy import CERTIFICATE, EVERYBODY, Policy
 
 
@@ -40,7 +42,8 @@ def test_the_int8_file_says_what_it_costs(run, tiny, parts, capsys) -> None:
 
 
 def test_a_certificate_does_not_pass_on(run, capsys) -> None:
-    policy = Policy((0.4, 0.4, EVERYBODY), found={"procedure": "certify", CERTIFICATE: {"risk": 0.1}})
+    certificate = Certificate(Promise(), False, "how", "exact", 299, 299, 0, 0, 9, "x/certify", "c", "w").to_json()
+    policy = Policy((0.4, 0.4, EVERYBODY), found={"procedure": "certify", CERTIFICATE: certificate})
     policy.save(f"{run}/policy.json")
     assert main(["export", run, "--to", "onnx", "--int8", "--stages"]) == 0
     captured = capsys.readouterr()

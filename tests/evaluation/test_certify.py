@@ -16,6 +16,7 @@ from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 
 OPERATIONS = (30, 60, 100)
 COST = Cost(*[tuple(Count(o, o, 1) for o in OPERATIONS)] * 4, (1, 8, 8))
+NEWER = ("policy",)  # than the first certificates
 FIRST = {"search": 0, "certify": 10**6, "test": 10**7}
 
 
@@ -95,6 +96,61 @@ def test_the_certificate_travels_in_the_policy(loss, tmp_path):
     assert (certificate.lost, certificate.gained, certificate.counted) == (lost, gained, counted)
     assert f"{lost} of {counted} images of made-up/certify" in str(certificate)
     assert Certificate.of(dataclasses.replace(policy, found={})) is None
+    assert str(certificate).endswith("candidates).")
+
+
+def test_a_certificate_is_of_its_measure_thresholds_and_network_alone():
+    policy = certify(record("search"), record("certify"), COST, risk=0.03)
+    for changes in (
+        {"thresholds": (0.3, *policy.thresholds[1:])},
+        {"measure": Measure(renormalise=True)},
+        {"network": "v" * 64},
+        {"network": None},
+    ):
+        with pytest.raises(UsageError, match="certificate of other thresholds, another measure or another network"):
+            Certificate.of(dataclasses.replace(policy, **changes))
+
+
+def test_a_certificate_of_an_earlier_version_is_read_and_said_to_be_unchecked():
+    policy = certify(record("search"), record("certify"), COST, risk=0.03)
+    old = {name: value for name, value in policy.found["certificate"].items() if name not in NEWER}
+    other = dataclasses.replace(policy, thresholds=(0.3, 0.3, EVERYBODY), found={"certificate": old})
+    certificate = Certificate.of(other)
+    assert certificate.policy is None
+    assert str(certificate).endswith("Unchecked: that it was made for these thresholds.")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        3,
+        None,
+        [],
+        {},
+        {"promise": {}},
+        {"promise": {"risk": 2}},
+        {"lost": None},
+        {"lost": True},
+        {"split": 1},
+        {"x": 1},
+        {"policy": 5},
+    ],
+    ids=str,
+)
+def test_a_damaged_certificate_is_one_clear_line(damage):
+    policy = certify(record("search"), record("certify"), COST, risk=0.03)
+    whole = policy.found["certificate"]
+    damaged = {**whole, **damage} if isinstance(damage, dict) and damage else damage
+    with pytest.raises(UsageError, match=r"^The policy's certificate is damaged.*\.$"):
+        Certificate.of(dataclasses.replace(policy, found={"certificate": damaged}))
+
+
+def test_what_was_certified_is_no_candidate():
+    policy = certify(record("search"), record("certify"), COST, risk=0.03)
+    closed = dataclasses.replace(policy, found={"procedure": "exits closed by a plan", "from": policy.found})
+    for candidate in (policy, closed):
+        with pytest.raises(UsageError, match="A candidate has a certificate"):
+            certify(record("search"), record("certify"), COST, risk=0.03, candidates=[candidate])
 
 
 def grid_policies(search: Record) -> list[Policy]:

@@ -4,7 +4,7 @@ K exits, S images, N classes, J candidates. What is promised, and by which argum
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +41,8 @@ class Certificate:
         split: Name of the certify half.
         fingerprint: Hash of what it holds.
         weights: Hash of the network's weights.
+        policy: Hash of the measure and the thresholds it was made for (`Policy.fingerprint`); None: it was made before
+            this was written down, so that nobody can tell whether they are still the same.
     """
 
     promise: Promise
@@ -55,6 +57,7 @@ class Certificate:
     split: str
     fingerprint: str
     weights: str
+    policy: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -62,14 +65,46 @@ class Certificate:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Certificate":
-        """The inverse of `to_json`."""
-        return cls(**{**value, "promise": Promise(**value["promise"])})
+        """The inverse of `to_json`.
+
+        Raises:
+            UsageError: Something else.
+        """
+        try:
+            promise = Promise(**{one.name: value["promise"][one.name] for one in fields(Promise)})
+            found = cls(**{**value, "promise": promise})
+        except (TypeError, KeyError, UsageError) as error:
+            raise UsageError(f"The policy's certificate is damaged, or of a newer offramp: {error!r}.") from error
+        for one in fields(cls)[1:]:
+            here = getattr(found, one.name)
+            if type(here).__name__ not in str(one.type).replace("None", "NoneType"):
+                raise UsageError(f"The policy's certificate is damaged: its {one.name} is {here!r}.")
+        return found
 
     @classmethod
     def of(cls, policy: Policy) -> "Certificate | None":
-        """The certificate that travels in `policy`; None where there is none."""
-        found = policy.found.get(CERTIFICATE)
-        return None if found is None else cls.from_json(found)
+        """The certificate that travels in `policy`; None where there is none.
+
+        Raises:
+            UsageError: A damaged one, or one that was made for other thresholds, another measure or another network.
+        """
+        if CERTIFICATE not in policy.found:
+            return None
+        found = cls.from_json(policy.found[CERTIFICATE])
+        other = policy.network not in (None, found.weights)
+        if found.policy is not None:
+            other |= (found.policy, found.weights) != (policy.fingerprint(), policy.network)
+        if other:
+            raise UsageError(
+                "The policy holds a certificate of other thresholds, another measure or another network: nothing is "
+                "promised of it as it is. Certify anew, or take the certificate out."
+            )
+        return found
+
+    def on(self, policy: Policy) -> Policy:
+        """The policy with this certificate in it, made to be of its measure and thresholds."""
+        mine = replace(self, policy=policy.fingerprint())
+        return replace(policy, found={**policy.found, CERTIFICATE: mine.to_json()}, network=self.weights)
 
     def __str__(self) -> str:
         of_what = {
@@ -79,10 +114,11 @@ class Certificate:
         }[self.promise.loss]
         where = ", in every class," if self.per_class else ""
         gains = f", {self.gained} gained" if self.promise.loss == "drop" else ""
+        unchecked = "" if self.policy is not None else " Unchecked: that it was made for these thresholds."
         return (
             f"With {self.promise.confidence:.4g} confidence {of_what}{where} is at most {self.promise.risk:.4g} "
             f"({self.lost} of {self.counted} images of {self.split}{gains}; {self.bound}; {self.method}, "
-            f"{self.candidates} candidates)."
+            f"{self.candidates} candidates).{unchecked}"
         )
 
 
@@ -114,7 +150,7 @@ def certify(
 
     Raises:
         UsageError: Records that are not of the two halves or not of one network, candidates found on other data or for
-            another network, too few images for any such promise.
+            another network or certified before, too few images for any such promise.
         OfframpError: No candidate that lets an image leave keeps the promise.
     """
     promise = Promise(risk, confidence, loss)
@@ -139,8 +175,7 @@ def certify(
     certificate = Certificate(
         promise, per_class, METHOD, bound, certify.num_images, counted, lost, gained, len(candidates), *about
     )
-    found = {**candidates[chosen].found, CERTIFICATE: certificate.to_json()}
-    return replace(candidates[chosen], found=found, network=certify.weights)
+    return certificate.on(candidates[chosen])
 
 
 def _none_passed(promise: Promise, on_certify: Tally, certify: Record) -> str:
@@ -250,6 +285,11 @@ def _check_candidates(candidates: Sequence[Policy], search: Record, cost: Cost) 
         raise UsageError("There are no candidates: a network with one exit has nowhere to leave early.")
     for policy in candidates:
         policy.check_network(search.weights)
+        if CERTIFICATE in policy.found or CERTIFICATE in (policy.found.get("from") or {}):
+            raise UsageError(
+                "A candidate has a certificate, so that certify images had a say in its being here; only policies "
+                "found on the search half can be certified."
+            )
         if not policy.num_exits == len(search.logits_KSC) == len(cost.exits):
             raise UsageError(
                 f"A candidate is for {policy.num_exits} exits, the record of {len(search.logits_KSC)}, the cost of "

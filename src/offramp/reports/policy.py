@@ -185,7 +185,12 @@ def given_policy(policy: Policy | str | Path | None, folder: RunFolder) -> tuple
     if policy is None and not folder.policy.is_file():
         return None, None
     file = folder.policy if policy is None else Path(policy).expanduser()
-    return Policy.load(file), file
+    found = Policy.load(file)
+    try:
+        Certificate.of(found)
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from error
+    return found, file
 
 
 def held_out(
