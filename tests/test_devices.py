@@ -1,7 +1,9 @@
+import contextlib
+
 import pytest
 import torch
 
-from offramp.devices import OnItsWay, describe_device, device_named, has_room, sent
+from offramp.devices import OnItsWay, borrowed, describe_device, device_named, has_room, sent
 from offramp.errors import UsageError
 
 
@@ -52,6 +54,41 @@ def test_what_is_sent_to_a_gpu_is_pinned_first(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 200))
     assert has_room(gpu, 25)
     assert not has_room(gpu, 26)
+
+
+def test_a_copy_out_of_pinned_memory_is_over_before_it_may_be_filled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+
+    class Told:
+        is_cuda = False
+
+        def __init__(self, pinned: bool) -> None:
+            self.pinned = pinned
+
+        def is_pinned(self) -> bool:
+            return self.pinned
+
+        def to(self, device: torch.device, non_blocking: bool = False) -> "Told":
+            told.append(("copy", non_blocking))
+            return self
+
+        def record_stream(self, stream: str) -> None:
+            told.append(("read by", stream))
+
+    class Beside:
+        def synchronize(self) -> None:
+            told.append("over")
+
+    gpu = torch.device("cuda")
+    monkeypatch.setattr("offramp.devices._beside", lambda device: Beside())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the engine")
+    borrowed(Told(pinned=False), gpu)  # type: ignore[arg-type]
+    assert told == [("copy", False)]
+    borrowed(Told(pinned=True), gpu)  # type: ignore[arg-type]
+    assert told[1:] == [("copy", True), "over", ("read by", "the engine")]
+    tensor = torch.randn(3)
+    assert borrowed(tensor, torch.device("cpu")) is tensor
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")

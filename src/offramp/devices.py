@@ -1,5 +1,6 @@
 """Where things are computed: a device by name, its name in words, and the ways there and back without waiting."""
 
+import functools
 import platform
 from pathlib import Path
 
@@ -49,6 +50,27 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         tensor = tensor.pin_memory()  # out of other memory a copy waits for the device, `non_blocking` or not
     return tensor.to(device, non_blocking=True)
+
+
+def borrowed(tensor: Tensor, device: torch.device) -> Tensor:
+    """Somebody else's tensor, on `device`: when this returns, whose it is may write into it again.
+
+    Out of pinned memory a copy is only told to the device. So it is made beside the device's work and waited for, by
+    itself. Out of other memory it is over by then.
+    """
+    if device.type != "cuda" or tensor.is_cuda or not tensor.is_pinned():
+        return tensor.to(device)
+    beside = _beside(device)
+    with torch.cuda.stream(beside):
+        here = tensor.to(device, non_blocking=True)
+    beside.synchronize()
+    here.record_stream(torch.cuda.current_stream(device))  # or the memory would be used again before it is read
+    return here
+
+
+@functools.cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class OnItsWay:

@@ -32,7 +32,7 @@ def test_what_comes_out_is_what_went_in_chunk_by_chunk(counts, places, innermost
     assert len(queue) == first
     found = []
     while len(queue):
-        assert int(queue.first) == sum(map(len, found))
+        assert queue.first == sum(map(len, found))
         found.append(queue.take())
     assert [len(one) for one in found] == [4] * (first // 4) + [first % 4] * (first % 4 > 0)
     for one in found:
@@ -66,3 +66,22 @@ def test_another_size_of_images_is_refused_not_stretched():
     queue.put(rows(0, 2))
     with pytest.raises(UsageError, match="one size"):
         queue.put(Rows(torch.arange(2, 4), (torch.zeros(2, 2, 1, 4), torch.zeros(2, 5)), (torch.zeros(2),)))
+
+
+def test_the_first_id_is_fetched_once_a_chunk(monkeypatch):
+    fetched = []
+
+    class Fetched:
+        def __init__(self, ids_1):
+            fetched.append(int(ids_1))
+
+        def read(self):
+            return torch.tensor([fetched[0]])
+
+    monkeypatch.setattr("offramp.engine.chunks.OnItsWay", Fetched)
+    queue = Queue(4)
+    assert queue.first is None
+    for first, count in ((0, 3), (3, 6), (9, 1), (10, 9)):
+        queue.put(rows(first, count))
+        assert queue.first == 0
+    assert fetched == [0, 4, 8, 12, 16]

@@ -110,8 +110,7 @@ def test_answers_come_in_the_order_of_the_images(order) -> None:
 
 
 def test_no_images_have_answers_of_the_right_kinds() -> None:
-    assert [(len(column_B), column_B.dtype) for column_B in nothing()] == [
-        (0, torch.int64),
-        (0, torch.int64),
-        (0, torch.float32),
-    ]
+    answers = nothing(torch.empty(0, dtype=torch.float64, device="meta"))
+    assert [len(column_B) for column_B in answers] == [0, 0, 0]
+    assert [column_B.dtype for column_B in answers] == [torch.int64, torch.int64, torch.float64]
+    assert {column_B.device.type for column_B in answers} == {"meta"}

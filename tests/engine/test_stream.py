@@ -321,3 +321,45 @@ def test_straight_on_needs_one_size_of_images_in_a_chunk(recorded) -> None:
     engine = Engine(recorded(3, 2), POLICY_3, plan=Plan(straight=True, chunk=8))
     with pytest.raises(UsageError, match="must all have one size"):
         list(engine.stream([torch.zeros(2, 3, 2), torch.zeros(2, 3, 4)]))
+
+
+@pytest.mark.parametrize("straight", [False, True])
+@pytest.mark.parametrize("measure", ["softmax", "patience"])
+def test_no_images_have_answers_of_the_type_and_the_device_of_others(recorded, device, measure, straight) -> None:
+    policy = Policy((1.0, 1.0, 2.0, EVERYBODY), Measure(measure))
+    network = recorded(4, 2).double()
+    network.register_parameter("its_type", torch.nn.Parameter(torch.zeros(1, dtype=torch.float64)))
+    engine = Engine(network, policy, plan=Plan(straight=straight), device=device)
+    images_BKC = logits(3).double()
+    for got, wanted_B in zip(engine(images_BKC[:0]), engine(images_BKC), strict=True):
+        assert (len(got), got.dtype, got.device) == (0, wanted_B.dtype, wanted_B.device)
+    first, *_ = engine.stream([images_BKC[:0], images_BKC])
+    assert [column_B.dtype for column_B in first] == [column_B.dtype for column_B in engine(images_BKC)]
+    assert {column_B.device.type for column_B in first} == {"cpu"}
+
+
+@pytest.mark.parametrize("straight", [False, True])
+def test_images_of_another_size_are_refused_between_full_chunks_too(recorded, straight) -> None:
+    engine = Engine(recorded(4, 2), Policy((EVERYBODY,) * 4), plan=Plan(chunk=4, straight=straight))
+    sizes = [torch.zeros(4, 4, 2), torch.zeros(4, 5, 2)]
+    with pytest.raises(UsageError, match=r"must all have one size; \[4, 2\] is followed by \[5, 2\]"):
+        list(engine.stream(sizes))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@pytest.mark.parametrize("straight", [False, True])
+def test_a_reader_may_fill_one_pinned_buffer_again_and_again(recorded, straight) -> None:
+    engine = Engine(recorded(4, 2), POLICY, plan=Plan(chunk=64, straight=straight), device="cuda")
+    images_BKC = logits(64 * 20)
+    buffer_BKC = torch.empty(64, 4, 2).pin_memory()
+    left = torch.randn(4096, 4096, device="cuda")
+
+    def batches() -> Iterator[Tensor]:
+        nonlocal left
+        for batch_BKC in images_BKC.split(64):
+            left = left @ left  # the device is busy when it is told to copy
+            buffer_BKC.copy_(batch_BKC)
+            yield buffer_BKC
+
+    found = [answers.labels_B for answers in engine.stream(batches())]
+    assert torch.equal(torch.cat(found), engine(images_BKC).labels_B.cpu())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from offramp.engine.plan import Tally
-from offramp.engine.rows import Answers, Rows, nothing
+from offramp.engine.rows import Answers, Rows
 from offramp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def until(
     if not isinstance(deadline_ms, (int, float)) or not deadline_ms >= 0:  # NaN is not
         raise UsageError(f"deadline_ms must be a number of at least 0, not {deadline_ms!r}.")
     end = clock() + deadline_ms / 1000
-    best = nothing()
+    best = engine.nothing()
     with contextlib.closing(each_exit(engine, images_BCHW, tally)) as exits:
         for best in exits:  # noqa: B007  the last one is the answer
             engine.wait()
@@ -41,7 +41,7 @@ def each_exit(engine: "Engine", images_BCHW: Tensor, tally: Tally | None) -> Gen
         return
     carry = engine.program.enter(images_BCHW)
     rows: Rows | None = Rows(torch.arange(len(images_BCHW), device=carry[0].device), carry)
-    best = nothing()
+    best = engine.nothing()
     try:
         for k in range(engine.num_exits):
             if rows is None:

@@ -4,10 +4,12 @@ B rows of a carry.
 """
 
 from collections import deque
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from offramp.devices import OnItsWay
 from offramp.engine.rows import Rows, copy_rows, room
 from offramp.errors import UsageError
 from offramp.network import Carry
@@ -34,11 +36,7 @@ class Chunk:
         Raises:
             UsageError: They have another size than those before.
         """
-        here_shape, new_shape = self.carry[0].shape[1:], rows.carry[0].shape[1:]
-        if here_shape != new_shape:
-            raise UsageError(
-                f"The images of a stream must all have one size; {[*here_shape]} is followed by {[*new_shape]}."
-            )
+        check_size(self.carry[0].shape[1:], rows.carry[0].shape[1:])
         ids_B = rows.ids_B[which]
         places_B = None if rows.places_B is None else rows.places_B[which]
         here = slice(self.filled, self.filled + len(ids_B))
@@ -58,23 +56,27 @@ class Chunk:
         return Rows(torch.cat(self.ids), carry, state)
 
 
+def check_size(before: Sequence[int], new: Sequence[int]) -> None:
+    """Refuse images of another size than those before."""
+    if tuple(before) != tuple(new):
+        raise UsageError(f"The images of a stream must all have one size; {[*before]} is followed by {[*new]}.")
+
+
 class Queue:
     """Images in front of a stage, in the order in which they came, in chunks."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.chunks: deque[Chunk | Rows] = deque()
+        self._firsts: deque[OnItsWay] = deque()
 
     def __len__(self) -> int:
         return sum(chunk.filled if isinstance(chunk, Chunk) else len(chunk) for chunk in self.chunks)
 
     @property
-    def first(self) -> Tensor | None:
-        """The id of the first image, `[1]`."""
-        if not self.chunks:
-            return None
-        chunk = self.chunks[0]
-        return (chunk.ids[0] if isinstance(chunk, Chunk) else chunk.ids_B)[:1]
+    def first(self) -> int | None:
+        """The id of the first image. Asking for it waits for no more of the device's work than made the id."""
+        return int(self._firsts[0].read()) if self.chunks else None
 
     def put(self, rows: Rows) -> None:
         """Queue images. Whole chunks whose rows stand together already are not copied."""
@@ -82,6 +84,7 @@ class Queue:
         while done < len(rows):
             last = self.chunks[-1] if self.chunks else None
             if not isinstance(last, Chunk) or last.filled == self.size:
+                self._firsts.append(OnItsWay(rows.ids_B[done : done + 1]))
                 if rows.places_B is None and len(rows) - done >= self.size:
                     self.chunks.append(rows.cut(slice(done, done + self.size)))
                     done += self.size
@@ -95,4 +98,5 @@ class Queue:
     def take(self) -> Rows:
         """The first chunk, as full as it is."""
         chunk = self.chunks.popleft()
+        self._firsts.popleft()
         return chunk.rows() if isinstance(chunk, Chunk) else chunk

@@ -17,9 +17,9 @@ from offramp.engine.agreement import Agreement, agreement
 from offramp.engine.anytime import each_exit, until
 from offramp.engine.form import Form, Program
 from offramp.engine.plan import Plan, Tally
-from offramp.engine.rows import Answers, Left, Rows, in_order, join, nothing
+from offramp.engine.rows import Answers, Left, Rows, in_order, join
 from offramp.engine.sessions import program
-from offramp.engine.straight import Straight, note, now, wait
+from offramp.engine.straight import Straight, no_answers, note, now, wait
 from offramp.engine.stream import as_ready, in_turn
 from offramp.engine.tune import tuned
 from offramp.engine.tuning import Tuning, adopt
@@ -201,7 +201,7 @@ class Engine:
         """
         if images not in self._calls:
             size = self._size(images)
-            adaptive = self._adaptive if images else _no_answers
+            adaptive = self._adaptive if images else lambda images_BCHW, tally=None: self.nothing()
             self._calls[images] = self._straight[size] if images and self.plans[size].straight else adaptive
         return self._calls[images]
 
@@ -382,9 +382,9 @@ class Engine:
         """Wait until the device has done what it was given."""
         wait(self.program)
 
-
-def _no_answers(images_BCHW: Tensor, tally: Tally | None = None) -> Answers:
-    return nothing()
+    def nothing(self) -> Answers:
+        """The answers for no images."""
+        return no_answers(self.program, self.policy)
 
 
 def _pieces(waiting: list[Rows], plan: Plan, k: int) -> list[Rows]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from offramp.devices import borrowed
 from offramp.engine import kept
 from offramp.engine.agreement import BF16, FLOAT32
 from offramp.errors import UsageError
@@ -149,7 +150,7 @@ class Program:
             raise UsageError(f"Images must be a batch [B, {wanted}], not {list(images_BCHW.shape)}.")
         if not images_BCHW.is_floating_point():
             raise UsageError(f"Images must be floats, normalised as in training, not {images_BCHW.dtype}.")
-        images_BCHW = images_BCHW.to(self.device, self.dtype, non_blocking=True)
+        images_BCHW = borrowed(images_BCHW, self.device).to(self.dtype)
         if self.form.channels_last and images_BCHW.dim() == 4:
             images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
         return (images_BCHW,)

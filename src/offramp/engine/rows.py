@@ -153,6 +153,7 @@ def joined(answers: Iterable[Answers]) -> Answers:
     return Answers(*(torch.cat([values_B.cpu() for values_B in column]) for column in columns))
 
 
-def nothing() -> Answers:
-    """The answers for no images."""
-    return Answers(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), torch.empty(0))
+def nothing(confidence_B: Tensor) -> Answers:
+    """The answers for no images, whose confidence, of no images, is given for its type and its device."""
+    labels_B, exits_B = (torch.empty(0, dtype=torch.int64, device=confidence_B.device) for _ in range(2))
+    return Answers(labels_B, exits_B, confidence_B)

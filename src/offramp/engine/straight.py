@@ -10,7 +10,7 @@ from torch import Tensor
 
 from offramp.engine.form import Program
 from offramp.engine.plan import Tally
-from offramp.engine.rows import Answers
+from offramp.engine.rows import Answers, nothing
 from offramp.policy import Policy
 
 
@@ -57,6 +57,14 @@ class Straight:
         logits_BC = self.program.head(self.exit, carry)
         note(self.program, tally, self.exit, len(images_BCHW), len(images_BCHW), started, asked_at)
         return logits_BC
+
+
+@torch.inference_mode()
+def no_answers(program: Program, policy: Policy) -> Answers:
+    """The answers for no images: on the program's device, in the types of others."""
+    logits_BC = torch.empty(0, program.num_classes, dtype=program.dtype, device=program.device)
+    confidence_B, _ = policy.measure.confidence(policy.log_probs(0, logits_BC, program.num_classes))
+    return nothing(confidence_B)
 
 
 def wait(program: Program) -> None:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from offramp.engine.chunks import Chunk, Queue
+from offramp.engine.chunks import Chunk, Queue, check_size
 from offramp.engine.plan import Plan, Tally
-from offramp.engine.rows import Answers, Left, Rows, nothing
+from offramp.engine.rows import Answers, Left, Rows
 from offramp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Queues:
     def _late(self) -> int | None:
         """A depth whose first image came in before the window, the shallowest such."""
         for k, queue in enumerate(self.waiting):
-            if queue.first is not None and self.seen - int(queue.first) > self.window:
+            if queue.first is not None and self.seen - queue.first > self.window:
                 return k
         return None
 
@@ -159,7 +159,11 @@ def as_ready(
     """Positions `[B]` (int64, counted over the whole stream) and answers of images, as soon as they are there."""
     plan = engine.stream_plan
     way = (Gathered if plan.straight else Queues)(engine, plan, window, tally)
+    size: torch.Size | None = None
     for images_BCHW in batches:
+        if len(images_BCHW) and engine.program.image_shape is None:  # else the program looks
+            size = images_BCHW.shape[1:] if size is None else size
+            check_size(size, images_BCHW.shape[1:])
         way.put(images_BCHW)
         for left in way.run():
             yield _on_cpu(left)
@@ -182,7 +186,8 @@ def in_turn(
             sizes.append(len(images_BCHW))
             yield images_BCHW
 
-    shelf = (_Line if engine.stream_plan.straight else _Shelf)()
+    none = Answers(*(column_B.cpu() for column_B in engine.nothing()))
+    shelf = (_Line if engine.stream_plan.straight else _Shelf)(none)
     for positions_B, answers in as_ready(engine, counted(), window=window, tally=tally):
         shelf.put(positions_B, answers)
         while sizes and shelf.holds(sizes[0]):
@@ -192,9 +197,13 @@ def in_turn(
 
 
 class _Shelf:
-    """Answers that are not delivered yet, by position; `first` is the position of the first of them."""
+    """Answers that are not delivered yet, by position; `first` is the position of the first of them.
 
-    def __init__(self) -> None:
+    `none` are the answers for no images.
+    """
+
+    def __init__(self, none: Answers) -> None:
+        self.none = none
         self.first = 0
         self.there_B = torch.zeros(0, dtype=torch.bool)
         self.columns: list[Tensor] = []
@@ -220,7 +229,7 @@ class _Shelf:
     def take(self, size: int) -> Answers:
         """The next `size` answers."""
         if not self.columns:
-            return Answers(*nothing())
+            return self.none
         taken = Answers(*(column_B[:size].clone() for column_B in self.columns))
         self.there_B, *self.columns = (column_B[size:].clone() for column_B in (self.there_B, *self.columns))
         self.first += size
@@ -230,8 +239,8 @@ class _Shelf:
 class _Line:
     """The same where answers come in order: nothing has to be put in its place."""
 
-    def __init__(self) -> None:
-        self.answers = Answers(*nothing())
+    def __init__(self, none: Answers) -> None:
+        self.answers = none
 
     def put(self, positions_B: Tensor, answers: Answers) -> None:
         if len(self.answers.labels_B):
