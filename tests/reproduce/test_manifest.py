@@ -27,6 +27,9 @@ def test_a_manifest_says_what_the_run_gave(rows, tmp_path: Path) -> None:
     timing = json.loads((tmp_path / "run" / "timing.jsonl").read_text())
     assert made.seconds == pytest.approx(timing["seconds"], abs=0.01)
     values = made.values
+    stats = RunFolder(tmp_path / "run").read_metrics()[-1]["stats"]
+    assert values["last_stats"] == {"gamma": stats["gamma"], "weight": stats["weight"]}
+    assert (figures.gamma, figures.weight) == (tuple(stats["gamma"]), (1.0, 1.0, 1.0))
     assert values["timing"]["jobs"] == 3
     assert values["images"]["train"] == RunFolder(tmp_path / "run").read_config()["images"]["train"]
     assert values["hash"] == run_hash(run)
@@ -43,7 +46,9 @@ def test_time_is_that_of_a_run_that_was_never_interrupted(rows, tmp_path: Path) 
     train(run, folder.path)
     lines = [{"epoch": 1, "images": 200, "seconds": 4.0}, {"epoch": 2, "images": 72, "seconds": 1.44}]
     folder.timing.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert work(run, folder.path).seconds == pytest.approx(400 * 5.44 / 272)
+    made = work(run, folder.path)
+    assert made.seconds == pytest.approx(400 * 5.44 / 272)
+    assert "last_stats" not in made.values  # cross-entropy says neither a coefficient nor a weight
     folder.timing.write_text(json.dumps(lines[1]) + "\n")  # both epochs killed: four batches of 64 say how long one is
     assert work(run, folder.path).seconds == pytest.approx(2 * 193 * 1.44 / 72)
 
@@ -85,6 +90,18 @@ def test_what_is_found(tmp_path: Path, manifest) -> None:
         find([tmp_path / "newer"])
 
 
+def test_manifests_without_or_with_half_of_what_training_said(tmp_path: Path, manifest) -> None:
+    """Those that were made before it was kept have none; WPN weighs and does not damp."""
+    old = manifest(Run(), [70.0, 71.0])
+    old.save(tmp_path / "old" / "a.json")
+    (read,) = find([tmp_path / "old"]).values()
+    assert (of_manifest(read).gamma, of_manifest(read).weight) == (None, None)
+    old.values["last_stats"] = {"gamma": None, "weight": [0.9, 1.1]}
+    old.save(tmp_path / "new" / "a.json")
+    (read,) = find([tmp_path / "new"]).values()
+    assert (of_manifest(read).gamma, of_manifest(read).weight) == (None, (0.9, 1.1))
+
+
 def test_what_is_no_json_is_passed_over_with_a_note(tmp_path: Path, manifest, capsys) -> None:
     """A folder of somebody else's may hold anything."""
     manifest(Run(), [70.0]).save(tmp_path / "z.json")
@@ -108,6 +125,7 @@ def test_what_is_no_json_is_passed_over_with_a_note(tmp_path: Path, manifest, ca
         (("exits", 0, "train"), {}, "exits[0].train.nll is missing"),
         (("made_by", "git"), "x", 'made_by.git is "x"'),
         (("starts",), [{}], "starts[0].device is missing"),
+        (("last_stats",), {"gamma": None, "weight": "x"}, 'last_stats.weight is "x"'),
         (("format",), "1", 'format is "1"'),
     ],
 )

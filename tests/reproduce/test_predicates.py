@@ -5,7 +5,19 @@ import math
 import numpy as np
 import pytest
 
-from offramp.reproduce.predicates import Deeper, Faster, Greater, LargerGain, Mixed, NoMore, Over, Q, Steadier, Summed
+from offramp.reproduce.predicates import (
+    AtEveryExit,
+    Deeper,
+    Faster,
+    Greater,
+    LargerGain,
+    Mixed,
+    NoMore,
+    Over,
+    Q,
+    Steadier,
+    Summed,
+)
 from offramp.reproduce.results import BUDGETS, Clock, Figures, Results
 from offramp.reproduce.statistics import Verdict
 
@@ -54,6 +66,9 @@ def test_a_slope_over_exits_is_that_of_least_squares() -> None:
     (slope, _) = np.polyfit(range(4), curve, 1)
     assert Deeper(of).contrasts(seen) == pytest.approx({4: 100 * slope})
     assert Deeper(of, -1).contrasts(seen) == pytest.approx({4: -100 * slope})
+    gamma = Deeper(Q("t", "a", "gamma"))
+    assert (gamma.digits, Deeper(of).digits) == (4, 2)
+    assert gamma.says() == "a: rise of the damping coefficient γ per exit in the last epoch, in hundredths"
 
 
 def test_a_slope_over_rows_is_that_of_least_squares() -> None:
@@ -99,6 +114,21 @@ def test_mixed_looks_at_every_exit() -> None:
     assert Mixed(A, B).judge(results(a=better, b=base)).verdict is Verdict.DISAGREES
     assert Mixed(A, B).judge(results(a=helps[:1], b=base[:1])).verdict is Verdict.NOT_RESOLVED
     assert Mixed(A, B).judge(results(a=helps)).verdict is Verdict.NOT_RUN
+
+
+def test_every_exit_shows_the_one_that_gains_least() -> None:
+    noise = (0.01, -0.02, 0.03, 0.0)
+    base = [(70, 70, 70)] * 4
+    most = [(72 + e, 69.9 + e, 71 - e) for e in noise]  # gains of 2, -0.1 and 1
+    seen = results(a=most, b=base)
+    assert AtEveryExit(A, B).contrasts(seen) == pytest.approx({0: -0.09, 1: -0.12, 2: -0.07, 3: -0.1})
+    assert AtEveryExit(A, B).judge(seen).verdict is Verdict.DISAGREES
+    finding = AtEveryExit(A, B, 1).judge(seen)
+    assert finding.verdict is Verdict.AGREES
+    assert finding.found.mean == pytest.approx(0.995)
+    assert AtEveryExit(A, B, 3).judge(seen).verdict is Verdict.NOT_RUN  # as many exits
+    assert AtEveryExit(A, B).judge(results(a=most)).verdict is Verdict.NOT_RUN
+    assert AtEveryExit(A, B, 1).says() == "a less b, top-1, the least of all exits but 1"
 
 
 def budgeted(**rows) -> Results:

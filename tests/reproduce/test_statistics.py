@@ -12,6 +12,7 @@ from offramp.reproduce.statistics import (
     Verdict,
     above,
     against_published,
+    all_above,
     all_of,
     below,
     both_signs,
@@ -124,6 +125,30 @@ def test_both_signs_are_seldom_seen_where_there_are_none() -> None:
     draws = np.random.default_rng(2).normal(0, 1, (1000, 7, 5))
     verdicts = [both_signs([list(values) for values in study]) for study in draws]
     assert verdicts.count(Verdict.AGREES) < 20
+
+
+def test_all_above_but_some() -> None:
+    up, down, noise = [1.0, 1.1, 0.9, 1.05], [-1.0, -1.1, -0.9, -1.05], [0.5, -0.5, 0.4, -0.6]
+    assert all_above([up, up, up]) is Verdict.AGREES
+    assert all_above([up, noise, up]) is Verdict.NOT_RESOLVED
+    assert all_above([up, noise, up], but=1) is Verdict.AGREES
+    assert all_above([up, noise, noise], but=1) is Verdict.NOT_RESOLVED
+    assert all_above([up, down, noise]) is Verdict.DISAGREES
+    assert all_above([up, down, noise], but=1) is Verdict.NOT_RESOLVED
+    assert all_above([up, down, down], but=1) is Verdict.DISAGREES
+
+
+def test_a_loss_at_one_exit_is_seldom_seen_where_there_is_none() -> None:
+    draws = np.random.default_rng(5).normal(0, 1, (400, 7, 5))
+    verdicts = [all_above([list(values) for values in study]) for study in draws]
+    assert verdicts.count(Verdict.DISAGREES) < 20  # 10 expected
+    assert verdicts.count(Verdict.AGREES) == 0
+
+
+def test_what_is_no_number_resolves_nothing() -> None:
+    found = estimate([1.0, math.nan, 2.0])
+    assert math.isnan(found.mean)
+    assert (above(found), below(found, 1), within(found, 1)) == (Verdict.NOT_RESOLVED,) * 3
 
 
 def test_a_claim_of_several_parts() -> None:

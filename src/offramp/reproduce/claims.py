@@ -9,6 +9,7 @@ from typing import Literal
 
 from offramp.reproduce.experiments import LAMBDAS, THRESHOLDS
 from offramp.reproduce.predicates import (
+    AtEveryExit,
     Deeper,
     Faster,
     Greater,
@@ -19,6 +20,7 @@ from offramp.reproduce.predicates import (
     Predicate,
     Q,
     Steadier,
+    Summed,
 )
 
 
@@ -66,7 +68,10 @@ def _dynamic(table: str, base: str, row: str = "+ Dynamic training") -> tuple[Q,
 
 
 _T1_GAIN = (_t1("+ Dynamic"), _t1("MSDNet"))
+_T2_GAIN = _dynamic("table2", "MSDNet", "+ Dynamic")
 _DAMPING, _ROOT, _WITH = "Damping loss", "+ Power-sqrt", "Dynamic training with gradient"
+_OURS = "Ours (Power-sqrt)"
+_EARLY_STOPPING = Q("table3", "MSDNet last only (best epoch)")
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
@@ -74,6 +79,30 @@ CLAIMS: tuple[Claim, ...] = (
         "prose",
         "section 4.1, Table 1",
         (Greater(_t1("+ Dynamic"), _t1("+ Power-sqrt")), Greater(_t1("+ Power-sqrt"), _t1("MSDNet"))),
+    ),
+    Claim(
+        "Dynamic training gains accuracy at all exits, CIFAR-100.",
+        "prose",
+        "abstract, Table 1",
+        (AtEveryExit(*_T1_GAIN),),
+    ),
+    Claim(
+        "Dynamic training gains accuracy at all exits, CIFAR-10.",
+        "prose",
+        "abstract, Table 4",
+        (AtEveryExit(*_dynamic("table4", "MSDNet")),),
+    ),
+    Claim(
+        "Dynamic training gains accuracy at all exits, ImageNet.",
+        "prose",
+        "abstract, Table 2",
+        (AtEveryExit(*_T2_GAIN),),
+    ),
+    Claim(
+        "Power-sqrt and dynamic training gain at nearly all exits (all but one here).",
+        "prose",
+        "section 4.1, Table 1",
+        (AtEveryExit(_t1("+ Power-sqrt"), _t1("MSDNet"), 1), AtEveryExit(*_T1_GAIN, 1)),
     ),
     Claim(
         "The gains are small at the last two exits.",
@@ -86,6 +115,18 @@ CLAIMS: tuple[Claim, ...] = (
         "prose",
         "section 4.1, Table 1",
         (Greater(_t1("+ Power-sqrt"), _t1("WPN")), Greater(_t1("+ Dynamic"), _t1("WPN"))),
+    ),
+    Claim(
+        "Power-sqrt and dynamic training are better than plain training on ImageNet.",
+        "prose",
+        "section 4.1, Table 2",
+        (Greater(Q("table2", "Power-sqrt"), Q("table2", "MSDNet")), Greater(*_T2_GAIN)),
+    ),
+    Claim(
+        "Summed over exits, dynamic training gains more than DFS on ImageNet.",
+        "table",
+        "Table 2, whose DFS row is another recipe's",
+        (Summed(Q("table2", "+ Dynamic"), Q("table2", "DFS")),),
     ),
     Claim(
         "Damping with one λ for all exits helps some of them and hurts others.",
@@ -112,6 +153,18 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     Claim(
+        "Under power-sqrt small λ do as well as large ones (0.005 within 0.3 of 0.075 here).",
+        "prose",
+        "section 4.2, Table 7",
+        (NoMore(_lambdas("power-sqrt")[-1], _lambdas("power-sqrt")[0], 0.3),),
+    ),
+    Claim(
+        "Power-sqrt damps well-performing exits more, which are the deeper ones.",
+        "prose",
+        "section 3.4",
+        (Deeper(Q("table5", _ROOT, "gamma")),),
+    ),
+    Claim(
         "F[N+1] is higher in deeper exits.",
         "prose",
         "sections 3.4 and C.2, Table 5",
@@ -130,19 +183,31 @@ CLAIMS: tuple[Claim, ...] = (
         (Deeper(Q("table5", _WITH, "damping"), -1),),
     ),
     Claim(
+        "Where the weights carry gradient, deeper exits get the larger weights.",
+        "prose",
+        "section C.2",
+        (Deeper(Q("table5", _WITH, "weight")),),
+    ),
+    Claim(
         "Weights without gradient are better than weights with gradient.",
         "prose",
         "section C.2, Table 5",
         (Greater(Q("table5", "+ Dynamic training"), Q("table5", _WITH)),),
     ),
     Claim(
-        "For a single exit damping is better than discarding above a threshold, and that than early stopping.",
+        "For a single exit damping is better than discarding above a threshold, and than early stopping.",
         "prose",
         "section 4.2, Table 3",
         (
             Greater(Q("table3", "Damping loss last only"), Q("table3", "Threshold last only")),
-            Greater(Q("table3", "Threshold last only"), Q("table3", "MSDNet last only (best epoch)")),
+            Greater(Q("table3", "Damping loss last only"), _EARLY_STOPPING),
         ),
+    ),
+    Claim(
+        "For a single exit discarding above a threshold is better than early stopping.",
+        "table",
+        "Table 3",
+        (Greater(Q("table3", "Threshold last only"), _EARLY_STOPPING),),
     ),
     Claim(
         "Gradients above a softmax of 95 % hurt.",
@@ -155,6 +220,12 @@ CLAIMS: tuple[Claim, ...] = (
         "prose",
         "section 3.2, Figure 3",
         (Greater(_figure3(0.8), _figure3(0.7)),),
+    ),
+    Claim(
+        "Gradients between 80 % and 95 % add little: less than those between 70 % and 80 %.",
+        "prose",
+        "section 3.2, Figure 3",
+        (LargerGain(_figure3(0.8), _figure3(0.7), _figure3(0.95), _figure3(0.8)),),
     ),
     Claim(
         "The more gradients there are, the lower the loss that training converges to.",
@@ -180,10 +251,34 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     Claim(
+        "Power-sqrt and dynamic training are better than plain training on RANet.",
+        "prose",
+        "section C.3, Table 6",
+        (Greater(Q("table6", _OURS), Q("table6", "RANet")), Greater(*_dynamic("table6", "RANet"))),
+    ),
+    Claim(
+        "Power-sqrt and dynamic training are better than meta-learning (WPN) on RANet.",
+        "table",
+        "Table 6",
+        (Greater(Q("table6", _OURS), Q("table6", "WPN")), Greater(*_dynamic("table6", "WPN"))),
+    ),
+    Claim(
         "The gains on RANet are larger than on MSDNet.",
         "prose",
         "section C.3, Tables 1 and 6",
-        (LargerGain(*_dynamic("table6", "RANet"), *_T1_GAIN),),
+        (
+            LargerGain(Q("table6", _OURS), Q("table6", "RANet"), _t1("+ Power-sqrt"), _t1("MSDNet")),
+            LargerGain(*_dynamic("table6", "RANet"), *_T1_GAIN),
+        ),
+    ),
+    Claim(
+        "Power-sqrt and dynamic training bring stable gains on CIFAR-10.",
+        "prose",
+        "section C.1, Table 4",
+        (
+            Greater(Q("table4", "+ Power-sqrt"), Q("table4", "MSDNet")),
+            Greater(*_dynamic("table4", "MSDNet")),
+        ),
     ),
     Claim(
         "The gains on CIFAR-10 are smaller than on CIFAR-100.",
@@ -195,7 +290,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "WPN wins at the first three exits and loses at the last.",
         "prose",
-        "section 4.1, Table 2",
+        "section 4.1, Table 2, whose WPN row is another recipe's",
         (
             Greater(Q("table2", "WPN", exits=(None, 3)), Q("table2", "MSDNet", exits=(None, 3))),
             Greater(Q("table2", "MSDNet", exits=(-1, None)), Q("table2", "WPN", exits=(-1, None))),

@@ -40,7 +40,8 @@ _SHAPE = {  # what pages read of a manifest, see `_fault`
     "best_epoch": ({"epoch": int, "top1": [float]},),
     "budgeted": ([[float]],),
 }
-_MORE = {"starts": [_MADE_BY]}  # where they are there
+_STATS = ("gamma", "weight")  # what claims ask of training
+_MORE = {"starts": [_MADE_BY], "last_stats": {name: ([float],) for name in _STATS}}  # where they are there
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Manifest:
             "mean_top1": evaluation["mean_top1"],
             "exits": [_exit(exit) for exit in evaluation["exits"]],
             "last_epoch": {key: value for key, value in folder.read_metrics()[-1].items() if key in ("epoch", "loss")},
+            **_last_stats(folder),
             "best_epoch": _best_epoch(folder),
             "budgeted": None if dynamic is None else [_point(point) for point in dynamic["published"]],
         }
@@ -147,6 +149,12 @@ def _best_epoch(folder: RunFolder) -> dict[str, Any] | None:
         return None
     best = max(watched, key=lambda line: fmean(line["search_top1"]))
     return {"epoch": best["epoch"], "top1": best["search_top1"]}
+
+
+def _last_stats(folder: RunFolder) -> dict[str, Any]:
+    """What the objective said of each exit, its mean over the last epoch; nothing where it said none of it."""
+    said = folder.read_metrics()[-1]["stats"]
+    return {"last_stats": {name: said.get(name) for name in _STATS}} if said.keys() & set(_STATS) else {}
 
 
 def _timing(folder: RunFolder, run: Run) -> dict[str, float]:

@@ -196,8 +196,14 @@ class Deeper(Predicate):
         curves = {seed: figures.values(self.of.what) for seed, figures in found.items()}
         return {seed: 100 * self.sign * _slope(range(len(curve)), curve) for seed, curve in curves.items() if curve}
 
+    @property
+    def digits(self) -> int:  # noqa: D102
+        return 4 if self.of.what == "gamma" else 2
+
     def says(self) -> str:  # noqa: D102
-        return f"{self.of.row}: {'rise' if self.sign > 0 else 'fall'} of F[N+1] per exit, in hundredths"
+        kind = {"damping": "F[N+1]", "gamma": "the damping coefficient γ", "weight": "the weight"}[self.of.what]
+        last = "" if self.of.what == "damping" else " in the last epoch"
+        return f"{self.of.row}: {'rise' if self.sign > 0 else 'fall'} of {kind} per exit{last}, in hundredths"
 
 
 @dataclass(frozen=True)
@@ -248,14 +254,44 @@ class Mixed(Predicate):
         values = list(self.contrasts(results).values())
         if not values:
             return Finding(Verdict.NOT_RUN, None)
-        ours, theirs = (results.of(q.experiment, q.row) for q in (self.left, self.right))
-        seeds = [seed for seed in ours if seed in theirs]
-        exits = range(len(ours[seeds[0]].top1))
-        by_exit = [[ours[seed].top1[k] - theirs[seed].top1[k] for seed in seeds] for k in exits]
+        by_exit = [list(of.values()) for of in _by_exit(self.left, self.right, results)]
         return Finding(statistics.both_signs(by_exit), statistics.estimate(values))
 
     def says(self) -> str:  # noqa: D102
         return f"{self.left.row} less {self.right.row}, at some exits above 0 and at some below; mean over exits"
+
+
+@dataclass(frozen=True)
+class AtEveryExit(Predicate):
+    """`left` exceeds `right` at every exit, all `but` so many; the number is the least gain of those that count."""
+
+    left: Q
+    right: Q
+    but: int = 0
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        by_exit = [of for of in _by_exit(self.left, self.right, results) if of]
+        by_exit.sort(key=lambda of: fmean(of.values()))
+        return by_exit[self.but] if len(by_exit) > self.but else {}
+
+    def judge(self, results: Results) -> Finding:  # noqa: D102
+        values = list(self.contrasts(results).values())
+        if not values:
+            return Finding(Verdict.NOT_RUN, None)
+        by_exit = [list(of.values()) for of in _by_exit(self.left, self.right, results)]
+        return Finding(statistics.all_above(by_exit, self.but), statistics.estimate(values))
+
+    def says(self) -> str:  # noqa: D102
+        least = f"the least of all exits but {self.but}" if self.but else "the least of all exits"
+        return f"{self.left.row} less {self.right.row}, top-1, {least}"
+
+
+def _by_exit(left: Q, right: Q, results: Results) -> list[dict[int, float]]:
+    """What `left` has over `right` in top-1 at each exit, by seed, of the seeds that both rows have."""
+    ours, theirs = (results.of(q.experiment, q.row) for q in (left, right))
+    seeds = [seed for seed in ours if seed in theirs]
+    num_exits = len(ours[seeds[0]].top1) if seeds else 0
+    return [{seed: ours[seed].top1[k] - theirs[seed].top1[k] for seed in seeds} for k in range(num_exits)]
 
 
 def _affordable(rows: Collection[Key], results: Results) -> list[int]:

@@ -19,7 +19,7 @@ from offramp.reproduce.experiments import Experiment, Row
 from offramp.reproduce.identity import run_hash
 from offramp.reproduce.manifest import Manifest
 
-What = Literal["top1", "damping", "damping-train", "train-nll", "seconds", "budgeted"]
+What = Literal["top1", "damping", "damping-train", "train-nll", "gamma", "weight", "seconds", "budgeted"]
 BUDGETS = tuple(tenth / 10 for tenth in range(3, 11))  # shares of the whole network's operations
 
 
@@ -54,6 +54,8 @@ class Figures:
         damping: Mean of F[N+1] of each exit on the test set.
         damping_train: The same on training images with test transforms.
         train_nll: Negative log-likelihood of each exit on training images, in nats: the loss it converged to.
+        gamma: Damping coefficient of each exit, its mean over the last epoch of training.
+        weight: Weight of each exit, likewise.
         seconds: Of training.
         budgeted: Accuracy at each of `BUDGETS` under thresholds, in percent.
         epoch: The epoch whose accuracies these are, where it is not the last.
@@ -64,6 +66,8 @@ class Figures:
     damping: tuple[float, ...] | None = None
     damping_train: tuple[float, ...] | None = None
     train_nll: tuple[float, ...] | None = None
+    gamma: tuple[float, ...] | None = None
+    weight: tuple[float, ...] | None = None
     seconds: float | None = None
     budgeted: tuple[float, ...] | None = None
     epoch: int | None = None
@@ -87,11 +91,14 @@ def of_manifest(manifest: Manifest, *, best_epoch: bool = False) -> Figures:
     exits = values["exits"]
     train = [exit["train"] for exit in exits]
     best = values["best_epoch"] if best_epoch else None
+    last = values.get("last_stats", {})
     return Figures(
         top1=tuple(best["top1"] if best else (exit["top1"] for exit in exits)),
         damping=_all(exit["damping"] for exit in exits),
         damping_train=_all(part and part["damping"] for part in train),
         train_nll=_all(part and part["nll"] for part in train),
+        gamma=_all(last.get("gamma") or [None]),
+        weight=_all(last.get("weight") or [None]),
         seconds=manifest.seconds,
         budgeted=values["budgeted"] and at_budgets(values["budgeted"], exits[-1]["operations"]),
         epoch=best["epoch"] if best else None,

@@ -60,10 +60,10 @@ class Estimate:
 
 
 def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """The mean of the values and Student's interval."""
+    """The mean of the values and Student's interval, which says nothing where one of them is no number."""
     n = len(values)
-    if n == 1:
-        return Estimate(values[0], math.inf, 1)
+    if n == 1 or any(map(math.isnan, values)):
+        return Estimate(statistics.fmean(values), math.inf, n)
     return Estimate(statistics.fmean(values), _t(n - 1, confidence) * statistics.stdev(values) / math.sqrt(n), n)
 
 
@@ -128,6 +128,19 @@ def both_signs(found: Sequence[Sequence[float]]) -> Verdict:
         return Verdict.AGREES
     alone = {above(estimate(values)) for values in found}
     return Verdict.DISAGREES if len(alone) == 1 and Verdict.NOT_RESOLVED not in alone else Verdict.NOT_RESOLVED
+
+
+def all_above(found: Sequence[Sequence[float]], but: int = 0) -> Verdict:
+    """Whether several quantities lie above 0, all `but` so many, each given by its values over seeds.
+
+    It holds where they do, each by its own interval. It fails where more than `but` lie below 0; to look for those is
+    to look for the worst of many, so their intervals share the error between them.
+    """
+    if sum(above(estimate(values)) is Verdict.AGREES for values in found) >= len(found) - but:
+        return Verdict.AGREES
+    shared = 1 - (1 - CONFIDENCE) / len(found)
+    below_0 = sum(above(estimate(values, shared)) is Verdict.DISAGREES for values in found)
+    return Verdict.DISAGREES if below_0 > but else Verdict.NOT_RESOLVED
 
 
 def all_of(verdicts: Sequence[Verdict]) -> Verdict:

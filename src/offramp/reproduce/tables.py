@@ -270,7 +270,7 @@ def _spread(row: Row, values: Sequence[float]) -> Cell:
 
 
 def _number(row: Row, values: Sequence[float], digits: int) -> Cell:
-    if not values:
+    if not values or any(map(math.isnan, values)):
         return Cell(NOTHING)
     spread = Spread.of(values)
     deviation = "" if spread.std is None else f" ±{spread.std:.{digits}f}"
