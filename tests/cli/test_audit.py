@@ -22,6 +22,10 @@ def test_ours_passes_and_the_table_says_how_often_it_breaks(capsys):
     assert all("10.00%" in row for row in rows)
 
 
+def test_the_largest_risk_that_is_said_can_be_audited():
+    assert main(["audit", f"{__name__}:cautious", *SMALL, "--trials", "10", "--risk", "0.166"]) == 0
+
+
 @pytest.mark.parametrize("procedure", ["first-uncertified", "quantile"])
 def test_a_procedure_that_breaks_its_promise_fails(procedure, capsys):
     assert main(["audit", procedure, *SMALL]) == 1
@@ -50,6 +54,12 @@ def test_a_procedure_of_ones_own_is_audited(capsys):
     [
         (["certified"], "Did you mean certify"),
         (["--risk", "1"], "risk must lie between 0 and 1"),
+        (
+            ["--risk", "0.17"],
+            "no population 'up and down' for so large a risk; all of them can be made for risks up to 0.166",
+        ),
+        (["--risk", "0.9"], "for so large a risk"),
+        (["--seed", "-1"], "seed must be at least 0, not -1"),
         (["--trials", "0"], "trials must be at least 1"),
     ],
 )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from offramp.errors import OfframpError
+from offramp.errors import OfframpError, UsageError
 
 if TYPE_CHECKING:
     from offramp.evaluation import Audit
@@ -30,23 +30,29 @@ def audit(
     Args:
         procedure: certify (ours), first-uncertified and quantile (known to be wrong), or package.module:Name, a
             function (trials, promise) -> chosen candidates; see offramp.evaluation.audit.
-        risk: The promised risk.
+        risk: The promised risk; above 1/6 not all of the populations exist.
         confidence: How often the promise is to be kept.
         loss: What the risk is the mean of: see `offramp certify --help`.
         trials: Calibration sets drawn in each setting.
         images: Images of a calibration set, one number for each setting.
         candidates: Thresholds to choose from, one number for each setting.
-        seed: Of the draws.
+        seed: Of the draws, at least 0.
         as_json: Print one JSON object, and nothing else, to standard output.
     """
     from offramp.config import resolve
     from offramp.evaluation import Promise
     from offramp.evaluation import audit as run_audit
     from offramp.evaluation.audit import PROCEDURES
+    from offramp.evaluation.populations import POPULATIONS, grid
 
+    if seed < 0:
+        raise UsageError(f"seed must be at least 0, not {seed}.")
+    promise = Promise(risk, confidence, loss)
+    for make in POPULATIONS:
+        make(grid(1), promise.risk)  # one that cannot be made is said now, not after those before it
     report = run_audit(
         resolve(procedure, PROCEDURES, "procedure"),
-        Promise(risk, confidence, loss),
+        promise,
         trials=trials,
         images=images,
         candidates=candidates,

@@ -6,6 +6,7 @@ sums. K exits besides the last; an image leaves at the first of them whose confi
 one for all exits.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +14,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from offramp.errors import UsageError
 from offramp.evaluation.bounds import FloatArray, IntArray
 from offramp.evaluation.promises import BoolArray, Events, Loss, Tally, events
 
+MOST = 1 / 6  # the largest risk that every population here has room for: `up_and_down` is the narrowest
 BINS = 100  # confidences that a smooth population has
 
 
@@ -31,6 +34,9 @@ class Population:
         true_KM: Probability that each early exit gives the true class (what conformal methods calibrate on).
         full_M: Whether the last exit's answer is right.
         thresholds_J: Candidates, the one that holds most images back first.
+
+    Raises:
+        UsageError: A kind with a probability below 0: there is no such population for so large a risk.
     """
 
     name: str
@@ -40,6 +46,13 @@ class Population:
     true_KM: FloatArray
     full_M: BoolArray
     thresholds_J: FloatArray
+
+    def __post_init__(self) -> None:
+        if self.share_M.min() < 0:
+            raise UsageError(
+                f"There is no population {self.name!r} for so large a risk; all of them can be made for risks up to "
+                f"{math.floor(1000 * MOST) / 1000:g}."
+            )
 
     @cached_property
     def exits_taken(self) -> IntArray:
