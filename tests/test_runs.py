@@ -62,6 +62,33 @@ def test_unfinished_no_run_and_damaged_are_told_apart(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_data_with_a_setting_of_a_newer_version_are_refused_and_training_of_an_older_is_read(tmp_path: Path) -> None:
+    folder = run_in(tmp_path, small())
+    config = json.loads(folder.config.read_text())
+    source = {"name": "digits", "args": {}}
+    folder.config.write_text(json.dumps({**config, "data": {"source": source, "mixing": 2}}))
+    with pytest.raises(UsageError, match=r"written by a newer offramp: its config.json has mixing among .* Update"):
+        load(tmp_path)
+    folder.config.write_text(json.dumps({**config, "data": {"source": source}, "training": {"compile": True}}))
+    assert load(tmp_path).num_exits == 2
+
+
+def test_what_the_system_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="cannot be read: File name too long"):
+        load(tmp_path / ("x" * 300))
+    for call in (load, RunFolder, lambda path: start_from(small(), path)):
+        with pytest.raises(UsageError, match="~nobody_here/run is not there"):
+            call("~nobody_here/run")
+    run_in(tmp_path, small())
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)  # root may read everything
+    with pytest.raises(OfframpError, match=r"config.json cannot be read: Permission denied"):
+        load(tmp_path)
+
+
 def test_weights_that_do_not_fit_name_what_does_not(tmp_path: Path) -> None:
     tensors = small(num_classes=5).state_dict()
     del tensors["exits.0." + next(iter(small().exits[0].state_dict()))]

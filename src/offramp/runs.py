@@ -24,6 +24,7 @@ verdict/             the runs of these smaller networks
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class RunFolder:
     """Paths and contents of one run's folder."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = _at_home(path)
         self.config = self.path / "config.json"
         self.environment = self.path / "environment.json"
         self.input = self.path / "input.json"
@@ -68,7 +69,11 @@ class RunFolder:
 
         Settings that are newer than the run have their defaults.
         """
-        if not self.config.is_file():
+        try:
+            is_there = self.config.is_file()
+        except OSError as error:  # a name too long, a folder that may not be looked into
+            raise UsageError(f"{self.path} cannot be read: {error.strerror or error}.") from error
+        if not is_there:
             raise UsageError(f"{self.path} is not a run: it has no config.json. `offramp train --out DIR` makes one.")
         config = read_json(self.config)
         if not isinstance(config, dict) or not isinstance(config.get("format"), int):
@@ -84,6 +89,13 @@ class RunFolder:
         for name, config_class in (("data", DataConfig), ("training", TrainConfig)):
             if isinstance(config[name], dict):
                 config[name] = with_defaults(config_class, config[name])
+        # Of training, older versions had settings that are gone; nothing is made of what stands there.
+        data = config["data"] if isinstance(config["data"], dict) else {}
+        if unknown := data.keys() - {one.name for one in fields(DataConfig)}:
+            raise UsageError(
+                f"{self.path} was written by a newer offramp: its config.json has {', '.join(sorted(unknown))} among "
+                "the data's settings. Update offramp."
+            )
         return config
 
     def read_starts(self) -> list[dict[str, Any]]:
@@ -101,10 +113,20 @@ class RunFolder:
             raise OfframpError(f"{self.metrics} is damaged: {error}.") from error
 
 
+def _at_home(path: str | Path) -> Path:
+    """A path, with the home folder for a tilde."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{path} is not there: nobody of that name has a home folder here.") from error
+
+
 def read_json(path: Path) -> Any:
-    """The JSON value in a file; one that holds none is a clear error."""
+    """The JSON value in a file; one that holds none, or that cannot be read, is a clear error."""
     try:
         return json.loads(path.read_text())
+    except OSError as error:
+        raise OfframpError(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:
         raise OfframpError(f"{path} is damaged: {error}.") from error
 
@@ -187,7 +209,7 @@ def start_from(network: EarlyExitNet, path: str | Path) -> str | None:
 
 def weights_of(path: str | Path) -> Path:
     """The file with the weights: `path` itself, or that of a run's folder."""
-    source = Path(path).expanduser()
+    source = _at_home(path)
     if not source.is_dir():
         return source
     folder = RunFolder(source)

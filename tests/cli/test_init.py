@@ -1,5 +1,6 @@
 """The command itself: bad input gets one clear line and the right status, and leaves nothing half-written."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -84,6 +85,27 @@ def test_a_config_of_something_else_is_no_run(tmp_path: Path, capsys: pytest.Cap
     for command in (["evaluate", str(tmp_path)], ["cost", str(tmp_path)], [*DIGITS, "--out", str(tmp_path)]):
         assert main(command) == 2
         assert "its config.json is not one of offramp" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_one_line_and_a_mistake_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main_with(error: Exception) -> int:
+        def fail(arguments: list[str]) -> None:
+            raise error
+
+        monkeypatch.setattr("offramp.cli._parse", fail)
+        return main([])
+
+    assert main_with(OSError(errno.ENOSPC, "No space left on device", "/full")) == 1
+    assert capsys.readouterr().err == "offramp: /full: No space left on device.\n"
+    for mistake in (OSError(errno.EBADF, "Bad file descriptor", "/x"), OSError("odd"), RuntimeError("odd")):
+        with pytest.raises(type(mistake)):
+            main_with(mistake)
+    monkeypatch.undo()
+    assert main(["bench", "x", "--out", "~nobody_here/bench.json"]) == 2
+    assert main(["evaluate", "~nobody_here/run"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
 
 
 def test_the_version_and_a_reader_that_has_enough(capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,3 +78,10 @@ def test_kernels_kept_are_a_matter_of_the_processor(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "50")
     assert conditions()["kernels_kept"] == 50
     assert kernels_kept(torch.device("cuda")) is None
+
+
+def test_a_number_of_kernels_that_is_none_is_one_line(monkeypatch) -> None:
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16k")
+    with pytest.raises(UsageError, match="ONEDNN_PRIMITIVE_CACHE_CAPACITY must be a whole number, not '16k'"):
+        kernels_kept(torch.device("cpu"))
+    assert kernels_kept(torch.device("cuda")) is None

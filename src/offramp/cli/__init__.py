@@ -1,6 +1,7 @@
 """The command `offramp`: one thin file a command. Nothing here imports torch; a command does when it runs."""
 
 import contextlib
+import errno
 import functools
 import io
 import os
@@ -48,6 +49,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "example": example,
 }
 
+_NAMES = ("EACCES", "EDQUOT", "EIO", "ELOOP", "EMFILE", "ENAMETOOLONG", "ENFILE", "ENOSPC", "EPERM", "EROFS", "ESTALE")
+REFUSALS = {getattr(errno, name) for name in _NAMES if hasattr(errno, name)}
+"""What the system refuses, through no fault of the code: one line. Its other errors keep their traceback."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Status: 0 done, 1 failed, 2 wrong use, 130 or 143 stopped by a signal."""
@@ -71,6 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `offramp cost ... | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in REFUSALS or error.filename is None:
+            raise
+        print(f"offramp: {os.fsdecode(error.filename)}: {error.strerror}.", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if str(error) != "Could not determine home directory.":  # pathlib's
+            raise
+        print("offramp: A path begins with ~ and a name, and nobody of that name has a home here.", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -63,8 +63,18 @@ def ratio(seconds: Sequence[float], reference: Sequence[float], level: float = 0
 
 
 def kernels_kept(device: torch.device) -> int | None:
-    """How many kernels oneDNN keeps; None where it is not what computes."""
-    return int(os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS_KEPT)) if device.type == "cpu" else None
+    """How many kernels oneDNN keeps; None where it is not what computes.
+
+    Raises:
+        UsageError: The environment says no whole number.
+    """
+    if device.type != "cpu":
+        return None
+    wanted = os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
+    try:
+        return int(wanted)
+    except ValueError as error:
+        raise UsageError(f"ONEDNN_PRIMITIVE_CACHE_CAPACITY must be a whole number, not {wanted!r}.") from error
 
 
 def conditions(device: torch.device | None = None) -> dict[str, Any]:
