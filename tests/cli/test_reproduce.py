@@ -45,7 +45,7 @@ def test_the_list_of_everything(here: Path, capsys) -> None:
     said = capsys.readouterr().out
     for name in (*(f"table{n}" for n in range(1, 9)), "figure3", "figure4", "league"):
         assert re.search(rf"^ *{name} .* (min|h|days) *$", said, re.MULTILINE), name
-    assert re.search(r"^ *all .* 59 +59 ", said, re.MULTILINE)
+    assert re.search(r"^ *all .* 73 +73 ", said, re.MULTILINE)
     assert "estimates" in said
     assert os.listdir(here) == ["tiny.py"]
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -46,12 +48,14 @@ def test_a_new_method_in_every_table(study) -> None:
     assert "| [cgt gate='hard'](" in text.read_text()
 
 
-def test_a_method_with_the_label_of_another_is_told_apart(study) -> None:
+def test_a_method_with_the_label_of_another_is_told_apart(study, monkeypatch) -> None:
     """Figures are kept by label: two rows of one label would both show the figures of the second."""
-    made = study(POCKET, "league", also=(Spec("damping"),), seeds=1)
+    other = Method("damping", lambda setting: Spec("damping", {"strength": 0.4}))
+    monkeypatch.setitem(sys.modules, "own_methods", SimpleNamespace(DAMPING=other))
+    made = study(POCKET, "league", also=(Spec("own_methods:DAMPING"),), seeds=1)
     rows = {row.label: row for row in made.experiments[0].rows}
     assert rows["damping"].run.objective == Spec("damping", {"strength": 0.005})
-    assert rows["damping (--also)"].run.objective == Spec("damping")
+    assert rows["damping (--also)"].run.objective == Spec("damping", {"strength": 0.4})
     _, text = write(made)
     first, second = [line.split("|")[2] for line in text.read_text().splitlines() if line.startswith("| [damping")][::2]
     assert first != second

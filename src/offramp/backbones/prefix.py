@@ -49,7 +49,7 @@ def shorter(base: Mapping[str, Any], exits: int, damping: bool = False) -> Early
     The damping neuron is as asked for where the builder of `base` takes `damping`, else as the network has it. For the
     same random numbers it starts from the weights that the whole network starts from, if both have the neuron or
     neither has. Else heads draw another number of them, and what is drawn later differs: of MSDNet the head (the whole
-    of it from exit 2 on), of RANet everything.
+    of it from exit 2 on), of RANet stages, too.
     """
     spec = Spec.from_json(base)
     arguments = {**spec.args, "damping": damping} if "damping" in spec.args else spec.args

@@ -4,7 +4,7 @@ from offramp.reproduce.claims import CLAIMS, Claim
 from offramp.reproduce.experiments import EXPERIMENTS, Experiment, Row, experiments
 from offramp.reproduce.manifest import Manifest
 from offramp.reproduce.methods import LEAGUE, Method, own
-from offramp.reproduce.scales import SCALES, Scale, Setting, scale
+from offramp.reproduce.scales import SCALES, Recipe, Scale, Setting, scale
 
 __all__ = [
     "CLAIMS",
@@ -15,6 +15,7 @@ __all__ = [
     "Experiment",
     "Manifest",
     "Method",
+    "Recipe",
     "Row",
     "Scale",
     "Setting",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from offramp import objectives, rules
 from offramp.config import Run, Spec, resolve
 from offramp.errors import UsageError
 from offramp.objectives import Objective
-from offramp.reproduce.scales import Setting
+from offramp.reproduce.scales import AS_IT_IS, Recipe, Setting
 from offramp.rules import TrainingRule
 
 Chooser = Callable[[Setting], Spec]
@@ -26,6 +26,7 @@ class Method:
         rule: The training rule that a setting asks for.
         work: How much more work an image is than for cross-entropy, about; estimates of time go by it.
         passes: Passes over the images that make one epoch of the method, from K.
+        recipe: In what it is trained otherwise than the setting says: by default in nothing, as all that are compared.
     """
 
     label: str
@@ -33,33 +34,50 @@ class Method:
     rule: Chooser = lambda setting: Spec("standard")
     work: Callable[[int], float] = lambda num_exits: 1.0
     passes: Callable[[int], int] = lambda num_exits: 1
+    recipe: Callable[[Setting], Recipe] = lambda setting: AS_IT_IS
 
     def run(
         self, setting: Setting, *, network: Spec | None = None, data: Spec | None = None, holdout: int | None = 0
     ) -> Run:
         """The configuration of seed 0 in a setting: as many epochs of the method as the setting has."""
         epochs = self.passes(setting.exits) * setting.epochs
-        objective, rule = self.objective(setting), self.rule(setting)
-        return setting.run(objective, rule, network=network, data=data, holdout=holdout, epochs=epochs)
+        objective, rule, recipe = self.objective(setting), self.rule(setting), self.recipe(setting)
+        return setting.run(objective, rule, network=network, data=data, holdout=holdout, epochs=epochs, recipe=recipe)
 
     def called(self, label: str) -> "Method":
         """The same under the name that a table has for it."""
         return dataclasses.replace(self, label=label)
 
 
-def damped(name: str, **more: Any) -> Chooser:
-    """The objective `name` with the setting's lambda."""
-    return lambda setting: Spec(name, {"strength": setting.strength, **more})
+_OF_THE_SETTING: Mapping[str, Callable[[Setting], Mapping[str, Any]]] = {
+    "damping": lambda setting: {"strength": setting.strength},
+    "power-sqrt": lambda setting: {"strength": setting.strength},
+    "dynamic": lambda setting: {"strength": setting.strength, "alpha": setting.alpha},
+    "wpn": lambda setting: {"epsilon": setting.alpha, **setting.wpn},
+}
 
 
-def dynamic(**more: Any) -> Chooser:
-    """Dynamic training with the setting's lambda and alpha."""
-    return lambda setting: Spec("dynamic", {"strength": setting.strength, "alpha": setting.alpha, **more})
+def fitted(name: str, /, **more: Any) -> Chooser:
+    """An objective or a rule; lambda, alpha and WPN's arguments are the setting's where `more` says nothing of them."""
+
+    def choose(setting: Setting) -> Spec:
+        arguments = {**_OF_THE_SETTING[name](setting), **more} if name in _OF_THE_SETTING else more
+        weighting = {} if arguments.get("weighting") == "dynamic" else arguments.get("weighting")
+        if name in ("damping", "power-sqrt") and isinstance(weighting, Mapping):
+            arguments = {**arguments, "weighting": {"alpha": setting.alpha, **weighting}}
+        return Spec(name, arguments)
+
+    return choose
 
 
 def plainly(name: str, **arguments: Any) -> Chooser:
     """The same in every setting."""
     return lambda setting: Spec(name, arguments)
+
+
+def rivals(rule: str) -> Callable[[Setting], Recipe]:
+    """What its authors trained a rule with; the setting's own recipe where the setting knows nothing of them."""
+    return lambda setting: setting.rivals.get(rule, AS_IT_IS)
 
 
 def _backward_passes(num_exits: int) -> float:
@@ -68,16 +86,15 @@ def _backward_passes(num_exits: int) -> float:
 
 
 CROSS_ENTROPY = Method("cross-entropy")
-DAMPING = Method("damping", damped("damping"))
-SMALLER = Method("damping, λ/√K", damped("damping", per_sqrt_exits=True))
-POWER_SQRT = Method("power-sqrt", damped("power-sqrt"))
-DYNAMIC = Method("dynamic", dynamic())
-WITH_GRADIENT = Method("dynamic with gradient", dynamic(with_gradient=True))
+DAMPING = Method("damping", fitted("damping"))
+SMALLER = Method("damping, λ/√K", fitted("damping", per_sqrt_exits=True))
+POWER_SQRT = Method("power-sqrt", fitted("power-sqrt"))
+DYNAMIC = Method("dynamic", fitted("dynamic"))
+WITH_GRADIENT = Method("dynamic with gradient", fitted("dynamic", with_gradient=True))
 LABEL_SMOOTHING = Method("label smoothing", plainly("label-smoothing", smoothing=0.1))
-WPN = Method(
-    "WPN", rule=lambda setting: Spec("wpn", {"epsilon": setting.alpha, **setting.wpn}), work=lambda num_exits: 3.0
-)
+WPN = Method("WPN", rule=fitted("wpn"), work=lambda num_exits: 3.0)
 DFS = Method("DFS", rule=plainly("dfs"))
+CGT = Method("CGT", rule=plainly("cgt"))
 
 LEAGUE: tuple[Method, ...] = (
     CROSS_ENTROPY,
@@ -85,24 +102,44 @@ LEAGUE: tuple[Method, ...] = (
     SMALLER,
     POWER_SQRT,
     DYNAMIC,
-    Method("dynamic, tanh (R3)", dynamic(normalisation="tanh")),
-    Method("dynamic, tanh, in the root (R3, W3)", dynamic(normalisation="tanh", applied_to="root")),
-    Method("dynamic, tanh, on cross-entropy (R3, W1)", dynamic(normalisation="tanh", applied_to="cross-entropy")),
-    Method("dynamic, reversed", dynamic(reverse=True)),
+    Method("dynamic, tanh (R3)", fitted("dynamic", normalisation="tanh")),
+    Method("dynamic, tanh, in the root (R3, W3)", fitted("dynamic", normalisation="tanh", applied_to="root")),
+    Method(
+        "dynamic, tanh, on cross-entropy (R3, W1)",
+        fitted("dynamic", normalisation="tanh", applied_to="cross-entropy"),
+    ),
+    Method("dynamic, reversed", fitted("dynamic", reverse=True)),
+    Method("dynamic, centred (R4)", fitted("dynamic", normalisation="centre")),
+    Method("dynamic, centred and clipped (R4)", fitted("dynamic", normalisation="centre-clipped")),
     LABEL_SMOOTHING,
     WPN,
+    # Each half of a batch is as large as the batches of the others.
+    dataclasses.replace(WPN, label="WPN, twice the batch", recipe=lambda s: Recipe(batch_size=2 * s.batch_size)),
     DFS,
+    Method("DFS, its own recipe", rule=plainly("dfs", dropout=0.5), recipe=rivals("dfs")),
     Method("gradient equilibrium", rule=plainly("gradient-equilibrium")),
     Method("PCGrad", rule=plainly("pcgrad"), work=_backward_passes),
     Method("CAGrad", rule=plainly("cagrad"), work=_backward_passes),
     Method("Meta-GF", rule=plainly("meta-gf"), passes=lambda num_exits: num_exits + 1),
-    Method("CGT", rule=plainly("cgt")),
+    CGT,
+    Method("CGT, hard gate", rule=plainly("cgt", gate="hard")),
+    Method("CGT, weights sum to K", rule=plainly("cgt", total="exits")),
+    Method(
+        "CGT, hard gate, its own recipe",
+        LABEL_SMOOTHING.objective,
+        plainly("cgt", gate="hard"),
+        recipe=rivals("cgt"),
+    ),
 )
-"""IMTA is not in it: its second stage starts from a finished run, which no configuration by itself can name."""
+"""All but those that say so have the setting's recipe, so that only the method differs.
+
+IMTA is not in it: its second stage starts from a finished run, which no configuration by itself can name."""
 
 
 def own(spec: Spec) -> Method:
     """A method of your own: an objective or a training rule with arguments, or a `Method` that combines both.
+
+    Registered damping objectives and WPN take from the setting what the arguments leave out: lambda, alpha and so on.
 
     Args:
         spec: A registered name or `package.module:Name`.
@@ -117,7 +154,7 @@ def own(spec: Spec) -> Method:
         return found
     if inspect.isclass(found) and issubclass(found, TrainingRule):
         rules.build(spec)  # a wrong argument is refused now, not in an hour
-        return Method(str(spec), rule=lambda setting: spec)
+        return Method(str(spec), rule=fitted(spec.name, **spec.args))
     made = objectives.build(spec)
     assert isinstance(made, Objective)
-    return Method(str(spec), lambda setting: spec)
+    return Method(str(spec), fitted(spec.name, **spec.args))
