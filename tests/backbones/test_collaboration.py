@@ -94,6 +94,11 @@ def test_training_it(interrupted, first: str, tmp_path: Path) -> None:
     assert lines[-1]["loss"] < lines[0]["loss"]
     Path(first).rename(tmp_path / "gone")
     trained = load(calm.path)
+    assert [(one["through"], one["run"]) for one in trained.origin.pop("ancestors")] == [
+        ("teacher", "first"),
+        ("network", "first"),
+    ]
+    assert trained.origin == {}
     for name, value in trained.named_parameters():
         assert torch.equal(value, fresh[name]) == (not value.requires_grad), name
     moved = [name for name, value in trained.named_buffers() if not torch.equal(value, fresh[name])]

@@ -1,5 +1,6 @@
 import inspect
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from offramp.evaluation.bounds import binomial_p_value
 from offramp.evaluation.certify import certify as certify_records
 from offramp.policy import Policy
 from offramp.reports import certify
+from offramp.training import ancestors
 
 PROMISE = ["--risk", "0.1", "--confidence", "0.9"]
 
@@ -82,6 +84,45 @@ def test_what_cannot_be_certified_is_refused_in_one_line(settings, arguments, st
     assert says in captured.err
     assert len(captured.err.splitlines()) == 1
     assert not (tmp_path / "run" / "policy.json").exists()
+
+
+def ancestor(make_run, holdout: int) -> dict:
+    """What `origin.json` would say of a run on the same data that held out so many images."""
+    (given, *_) = ancestors.ancestor("init", Path(make_run(holdout)))
+    return {**given, "division": {"training_images": 720, "limit": None, "holdout": holdout, "split_seed": 0}}
+
+
+def test_images_that_an_ancestor_was_trained_on_certify_nothing(make_run, tmp_path, capsys):
+    before = {holdout: ancestor(make_run, holdout) for holdout in (0, 100, 400)}
+    run = make_run()
+    origin = tmp_path / "run" / "origin.json"
+    for holdout, shared in ((0, 150), (100, 50)):
+        origin.write_text(json.dumps({"ancestors": [before[400], before[holdout]]}))
+        assert main(["certify", run, *PROMISE]) == 2
+        said = capsys.readouterr().err
+        assert f"the run run (init), which was trained on {shared} of the 150 images" in said
+        assert len(said.splitlines()) == 1
+    origin.write_text(json.dumps({"ancestors": [before[400]], "init": {"file": "run/weights.safetensors"}}))
+    assert main(["certify", run, *PROMISE]) == 0
+    assert Certificate.of(Policy.load(tmp_path / "run" / "policy.json")).unknown == ()
+    origin.write_text('{"ancestors": 5}')
+    assert main(["certify", run, *PROMISE]) == 1
+    assert "origin.json is damaged" in capsys.readouterr().err
+
+
+def test_of_foreign_weights_the_certificate_says_that_it_cannot_be_known(make_run, tmp_path, capsys):
+    run = make_run(rule={"name": "one-for-all", "args": {"teacher": "runs/old"}})
+    (tmp_path / "run" / "origin.json").write_text(json.dumps({"model": "timm/resnet18", "weights": "hub"}))
+    assert main(["certify", run, *PROMISE]) == 0
+    said = "Not known: whether these images were among those that trained timm/resnet18 (model), old (teacher)."
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_certify_images_that_are_others_than_they_were_are_refused(make_run, tmp_path, capsys):
+    run = make_run()
+    (tmp_path / "run" / "split.json").write_text(json.dumps({"fingerprints": {"certify": "another"}}))
+    assert main(["certify", run, *PROMISE]) == 2
+    assert "held out now are not those" in capsys.readouterr().err
 
 
 def test_defaults_are_those_of_python():

@@ -16,7 +16,7 @@ from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 
 OPERATIONS = (30, 60, 100)
 COST = Cost(*[tuple(Count(o, o, 1) for o in OPERATIONS)] * 4, (1, 8, 8))
-NEWER = ("policy",)  # than the first certificates
+NEWER = ("policy", "unknown")  # than the first certificates
 FIRST = {"search": 0, "certify": 10**6, "test": 10**7}
 
 
@@ -116,7 +116,7 @@ def test_a_certificate_of_an_earlier_version_is_read_and_said_to_be_unchecked():
     old = {name: value for name, value in policy.found["certificate"].items() if name not in NEWER}
     other = dataclasses.replace(policy, thresholds=(0.3, 0.3, EVERYBODY), found={"certificate": old})
     certificate = Certificate.of(other)
-    assert certificate.policy is None
+    assert (certificate.policy, certificate.unknown) == (None, ())
     assert str(certificate).endswith("Unchecked: that it was made for these thresholds.")
 
 
@@ -134,6 +134,7 @@ def test_a_certificate_of_an_earlier_version_is_read_and_said_to_be_unchecked():
         {"split": 1},
         {"x": 1},
         {"policy": 5},
+        {"unknown": 5},
     ],
     ids=str,
 )

@@ -200,10 +200,10 @@ def test_a_run_keeps_where_its_weights_come_from(tmp_path: Path, capsys: pytest.
     assert "(trunk: somebody/net, apache-2.0)" in said
     folder = RunFolder(tmp_path / "run")
     init = {"file": "original.pth", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    assert json.loads(folder.origin.read_text()) == made.origin | {"init": init}
+    assert json.loads(folder.origin.read_text()) == made.origin | {"init": init, "licence": None}
     loaded = offramp.load(folder.path, into=attached())
     assert all(torch.equal(loaded.state_dict()[n], v) for n, v in own.items() if n.startswith("stages."))
-    assert loaded.origin == made.origin | {"init": init}
+    assert loaded.origin == made.origin | {"init": init, "licence": None}
     # Continued without the file: what is known stays.
     before = folder.origin.read_bytes(), folder.metrics.read_bytes()
     folder.weights.unlink()
@@ -221,6 +221,11 @@ def test_weights_of_a_run_are_named_by_its_folder_and_unknown_origins_by_nothing
     offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path / "second")
     found = json.loads(RunFolder(tmp_path / "second").origin.read_text())
     assert found["init"]["file"] == "first/weights.safetensors"
+    (first,) = found["ancestors"]
+    assert (first["through"], first["run"], first["data"]) == ("init", "first", None)
+    held = {part.name.rpartition("/")[2]: part.fingerprint() for part in (parts.train, *parts.val.splits())}
+    assert first["images"] == held
+    assert first["division"] == {key: parts.val.division[key] for key in first["division"]}
 
 
 @pytest.mark.parametrize(

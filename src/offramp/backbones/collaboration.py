@@ -47,6 +47,7 @@ def _network(recipe: Mapping[str, Any], run: str | None) -> EarlyExitNet:
     if run is not None:
         base = load(run, into=base).train()
     network = chained(base)
+    network.origin = None if run is None else {"run": run}  # for the `origin.json` of what it is trained into
     network.spec = Spec(f"{__name__}:collaboration", {"base": dict(recipe)})
     return network
 

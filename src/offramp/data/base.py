@@ -208,13 +208,14 @@ class HeldOut:
         `search` and `certify` list positions in the official training set in the order of the permutation, of which
         they are the last entries. They, and the number of images, give every part back without this program. The
         SHA-256 of the whole permutation (int64, little-endian) stands beside them. Nothing of this needs to be read
-        again: the split is a function of the data set, `holdout`, `limit` and `split_seed`.
+        again: the split is a function of the data set, `holdout`, `limit` and `split_seed`. `fingerprints` tell whether
+        the images are still the same, and, of a run's ancestors, which these held out.
         """
-        names = ("search", "certify")
-        return {
-            **self.division,
-            **{name: part.indices_S.tolist() for name, part in zip(names, self.splits(), strict=False)},
-        }
+        parts = dict(zip(("search", "certify"), self.splits(), strict=False))
+        described = {**self.division, **{name: part.indices_S.tolist() for name, part in parts.items()}}
+        if parts:
+            described["fingerprints"] = {name: part.fingerprint() for name, part in parts.items()}
+        return described
 
 
 class Parts(NamedTuple):

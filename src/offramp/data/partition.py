@@ -63,6 +63,18 @@ class Cut:
         return holdout
 
 
+def cut_up(official_S: IntArray, cut: Cut) -> tuple[IntArray, IntArray, IntArray]:
+    """Positions of train, search and certify out of those of the official training images, in the permutation's order.
+
+    It depends on their number and the cut alone.
+    """
+    pool_S = cut.pool(official_S)
+    holdout = cut.num_held_out(len(pool_S))
+    order_S = pool_S[permutation(len(pool_S), Purpose.HELD_OUT, cut.split_seed)]
+    train_S, search_S, certify_S = np.split(order_S, [len(order_S) - holdout, len(order_S) - holdout + holdout // 2])
+    return train_S, search_S, certify_S
+
+
 def divide(name: str, official_S: IntArray, make: MakeSplit, test: Split, cut: Cut) -> Parts:
     """Train, search and certify out of the official training images, and the given test split.
 
@@ -77,10 +89,8 @@ def divide(name: str, official_S: IntArray, make: MakeSplit, test: Split, cut: C
         test: The test split, as it is.
         cut: What is held out.
     """
-    pool_S = cut.pool(official_S)
-    holdout = cut.num_held_out(len(pool_S))
-    order_S = pool_S[permutation(len(pool_S), Purpose.HELD_OUT, cut.split_seed)]
-    train_S, search_S, certify_S = np.split(order_S, [len(order_S) - holdout, len(order_S) - holdout + holdout // 2])
+    train_S, search_S, certify_S = cut_up(official_S, cut)
+    order_S, holdout = np.concatenate([train_S, search_S, certify_S]), len(search_S) + len(certify_S)
     division = {
         "training_images": len(official_S),
         "limit": cut.limit,

@@ -43,6 +43,7 @@ class Certificate:
         weights: Hash of the network's weights.
         policy: Hash of the measure and the thresholds it was made for (`Policy.fingerprint`); None: it was made before
             this was written down, so that nobody can tell whether they are still the same.
+        unknown: What the network learnt from of which it cannot be known whether it was trained on these images.
     """
 
     promise: Promise
@@ -58,6 +59,7 @@ class Certificate:
     fingerprint: str
     weights: str
     policy: str | None = None
+    unknown: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -72,8 +74,8 @@ class Certificate:
         """
         try:
             promise = Promise(**{one.name: value["promise"][one.name] for one in fields(Promise)})
-            found = cls(**{**value, "promise": promise})
-        except (TypeError, KeyError, UsageError) as error:
+            found = cls(**{**value, "promise": promise, "unknown": tuple(value.get("unknown", ()))})
+        except (TypeError, AttributeError, KeyError, UsageError) as error:
             raise UsageError(f"The policy's certificate is damaged, or of a newer offramp: {error!r}.") from error
         for one in fields(cls)[1:]:
             here = getattr(found, one.name)
@@ -114,11 +116,13 @@ class Certificate:
         }[self.promise.loss]
         where = ", in every class," if self.per_class else ""
         gains = f", {self.gained} gained" if self.promise.loss == "drop" else ""
-        unchecked = "" if self.policy is not None else " Unchecked: that it was made for these thresholds."
+        doubts = "" if self.policy is not None else " Unchecked: that it was made for these thresholds."
+        if self.unknown:
+            doubts += f" Not known: whether these images were among those that trained {', '.join(self.unknown)}."
         return (
             f"With {self.promise.confidence:.4g} confidence {of_what}{where} is at most {self.promise.risk:.4g} "
             f"({self.lost} of {self.counted} images of {self.split}{gains}; {self.bound}; {self.method}, "
-            f"{self.candidates} candidates).{unchecked}"
+            f"{self.candidates} candidates).{doubts}"
         )
 
 
@@ -135,6 +139,8 @@ def certify(
     candidates: Sequence[Policy] | None = None,
 ) -> Policy:
     """The cheapest policy certified to keep a promise, with its `Certificate`.
+
+    What the network learnt from before is not looked at here: `offramp.reports.certify` knows it of runs.
 
     Args:
         search: Logits on the search half: candidates and their order come from here.

@@ -1,16 +1,19 @@
 """A finished run, certified: the cheapest policy that keeps a promise, written into the run's folder."""
 
+import dataclasses
 from pathlib import Path
 
 from offramp.costs import cost
 from offramp.data import Parts
+from offramp.evaluation import Certificate
 from offramp.evaluation import certify as certify_records
 from offramp.evaluation.promises import Loss
 from offramp.network import EarlyExitNet
 from offramp.policy import SOFTMAX, Measure
-from offramp.reports.evaluate import Progress, network_of, parts_of
+from offramp.reports.evaluate import Progress, check_trained_on, network_of, parts_of
 from offramp.reports.policy import PolicyUse, held_out, write_policy
 from offramp.runs import RunFolder
+from offramp.training.ancestors import check_ancestors
 
 
 def certify(
@@ -50,13 +53,16 @@ def certify(
         progress: Called after each forward pass.
 
     Raises:
-        UsageError: No run, an unfinished one, one without held-out images or with too few; other data.
+        UsageError: No run, an unfinished one, one without held-out images or with too few; other data; a run that began
+            with weights, or listened to a teacher, that were trained on the certify images.
         OfframpError: Nothing that lets an image leave early can be certified.
     """
     folder = RunFolder(run)
     config = folder.read_config()
     network = network_of(folder, into, device, "logits and the policy are written there")
     parts = parts or parts_of(folder, config, root, "offramp.reports.certify")
+    check_trained_on(parts, folder, config)
+    unknown = check_ancestors(folder, config, parts)
     search, on_certify = held_out(
         folder, network, parts, ("search", "certify"), batch_size=batch_size, progress=progress
     )
@@ -71,4 +77,7 @@ def certify(
         per_class=per_class,
         measure=measure,
     )
+    certificate = Certificate.of(policy)
+    assert certificate is not None
+    policy = dataclasses.replace(certificate, unknown=unknown).on(policy)
     return write_policy(policy, on_certify, costs, folder.policy if out is None else Path(out).expanduser())

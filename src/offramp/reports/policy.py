@@ -208,8 +208,9 @@ def held_out(
     """
     config = folder.read_config()
     check_trained_on(parts, folder, config)
-    held_before = (config.get("images") or {}).get("search")
-    if held_before not in (None, parts.val.search.fingerprint()):
+    split = read_json(folder.split) if folder.split.is_file() else {}
+    before = {"search": (config.get("images") or {}).get("search"), **(split.get("fingerprints") or {})}
+    if any(before.get(name) not in (None, getattr(parts.val, name).fingerprint()) for name in {"search", *names}):
         raise UsageError(f"The images held out now are not those that were held out when {folder.path} was trained.")
     return [
         recorded(

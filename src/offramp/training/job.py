@@ -17,7 +17,8 @@ from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import Objective
 from offramp.rules import TrainingRule
-from offramp.runs import FORMAT, weights_of
+from offramp.runs import FORMAT, RunFolder, weights_of
+from offramp.training.ancestors import ancestor
 from offramp.training.trunk import check_trunk
 
 
@@ -103,15 +104,22 @@ class Job:
         }
 
     def origin(self) -> dict[str, Any]:
-        """What `origin.json` holds: what the network says of its weights, and the file that they were read from."""
+        """What `origin.json` holds: what the network says of its weights, the file that they were read from, ancestors.
+
+        Of the last, those that are runs whose folders are there: see `training.ancestors`.
+        """
         origin: dict[str, Any] = dict(self.network.origin or {})
+        of_network = origin.pop("run", None)  # where `collaborating` read it
         if self.config.init is not None:
             file = weights_of(self.config.init)
             name = file.name if file == Path(self.config.init).expanduser() else f"{file.parent.name}/{file.name}"
             origin |= {key: None for key in ("weights", "licence") if key in origin}  # the file's took their place
             with open(file, "rb") as content:
                 origin["init"] = {"file": name, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
-        return origin
+        began = {"init": self.config.init, "teacher": self.rule.settings().get("teacher"), "network": of_network}
+        known = [one for through, path in began.items() for one in _ancestors(through, path)]
+        known += origin.get("ancestors", [])  # of a network that was read from a run
+        return origin | ({"ancestors": known} if known else {})
 
     def introduction(self, device: torch.device) -> str:
         """One line for a person."""
@@ -132,6 +140,15 @@ class Job:
         if self.config.freeze_trunk:
             return f"{said}, of which {sum(p.numel() for p in self.network.exits.parameters()):,} train"
         return said if self.config.trunk_lr == 1 else f"{said}, trunk at {self.config.trunk_lr:g} of the rate"
+
+
+def _ancestors(through: str, path: Any) -> list[dict[str, Any]]:
+    """The run at a path, or around a file of weights, and its ancestors; none where that is no run."""
+    if not isinstance(path, str):
+        return []
+    place = Path(path).expanduser()
+    run = place if place.is_dir() else place.parent
+    return ancestor(through, run) if RunFolder(run).config.is_file() else []
 
 
 def summary_writer() -> Callable[[str], Any]:
