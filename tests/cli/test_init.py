@@ -1,6 +1,7 @@
 """The command itself: bad input gets one clear line and the right status, and leaves nothing half-written."""
 
 import errno
+import io
 import json
 import subprocess
 import sys
@@ -106,6 +107,14 @@ def test_what_the_system_refuses_is_one_line_and_a_mistake_keeps_its_traceback(
     assert main(["bench", "x", "--out", "~nobody_here/bench.json"]) == 2
     assert main(["evaluate", "~nobody_here/run"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_names_that_are_not_utf8_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr("offramp.cli._parse", lambda arguments: lambda: print("caf\udce9"))
+    assert main([]) == 0
+    assert out.buffer.getvalue() == b"caf?\n"  # type: ignore[attr-defined]
 
 
 def test_the_version_and_a_reader_that_has_enough(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import offramp
+from offramp import data
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, anytime, record, weights_hash
 from offramp.policy import EVERYBODY, Measure, Policy
@@ -262,6 +263,18 @@ def test_weights_that_are_not_finite_are_said_and_no_figures_are_written(make_ru
 def test_impossible_arguments_are_refused(make_run, arguments, said):
     with pytest.raises(UsageError, match=said):
         evaluate(make_run(), **arguments)
+
+
+def test_classes_whose_folders_have_names_that_are_not_utf8(make_run):
+    names = [f"caf\udce9{n}" for n in range(4)]
+    images, labels = torch.arange(6400).view(100, 8, 8).remainder(251).to(torch.uint8).numpy(), torch.arange(100) % 4
+    parts = data.arrays(
+        images[:60], labels[:60].numpy(), images[60:], labels[60:].numpy(), class_names=names, batch_size=16, holdout=8
+    )
+    run = make_run(data=None)
+    evaluate(run, parts=parts)
+    assert [one["name"] for one in read_json(run)["classes"]] == names
+    assert "caf?1" in (run / "report.html").read_text()
 
 
 @pytest.mark.usefixtures("without_matplotlib")

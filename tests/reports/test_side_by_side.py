@@ -16,6 +16,14 @@ def comparison(make_run):
     return compare([*runs, make_run("c", exits=2)])
 
 
+def test_brackets_in_names_are_no_markup(make_run):
+    names = ("a[old]", "[/old]")
+    runs = [make_run(f"run{n}", objective={"name": "mine:Of", "args": {"how": how}}) for n, how in enumerate(names)]
+    console = Console(file=io.StringIO(), width=200)
+    console.print(on_terminal(compare(runs)))
+    assert all(console.file.getvalue().count(f"how={name} ") == 2 for name in names)
+
+
 def test_spreads_in_short():
     assert spread_text(Spread(70.394, 0.1434, 0.1601, 5)) == "70.39 ±0.14 (0.16)"
     assert spread_text(Spread(-0.5, 0.25, 0.25, 2), "+") == "-0.50 ±0.25 (0.25)"

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import pytest
@@ -36,6 +37,14 @@ def test_the_table_has_a_line_an_exit_and_the_mean(make_run):
 @pytest.mark.parametrize(("settings", "absent"), [({"damping": False}, "F[N+1]"), ({}, "top-5")])
 def test_what_does_not_apply_is_left_out(make_run, settings, absent):
     assert absent not in shown(evaluate(make_run(exits=1, **settings), page=False))
+
+
+def test_brackets_in_names_are_no_markup(make_run):
+    found = evaluate(make_run(exits=1), page=False)
+    for path in ("photos[old]", "x[/old]"):
+        source = {"name": f"folder:/data/{path}", "args": {}}
+        odd = dataclasses.replace(found, config={**found.config, "data": {"source": source}})
+        assert f"folder:/data/{path}: 40 images" in shown(odd)
 
 
 def test_top5_is_shown_for_many_classes(make_run):

@@ -58,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Status: 0 done, 1 failed, 2 wrong use, 130 or 143 stopped by a signal."""
     if "" not in sys.path:
         sys.path.append("")  # `mine:Loss` is found in the folder one works in, as with `python -m offramp`
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")  # names of files need not be UTF-8
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments == ["--version"]:
         print(f"offramp {offramp.__version__}")

@@ -62,9 +62,10 @@ def _network(
 def _print_tables(title: str, counted: "Cost") -> None:
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    exits = Table(title=f"{title}: up to each exit", box=box.SIMPLE_HEAD)
+    exits = Table(title=f"{escape(title)}: up to each exit", box=box.SIMPLE_HEAD)
     parts = Table(
         title="each stage and each head by itself",
         caption='For one image; counts, not latencies. Operations are the paper\'s FLOPs; "alone": with no other head.',

@@ -15,7 +15,10 @@ _THEMED = {figures.INK: "var(--ink)", figures.MUTED: "var(--muted)", figures.LIN
 
 
 def page(template: str, **values: Any) -> str:
-    """The page that `templates/<template>` makes of `values`."""
+    """The page that `templates/<template>` makes of `values`.
+
+    Names of files need not be UTF-8: what cannot be written is a question mark.
+    """
     environment = Environment(
         loader=PackageLoader("offramp.reports"),
         autoescape=True,
@@ -24,7 +27,7 @@ def page(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["short"] = figures.short
-    return environment.get_template(template).render(**values)
+    return environment.get_template(template).render(**values).encode(errors="replace").decode()
 
 
 def inline_svg(figure: "Figure", name: str) -> Markup:

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group as Lines
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from offramp.reports import figures
 from offramp.reports.compare import Comparison, Group, Paired, Spread
@@ -81,11 +82,11 @@ def on_terminal(comparison: Comparison) -> RenderableType:
     for table in tables(comparison):
         rich_table = Table(box=SIMPLE_HEAD, pad_edge=False, title=table.title, title_justify="left", title_style="bold")
         for number, name in enumerate(table.head):
-            rich_table.add_column(name, justify="left" if number == 0 else "right")
+            rich_table.add_column(Text(name), justify="left" if number == 0 else "right")
         for row in table.rows:
-            rich_table.add_row(*row)
+            rich_table.add_row(*map(Text, row))
         drawn.append(rich_table)
-    return Lines(*drawn, LEGEND)
+    return Lines(*drawn, Text(LEGEND))
 
 
 def markdown(comparison: Comparison) -> str:

@@ -29,7 +29,7 @@ def console() -> Console:
 def passes() -> Iterator[PassProgress]:
     """A bar per data set on standard error, while it is read; nothing where that is no terminal."""
     on_stderr = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=on_stderr, transient=True, disable=not on_stderr.is_terminal) as bars:
         tasks = {}
 
@@ -73,7 +73,7 @@ def run_table(evaluation: Evaluation) -> RenderableType:
     if train is not None and damped:
         lines.append(f"F[N+1] train: mean over {train.num_images} training images with test transforms")
     lines += _dynamic_lines(evaluation)
-    return Group(table, *lines)
+    return Group(table, *map(Text, lines))  # no markup: a path may have brackets
 
 
 def _dynamic_lines(evaluation: Evaluation) -> list[str]:
