@@ -37,6 +37,22 @@ def test_a_run_is_timed(make_run, capsys):
     assert Policy.load(f"{run}/policy.json").found["times"] == values["exit_ms"]["8"]
 
 
+def test_an_engine_that_answers_otherwise_is_an_error_after_the_file_is_written(make_run, monkeypatch, capsys):
+    run, fed = make_run(), Engine.stream
+
+    def wrong(engine, batches, **more):
+        return (one._replace(labels_B=(one.labels_B + 1) % 3) for one in fed(engine, batches, **more))
+
+    monkeypatch.setattr(Engine, "stream", wrong)
+    assert main(["bench", run, *QUICK, "--max-drop", "5"]) == 1
+    captured = capsys.readouterr()
+    assert "The engine's answers are not all the policy's" in captured.err.splitlines()[-1]
+    values = json.loads(Path(run, "bench.json").read_text())
+    assert values["agreement"]["wrong"] > 0
+    assert values["top1"] < values["exits"][-1]["top1"] - 20
+    assert "by more than that" in " ".join(captured.out.split())
+
+
 def test_json_is_one_object_and_agrees_with_the_file(make_run, tmp_path, capsys):
     file, policy = tmp_path / "mine.json", tmp_path / "policy.json"
     Policy((0.5, NOBODY, EVERYBODY)).save(policy)

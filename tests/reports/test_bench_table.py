@@ -49,6 +49,7 @@ def bench(*modes: Mode, **changes) -> Bench:
         images=1000,
         accuracy=POLICY,
         operations=100.0,
+        asks=(1, 3),
         exits=(Accuracy(80.0, 10.1, 8.0, 12.0), Accuracy(85.0, 5.1, 4.0, 6.0), Accuracy(90.1, 0.0, -0.2, 0.2)),
         exit_operations=(50, 200, 400),
         modes=modes,
@@ -100,8 +101,8 @@ def test_single_images_have_latencies():
     [
         ({"asks": (3,), "accuracy": Accuracy(90.1, 0, -0.2, 0.2)}, "runs straight on, no exit asked"),
         (
-            {"accuracy": Accuracy(90.05, 0.05, -0.1, 0.2)},
-            "asks exits 1, 3: 90.05 %, drop 0.05 (-0.10 to 0.20), 100 ope",
+            {"asks": (2, 3), "accuracy": Accuracy(90.05, 0.05, -0.1, 0.2)},
+            "asks exits 2, 3: 90.05 %, drop 0.05 (-0.10 to 0.20), 100 ope",
         ),
     ],
 )
@@ -112,8 +113,22 @@ def test_what_the_plan_leaves_of_the_policy_is_said(changes, says):
 
 
 def test_answers_that_rounding_does_not_explain_are_said():
-    text = said(bench(mode("32"), agreement=Agreement(1000, 3, 2, 1e-4)))
-    assert "by rounding, 2 by more than that" in text
+    flawed = mode("32", agreement=Agreement(256, 0, 7, 1e-4))
+    measured = bench(mode("1"), flawed, agreement=Agreement(1000, 3, 2, 1e-4))
+    text = said(measured)
+    network = "differ from the policy's on the plain network by rounding"
+    assert f"  1 of 256 answers {network}\n" in text
+    assert f"  0 of 256 answers {network}, 7 by more than that\n" in text
+    assert f"engine on all of made-up/test: 3 of 1,000 answers {network}, 2 by more than that" in " ".join(text.split())
+    assert measured.wrong == {"32": 7, "made-up/test": 2}
+    assert bench(mode("1")).wrong == {}
+
+
+def test_forms_that_answer_otherwise_are_said():
+    trials = (Trial(Form(), True, 0, 0, {}), Trial(Form(bf16=True), False, 90, 1, {}))
+    text = said(bench(mode("32"), tuning=SimpleNamespace(form=Form(), forms=trials)))
+    assert "not used: folded, channels-last, bf16: 90 answers flipped, 1 were wrong" in text
+    assert text.count("not used") == 1
 
 
 def test_onnxruntime_is_named_where_something_was_run_by_it():

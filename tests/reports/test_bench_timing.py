@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from offramp.costs import cost
-from offramp.engine import Engine, Form, Plan
+from offramp.engine import Answers, Engine, Form, Plan
 from offramp.engine.rows import joined
 from offramp.evaluation import record
 from offramp.policy import EVERYBODY, NOBODY, Policy
@@ -17,6 +17,7 @@ from offramp.reports.bench_timing import (
     on_test,
     pool,
     round_of,
+    whole,
 )
 from offramp.runs import load
 
@@ -212,10 +213,20 @@ def test_streams_and_batches_are_fed_to_the_engine_in_order(engine, images, netw
 
 def test_what_a_policy_does_on_the_test_set(engine, network, tiny_parts):
     test, costs = record(network, tiny_parts.test), cost(network)
-    found = on_test(engine.policy, engine.operations(), test)
     chosen = engine.policy.choose(test.logits_KSC, test.num_classes)
+    answers = Answers(chosen.labels_S, chosen.exits_S, chosen.confidence_S)
+    found = on_test(answers, engine.policy, engine.operations(), test)
     assert found.accuracy.top1 == pytest.approx(100 * (chosen.labels_S == test.targets_S).double().mean().item())
     last_S = test.logits_KSC[-1, :, : test.num_classes].argmax(-1) == test.targets_S
     assert found.accuracy.drop == pytest.approx(100 * last_S.double().mean().item() - found.accuracy.top1)
     assert set(found.operations_S.tolist()) == {engine.operations()[0], engine.operations()[2]}
     assert costs.path[0].operations == engine.operations()[0]
+    right = on_test(answers._replace(labels_B=test.targets_S), engine.policy, engine.operations(), test)
+    assert (right.accuracy.top1, right.operations_S.tolist()) == (100, found.operations_S.tolist())
+
+
+def test_the_whole_policy_is_answered_under_a_plan_that_closes_no_exit(engine):
+    assert whole(engine) is engine
+    engine.use(Form(), {1: Plan()}, Plan(straight=True, chunk=64))
+    assert whole(engine).stream_plan == Plan(chunk=64)
+    assert whole(engine).program is engine.program

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from offramp.cli.before_torch import before_torch
+from offramp.errors import OfframpError
 
 
 def bench(
@@ -87,3 +88,6 @@ def bench(
         console().print(bench_table(measured))
     for path in measured.written:
         print(path, file=sys.stderr if as_json else sys.stdout)
+    if measured.wrong:
+        where = ", ".join(f"{count:,} in {name}" for name, count in measured.wrong.items())
+        raise OfframpError(f"The engine's answers are not all the policy's ({where}): its times are worth nothing.")

@@ -25,7 +25,7 @@ from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.reports import bench_plots, figures
 from offramp.reports.bench_figures import Bench, accuracy
-from offramp.reports.bench_timing import Feed, Rivals, measure, on_test, pool, right, round_of
+from offramp.reports.bench_timing import Feed, Rivals, measure, on_test, pool, right, round_of, whole
 from offramp.reports.evaluate import Progress, check_trained_on, named, network_of, parts_of
 from offramp.reports.policy import given_policy, held_out
 from offramp.runs import RunFolder
@@ -78,7 +78,7 @@ def bench(
 
     The engine, tuned on `search`, takes turns with the network run straight to its last exit, and with the network cut
     at each exit, all in one process and on the same test images. Written is `bench.json` in the run's folder, which
-    `find_policy` reads for latencies.
+    `find_policy` reads for latencies. Where answers are not the policy's, `Bench.wrong` counts them.
 
     Args:
         run: The run's folder.
@@ -234,8 +234,9 @@ def _measured(
         fastest, exit_ms = rivals.fastest(feed), tuning.exit_ms[feed.name]
         modes.append(measure(engine, feed, fastest, test, costs, timing.rounds, exit_ms))
     timing.note(f"Comparing the engine's answers with the policy's on {test.split}.")
+    engine = whole(engine)
     answers = joined(engine.stream(batch.images_BCHW for batch in parts.test.batches()))
-    found = on_test(policy, engine.operations(Plan(), costs.image_shape), test)
+    found = on_test(answers, policy, engine.operations(Plan(), costs.image_shape), test)
     full_S = right(policy, test, -1)
     return Bench(
         run=folder,
@@ -251,8 +252,9 @@ def _measured(
         images=test.num_images,
         accuracy=found.accuracy,
         operations=found.operations_S.mean().item(),
+        asks=tuple(k + 1 for k in engine.asks(engine.stream_plan)),
         exits=tuple(accuracy(right(policy, test, k), full_S) for k in range(network.num_exits)),
         exit_operations=tuple(count.operations for count in costs.path),
         modes=tuple(modes),
-        agreement=engine.agreement(answers, test.logits_KSC, engine.policy_under(engine.stream_plan)),
+        agreement=engine.agreement(answers, test.logits_KSC, policy),
     )

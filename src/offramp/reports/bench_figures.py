@@ -166,7 +166,7 @@ class Mode:
         name: The size of a batch, or `stream`.
         images: How many were timed in each round.
         asks: The exits whose heads run, from 1; the last alone where the engine runs straight on.
-        accuracy: Of the policy with no other exit open, on the test set.
+        accuracy: Of the policy with no other exit open, on the plain network's logits of the test set.
         operations: Per image of the test set: stages up to the exit taken, and the heads that are asked.
         promised: The speed-up by operations on the images timed: those of the network run straight over those of the
             whole policy, also where the plan closes exits or runs straight on.
@@ -241,12 +241,13 @@ class Bench:
         test: Name of the test set.
         fingerprint: Hash of what it holds.
         images: How many images that are.
-        accuracy: The policy's on them.
-        operations: Per image under the policy: stages up to the exit taken, and the heads that may answer.
+        accuracy: Of the engine's own answers to them, in the form it was tuned to and with no exit closed.
+        operations: Per image, likewise: stages up to the exit taken, and the heads that may answer.
+        asks: These exits, from 1.
         exits: Accuracy of each exit.
         exit_operations: Of the network cut at each exit, without other heads; the last is the network run straight.
         modes: Batches of each size, then the stream.
-        agreement: Whether the engine answers them, in a stream, as the policy does.
+        agreement: Whether these answers, given in a stream, are the policy's.
         written: Files.
     """
 
@@ -263,11 +264,18 @@ class Bench:
     images: int
     accuracy: Accuracy
     operations: float
+    asks: tuple[int, ...]
     exits: tuple[Accuracy, ...]
     exit_operations: tuple[int, ...]
     modes: tuple[Mode, ...]
     agreement: Agreement
     written: tuple[Path, ...] = ()
+
+    @property
+    def wrong(self) -> dict[str, int]:
+        """Answers that are not the policy's, by where they were given; empty where all is well."""
+        given = {**{mode.name: mode.agreement for mode in self.modes}, self.test: self.agreement}
+        return {name: one.wrong for name, one in given.items() if one.wrong}
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, as `bench.json` holds them; accuracies in percent, shares in [0, 1], times in milliseconds."""
@@ -283,6 +291,7 @@ class Bench:
             "policy_file": None if self.policy_file is None else str(self.policy_file),
             **dataclasses.asdict(self.accuracy),
             "operations": self.operations,
+            "asks": self.asks,
             "exits": [
                 {"exit": k, **dataclasses.asdict(exit), "operations": operations}
                 for k, (exit, operations) in enumerate(zip(self.exits, self.exit_operations, strict=True), 1)

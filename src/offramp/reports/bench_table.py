@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from offramp.engine import Agreement
 from offramp.reports.bench_figures import Accuracy, Bench, Mode
 from offramp.reports.figures import short
 
@@ -47,7 +48,7 @@ def _block(bench: Bench, mode: Mode) -> Iterator[str]:
     )
     if len(mode.asks) == 1:
         yield "  runs straight on, no exit asked: that leaving early pays was not seen here"
-    elif mode.accuracy != bench.accuracy:
+    elif mode.asks != bench.asks:
         yield (
             f"  asks exits {', '.join(map(str, mode.asks))}: {mode.accuracy.top1:.2f} %, drop {_drop(mode.accuracy)}, "
             f"{short(mode.operations)} operations"
@@ -65,10 +66,18 @@ def _block(bench: Bench, mode: Mode) -> Iterator[str]:
         f"  time: {spent.stages:.0%} stages at straight's speed, {spent.slower:.0%} their being slower "
         f"({spent.idle_rows:.0%} of rows idle), {spent.exits:.0%} heads, {spent.rest:.0%} dropping rows and Python"
     )
+    yield f"  {_differing(mode.agreement)}"
+
+
+def _differing(agreement: Agreement) -> str:
+    return (
+        f"{agreement.flips} of {agreement.images:,} answers differ from the policy's on the plain network by rounding"
+        + (f", {agreement.wrong} by more than that" if agreement.wrong else "")
+    )
 
 
 def _remarks(bench: Bench) -> Iterator[str]:
-    agreement, where = bench.agreement, bench.conditions
+    where = bench.conditions
     threads = where["threads"]
     policy = "given"
     if bench.policy_file is not None:
@@ -87,11 +96,10 @@ def _remarks(bench: Bench) -> Iterator[str]:
     for trial in bench.tuning.forms:
         if trial.reason is not None:
             yield f"not tried: {trial.form}: {trial.reason}"
+        elif not trial.admitted:
+            yield f"not used: {trial.form}: {trial.flips} answers flipped, {trial.wrong} were wrong"
     yield "times: median of paired rounds (90 % interval); intervals cover timing, and not which images were timed"
-    yield (
-        f"{agreement.flips} of {agreement.images:,} answers differ from the policy's on the plain network by rounding"
-        + (f", {agreement.wrong} by more than that" if agreement.wrong else "")
-    )
+    yield f"engine on all of {bench.test}: {_differing(bench.agreement)}"
 
 
 def _runtime(bench: Bench) -> str:

@@ -251,8 +251,9 @@ def measure(
     seconds = take_turns(turns, rounds)
     names, last = [str(k) for k in range(engine.num_exits)], str(engine.num_exits - 1)
     speeds = {name: _speed(turns[name], seconds[name], seconds[last], feed) for name in ("engine", *names)}
-    found = on_test(policy, engine.operations(fed.plan, costs.image_shape), test)
-    in_full_S = on_test(engine.policy, engine.operations(Plan(), costs.image_shape), test).operations_S
+    found = on_test(_chosen(policy, test), policy, engine.operations(fed.plan, costs.image_shape), test)
+    spent_K = engine.operations(Plan(), costs.image_shape)
+    in_full_S = on_test(_chosen(engine.policy, test), engine.policy, spent_K, test).operations_S
     if not fed.plan.straight:
         exit_ms = to_measured(exit_ms, fed.tallies[-1].exits_K, speeds["engine"].ms)
     return Mode(
@@ -272,19 +273,34 @@ def measure(
     )
 
 
+def whole(engine: Engine) -> Engine:
+    """The engine, with a plan for streams that closes no exit of its policy: its own, where that does not."""
+    if engine.asks(engine.stream_plan) == engine.asks(Plan()):
+        return engine
+    return engine.under(engine.plans, Plan(chunk=engine.stream_plan.chunk))
+
+
 class OnTest(NamedTuple):
-    """What a policy does on the test set."""
+    """What answers to the test set are worth."""
 
     accuracy: Accuracy
     operations_S: Tensor
 
 
-def on_test(policy: Policy, spent_K: Sequence[int], test: Record) -> OnTest:
-    """What a policy does on the test set, where an image that leaves at each exit costs so many operations."""
-    chosen = policy.choose(test.logits_KSC, test.num_classes)
-    right_S = chosen.labels_S == test.targets_S
-    spent_S = torch.tensor(spent_K, dtype=torch.float64)[chosen.exits_S]
+def on_test(answers: Answers, policy: Policy, spent_K: Sequence[int], test: Record) -> OnTest:
+    """What answers to the test set are worth, where an image that leaves at each exit costs so many operations.
+
+    Accuracy is compared with that of the plain network's last exit, as the policy reads it.
+    """
+    right_S = answers.labels_B.cpu() == test.targets_S
+    spent_S = torch.tensor(spent_K, dtype=torch.float64)[answers.exits_B.cpu()]
     return OnTest(accuracy(right_S, right(policy, test, -1)), spent_S)
+
+
+def _chosen(policy: Policy, test: Record) -> Answers:
+    """What a policy answers on the plain network's logits."""
+    chosen = policy.choose(test.logits_KSC, test.num_classes)
+    return Answers(chosen.labels_S, chosen.exits_S, chosen.confidence_S)
 
 
 def right(policy: Policy, test: Record, k: int) -> Tensor:
