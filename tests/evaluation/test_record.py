@@ -147,6 +147,13 @@ def test_impossible_arguments_are_refused(network, split, arguments, said):
         record(network, split, **arguments)
 
 
+@pytest.mark.parametrize(("arguments", "said"), [({"limit": 0}, "limit"), ({"batch_size": 0}, "batch_size")])
+def test_impossible_arguments_are_refused_where_a_record_is_kept_too(network, split, tmp_path, arguments, said):
+    recorded(network, split, tmp_path / "x")
+    with pytest.raises(UsageError, match=f"{said} must be at least 1"):
+        recorded(network, split, tmp_path / "x", **arguments)
+
+
 def test_another_number_of_classes_is_refused(network, split):
     with pytest.raises(UsageError, match="7 classes, the network 4"):
         record(network, dataclasses.replace(split, num_classes=7))

@@ -178,6 +178,13 @@ def test_an_old_evaluation_is_not_taken_for_a_current_one(make_run):
     evaluate(run, page=False, train_limit=0, renormalise=True)
     assert current_json(RunFolder(run)) is None
     evaluate(run, page=False, train_limit=0)
+    whole = read_json(run)
+    damaged = ([whole], "x", {**whole, "exits": []}, {**whole, "exits": [{}]}, {**whole, "fingerprint": None})
+    for content in (*damaged, *({k: v for k, v in whole.items() if k != key} for key in ("renormalised", "weights"))):
+        (run / "evaluation.json").write_text(json.dumps(content))
+        assert current_json(RunFolder(run)) is None
+    (run / "evaluation.json").write_text(json.dumps(whole))
+    assert current_json(RunFolder(run)) == whole
     change_weights(run)
     assert current_json(RunFolder(run)) is None
 

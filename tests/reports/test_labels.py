@@ -84,3 +84,4 @@ def test_summary_has_the_arguments_in_brief():
     }
     assert summary(spec) == "PowerSqrt strength=0.005 weighting={alpha=0.8, …} root=none"
     assert summary({"name": "m:CrossEntropy", "args": {}}) == "CrossEntropy"
+    assert summary({"name": "m:Own", "args": {"weights": {}}}) == "Own weights={}"

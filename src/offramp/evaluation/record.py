@@ -180,10 +180,7 @@ def record(
     """
     if active():
         raise UsageError("record reads a whole data set in one process; call it outside torchrun.")
-    if limit is not None and limit < 1:
-        raise UsageError(f"limit must be at least 1, not {limit}.")
-    if batch_size is not None and batch_size < 1:
-        raise UsageError(f"batch_size must be at least 1, not {batch_size}.")
+    _check(limit, batch_size)
     if split.num_classes != network.num_classes:
         raise UsageError(f"{split.name} has {split.num_classes} classes, the network {network.num_classes}.")
     num_images = len(split) if limit is None else min(limit, len(split))
@@ -239,6 +236,7 @@ def recorded(
 
     Arguments as for `record`. A damaged record is made again.
     """
+    _check(limit, batch_size)
     num_images = len(split) if limit is None else min(limit, len(split))
     wanted = (weights_hash(network.state_dict()), split.fingerprint(), num_images)
     if Path(path).is_file():
@@ -251,6 +249,12 @@ def recorded(
     made = record(network, split, device=device, batch_size=batch_size, limit=limit, progress=progress)
     made.save(path)
     return made
+
+
+def _check(limit: int | None, batch_size: int | None) -> None:
+    for name, value in (("limit", limit), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1, not {value}.")
 
 
 def _device_of(network: EarlyExitNet) -> torch.device:

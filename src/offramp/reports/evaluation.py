@@ -15,6 +15,16 @@ from offramp.runs import RunFolder, read_json
 from offramp.storage import load_tensors, weights_hash
 
 FORMAT = 1  # of evaluation.json; one more key is no new format
+_READ: dict[str, type | tuple[type, ...]] = {
+    "format": int,
+    "renormalised": bool,
+    "weights": str,
+    "data": str,
+    "fingerprint": str,
+    "mean_top1": (int, float),
+    "exits": list,
+}
+_READ_OF_EXITS = ("operations", "top1", "nll", "ece")
 
 
 @dataclass(frozen=True)
@@ -129,9 +139,23 @@ def current_json(folder: RunFolder) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        kept: dict[str, Any] = read_json(path)
+        kept = read_json(path)
     except OfframpError:  # damaged: nothing is lost, it is made again from the record
         return None
-    if kept.get("format") != FORMAT or kept["renormalised"]:
+    if not _is_whole(kept) or kept["format"] != FORMAT or kept["renormalised"]:
         return None
     return kept if kept["weights"] == weights_hash(load_tensors(folder.weights)[0]) else None
+
+
+def _is_whole(kept: Any) -> bool:
+    """Whether a JSON value has what comparisons read of an `evaluation.json`; older ones have less beside it."""
+    if not isinstance(kept, dict) or not kept.keys() >= _READ.keys():
+        return False
+    if not all(isinstance(kept[key], kind) for key, kind in _READ.items()):
+        return False
+    return bool(kept["exits"]) and all(
+        isinstance(exit, dict)
+        and "damping" in exit
+        and all(isinstance(exit.get(key), int | float) for key in _READ_OF_EXITS)
+        for exit in kept["exits"]
+    )

@@ -91,7 +91,7 @@ def _piece(field: str, values: Mapping[str, Any], key: str) -> str:
 def _brief(value: Any) -> str:
     if isinstance(value, Mapping) and _is_spec(value):
         return short_name(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value:
         name, first = next(iter(value.items()))
         return f"{{{name}={_brief(first)}{', …' if len(value) > 1 else ''}}}"
     text = "none" if value is None else str(value)
