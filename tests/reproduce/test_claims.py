@@ -51,7 +51,7 @@ def verdicts(results: Results, papers: bool = True) -> dict[str, Verdict]:
 
 
 EVEN = "Weights without gradient are better than weights with gradient."  # on average equal in the paper's own table
-OWN_TABLE = "Dynamic training gains accuracy at all exits, CIFAR-10."  # it loses at the first three of Table 4
+OWN_TABLE = "Dynamic training gains accuracy at all exits, CIFAR-10 setting."  # it loses at the first three of Table 4
 SIGNLESS = {  # a reversed world leaves these true: two-sided, about how much a number varies, or within a margin
     "Damping with one λ for all exits helps some of them and hurts others.",
     "Power-sqrt is less sensitive to λ than damping.",
@@ -77,13 +77,13 @@ def test_what_the_papers_own_numbers_say_of_its_claims() -> None:
     """Worked out by hand from its tables."""
     own = {one.claim.text: [part.published for part in one.parts] for one in judge(CLAIMS, made_up(1, 0), papers=True)}
     for text, numbers in (
-        ("Dynamic training gains accuracy at all exits, CIFAR-100.", [0.176]),  # exit 7
+        ("Dynamic training gains accuracy at all exits, CIFAR-100 setting.", [0.176]),  # exit 7
         (OWN_TABLE, [90.21 - 90.38]),  # exit 2
-        ("Dynamic training gains accuracy at all exits, ImageNet.", [0.54]),  # exit 5
+        ("Dynamic training gains accuracy at all exits, ImageNet setting.", [0.54]),  # exit 5
         ("Power-sqrt and dynamic training gain at nearly all exits (all but one here).", [0.178, 0.404]),  # exit 6
-        ("Power-sqrt and dynamic training are better than plain training on ImageNet.", [2.45 / 5, 3.63 / 5]),
-        ("Summed over exits, dynamic training gains more than DFS on ImageNet.", [1.05]),
-        ("Power-sqrt and dynamic training bring stable gains on CIFAR-10.", [0.75 / 7, 0.64 / 7]),
+        ("Power-sqrt and dynamic training are better than plain training, ImageNet setting.", [2.45 / 5, 3.63 / 5]),
+        ("Summed over exits, dynamic training gains more than DFS, ImageNet setting.", [1.05]),
+        ("Power-sqrt and dynamic training bring stable gains, CIFAR-10 setting.", [0.75 / 7, 0.64 / 7]),
         ("Power-sqrt and dynamic training are better than plain training on RANet.", [4.87 / 6, 7.56 / 6]),
         ("Power-sqrt and dynamic training are better than meta-learning (WPN) on RANet.", [4.41 / 6, 7.10 / 6]),
         ("Under power-sqrt small λ do as well as large ones (0.005 within 0.3 of 0.075 here).", [0.102]),

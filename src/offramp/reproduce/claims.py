@@ -81,19 +81,19 @@ CLAIMS: tuple[Claim, ...] = (
         (Greater(_t1("+ Dynamic"), _t1("+ Power-sqrt")), Greater(_t1("+ Power-sqrt"), _t1("MSDNet"))),
     ),
     Claim(
-        "Dynamic training gains accuracy at all exits, CIFAR-100.",
+        "Dynamic training gains accuracy at all exits, CIFAR-100 setting.",
         "prose",
         "abstract, Table 1",
         (AtEveryExit(*_T1_GAIN),),
     ),
     Claim(
-        "Dynamic training gains accuracy at all exits, CIFAR-10.",
+        "Dynamic training gains accuracy at all exits, CIFAR-10 setting.",
         "prose",
         "abstract, Table 4",
         (AtEveryExit(*_dynamic("table4", "MSDNet")),),
     ),
     Claim(
-        "Dynamic training gains accuracy at all exits, ImageNet.",
+        "Dynamic training gains accuracy at all exits, ImageNet setting.",
         "prose",
         "abstract, Table 2",
         (AtEveryExit(*_T2_GAIN),),
@@ -117,13 +117,13 @@ CLAIMS: tuple[Claim, ...] = (
         (Greater(_t1("+ Power-sqrt"), _t1("WPN")), Greater(_t1("+ Dynamic"), _t1("WPN"))),
     ),
     Claim(
-        "Power-sqrt and dynamic training are better than plain training on ImageNet.",
+        "Power-sqrt and dynamic training are better than plain training, ImageNet setting.",
         "prose",
         "section 4.1, Table 2",
         (Greater(Q("table2", "Power-sqrt"), Q("table2", "MSDNet")), Greater(*_T2_GAIN)),
     ),
     Claim(
-        "Summed over exits, dynamic training gains more than DFS on ImageNet.",
+        "Summed over exits, dynamic training gains more than DFS, ImageNet setting.",
         "table",
         "Table 2, whose DFS row is another recipe's",
         (Summed(Q("table2", "+ Dynamic"), Q("table2", "DFS")),),
@@ -272,7 +272,7 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     Claim(
-        "Power-sqrt and dynamic training bring stable gains on CIFAR-10.",
+        "Power-sqrt and dynamic training bring stable gains, CIFAR-10 setting.",
         "prose",
         "section C.1, Table 4",
         (

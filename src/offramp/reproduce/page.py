@@ -25,8 +25,8 @@ from offramp.storage import write_atomically
 
 HOW_TO_READ = (
     "Verdicts are about differences taken seed by seed: agrees and disagrees mean that the 95 % interval lies on "
-    "one side. Each interval stands for itself; of twenty, one misses by chance. A single seed resolves nothing. What is "
-    "said of all exits goes by the interval of each; shown is the exit that gains least."
+    "one side. Each interval stands for itself; of twenty, one misses by chance. A single seed resolves nothing. What "
+    "is said of all exits goes by the interval of each; shown is the exit that gains least."
 )
 
 HOW_NUMBERS_ARE_JUDGED = (
