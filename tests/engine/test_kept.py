@@ -1,5 +1,6 @@
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,8 +76,11 @@ def test_the_networks_used_last_are_kept(tmp_path) -> None:
         (tmp_path / str(age)).mkdir()
         os.utime(tmp_path / str(age), (1000 - age, 1000 - age))
     (tmp_path / ".being made").mkdir()
+    (tmp_path / ".killed").mkdir()
+    os.utime(tmp_path / ".killed", (0, 0))
+    (tmp_path / "gone").symlink_to("nowhere")  # as if another process had just removed it
     kept._forget(tmp_path, 3)
-    assert sorted(one.name for one in tmp_path.iterdir()) == [".being made", "0", "1", "2"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == [".being made", "0", "1", "2", "gone"]
 
 
 def test_where_nothing_can_be_kept(tmp_path, monkeypatch) -> None:
@@ -85,6 +89,26 @@ def test_where_nothing_can_be_kept(tmp_path, monkeypatch) -> None:
     net = network()
     with pytest.raises(UsageError, match=r"cannot be kept in .*file/offramp/onnx: Not a directory; set XDG_CACHE_HOME"):
         kept.make(net, kept.place(net))
+
+
+def test_another_process_was_faster(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    there = object()
+    folder = kept.place(network())
+
+    def make(network, made) -> None:
+        made.mkdir()
+
+    def fail(self, target) -> None:
+        raise OSError(39, "Directory not empty")
+
+    monkeypatch.setattr("offramp.export.stages", make)
+    monkeypatch.setattr(Path, "rename", fail)
+    monkeypatch.setattr(kept, "find", lambda folder: there)
+    assert kept.make(network(), folder) is there
+    monkeypatch.setattr(kept, "find", lambda folder: None)
+    with pytest.raises(UsageError, match=r"cannot be kept in .*: Directory not empty"):
+        kept.make(network(), folder)
 
 
 def test_nothing_is_left_of_what_could_not_be_made(tmp_path, monkeypatch) -> None:

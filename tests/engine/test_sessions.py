@@ -222,7 +222,9 @@ def test_files_that_are_not_the_networks_are_made_anew(tmp_path, monkeypatch) ->
     others = copy.deepcopy(parts.exits[0].model)
     for tensor in (one for one in others.graph.initializer if one.data_type == TensorProto.FLOAT):
         tensor.raw_data = bytes(len(tensor.raw_data))
-    for content in (others.SerializeToString(), b"damaged"):
+    failing = copy.deepcopy(parts.exits[0].model)  # loads, and fails when it is run
+    failing.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 7
+    for content in (others.SerializeToString(), b"damaged", failing.SerializeToString()):
         kept.make(network, folder)
         (folder / "exit-1.onnx").write_bytes(content)
         engine = Engine(network, policy, backend="onnxruntime")

@@ -5,6 +5,7 @@ that adopts a tuning would wait for it at each start. What is kept is never take
 the network before it is used, so that a name need not stand for everything that answers depend on.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -13,7 +14,7 @@ import inspect
 import os
 import shutil
 import sys
-import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ import offramp
 from offramp import export
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
-from offramp.storage import kept_on_this_machine, weights_hash
+from offramp.storage import held_folder, kept_on_this_machine, weights_hash
 
+OLD = 24 * 3600.0  # seconds; to make files takes minutes at most
 KEPT = 16  # networks, those used last; a verdict compares about a dozen
 NEEDED = ("onnx", "onnxscript", "onnxruntime")  # what `offramp[onnx]` installs
 SECONDS = 0.03  # to make the files, for each innermost module: 0.025 and 0.013 on MSDNets of 177 and 1,053 of them
@@ -96,16 +98,18 @@ def make(network: EarlyExitNet, folder: Path) -> export.Stages:
     )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as aside:
-            made = Path(aside) / "made"
+        with held_folder(folder.parent, folder.name) as aside:
+            made = aside / "made"
             export.stages(network, made)
             _forget(folder.parent, KEPT - 1)
             shutil.rmtree(folder, ignore_errors=True)
             try:
                 made.rename(folder)
-            except OSError:  # another process was faster
-                if not folder.is_dir():
+            except OSError:  # another process was faster: what it has made is as good
+                there = find(folder)
+                if there is None:
                     raise
+                return there
     except OSError as error:
         raise UsageError(
             f"onnxruntime's files cannot be kept in {folder.parent}: {error.strerror or error}; set XDG_CACHE_HOME."
@@ -114,7 +118,15 @@ def make(network: EarlyExitNet, folder: Path) -> export.Stages:
 
 
 def _forget(parent: Path, most: int) -> None:
-    kept = [(one.stat().st_mtime, one) for one in parent.iterdir() if not one.name.startswith(".")]
+    """Keep the folders used last, `most` of them, and nothing that processes killed long ago had begun."""
+    kept = []
+    for one in parent.iterdir():
+        with contextlib.suppress(OSError):  # another process has just removed it
+            used = one.stat().st_mtime
+            if not one.name.startswith("."):
+                kept.append((used, one))
+            elif not one.name.endswith(".part") and used < time.time() - OLD:  # of versions that held nothing
+                shutil.rmtree(one, ignore_errors=True)
     for _, folder in sorted(kept, reverse=True)[most:]:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -166,7 +166,7 @@ def _of(network: EarlyExitNet) -> Loaded:
     """The sessions of a network: those of another program, from files that are kept, or from files made now."""
     folder, threads = kept.place(network), torch.get_num_threads()
     there = _alive.get((folder, threads)) or _from_kept(folder, threads)
-    if there is None or differs(network, there) is not None:
+    if there is None or not _serves(network, there):
         there = Loaded(kept.make(network, folder), threads)
         exit = differs(network, there)
         if exit is not None:
@@ -185,6 +185,14 @@ def _from_kept(folder: Path, threads: int) -> Loaded | None:
         return None if files is None else Loaded(files, threads)
     except OfframpError:
         return None
+
+
+def _serves(network: EarlyExitNet, loaded: Loaded) -> bool:
+    """Whether sessions of kept files answer as the network; a file may load and fail when it is run."""
+    try:
+        return differs(network, loaded) is None
+    except Exception:  # onnxruntime's errors have no common class; the network's own comes again
+        return False
 
 
 @torch.inference_mode()
