@@ -87,6 +87,14 @@ def test_any_file_becomes_what_a_test_image_of_the_split_is(images: Path, tmp_pa
             assert torch.equal(inputs.read(images / FILES[index]), image)
 
 
+def test_an_image_too_thin_for_the_central_cut_is_refused_with_its_name(images: Path) -> None:
+    Image.fromarray(np.zeros((1, 2000, 3), np.uint8)).save(images / FILES[3])
+    split = make(images)
+    assert sum(batch.size for batch in split.batches(seed=0, epoch=0)) == NUM_IMAGES - 1  # random boxes are cut first
+    with pytest.raises(OfframpError, match=r"3\.png has 2000 times 1 pixels, too thin to be resized\. Crop it"):
+        list(split.plain().batches())
+
+
 def test_without_flip_nothing_is_mirrored(images: Path) -> None:
     pairs = zip(make(images).batches(), make(images, flip=False).batches(), strict=True)
     for batch, unmirrored in pairs:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from offramp.data.augment import CROP_UNIFORMS, Uniforms, central_cut, cut, normalise, random_box, resize
 from offramp.data.base import Split
-from offramp.data.inputs import Inputs, decode
+from offramp.data.inputs import Inputs, decode, not_too_thin
 from offramp.data.randomness import Draw, IntArray
 from offramp.devices import sent
 from offramp.errors import OfframpError
@@ -150,7 +150,10 @@ class _Decoder(Dataset[tuple[int, int] | OfframpError]):
         numbers = None if self.draw is None else self.draw.uniforms(indices_B, CROP_UNIFORMS + 1)
         try:
             for b, path in enumerate(paths):
-                self.slots_TBCHW[slot, b] = self._transform(decode(path), None if numbers is None else numbers[b])
+                image_CHW = decode(path)
+                if numbers is None:
+                    not_too_thin(image_CHW, path)
+                self.slots_TBCHW[slot, b] = self._transform(image_CHW, None if numbers is None else numbers[b])
         except OfframpError as error:
             return error
         return slot, len(paths)

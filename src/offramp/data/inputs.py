@@ -73,9 +73,7 @@ class Inputs:
         if channels == 1:
             image_CHW = grey(image_CHW)
         if self.resizing == "central-cut":
-            shorter, longer = sorted(image_CHW.shape[1:])
-            if longer > _MAX_ASPECT * shorter:
-                raise OfframpError(f"{path} has {longer} times {shorter} pixels, too thin to be resized. Crop it.")
+            not_too_thin(image_CHW, path)
             image_CHW = central_cut(image_CHW, height)
         else:
             image_CHW = central_fit(image_CHW, (height, width))
@@ -113,6 +111,13 @@ class Inputs:
             return cls(names, shape, mean, std, content["resizing"])
         except UsageError as error:
             raise OfframpError(f"{path} is damaged: {error}") from error
+
+
+def not_too_thin(image_CHW: Tensor, path: str | Path) -> None:
+    """Refuse an image that `central_cut` would make so long that it fills the memory."""
+    shorter, longer = sorted(image_CHW.shape[1:])
+    if longer > _MAX_ASPECT * shorter:
+        raise OfframpError(f"{path} has {longer} times {shorter} pixels, too thin to be resized. Crop it.")
 
 
 def _is_inputs(content: Any) -> bool:
