@@ -222,14 +222,27 @@ def test_files_that_are_not_the_networks_are_made_anew(tmp_path, monkeypatch) ->
     others = copy.deepcopy(parts.exits[0].model)
     for tensor in (one for one in others.graph.initializer if one.data_type == TensorProto.FLOAT):
         tensor.raw_data = bytes(len(tensor.raw_data))
-    failing = copy.deepcopy(parts.exits[0].model)  # loads, and fails when it is run
-    failing.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 7
-    for content in (others.SerializeToString(), b"damaged", failing.SerializeToString()):
+    for content in (others.SerializeToString(), b"damaged"):
         kept.make(network, folder)
         (folder / "exit-1.onnx").write_bytes(content)
         engine = Engine(network, policy, backend="onnxruntime")
         agree(engine, engine(images_BCHW), logits_KBC, Plan())
         del engine
+
+
+def test_files_that_load_and_fail_when_they_are_run_are_made_anew(some, monkeypatch) -> None:
+    network, images_BCHW, logits_KBC, policy = some()
+    files = kept.find(kept.place(network)) or kept.make(network, kept.place(network))
+
+    class Failing:
+        def logits(self, images_BCHW: Tensor) -> list[Tensor]:
+            raise RuntimeError("onnxruntime's own error")
+
+    monkeypatch.setattr(sessions, "_alive", {})
+    monkeypatch.setattr(sessions, "_from_kept", lambda *_: Failing())
+    monkeypatch.setattr(kept, "make", lambda *_: files)
+    engine = Engine(network, policy, backend="onnxruntime")
+    agree(engine, engine(images_BCHW), logits_KBC, Plan())
 
 
 def test_answers_of_another_network_are_refused(some, monkeypatch) -> None:
