@@ -84,6 +84,16 @@ def test_options_reach_the_policy(measured):
     assert measure.temperatures == fit_temperatures(kept(measured), renormalise=True)
 
 
+def test_where_few_images_show_no_small_drop_that_is_said(measured, capsys):
+    assert main(["policy", measured, "--max-drop", "0.1"]) == 0
+    said = capsys.readouterr().err
+    assert "No image leaves early" in said
+    assert "the 150 images of arrays/search" in said
+    assert len(said.splitlines()) == 1
+    assert main(["policy", measured, "--max-drop", "50"]) == 0
+    assert "No image leaves early" not in capsys.readouterr().err
+
+
 def test_a_certificate_that_is_lost_is_told_on_standard_error(measured, capsys):
     assert main(["certify", measured, "--risk", "0.1", "--confidence", "0.9"]) == 0
     capsys.readouterr()

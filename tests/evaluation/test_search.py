@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from offramp.evaluation.budgeted import curve, geometric_policies
 from offramp.evaluation.paired import gains
 from offramp.evaluation.search import (
     FAMILY,
+    Candidates,
     Ranking,
     ascend,
     best_at_prices,
@@ -265,3 +267,13 @@ def test_scores_are_of_the_measure(records, make_cost):
     margin, softmax = (scores(search, cost, measure) for measure in (Measure("margin"), SOFTMAX))
     assert torch.equal(margin.right_KS, softmax.right_KS)
     assert (margin.confidence_KS < softmax.confidence_KS).all()
+
+
+def test_one_image_more_is_not_beyond_one_standard_error():
+    right_JS = torch.ones(3, 50, dtype=torch.bool)
+    right_JS[:2, 0] = False  # the two geometric ones are wrong about one image of fifty, which the find gets right
+    seen = SimpleNamespace(right_KS=right_JS)
+    found = Candidates(seen, torch.zeros(3, 2), right_JS, torch.ones(3), 2)
+    assert found.choose_within(1.0, caution=0.0) == 2
+    assert found.choose_within(1.0, caution=1.0) == 0
+    assert found.standard_error(right_JS[2])[2].item() == pytest.approx(1 / 52)

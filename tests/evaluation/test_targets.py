@@ -45,6 +45,19 @@ def test_a_budget_is_kept_and_is_what_the_search_finds(search, make_cost, budget
     assert policy.found["fingerprint"] == search.fingerprint
 
 
+def test_few_images_on_which_nothing_was_lost_show_no_small_drop(make_record, make_cost):
+    """Fifty images that every exit answers rightly: that nothing can be lost is known of the last exit alone."""
+    search = dataclasses.replace(make_record(K=3, N=4, S=50), split="made-up/search")
+    search.logits_KSC[:] = 9.0 * torch.nn.functional.one_hot(search.targets_S, search.logits_KSC.shape[-1])
+    procedure = {
+        max_drop: policy_for(search, make_cost(10, 20, 40), max_drop=max_drop).found["procedure"]
+        for max_drop in (0, 200 / 52 - 0.01, 200 / 52 + 0.01)  # two errors of a fifty-second each, in points
+    }
+    assert list(procedure.values()) == ["last exit alone", "last exit alone", "first exit alone"]
+    bold = policy_for(search, make_cost(10, 20, 40), max_drop=0, caution=0)
+    assert bold.found["procedure"] == "first exit alone"
+
+
 @pytest.mark.parametrize("caution", [0.0, 1.0, None])
 def test_no_more_accuracy_is_lost_on_search_than_allowed(search, make_cost, caution):
     cost, spent = make_cost(10, 20, 40), []

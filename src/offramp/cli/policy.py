@@ -71,6 +71,12 @@ def policy(
             f"{found.full_top1:.2f} % of the search images), and max-drop counts from the last: a budget does not.",
             file=sys.stderr,
         )
+    if max_drop is not None and found.policy.found["procedure"] == "last exit alone":
+        print(
+            f"No image leaves early: of no policy that lets one do so do the {found.images} images of {found.split} show "
+            f"a drop of at most {max_drop:g} points, two standard errors added. Allow more, or hold out more images.",
+            file=sys.stderr,
+        )
     if as_json:
         print(json.dumps(found.to_json()))
     else:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from offramp.costs import Cost
 from offramp.errors import UsageError
+from offramp.evaluation.bounds import paired_difference
 from offramp.evaluation.record import Record
 from offramp.evaluation.thresholds import (
     PUBLISHED_P,
@@ -154,19 +155,19 @@ class Candidates:
     def choose_cheapest(self, max_drop: float, caution: float) -> int:
         """The cheapest policy that loses at most `max_drop` percentage points against the last exit.
 
-        The drop is taken to be larger than seen by `caution` standard errors of the paired difference.
+        The drop is taken to be larger than seen by `caution` standard errors of the paired difference: with few images
+        that is more than a small `max_drop`, whatever was seen. The last exit alone loses nothing against itself.
         """
         last_S = self.seen.right_KS[-1]
         drop_J = last_S.double().mean() - share_true(self.right_JS) + caution * self.standard_error(last_S)
         fits_J = 100 * drop_J <= max_drop + 1e-9  # rounding: a drop of exactly the maximum is allowed
+        fits_J[self.num_geometric - 1] = True
         return int(self.spent_J.masked_fill(~fits_J, torch.inf).argmin())
 
     def standard_error(self, right_S: Tensor) -> Tensor:
-        """Standard error `[J]` of each policy's accuracy (in [0, 1]) less that of the given right answers."""
-        num_images = len(right_S)
-        gain_J = share_true(self.right_JS) - right_S.double().mean()
-        unequal_J = share_true(self.right_JS != right_S)
-        return ((unequal_J - gain_J.square()).clamp(min=0) / num_images).sqrt()
+        """Standard error `[J]` of each policy's accuracy (in [0, 1]) less that of the given right answers; never 0."""
+        lost_J, gained_J = ((right_S & ~self.right_JS).sum(1), (self.right_JS & ~right_S).sum(1))
+        return torch.from_numpy(paired_difference(lost_J.numpy(), gained_J.numpy(), len(right_S))[1])
 
 
 def candidates(search: Record, cost: Cost, measure: Measure, times: Sequence[float] | None = None) -> Candidates:

@@ -4,7 +4,6 @@ K exits, S images of the test set. *Straight* is the network run to its last exi
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 import offramp
 from offramp.engine import Agreement, Tuning
+from offramp.evaluation.bounds import paired_difference
 from offramp.policy import Policy
 from offramp.reports.report import Z95
 from offramp.runs import RunFolder
@@ -42,13 +42,12 @@ class Accuracy:
 def accuracy(right_S: Tensor, full_S: Tensor) -> Accuracy:
     """The accuracy of answers that are right where `right_S` says, against the last exit's, right where `full_S` says.
 
-    The interval is that of Agresti and Min (2005) for paired shares: half an image is added to each cell of the two by
-    two table, so that where nothing was lost the interval does not claim that nothing can be.
+    The interval is that of Agresti and Min (2005) for paired shares: see `paired_difference`.
     """
     images = len(right_S)
     lost, gained = int((full_S & ~right_S).sum()), int((right_S & ~full_S).sum())
-    spread = lost + gained + 1 - (lost - gained) ** 2 / (images + 2)
-    centre, half = (lost - gained) / (images + 2), Z95 * math.sqrt(spread) / (images + 2)
+    centre, error = map(float, paired_difference(lost, gained, images))
+    half = Z95 * error
     top1 = 100 * right_S.double().mean().item()
     return Accuracy(top1, 100 * (lost - gained) / images, 100 * (centre - half), 100 * (centre + half))
 

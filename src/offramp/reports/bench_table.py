@@ -84,6 +84,8 @@ def _remarks(bench: Bench) -> Iterator[str]:
         policy = bench.policy_file.name
     elif "max_drop" in bench.policy.found:
         policy = f"found for a drop of {bench.policy.found['max_drop']:g} points"
+        alone = bench.policy.found.get("procedure") == "last exit alone"
+        policy += ", the last exit alone: no other was shown to lose so little" if alone else ""
     yield (
         f"{bench.test}, {bench.images:,} images; policy: {policy}; engine tuned on {bench.tuned_on} "
         f"({bench.tuning.form})"
