@@ -86,6 +86,28 @@ def test_what_cannot_be_certified_is_refused_in_one_line(settings, arguments, st
     assert not (tmp_path / "run" / "policy.json").exists()
 
 
+def test_another_certificate_on_the_same_images_is_said_and_counted(make_run, tmp_path, capsys):
+    run = make_run()
+    file = tmp_path / "run" / "policy.json"
+
+    def told(*arguments: str) -> tuple[int, str]:
+        assert main(["certify", run, *arguments]) == 0
+        captured = capsys.readouterr()
+        assert len(captured.err.splitlines()) == (1 if captured.err else 0)
+        return Certificate.of(Policy.load(file)).earlier, captured.err
+
+    assert told(*PROMISE) == told(*PROMISE) == (0, "")  # the same once more
+    earlier, said = told("--risk", "0.12", "--confidence", "0.9")
+    assert earlier == 1
+    assert "this is certificate 2 at least" in said
+    earlier, said = told("--risk", "0.15", "--confidence", "0.9")
+    assert earlier == 2
+    assert "here by 3" in said
+    assert "made before with the same images: at least 2." in str(Certificate.of(Policy.load(file)))
+    file.write_text(file.read_text().replace('"earlier": 2', '"earlier": "2"'))
+    assert told(*PROMISE) == (0, "")  # what is damaged tells nothing
+
+
 def ancestor(make_run, holdout: int) -> dict:
     """What `origin.json` would say of a run on the same data that held out so many images."""
     (given, *_) = ancestors.ancestor("init", Path(make_run(holdout)))

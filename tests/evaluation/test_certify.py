@@ -16,7 +16,7 @@ from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 
 OPERATIONS = (30, 60, 100)
 COST = Cost(*[tuple(Count(o, o, 1) for o in OPERATIONS)] * 4, (1, 8, 8))
-NEWER = ("policy", "unknown")  # than the first certificates
+NEWER = ("policy", "unknown", "earlier")  # than the first certificates
 FIRST = {"search": 0, "certify": 10**6, "test": 10**7}
 
 
@@ -144,6 +144,37 @@ def test_a_damaged_certificate_is_one_clear_line(damage):
     damaged = {**whole, **damage} if isinstance(damage, dict) and damage else damage
     with pytest.raises(UsageError, match=r"^The policy's certificate is damaged.*\.$"):
         Certificate.of(dataclasses.replace(policy, found={"certificate": damaged}))
+
+
+def test_what_was_asked_for_is_said_to_the_last_digit():
+    policy = certify(record("search"), record("certify"), COST, risk=0.03, confidence=0.99999)
+    assert str(Certificate.of(policy)).startswith("With 0.99999 confidence the share")
+
+
+def test_where_nobody_is_counted_no_risk_was_seen():
+    """Sure on search alone: no certify image leaves, so that nothing is known of those that leave."""
+    held_out = record("certify")
+    held_out.logits_KSC[:2] = 0.0
+    early = Policy((0.6, NOBODY, EVERYBODY))
+    with pytest.raises(OfframpError, match="where none lets enough images leave"):
+        certify(record("search"), held_out, COST, loss="early-error", candidates=[early])
+
+
+def test_gains_alone_may_keep_a_drop_with_few_images():
+    """The last exit is wrong about all that the first gets right: sixty images do, of 299 without gains."""
+
+    def upside_down(part: str, S: int) -> Record:
+        seen = record(part, S=S)
+        seen.logits_KSC[:2] = 9.0 * one_hot(seen.targets_S, 4)
+        seen.logits_KSC[2] = 9.0 * one_hot((seen.targets_S + 1) % 4, 4)
+        return seen
+
+    policy = certify(upside_down("search", 60), upside_down("certify", 60), COST, loss="drop")
+    assert (Certificate.of(policy).gained, Certificate.of(policy).lost) == (60, 0)
+    alike = record("certify", S=60)
+    alike.logits_KSC[:] = 9.0 * one_hot(alike.targets_S, 4)
+    with pytest.raises(OfframpError, match=r"lowest risk seen is 0. Without gains at least \d+ images are needed"):
+        certify(easy_search(), alike, COST, loss="drop")
 
 
 def test_what_was_certified_is_no_candidate():

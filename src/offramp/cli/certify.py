@@ -57,6 +57,13 @@ def certify(
             batch_size=batch_size,
             progress=progress,
         )
+    if certified.certificate is not None and certified.certificate.earlier:
+        number = certified.certificate.earlier + 1
+        print(
+            f"These images have certified before (this is certificate {number} at least): whoever makes several and "
+            f"keeps one has to divide 1 - confidence among them, here by {number}.",
+            file=sys.stderr,
+        )
     if as_json:
         print(json.dumps(certified.to_json()))
     else:

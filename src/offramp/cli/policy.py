@@ -73,7 +73,7 @@ def policy(
         )
     if max_drop is not None and found.policy.found["procedure"] == "last exit alone":
         print(
-            f"No image leaves early: of no policy that lets one do so do the {found.images} images of {found.split} show "
+            f"No image leaves early: on the {found.images} images of {found.split} no policy that lets one leave shows "
             f"a drop of at most {max_drop:g} points, two standard errors added. Allow more, or hold out more images.",
             file=sys.stderr,
         )

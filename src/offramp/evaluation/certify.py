@@ -44,6 +44,7 @@ class Certificate:
         policy: Hash of the measure and the thresholds it was made for (`Policy.fingerprint`); None: it was made before
             this was written down, so that nobody can tell whether they are still the same.
         unknown: What the network learnt from of which it cannot be known whether it was trained on these images.
+        earlier: Other certificates that were made with these images before, as far as the policies' files told.
     """
 
     promise: Promise
@@ -60,6 +61,7 @@ class Certificate:
     weights: str
     policy: str | None = None
     unknown: tuple[str, ...] = ()
+    earlier: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -103,6 +105,20 @@ class Certificate:
             )
         return found
 
+    def after(self, policy: Policy, before: Sequence[Policy]) -> "Certificate":
+        """This one of `policy`, which counts those of the same images among policies made `before`.
+
+        The same once more, promise, measure and thresholds, is no other.
+        """
+        earlier = 0
+        for one in before:
+            found = Certificate.of(one)
+            if found is not None and found.fingerprint == self.fingerprint:
+                told = (found.promise, found.per_class, one.fingerprint(), found.weights)
+                same = told == (self.promise, self.per_class, policy.fingerprint(), self.weights)
+                earlier = max(earlier, found.earlier + (not same))
+        return replace(self, earlier=earlier)
+
     def on(self, policy: Policy) -> Policy:
         """The policy with this certificate in it, made to be of its measure and thresholds."""
         mine = replace(self, policy=policy.fingerprint())
@@ -119,8 +135,10 @@ class Certificate:
         doubts = "" if self.policy is not None else " Unchecked: that it was made for these thresholds."
         if self.unknown:
             doubts += f" Not known: whether these images were among those that trained {', '.join(self.unknown)}."
+        if self.earlier:
+            doubts += f" Certificates made before with the same images: at least {self.earlier}."
         return (
-            f"With {self.promise.confidence:.4g} confidence {of_what}{where} is at most {self.promise.risk:.4g} "
+            f"With {self.promise.confidence} confidence {of_what}{where} is at most {self.promise.risk} "
             f"({self.lost} of {self.counted} images of {self.split}{gains}; {self.bound}; {self.method}, "
             f"{self.candidates} candidates).{doubts}"
         )
@@ -185,11 +203,16 @@ def certify(
 
 
 def _none_passed(promise: Promise, on_certify: Tally, certify: Record) -> str:
-    seen = on_certify.risk.reshape(-1, on_certify.risk.shape[-1]).max(0).min()
+    risk_GJ = on_certify.risk.reshape(-1, on_certify.risk.shape[-1])
+    counted_GJ = np.broadcast_to(on_certify.counted, on_certify.risk.shape).reshape(risk_GJ.shape)
+    seen_J = risk_GJ.max(0)[(counted_GJ > 0).all(0)]  # where nothing is counted no risk is seen
+    seen = f"the lowest risk seen is {seen_J.min():.4g}" if len(seen_J) else "none lets enough images leave"
+    needed = promise.images_needed() if promise.loss == "drop" else 0
+    few = f" Without gains at least {needed} images are needed." if certify.num_images < needed else ""
     return (
-        f"None of {on_certify.risk.shape[-1]} policies that let images leave early can be certified at risk "
-        f"{promise.risk:g} and confidence {promise.confidence:g} with the {certify.num_images} images of "
-        f"{certify.split}, where the lowest risk seen is {seen:.4g}. Promise less, or hold out more images."
+        f"None of {risk_GJ.shape[-1]} policies that let images leave early can be certified at risk {promise.risk} "
+        f"and confidence {promise.confidence} with the {certify.num_images} images of {certify.split}, where {seen}."
+        f"{few} Promise less, or hold out more images."
     )
 
 
@@ -275,14 +298,16 @@ def _check_records(search: Record, certify: Record) -> None:
 
 
 def _check_enough(promise: Promise, certify: Record, per_class: bool) -> None:
+    if promise.loss == "drop":
+        return  # gains make up for losses: with enough of them few images do
     needed, images, of = promise.images_needed(), certify.num_images, "images"
     if per_class:
         images_N = certify.targets_S.bincount(minlength=certify.num_classes)
         images, of = int(images_N.min()), f"images of class {certify.class_names[int(images_N.argmin())]!r}"
     if images < needed:
         raise UsageError(
-            f"Nothing can be certified with {images} {of}, at least {needed} are needed (risk {promise.risk:g}, "
-            f"confidence {promise.confidence:g}). Hold out more images, or promise less."
+            f"Nothing can be certified with {images} {of}, at least {needed} are needed (risk {promise.risk}, "
+            f"confidence {promise.confidence}). Hold out more images, or promise less."
         )
 
 

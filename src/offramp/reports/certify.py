@@ -5,11 +5,12 @@ from pathlib import Path
 
 from offramp.costs import cost
 from offramp.data import Parts
+from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Certificate
 from offramp.evaluation import certify as certify_records
 from offramp.evaluation.promises import Loss
 from offramp.network import EarlyExitNet
-from offramp.policy import SOFTMAX, Measure
+from offramp.policy import SOFTMAX, Measure, Policy
 from offramp.reports.evaluate import Progress, check_trained_on, network_of, parts_of
 from offramp.reports.policy import PolicyUse, held_out, write_policy
 from offramp.runs import RunFolder
@@ -79,5 +80,17 @@ def certify(
     )
     certificate = Certificate.of(policy)
     assert certificate is not None
-    policy = dataclasses.replace(certificate, unknown=unknown).on(policy)
-    return write_policy(policy, on_certify, costs, folder.policy if out is None else Path(out).expanduser())
+    written = folder.policy if out is None else Path(out).expanduser()
+    before = [one for path in {folder.policy, written} for one in _readable(path)]
+    policy = dataclasses.replace(certificate, unknown=unknown).after(policy, before).on(policy)
+    return write_policy(policy, on_certify, costs, written)
+
+
+def _readable(path: Path) -> list[Policy]:
+    """The policy in a file; none where there is none, or one whose certificate is not its own."""
+    try:
+        policy = Policy.load(path)
+        Certificate.of(policy)
+    except (UsageError, OfframpError, OSError):
+        return []
+    return [policy]
