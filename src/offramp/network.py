@@ -10,7 +10,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -163,7 +163,14 @@ def _classes_of(head: nn.Module) -> int:
 
 
 P = ParamSpec("P")
-_MARK = "leaves_its_recipe"  # of what `builder` has wrapped
+T = TypeVar("T")
+_MARK = "made_for_runs"  # of what a run's folder may name: `vouched`
+
+
+def vouch(made: T) -> T:
+    """Mark what a run's folder may name."""
+    setattr(made, _MARK, True)
+    return made
 
 
 def builder(function: Callable[P, EarlyExitNet]) -> Callable[P, EarlyExitNet]:
@@ -181,8 +188,7 @@ def builder(function: Callable[P, EarlyExitNet]) -> Callable[P, EarlyExitNet]:
         network.spec = Spec.from_json(Spec(f"{function.__module__}:{function.__qualname__}", arguments).to_json())
         return network
 
-    setattr(build_and_sign, _MARK, True)
-    return build_and_sign
+    return vouch(build_and_sign)
 
 
 def rebuild(spec: Spec) -> EarlyExitNet:

@@ -56,6 +56,21 @@ def test_precisions(family: str, precision: str) -> None:
     assert {p.grad.dtype for p in network.parameters()} == {dtype}
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_lies_in_fresh_memory_is_never_read(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some processors' bf16 products read beside their channels; torch then fills what it allocates with nan."""
+    network = FAMILIES[family]().bfloat16()
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        logits_KBC = Merged(network)(torch.randn(8, 1, 16, 16).bfloat16())
+        logits_KBC.float().square().sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert logits_KBC.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
 def test_gradients_add_up() -> None:
     network = FAMILIES["msdnet"]().double()
     form, twin = Merged(network), copy.deepcopy(network)

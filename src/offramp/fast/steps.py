@@ -49,7 +49,9 @@ class Pass:
         whole = self.maps[region.slab]
         if whole is None:
             slab = self.slabs[region.slab]
-            whole = torch.empty(batch, *slab.sides, slab.width, dtype=self.dtype, device=device)
+            # oneDNN's bf16 products of some processors (AMX) also read the channels beside theirs, times 0: no garbage.
+            make = torch.zeros if self.dtype == torch.bfloat16 else torch.empty
+            whole = make(batch, *slab.sides, slab.width, dtype=self.dtype, device=device)
             self.maps[region.slab] = whole
         return _channels(whole, region)
 
