@@ -149,6 +149,11 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_pre_hooks or module._forward_hooks)
 
 
+def runs_in_turn(module: nn.Module) -> bool:
+    """Whether a module is a `Sequential` that does nothing but run what it holds, one after the other."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
 def last_linear(head: nn.Module) -> nn.Linear | None:
     """The Linear layer that an exit ends with; None where it has none."""
     linears = [module for module in head.modules() if isinstance(module, nn.Linear)]

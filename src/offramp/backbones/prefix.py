@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from offramp.config import Spec
 from offramp.errors import UsageError
 from offramp.inplace import changes_in_place
-from offramp.network import Carry, EarlyExitNet, as_carry, builder, rebuild
+from offramp.network import Carry, EarlyExitNet, as_carry, builder, rebuild, runs_in_turn
 from offramp.runs import RunFolder
 
 # Where modules are written that never look at the mode they are in, which a trace would fix.
@@ -151,14 +151,14 @@ def _with_effect(graphed: torch.fx.GraphModule) -> set[torch.fx.Node]:
 
 def _makes_own(module: nn.Module) -> bool:
     """Whether what a module gives is sure to be a new tensor."""
-    if _is_plain_sequential(module):
+    if runs_in_turn(module):
         return any(map(_makes_own, module.children()))
     return _is_of_torch(module) and isinstance(module, _MAKERS)
 
 
 def _may_write(module: nn.Module) -> bool:
     """Whether a module may write into what it is given; of one that is not torch's, nobody knows."""
-    if not _is_plain_sequential(module):
+    if not runs_in_turn(module):
         return bool(getattr(module, "inplace", False)) or not _is_of_torch(module)
     for layer in module.children():
         if _may_write(layer):
@@ -166,10 +166,6 @@ def _may_write(module: nn.Module) -> bool:
         if _makes_own(layer):
             return False
     return False
-
-
-def _is_plain_sequential(module: nn.Module) -> bool:
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
 def _is_of_torch(module: nn.Module) -> bool:

@@ -5,8 +5,7 @@ import itertools
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from offramp.fast.packing import runs_in_turn
-from offramp.network import has_hooks
+from offramp.network import has_hooks, runs_in_turn
 
 
 def fold(module: nn.Module) -> None:

@@ -8,7 +8,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from offramp.network import has_hooks
+from offramp.network import has_hooks, runs_in_turn
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -81,8 +81,3 @@ def pack(module: nn.Module) -> None:
             module._modules[name] = PackedConv(conv, relu)
             if relu:
                 module._modules[after] = nn.Identity()
-
-
-def runs_in_turn(module: nn.Module) -> bool:
-    """Whether a module is a `Sequential` that does nothing but run what it holds, one after the other."""
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
