@@ -50,7 +50,8 @@ class Pass:
         if whole is None:
             slab = self.slabs[region.slab]
             # oneDNN's bf16 products of some processors (AMX) also read the channels beside theirs, times 0: no garbage.
-            make = torch.zeros if self.dtype == torch.bfloat16 else torch.empty
+            clears = self.dtype == torch.bfloat16 and device.type == "cpu"
+            make = torch.zeros if clears else torch.empty
             whole = make(batch, *slab.sides, slab.width, dtype=self.dtype, device=device)
             self.maps[region.slab] = whole
         return _channels(whole, region)
