@@ -1,9 +1,7 @@
 """Tiny networks trained on the digits, one of them by hand with a carry that changes, and their parts, made once."""
 
-import contextlib
-import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -19,14 +17,8 @@ KNOBS = {"num_classes": 10, "in_channels": 1, "image_size": 16, "head_channels":
 
 
 @pytest.fixture(scope="session", autouse=True)
-def operators_once() -> Iterator[None]:
-    """torch.onnx makes its table of operators anew for every export, half of the time of a small one: here once."""
-    with pytest.MonkeyPatch.context() as patch:
-        with contextlib.suppress(ImportError, AttributeError):  # where it is, is torch's own affair
-            from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-            patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
-        yield
+def _quicker(operators_once: None) -> None:
+    """All tests here export."""
 
 
 class _Second(nn.Module):
