@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from offramp import training
-from offramp.config import DataConfig, Run, Spec, TrainConfig
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.policy import NOBODY, Policy
@@ -28,33 +26,7 @@ from offramp.training import StoppedError
 from offramp.training.loop import Loop
 
 module = importlib.import_module("offramp.reports.verdict")
-NETWORK: dict[str, Any] = {"exits": 2, "channels": 4, "growth": 2, "growth_factors": (1, 2), "head_channels": 8}
 QUICK: dict[str, Any] = {"rounds": 5, "seconds": 0.2, "images": 10, "onnxruntime": False}
-
-
-def run_of(folder: Path, objective: str = "power-sqrt", rule: str = "standard", **settings: Any) -> Path:
-    data = DataConfig(source=Spec("digits", {"limit": 500}), batch_size=100, holdout=200)
-    spec = Spec("msdnet", NETWORK)
-    config = TrainConfig(epochs=2, lr=0.05, form="plain", **settings)
-    made = Run(data=data, objective=Spec(objective), network=spec, rule=Spec(rule), training=config)
-    training.train(made, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained once; what is written into it stays."""
-    return run_of(tmp_path_factory.mktemp("verdict") / "run")
-
-
-@pytest.fixture
-def run(base: Path, tmp_path: Path) -> Path:
-    """The same run without anything made later."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for name in ("config.json", "weights.safetensors", "split.json", "metrics.jsonl"):
-        (folder / name).write_bytes((base / name).read_bytes())
-    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +34,12 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few images to tune on."""
     monkeypatch.setattr(module, "TUNED_ON", 32)
     monkeypatch.setattr("offramp.engine.tune.STREAMED", (32, 32))
+
+
+@pytest.fixture
+def run(judged: Path) -> Path:
+    """A small run without anything made later."""
+    return judged
 
 
 def prefixes(run: Path, runs: Path | None = None) -> Prefixes:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from offramp import data, training
+from offramp import data
 from offramp.backbones.attached import zoo
 from offramp.backbones.prefix import shortened
-from offramp.config import DataConfig, Run, Spec, TrainConfig, to_json
+from offramp.config import Spec, TrainConfig, to_json
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.reports.evaluate import parts_of
@@ -22,32 +22,12 @@ from offramp.rules import DFS, Standard
 from offramp.runs import RunFolder, load
 
 fit = importlib.import_module("offramp.training.fit")
-NETWORK: dict[str, Any] = {"exits": 2, "channels": 4, "growth": 2, "growth_factors": (1, 2), "head_channels": 8}
-
-
-def run_of(folder: Path, objective: str = "power-sqrt", rule: str = "standard", **settings: Any) -> Path:
-    images = DataConfig(source=Spec("digits", {"limit": 500}), batch_size=100, holdout=200)
-    spec = Spec("msdnet", NETWORK)
-    config = TrainConfig(epochs=2, lr=0.05, form="plain", **settings)
-    made = Run(data=images, objective=Spec(objective), network=spec, rule=Spec(rule), training=config)
-    training.train(made, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained once; what is written into it stays."""
-    return run_of(tmp_path_factory.mktemp("prefixes") / "run")
 
 
 @pytest.fixture
-def run(base: Path, tmp_path: Path) -> Path:
-    """The same run without anything made later."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for name in ("config.json", "weights.safetensors", "split.json", "metrics.jsonl"):
-        (folder / name).write_bytes((base / name).read_bytes())
-    return folder
+def run(judged: Path) -> Path:
+    """A small run without anything made later."""
+    return judged
 
 
 def prefixes(run: Path, runs: Path | None = None) -> Prefixes:
@@ -68,7 +48,7 @@ def prefixes(run: Path, runs: Path | None = None) -> Prefixes:
     ],
 )
 def test_they_are_trained_as_the_run_but_for_what_is_for_several_exits(
-    objective: str, rule: str, kept: str, neuron: bool, says: str, tmp_path: Path
+    objective: str, rule: str, kept: str, neuron: bool, says: str, tmp_path: Path, run_of
 ) -> None:
     run = run_of(tmp_path / "run", objective, rule, xray=8, weight_decay=0.01)
     made = prefixes(run)
@@ -84,7 +64,7 @@ def test_they_are_trained_as_the_run_but_for_what_is_for_several_exits(
     assert any(says in sentence for sentence in made.words())
 
 
-def test_they_start_from_the_random_weights_of_the_run(run: Path, tmp_path: Path, monkeypatch) -> None:
+def test_they_start_from_the_random_weights_of_the_run(run: Path, run_of, tmp_path: Path, monkeypatch) -> None:
     """Also where the run has the damping neuron and they have not: its row of the exit is all that is missing."""
     began: list[EarlyExitNet] = []
     with monkeypatch.context() as patch:
@@ -105,10 +85,10 @@ def same_but_for_the_neuron(given: EarlyExitNet, wanted: EarlyExitNet) -> None:
         assert torch.equal(tensor, tensors[name][: len(tensor)] if tensor.shape[:1] == (10,) else tensors[name])
 
 
-def test_they_start_from_the_weights_that_the_run_was_given(run: Path, base: Path, tmp_path: Path) -> None:
+def test_they_start_from_the_weights_that_the_run_was_given(run: Path, judged_once: Path, tmp_path: Path) -> None:
     """Without the damping neuron, as from random ones; and from no others."""
-    made = given_weights(run, base, tmp_path)
-    same_but_for_the_neuron(made.built(1, 0), shortened(load(base), 1))
+    made = given_weights(run, judged_once, tmp_path)
+    same_but_for_the_neuron(made.built(1, 0), shortened(load(judged_once), 1))
     assert made.training.init is None
     assert any("start from the weights" in sentence for sentence in made.words())
     made.network.origin = {"init": {"file": "run/weights.safetensors", "sha256": "0" * 64}}
