@@ -16,6 +16,7 @@ BOTTOM = [
     "storage",
     "processes",
     "devices",
+    "drawing",
     "inplace",
     "network",
     "policy",

@@ -5,7 +5,6 @@ A unit is a convolution, a batch norm that trains, and a ReLU, each read by the 
 
 import copy
 import operator
-import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Size, Tensor, fx, nn
 from torch.fx._symbolic_trace import PH
 
+from offramp.drawing import Drawn
 from offramp.errors import OfframpError
 from offramp.inplace import changes_in_place, name_of
 from offramp.network import has_hooks
@@ -174,9 +174,9 @@ class Traced:
     def _trace(self, maps: Sequence[Tensor]) -> None:
         """Trace a copy, and run it on two images of noise, as module and as graph: for the shapes, and as a check."""
         twin = copy.deepcopy(self.root)
-        before, drawn = _state(twin.part), (torch.get_rng_state(), random.getstate())
+        before, drawn = _state(twin.part), Drawn()
         self.graph = fx.Tracer().trace(twin, {"maps": (PH,) * len(maps)})
-        if not torch.equal(torch.get_rng_state(), drawn[0]) or random.getstate() != drawn[1]:
+        if not drawn.is_still_so():
             raise ValueError("it draws random numbers in Python")
         if not _is_same(before, _state(twin.part)):
             raise ValueError("it changes itself when it is called")

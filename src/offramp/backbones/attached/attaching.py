@@ -13,9 +13,10 @@ from torch import Tensor, fx, nn
 from offramp.backbones.attached.cutting import Part
 from offramp.backbones.attached.heads import HEADS, HeadKind, new_exit, with_neuron, with_outputs
 from offramp.backbones.attached.placing import AUTO, MAX_CARRY, At, Site, Sites
-from offramp.backbones.attached.running import Drawn, Shape, drawing_apart, eval_twin
+from offramp.backbones.attached.running import Shape, eval_twin
 from offramp.backbones.attached.tracing import trace
 from offramp.backbones.layers import check_choice, check_counts, check_flags
+from offramp.drawing import Drawn, drawing_apart
 from offramp.errors import UsageError
 from offramp.inplace import changes_in_place
 from offramp.network import Carry, EarlyExitNet, as_carry

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from offramp.backbones.attached.running import BATCHES, Drawn, call, first_line
+from offramp.backbones.attached.running import BATCHES, call, first_line
+from offramp.drawing import Drawn
 
 _OF_SHAPE = {"shape", "ndim", "size", "dim", "numel", "nelement"}
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__
