@@ -11,12 +11,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from onnx import TensorProto
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented
 from torch import Tensor, nn
 
 from offramp import export
 from offramp.backbones import attach
 from offramp.engine import FLOAT32, Answers, Engine, Form, Plan, Tally, kept, sessions, usual_forms
-from offramp.errors import UsageError
+from offramp.errors import OfframpError, UsageError
 from offramp.network import NO_NEURON, EarlyExitNet
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 
@@ -243,6 +244,27 @@ def test_files_that_load_and_fail_when_they_are_run_are_made_anew(some, monkeypa
     monkeypatch.setattr(kept, "make", lambda *_: files)
     engine = Engine(network, policy, backend="onnxruntime")
     agree(engine, engine(images_BCHW), logits_KBC, Plan())
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "says"),
+    [
+        (NotImplemented("no kernel for Resize"), OfframpError, "onnxruntime cannot run this network: no kernel for Re"),
+        (TypeError("a bug of ours"), TypeError, "^a bug of ours$"),
+    ],
+)
+def test_what_onnxruntime_cannot_run_is_said_in_a_line(some, monkeypatch, error, raised, says: str) -> None:
+    network, _, _, policy = some()
+    files = kept.find(kept.place(network)) or kept.make(network, kept.place(network))
+
+    def fail(*_) -> None:
+        raise error
+
+    monkeypatch.setattr(sessions, "_alive", {})
+    monkeypatch.setattr(kept, "make", lambda *_: files)
+    monkeypatch.setattr(sessions._Session, "__call__", fail)
+    with pytest.raises(raised, match=says):
+        Engine(network, policy, backend="onnxruntime")
 
 
 def test_answers_of_another_network_are_refused(some, monkeypatch) -> None:

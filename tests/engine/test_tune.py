@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 from offramp.engine import (
     FLOAT32,
@@ -423,6 +424,30 @@ def test_a_form_that_cannot_be_set_up_is_left_out_with_the_reason(clock, monkeyp
     monkeypatch.setattr("offramp.engine.kept.find", lambda folder: None)
     found = tuned(Engine(exported(), Policy((0.4, EVERYBODY))), forms=[Form(), ONNX])
     assert "would take about 6000 s to make" in found.forms[1].reason
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_form_that_cannot_be_compiled_is_left_out_and_a_bug_of_ours_is_not(clock, monkeypatch, own: bool) -> None:
+    """torch says that there is no compiler when what is to be compiled is first called."""
+    error = RuntimeError("a bug") if own else TorchDynamoException("No working C++ compiler found\nMore of it")
+
+    def fail(x: Tensor) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "compile", lambda part: fail)
+    net = network()
+    engine = Engine(net, policy(net, 0.5))
+    forms = [Form(compiled=True), Form()]
+    if own:
+        with pytest.raises(RuntimeError, match="a bug"):
+            tuned(engine, forms=forms)
+        return
+    found = tuned(engine, forms=forms)
+    assert found.form == Form()
+    assert (found.forms[0].admitted, found.forms[0].reason) == (
+        False,
+        "torch.compile fails: No working C++ compiler found",
+    )
 
 
 @pytest.mark.slow

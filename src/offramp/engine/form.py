@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from offramp.devices import borrowed
 from offramp.engine import kept
 from offramp.engine.agreement import BF16, FLOAT32
-from offramp.errors import UsageError
+from offramp.errors import OfframpError, UsageError
+from offramp.export.tracing import reason
 from offramp.fast import Planned
 from offramp.fast.folding import fold
 from offramp.fast.packing import can_pack, pack
@@ -127,8 +128,7 @@ class Program:
         if form.packed and not form.compiled and can_pack(self.device, self.dtype):
             return Planned(part.to(self.device), dtype=self.dtype, fold=form.fold, otherwise=self._in_sequentials)
         part = self._in_sequentials(part)
-        made: Callable[..., Any] = torch.compile(apart(part)) if form.compiled else part
-        return made
+        return compiled(part) if form.compiled else part
 
     def _in_sequentials(self, part: nn.Module) -> nn.Module:
         """Folded and packed as far as that can be seen without tracing what a part does."""
@@ -173,6 +173,27 @@ class Program:
             carry = self.stage(k, carry)
             logits.append(self.head(k, carry))
         return torch.stack(logits)
+
+
+def compiled(part: nn.Module) -> Callable[..., Any]:
+    """A module compiled by torch, which does so when it is first called with one more kind of sizes.
+
+    Raises:
+        OfframpError: At such a call: torch cannot compile it, or has no compiler.
+    """
+    made: Callable[..., Any] = torch.compile(apart(part))
+
+    def run(*given: Tensor) -> Any:
+        try:
+            return made(*given)
+        except RuntimeError as error:
+            from torch._dynamo.exc import TorchDynamoException  # seconds of import, done by now if it is one
+
+            if not isinstance(error, TorchDynamoException):
+                raise
+            raise OfframpError(f"torch.compile fails: {reason(error)}") from error
+
+    return run
 
 
 def apart(part: nn.Module) -> Callable[..., Any]:

@@ -47,6 +47,7 @@ class Sessions(Program):
         UsageError: onnxruntime is not installed; another device than the CPU; a network in another precision, that does
             not say which images it is for, or that cannot be exported (which part, and why); answers that are not the
             network's.
+        OfframpError: Files that onnxruntime can load or run none of.
     """
 
     def __init__(self, network: EarlyExitNet, form: Form, device: torch.device | None = None) -> None:
@@ -114,9 +115,9 @@ class _Session:
     """One file, called with the tensors of a carry."""
 
     def __init__(self, file: Path, wanted: Sequence[tuple[int, str]], outputs: Sequence[str], threads: int) -> None:
-        runtime = _runtime()
+        runtime, options = _runtime(), _options(threads)
         try:
-            self.session = runtime.InferenceSession(str(file), _options(threads), providers=["CPUExecutionProvider"])
+            self.session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no common class
             raise OfframpError(f"onnxruntime cannot load {file}: {error}") from error
         self.wanted, self.outputs = tuple(wanted), tuple(outputs)
@@ -168,7 +169,12 @@ def _of(network: EarlyExitNet) -> Loaded:
     there = _alive.get((folder, threads)) or _from_kept(folder, threads)
     if there is None or not _serves(network, there):
         there = Loaded(kept.make(network, folder), threads)
-        exit = differs(network, there)
+        try:
+            exit = differs(network, there)
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] != "onnxruntime":  # its errors have no other mark in common
+                raise
+            raise OfframpError(f"onnxruntime cannot run this network: {error}") from error
         if exit is not None:
             raise UsageError(
                 f"Run by onnxruntime, exit {exit + 1} gives other logits than run by torch: use backend='torch' for "

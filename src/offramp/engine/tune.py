@@ -140,9 +140,7 @@ def _use_best(
     admitted: dict[Form, Engine] = {}
     for form in dict.fromkeys(forms):
         twin, started = copy.copy(engine), time.perf_counter()
-        reason = _set_up(twin, form)
-        if reason is None:
-            _run_first(twin, images_SCHW)
+        reason = _set_up(twin, form, images_SCHW)
         took = time.perf_counter() - started
         if reason is not None:
             trials.append(Trial(form, False, 0, 0, {}, took, reason))
@@ -176,8 +174,8 @@ def _best_straight(
     return min(admitted, key=lambda form: max(ms[form][size] / best[size] for size in best)), ms
 
 
-def _set_up(engine: "Engine", form: Form) -> str | None:
-    """Make the engine run in a form; the reason where it cannot."""
+def _set_up(engine: "Engine", form: Form, images_SCHW: Tensor) -> str | None:
+    """Make the engine run in a form, and run it for the first time; the reason where it cannot."""
     if form.backend == "onnxruntime" and (seconds := kept.expected_seconds(engine.network)) > SETTING_UP:
         return (
             f"its files would take about {seconds:.0f} s to make, more than {SETTING_UP:.0f}; "
@@ -185,6 +183,7 @@ def _set_up(engine: "Engine", form: Form) -> str | None:
         )
     try:
         engine.use(form, {1: Plan()})
+        _run_first(engine, images_SCHW)
     except (UsageError, OfframpError) as error:
         return str(error)
     return None
