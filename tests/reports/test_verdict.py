@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from offramp.errors import UsageError
+from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
 from offramp.policy import NOBODY, Policy
 from offramp.reports import verdict
@@ -21,6 +21,7 @@ from offramp.reports.verdict_conclusion import conclude
 from offramp.reports.verdict_figures import Contender, Verdict
 from offramp.reports.verdict_page import verdict_page
 from offramp.reports.verdict_prefixes import Prefixes
+from offramp.reports.verdict_table import remarks
 from offramp.runs import RunFolder, load, read_json
 from offramp.training import StoppedError
 from offramp.training.loop import Loop
@@ -133,6 +134,20 @@ def test_without_training_it_says_what_is_missing(run: Path, monkeypatch) -> Non
     assert page.count("(It cannot be exported).") == len(found.left_out)
     assert read_json(run / "verdict.json")["left_out"] == list(found.left_out)
     assert not (run / "verdict" / "prefix-2").exists()
+
+
+def test_a_form_that_the_engine_cannot_be_run_in_is_named(run: Path, monkeypatch, capsys) -> None:
+    """onnxruntime loads no file: the verdict goes on without it, and the page and the terminal say so."""
+
+    def refuse(network: EarlyExitNet) -> None:
+        raise OfframpError("onnxruntime cannot load stage-1.onnx.")
+
+    monkeypatch.setattr("offramp.engine.sessions._of", refuse)
+    found = verdict(run, train=False, **{**QUICK, "onnxruntime": True})
+    said = "Nothing was run in the form onnxruntime: onnxruntime cannot load stage-1.onnx."
+    assert found.left_out == (said,)
+    assert said in (run / "verdict.html").read_text()
+    assert said in remarks(found)
 
 
 def test_several_seeds_count_by_their_mean(run: Path) -> None:

@@ -15,6 +15,7 @@ from offramp.costs import cost
 from offramp.engine import Engine, Form, Program
 from offramp.engine.form import PLAIN
 from offramp.engine.sessions import program
+from offramp.engine.tuning import Trial
 from offramp.errors import UsageError
 from offramp.evaluation import record
 from offramp.network import EarlyExitNet
@@ -83,9 +84,21 @@ def test_a_form_that_a_smaller_network_cannot_be_run_in_is_left_out(
     way = single.fastest(feed, FORMS, CPU)
     assert way.straight.program.form in runs_in
     assert set(way.refused) == set(refused)
-    said = left_out([(single, way), (other, way)])
+    said = left_out([], [(single, way), (other, way)])
     assert said == tuple(
         f"Not run in the form {form}, although the engine's network can be: the network cut at exit 1, exit 1 trained "
         "alone (There is no such operator)."
         for form in refused
+    )
+
+
+def test_forms_that_nothing_is_run_in_are_named() -> None:
+    trials = [
+        Trial(FORMS[0], True, 0, 0, {"1": 1.0}),
+        Trial(FORMS[1], False, 2, 3, {}),
+        Trial(Form(compiled=True), False, 0, 0, {}, reason="There is no compiler.\nMore of it."),
+    ]
+    assert left_out(trials, []) == (
+        "Nothing was run in the form folded: of the engine's answers 3 were wrong and 2 flipped.",
+        "Nothing was run in the form folded, channels-last, compiled: There is no compiler.",
     )

@@ -300,7 +300,7 @@ def _measured(
         early.append(Early(f"early exits {name}", other))
     timing.note(f"Timing {len(early) + len(ways)} contenders in turns.")
     contenders, wrong = timed(early, ways, feeds, timing.rounds, known.test, known.search)
-    return Measured(contenders, str(tuning.form), wrong, feeds[0].images, left_out(tried))
+    return Measured(contenders, str(tuning.form), wrong, feeds[0].images, left_out(tuning.forms, tried))
 
 
 def _written(found: Verdict) -> Verdict:

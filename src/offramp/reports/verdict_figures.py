@@ -167,7 +167,7 @@ class Verdict:
         form: How the engine runs the network's modules.
         trained: How the smaller networks were trained, in sentences.
         wrong: Answers, of those timed, that rounding does not explain: 0, or something is broken.
-        left_out: Forms that some smaller networks could not be run in, in sentences.
+        left_out: Forms that were not used, or not with some smaller networks, and why, in sentences.
         written: Files.
     """
 

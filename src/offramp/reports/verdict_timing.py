@@ -21,6 +21,7 @@ from offramp.engine import Engine, Form, Straight, agreement
 from offramp.engine.form import PLAIN
 from offramp.engine.rows import joined
 from offramp.engine.timing import take_turns
+from offramp.engine.tuning import Trial
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, policy_for
 from offramp.network import EarlyExitNet
@@ -91,17 +92,33 @@ class Early:
     engine: Engine
 
 
-def left_out(found: Iterable[tuple[Single, Way]]) -> tuple[str, ...]:
-    """A sentence for each form that some networks could not be run in."""
+def left_out(trials: Iterable[Trial], found: Iterable[tuple[Single, Way]]) -> tuple[str, ...]:
+    """A sentence for each form that was not used at all, and for each that some networks could not be run in.
+
+    Args:
+        trials: Of the engine's forms; those not admitted there are tried with no network.
+        found: Smaller networks, and how each is run.
+    """
+    said = []
+    for one in trials:
+        if not one.admitted:
+            answers = f"of the engine's answers {one.wrong} were wrong and {one.flips} flipped"
+            why = answers if one.reason is None else _in_a_line(one.reason)
+            said.append(f"Nothing was run in the form {one.form}: {why}.")
     names: dict[tuple[Form, str], list[str]] = {}
     for one, way in found:
         for form, reason in way.refused.items():
-            lines = reason.strip().splitlines() or ["no reason was given"]
-            names.setdefault((form, lines[0].rstrip(".")), []).append(one.name)
-    return tuple(
+            names.setdefault((form, _in_a_line(reason)), []).append(one.name)
+    said += [
         f"Not run in the form {form}, although the engine's network can be: {', '.join(who)} ({reason})."
         for (form, reason), who in names.items()
-    )
+    ]
+    return tuple(said)
+
+
+def _in_a_line(reason: str) -> str:
+    lines = reason.strip().splitlines() or ["no reason was given"]
+    return lines[0].rstrip(".")
 
 
 def feeds_of(test: Split, batch_size: int, limit: int | None, rounds: int) -> tuple[Feed, ...]:
