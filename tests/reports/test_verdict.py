@@ -194,6 +194,18 @@ def test_runs_of_which_nothing_can_be_said(run: Path, tmp_path: Path) -> None:
         verdict(run)
 
 
+def test_a_run_with_settings_that_are_gone_is_judged_without_training(run: Path) -> None:
+    prefixes(run).train(1, 0)
+    config = read_json(run / "config.json")
+    config["training"]["warp"] = 9
+    (run / "config.json").write_text(json.dumps(config))
+    for train in (True, False):
+        with pytest.raises(UsageError, match=r"this one lacks \(warp\), so .*: give --no-train, and with --runs a f"):
+            verdict(run, train=train, **QUICK)
+    assert not (run / "verdict" / "prefix-2").exists()
+    assert verdict(run, train=False, runs=run / "none", **QUICK).missing == (1, 2)
+
+
 def test_what_cannot_be_counted_is_refused_before_anything_is_trained(run: Path, monkeypatch) -> None:
     def refuse(network: EarlyExitNet, image_shape: tuple[int, int, int]) -> None:
         assert image_shape == prefixes(run).parts.test.image_shape

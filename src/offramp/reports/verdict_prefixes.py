@@ -223,7 +223,18 @@ class Prefixes:
 
     @property
     def training(self) -> TrainConfig:
-        """The run's settings, without what only makes records; with as many threads as there are."""
+        """The run's settings, without what only makes records; with as many threads as there are.
+
+        Raises:
+            UsageError: Settings of another version.
+        """
+        known = {field.name for field in dataclasses.fields(TrainConfig)}
+        if unknown := sorted(self.config["training"].keys() - known):
+            raise UsageError(
+                f"The run was trained by another version of offramp, with settings that this one lacks "
+                f"({', '.join(unknown)}), so no smaller network can be trained, or known to be trained, the same way: "
+                "give --no-train, and with --runs a folder that holds none."
+            )
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.config["training"].items()}
         whole = TrainConfig(**values)
         return dataclasses.replace(whole, init=None, threads=None, xray=0, tensorboard=False, keep_best=False)
