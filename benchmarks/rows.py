@@ -1,7 +1,8 @@
 """What benchmarks with goals share: their options, their rows, their JSON.
 
 A benchmark has `parser()` and `measure(options) -> dict`. The dictionary has "what", the conditions and "rows"; a row
-has a name, a unit, a value or a ratio with its bounds, the goal in words, and whether it is met.
+has a name, a unit, a value or a ratio with its bounds, the goal in words, and whether it is met. It may have "table",
+lines of Markdown that are shown as they are.
 """
 
 import argparse
@@ -28,20 +29,31 @@ def parser(about: str | None, *, rounds: int, threads: int) -> argparse.Argument
     return made
 
 
+def bounds(values: Sequence[float]) -> dict[str, float]:
+    """The bounds of the median's one-sided 95 % intervals; none of fewer values than such intervals need."""
+    found = ratio(values, [1.0] * len(values)) if len(values) >= ENOUGH else {}
+    found.pop("ratio", None)
+    return found
+
+
 def value(
     name: str, unit: str, values: Sequence[float], goal: str, *, below: float | None = None, above: float | None = None
 ) -> Row:
-    """The median. The goal is met if the bound of its one-sided 95 % interval is `below` or `above` a number."""
-    bounds = ratio(values, [1.0] * len(values))
-    met = bounds["at_most"] < below if below is not None else above is not None and bounds["at_least"] >= above
-    return {"name": name, "unit": unit, "value": bounds["ratio"], "goal": goal, "met": met}
+    """The median and its bounds. The goal is met if the bound (of few values, the worst) is `below` or `above` a number."""
+    found = bounds(values)
+    low, high = found.get("at_least", min(values)), found.get("at_most", max(values))
+    met = high < below if below is not None else above is not None and low >= above
+    return {"name": name, "unit": unit, "value": round(median(values), 4), **found, "goal": goal, "met": met}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """The median, its bounds where there are enough values, smallest and largest."""
-    bounds = ratio(values, [1.0] * len(values)) if len(values) >= ENOUGH else {}
-    bounds.pop("ratio", None)
-    return {"median": round(median(values), 4), **bounds, "min": round(min(values), 4), "max": round(max(values), 4)}
+    return {
+        "median": round(median(values), 4),
+        **bounds(values),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
+    }
 
 
 def paired(
@@ -55,9 +67,9 @@ def paired(
     at_least: float | None = None,
 ) -> Row:
     """The paired ratio. The goal is met if the bound of its one-sided 95 % interval keeps to a number."""
-    bounds = ratio(seconds, reference)
-    met = bounds["at_most"] <= at_most if at_most is not None else bounds["at_least"] >= (at_least or 0.0)
-    return {"name": name, "unit": unit, **bounds, "goal": goal, "met": met}
+    found = ratio(seconds, reference)
+    met = found["at_most"] <= at_most if at_most is not None else found["at_least"] >= (at_least or 0.0)
+    return {"name": name, "unit": unit, **found, "goal": goal, "met": met}
 
 
 def main(options: argparse.Namespace, measure: Callable[[argparse.Namespace], dict[str, Any]]) -> None:
