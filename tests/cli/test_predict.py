@@ -77,7 +77,7 @@ def test_a_tuning_is_named_in_the_summary_and_one_line_says_why_it_is_not_used(
     file.write_text(json.dumps({"tuning": {**tuning, "conditions": {**tuning["conditions"], "threads": 99}}}))
     assert main(["predict", run, str(images), "--format", "csv"]) == 0
     note, summary = capsys.readouterr().err.splitlines()
-    assert note.startswith(f"{run}/bench.json was tuned elsewhere and is not used (threads: tuned for 99, here ")
+    assert note.startswith(f"{run}/bench.json is not used (threads: tuned for 99, here ")
     assert note.endswith(f"`offramp bench {run}` tunes anew.")
     assert summary.startswith(f"5 images under {run}/policy.json: ")
 

@@ -182,6 +182,20 @@ def test_a_tuning_of_another_machine_is_not_adopted_and_it_is_said_what_differs(
     assert [one.split(":")[0] for one in predictions.differs] == ["device", "threads", "kernels_kept"]
 
 
+@pytest.mark.parametrize("before", [True, False], ids=["tuned before it was certified", "by an earlier version"])
+def test_a_tuning_in_bf16_is_not_adopted_under_a_certificate_and_it_is_said(before, run, files, tiny_parts, tune):
+    policy = halving(load(run), tiny_parts)
+    certified = dataclasses.replace(policy, found={CERTIFICATE: {}})
+    answers = list(predict(run, files, policy=certified))
+    tune(policy if before else certified, Plan(straight=True), form=dataclasses.asdict(Form(bf16=True)))
+    predictions = predict(run, files, policy=certified)
+    assert list(predictions) == answers
+    assert predictions.differs == ("bf16: the policy's certificate is of float32's answers",)
+    assert not predictions.tuned
+    if before:
+        assert predict(run, files, policy=policy).tuned
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -74,8 +74,7 @@ def predict(
         )
     if predictions.differs:
         print(
-            f"{run}/bench.json was tuned elsewhere and is not used ({'; '.join(predictions.differs)}). `offramp bench "
-            f"{run}` tunes anew.",
+            f"{run}/bench.json is not used ({'; '.join(predictions.differs)}). `offramp bench {run}` tunes anew.",
             file=sys.stderr,
         )
     if isinstance(sys.stdout, io.TextIOWrapper):

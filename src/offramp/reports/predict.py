@@ -21,7 +21,7 @@ from offramp.engine import Engine, Tuning
 from offramp.engine.tuning import adopt
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
-from offramp.policy import EVERYBODY, NOBODY, Policy
+from offramp.policy import CERTIFICATE, EVERYBODY, NOBODY, Policy
 from offramp.reports.evaluate import Progress, check_trained_on, parts_of
 from offramp.reports.image_files import find_images
 from offramp.reports.policy import given_policy
@@ -61,7 +61,8 @@ class Predictions(Iterator[Prediction]):
         tuned: Whether the engine runs as was found to be fastest for this policy on this machine, by the run's
             `bench.json`. It may then leave exits unasked: such an exit takes nobody.
         asks: The exits that are asked, from 1, the last one included.
-        differs: Why a tuning that is there for this policy is not used: what is other here than where it was made.
+        differs: Why a tuning that is there for this policy is not used: what is other here than where it was made; or
+            that it is in bf16 and the policy has a certificate.
         exits_K: Images answered by each exit so far.
         operations_K: Operations spent on an image that leaves at each exit, in units of running straight to the last
             exit and asking no other; the heads asked on the way may take the last one above 1.
@@ -197,11 +198,14 @@ def predict(
 def _tuned(engine: Engine, folder: RunFolder) -> tuple[bool, tuple[str, ...]]:
     """Whether the engine now runs as the run's `bench.json` says, and what differs where that was for another machine.
 
-    What was measured for other weights or another policy, or is damaged, is as good as nothing.
+    What was measured for other weights or another policy, or is damaged, is as good as nothing. What was tuned in bf16
+    before the policy was certified is named.
     """
     try:
         content = read_json(folder.bench)
         tuning = Tuning.from_json(content["tuning"] if isinstance(content, dict) else content)
+        if tuning.form.bf16 and CERTIFICATE in engine.policy.found:
+            return False, ("bf16: the policy's certificate is of float32's answers",)
         differs = adopt(engine, tuning, only_here=True)
     except (UsageError, OfframpError, OSError, KeyError):
         return False, ()
