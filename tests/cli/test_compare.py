@@ -12,7 +12,7 @@ from offramp.storage import save_tensors
 def run(tmp_path):
     """A run that was evaluated: what compare reads of it, no more."""
 
-    def make(name, top1, seed=0, strength=0.1):
+    def make(name, top1, seed=0, strength=0.1, init=None):
         folder = tmp_path / name
         tensors = {"weight": torch.tensor(top1)}
         save_tensors(folder / "weights.safetensors", tensors)
@@ -21,7 +21,7 @@ def run(tmp_path):
             "objective": {"name": "m:Damping", "args": {"strength": strength}},
             "network": None,
             "data": None,
-            "training": {"seed": seed},
+            "training": {"seed": seed, "init": init},
         }
         exits = [{"operations": 10, "top1": value, "nll": 1.0, "ece": 0.1, "damping": None} for value in top1]
         evaluation = {
@@ -63,6 +63,15 @@ def test_a_table_otherwise_and_files_on_request(run, tmp_path, capsys):
         assert "Damping strength=0.2" in captured.out
         assert captured.out.splitlines()[-1] == str(tmp_path / name)
         assert "57.00" in (tmp_path / name).read_text()
+
+
+def test_a_label_that_no_file_can_hold_is_written_with_question_marks(run, tmp_path, capsys):
+    """A label may hold a file's name, such as that of the weights a run starts from, and that need not be UTF-8."""
+    runs = [run("a", [50.0, 60.0], init="a\udcff.pth"), run("b", [52.0, 62.0])]
+    for out, plot in (("out.md", "plot.svg"), ("out.html", "plot.png")):
+        assert main(["compare", *runs, "--out", str(tmp_path / out), "--plot", str(tmp_path / plot)]) == 0
+        assert "init=a?.pth" in (tmp_path / out).read_text()
+    assert "init=a?.pth" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "start"), [("plot.svg", b"<?xml"), ("plot.png", b"\x89PNG")])

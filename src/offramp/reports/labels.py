@@ -77,7 +77,9 @@ def _spec_differences(specs: Mapping[str, Any], field: str) -> list[Difference]:
 
 
 def _label(key: str, differing: Sequence[Difference]) -> str:
-    return " ".join(_piece(field, values, key) for field, values in differing if key in values)
+    """Values may be names of files, which need not be UTF-8: what cannot be written is a question mark."""
+    label = " ".join(_piece(field, values, key) for field, values in differing if key in values)
+    return label.encode(errors="replace").decode()
 
 
 def _piece(field: str, values: Mapping[str, Any], key: str) -> str:
