@@ -1,15 +1,22 @@
 """Every benchmark that has goals, one after the other, in one table: under ten minutes on two quiet cores.
 
-    python benchmarks/all.py [--only NAME ...] [--full] [--record] [--out FILE]
+    python benchmarks/all.py [--only NAME ...] [--full] [--rounds N] [--record] [--out FILE]
 
-Each runs with --quick, in a process of its own; what it writes goes to one JSON file. Ratios are compared with the
-recorded ones, in `recorded.json`; absolute times never are. One is worse if its bounds and the recorded bounds do not
-overlap, in the bad direction: a warning. Rows without bounds (single values: shares, slopes, times) are shown, not
-compared. Ratios measured on another machine, with other threads or another version of torch are compared all the same,
-and it is said. Exit status 1: a benchmark failed to run. `--record` makes what was measured the recorded ratios.
+Each runs with --quick, in a process of its own; what it writes goes to one JSON file, with the seconds it took.
+
+What has no unit is compared with the recorded figures, in `recorded.json`; absolute times and rates never are. A row is
+worse if its bounds and the recorded bounds do not overlap, in the bad direction. Bounds are those of one process, and
+processes differ by more (where memory lies, which kernels were chosen): a benchmark with a row that is worse runs once
+more, in a fresh process, and there is a warning if the row is worse in both. Rows without bounds are shown, not
+compared. What was recorded on another machine, with other threads or another version of torch is compared all the same,
+and it is said. Exit status 1: a benchmark failed to run.
+
+`--record` compares nothing: what was measured becomes the recorded figures, with date, commit, rounds and conditions.
+`python benchmarks/tables.py` then writes them into docs/performance.md.
 """
 
 import argparse
+import datetime
 import json
 import subprocess
 import sys
@@ -38,22 +45,25 @@ BENCHMARKS = (
     "evaluation",
     "growth",
 )
-SECONDS = 600  # that one may take; a quiet machine needs less than 60 for one with --quick
-CONDITIONS = ("device", "cores", "threads", "torch")
-BOUNDS = ("ratio", "at_least", "at_most")
+SECONDS = 600  # that one may take; a quiet machine needs less than 120 for one with --quick
+CONDITIONS = ("device", "cores", "threads", "torch", "quick")
+ABOUT = ("date", "commit", "clean", "rounds", "load_average", "took_seconds", "table")
+MEASURED = ("src", "tests/backbones", "benchmarks/*.py", "pyproject.toml")  # the code that a figure is of
+ABSOLUTE = ("s", "ms", "images/s", "GiB", "billion operations a second")  # units of what is not compared
 COLUMNS = ("benchmark", "row", "measured", "bounds", "goal", "met", "recorded")
 
 Row = dict[str, Any]
 Found = dict[str, Any]
 
 
-def run(name: str, full: bool) -> tuple[Found | None, str]:
+def run(name: str, words: Sequence[str]) -> tuple[Found | None, str]:
     """What a benchmark found; None and the end of what it said, where it failed."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "found.json")
-        command = [sys.executable, str(HERE / f"{name}.py"), "--out", str(out), *([] if full else ["--quick"])]
+        command = [sys.executable, str(HERE / f"{name}.py"), "--out", str(out), *words]
+        seconds = SECONDS if "--quick" in words else None
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=None if full else SECONDS)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
         except subprocess.TimeoutExpired:
             return None, f"not done after {SECONDS} s"
         if done.returncode or not out.exists():
@@ -62,34 +72,77 @@ def run(name: str, full: bool) -> tuple[Found | None, str]:
         return found, ""
 
 
-def ratios(found: Found) -> Found:
-    """What is recorded of a benchmark: its conditions, and the rows that have a ratio with bounds."""
-    kept = {row["name"]: {key: row[key] for key in BOUNDS} for row in found["rows"] if "ratio" in row}
-    return {"conditions": {name: found.get(name) for name in CONDITIONS}, "rows": kept}
+def measured(name: str, words: Sequence[str], recorded: Mapping[str, Found]) -> tuple[Found | None, str]:
+    """What a benchmark found, of which code and when, and under `again` the rows of a second run if one was worse."""
+    about, started = {**origin(), "quick": "--quick" in words}, time.perf_counter()
+    one, said = run(name, words)
+    if one is None:
+        return None, said
+    if warnings({name: one}, recorded):
+        again, _ = run(name, words)
+        one["again"] = {} if again is None else {row["name"]: row for row in again["rows"]}
+    return {**one, **about, "took_seconds": round(time.perf_counter() - started)}, ""
+
+
+def origin() -> Found:
+    """Now, in UTC; the commit; and whether what is measured is as committed. None where git cannot say."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *words], cwd=HERE.parent, capture_output=True, text=True)
+        except FileNotFoundError:
+            return None
+        return None if done.returncode else done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", *MEASURED)
+    return {
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        "commit": git("rev-parse", "--short=12", "HEAD"),
+        "clean": None if changed is None else not changed,
+    }
+
+
+def kept(found: Found) -> Found:
+    """What is recorded of a benchmark: its conditions, where it comes from, and its rows by name."""
+    rows = {row["name"]: {key: given for key, given in row.items() if key != "name"} for row in found["rows"]}
+    about = {key: found[key] for key in ABOUT if key in found}
+    return {"conditions": {name: found.get(name) for name in CONDITIONS}, **about, "rows": rows}
+
+
+def is_compared(row: Row) -> bool:
+    """Whether a row has bounds, and no unit that hangs on the machine."""
+    return "at_least" in row and row["unit"] not in ABSOLUTE
 
 
 def more_is_better(row: Row) -> bool:
-    """Whether a ratio is the better the larger it is: by its goal, or its unit where it has none."""
-    return not row["goal"].startswith("at most") and (
-        row["goal"].startswith("at least") or row["unit"].startswith("times")
-    )
+    """Whether a figure is the better the larger it is: by its goal, or its unit where it has none."""
+    return row["goal"].startswith("at least") or (row["goal"] == "none" and row["unit"].startswith("times"))
 
 
 def is_worse(row: Row, before: Row) -> bool:
     """Whether today's bounds lie wholly beyond the recorded ones, in the bad direction."""
+    if "at_least" not in before or not is_compared(row):
+        return False
     if more_is_better(row):
         return bool(row["at_most"] < before["at_least"])
     return bool(row["at_least"] > before["at_most"])
 
 
+def is_worse_again(one: Found, row: Row, before: Row) -> bool:
+    """Whether a row is worse, in the second run as well if there was one."""
+    return is_worse(row, before) and is_worse(one.get("again", {}).get(row["name"], row), before)
+
+
 def warnings(found: Mapping[str, Found], recorded: Mapping[str, Found]) -> list[str]:
-    """A line for each ratio that is worse than the recorded one."""
+    """A line for each row that is worse than the recorded one."""
     lines = []
     for name, one in found.items():
         before = recorded.get(name, {}).get("rows", {})
         for row in one["rows"]:
-            if "ratio" in row and row["name"] in before and is_worse(row, before[row["name"]]):
-                lines.append(f"{name}, {row['name']}: {bounded(row)}, recorded {bounded(before[row['name']])}")
+            if row["name"] in before and is_worse_again(one, row, before[row["name"]]):
+                again = one.get("again", {}).get(row["name"])
+                today = bounded(row) + ("" if again is None else f", in another process {bounded(again)}")
+                lines.append(f"{name}, {row['name']}: {today}, recorded {bounded(before[row['name']])}")
     return lines
 
 
@@ -104,24 +157,30 @@ def differences(found: Mapping[str, Found], recorded: Mapping[str, Found]) -> li
     return [f"{difference} ({', '.join(names)})" for difference, names in where.items()]
 
 
+def middle(row: Row) -> float:
+    """The figure itself."""
+    return float(row["ratio"] if "ratio" in row else row["value"])
+
+
 def bounded(row: Row) -> str:
-    """A ratio with its bounds."""
-    return f"{row['ratio']:.4g} [{row['at_least']:.4g}, {row['at_most']:.4g}]"
+    """A figure with its bounds, if it has any."""
+    return f"{middle(row):.4g}" + (f" [{row['at_least']:.4g}, {row['at_most']:.4g}]" if "at_least" in row else "")
 
 
-def line(name: str, row: Row, before: Row | None) -> tuple[str, ...]:
-    """A row of the table; `before` is what is recorded of it."""
-    measured = row["ratio"] if "ratio" in row else row["value"]
+def line(name: str, row: Row, before: Row | None, one: Found) -> tuple[str, ...]:
+    """A row of the table; `before` is what is recorded of it, `one` what the benchmark found."""
     bounds = f"{row['at_least']:.4g} to {row['at_most']:.4g}" if "at_least" in row else ""
     met = "" if row["goal"] == "none" else "yes" if row["met"] else "no"
-    then = "" if before is None else bounded(before) + (" worse" if is_worse(row, before) else "")
-    return name, row["name"], f"{measured:.4g} {row['unit']}".strip(), bounds, row["goal"], met, then
+    then = "" if before is None or not is_compared(row) else bounded(before)
+    if then and before is not None and is_worse(row, before):
+        then += " worse" if is_worse_again(one, row, before) else " worse, but not again"
+    return name, row["name"], f"{middle(row):.4g} {row['unit']}".strip(), bounds, row["goal"], met, then
 
 
 def lines(found: Mapping[str, Found], recorded: Mapping[str, Found]) -> list[tuple[str, ...]]:
     """All rows of the table."""
     return [
-        line(name, row, recorded.get(name, {}).get("rows", {}).get(row["name"]) if "ratio" in row else None)
+        line(name, row, recorded.get(name, {}).get("rows", {}).get(row["name"]), one)
         for name, one in found.items()
         for row in one["rows"]
     ]
@@ -138,10 +197,16 @@ def heading(found: Mapping[str, Found]) -> str:
     return where
 
 
+def took(found: Mapping[str, Found]) -> str:
+    """The seconds of each benchmark and of all."""
+    seconds = {name: one["took_seconds"] for name, one in found.items()}
+    return ", ".join(f"{name} {s}" for name, s in seconds.items()) + f"; {sum(seconds.values())} in all"
+
+
 def show(found: Mapping[str, Found], recorded: Mapping[str, Found]) -> None:
     """The table, and what is to be said of it."""
     console = Console(width=None if sys.stdout.isatty() else 180)
-    table = Table(*COLUMNS, title=heading(found))
+    table = Table(*COLUMNS, title=heading(found), caption=f"seconds: {took(found)}")
     before = ""
     for cells in lines(found, recorded):
         if before and cells[0] != before:
@@ -150,7 +215,7 @@ def show(found: Mapping[str, Found], recorded: Mapping[str, Found]) -> None:
         before = cells[0]
     console.print(table)
     for difference in differences(found, recorded):
-        console.print(f"Other conditions: {difference}; compared all the same, as ratios.", markup=False)
+        console.print(f"Other conditions: {difference}; compared all the same.", markup=False)
     for worse in warnings(found, recorded):
         console.print(f"Worse than recorded: {worse}.", markup=False)
 
@@ -160,6 +225,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS, metavar="NAME", help="these alone")
     made.add_argument("--full", action="store_true", help="without --quick")
+    made.add_argument("--rounds", type=int, help="with --full: measurements of each (default its own)")
     made.add_argument("--record", action="store_true", help="write recorded.json")
     made.add_argument(
         "--out", type=Path, default=HERE / "latest.json", help="where JSON goes (default latest.json here)"
@@ -170,23 +236,26 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None, recorded_at: Path = HERE / "recorded.json") -> int:
     """Run, show, compare, write."""
     options = parser().parse_args(arguments)
+    words = [*([] if options.full else ["--quick"])]
+    words += [] if options.rounds is None else ["--rounds", str(options.rounds)]
     recorded = json.loads(recorded_at.read_text()) if recorded_at.exists() else {}
+    before = {} if options.record else recorded
     found: dict[str, Found] = {}
     failed = {}
     for name in options.only:
-        started = time.perf_counter()
-        one, said = run(name, options.full)
-        print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+        one, said = measured(name, words, before)
         if one is None:
             failed[name] = said
-        else:
-            found[name] = one
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
+            continue
+        found[name] = one
+        print(f"{name}: {one['took_seconds']} s", file=sys.stderr, flush=True)
+        if options.record:
+            recorded[name] = kept(one)
+            recorded_at.write_text(json.dumps(recorded, indent=1) + "\n")
+    total = sum(one["took_seconds"] for one in found.values())
+    options.out.write_text(json.dumps({"took_seconds": total, "benchmarks": found}, indent=1) + "\n")
     if found:
-        show(found, recorded)
-    if options.record:
-        recorded |= {name: ratios(one) for name, one in found.items()}
-        recorded_at.write_text(json.dumps(recorded, indent=1) + "\n")
+        show(found, before)
     for name, said in failed.items():
         print(f"{name} failed to run: {said}", file=sys.stderr)
     return 1 if failed else 0

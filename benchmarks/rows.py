@@ -39,7 +39,7 @@ def bounds(values: Sequence[float]) -> dict[str, float]:
 def value(
     name: str, unit: str, values: Sequence[float], goal: str, *, below: float | None = None, above: float | None = None
 ) -> Row:
-    """The median and its bounds. The goal is met if the bound (of few values, the worst) is `below` or `above` a number."""
+    """The median and its bounds. The goal is met if the bound (of few values: the worst) keeps `below` or `above`."""
     found = bounds(values)
     low, high = found.get("at_least", min(values)), found.get("at_most", max(values))
     met = high < below if below is not None else above is not None and low >= above

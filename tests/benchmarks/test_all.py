@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -23,8 +24,9 @@ def ratio(low: float, high: float, goal: str = "at least 1.4", unit: str = "time
     return {"name": "a row", "unit": unit, "ratio": middle, "at_least": low, "at_most": high, "goal": goal, "met": True}
 
 
-def value() -> dict[str, Any]:
-    return {"name": "a time", "unit": "ms", "value": 12.5, "goal": "under 50 ms", "met": True}
+def value(low: float = 12.0, high: float = 13.0, unit: str = "ms") -> dict[str, Any]:
+    bounds = {"value": (low + high) / 2, "at_least": low, "at_most": high}
+    return {"name": "a value", "unit": unit, **bounds, "goal": "under 50", "met": True}
 
 
 def found(*rows: dict[str, Any], **others: Any) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def found(*rows: dict[str, Any], **others: Any) -> dict[str, Any]:
 
 
 def recorded(everything: ModuleType, *rows: dict[str, Any], **others: Any) -> dict[str, Any]:
-    return {name: everything.ratios(one) for name, one in found(*rows, **others).items()}
+    return {name: everything.kept(one) for name, one in found(*rows, **others).items()}
 
 
 def test_every_script_that_measures_is_run(everything) -> None:
@@ -68,11 +70,20 @@ def test_worse_is_beyond_the_recorded_bounds_in_the_bad_direction(everything, go
         assert "[1.2, 1.3]" in lines[0]
 
 
-def test_only_ratios_are_recorded_and_compared(everything) -> None:
-    before = recorded(everything, ratio(1.2, 1.3), value())
-    assert list(before["name"]["rows"]) == ["a row"]
-    slow = {**value(), "value": 1e6}
-    assert not everything.warnings(found(slow), before)
+@pytest.mark.parametrize(
+    ("unit", "warned"), [("ms", False), ("s", False), ("images/s", False), ("", True), ("slope", True)]
+)
+def test_what_has_no_unit_is_compared_and_times_never_are(everything, unit, warned) -> None:
+    before = recorded(everything, value(unit=unit))
+    assert before["name"]["rows"]["a value"]["value"] == 12.5  # recorded all the same
+    assert bool(everything.warnings(found(value(14, 15, unit)), before)) == warned
+    assert not everything.warnings(found(value(10, 11, unit)), before)
+
+
+def test_without_bounds_nothing_is_compared(everything) -> None:
+    bare = {key: given for key, given in value(unit="slope").items() if key not in ("at_least", "at_most")}
+    assert not everything.warnings(found({**bare, "value": 1e6}), recorded(everything, value(unit="slope")))
+    assert not everything.warnings(found(value(unit="slope")), recorded(everything, {**bare, "value": 1e-6}))
 
 
 def test_what_nobody_recorded_is_no_warning(everything) -> None:
@@ -98,7 +109,7 @@ def test_the_table_has_a_line_for_each_row(everything) -> None:
     assert first == (
         "name", "a row", "1.05 times as fast", "1 to 1.1", "at least 1.4", "yes", "1.25 [1.2, 1.3] worse",
     )  # fmt: skip
-    assert second == ("name", "a time", "12.5 ms", "", "under 50 ms", "yes", "")
+    assert second == ("name", "a value", "12.5 ms", "12 to 13", "under 50", "yes", "")
     assert third[5] == ""
     assert all(len(line) == len(everything.COLUMNS) for line in (first, second, third))
 
@@ -112,24 +123,80 @@ def test_the_peak_stands_in_the_heading(everything) -> None:
 
 @pytest.fixture
 def runs(everything, monkeypatch) -> dict[str, Any]:
-    """What benchmarks give when they are run; None: they fail."""
+    """What benchmarks give when they are run, a list: one after the other; None: they fail."""
     given: dict[str, Any] = {}
-    monkeypatch.setattr(everything, "run", lambda name, full: (given[name], "" if given[name] else "it broke"))
+
+    def run(name: str, words: list[str]) -> tuple[Any, str]:
+        one = given[name].pop(0) if isinstance(given[name], list) else given[name]
+        return one and dict(one), "" if one else "it broke"
+
+    monkeypatch.setattr(everything, "run", run)
     return given
 
 
-def test_warnings_leave_the_exit_status_at_0(everything, runs, tmp_path, capsys) -> None:
-    at, out = tmp_path / "recorded.json", tmp_path / "latest.json"
-    words = ["--only", "objective", "--out", str(out)]
-    runs["objective"] = found(ratio(1.2, 1.3))["name"]
-    assert everything.main([*words, "--record"], at) == 0
-    assert "Worse" not in capsys.readouterr().out
-    runs["objective"] = found(ratio(1.0, 1.1))["name"]
-    before = at.read_text()
-    assert everything.main(words, at) == 0
-    assert "Worse than recorded: objective, a row: 1.05 [1, 1.1], recorded 1.25 [1.2, 1.3]." in capsys.readouterr().out
-    assert json.loads(out.read_text()) == runs
-    assert at.read_text() == before
+def one(low: float, high: float) -> dict[str, Any]:
+    given: dict[str, Any] = found(ratio(low, high), rounds=7)["name"]
+    return given
+
+
+@pytest.fixture
+def compare(everything, runs, tmp_path, capsys) -> Callable[..., str]:
+    """What is said of one benchmark that is run again and again, after [1.2, 1.3] was recorded; no failure."""
+
+    def go(*times: dict[str, Any] | None) -> str:
+        words = ["--only", "objective", "--out", str(tmp_path / "latest.json")]
+        runs["objective"] = [one(1.2, 1.3), *times]
+        assert everything.main([*words, "--record"], tmp_path / "recorded.json") == 0
+        assert "Worse" not in capsys.readouterr().out
+        before = (tmp_path / "recorded.json").read_text()
+        assert everything.main(words, tmp_path / "recorded.json") == 0
+        assert (tmp_path / "recorded.json").read_text() == before
+        assert not runs["objective"]
+        return str(capsys.readouterr().out)
+
+    return go
+
+
+def test_who_is_worse_runs_again_and_is_warned_of_if_worse_in_both(compare) -> None:
+    assert (
+        "Worse than recorded: objective, a row: 1.05 [1, 1.1], in another process 1.1 [1.05, 1.15], recorded "
+        "1.25 [1.2, 1.3]." in re.sub(r"\s+", " ", compare(one(1.0, 1.1), one(1.05, 1.15)))
+    )
+
+
+def test_who_is_worse_in_one_process_alone_is_none_to_warn_of(everything, compare) -> None:
+    assert "Worse than" not in compare(one(1.0, 1.1), one(1.1, 1.25))
+    today = found(ratio(1.0, 1.1), again={"a row": ratio(1.1, 1.25)})
+    (cells,) = everything.lines(today, recorded(everything, ratio(1.2, 1.3)))
+    assert cells[-1] == "1.25 [1.2, 1.3] worse, but not again"
+
+
+def test_a_second_run_that_fails_leaves_the_warning(compare) -> None:
+    assert "Worse than recorded: objective" in compare(one(1.0, 1.1), None)
+
+
+def test_who_is_not_worse_runs_once(compare) -> None:
+    assert "Worse" not in compare(one(1.0, 1.2))
+
+
+def test_what_is_recorded_and_shown_says_where_it_comes_from(everything, runs, tmp_path, capsys) -> None:
+    runs["objective"] = one(1.2, 1.3)
+    out, at = tmp_path / "latest.json", tmp_path / "recorded.json"
+    everything.main(["--only", "objective", "--record", "--out", str(out)], at)
+    latest = json.loads(out.read_text())
+    assert latest["took_seconds"] == latest["benchmarks"]["objective"]["took_seconds"]
+    for about in (latest["benchmarks"]["objective"], json.loads(at.read_text())["objective"]):
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", about["date"])
+        assert {"commit", "clean", "took_seconds"} <= about.keys()
+        assert about["rounds"] == 7
+    assert "0 in all" in capsys.readouterr().out
+
+
+def test_without_a_repository_the_commit_is_nobodys(everything, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(everything, "HERE", tmp_path / "benchmarks")
+    about = everything.origin()
+    assert about["commit"] is None
+    assert about["clean"] is None
 
 
 def test_a_benchmark_that_fails_is_named_and_the_others_are_shown(everything, runs, tmp_path, capsys) -> None:
@@ -152,4 +219,4 @@ def test_recording_some_keeps_the_others(everything, runs, tmp_path) -> None:
 def test_a_script_that_breaks_says_why(everything, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(everything, "HERE", tmp_path)
     (tmp_path / "objective.py").write_text("raise SystemExit('no such luck')")
-    assert everything.run("objective", False) == (None, "no such luck")
+    assert everything.run("objective", ["--quick"]) == (None, "no such luck")
