@@ -175,6 +175,23 @@ def test_weights_of_the_model_that_exits_were_attached_to(tmp_path: Path, ending
     assert all(torch.equal(value, early[name]) for name, value in network.exits[0].state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["aux1.conv.weight", "AuxLogits.fc.bias", "other.fc.bias"])
+def test_auxiliary_heads_of_a_file_are_left_out_and_nothing_else(tmp_path: Path, name: str) -> None:
+    """As torchvision's GoogLeNet and Inception have them for training."""
+    original, network = Original().eval(), attached().eval()
+    torch.save({**original.state_dict(), name: torch.ones(4)}, tmp_path / "w.pth")
+    if name.startswith("other"):
+        with pytest.raises(UsageError, match=r"1 unknown, such as other.fc.bias \[4\]"):
+            start_from(network, tmp_path / "w.pth")
+        return
+    said = start_from(network, tmp_path / "w.pth")
+    assert said == (
+        "From w.pth: trunk and last exit; the other exits start fresh; auxiliary heads of the file are left out."
+    )
+    images = torch.randn(2, 1, 8, 8)
+    assert torch.equal(network(images)[-1], original(images))
+
+
 def test_the_neuron_widens_the_kept_head(tmp_path: Path) -> None:
     original, network = Original().eval(), attached(damping=True).eval()
     torch.save(original.state_dict(), tmp_path / "w.pth")

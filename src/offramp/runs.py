@@ -37,6 +37,7 @@ from offramp.network import EarlyExitNet, last_linear, rebuild
 from offramp.storage import load_pickled, load_tensors
 
 TORCH_FILES = (".pth", ".pt", ".bin")
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads that torchvision's GoogLeNet and Inception have in training alone
 FORMAT = 1  # of the folder; a run folder of a newer format is refused
 
 
@@ -175,7 +176,8 @@ def start_from(network: EarlyExitNet, path: str | Path) -> str | None:
 
     A file may also hold the weights of the model that exits were attached to, under that model's names: those of the
     network without `stages.<k>.`, and without `exits.<K-1>.` for the last exit, which ends as the model did. The other
-    exits keep their fresh weights, and so does the last layer where it tells other classes apart.
+    exits keep their fresh weights, and so does the last layer where it tells other classes apart. Auxiliary heads of
+    torchvision's GoogLeNet and Inception are left out.
 
     Args:
         network: What gets the weights.
@@ -261,6 +263,9 @@ def _under_own_names(
     own, originals = network.state_dict(), _original_names(network)
     found = {here: tensors[there] for here, there in originals.items() if there in tensors}
     left = {name: tensor for name, tensor in tensors.items() if name not in originals.values()}
+    auxiliary = [name for name in left if name.startswith(AUXILIARY)]
+    for name in auxiliary:
+        del left[name]
     head = [name for name in originals if name.startswith("exits.")]
     classifier = _last_layer(network)
     fresh = {name for name in own if name not in originals}
@@ -274,6 +279,7 @@ def _under_own_names(
         there, here = len(found[classifier[0]]), network.num_classes
         said = f"trunk and last exit; its last layer, for {there} classes there and {here} here, starts fresh"
         said += ", as do the other exits" if network.num_exits > 1 else ""
+    said = f"{said or 'trunk and last exit'}; auxiliary heads of the file are left out" if auxiliary else said
     fresh |= {name for name in originals if name not in found and name.endswith("num_batches_tracked")}  # of old files
     return {**found, **{name: own[name] for name in fresh}, **left}, said and f"From {source.name}: {said}."
 
