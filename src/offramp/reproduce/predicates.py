@@ -11,8 +11,8 @@ from offramp.reproduce import statistics
 from offramp.reproduce.results import BUDGETS, Figures, Key, Results, What
 from offramp.reproduce.statistics import Estimate, Verdict
 
-Part = tuple[int | None, int | None]  # exits as in a slice, from 0; of all by default
-EVERY: Part = (None, None)
+Exits = tuple[int | None, int | None]  # exits as in a slice, from 0; of all by default
+EVERY: Exits = (None, None)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Q:
     experiment: str
     row: str
     what: What = "top1"
-    exits: Part = EVERY
+    exits: Exits = EVERY
 
     def by_seed(self, results: Results) -> dict[int, float]:
         """The number for each seed; empty where the row has no such figure, or not so many exits."""

@@ -12,8 +12,7 @@ from offramp.reproduce import statistics
 from offramp.reproduce.experiments import Experiment, Row
 from offramp.reproduce.identity import run_hash
 from offramp.reproduce.judging import Judged, Part
-from offramp.reproduce.predicates import EVERY, Greater, Q, Summed
-from offramp.reproduce.predicates import Part as Exits
+from offramp.reproduce.predicates import EVERY, Exits, Greater, Q, Summed
 from offramp.reproduce.results import (
     BUDGETS,
     Clock,
