@@ -100,11 +100,11 @@ def left_out(trials: Iterable[Trial], found: Iterable[tuple[Single, Way]]) -> tu
         found: Smaller networks, and how each is run.
     """
     said = []
-    for one in trials:
-        if not one.admitted:
-            answers = f"of the engine's answers {one.wrong} were wrong and {one.flips} flipped"
-            why = answers if one.reason is None else _in_a_line(one.reason)
-            said.append(f"Nothing was run in the form {one.form}: {why}.")
+    for trial in trials:
+        if not trial.admitted:
+            answers = f"of the engine's answers {trial.wrong} were wrong and {trial.flips} flipped"
+            why = answers if trial.reason is None else _in_a_line(trial.reason)
+            said.append(f"Nothing was run in the form {trial.form}: {why}.")
     names: dict[tuple[Form, str], list[str]] = {}
     for one, way in found:
         for form, reason in way.refused.items():
