@@ -7,6 +7,8 @@ from torch import Tensor, fx, nn
 
 from offramp.engine import PLAIN, Engine, Form, Plan, Program, agreement, usual_forms
 from offramp.engine.form import apart
+from offramp.fast.packing import can_pack
+from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, Policy
 from offramp.storage import weights_hash
 
@@ -53,6 +55,67 @@ def test_an_engine_keeps_the_weights_it_was_made_with(small, images_of) -> None:
     before = engine(images_BCHW)
     nn.init.zeros_(network.exits[2][-1].weight)
     assert torch.equal(engine(images_BCHW).confidence_B, before.confidence_B)
+
+
+class _Grown(nn.Module):
+    """Gives a map, and the same with others appended: in a plan both lie in the same memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.conv(x)
+        return x, torch.cat([x, -x], 1)
+
+
+class _OfSecond(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.conv(y)
+
+
+def _ending(relu: nn.Module) -> nn.Sequential:
+    return nn.Sequential(relu, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+
+def _written_into() -> EarlyExitNet:
+    """The first exit writes into a map; the second stage reads the one that was grown from it before."""
+    exits = [_ending(nn.ReLU(inplace=True)), _ending(nn.ReLU())]
+    return EarlyExitNet([_Grown(), _OfSecond()], exits, num_classes=2, reads=0).eval()
+
+
+@pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="this torch has no oneDNN operators")
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_maps_that_an_exit_writes_into_share_no_memory(channels_last) -> None:
+    network, images_BCHW = _written_into(), torch.randn(5, 3, 6, 6)
+    with torch.no_grad():
+        expected_KBC = network(images_BCHW)
+    drawn = torch.get_rng_state()
+    program = Program(network, Form(packed=True, channels_last=channels_last))
+    for rows in (5, 1, 3):
+        torch.testing.assert_close(program.logits(images_BCHW[:rows]), expected_KBC[:, :rows], rtol=0, atol=1e-6)
+    assert program.why_not is not None
+    assert "writes into a map" in program.why_not
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_hooks_are_not_called_with_noise(small, images_of) -> None:
+    network, seen = small(), []
+    network.stages[1].register_forward_hook(lambda module, given, result: seen.append(len(given[0])))
+    Program(network, Form(packed=True)).logits(images_of(network, 7))
+    assert seen == [7]
+
+
+@pytest.mark.parametrize("name", ["msdnet", "ranet", "by hand"])
+def test_usual_networks_have_plans(small, images_of, name) -> None:
+    network = small(name)
+    program = Program(network, Form(packed=True))
+    program.logits(images_of(network, 2))
+    assert program.why_not is None
 
 
 def test_forms_have_names() -> None:

@@ -21,6 +21,8 @@ from offramp.export.tracing import reason
 from offramp.fast import Planned
 from offramp.fast.folding import fold
 from offramp.fast.packing import can_pack, pack
+from offramp.fast.tracing import anybody_hears
+from offramp.fast.writes import why_as_it_is
 from offramp.network import Carry, EarlyExitNet
 
 
@@ -108,6 +110,11 @@ class Program:
         device: Where to compute; the network's own device if None.
     """
 
+    why_not: str | None = None
+    """Why no part is run as a plan, where the form would have plans; known once images have come."""
+    _untried: EarlyExitNet | None = None
+    """The network, until it has been tried whether its parts can have plans: with images, whose shape that takes."""
+
     def __init__(self, network: EarlyExitNet, form: Form, device: torch.device | None = None) -> None:
         parameter = next(network.parameters(), torch.empty(0))
         self.form = form
@@ -118,17 +125,25 @@ class Program:
         twin = copy.deepcopy(network).eval().requires_grad_(False)
         if form.channels_last:
             twin = twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._stages = [self._made(stage) for stage in twin.stages]
-        self._heads = [self._made(head) for head in twin.exits]
         self._reads = twin.reads
+        if form.packed and not form.compiled and can_pack(self.device, self.dtype):
+            self._arrange(twin.to(self.device), self._planned)
+            self._untried = twin
+        else:
+            self._arrange(twin, self._made)
+
+    def _arrange(self, network: EarlyExitNet, made: Callable[[nn.Module], Callable[..., Any]]) -> None:
+        self._stages = [made(stage) for stage in network.stages]
+        self._heads = [made(head) for head in network.exits]
+
+    def _planned(self, part: nn.Module) -> Planned:
+        """A stage or an exit as a plan, where its operations can be traced."""
+        return Planned(part, dtype=self.dtype, fold=self.form.fold, otherwise=self._in_sequentials)
 
     def _made(self, part: nn.Module) -> Callable[..., Any]:
-        """A stage or an exit in the form."""
-        form = self.form
-        if form.packed and not form.compiled and can_pack(self.device, self.dtype):
-            return Planned(part.to(self.device), dtype=self.dtype, fold=form.fold, otherwise=self._in_sequentials)
+        """A stage or an exit in the form, without a plan."""
         part = self._in_sequentials(part)
-        return compiled(part) if form.compiled else part
+        return compiled(part) if self.form.compiled else part
 
     def _in_sequentials(self, part: nn.Module) -> nn.Module:
         """Folded and packed as far as that can be seen without tracing what a part does."""
@@ -153,7 +168,19 @@ class Program:
         images_BCHW = borrowed(images_BCHW, self.device).to(self.dtype)
         if self.form.channels_last and images_BCHW.dim() == 4:
             images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
+        if self._untried is not None:
+            self._try(self._untried, images_BCHW)
         return (images_BCHW,)
+
+    def _try(self, network: EarlyExitNet, images_BCHW: Tensor) -> None:
+        """Where somebody writes into a map that others see, no part is run as a plan: there maps share memory."""
+        self._untried = None
+        parts = (*network.stages.modules(), *network.exits.modules())
+        dtype = next((parameter.dtype for parameter in network.parameters()), images_BCHW.dtype)
+        heard = "somebody listens to its modules" if anybody_hears(parts) else None
+        self.why_not = heard or why_as_it_is(network, images_BCHW.to(dtype))
+        if self.why_not is not None:
+            self._arrange(network, self._made)
 
     def stage(self, k: int, carry: Carry) -> Carry:
         """The carry after stage k (from 0)."""

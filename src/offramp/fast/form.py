@@ -3,7 +3,6 @@
 K exits, B images, C outputs of an exit.
 """
 
-import copy
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -16,7 +15,8 @@ from offramp.fast.graphs import Graphs
 from offramp.fast.kernels import Compiled, Kernels, Library
 from offramp.fast.plan import Plan
 from offramp.fast.tracing import UntraceableError, anybody_hears, is_heard
-from offramp.network import EarlyExitNet, as_carry
+from offramp.fast.writes import why_as_it_is
+from offramp.network import EarlyExitNet
 
 SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {  # of a unit's modules
     nn.Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
@@ -88,15 +88,16 @@ class Merged:
         self.kernels = kernels or Library()
         self.stages = [_Part(stage, self.kernels) for stage in network.stages]
         self.exits = [_Part(head, self.kernels) for head in network.exits]
-        self._why_plain: list[str] | None = None
+        self._why_plain: str | None = None
+        self._tried = False
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits `[K, B, C]` for images `[B, channels, height, width]`."""
         network = self.network
         if network.training and torch.is_grad_enabled() and not anybody_hears([network]):
+            if not self._tried:
+                self._why_plain, self._tried = why_as_it_is(network, images), True
             if self._why_plain is None:
-                self._why_plain = _why_plain(network, images)
-            if not self._why_plain:
                 return torch.stack(network.exit_logits(images, self.stages, self.exits))
         logits_KBC: Tensor = network(images)
         return logits_KBC
@@ -105,7 +106,7 @@ class Merged:
     def why_not(self) -> dict[str, str]:
         """Parts that have been run as they are, and why; `network` where it is the whole network."""
         if self._why_plain:
-            return {"network": self._why_plain[0]}
+            return {"network": self._why_plain}
         named = {f"{kind}.{i}": part for kind in ("stages", "exits") for i, part in enumerate(getattr(self, kind))}
         return {name: part.why_not for name, part in named.items() if part.why_not}
 
@@ -161,29 +162,3 @@ def _made_of(module: nn.Module) -> list[Any]:
     names = SETTINGS.get(type(module), ())
     how = (getattr(module, name) for name in names)
     return [type(module), *module._parameters.values(), *module._modules.values(), *how]
-
-
-def _why_plain(network: EarlyExitNet, images: Tensor) -> list[str]:
-    """Why the whole network has to be run as it is, if so: autograd lets nobody write into what a plan gives.
-
-    Tried on copies, with two images of noise.
-    """
-    try:
-        stages, exits = copy.deepcopy((network.stages, network.exits))
-        with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
-            carry: tuple[Any, ...] = (torch.randn(2, *images.shape[1:], device=images.device).to(images.dtype),)
-            for stage, head, reads in zip(stages, exits, network.reads, strict=True):
-                given = _called(stage, carry)
-                _called(head, (given[reads],))
-                carry = given
-    except Exception as error:  # anything may happen in code that is run on a copy; the network itself then decides
-        return [f"it cannot be tried on two images: {error}"]
-    return []
-
-
-def _called(part: nn.Module, maps: tuple[Any, ...]) -> tuple[Any, ...]:
-    before = [x._version for x in maps if isinstance(x, Tensor)]
-    given: tuple[Any, ...] = as_carry(part(*maps))
-    if before != [x._version for x in maps if isinstance(x, Tensor)]:
-        raise ValueError("a stage or an exit writes into a map that it is given")
-    return given
