@@ -1,20 +1,28 @@
 """What a training step costs in each form, over the textbook's network module by module.
 
-    python benchmarks/training_step.py [--rounds 15] [--threads 2] [--quick] [--out FILE]
+    python benchmarks/training_step.py [--rounds 15] [--threads 2] [--networks NAME ...] [--profile] [--quick] [--out F]
 
 Random images; forward, sum of cross-entropies, backward, SGD. MSDNet-7 for CIFAR-100 and RANet-6 in batches of 64,
-MSDNet-5 for ImageNet in batches of 8. Ours is trained as `offramp.fit` does, by rule and workbench. A product of
-matrices of 2,048 x 2,048 takes turns with the steps: the machine's peak in the same minutes. All exist at once, so the
-larger ones need some gigabytes.
+MSDNet-5 for ImageNet in batches of 8. Ours is trained as `offramp.fit` does, by rule and workbench, from the weights
+of the textbook's; all are to have the same loss before anything is timed. All exist at once, so the larger ones need
+some gigabytes.
 
 A turn is two steps, and the second is timed: in training a step follows one of its own kind. The first after another's
 finds nothing of its own in the caches and its memory given back; at batch 4 it takes twice as long.
+
+The peak is the fastest of all products of two matrices of 2,048 x 2,048 that took turns with the steps, by `torch.mm`
+into memory that was there: in each turn one to warm up and two that count. A step's operations are three times those of
+its forward pass: each product has two of its size backward.
+
+`--profile`: where the time of a bf16 step goes, by kind of operator, under torch's profiler, which makes Python slower.
 """
 
 import argparse
+import copy
 import functools
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -22,8 +30,9 @@ import caches  # isort: skip  # noqa: F401  sets what torch reads when it is loa
 
 import rows
 import torch
-from textbook import PlainMSDNet, PlainRANet, train_step
-from torch import nn
+from profiling import profiled, shares
+from textbook import PlainMSDNet, PlainRANet, copy_weights, train_step
+from torch import Tensor, nn
 
 from offramp import backbones
 from offramp.backbones.presets import PRESETS
@@ -59,107 +68,148 @@ CASES = {
     "MSDNet-5 at 224": Case("msdnet5-imagenet", PlainMSDNet, 8, {("auto", "bf16"): 1.4, ("kernels", "bf16"): 1.4}),
 }
 PLAIN = ("plain", "float32")
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+LOSS = {"float32": 1e-5, "bf16": 2e-3}  # how far from plain's in float32 the first loss may be, as a share of it
+PRODUCTS, PROFILED = 2, 5
+
+Step = Callable[[], Tensor]  # gives the loss
 
 
-def our_step(network: EarlyExitNet, form: str, precision: str, batch: Batch) -> Callable[[], float]:
-    """A function that trains for one step, as `offramp.fit` does, and returns its seconds."""
+def our_step(network: EarlyExitNet, form: str, precision: str, batch: Batch) -> Step:
+    """A function that trains for one step, as `offramp.fit` does."""
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
     rule = Standard()
     forward = training_form(network, form, torch.device("cpu"))
     rule.prepare(Workbench(network, forward, CrossEntropy(), optimizer, precision))
-
-    def step() -> float:
-        start = time.perf_counter()
-        rule.step(batch, progress=0.0)
-        return time.perf_counter() - start
-
-    return step
+    return lambda: rule.step(batch, progress=0.0).loss
 
 
-def plain_step(network: nn.Module, precision: str, batch: Batch) -> Callable[[], float]:
+def plain_step(network: nn.Module, precision: str, batch: Batch) -> Step:
     """The same for the textbook's network."""
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
-
-    def step() -> float:
-        start = time.perf_counter()
-        train_step(network, optimizer, batch.images_BCHW, batch.targets_B, precision)
-        return time.perf_counter() - start
-
-    return step
+    return lambda: train_step(network, optimizer, batch.images_BCHW, batch.targets_B, precision)
 
 
-def second(step: Callable[[], float]) -> float:
+def steps_of(case: Case) -> dict[tuple[str, str], Step]:
+    """Of the textbook's network and of ours in all forms, with the same weights on the same batch."""
+    torch.manual_seed(0)
+    network = backbones.build(Spec(case.preset))
+    assert network.image_shape is not None
+    plain = case.textbook(**PRESETS[case.preset].args)
+    copy_weights(network, plain)
+    targets_B = torch.randint(network.num_classes, (case.batch,))
+    batch = Batch(torch.randn(case.batch, *network.image_shape), targets_B, torch.arange(case.batch), case.batch)
+    steps = {("plain", p): plain_step(copy.deepcopy(plain), p, batch) for p in LOSS}
+    return steps | {(form, p): our_step(copy.deepcopy(network), form, p, batch) for form, p in case.goals}
+
+
+def check(name: str, steps: Mapping[tuple[str, str], Step]) -> dict[str, float]:
+    """The losses of the first step, each over plain's in float32; who has another loss is not timed."""
+    losses = {key: float(step()) for key, step in steps.items()}
+    off = {key: loss / losses[PLAIN] - 1 for key, loss in losses.items()}
+    for (form, precision), error in off.items():
+        if not abs(error) <= LOSS[precision]:
+            raise SystemExit(
+                f"{name}, {form}, {precision}: its loss is off by {error:.2g}, allowed {LOSS[precision]:g}."
+            )
+    return {", ".join(key): float(f"{error:.2g}") for key, error in off.items()}
+
+
+def second(step: Step) -> float:
     """Seconds of a step that follows one of its kind."""
     step()
-    return step()
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
 
 
 def product(dtype: torch.dtype) -> Callable[[], float]:
-    """A product of matrices."""
-    left, right = torch.randn(2, SIDE, SIDE).to(dtype)
+    """The seconds of a product of matrices, into memory that is there: the best of some after one that warms up."""
+    left, right, out = torch.randn(3, SIDE, SIDE).to(dtype)
 
     def multiply() -> float:
-        start = time.perf_counter()
-        left @ right
-        return time.perf_counter() - start
+        seconds = []
+        for _ in range(1 + PRODUCTS):
+            start = time.perf_counter()
+            torch.mm(left, right, out=out)
+            seconds.append(time.perf_counter() - start)
+        return min(seconds[1:])
 
     return multiply
 
 
+def peak(seconds: Sequence[float]) -> float:
+    """Operations a second of the fastest of all products that were timed."""
+    return 2 * SIDE**3 / min(seconds)
+
+
 def measured(name: str, case: Case, rounds: int) -> tuple[list[rows.Row], dict[str, Any]]:
-    """Rows of one network, and the shares of the machine's peak."""
-    torch.manual_seed(0)
-    network = backbones.build(Spec(case.preset))
-    knobs = PRESETS[case.preset].args
-    shape = (case.batch, *network.image_shape)
-    targets_B = torch.randint(network.num_classes, (case.batch,))
-    batch = Batch(torch.randn(shape), targets_B, torch.arange(case.batch), case.batch)
-    plain = {("plain", p): plain_step(case.textbook(**knobs), p, batch) for p in ("float32", "bf16")}
-    ours = {(form, p): our_step(backbones.build(Spec(case.preset)), form, p, batch) for form, p in case.goals}
-    peaks = {("peak", "float32"): product(torch.float32), ("peak", "bf16"): product(torch.bfloat16)}
-    variants = {**plain, **ours, **peaks}
-    seconds = take_turns({key: functools.partial(second, step) for key, step in variants.items()}, rounds)
-    operations = (
-        6 * cost(network).exits[-1].multiply_adds * case.batch
-    )  # forward, and two products of that size backward
-    found, shares = [], {}
-    for key, times in seconds.items():
-        form, precision = key
-        if form == "peak":
-            continue
-        peak = 2 * SIDE**3 / median(seconds["peak", precision])
-        label = f"{name}, {form}, {precision}"
-        shares[label] = {
+    """The rows of one network, and the figures behind them."""
+    steps = steps_of(case)
+    off = check(name, steps)
+    turns = {key: functools.partial(second, step) for key, step in steps.items()}
+    peaks = {("peak", p): product(dtype) for p, dtype in DTYPES.items()}
+    seconds = take_turns({**turns, **peaks}, rounds)
+    operations = 6 * cost(backbones.build(Spec(case.preset))).exits[-1].multiply_adds * case.batch  # see the top
+    rates = {p: peak(seconds["peak", p]) for p in DTYPES}
+    found, figures = [], {}
+    for form, precision in steps:
+        label, times = f"{name}, {form}, {precision}", seconds[form, precision]
+        of_peak = round(operations / median(times) / rates[precision], 3)
+        figures[label] = {
             "seconds": rows.spread(times),
             "images a second": round(case.batch / median(times), 1),
-            "share of peak": round(operations / median(times) / peak, 3),
+            "share of peak": of_peak,
         }
-        if key != PLAIN:
-            goal = case.goals.get(key)
+        if (form, precision) == PLAIN:
+            row = rows.value(label, "s", times, "none")
+        else:
+            goal = case.goals.get((form, precision))
             words = "none" if goal is None else f"at least {goal} times as fast as plain float32"
-            found.append(rows.paired(label, "times as fast", seconds[PLAIN], times, words, at_least=goal))
-    peak_rates = {p: round(2 * SIDE**3 / median(seconds["peak", p]) / 1e9, 1) for p in ("float32", "bf16")}
-    return found, {"peak, billion operations a second": peak_rates, **shares}
+            row = rows.paired(label, "times as fast", seconds[PLAIN], times, words, at_least=goal)
+        found.append({**row, "of_peak": of_peak})
+    peak_rates = {p: round(rate / 1e9, 1) for p, rate in rates.items()}
+    return found, {"peak, billion operations a second": peak_rates, "first loss over plain's, less 1": off, **figures}
+
+
+def profile_of(name: str, form: str, precision: str) -> dict[str, Any]:
+    """Where a step's time goes, under torch's profiler."""
+    case, device = CASES[name], torch.device("cpu")
+    step = steps_of(case._replace(goals={(form, precision): 0.0}))[form, precision]
+    for _ in range(3):
+        step()
+    seen = [shares(profiled(step, device), device) for _ in range(PROFILED)]
+    by_kind = {kind: [one[kind] for one in seen] for kind in seen[0]}
+    lines = [f"| of a step of {name}, form {form}, {precision} | share | bounds |", "|---|---|---|"]
+    for kind, values in by_kind.items():
+        low, high = rows.bounds(values).values()
+        lines.append(f"| {kind} | {median(values):.1%} | {low:.1%} to {high:.1%} |")
+    return {"profile": {kind: rows.spread(values) for kind, values in by_kind.items()}, "table": lines}
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    return rows.parser(__doc__, rounds=15, threads=2)
+    made = rows.parser(__doc__, rounds=15, threads=2)
+    made.add_argument("--profile", action="store_true", help="nothing but where the time of a bf16 step goes")
+    made.add_argument("--networks", nargs="+", choices=CASES, default=[*CASES], metavar="NAME", help="these alone")
+    return made
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """See the top of this file."""
     torch.set_num_threads(options.threads)
     before = conditions()
+    rounds = min(options.rounds, 7) if options.quick else options.rounds
     found: list[rows.Row] = []
     details: dict[str, Any] = {}
-    for name, case in CASES.items():
-        rounds = min(options.rounds, 7) if options.quick else options.rounds
-        own, details[name] = measured(name, case, rounds)
+    for name in [] if options.profile else options.networks:
+        own, details[name] = measured(name, CASES[name], rounds)
         found += own
-    return {"what": "training step", **before, "rounds": options.rounds, "rows": found, "details": details}
+    looked = profile_of("MSDNet-7", "kernels", "bf16")
+    print("\n".join(looked["table"]), file=sys.stderr)
+    return {"what": "training step", **before, "rounds": rounds, "rows": found, "details": details, **looked}
 
 
 if __name__ == "__main__":
