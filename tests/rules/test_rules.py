@@ -1,6 +1,7 @@
 """What every rule keeps, whatever its method."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from offramp.errors import UsageError
 from offramp.network import EarlyExitNet, plain_link
 from offramp.objectives import CrossEntropy, PowerSqrt, dynamic
 from offramp.rules import DFS, RULES, GradientEquilibrium, Standard, TrainingRule, Workbench, build
+from offramp.runs import RunFolder, read_json
 
 NAMES = [
     "dfs",
@@ -65,6 +67,37 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert lines[-1]["loss"] < lines[0]["loss"]
     described = Spec.from_json(calm.read_config()["rule"])
     assert build(described).settings() == rule_of(name).settings()
+
+
+@dataclass(eq=False)
+class Scaled(Standard):
+    factor: float = 1.0
+    teacher: str | None = None
+
+
+class ScaledByHand(Standard):
+    def __init__(self, factor: float = 1.0, teacher: str | None = None) -> None:
+        self.factor, self.teacher, self.network, self._cache = factor, teacher, object(), 3
+
+
+@pytest.mark.parametrize("kind", [Scaled, ScaledByHand])
+def test_arguments_of_ones_own_rule_are_recorded_and_another_value_is_refused(
+    images, network_of, tmp_path: Path, kind: type
+) -> None:
+    parts, objective, config = images(), dynamic(), TrainConfig(epochs=1)
+
+    def fit(out: str, rule: TrainingRule) -> RunFolder:
+        path = tmp_path / out
+        offramp.fit(network_of(), objective, parts.train, parts.val, config, out=path, rule=rule)
+        return RunFolder(path)
+
+    first = fit("first", kind(0.5))
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    assert first.read_config()["rule"] == {"name": name, "args": {"factor": 0.5, "teacher": None}}
+    with pytest.raises(UsageError, match=r"rule\.args\.factor: 0\.5 there, 0\.25 now"):
+        fit("first", kind(0.25))
+    second = fit("second", kind(teacher=str(first.path)))
+    assert [one["run"] for one in read_json(second.origin)["ancestors"]] == ["first"]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "dropout" not in name])

@@ -1,6 +1,5 @@
 """Training objectives. One file per published objective; a new one is a file and a line in `OBJECTIVES`."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,11 +58,7 @@ def describe(objective: Objective) -> dict[str, Any]:
     Equal for equal objectives however they were made, so that runs can be compared; `build` takes it back. Of a class
     that is no dataclass, the public attributes that JSON can hold.
     """
-    name = f"{type(objective).__module__}:{type(objective).__qualname__}"
-    if dataclasses.is_dataclass(objective):
-        return {"name": name, "args": settings_of(objective)}
-    public = {key: value for key, value in vars(objective).items() if not key.startswith("_")}
-    return {"name": name, "args": {key: config.to_json(value) for key, value in public.items() if _is_json(value)}}
+    return {"name": f"{type(objective).__module__}:{type(objective).__qualname__}", "args": settings_of(objective)}
 
 
 def called(description: Mapping[str, Any]) -> str:
@@ -72,11 +67,3 @@ def called(description: Mapping[str, Any]) -> str:
     name: str = names.get(description["name"], description["name"])
     weighted = description["args"].get("weighting") is not None
     return {"power-sqrt": "dynamic", "damping": "dynamic form=damping"}.get(name, name) if weighted else name
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        config.to_json(value)
-    except UsageError:
-        return False
-    return True

@@ -86,12 +86,25 @@ class Objective(ABC):
 
 
 def settings_of(method: Any) -> dict[str, Any]:
-    """The fields of a method that is a dataclass, as JSON values: what a run's folder says of it, for ever."""
+    """What a run's folder says of a method, for ever, as JSON values.
+
+    The fields of a dataclass; of any other class the public attributes that JSON can hold.
+    """
+    if not dataclasses.is_dataclass(method):
+        return {key: to_json(value) for key, value in vars(method).items() if key[0] != "_" and _is_json(value)}
     values: dict[str, Any] = to_json(method)
     for field in dataclasses.fields(method):
         if field.metadata.get("later") and getattr(method, field.name) == field.default:
             del values[field.name]
     return values
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        to_json(value)
+    except UsageError:
+        return False
+    return True
 
 
 def check_fits(objective: Objective, *, damping: bool) -> None:

@@ -16,6 +16,7 @@ from offramp import processes
 from offramp.data import Batch
 from offramp.network import EarlyExitNet
 from offramp.objectives import Objective
+from offramp.objectives.base import settings_of
 
 
 @dataclass
@@ -118,8 +119,12 @@ class TrainingRule(ABC):
         """Train on this process's share of a batch (it may be empty). `progress` of the whole training, in `[0, 1)`."""
 
     def settings(self) -> dict[str, Any]:
-        """The method's settings as JSON values: a run is refused in a folder whose settings differ."""
-        return {}
+        """The method's settings as JSON values: a run is refused in a folder whose settings differ.
+
+        As of objectives: the fields of a dataclass, else the public attributes that JSON can hold, as they are before
+        `prepare`. A run that the method listens to is its setting `teacher`, a path.
+        """
+        return settings_of(self)
 
     def end_epoch(self) -> None:  # noqa: B027 - most rules have nothing to do there
         """Called after the last batch of every epoch."""

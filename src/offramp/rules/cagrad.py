@@ -3,8 +3,7 @@
 K exits.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,10 +36,6 @@ class CAGrad(GradientSurgery):
         check_number("c", self.c, "of at least 0", lambda c: c >= 0)
         check_flag("rescale", self.rescale)
         self._weighting = weighting("CAGradWeighting", c=float(self.c))
-
-    def settings(self) -> dict[str, Any]:
-        """The fields."""
-        return asdict(self)
 
     def weights(self, gramian_KK: Tensor) -> Tensor:
         """K d as weights of the g_k."""

@@ -4,14 +4,14 @@ K exits, B images here, N classes, C outputs.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from offramp.network import class_log_probs
 from offramp.objectives import Terms
-from offramp.objectives.base import LATER, check_name, check_number, settings_of
+from offramp.objectives.base import LATER, check_name, check_number
 from offramp.rules.published import by_depth
 from offramp.rules.standard import Standard
 
@@ -52,10 +52,6 @@ class CGT(Standard):
         check_number("threshold", self.threshold, "from 0 to 1", lambda value: 0 <= value <= 1)
         check_number("leak", self.leak, "above 0", lambda value: value > 0)
         check_name("total", self.total, ("one", "exits"))
-
-    def settings(self) -> dict[str, Any]:
-        """The fields."""
-        return settings_of(self)
 
     def _terms(self, logits_KBC: Tensor, targets_B: Tensor, progress: float) -> Terms:
         terms = super()._terms(logits_KBC, targets_B, progress)

@@ -5,8 +5,8 @@ K exits, B images, C channels of a map.
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +44,6 @@ class DFS(Linked):
         check_number("ratio", self.ratio, "from 0 to 1", lambda ratio: 0 <= ratio <= 1)
         check_name("head", self.head, ("all", "rest"))
         check_number("dropout", self.dropout, "of at least 0 and below 1", lambda share: 0 <= share < 1)
-
-    def settings(self) -> dict[str, Any]:
-        """The fields."""
-        return asdict(self)
 
     def check(self, network: EarlyExitNet) -> None:
         """Refuse dropout where an exit has no Linear."""

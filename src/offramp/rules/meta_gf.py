@@ -4,7 +4,7 @@ K exits, B images here, C outputs, M weights (tensors) of the network, P numbers
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -56,10 +56,6 @@ class MetaGF(Standard):
         for name in ("auxiliary", "eta_lr"):
             check_number(name, getattr(self, name), "of at least 0", lambda value: value >= 0)
         check_number("kept", self.kept, "from 0 to 1", lambda value: 0 <= value <= 1)
-
-    def settings(self) -> dict[str, Any]:
-        """The fields."""
-        return asdict(self)
 
     def check(self, network: EarlyExitNet) -> None:
         """Refuse a single exit."""

@@ -5,7 +5,7 @@ K exits, B images here, C outputs.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from offramp.data import Batch
 from offramp.errors import OfframpError, UsageError
 from offramp.network import Carry, EarlyExitNet
 from offramp.objectives import Terms
-from offramp.objectives.base import LATER, check_name, check_number, log_softmax, settings_of
+from offramp.objectives.base import LATER, check_name, check_number, log_softmax
 from offramp.rules.base import Outcome, Workbench
 from offramp.rules.standard import Standard
 from offramp.runs import load
@@ -50,10 +50,6 @@ class OneForAll(Standard):
         check_number("temperature", self.temperature, "above 0", lambda value: value > 0)
         check_name("reduction", self.reduction, ("sum", "outputs"))
         self._network: EarlyExitNet | None = None
-
-    def settings(self) -> dict[str, Any]:
-        """The fields."""
-        return settings_of(self)
 
     def check(self, network: EarlyExitNet) -> None:
         """Read the teacher, and refuse one that answers something else."""

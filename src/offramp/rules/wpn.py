@@ -5,8 +5,8 @@ K exits, B samples of half a batch in this process, C outputs of an exit.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -93,10 +93,6 @@ class WPN(Standard):
             check_number(name, getattr(self, name), "of at least 0", lambda value: value >= 0)
         for name in ("hidden", "layers", "interval"):
             check_whole(name, getattr(self, name), 1)
-
-    def settings(self) -> dict[str, Any]:
-        """The fields."""
-        return asdict(self)
 
     def check(self, network: EarlyExitNet) -> None:
         """Refuse a network whose weights would all be 1."""
