@@ -1,13 +1,15 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from offramp import data
 from offramp.config import Spec, TrainConfig
+from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
-from offramp.objectives import PowerSqrt, build, dynamic
+from offramp.objectives import PowerSqrt, Terms, build, dynamic
 from offramp.rules import Standard
 from offramp.training.job import Job
 
@@ -28,6 +30,37 @@ def test_checking_leaves_no_trace() -> None:
     assert checked.network.training
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in checked.network.state_dict().items())
+
+
+class Odd(PowerSqrt):
+    """Its shares and statistics are what `shaped` makes of them."""
+
+    def terms(self, logits_KBC: Tensor, targets_B: Tensor, *, progress: float = 0.0) -> Terms:
+        terms = super().terms(logits_KBC, targets_B, progress=progress)
+        return self.shaped(terms.loss_KB, terms.stats_KB["a"])
+
+
+SHAPES = {
+    "mean over images": lambda loss_KB, a_KB: Terms(loss_KB.mean(1), {}),
+    "kept mean": lambda loss_KB, a_KB: Terms(loss_KB.mean(1, keepdim=True), {}),
+    "scalar": lambda loss_KB, a_KB: Terms(loss_KB.mean(1).sum(), {}),
+    "images first": lambda loss_KB, a_KB: Terms(loss_KB.T, {}),
+    "statistic": lambda loss_KB, a_KB: Terms(loss_KB, {"a": a_KB, "odd": a_KB.mean(1)}),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("K", [1, 2])
+def test_terms_that_are_not_of_each_exit_and_image_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, K: int
+) -> None:
+    """They would be divided by the number of images once more, and train at a fraction of the rate."""
+    monkeypatch.setattr(Odd, "shaped", staticmethod(SHAPES[name]), raising=False)
+    exits = [nn.Linear(16, 3) for _ in range(K)]
+    network = EarlyExitNet([nn.Flatten(), nn.Identity()][:K], exits, damping=True)
+    said = f"Odd gives {'odd' if name == 'statistic' else 'shares of the loss'} of shape .* not \\({K}, {K + 1}\\)"
+    with pytest.raises(UsageError, match=said):
+        job(objective=Odd(), network=network).check()
 
 
 def test_equal_jobs_have_equal_descriptions_and_others_do_not() -> None:

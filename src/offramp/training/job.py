@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import offramp
 from offramp import objectives, processes
@@ -87,7 +88,19 @@ class Job:
                     f"The network's logits have the shape {tuple(logits_K1C.shape)} for one image, not {wanted} "
                     f"(exits, images, {network.num_classes} classes{neuron})."
                 )
-            self.objective.terms(logits_K1C, torch.zeros(1, dtype=torch.long, device=parameter.device))
+            self._try_objective(logits_K1C)
+
+    def _try_objective(self, logits_K1C: Tensor) -> None:
+        """The shares and statistics of K + 1 images that are the same: no other shape can be taken for `[K, B]`."""
+        K = len(logits_K1C)
+        targets_B = torch.zeros(K + 1, dtype=torch.long, device=logits_K1C.device)
+        terms = self.objective.terms(logits_K1C.expand(-1, K + 1, -1), targets_B)
+        for what, found_KB in (("shares of the loss", terms.loss_KB), *terms.stats_KB.items()):
+            if tuple(found_KB.shape) != (K, K + 1):
+                raise UsageError(
+                    f"{type(self.objective).__name__} gives {what} of shape {tuple(found_KB.shape)} for {K} exits and "
+                    f"{K + 1} images, not {(K, K + 1)}: its terms are of each exit and image, no sums or means."
+                )
 
     def describe(self) -> dict[str, Any]:
         """What `config.json` holds: all that determines the run."""
