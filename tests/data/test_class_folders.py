@@ -140,6 +140,15 @@ def test_the_size_fits_the_images(tmp_path: Path, size: tuple[int, int], expecte
     assert data.folder(tmp_path).train.image_shape == (3, expected, expected)
 
 
+def test_the_size_fits_the_images_trained_on_alone(tmp_path: Path) -> None:
+    fill(tmp_path, {"cat": 30, "dog": 30}, size=(64, 64))
+    small = data.folder(tmp_path, image_size=32, holdout=40).train.indices_S
+    files = list_images(tmp_path).files
+    for i in small:
+        write(tmp_path / files[i], size=(40, 40))
+    assert data.folder(tmp_path, holdout=40).train.image_shape == (3, 32, 32)
+
+
 def test_flip_can_be_switched_off(tmp_path: Path) -> None:
     fill(tmp_path, {"b": 6, "d": 6})
     assert data.folder(tmp_path).train.flip  # type: ignore[attr-defined]

@@ -33,6 +33,15 @@ def test_images_and_labels_stay_together() -> None:
             assert torch.equal(batch.targets_B, batch.indices_B % 3)
 
 
+@pytest.mark.parametrize("cut", [{}, {"holdout": 20}, {"limit": 30}, {"holdout": 20, "split_seed": 1}], ids=str)
+def test_images_are_normalised_by_those_trained_on_alone(cut: dict[str, int]) -> None:
+    """A certificate rests on images that had no part in anything: also not in a mean."""
+    train = data.arrays(IMAGES, LABELS, **cut).train
+    chosen = IMAGES[train.indices_S] / 255
+    np.testing.assert_allclose(train.look.mean, chosen.mean((0, 2, 3)))  # type: ignore[attr-defined]
+    np.testing.assert_allclose(train.look.std, chosen.std((0, 2, 3)))  # type: ignore[attr-defined]
+
+
 def test_a_test_set_of_ones_own_is_used_whole() -> None:
     train, _, test = data.arrays(IMAGES[:40], LABELS[:40], IMAGES[40:], LABELS[40:], holdout=0)
     assert (len(train), len(test)) == (40, 20)

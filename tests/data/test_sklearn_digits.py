@@ -28,6 +28,13 @@ def test_training_images_are_normalised() -> None:
     torch.testing.assert_close(images.std(), torch.tensor(1.0), atol=1e-5, rtol=0)
 
 
+def test_they_are_normalised_by_constants_whatever_the_division() -> None:
+    divided: list[dict[str, int]] = [{}, {"holdout": 600, "split_seed": 1}, {"limit": 99}]
+    first, *others = (data.digits(**cut).train.look for cut in divided)  # type: ignore[attr-defined]
+    assert all(other == first for other in others)
+    np.testing.assert_allclose([first.mean[0], first.std[0]], [0.30546, 0.31882], atol=1e-5)
+
+
 def test_eight_pixels_are_the_original() -> None:
     split = data.digits(image_size=8).test
     expected = np.round(load_digits().images * 255 / 16)

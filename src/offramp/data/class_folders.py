@@ -16,7 +16,7 @@ from offramp.data.base import Parts, check_whole
 from offramp.data.builder import builder
 from offramp.data.files import FileSplit, Listing
 from offramp.data.inputs import decode
-from offramp.data.partition import Cut, divide, share_for_test
+from offramp.data.partition import Cut, divide, share_for_test, training_part
 from offramp.data.randomness import IntArray
 from offramp.errors import OfframpError, UsageError
 
@@ -100,7 +100,7 @@ def folder(
     Args:
         path: The folder.
         image_size: Height and width given to the network. Default: the largest of 32, 64, 96, 128 and 224 that is not
-            larger than the median shorter side of (32 of) the training images.
+            larger than the median shorter side of (32 of) the images trained on.
         flip: Whether training images are mirrored with probability 1/2.
         batch_size: Images per step, over all processes together.
         holdout: Training images held out (default: a tenth, at least 2).
@@ -214,7 +214,7 @@ def _parts(
     else:
         train_S, test_S = np.arange(len(train.files)), np.arange(len(test.files))
     if image_size is None:
-        image_size = _fitting_size(train, train_S)
+        image_size = _fitting_size(train, training_part(train_S, cut))
     check_whole("image_size", image_size, 1)
     split = functools.partial(FileSplit, image_size=image_size, flip=flip, batch_size=batch_size, workers=workers)
     return divide(name, train_S, functools.partial(split, train), split(test, f"{name}/test", test_S, False), cut)

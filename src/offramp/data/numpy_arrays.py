@@ -15,7 +15,7 @@ from torch import Tensor
 from offramp.data.base import Parts, check_whole
 from offramp.data.labels import check_labels
 from offramp.data.memory import Look, MemorySplit, statistics
-from offramp.data.partition import Cut, divide, share_for_test
+from offramp.data.partition import Cut, divide, share_for_test, training_part
 from offramp.data.randomness import IntArray
 from offramp.errors import UsageError
 
@@ -38,9 +38,9 @@ def arrays(
 ) -> Parts:
     """Parts of one's own arrays, kept as they are (uint8, or float as float32) and not copied where torch can share.
 
-    Normalised by statistics of the training images. What is returned has no `config`: it cannot be built again from a
-    run's folder. A function that reads the arrays and returns this is a data set the command line takes
-    (`package.module:function`).
+    Normalised by statistics of the images trained on, not of those held out. What is returned has no `config`: it
+    cannot be built again from a run's folder. A function that reads the arrays and returns this is a data set the
+    command line takes (`package.module:function`).
 
     Args:
         images: `[S, C, H, W]` or `[S, H, W]`; uint8 of any range, or finite floats.
@@ -74,7 +74,7 @@ def arrays(
         check_labels(test[1], len(names), "test_labels", UsageError)
         _check_same_kind(train[0], test[0])
         train_S, test_S = np.arange(len(train[1])), np.arange(len(test[1]))
-    look = Look(*statistics(train[0], train_S), padding, flip)
+    look = Look(*statistics(train[0], training_part(train_S, cut)), padding, flip)
     split = functools.partial(MemorySplit, look=look, class_names=names, batch_size=batch_size)
     return divide("arrays", train_S, functools.partial(split, *train), split(*test, "arrays/test", test_S, False), cut)
 

@@ -75,6 +75,11 @@ def cut_up(official_S: IntArray, cut: Cut) -> tuple[IntArray, IntArray, IntArray
     return train_S, search_S, certify_S
 
 
+def training_part(official_S: IntArray, cut: Cut) -> IntArray:
+    """Positions of the images that are trained on, ascending: all that a data set may take its own numbers from."""
+    return np.sort(cut_up(official_S, cut)[0])
+
+
 def divide(name: str, official_S: IntArray, make: MakeSplit, test: Split, cut: Cut) -> Parts:
     """Train, search and certify out of the official training images, and the given test split.
 
