@@ -7,6 +7,10 @@ that of `offramp train --data digits`, from the start of the command to the mome
 gets the rule of this file, the standard one, which says so on standard output; then the command is stopped. Beside them
 what it loads that is not ours: Python, torch, scikit-learn and what torch's optimisers load, one upon the other. Files
 are in the system's cache: everything runs once before it is timed.
+
+Kernels: the first step of MSDNet-7 in bf16 with `--form kernels`, on random images of CIFAR's size that are made in the
+process. Once with an empty folder for kernels, so that they are compiled (the first time on a machine; with --quick a
+single time), and then with the folder that this has left (the second time).
 """
 
 import argparse
@@ -15,18 +19,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rows
 import torch
 
-from offramp.data import Batch
+from offramp import data
+from offramp.data import Batch, Parts
 from offramp.engine.timing import conditions, take_turns
 from offramp.rules import Outcome, Standard
 
-IMPORT_MS, HELP_S, STEP_S = 50.0, 0.5, 5.0
+IMPORT_MS, HELP_S, STEP_S, READY_S = 50.0, 0.5, 5.0, 60.0
+DIGITS = ("--data", "digits")
+KERNELS = "--network msdnet7-cifar100 --data startup:made_up --form kernels --precision bf16".split()
+COLD, WARM = "first time on a machine", "second time"
 DONE = "first step"
 IMPORT = (
     "import sys, time; start = time.perf_counter(); import offramp; "
@@ -50,6 +59,13 @@ class FirstStep(Standard):
         return outcome
 
 
+def made_up(batch_size: int = 64) -> Parts:
+    """Random images of CIFAR's size; for `--data`."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4 * batch_size, 3, 32, 32), dtype=np.uint8)
+    labels = np.arange(len(pixels)) % 100
+    return data.arrays(pixels, labels, pixels[:100], labels[:100], batch_size=batch_size, holdout=0)
+
+
 def importing() -> float:
     """Seconds of `import offramp`."""
     said = subprocess.run([sys.executable, "-c", IMPORT], check=True, capture_output=True, text=True).stdout.split()
@@ -68,18 +84,25 @@ def whole(*words: str) -> Callable[[], float]:
     return run
 
 
-def first_step(threads: int) -> Callable[[], float]:
-    """A function that starts a training and returns the seconds until its first step is done."""
+def first_step(words: Sequence[str], threads: int, keep: str | None = None) -> Callable[[], float]:
+    """A function that starts a training and returns the seconds until its first step is done.
+
+    Args:
+        words: Data, network and form, as for the command.
+        threads: Of the training.
+        keep: The folder of what is kept on a machine; a new one each time if empty, the usual one if None.
+    """
     here = str(Path(__file__).parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
-    train = [sys.executable, "-m", "offramp", "train", "--data", "digits", "--rule", f"{Path(__file__).stem}:FirstStep"]
+    train = [sys.executable, "-m", "offramp", "train", *words, "--rule", f"{Path(__file__).stem}:FirstStep"]
 
     def run() -> float:
         with tempfile.TemporaryDirectory() as folder:
             command = [*train, "--threads", str(threads), "--out", f"{folder}/run"]
+            kept = {} if keep is None else {"XDG_CACHE_HOME": keep or f"{folder}/kept"}
             start = time.perf_counter()
             with subprocess.Popen(
-                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                command, env=environment | kept, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             ) as process:
                 assert process.stdout is not None
                 said = process.stdout.readline()
@@ -92,6 +115,14 @@ def first_step(threads: int) -> Callable[[], float]:
     return run
 
 
+def with_kernels(rounds: int, cold: int, threads: int) -> dict[str, list[float]]:
+    """Seconds to the first step where kernels have to be compiled, and where they are there."""
+    with tempfile.TemporaryDirectory() as folder:
+        compiling = [first_step(KERNELS, threads, "")() for _ in range(cold)]
+        warm = first_step(KERNELS, threads, folder)
+        return {COLD: compiling, **take_turns({WARM: warm}, rounds, warmup=1)}
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """See the top of this file."""
     torch.set_num_threads(options.threads)
@@ -100,12 +131,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     variants = {
         "import offramp": importing,
         "offramp --help": whole("-m", "offramp", "--help"),
-        "first step on digits": first_step(options.threads),
+        "first step on digits": first_step(DIGITS, options.threads),
     }
     seconds = take_turns(variants, rounds, warmup=1)
     others = take_turns(
         {name: whole("-c", code) for name, code in OTHERS.items()}, 3 if options.quick else rounds, warmup=1
     )
+    kernels = with_kernels(rounds, 1 if options.quick else rows.ENOUGH, options.threads)
+    about = "first step of MSDNet-7, form kernels"
     imports = [1000 * s for s in seconds["import offramp"]]
     return {
         "what": "start-up: seconds from the start of a process",
@@ -117,8 +150,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             rows.value(
                 "first step on digits", "s", seconds["first step on digits"], f"under {STEP_S:g} s", below=STEP_S
             ),
+            rows.value(f"{about}, {COLD}", "s", kernels[COLD], "none"),
+            rows.value(f"{about}, {WARM}", "s", kernels[WARM], f"under {READY_S:g} s", below=READY_S),
         ],
-        "seconds": {name: rows.spread(times) for name, times in {**seconds, **others}.items()},
+        "seconds": {name: rows.spread(times) for name, times in {**seconds, **others, **kernels}.items()},
     }
 
 
