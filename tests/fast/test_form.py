@@ -216,6 +216,88 @@ def test_maps_that_others_write_into_leave_the_network_as_it_is(first: nn.Module
     assert "writes into a map" in form.why_not["network"]
 
 
+def test_an_exit_that_writes_is_noticed_whenever_it_begins_to() -> None:
+    network = small(nn.Sequential(unit(3, 4), nn.Conv2d(4, 4, 3)), unit(4, 3), exits=[head(4), head(3)])
+    network.exits[0].insert(0, nn.ReLU())
+    form, twin = both(network)
+    equal(form, images(), twin)
+    assert not form.why_not
+    for inplace in (True, False, True):
+        for net in (network, twin):
+            net.exits[0][0].inplace = inplace
+        equal(form, images(), twin)
+        assert bool(form.why_not) == inplace
+    for net in (network, twin):
+        net.exits[0][0] = nn.Dropout(0.5, inplace=True).eval()  # writes in training alone
+    equal(form, images(), twin)
+    for net in (network, twin):
+        net.exits[0][0].train()
+    equal(form, images(), twin)
+    assert "writes into a map" in form.why_not["network"]
+
+
+def test_a_stage_or_an_exit_in_another_s_place() -> None:
+    network = small(unit(3, 4), unit(4, 3), exits=[head(4), head(3)])
+    form, twin = both(network)
+    equal(form, images(), twin)
+    for new, parts in ((unit(4, 3, 3), "stages"), (head(3), "exits")):
+        getattr(network, parts)[1] = new.double()
+        equal(form, images(), copy.deepcopy(network))
+
+
+def test_images_that_do_not_fit_leave_no_mark() -> None:
+    form, twin = both(small())
+    with pytest.raises(RuntimeError, match="type"):
+        form(images().float())
+    equal(form, images(), twin)
+    assert form.stages[0]._plans
+
+
+class Scaled(nn.Module):
+    """With values of its own that its code reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unit, self.scale, self.shifts, self.calls = unit(3, 4), 1.0, [0.0], 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.unit(x) * self.scale + self.shifts[0]
+
+
+def test_values_that_a_module_s_code_reads() -> None:
+    network = small(Scaled(), unit(4, 4), exits=[head(4), head(4)])
+    form, twin = both(network)
+    equal(form, images(), twin)
+    plans = form.stages[0]._plans.copy()
+    for net in (network, twin):
+        net.stages[0].scale = 3.0
+    equal(form, images(), twin)
+    for net in (network, twin):
+        net.stages[0].shifts[0] = 2.0
+    equal(form, images(), twin)
+    assert form.stages[0]._plans.keys() == plans.keys()
+    assert form.stages[0]._plans != plans
+    plans = form.stages[0]._plans.copy()
+    network.stages[0].scale = float("3.0")  # the same
+    equal(form, images(), twin)
+    assert form.stages[0]._plans == plans
+
+
+def test_what_a_module_changes_by_itself_is_not_tried_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counts(Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(x) + self.calls
+
+    tried = []
+    monkeypatch.setattr("offramp.fast.form.why_as_it_is", lambda *given: tried.append(given))
+    form, twin = both(small(Counts(), exits=[head(4)]))
+    for _ in range(3):
+        equal(form, images(), twin)
+    assert len(tried) == 1
+    assert "changes itself" in form.why_not["stages.0"]
+
+
 class Given(nn.Module):
     """Gives what a function makes of its unit's map."""
 

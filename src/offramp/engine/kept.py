@@ -24,6 +24,7 @@ from torch import nn
 import offramp
 from offramp import export
 from offramp.errors import OfframpError, UsageError
+from offramp.fast.noticing import plain_values
 from offramp.network import EarlyExitNet
 from offramp.storage import held_folder, kept_on_this_machine, weights_hash
 
@@ -57,14 +58,9 @@ def place(network: EarlyExitNet) -> Path:
 
 def _described(module: nn.Module) -> str:
     """What a module computes, beside its weights: settings that are values, and the text that says what is done."""
-    values = {
-        name: value
-        for name, value in sorted(vars(module).items())
-        if name != "training" and isinstance(value, bool | int | float | str | tuple | list | None)
-    }
     kind: Any = type(module)
     code = getattr(module, "code", "")  # what torch.fx has written
-    return f"{kind.__module__} {kind.__qualname__} {values} {code} {_source(kind)}"
+    return f"{kind.__module__} {kind.__qualname__} {plain_values(module)} {code} {_source(kind)}"
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 K exits, B images, C outputs of an exit.
 """
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -13,15 +12,12 @@ from torch import Tensor, nn
 from offramp.errors import UsageError
 from offramp.fast.graphs import Graphs
 from offramp.fast.kernels import Compiled, Kernels, Library
+from offramp.fast.noticing import is_same, made_of
 from offramp.fast.plan import Plan
 from offramp.fast.tracing import UntraceableError, anybody_hears, is_heard
 from offramp.fast.writes import why_as_it_is
 from offramp.network import EarlyExitNet
 
-SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {  # of a unit's modules
-    nn.Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
-    nn.BatchNorm2d: ("eps", "momentum", "track_running_stats"),
-}
 FormName = Literal["auto", "plain", "merged", "kernels", "compiled", "graphs"]
 
 
@@ -86,29 +82,45 @@ class Merged:
     def __init__(self, network: EarlyExitNet, kernels: Kernels | None = None) -> None:
         self.network = network
         self.kernels = kernels or Library()
-        self.stages = [_Part(stage, self.kernels) for stage in network.stages]
-        self.exits = [_Part(head, self.kernels) for head in network.exits]
-        self._why_plain: str | None = None
-        self._tried = False
+        self._take_parts()
+        self._why_plain: dict[Any, str | None] = {}  # by kind of images
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits `[K, B, C]` for images `[B, channels, height, width]`."""
         network = self.network
         if network.training and torch.is_grad_enabled() and not anybody_hears([network]):
-            if not self._tried:
-                self._why_plain, self._tried = why_as_it_is(network, images), True
-            if self._why_plain is None:
-                return torch.stack(network.exit_logits(images, self.stages, self.exits))
+            self._notice_changes()
+            kind = images.shape[1:], images.dtype
+            if kind not in self._why_plain:
+                self._why_plain[kind] = why_as_it_is(network, images)
+            if self._why_plain[kind] is None:
+                stages, exits = ([part.run for part in parts] for parts in (self.stages, self.exits))
+                return torch.stack(network.exit_logits(images, stages, exits))
+            whole: Tensor = network(images)
+            for part in (*self.stages, *self.exits):
+                part.remember()
+            return whole
         logits_KBC: Tensor = network(images)
         return logits_KBC
 
     @property
     def why_not(self) -> dict[str, str]:
         """Parts that have been run as they are, and why; `network` where it is the whole network."""
-        if self._why_plain:
-            return {"network": self._why_plain}
+        for why in filter(None, self._why_plain.values()):
+            return {"network": why}
         named = {f"{kind}.{i}": part for kind in ("stages", "exits") for i, part in enumerate(getattr(self, kind))}
         return {name: part.why_not for name, part in named.items() if part.why_not}
+
+    def _take_parts(self) -> None:
+        self.stages = [_Part(stage, self.kernels) for stage in self.network.stages]
+        self.exits = [_Part(head, self.kernels) for head in self.network.exits]
+
+    def _notice_changes(self) -> None:
+        """Ask anew whether to run the network as it is, where any of its parts is another than before."""
+        if [part.module for part in (*self.stages, *self.exits)] != [*self.network.stages, *self.network.exits]:
+            self._take_parts()
+        if any([part.notice_changes() for part in (*self.stages, *self.exits)]):  # of all, not up to the first
+            self._why_plain.clear()
 
 
 class _Part:
@@ -122,22 +134,34 @@ class _Part:
         self._plans: dict[Any, Plan | None] = {}
 
     def __call__(self, *maps: Any) -> Any:
-        self._notice_changes()
+        """What the part gives."""
+        self.notice_changes()
+        return self.run(*maps)
+
+    def run(self, *maps: Any) -> Any:
+        """The same, of a part that is as it was when changes were last looked for."""
         is_usual = all(m.training and not is_heard(m) for m in self.modules)
         plan = self._plan(maps) if is_usual and all(isinstance(x, Tensor) and x.dim() for x in maps) else None
         if plan is None:
-            return self.module(*(self._as_usual(x) for x in maps))
+            given = self.module(*(self._as_usual(x) for x in maps))
+            self.remember()
+            return given
         results = plan(maps, self.kernels)
         return results if plan.gives_tuple else results[0]
 
-    def _notice_changes(self) -> None:
-        """Plan again where a module, a parameter, or how one of a unit's modules works is another than before."""
-        made_of = [item for module in self.modules for item in _made_of(module)]
-        if not made_of or len(made_of) != len(self.made_of) or not all(map(operator.is_, made_of, self.made_of)):
-            self.modules = list(self.module.modules())
-            self.made_of = [item for module in self.modules for item in _made_of(module)]
-            self.why_not = None
-            self._plans.clear()
+    def notice_changes(self) -> bool:
+        """Whether a module, a parameter or what is set on a module is another than before: it is planned again then."""
+        if self.made_of and is_same(self.made_of, made_of(self.modules)):
+            return False
+        self.modules = list(self.module.modules())
+        self.remember()
+        self.why_not = None
+        self._plans.clear()
+        return True
+
+    def remember(self) -> None:
+        """Take what it is made of for what it was: what a module changes when it is called is nothing new."""
+        self.made_of = made_of(self.modules)
 
     def _as_usual(self, x: Any) -> Any:
         """A map that lies as the module would find it: `view` asks for that, and random numbers follow it."""
@@ -156,9 +180,3 @@ class _Part:
             except UntraceableError as error:
                 self.why_not, self._plans[key] = str(error), None
         return self._plans[key]
-
-
-def _made_of(module: nn.Module) -> list[Any]:
-    names = SETTINGS.get(type(module), ())
-    how = (getattr(module, name) for name in names)
-    return [type(module), *module._parameters.values(), *module._modules.values(), *how]
