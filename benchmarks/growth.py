@@ -24,7 +24,7 @@ import math
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from statistics import linear_regression, median
@@ -255,9 +255,10 @@ def growth(name: str, options: argparse.Namespace, rounds: int) -> tuple[list[ro
     in_time = [slopes(x, times) for times in zip(*seconds, strict=True)]
     in_memory = slopes(x, memory)
     what = f"{name}, against {subject.against}"
-    made = [rows.value(f"time of {what}", "slope", list(map(larger, in_time)), GOAL, below=LIMIT)]
+    about = f"{what} ({x[0]:,.0f} to {x[-1]:,.0f})"
+    made = [rows.value(f"time of {about}", "slope", list(map(larger, in_time)), GOAL, below=LIMIT)]
     slope = round(larger(in_memory), 4)
-    made.append({"name": f"memory of {what}", "unit": "slope", "value": slope, "goal": GOAL, "met": slope < LIMIT})
+    made.append({"name": f"memory of {about}", "unit": "slope", "value": slope, "goal": GOAL, "met": slope < LIMIT})
     details = {
         "against": subject.against,
         "sizes": x,
@@ -269,23 +270,51 @@ def growth(name: str, options: argparse.Namespace, rounds: int) -> tuple[list[ro
     return made, details
 
 
+def table(details: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Seconds and MiB of the smallest and of the largest size, and the slopes between: lines of Markdown."""
+    heads = (
+        "what",
+        "against",
+        "from",
+        "to",
+        "s, from",
+        "s, to",
+        "slope of time",
+        "MiB, from",
+        "MiB, to",
+        "slope of memory",
+    )
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, found in details.items():
+        ends = (f"{found['sizes'][end]:,.0f}" for end in (0, -1))
+        seconds, mib = ([f"{found[what][end]:,.4g}" for end in (0, -1)] for what in ("seconds", "mib"))
+        slopes = (f"{larger(found[what]):.3g}" for what in ("slopes_of_seconds", "slopes_of_memory"))
+        cells = (name, found["against"], *ends, *seconds, next(slopes), *mib, next(slopes))
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """See the top of this file."""
     torch.set_num_threads(options.threads)
     before = conditions()
     rounds = rows.ENOUGH if options.quick else options.rounds
-    results, details = [], {}
+    results: list[rows.Row] = []
+    details: dict[str, Any] = {}
     for name in SUBJECTS:
         if options.only in name:
             made, details[name] = growth(name, options, rounds)
             results += made
             print(f"{name}: {details[name]['slopes_of_seconds']}", file=sys.stderr)
+    lines = table(details)
+    print("\n".join(lines), file=sys.stderr)
     return {
         "what": "growth of time and memory: slopes in logarithms",
         **before,
         "rounds": rounds,
         "rows": results,
         "growth": details,
+        "table": lines,
     }
 
 

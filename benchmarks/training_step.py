@@ -185,7 +185,7 @@ def profile_of(name: str, form: str, precision: str) -> dict[str, Any]:
     lines = [f"| of a step of {name}, form {form}, {precision} | share | bounds |", "|---|---|---|"]
     for kind, values in by_kind.items():
         low, high = rows.bounds(values).values()
-        lines.append(f"| {kind} | {median(values):.1%} | {low:.1%} to {high:.1%} |")
+        lines.append(f"| {kind} | {100 * median(values):.1f} % | {100 * low:.1f} to {100 * high:.1f} % |")
     return {"profile": {kind: rows.spread(values) for kind, values in by_kind.items()}, "table": lines}
 
 
