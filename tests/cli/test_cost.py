@@ -65,6 +65,17 @@ def test_the_network_of_a_run(capsys: pytest.CaptureFixture[str], tmp_path: Path
         cost(Spec(str(run)), damping=True)
 
 
+def test_a_run_is_counted_for_the_images_that_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    network = backbones.msdnet(exits=1, growth_factors=(1,), image_size=8, num_classes=4)
+    assert network.spec is not None
+    run = str(run_folder(tmp_path / "run", network.spec.to_json()))
+    whole, named = printed(capsys, run), printed(capsys, run, "--image-shape", "3", "12", "12")
+    assert (whole["image_shape"], named["image_shape"]) == ([3, 8, 8], [3, 12, 12])
+    assert named["exits"][0]["operations"] > whole["exits"][0]["operations"]
+    with pytest.raises(UsageError, match=r"run cannot run on images of shape \(3, 64, 64\): .*shapes"):
+        cost(Spec(run), image_shape=(3, 64, 64))
+
+
 def test_runs_that_cannot_be_counted(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="was built by hand"):
         cost(Spec(str(run_folder(tmp_path / "hand", None))))

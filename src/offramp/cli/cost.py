@@ -35,7 +35,13 @@ def cost(
     from offramp.costs import cost as count
 
     network = _network(preset, damping, num_classes, image_shape)
-    counted = count(network, None if network.image_shape else image_shape)
+    try:
+        counted = count(network, image_shape)
+    except RuntimeError as error:
+        if image_shape is None:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"{preset} cannot run on images of shape {image_shape}: {reason}") from error
     if json:
         print(dumps({"network": str(preset), **dataclasses.asdict(counted)}, indent=1))
     else:
