@@ -33,6 +33,16 @@ def test_multistep_of_cifar_and_of_imagenet() -> None:
         assert learning_rate(imagenet, epoch * 7 + 6, 7) == pytest.approx(0.1 * 0.1 ** (epoch // 30))
 
 
+@pytest.mark.parametrize("epochs", [10, 50, 90, 100, 160, 200, 300])
+def test_a_milestone_between_whole_epochs_waits_and_one_at_an_epoch_does_not(epochs: int) -> None:
+    """0.55 * 100 is 55.00000000000001, and the rate fell at epoch 56."""
+    for percent in range(1, 100):
+        config = TrainConfig(epochs=epochs, schedule="multistep", milestones=(percent / 100,))
+        first = -(-percent * epochs // 100)
+        rates = [learning_rate(config, epoch, 1) for epoch in range(epochs)]
+        assert rates == [config.lr] * first + [config.lr * 0.1] * (epochs - first)
+
+
 def test_warm_up_is_linear_and_meets_the_schedule() -> None:
     config = TrainConfig(epochs=10, lr=1.0, warmup_epochs=2)
     rates = [learning_rate(config, step, 5) for step in range(50)]

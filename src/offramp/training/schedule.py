@@ -17,6 +17,7 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
         return config.lr * (step + 1) / warmup_steps
     if config.schedule == "multistep":
         epoch = step // steps_per_epoch
-        return config.lr * 0.1 ** sum(epoch >= share * config.epochs for share in config.milestones)
+        # Up to rounding: 0.55 * 100 is a little above 55.
+        return config.lr * 0.1 ** sum(epoch >= share * config.epochs - 1e-6 for share in config.milestones)
     share = (step - warmup_steps) / (config.epochs * steps_per_epoch - warmup_steps)
     return 0.5 * config.lr * (1 + math.cos(math.pi * share))
