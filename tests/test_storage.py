@@ -87,6 +87,22 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
         assert (tmp_path / "kept" / "file").read_bytes() == content
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_a_new_file_honours_the_umask_and_one_that_is_there_keeps_its_permissions(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "plain", b"new")
+        save_tensors(tmp_path / "tensors", TENSORS)
+        (tmp_path / "plain").chmod(0o604)
+        (tmp_path / "link").symlink_to(tmp_path / "plain")
+        write_atomically(tmp_path / "link", b"newer")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "tensors").stat().st_mode) == 0o666 & ~umask
+    assert stat.S_IMODE((tmp_path / "plain").stat().st_mode) == 0o604
+    assert (tmp_path / "plain").read_bytes() == b"newer"
+
+
 def test_what_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OfframpError, match="pipe cannot be written: it is no regular file"):

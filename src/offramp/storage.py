@@ -48,7 +48,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def _replacing(path: Path) -> Iterator[Path]:
     """A file to write to; it takes the place of `path` when the block ends well, else it goes.
 
-    Where `path` is a link, what it leads to is replaced. A device such as /dev/null is written to, and stays.
+    Where `path` is a link, what it leads to is replaced. A device such as /dev/null is written to, and stays. What is
+    there keeps its permissions; a new file has the usual ones, which the umask leaves.
     """
     try:
         mode = path.stat().st_mode if path.exists() else stat.S_IFREG
@@ -59,13 +60,15 @@ def _replacing(path: Path) -> Iterator[Path]:
             target.parent.mkdir(parents=True, exist_ok=True)
         with held_folder(Path(tempfile.gettempdir()) if stat.S_ISCHR(mode) else target.parent, target.name) as folder:
             temporary = folder / "new"
+            temporary.touch()
+            permissions = stat.S_IMODE((path if path.is_file() else temporary).stat().st_mode)
             yield temporary
             if stat.S_ISCHR(mode):
                 path.write_bytes(temporary.read_bytes())
                 return
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
+            os.chmod(temporary, permissions)
             os.replace(temporary, target)
             sync_folder(target.parent)
     except OSError as error:
