@@ -67,6 +67,15 @@ def test_the_originals_shares(p, shares):
     assert geometric_shares([p], 7).squeeze(0).tolist() == pytest.approx(shares, abs=6e-7)
 
 
+@pytest.mark.parametrize("num_exits", [21, 22, 33, 100])
+def test_shares_of_many_exits_are_finite(num_exits):
+    """64 to the power of 22 is more than single precision holds: the shares were nan, and everybody left at once."""
+    p = [0.01, 1.0, 2.0, 8.0, 64.0]
+    powers_JK = torch.tensor(p, dtype=torch.float64)[:, None] ** torch.arange(1, num_exits + 1)
+    expected_JK = powers_JK / powers_JK.sum(1, keepdim=True)
+    torch.testing.assert_close(geometric_shares(p, num_exits).double(), expected_JK, rtol=1e-4, atol=1e-7)
+
+
 def test_shares_are_uniform_at_1_and_sum_to_1():
     shares_JK = geometric_shares(PUBLISHED_P, 5)
     assert shares_JK.dtype == torch.float32
