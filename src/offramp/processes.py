@@ -51,7 +51,10 @@ def world_size() -> int:
 
 
 def sum_over_all(tensor: Tensor) -> Tensor:
-    """The sum of `tensor` over all processes (a new tensor; no gradient flows back)."""
+    """The sum of `tensor` over all processes: a new tensor through which no gradient flows back.
+
+    With one process it is `tensor` itself, and its gradient flows.
+    """
     if not active():
         return tensor
     total = tensor.detach().clone()
@@ -60,7 +63,10 @@ def sum_over_all(tensor: Tensor) -> Tensor:
 
 
 def max_over_all(tensor: Tensor) -> Tensor:
-    """The largest of each entry over all processes (a new tensor; no gradient flows back)."""
+    """The largest of each entry over all processes: a new tensor through which no gradient flows back.
+
+    With one process it is `tensor` itself, and its gradient flows.
+    """
     if not active():
         return tensor
     largest = tensor.detach().clone()

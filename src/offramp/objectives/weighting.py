@@ -96,7 +96,10 @@ def _over_exits(a_KB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _over_batch(a_KB: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, minimum and maximum over all exits and samples of the global batch, scalars."""
+    """Mean, minimum and maximum over all exits and samples of the global batch, scalars.
+
+    `with_gradient` they carry one, which sums over one process let through and sums over several do not.
+    """
     if with_gradient and processes.active():
         raise UsageError(
             "Weights over the batch that carry a gradient work in one process only; use over='exits', or one process."
