@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from offramp import runs
 from offramp.backbones import msdnet
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
@@ -30,6 +31,14 @@ def run_in(path: Path, network: EarlyExitNet, recipe: bool = True) -> RunFolder:
     )
     save_tensors(folder.weights, network.state_dict())
     return folder
+
+
+def test_what_is_listed_and_what_has_a_path_are_the_same(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    _, _, listed = (runs.__doc__ or "").partition("\n\n")
+    names = [line.split()[0].removesuffix("/") for line in listed.splitlines()]
+    assert sorted(names) == sorted(path.name for path in vars(folder).values() if path != tmp_path)
+    assert folder.record("test") == tmp_path / "records" / "test.safetensors"
 
 
 def test_a_run_gives_its_network_back(tmp_path: Path) -> None:

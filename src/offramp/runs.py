@@ -18,8 +18,11 @@ plots/               its plots as files
 policy.json          thresholds, made by `offramp policy`, or with a certificate by `offramp certify`
 xray.html            the page that `offramp xray` makes of xray.safetensors
 bench.json           times to each exit and how this machine runs it fastest, made by `offramp bench`
-verdict.json         early exits against smaller networks, made by `offramp verdict`; verdict.html is its page
+verdict.json         early exits against smaller networks, made by `offramp verdict`
+verdict.html         the same as a page
 verdict/             the runs of these smaller networks
+export/              the network for other runtimes, made by `offramp export`
+manifest.json        what `offramp reproduce` keeps of a run of a study: configuration, figures, times
 """
 
 import json
@@ -58,12 +61,21 @@ class RunFolder:
         self.weights = self.path / "weights.safetensors"
         self.best_weights = self.path / "best.safetensors"
         self.records = self.path / "records"
+        self.evaluation = self.path / "evaluation.json"
         self.report = self.path / "report.html"
+        self.plots = self.path / "plots"
         self.policy = self.path / "policy.json"
+        self.xray_page = self.path / "xray.html"
         self.bench = self.path / "bench.json"
         self.verdict = self.path / "verdict.json"
         self.verdict_page = self.path / "verdict.html"
         self.verdict_runs = self.path / "verdict"
+        self.export = self.path / "export"
+        self.manifest = self.path / "manifest.json"
+
+    def record(self, part: str) -> Path:
+        """The file with the logits of a part of the data: `train`, `search`, `certify` or `test`."""
+        return self.records / f"{part}.safetensors"
 
     def read_config(self) -> dict[str, Any]:
         """The run's configuration as JSON values. A folder that is no run, or of a newer offramp, is refused.

@@ -129,7 +129,7 @@ def bench(
         search = None
         if parts.val.splits() and (ready is None or plots is not None):
             (search,) = held_out(folder, network, parts, ("search",), batch_size=batch_size, progress=progress)
-        path, tell = folder.records / "test.safetensors", named(progress, "test")
+        path, tell = folder.record("test"), named(progress, "test")
         test = recorded(network, parts.test, path, batch_size=batch_size, progress=tell)
     if ready is None:
         assert search is not None
@@ -142,7 +142,7 @@ def bench(
     files = {target: (json.dumps(measured.to_json(), indent=1) + "\n").encode()}
     if plots is not None:
         for name, content in bench_plots.drawn(measured, search, test, costs, plots).items():
-            files[folder.path / "plots" / f"{name}.{plots}"] = content
+            files[folder.plots / f"{name}.{plots}"] = content
     for written, content in files.items():
         write_atomically(written, content)
     return dataclasses.replace(measured, written=tuple(files))

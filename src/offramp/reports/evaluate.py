@@ -19,7 +19,7 @@ from offramp.network import EarlyExitNet, vouched
 from offramp.policy import Measure
 from offramp.reports import figures
 from offramp.reports.dynamic import Dynamic, dynamic
-from offramp.reports.evaluation import Evaluation, evaluation_file
+from offramp.reports.evaluation import Evaluation
 from offramp.reports.report import draw, report
 from offramp.reports.sample import Sample
 from offramp.reports.sheet import sheet
@@ -82,16 +82,16 @@ def evaluate(
     parts = parts or parts_of(folder, config, root, "offramp.reports.evaluate")
     check_trained_on(parts, folder, config)
     keep = functools.partial(recorded, network, batch_size=batch_size)
-    record = keep(parts.test, folder.records / "test.safetensors", progress=named(progress, "test"))
+    record = keep(parts.test, folder.record("test"), progress=named(progress, "test"))
     train = None
     if train_limit:
-        sample, path = Sample(parts.train, train_limit), folder.records / "train.safetensors"
+        sample, path = Sample(parts.train, train_limit), folder.record("train")
         train = anytime(keep(sample, path, progress=named(progress, "train")), renormalise=renormalise)
     costs = cost(network, parts.test.image_shape)
     why_not = _without_dynamic(parts, config, costs)
     found = None
     if why_not is None:
-        search = keep(parts.val.search, folder.records / "search.safetensors", progress=named(progress, "search"))
+        search = keep(parts.val.search, folder.record("search"), progress=named(progress, "search"))
         found, why_not = _dynamic(search, record, costs, folder, Measure(renormalise=renormalise))
     evaluation = Evaluation(
         run=folder,
@@ -133,7 +133,7 @@ def _dynamic(
 
 def _write(evaluation: Evaluation, test: Split, page: bool, plots: Literal["svg", "png"] | None) -> tuple[Path, ...]:
     folder = evaluation.run
-    files = {evaluation_file(folder): (json.dumps(evaluation.to_json(), indent=1) + "\n").encode()}
+    files = {folder.evaluation: (json.dumps(evaluation.to_json(), indent=1) + "\n").encode()}
     page = page and figures.available()
     if page or plots is not None:
         with figures.style():
@@ -143,7 +143,7 @@ def _write(evaluation: Evaluation, test: Split, page: bool, plots: Literal["svg"
                 files[folder.report] = report(evaluation, drawn, images).encode()
             if plots is not None:
                 for name, figure in drawn.items():
-                    files[folder.path / "plots" / f"{name}.{plots}"] = figures.render(figure, plots, name)
+                    files[folder.plots / f"{name}.{plots}"] = figures.render(figure, plots, name)
     for path, content in files.items():
         write_atomically(path, content)
     return tuple(files)

@@ -128,18 +128,12 @@ def _figures_json(exit: ExitFigures) -> dict[str, Any]:
     }
 
 
-def evaluation_file(folder: RunFolder) -> Path:
-    """Where a run's figures are kept."""
-    return folder.path / "evaluation.json"
-
-
 def current_json(folder: RunFolder) -> dict[str, Any] | None:
     """The run's `evaluation.json` if it is of the weights that stand there now and of default settings; else None."""
-    path = evaluation_file(folder)
-    if not path.is_file():
+    if not folder.evaluation.is_file():
         return None
     try:
-        kept = read_json(path)
+        kept = read_json(folder.evaluation)
     except OfframpError:  # damaged: nothing is lost, it is made again from the record
         return None
     if not _is_whole(kept) or kept["format"] != FORMAT or kept["renormalised"]:

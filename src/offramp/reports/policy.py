@@ -216,7 +216,7 @@ def held_out(
         recorded(
             network,
             getattr(parts.val, name),
-            folder.records / f"{name}.safetensors",
+            folder.record(name),
             batch_size=batch_size,
             progress=named(progress, name),
         )

@@ -149,7 +149,7 @@ def verdict(
         _train(prefixes, [(exit, seed) for exit in wanted for seed in many], note)
     with bars() as progress:
         (search,) = held_out(folder, network, parts, ("search",), batch_size=None, progress=progress)
-        test = recorded(network, parts.test, folder.records / "test.safetensors", progress=named(progress, "test"))
+        test = recorded(network, parts.test, folder.record("test"), progress=named(progress, "test"))
         alone = _alone(prefixes, network, parts, many, progress)
     timing = Timing(batch_size, images, rounds, seconds, onnxruntime, note)
     measured = _measured(Known(network, parts, costs, search, test), ready, file, alone, timing)
@@ -235,12 +235,12 @@ def _alone(
     found = []
     for exit in range(1, network.num_exits + 1):
         trained = [(seed, prefixes.finished(exit, seed)) for seed in seeds]
-        there = [(prefixes.folder(exit, seed).records, one) for seed, one in trained if one is not None]
+        there = [(prefixes.folder(exit, seed), one) for seed, one in trained if one is not None]
         if len(there) < len(seeds):
             continue
         tests, searches = (
             [
-                recorded(one, split, folder / f"{part}.safetensors", progress=named(progress, f"exit {exit}, {part}"))
+                recorded(one, split, folder.record(part), progress=named(progress, f"exit {exit}, {part}"))
                 for folder, one in there
             ]
             for part, split in (("test", parts.test), ("search", parts.val.search))

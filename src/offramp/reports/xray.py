@@ -143,9 +143,8 @@ def xray(run: str | Path, *, parts: Parts | None = None, root: str | None = None
     if not figures.available():
         return report
     images, no_images = _pictures(report, parts, root)
-    path = folder.path / "xray.html"
-    write_atomically(path, _page(report, images, no_images).encode())
-    return dataclasses.replace(report, written=(path,))
+    write_atomically(folder.xray_page, _page(report, images, no_images).encode())
+    return dataclasses.replace(report, written=(folder.xray_page,))
 
 
 def _why_nothing(folder: RunFolder, config: dict[str, Any]) -> str:
@@ -159,7 +158,7 @@ def _why_nothing(folder: RunFolder, config: dict[str, Any]) -> str:
 
 def _telling(folder: RunFolder) -> tuple[tuple[Telling, ...] | None, str | None]:
     how = f"offramp evaluate {folder.path}"
-    path = folder.records / "test.safetensors"
+    path = folder.record("test")
     if not folder.weights.is_file():
         return None, f"The run is not finished. When it is: {how}"
     if not path.is_file():

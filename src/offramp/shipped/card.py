@@ -10,7 +10,6 @@ from offramp.errors import UsageError
 from offramp.runs import RunFolder, read_json
 
 CARD = "card.json"
-EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,8 @@ class Card:
     @classmethod
     def of(cls, path: Path) -> "Card":
         """The card of a shipped network's folder, wherever that is."""
-        start = RunFolder(path).read_starts()[0]
-        return cls(**read_json(path / CARD), start=start, evaluation=read_json(path / EVALUATION))
+        run = RunFolder(path)
+        return cls(**read_json(path / CARD), start=run.read_starts()[0], evaluation=read_json(run.evaluation))
 
     @property
     def command(self) -> str:

@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 
 from offramp.errors import OfframpError, UsageError
-from offramp.shipped.card import CARD, EVALUATION, Card, card, folder
+from offramp.runs import RunFolder
+from offramp.shipped.card import CARD, Card, card, folder
 from offramp.storage import sync_folder, write_atomically
 
 
@@ -46,8 +47,9 @@ def copy(name: str, path: str | Path) -> bool:
 
 def _holds(target: Path, known: Card) -> bool:
     """Whether every file of the network is there unchanged. Others may be there too: certificates, records."""
+    rewritten = RunFolder(target).evaluation  # by `offramp evaluate`
     return all(
         (target / file).is_file() and hashlib.sha256((target / file).read_bytes()).hexdigest() == digest
         for file, digest in known.sha256.items()
-        if file != EVALUATION  # `offramp evaluate` writes it again
+        if target / file != rewritten
     )
