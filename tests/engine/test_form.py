@@ -118,6 +118,26 @@ def test_usual_networks_have_plans(small, images_of, name) -> None:
     assert program.why_not is None
 
 
+@pytest.mark.parametrize(
+    "form", [PLAIN, Form(), Form(packed=True), Form(bf16=True), Form(bf16=True, packed=True)], ids=str
+)
+@pytest.mark.parametrize("first", ["first call under autocast", "planned before"])
+def test_a_form_has_its_own_precision(small, images_of, form, first) -> None:
+    network = small()
+    images_BCHW = images_of(network, 5)
+    expected_KBC = Program(network, form).logits(images_BCHW)
+    program = Program(network, form)
+    if first == "planned before":
+        program.logits(images_BCHW)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            found_KBC = program.logits(images_BCHW)
+        assert found_KBC.dtype == program.dtype
+        assert torch.equal(found_KBC, expected_KBC)
+    assert torch.equal(program.logits(images_BCHW), expected_KBC)
+    assert not any(getattr(part, "why_not", None) == "it computes in several types" for part in program._stages)
+
+
 def test_forms_have_names() -> None:
     assert str(PLAIN) == "as it is"
     assert str(Form(bf16=True)) == "folded, channels-last, bf16"

@@ -23,12 +23,12 @@ from offramp.fast.folding import fold
 from offramp.fast.packing import can_pack, pack
 from offramp.fast.tracing import anybody_hears
 from offramp.fast.writes import why_as_it_is
-from offramp.network import Carry, EarlyExitNet
+from offramp.network import Carry, EarlyExitNet, as_carry
 
 
 @dataclass(frozen=True)
 class Form:
-    """How the stages and exits of a network are run.
+    """How the stages and exits of a network are run; autocast around a call changes nothing.
 
     Attributes:
         fold: Merge each batch norm into the convolution before it, where `fast.folding` can see both.
@@ -178,28 +178,39 @@ class Program:
         parts = (*network.stages.modules(), *network.exits.modules())
         dtype = next((parameter.dtype for parameter in network.parameters()), images_BCHW.dtype)
         heard = "somebody listens to its modules" if anybody_hears(parts) else None
-        self.why_not = heard or why_as_it_is(network, images_BCHW.to(dtype))
+        self.why_not = heard or self._exactly(why_as_it_is, network, images_BCHW.to(dtype))
         if self.why_not is not None:
             self._arrange(network, self._made)
 
     def stage(self, k: int, carry: Carry) -> Carry:
         """The carry after stage k (from 0)."""
-        out = self._stages[k](*carry)
-        return out if isinstance(out, tuple) else (out,)
+        return as_carry(self._exactly(self._stages[k], *carry))
 
     def head(self, k: int, carry: Carry) -> Tensor:
         """Logits `[B, C]` of exit k for the carry after stage k."""
-        logits_BC: Tensor = self._heads[k](carry[self._reads[k]])
+        logits_BC: Tensor = self._exactly(self._heads[k], carry[self._reads[k]])
         return logits_BC
 
     @torch.inference_mode()
     def logits(self, images_BCHW: Tensor) -> Tensor:
         """Logits `[K, B, C]` of every exit: the whole network, no image leaving early."""
+        logits_KBC: Tensor = self._exactly(self._logits, images_BCHW)
+        return logits_KBC
+
+    def _logits(self, images_BCHW: Tensor) -> Tensor:
         carry, logits = self.enter(images_BCHW), []
         for k in range(self.num_exits):
             carry = self.stage(k, carry)
             logits.append(self.head(k, carry))
         return torch.stack(logits)
+
+    def _exactly(self, run: Callable[..., Any], *given: Any) -> Any:
+        """What is run in the form's own precision, whatever autocast there is around."""
+        kind = self.device.type
+        if not torch.is_autocast_enabled(kind):
+            return run(*given)
+        with torch.autocast(kind, enabled=False):
+            return run(*given)
 
 
 def compiled(part: nn.Module) -> Callable[..., Any]:
