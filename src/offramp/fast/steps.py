@@ -3,7 +3,7 @@
 R rows (one a pixel, over the whole batch). Maps lie as `[B, height, width, channels]` in slabs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,9 +49,7 @@ class Pass:
         whole = self.maps[region.slab]
         if whole is None:
             slab = self.slabs[region.slab]
-            # oneDNN's bf16 products of some processors (AMX) also read the channels beside theirs, times 0: no garbage.
-            clears = self.dtype == torch.bfloat16 and device.type == "cpu"
-            make = torch.zeros if clears else torch.empty
+            make = torch.zeros if _reads_beside(self.dtype, device) else torch.empty
             whole = make(batch, *slab.sides, slab.width, dtype=self.dtype, device=device)
             self.maps[region.slab] = whole
         return _channels(whole, region)
@@ -124,6 +122,17 @@ class Pass:
         """Add to what a parameter gets."""
         before = self.parameter_gradients.get(parameter)
         self.parameter_gradients[parameter] = gradient if before is None else before + gradient
+
+
+def _reads_beside(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products may read the channels beside theirs, times 0, so that no garbage may lie there.
+
+    oneDNN's in bf16 do, with AMX, of more than 32 channels but for multiples of 32 (uxlfoundation/oneDNN#5717).
+    """
+    if dtype != torch.bfloat16 or device.type != "cpu":
+        return False
+    has_amx: Callable[[], bool] | None = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return has_amx is None or has_amx()
 
 
 def _channels(whole: Tensor, region: Region) -> Tensor:
