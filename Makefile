@@ -36,7 +36,8 @@ bench: $(VENV)/.dev           ## every benchmark, quickly, in one table; warns o
 	$(BIN)/python benchmarks/all.py
 
 bench-gpu: $(VENV)/.dev       ## training on a GPU in every form, data and five seeds included; says so where there is none
-	$(BIN)/python benchmarks/gpu.py
+	@mkdir -p runs
+	$(BIN)/python benchmarks/gpu.py --out runs/bench-gpu.json
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,13 +1,17 @@
 """Training on a GPU: steps in every form, end to end with the data path there, five seeds side by side, a profile.
 
-    python benchmarks/gpu.py [--device cuda] [--rounds 15] [--threads 1] [--quick] [--out FILE]
+    python benchmarks/gpu.py [--device cuda] [--networks NAME ...] [--forms NAME ...] [--skip PART ...]
+        [--rounds 15] [--threads 1] [--quick] [--out FILE]
 
 Without a GPU it says so in one line, and is done; `--device cpu --quick` runs it small, to try the script itself.
 
 Steps: forward, sum of cross-entropies, backward, SGD on a random batch that is there already, channels last; float32
 multiplied in TF32, convolutions tried by cuDNN (`cudnn.benchmark`), kernels not deterministic. Rows count images a
-second. A product of large matrices takes turns with the steps: the device's peak. A form that fails has a row that says
-why.
+second. One form at a time is there, in one precision, and takes turns with plain in float32 and with a product of large
+matrices, the device's peak: the best of a turn's, warm, into memory that is there. Then all its memory is given back. A
+form that fails, at whatever moment, has a row that says why. What is measured so far is written after each form, to
+--out and to standard error: a run that is stopped has lost the form that it was at. Compiling takes minutes a form;
+`--forms plain merged graphs` leaves that out, and `--skip` takes `steps`, `seeds` and `profile`.
 
 End to end: `offramp.fit` on random images of CIFAR's size, objective dynamic, form graphs, bf16, deterministic kernels
 off; images are cut out of pixels on the device. Its epochs end as always (checkpoint, metrics). Five such processes,
@@ -17,6 +21,9 @@ GPU, unless NVIDIA's MPS (`nvidia-cuda-mps-control -d`, before this) lets their 
 
 import argparse
 import contextlib
+import gc
+import itertools
+import json
 import os
 import subprocess
 import sys
@@ -32,8 +39,8 @@ import caches  # isort: skip  # noqa: F401  sets what torch reads when it is loa
 
 import rows
 import torch
+from profiling import profiled, shares, wait_for
 from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 from two_processes import Paced, Run
 
 import offramp
@@ -43,7 +50,7 @@ from offramp.config import Spec, TrainConfig
 from offramp.costs import cost
 from offramp.data import Batch
 from offramp.devices import device_named
-from offramp.engine.timing import conditions, take_turns
+from offramp.engine.timing import conditions, ratio, take_turns
 from offramp.errors import OfframpError
 from offramp.fast import training_form
 from offramp.network import EarlyExitNet
@@ -55,6 +62,7 @@ from offramp.training.monitor import Placement
 SEEDS, WITHIN = 5, 2.5
 WARMUP = 2
 PRECISIONS = ("float32", "bf16")
+PARTS = ("steps", "seeds", "profile")
 FAILURES = (
     OfframpError,
     RuntimeError,
@@ -83,7 +91,7 @@ class Size(NamedTuple):
     """How much is measured."""
 
     cases: dict[str, Case]
-    forms: tuple[str, ...]
+    forms: tuple[str, ...]  # the first is what the others are compared with
     steps: int  # in a row between two looks at the clock
     images: int  # of an epoch, end to end
     side: int  # of the matrices whose product is the peak
@@ -92,12 +100,6 @@ class Size(NamedTuple):
 
 ON_GPU = Size(CASES, ("plain", "merged", "compiled", "reduce-overhead", "graphs"), 20, 50_000, 8192, SEEDS)
 ON_CPU = Size(SMALL, ("plain", "merged"), 1, 24, 256, 2)
-
-
-def wait_for(device: torch.device) -> None:
-    """Until it has done all that it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def clocked(work: Callable[[], object], steps: int, device: torch.device) -> Callable[[], float]:
@@ -146,45 +148,50 @@ def step_of(case: Case, form: str, precision: str, device: torch.device, steps: 
 
 
 def product(precision: str, device: torch.device, size: Size) -> Callable[[], float]:
-    """A product of matrices."""
+    """The seconds of a product of matrices, into memory that is there: the best of some."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    left, right = torch.randn(2, size.side, size.side, device=device, dtype=dtype)
-    return clocked(lambda: left @ right, size.steps, device)
+    left, right, out = torch.randn(3, size.side, size.side, device=device).to(dtype)
+    once = clocked(lambda: torch.mm(left, right, out=out), 1, device)
+    return lambda: min(once() for _ in range(size.steps + 1))
 
 
 def goal_of(case: Case) -> str:
     return "none" if case.goal is None else f"at least {case.goal:,} images a second"
 
 
-def steps_of(
-    name: str, case: Case, size: Size, rounds: int, device: torch.device
+def form_of(
+    name: str, case: Case, form: str, precision: str, size: Size, rounds: int, device: torch.device
 ) -> tuple[list[rows.Row], dict[str, Any]]:
-    """Rows of one network, and the shares of the device's peak."""
-    found: list[rows.Row] = []
-    turns: dict[Any, Callable[[], float]] = {("peak", p): product(p, device, size) for p in PRECISIONS}
-    for form in size.forms:
-        for precision in PRECISIONS:
-            try:
-                turns[form, precision] = step_of(case, form, precision, device, size.steps)
-            except FAILURES as error:
-                label, why = f"{name}, {form}, {precision}", str(error).partition("\n")[0]
-                found.append(
-                    {"name": label, "unit": "images/s", "value": None, "goal": goal_of(case), "met": False, "why": why}
-                )
-    seconds = take_turns(turns, rounds, WARMUP)
+    """The row of a form in a precision, and the figures behind it."""
+    label, goal = f"{name}, {form}, {precision}", goal_of(case)
+    first = size.forms[0], "float32"
+    try:
+        turns = {"peak": product(precision, device, size), "it": step_of(case, form, precision, device, size.steps)}
+        if (form, precision) != first:
+            turns["plain"] = step_of(case, *first, device, size.steps)
+        seconds = take_turns(turns, rounds, WARMUP)
+    except FAILURES as error:
+        why = str(error).partition("\n")[0]
+        return [{"name": label, "unit": "images/s", "value": None, "goal": goal, "met": False, "why": why}], {}
     operations = 6 * cost(built(case, torch.device("cpu"))).exits[-1].multiply_adds * case.batch  # see training_step.py
-    details: dict[str, Any] = {}
-    for (form, precision), times in seconds.items():
-        rate = 2 * size.side**3 / median(seconds["peak", precision])
-        if form == "peak":
-            details[f"peak, {precision}"] = {"trillion operations a second": round(rate / 1e12, 2)}
-            continue
-        label = f"{name}, {form}, {precision}"
-        a_second = [case.batch / s for s in times]
-        found.append(rows.value(label, "images/s", a_second, goal_of(case), above=case.goal or 0.0))
-        share = round(operations / median(times) / rate, 4)
-        details[label] = {"images a second": rows.spread(a_second), "share of peak": share}
-    return found, details
+    rate = 2 * size.side**3 / min(seconds["peak"])
+    a_second = [case.batch / s for s in seconds["it"]]
+    figures = {
+        "images a second": rows.spread(a_second),
+        "peak, trillion operations a second": round(rate / 1e12, 2),
+        "share of peak": round(operations / median(seconds["it"]) / rate, 4),
+    }
+    if "plain" in seconds:
+        figures["times as fast as plain, float32"] = ratio(seconds["plain"], seconds["it"])
+    return [rows.value(label, "images/s", a_second, goal, above=case.goal or 0.0)], {label: figures}
+
+
+def give_back(device: torch.device) -> None:
+    """The memory of what nobody needs any more: networks, graphs, what was compiled."""
+    torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 class PacedThere(Paced):
@@ -273,7 +280,6 @@ def whole_steps(case: Case, form: str, device: torch.device, folder: str) -> Ite
 
 def summary(case: Case, form: str, device: torch.device) -> dict[str, Any]:
     """What a step of the training loop asks of the device, and where it waits for it."""
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
     with tempfile.TemporaryDirectory() as folder:
         steps = whole_steps(case, form, device, folder)
         for _ in range(5):
@@ -282,22 +288,24 @@ def summary(case: Case, form: str, device: torch.device) -> dict[str, Any]:
             warnings.simplefilter("always")
             with waiting_is_told(device):
                 next(steps)
-        wait_for(device)
-        with profile(activities=activities) as seen:
-            start = time.perf_counter()
-            next(steps)
-            wait_for(device)
-            wall = time.perf_counter() - start
-    events = list(seen.events() or ())
-    kernels = [e for e in events if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)]
+        seen = profiled(lambda: next(steps), device)
+    kernels = [
+        e for e in seen.events if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)
+    ]
     return {
-        "operators asked for": sum(e.name.startswith("aten::") for e in events),
-        "launches": sum("LaunchKernel" in e.name or "GraphLaunch" in e.name for e in events),
+        "operators asked for": sum(e.name.startswith("aten::") for e in seen.events),
+        "launches": sum("LaunchKernel" in e.name or "GraphLaunch" in e.name for e in seen.events),
         "kernels and copies": len(kernels),
         "milliseconds on the device": round(sum(e.time_range.elapsed_us() for e in kernels) / 1000, 3),
-        "milliseconds, profiled": round(1000 * wall, 3),
+        "milliseconds, profiled": round(1000 * seen.seconds, 3),
+        "shares by kind of operator": {kind: round(share, 3) for kind, share in shares(seen, device).items()},
         "waits for the device": [f"{Path(w.filename).name}:{w.lineno}" for w in said if "synchroniz" in str(w.message)],
     }
+
+
+def profiles(case: Case, forms: tuple[str, ...], device: torch.device) -> dict[str, Any]:
+    """`summary` of each form."""
+    return {form: summary(case, form, device) for form in dict.fromkeys(forms)}
 
 
 @contextlib.contextmanager
@@ -325,32 +333,47 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """See the top of this file."""
     torch.set_num_threads(options.threads)
     device, form, size = there(options.device)
-    before = conditions(device)
     rounds = rows.ENOUGH if options.quick else options.rounds
     found: list[rows.Row] = []
     details: dict[str, Any] = {}
-    for name, case in size.cases.items():
-        own, details[name] = steps_of(name, case, size, rounds, device)
-        found += own
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    own, details["side by side"] = side_by_side(size, rounds, device)
-    found += own
+    so_far = {"what": "training: forms, end to end, seeds side by side", **conditions(device), "rounds": rounds}
+    so_far |= {"rows": found, "details": details}
+
+    def keep(own: list[rows.Row], figures: dict[str, Any]) -> None:
+        found.extend(own)
+        details.update(figures)
+        for row in own:
+            print(json.dumps(row), file=sys.stderr, flush=True)
+        if options.out is not None:
+            options.out.write_text(json.dumps(so_far, indent=1) + "\n")
+        give_back(device)
+
+    names = [name for name in size.cases if name in (options.networks or size.cases)]
+    forms = [one for one in size.forms if one in (options.forms or size.forms)]
+    for name, one, precision in itertools.product(names, forms, PRECISIONS):
+        if "steps" not in options.skip:
+            keep(*form_of(name, size.cases[name], one, precision, size, rounds, device))
     case = next(iter(size.cases.values()))
-    details["a step of the loop, bf16"] = {f: summary(case, f, device) for f in dict.fromkeys(("plain", form))}
-    return {
-        "what": "training: forms, end to end, seeds side by side",
-        **before,
-        "rounds": rounds,
-        "rows": found,
-        "details": details,
-    }
+    for part, about, work in (
+        ("seeds", "side by side", lambda: side_by_side(size, rounds, device)),
+        ("profile", "a step of the loop, bf16", lambda: ([], profiles(case, ("plain", form), device))),
+    ):
+        if part not in options.skip:
+            try:
+                own, figures = work()
+            except FAILURES as error:
+                own, figures = [], {"why": str(error)}
+            keep(own, {about: figures})
+    return so_far
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = rows.parser(__doc__, rounds=15, threads=1)
     made.add_argument("--device", default="cuda", help="cuda or cuda:N; cpu tries the script (default cuda)")
+    made.add_argument("--networks", nargs="+", choices=CASES, metavar="NAME", help="steps of these alone")
+    made.add_argument("--forms", nargs="+", choices=ON_GPU.forms, metavar="NAME", help="these forms alone")
+    made.add_argument("--skip", nargs="+", choices=PARTS, default=(), metavar="PART", help="what not to measure")
     return made
 
 

@@ -1,15 +1,22 @@
 """`make bench-gpu` has not run on a GPU here; that its script runs, and what it leaves, is tested on the CPU."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import gpu
+
+SCRIPT = Path(gpu.__file__)
 
 
 def run(*options: str) -> str:
@@ -39,3 +46,47 @@ def test_everything_it_measures_is_measured_small_on_a_cpu(tmp_path: Path) -> No
     assert found["rows"][-1]["at_least"] <= found["rows"][-1]["ratio"] <= found["rows"][-1]["at_most"]
     for profiled in found["details"]["a step of the loop, bf16"].values():
         assert profiled["operators asked for"] > 100
+
+
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Measures the steps of forms that take a second each, but for those whose error is given; what was written."""
+
+    def go(errors: Mapping[str, BaseException], *options: str) -> dict[str, Any]:
+        def step_of(case: gpu.Case, form: str, *others: Any) -> Callable[[], float]:
+            def step() -> float:
+                if form in errors:
+                    raise errors[form]
+                return 1.0
+
+            return step
+
+        monkeypatch.setattr(gpu, "step_of", step_of)
+        out = tmp_path / "gpu.json"
+        words = ["--device", "cpu", "--quick", "--skip", "seeds", "profile", "--out", str(out), *options]
+        with contextlib.suppress(KeyboardInterrupt):
+            gpu.measure(gpu.parser().parse_args(words))
+        found: dict[str, Any] = json.loads(out.read_text())
+        return found
+
+    return go
+
+
+def test_a_form_that_fails_when_it_is_timed_has_a_row_and_the_others_go_on(measure) -> None:
+    found = measure({"plain": RuntimeError("CUDA out of memory.\nTried to allocate")})["rows"]
+    assert [row.get("why") for row in found] == ["CUDA out of memory."] * 4  # the others are compared with plain
+    found = measure({"merged": RuntimeError("CUDA out of memory.\nTried to allocate")})["rows"]
+    assert [(row["value"], row.get("why")) for row in found] == [(8.0, None)] * 2 + [(None, "CUDA out of memory.")] * 2
+
+
+def test_what_was_measured_before_a_run_is_stopped_is_there(measure) -> None:
+    found = measure({"merged": KeyboardInterrupt()})
+    assert [row["name"] for row in found["rows"]] == ["small MSDNet, plain, float32", "small MSDNet, plain, bf16"]
+    assert len(found["details"]) == 2
+
+
+def test_forms_can_be_chosen(measure) -> None:
+    assert [row["name"] for row in measure({}, "--forms", "merged")["rows"]] == [
+        "small MSDNet, merged, float32",
+        "small MSDNet, merged, bf16",
+    ]
