@@ -1,6 +1,7 @@
 """`kill -9` at any moment, start again: the same files, byte for byte."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="no compiler")
 TRAIN = (
     "train --data digits --objective dynamic --network msdnet exits=2 channels=4 growth=2 growth_factors=(1,2) "
     "bottleneck_factors=(1,2) head_channels=8 --save-every-steps 3 --batch-size 100 --xray 20"
@@ -22,8 +24,13 @@ def torture(tmp_path: Path, num_kills: int, seed: int, *more: str) -> dict[str, 
     return result
 
 
-def test_three_kills(tmp_path: Path) -> None:
-    result = torture(tmp_path, 3, 1, "--epochs", "4")
+@pytest.mark.parametrize(
+    "more",
+    [(), pytest.param(("--form", "kernels", "--precision", "bf16"), marks=needs_compiler)],
+    ids=["auto", "kernels"],
+)
+def test_three_kills(tmp_path: Path, more: tuple[str, ...]) -> None:
+    result = torture(tmp_path, 3, 1, "--epochs", "4", *more)
     assert result["kills"] == 3
     assert len(result["compared"]) == 5
     assert result["different"] == []
