@@ -129,7 +129,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """See the top of this file."""
     torch.set_num_threads(options.threads)
     before = conditions()
-    rounds, sorting = (rows.ENOUGH, 1) if options.quick else (options.rounds, 5)
+    rounds, sorting = (rows.ENOUGH, 3) if options.quick else (options.rounds, 5)
     found = {name: on(name, rounds, sorting) for name in (QUICK if options.quick else NETWORKS)}
     return {
         "what": "the engine run by onnxruntime, over the engine run by torch in its fastest form",

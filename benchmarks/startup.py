@@ -4,9 +4,9 @@
 
 `import offramp` is timed by the process that does it, which also says that torch was not loaded. The first step is
 that of `offramp train --data digits`, from the start of the command to the moment when the step is done: the command
-gets the rule of this file, the standard one, which says so on standard output; then the command is stopped. Beside them
-what it loads that is not ours: Python, torch, scikit-learn and what torch's optimisers load, one upon the other. Files
-are in the system's cache: everything runs once before it is timed.
+gets the rule of this file, the standard one, which says so on standard output; then the command is stopped. Beside
+them, but not with --quick, what it loads that is not ours: Python, torch, scikit-learn and what torch's optimisers
+load, one upon the other. Files are in the system's cache: everything runs once before it is timed.
 
 Kernels: the first step of MSDNet-7 in bf16 with `--form kernels`, on random images of CIFAR's size that are made in the
 process. Once with an empty folder for kernels, so that they are compiled (the first time on a machine; with --quick a
@@ -134,9 +134,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "first step on digits": first_step(DIGITS, options.threads),
     }
     seconds = take_turns(variants, rounds, warmup=1)
-    others = take_turns(
-        {name: whole("-c", code) for name, code in OTHERS.items()}, 3 if options.quick else rounds, warmup=1
-    )
+    others = {} if options.quick else {name: whole("-c", code) for name, code in OTHERS.items()}
+    loading = take_turns(others, rounds, warmup=1)
     kernels = with_kernels(rounds, 1 if options.quick else rows.ENOUGH, options.threads)
     about = "first step of MSDNet-7, form kernels"
     imports = [1000 * s for s in seconds["import offramp"]]
@@ -153,7 +152,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             rows.value(f"{about}, {COLD}", "s", kernels[COLD], "none"),
             rows.value(f"{about}, {WARM}", "s", kernels[WARM], f"under {READY_S:g} s", below=READY_S),
         ],
-        "seconds": {name: rows.spread(times) for name, times in {**seconds, **others, **kernels}.items()},
+        "seconds": {name: rows.spread(times) for name, times in {**seconds, **loading, **kernels}.items()},
     }
 
 

@@ -69,11 +69,13 @@ def every_row(name: str, found: Found) -> list[str]:
 
 
 def with_goals(recorded: Mapping[str, Found]) -> list[str]:
-    """Every row that has a goal."""
+    """Every row that has a goal, after the benchmark's name."""
     heads = ("what", "measured", "bounds", "goal", "met", "command")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, found in recorded.items():
-        wanted = {about: row for about, row in found["rows"].items() if row["goal"] != "none"}
+        wanted = {
+            f"{name.replace('_', ' ')}: {about}": row for about, row in found["rows"].items() if row["goal"] != "none"
+        }
         if name in SUMMED and wanted:
             missed = sum(not row["met"] for row in wanted.values())
             cells = (

@@ -151,7 +151,7 @@ def measured(name: str, case: Case, rounds: int) -> tuple[list[rows.Row], dict[s
     off = check(name, steps)
     turns = {key: functools.partial(second, step) for key, step in steps.items()}
     peaks = {("peak", p): product(dtype) for p, dtype in DTYPES.items()}
-    seconds = take_turns({**turns, **peaks}, rounds)
+    seconds = take_turns({**turns, **peaks}, rounds, warmup=1)
     operations = 6 * cost(backbones.build(Spec(case.preset))).exits[-1].multiply_adds * case.batch  # see the top
     rates = {p: peak(seconds["peak", p]) for p in DTYPES}
     found, figures = [], {}

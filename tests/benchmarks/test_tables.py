@@ -40,7 +40,7 @@ def test_tables_are_written_and_all_else_is_left(found) -> None:
     assert "| a ratio | 1.235 | times | 1.1 to 1.3 | at least 1.2 | **no** |  |" in lines
     assert "| a rate | 119,000 | images/s |  |  |  | 42 % |" in lines
     command = "`python benchmarks/some.py --quick --threads 1`"
-    assert f"| a ratio | 1.235 times | 1.1 to 1.3 | at least 1.2 | **no** | {command} |" in lines
+    assert f"| some: a ratio | 1.235 times | 1.1 to 1.3 | at least 1.2 | **no** | {command} |" in lines
     assert "| own |" in lines
     assert sum("commit abc with changes" in line for line in lines) == 2
     assert not any(line.startswith("old") for line in lines)
