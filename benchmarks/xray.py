@@ -97,12 +97,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     before = conditions()
     num_images = 400 if options.quick else IMAGES
     parts = fashion_mnist(limit=num_images, holdout=200)
-    seconds = take_turns(steps(parts), 51 if options.quick else options.rounds)
+    rounds = 51 if options.quick else options.rounds
+    seconds = take_turns(steps(parts), rounds)
     shares = [share_of_a_run(parts) for _ in range(RUNS)]
     goal = f"at most {SHARE:.0%}"
     return {
         "what": "watching gradients, Fashion-MNIST, MSDNet of 4 exits, batches of 64",
         **before,
+        "rounds": rounds,
         "images": num_images,
         "watched": WATCHED,
         "rows": [
