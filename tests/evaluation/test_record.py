@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from offramp.data import HeldOut
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, record, recorded
 from offramp.policy import Measure
@@ -152,6 +153,20 @@ def test_impossible_arguments_are_refused_where_a_record_is_kept_too(network, sp
     recorded(network, split, tmp_path / "x")
     with pytest.raises(UsageError, match=f"{said} must be at least 1"):
         recorded(network, split, tmp_path / "x", **arguments)
+
+
+def test_held_out_images_as_a_whole_are_no_part(network, tmp_path):
+    for made in (record, lambda *arguments: recorded(*arguments, tmp_path / "record")):
+        with pytest.raises(UsageError, match=r"such as val\.search or test, not of a HeldOut"):
+            made(network, HeldOut())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_of_another_type_is_given_images_of_its_own(network, split, dtype):
+    found = record(network.to(dtype), split)
+    assert found.logits_KSC.dtype == torch.float32
+    expected = network.eval()(split.images.to(dtype)).float()
+    torch.testing.assert_close(found.logits_KSC, expected, rtol=0, atol=0.1 if dtype == torch.bfloat16 else 1e-6)
 
 
 def test_another_number_of_classes_is_refused(network, split):

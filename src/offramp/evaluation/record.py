@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class BatchLike(Protocol):
     def indices_B(self) -> Tensor: ...  # noqa: D102, N802
 
 
+@runtime_checkable
 class SplitLike(Protocol):
     """What is read of a part of a data set (`offramp.data.Split`)."""
 
@@ -180,14 +181,14 @@ def record(
     """
     if active():
         raise UsageError("record reads a whole data set in one process; call it outside torchrun.")
-    _check(limit, batch_size)
+    _check(split, limit, batch_size)
     if split.num_classes != network.num_classes:
         raise UsageError(f"{split.name} has {split.num_classes} classes, the network {network.num_classes}.")
     num_images = len(split) if limit is None else min(limit, len(split))
     # Made once at full size: a list of batches, stacked at the end, would need the memory twice.
     logits_KSC = torch.empty(network.num_exits, num_images, network.num_outputs)
     targets_S, indices_S = (torch.empty(num_images, dtype=torch.int64) for _ in range(2))
-    home = _device_of(network)
+    home, dtype = _home_of(network)
     device = home if device is None else torch.device(device)
     modes = [(module, module.training) for module in network.modules()]
     try:
@@ -197,7 +198,7 @@ def record(
         done = 0
         for images_BCHW, targets_B, indices_B in _chunks(split, num_images, batch_size):
             here = slice(done, done + len(targets_B))
-            logits_KSC[:, here] = _logits(network, images_BCHW.to(device), indices_B, split.name)
+            logits_KSC[:, here] = _logits(network, images_BCHW.to(device, dtype), indices_B, split.name)
             targets_S[here], indices_S[here] = targets_B, indices_B
             done = here.stop
             if progress is not None:
@@ -236,7 +237,7 @@ def recorded(
 
     Arguments as for `record`. A damaged record is made again.
     """
-    _check(limit, batch_size)
+    _check(split, limit, batch_size)
     num_images = len(split) if limit is None else min(limit, len(split))
     wanted = (weights_hash(network.state_dict()), split.fingerprint(), num_images)
     if Path(path).is_file():
@@ -251,15 +252,22 @@ def recorded(
     return made
 
 
-def _check(limit: int | None, batch_size: int | None) -> None:
+def _check(split: SplitLike, limit: int | None, batch_size: int | None) -> None:
+    if not isinstance(split, SplitLike):
+        raise UsageError(
+            f"A record is of one part of a data set, such as val.search or test, not of a {type(split).__name__}."
+        )
     for name, value in (("limit", limit), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, not {value}.")
 
 
-def _device_of(network: EarlyExitNet) -> torch.device:
+def _home_of(network: EarlyExitNet) -> tuple[torch.device, torch.dtype | None]:
+    """Where its parameters are, and of which type the images have to be; None: as they are."""
     parameter = next(network.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+    if parameter is None:
+        return torch.device("cpu"), None
+    return parameter.device, parameter.dtype if parameter.is_floating_point() else None
 
 
 def _chunks(split: SplitLike, num_images: int, batch_size: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -14,6 +14,7 @@ from offramp import backbones, data, fast, objectives, processes, rules
 from offramp.config import Run, TrainConfig
 from offramp.data import HeldOut, Split
 from offramp.devices import device_named
+from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import Objective
 from offramp.rules import TrainingRule, Workbench
@@ -73,6 +74,8 @@ def fit(
         UsageError: What does not fit together, or a folder that holds something else.
         OfframpError: A loss that is not finite, a disk that is full, checkpoints that are all damaged.
     """
+    if val is not None and not isinstance(val, HeldOut):
+        raise UsageError(f"fit takes the held-out images as a whole, not {val.name} alone: pass val, or None.")
     config = config or TrainConfig()
     train = train if config.augment else Unaugmented(train)
     job = Job(network, objective, train, val or HeldOut(), config, rule or rules.Standard())
