@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,26 @@ def test_the_number_of_classes_is_read_off_the_last_linear() -> None:
 def test_stages_and_exits_are_as_many(counts: tuple[int, int]) -> None:
     with pytest.raises(UsageError, match=f"found {counts[0]} stages and {counts[1]} exits"):
         EarlyExitNet([nn.Identity()] * counts[0], [nn.Linear(5, 2)] * counts[1])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "more", "message"),
+    [
+        ((10, 9), {}, r"Exit 2 ends with 9 outputs, not 10 \(num_classes=10\)"),
+        ((3, 4), {"damping": True}, r"Exit 2 ends with 4 outputs, not 3 \(num_classes=2 and the damping neuron\)"),
+        ((3, 3), {"num_classes": 0}, "num_classes must be a whole number of at least 1, not 0"),
+        ((1, 1), {"damping": True}, "num_classes must be a whole number of at least 1, not 0"),
+        ((3, 3), {"num_classes": "3"}, "num_classes must be a whole number of at least 1, not '3'"),
+        ((3, 3), {"num_classes": 5}, "Exit 1 ends with 3 outputs, not 5"),
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda linear: linear, lambda linear: nn.Sequential(nn.ReLU(), linear)])
+def test_exits_that_end_with_other_outputs_are_refused(
+    outputs: tuple[int, ...], more: dict[str, Any], message: str, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    exits = [wrap(nn.Linear(5, number)) for number in outputs]
+    with pytest.raises(UsageError, match=message):
+        EarlyExitNet([nn.Identity()] * 2, exits, **more)
 
 
 def test_reads_are_as_many_as_exits() -> None:

@@ -47,6 +47,10 @@ class EarlyExitNet(nn.Module):
         damping: Whether output N (the last) is the damping neuron (paper, Eq. 1).
         reads: Index into the carry of the tensor an exit reads, one for all or one per exit.
         image_shape: `(channels, height, width)` of the images it was made for, where known.
+
+    Raises:
+        UsageError: Stages, exits and `reads` that are not as many, no classes, a Linear at an exit's end with another
+            number of outputs.
     """
 
     link: Link
@@ -74,10 +78,23 @@ class EarlyExitNet(nn.Module):
             raise UsageError(f"`reads` names {len(self.reads)} tensors for {self.num_exits} exits.")
         self.num_classes = _classes_of(self.exits[0]) - damping if num_classes is None else num_classes
         self.damping = damping
+        self._check_outputs()
         self.image_shape = image_shape
         self.link = plain_link
         self.spec: Spec | None = None  # how to build this network again; set by `builder`
         self.origin: dict[str, Any] | None = None  # where its trunk comes from, as JSON values; set by `attach`
+
+    def _check_outputs(self) -> None:
+        if not isinstance(self.num_classes, int) or self.num_classes < 1:
+            raise UsageError(f"num_classes must be a whole number of at least 1, not {self.num_classes!r}.")
+        neuron = " and the damping neuron" if self.damping else ""
+        for k, head in enumerate(self.exits, 1):
+            last = head[-1] if runs_in_turn(head) and len(head) else head
+            if type(last) is nn.Linear and last.out_features != self.num_outputs:
+                raise UsageError(
+                    f"Exit {k} ends with {last.out_features} outputs, not {self.num_outputs} "
+                    f"(num_classes={self.num_classes}{neuron})."
+                )
 
     @property
     def num_exits(self) -> int:

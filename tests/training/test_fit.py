@@ -45,9 +45,10 @@ def network(damping: bool = False) -> EarlyExitNet:
 
 
 def forgetful() -> EarlyExitNet:
-    """Says it has a damping neuron, and its exits lack one."""
+    """Says it has a damping neuron, and its exits lack one, which is not seen before they run."""
     plain = network()
-    return EarlyExitNet(plain.stages, plain.exits, num_classes=2, damping=True)
+    exits = [nn.Sequential(head, nn.Identity()) for head in plain.exits]
+    return EarlyExitNet(plain.stages, exits, num_classes=2, damping=True)
 
 
 QUICK = TrainConfig(epochs=3, lr=0.05)
@@ -228,6 +229,12 @@ def test_weights_of_a_run_are_named_by_its_folder_and_unknown_origins_by_nothing
     assert first["division"] == {key: parts.val.division[key] for key in first["division"]}
 
 
+def test_half_of_the_held_out_images_is_not_taken_for_all(tmp_path: Path) -> None:
+    parts = images()
+    with pytest.raises(UsageError, match=r"not arrays/search alone: pass val, or None"):
+        offramp.fit(network(), CrossEntropy(), parts.train, parts.val.search, QUICK, out=tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -238,7 +245,7 @@ def test_weights_of_a_run_are_named_by_its_folder_and_unknown_origins_by_nothing
         ({"config": TrainConfig(epochs=1, device="cuda:7")}, "no CUDA GPU"),
         ({"config": TrainConfig(epochs=1, device="abacus")}, "There is no device 'abacus'"),
         ({"objective": Damping((0.1, 0.2, 0.3)), "network": network(True)}, "3 values for 2 exits"),
-        ({"network": forgetful(), "objective": PowerSqrt()}, r"shape \(2, 1, 2\) for one image, not \(2, 1, 3\)"),
+        ({"network": forgetful(), "objective": PowerSqrt()}, r"Exit 1 .* \(1, 2\) for one image, not \(1, 3\)"),
     ],
 )
 def test_what_does_not_fit_together(tmp_path: Path, change: dict[str, Any], words: str) -> None:

@@ -63,6 +63,31 @@ def test_terms_that_are_not_of_each_exit_and_image_are_refused(
         job(objective=Odd(), network=network).check()
 
 
+@pytest.mark.parametrize(
+    ("exits", "reads", "message"),
+    [
+        ([nn.Linear(16, 3)], 5, "Exit 1 reads tensor 5 of the carry, and stage 1 gives 1"),
+        ([nn.Linear(16, 3)], -2, "Exit 1 reads tensor -2 of the carry"),
+        (
+            [nn.Linear(16, 3), nn.Unflatten(1, (4, 4))],
+            -1,
+            r"Exit 2 gives logits of the shape \(1, 4, 4\) for one",
+        ),
+        (
+            [nn.Linear(16, 3), nn.Identity()],
+            -1,
+            r"Exit 2 .* \(1, 16\) .* not \(1, 3\) \(images, 2 classes and the",
+        ),
+    ],
+)
+def test_what_an_exit_cannot_read_or_give_is_found_before_training(
+    exits: list[nn.Module], reads: int, message: str
+) -> None:
+    network = EarlyExitNet([nn.Flatten(), nn.Identity()][: len(exits)], exits, damping=True, reads=reads)
+    with pytest.raises(UsageError, match=message):
+        job(network=network).check()
+
+
 def test_equal_jobs_have_equal_descriptions_and_others_do_not() -> None:
     assert job().describe() == job().describe()
     assert job(objective=dynamic()).describe() != job().describe()

@@ -15,7 +15,7 @@ from offramp.config import TrainConfig, to_json
 from offramp.data import HeldOut, Split
 from offramp.devices import describe_device
 from offramp.errors import UsageError
-from offramp.network import EarlyExitNet
+from offramp.network import Carry, EarlyExitNet
 from offramp.objectives import Objective
 from offramp.rules import TrainingRule
 from offramp.runs import FORMAT, RunFolder, weights_of
@@ -79,15 +79,8 @@ class Job:
         image = torch.zeros(1, *self.train.image_shape, dtype=parameter.dtype, device=parameter.device)
         mode = network.training
         with torch.no_grad():
-            logits_K1C = network.eval()(image)
+            logits_K1C = _tried(network.eval(), image)
             network.train(mode)
-            wanted = (network.num_exits, 1, network.num_outputs)
-            if tuple(logits_K1C.shape) != wanted:
-                neuron = " and the damping neuron" if network.damping else ""
-                raise UsageError(
-                    f"The network's logits have the shape {tuple(logits_K1C.shape)} for one image, not {wanted} "
-                    f"(exits, images, {network.num_classes} classes{neuron})."
-                )
             self._try_objective(logits_K1C)
 
     def _try_objective(self, logits_K1C: Tensor) -> None:
@@ -153,6 +146,24 @@ class Job:
         if self.config.freeze_trunk:
             return f"{said}, of which {sum(p.numel() for p in self.network.exits.parameters()):,} train"
         return said if self.config.trunk_lr == 1 else f"{said}, trunk at {self.config.trunk_lr:g} of the rate"
+
+
+def _tried(network: EarlyExitNet, image: Tensor) -> Tensor:
+    """Logits `[K, 1, C]` of one image, exit by exit."""
+    carry: Carry = (image,)
+    logits, wanted = [], (1, network.num_outputs)
+    for k, reads in enumerate(network.reads):
+        carry = network.run_stage(k, carry)
+        if not -len(carry) <= reads < len(carry):
+            raise UsageError(f"Exit {k + 1} reads tensor {reads} of the carry, and stage {k + 1} gives {len(carry)}.")
+        logits.append(network.run_exit(k, carry))
+        if tuple(logits[k].shape) != wanted:
+            neuron = " and the damping neuron" if network.damping else ""
+            raise UsageError(
+                f"Exit {k + 1} gives logits of the shape {tuple(logits[k].shape)} for one image, not {wanted} "
+                f"(images, {network.num_classes} classes{neuron})."
+            )
+    return torch.stack(logits)
 
 
 def _ancestors(through: str, path: Any) -> list[dict[str, Any]]:
