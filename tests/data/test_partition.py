@@ -112,3 +112,8 @@ def test_a_fifth_of_each_class_is_test() -> None:
     assert np.bincount(labels[test], minlength=5).tolist() == [10, 4, 1, 0, 1]
     again = share_for_test(labels)
     assert np.array_equal(test, again[1])
+
+
+def test_a_test_set_of_no_images_is_refused() -> None:
+    with pytest.raises(UsageError, match="No image is left for a test set"):
+        share_for_test(np.arange(40))

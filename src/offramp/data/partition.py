@@ -115,10 +115,17 @@ def share_for_test(labels_S: npt.NDArray[np.integer]) -> tuple[IntArray, IntArra
 
     A fifth of each class (rounded down, but at least one image of two or more) is test, chosen by a fixed hash of the
     position: the same for everyone, whatever the seeds.
+
+    Raises:
+        UsageError: No class has two images.
     """
     order_S = np.lexsort((hashes(Purpose.TEST_SHARE, np.arange(len(labels_S))), labels_S))
     classes = np.split(order_S, np.flatnonzero(np.diff(labels_S[order_S])) + 1)
     test = [one[: max(len(one) // TEST_SHARE, min(len(one) - 1, 1))] for one in classes]
+    if not any(len(one) for one in test):
+        raise UsageError(
+            "No image is left for a test set: a fifth of each class is test, and each class has one image."
+        )
     is_test_S = np.zeros(len(labels_S), dtype=bool)
     is_test_S[np.concatenate(test)] = True
     return np.flatnonzero(~is_test_S), np.flatnonzero(is_test_S)
