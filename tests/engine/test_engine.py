@@ -378,3 +378,6 @@ def test_plans_may_be_written_with_lists_and_there_must_be_one(small) -> None:
     assert engine.plan_for(3) == Plan(asks=(0,), sizes=(4,), compacts=(0,))
     with pytest.raises(UsageError, match="one plan"):
         engine.use(PLAIN, {})
+    for use in (lambda plans: engine.use(PLAIN, plans), engine.under):
+        with pytest.raises(UsageError, match="size of batches must be a whole number of at least 1, not 0"):
+            use({0: Plan()})

@@ -30,14 +30,14 @@ def test_no_size_wastes_more_than_half_of_the_images() -> None:
     assert max(plan.rows(images) / images for images in range(1, 129)) <= 1.5
 
 
-@pytest.mark.parametrize("chunk", [0, -1])
-def test_chunks_below_1_are_refused(chunk) -> None:
-    with pytest.raises(UsageError, match=f"chunk must be at least 1, not {chunk}"):
+@pytest.mark.parametrize("chunk", [0, -1, 2.5, "2"])
+def test_chunks_that_are_no_number_of_rows_are_refused(chunk) -> None:
+    with pytest.raises(UsageError, match=f"chunk must be a whole number of at least 1, not {chunk!r}"):
         Plan(chunk=chunk)
 
 
 def test_sizes_below_1_are_refused() -> None:
-    with pytest.raises(UsageError, match="sizes must be at least 1, not 4, 0"):
+    with pytest.raises(UsageError, match="sizes must be a whole number of at least 1, not 0"):
         Plan(sizes=(4, 0))
 
 

@@ -16,7 +16,7 @@ from offramp.devices import device_named
 from offramp.engine.agreement import Agreement, agreement
 from offramp.engine.anytime import each_exit, until
 from offramp.engine.form import Form, Program
-from offramp.engine.plan import Plan, Tally
+from offramp.engine.plan import Plan, Tally, check_sizes
 from offramp.engine.rows import Answers, Left, Rows, in_order, join
 from offramp.engine.sessions import program
 from offramp.engine.straight import Straight, no_answers, note, now, wait
@@ -98,8 +98,7 @@ class Engine:
         Streams are run under `stream`; by default under the plan for the largest batches. `chunks` are what `straight`
         takes at a time, by size; by default what the plans do. `made` is the program, where there is one in this form.
         """
-        if not plans:
-            raise UsageError("At least one plan is needed, for some size of batches.")
+        check_sizes(plans)
         for plan in filter(None, (*plans.values(), stream)):
             self._check(plan)
         if form.bf16 and CERTIFICATE in self.policy.found:
@@ -111,6 +110,7 @@ class Engine:
         self, plans: Mapping[int, Plan], stream: Plan | None = None, *, chunks: Mapping[int, int | None] | None = None
     ) -> "Engine":
         """An engine under other plans that shares this one's program; arguments as of `use`."""
+        check_sizes(plans)
         for plan in filter(None, (*plans.values(), stream)):
             self._check(plan)
         twin = copy.copy(self)

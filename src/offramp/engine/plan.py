@@ -1,7 +1,9 @@
 """How batches are run, and what was spent on them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any
 
 from torch import Tensor
 
@@ -25,7 +27,7 @@ class Plan:
         straight: Run to the last exit and ask no other.
 
     Raises:
-        UsageError: A chunk or a size below 1.
+        UsageError: A chunk or a size that is no whole number of at least 1.
     """
 
     asks: tuple[int, ...] | None = None
@@ -39,13 +41,25 @@ class Plan:
             given = getattr(self, name)
             object.__setattr__(self, name, None if given is None else tuple(given))
         for name, values in (("chunk", () if self.chunk is None else (self.chunk,)), ("sizes", self.sizes)):
-            if any(value < 1 for value in values):
-                raise UsageError(f"{name} must be at least 1, not {', '.join(map(str, values))}.")
+            _check_rows(name, values)
 
     def rows(self, images: int) -> int:
         """The number of rows to run for so many images, at most a chunk."""
         most = max(self.sizes, default=0) if self.chunk is None else self.chunk
         return min((size for size in self.sizes if images <= size <= most), default=images)
+
+
+def check_sizes(plans: Mapping[int, Plan]) -> None:
+    """Refuse plans for no size of batches, and for what is none."""
+    if not plans:
+        raise UsageError("At least one plan is needed, for some size of batches.")
+    _check_rows("size of batches", plans)
+
+
+def _check_rows(name: str, values: Iterable[Any]) -> None:
+    for value in values:
+        if not isinstance(value, Integral) or value < 1:
+            raise UsageError(f"{name} must be a whole number of at least 1, not {value!r}.")
 
 
 @dataclass
