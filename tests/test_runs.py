@@ -10,10 +10,15 @@ from torch import Tensor, nn
 
 from offramp import runs
 from offramp.backbones import msdnet
+from offramp.backbones.collaboration import collaborating
+from offramp.backbones.prefix import prefix
+from offramp.config import Spec
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
+from offramp.rules import OneForAll
 from offramp.runs import FORMAT, RunFolder, load, load_weights, start_from
 from offramp.storage import save_tensors
+from offramp.training.job import _ancestors
 
 
 def small(damping: bool = False, num_classes: int = 4) -> EarlyExitNet:
@@ -39,6 +44,19 @@ def test_what_is_listed_and_what_has_a_path_are_the_same(tmp_path: Path) -> None
     names = [line.split()[0].removesuffix("/") for line in listed.splitlines()]
     assert sorted(names) == sorted(path.name for path in vars(folder).values() if path != tmp_path)
     assert folder.record("test") == tmp_path / "records" / "test.safetensors"
+
+
+def test_a_run_may_have_a_number_for_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the command line `teacher=1` is a number, as is `run=1` of a network."""
+    monkeypatch.chdir(tmp_path)
+    network = msdnet(exits=2, growth_factors=(1,), bottleneck_factors=(1,), image_size=8, num_classes=3)
+    (tmp_path / "1").mkdir()
+    run_in(tmp_path / "1", network)
+    assert prefix(**Spec.parse(["prefix", "run=1", "exits=1"]).args).num_exits == 1
+    assert collaborating(**Spec.parse(["collaborating", "run=1"]).args).num_exits == 2
+    rule = OneForAll(**Spec.parse(["one-for-all", "teacher=1"]).args)
+    rule.check(network)
+    assert [one["run"] for one in _ancestors("teacher", rule.settings()["teacher"])] == ["1"]
 
 
 def test_a_run_gives_its_network_back(tmp_path: Path) -> None:

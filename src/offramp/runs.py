@@ -127,9 +127,9 @@ class RunFolder:
 
 
 def _at_home(path: str | Path) -> Path:
-    """A path, with the home folder for a tilde."""
+    """A path, with the home folder for a tilde. A name such as 7 is a number where a `Spec` was read."""
     try:
-        return Path(path).expanduser()
+        return Path(str(path)).expanduser()
     except RuntimeError as error:
         raise UsageError(f"{path} is not there: nobody of that name has a home folder here.") from error
 
@@ -222,8 +222,10 @@ def start_from(network: EarlyExitNet, path: str | Path) -> str | None:
 
 
 def weights_of(path: str | Path) -> Path:
-    """The file with the weights: `path` itself, or that of a run's folder."""
+    """The file with the weights: `path` itself, or that of a run's folder. Refused where neither is there."""
     source = _at_home(path)
+    if not source.exists():
+        raise UsageError(f"There is no file or run {source}.")
     if not source.is_dir():
         return source
     folder = RunFolder(source)

@@ -168,9 +168,9 @@ def _tried(network: EarlyExitNet, image: Tensor) -> Tensor:
 
 def _ancestors(through: str, path: Any) -> list[dict[str, Any]]:
     """The run at a path, or around a file of weights, and its ancestors; none where that is no run."""
-    if not isinstance(path, str):
+    if path is None:
         return []
-    place = Path(path).expanduser()
+    place = Path(str(path)).expanduser()
     run = place if place.is_dir() else place.parent
     return ancestor(through, run) if RunFolder(run).config.is_file() else []
 
