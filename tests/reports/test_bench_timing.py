@@ -15,10 +15,10 @@ from offramp.reports.bench_timing import (
     Turn,
     measure,
     on_test,
-    pool,
     round_of,
     whole,
 )
+from offramp.reports.sample import pool
 from offramp.runs import load
 
 EXIT_MS = (1.0, 2.0, 3.0)
@@ -52,23 +52,6 @@ def always(seconds):
         return {name: [seconds(name)] * rounds for name in variants}
 
     return turns
-
-
-def test_a_pool_is_mixed_and_knows_its_positions(tiny_parts):
-    images_SCHW, positions_S = pool(tiny_parts.test, 100)
-    assert sorted(positions_S.tolist()) == list(range(40))  # all there are, each once
-    assert positions_S.tolist() != list(range(40))
-    in_order_SCHW = torch.cat([batch.images_BCHW for batch in tiny_parts.test.batches()])
-    assert torch.equal(images_SCHW, in_order_SCHW[positions_S])
-    fewer_SCHW, fewer_S = pool(tiny_parts.test, 8)
-    assert torch.equal(fewer_SCHW, in_order_SCHW[fewer_S])
-    assert sorted(fewer_S.tolist()) == list(range(0, 40, 5))
-
-
-def test_training_images_are_not_augmented(tiny_parts):
-    plain_SCHW = torch.cat([batch.images_BCHW for batch in tiny_parts.train.plain().batches()])
-    images_SCHW, positions_S = pool(tiny_parts.train, 100)
-    assert torch.equal(images_SCHW, plain_SCHW[positions_S])
 
 
 @pytest.mark.parametrize(

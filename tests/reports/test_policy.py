@@ -8,12 +8,11 @@ from rich.console import Console
 
 from offramp.costs import cost
 from offramp.errors import OfframpError, UsageError
-from offramp.evaluation import Certificate, Record, fit_temperatures, policy_for
-from offramp.evaluation.promises import Promise
+from offramp.evaluation import Record, fit_temperatures, policy_for
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 from offramp.reports import find_policy
 from offramp.reports.dynamic import leaves_from
-from offramp.reports.policy import exit_times, given_policy, write_policy
+from offramp.reports.policy import exit_times, write_policy
 from offramp.reports.terminal import exit_table
 from offramp.runs import RunFolder, load
 from offramp.storage import weights_hash
@@ -126,17 +125,6 @@ def test_what_it_does_on_search_is_what_it_was_found_to_do(run):
     values = json.loads(json.dumps(use.to_json()))
     assert values["policy"]["thresholds"] == list(use.policy.thresholds)
     assert (values["written"], values["certificate"]) == (str(use.written), None)
-
-
-def test_a_given_policy_whose_certificate_is_not_its_own_is_refused(run):
-    certificate = Certificate(Promise(), False, "how", "exact", 299, 299, 0, 0, 9, "x/certify", "c", "w")
-    policy = certificate.on(Policy((0.5, 0.5, EVERYBODY)))
-    policy.save(run / "policy.json")
-    assert given_policy(None, RunFolder(run)) == (policy, run / "policy.json")
-    for edited in (dataclasses.replace(policy, thresholds=(0.5, 0.4, EVERYBODY)), certified(policy)):
-        edited.save(run / "policy.json")
-        with pytest.raises(UsageError, match=r"policy.json: The policy.*certificate"):
-            given_policy(None, RunFolder(run))
 
 
 def test_a_certificate_that_is_replaced_is_told(run):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from offramp import data
-from offramp.reports.sample import Sample
+from offramp.reports.sample import Sample, pool
 
 
 @pytest.fixture
@@ -40,3 +40,20 @@ def test_the_fingerprint_tells_samples_apart(parts):
     prints = {Sample(parts.train, limit).fingerprint() for limit in (9, 10)} | {parts.train.fingerprint()}
     assert len(prints) == 3
     assert Sample(parts.train, 9).fingerprint() == Sample(parts.train.plain(), 9).fingerprint()
+
+
+def test_a_pool_is_mixed_and_knows_its_positions(tiny_parts):
+    images_SCHW, positions_S = pool(tiny_parts.test, 100)
+    assert sorted(positions_S.tolist()) == list(range(40))  # all there are, each once
+    assert positions_S.tolist() != list(range(40))
+    in_order_SCHW = torch.cat([batch.images_BCHW for batch in tiny_parts.test.batches()])
+    assert torch.equal(images_SCHW, in_order_SCHW[positions_S])
+    fewer_SCHW, fewer_S = pool(tiny_parts.test, 8)
+    assert torch.equal(fewer_SCHW, in_order_SCHW[fewer_S])
+    assert sorted(fewer_S.tolist()) == list(range(0, 40, 5))
+
+
+def test_training_images_are_not_augmented(tiny_parts):
+    plain_SCHW = torch.cat([batch.images_BCHW for batch in tiny_parts.train.plain().batches()])
+    images_SCHW, positions_S = pool(tiny_parts.train, 100)
+    assert torch.equal(images_SCHW, plain_SCHW[positions_S])

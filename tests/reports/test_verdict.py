@@ -15,7 +15,7 @@ from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
 from offramp.policy import NOBODY, Policy
 from offramp.reports import verdict
-from offramp.reports.evaluate import parts_of
+from offramp.reports.loading import parts_of
 from offramp.reports.verdict_comparison import compare, frontier
 from offramp.reports.verdict_conclusion import conclude
 from offramp.reports.verdict_figures import Contender, Verdict

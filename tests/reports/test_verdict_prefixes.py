@@ -16,7 +16,7 @@ from offramp.backbones.prefix import shortened
 from offramp.config import Spec, TrainConfig, to_json
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
-from offramp.reports.evaluate import parts_of
+from offramp.reports.loading import parts_of
 from offramp.reports.verdict_prefixes import Prefixes
 from offramp.rules import DFS, Standard
 from offramp.runs import RunFolder, load

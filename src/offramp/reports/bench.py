@@ -4,17 +4,15 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from offramp.costs import Cost, cost
 from offramp.data import Parts
-from offramp.devices import device_named
+from offramp.devices import device_named, with_threads
 from offramp.engine import Engine, Form, Plan, usual_forms
 from offramp.engine.rows import joined
 from offramp.engine.timing import conditions
@@ -25,9 +23,17 @@ from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.reports import bench_plots, figures
 from offramp.reports.bench_figures import Bench, accuracy
-from offramp.reports.bench_timing import Feed, Rivals, measure, on_test, pool, right, round_of, whole
-from offramp.reports.evaluate import Progress, check_trained_on, named, network_of, parts_of
-from offramp.reports.policy import given_policy, held_out
+from offramp.reports.bench_timing import Feed, Rivals, measure, on_test, right, round_of, whole
+from offramp.reports.loading import (
+    Progress,
+    check_trained_on,
+    given_policy,
+    held_out,
+    named,
+    network_of,
+    parts_of,
+)
+from offramp.reports.sample import pool
 from offramp.runs import RunFolder
 from offramp.storage import write_atomically
 
@@ -110,7 +116,7 @@ def bench(
         OfframpError: A file that cannot be written, which is said before anything is measured.
     """
     _check(policy, max_drop, batches, limit, rounds, threads)
-    with _threads(threads):
+    with with_threads(threads):
         measured_on = conditions(device_named(device))  # before the machine is busy with us
     if plots is not None:
         figures.require()
@@ -136,7 +142,7 @@ def bench(
         ready = policy_for(search, costs, max_drop=MAX_DROP if max_drop is None else max_drop)
     forms = usual_forms(device_named(device), bf16=bf16, compiled=compile, onnxruntime=onnxruntime)
     timing = Timing(batches, limit, rounds, forms, note)
-    with _threads(threads):
+    with with_threads(threads):
         measured = _measured(folder, network, ready, parts, test, costs, timing, measured_on)
     measured = dataclasses.replace(measured, policy_file=file)
     files = {target: (json.dumps(measured.to_json(), indent=1) + "\n").encode()}
@@ -193,16 +199,6 @@ def _check_network(network: EarlyExitNet, policy: Policy | None, folder: RunFold
             f"Thresholds are found on held-out images, and {folder.path} held none out (holdout=0): give a policy, or "
             "train with a holdout."
         )
-
-
-@contextlib.contextmanager
-def _threads(wanted: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(wanted or before)
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _measured(

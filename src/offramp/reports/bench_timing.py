@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from offramp.costs import Cost
-from offramp.data import Split
 from offramp.engine import Answers, Engine, Form, Plan, Program, Straight, Tally
 from offramp.engine.choice import CHUNKS
 from offramp.engine.rows import joined
@@ -27,29 +26,11 @@ from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record
 from offramp.policy import Policy
 from offramp.reports.bench_figures import Account, Accuracy, Mode, Speed, account, accuracy, latency, to_measured
-from offramp.reports.sample import Sample
+from offramp.reports.sample import Pool
 
 SINGLE, TOGETHER, STREAMED = 100, 256, 4096  # images of a round: one at a time, in batches (about), in a stream
 STREAM_BYTES = 512 * 2**20  # of the images of a stream, at most
 TRIALS = 3  # turns of each
-
-
-class Pool(NamedTuple):
-    """Images in memory, mixed, and where they stand in their part of the data set."""
-
-    images_SCHW: Tensor
-    positions_S: Tensor
-
-
-def pool(split: Split, wanted: int) -> Pool:
-    """So many images of `split` with test transforms, evenly spread over it and mixed; all where there are fewer.
-
-    Mixed, because parts may stand sorted by class: a batch would hold one class, and its images leave together.
-    """
-    sample = Sample(split, wanted)
-    order_S = torch.randperm(len(sample), generator=torch.Generator().manual_seed(0))
-    images_SCHW = torch.cat([batch.images_BCHW for batch in sample.batches()])
-    return Pool(images_SCHW[order_S], torch.from_numpy(sample.positions_S)[order_S])
 
 
 @dataclass(frozen=True, eq=False)

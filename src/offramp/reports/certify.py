@@ -11,8 +11,8 @@ from offramp.evaluation import certify as certify_records
 from offramp.evaluation.promises import Loss
 from offramp.network import EarlyExitNet
 from offramp.policy import SOFTMAX, Measure, Policy
-from offramp.reports.evaluate import Progress, check_trained_on, network_of, parts_of
-from offramp.reports.policy import PolicyUse, held_out, write_policy
+from offramp.reports.loading import Progress, check_trained_on, held_out, network_of, parts_of
+from offramp.reports.policy import PolicyUse, write_policy
 from offramp.runs import RunFolder
 from offramp.training.ancestors import check_ancestors
 

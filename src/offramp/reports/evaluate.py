@@ -3,32 +3,26 @@
 import dataclasses
 import functools
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from offramp import data
-from offramp.config import DataConfig, Spec
 from offramp.costs import Cost, cost
 from offramp.data import Parts, Split
-from offramp.devices import device_named
 from offramp.errors import UsageError
 from offramp.evaluation import Record, anytime, recorded
-from offramp.network import EarlyExitNet, vouched
+from offramp.network import EarlyExitNet
 from offramp.policy import Measure
 from offramp.reports import figures
 from offramp.reports.dynamic import Dynamic, dynamic
 from offramp.reports.evaluation import Evaluation
+from offramp.reports.loading import Progress, check_trained_on, named, network_of, parts_of
 from offramp.reports.report import draw, report
 from offramp.reports.sample import Sample
 from offramp.reports.sheet import sheet
-from offramp.runs import RunFolder, load
+from offramp.runs import RunFolder
 from offramp.storage import write_atomically
 
 TRAIN_LIMIT = 10_000
-
-Progress = Callable[[str, int, int], None]  # called with a part's name, images done and images in all
 
 
 def evaluate(
@@ -147,36 +141,3 @@ def _write(evaluation: Evaluation, test: Split, page: bool, plots: Literal["svg"
     for path, content in files.items():
         write_atomically(path, content)
     return tuple(files)
-
-
-def network_of(folder: RunFolder, into: EarlyExitNet | None, device: str, written: str) -> EarlyExitNet:
-    """The network of a finished run on a device; a folder that cannot be written to is refused: what is `written`."""
-    network = load(folder.path, into).to(device_named(device))
-    if not os.access(folder.path, os.W_OK):
-        raise UsageError(f"{folder.path} is not writable; {written}.")
-    return network
-
-
-def parts_of(folder: RunFolder, config: dict[str, Any], root: str | None, function: str) -> Parts:
-    """The data that a run was trained on, built again; `root` as for `evaluate`, `function` to name in an error."""
-    if config["data"] is None:
-        raise UsageError(
-            f"{folder.path} was trained on data made by hand, which its folder cannot bring back. From Python: "
-            f"{function}({str(folder.path)!r}, parts=...)."
-        )
-    source = Spec.from_json(config["data"]["source"])
-    if ":" in source.name and not source.name.startswith("folder:"):
-        vouched(source.name, "data")
-    values = {**config["data"], "source": source}
-    return data.load(DataConfig(**(values if root is None else {**values, "root": root})))
-
-
-def check_trained_on(parts: Parts, folder: RunFolder, config: dict[str, Any]) -> None:
-    """Refuse data whose training images are not those of the run."""
-    if (config.get("images") or {}).get("train", parts.train.fingerprint()) != parts.train.fingerprint():
-        raise UsageError(f"The training images found now are not those that {folder.path} was trained on.")
-
-
-def named(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
-    """`progress` for the part of this name."""
-    return None if progress is None else functools.partial(progress, name)

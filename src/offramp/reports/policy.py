@@ -1,7 +1,6 @@
 """A finished run's policy, found for a target, and what any policy does on held-out images, exit by exit."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from torch import Tensor
 from offramp.costs import Cost, cost
 from offramp.data import Parts
 from offramp.errors import OfframpError, UsageError
-from offramp.evaluation import Certificate, Record, fit_temperatures, policy_for, recorded
+from offramp.evaluation import Certificate, Record, fit_temperatures, policy_for
 from offramp.evaluation.targets import check_one, check_target
 from offramp.evaluation.thresholds import check_times
 from offramp.network import EarlyExitNet
 from offramp.policy import CERTIFICATE, SOFTMAX, Measure, Policy
 from offramp.reports.dynamic import ExitUse, exit_uses
-from offramp.reports.evaluate import Progress, check_trained_on, named, network_of, parts_of
+from offramp.reports.loading import Progress, held_out, network_of, parts_of
 from offramp.runs import RunFolder, read_json
 from offramp.storage import weights_hash
 
@@ -176,52 +175,6 @@ def find_policy(
     policy = policy_for(search, costs, budget=budget, max_drop=max_drop, latency=latency, times=times, measure=measure)
     policy = dataclasses.replace(policy, found={**policy.found, **where})
     return write_policy(policy, search, costs, folder.policy if out is None else Path(out).expanduser())
-
-
-def given_policy(policy: Policy | str | Path | None, folder: RunFolder) -> tuple[Policy | None, Path | None]:
-    """The policy asked for, or the run's own, and its file if it was read from one; none where there is none."""
-    if isinstance(policy, Policy):
-        return policy, None
-    if policy is None and not folder.policy.is_file():
-        return None, None
-    file = folder.policy if policy is None else Path(policy).expanduser()
-    found = Policy.load(file)
-    try:
-        Certificate.of(found)
-    except UsageError as error:
-        raise UsageError(f"{file}: {error}") from error
-    return found, file
-
-
-def held_out(
-    folder: RunFolder,
-    network: EarlyExitNet,
-    parts: Parts,
-    names: Sequence[str],
-    *,
-    batch_size: int | None,
-    progress: Progress | None,
-) -> list[Record]:
-    """Records of the held-out halves of these names (`search`, `certify`), kept in the run's folder.
-
-    Data that the run was not trained on, or whose held-out images are others than they were, is refused.
-    """
-    config = folder.read_config()
-    check_trained_on(parts, folder, config)
-    split = read_json(folder.split) if folder.split.is_file() else {}
-    before = {"search": (config.get("images") or {}).get("search"), **(split.get("fingerprints") or {})}
-    if any(before.get(name) not in (None, getattr(parts.val, name).fingerprint()) for name in {"search", *names}):
-        raise UsageError(f"The images held out now are not those that were held out when {folder.path} was trained.")
-    return [
-        recorded(
-            network,
-            getattr(parts.val, name),
-            folder.record(name),
-            batch_size=batch_size,
-            progress=named(progress, name),
-        )
-        for name in names
-    ]
 
 
 def exit_times(folder: RunFolder, weights: str, batch: str, num_exits: int) -> tuple[tuple[float, ...], dict[str, str]]:

@@ -4,12 +4,10 @@ K exits, B images of a batch.
 """
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +20,8 @@ from offramp.engine.tuning import adopt
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
 from offramp.policy import CERTIFICATE, EVERYBODY, NOBODY, Policy
-from offramp.reports.evaluate import Progress, check_trained_on, parts_of
 from offramp.reports.image_files import find_images
-from offramp.reports.policy import given_policy
+from offramp.reports.loading import Progress, given_policy, inputs_of
 from offramp.runs import RunFolder, load, read_json
 
 _WINDOW = 8  # batches after which an image that is still under way is hurried on: answers come in the files' order
@@ -210,32 +207,6 @@ def _tuned(engine: Engine, folder: RunFolder) -> tuple[bool, tuple[str, ...]]:
     except (UsageError, OfframpError, OSError, KeyError):
         return False, ()
     return not differs, differs
-
-
-def inputs_of(folder: RunFolder, config: dict[str, Any], root: str | None) -> Inputs:
-    """How a file becomes the input of a run's network: what `input.json` says.
-
-    A run from before there was such a file builds its data once, and gets one.
-    """
-    if folder.input.is_file():
-        return Inputs.load(folder.input)
-    way_out = f"From Python: offramp.reports.predict({str(folder.path)!r}, ..., inputs=offramp.data.Inputs(...))."
-    if config["data"] is None:
-        raise UsageError(
-            f"{folder.path} does not say how an image file becomes its network's input: it was trained on data made by "
-            f"hand, and has no {folder.input.name}. {way_out}"
-        )
-    parts = parts_of(folder, config, root, "offramp.reports.predict")
-    check_trained_on(parts, folder, config)
-    inputs = parts.train.inputs()
-    if inputs is None:
-        raise UsageError(
-            f"There is no known way from an image file to the input of {folder.path}: the images of {parts.train.name} "
-            f"are not 8-bit pixels, grey or RGB, or their Split does not say `inputs`. {way_out}"
-        )
-    if os.access(folder.path, os.W_OK):
-        inputs.save(folder.input)
-    return inputs
 
 
 def _check_fits(inputs: Inputs, network: EarlyExitNet, folder: RunFolder) -> None:

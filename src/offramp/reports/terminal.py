@@ -11,9 +11,9 @@ from rich.text import Text
 
 from offramp.evaluation.xray import NEEDED, STATES
 from offramp.reports.dynamic import MAX_DROP, leaves_from
-from offramp.reports.evaluate import Progress as PassProgress
 from offramp.reports.evaluation import Evaluation
 from offramp.reports.figures import short
+from offramp.reports.loading import Progress as PassProgress
 from offramp.reports.policy import PolicyUse
 from offramp.reports.report import with_error
 from offramp.reports.xray import XrayReport

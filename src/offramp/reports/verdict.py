@@ -21,10 +21,17 @@ from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.reports import figures
 from offramp.reports.bench import LEAST_ROUNDS, MAX_DROP, ROUNDS, TUNED_ON
-from offramp.reports.bench_timing import pool
 from offramp.reports.durations import in_words
-from offramp.reports.evaluate import Progress, check_trained_on, named, network_of, parts_of
-from offramp.reports.policy import given_policy, held_out
+from offramp.reports.loading import (
+    Progress,
+    check_trained_on,
+    given_policy,
+    held_out,
+    named,
+    network_of,
+    parts_of,
+)
+from offramp.reports.sample import pool
 from offramp.reports.verdict_comparison import compare, frontier
 from offramp.reports.verdict_conclusion import conclude
 from offramp.reports.verdict_figures import Contender, Verdict

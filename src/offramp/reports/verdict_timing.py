@@ -26,7 +26,8 @@ from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, policy_for
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, Measure, Policy
-from offramp.reports.bench_timing import STREAM_BYTES, TRIALS, Feed, Pool, Rivals, pool, right, round_of
+from offramp.reports.bench_timing import STREAM_BYTES, TRIALS, Feed, Rivals, right, round_of
+from offramp.reports.sample import Pool, pool
 from offramp.reports.verdict_figures import Contender, Kind
 
 ALL = Policy((EVERYBODY,))  # of a network with one exit; how confidence is read changes no answer

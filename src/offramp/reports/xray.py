@@ -17,8 +17,8 @@ from offramp.evaluation import Record
 from offramp.evaluation.telling import Telling, telling
 from offramp.evaluation.xray import BANDS, NEEDED, STATES, Xray
 from offramp.reports import figures, xray_figures
-from offramp.reports.evaluate import check_trained_on, parts_of
 from offramp.reports.labels import short_name, summary
+from offramp.reports.loading import check_trained_on, parts_of
 from offramp.reports.page import inline_svg, page
 from offramp.reports.sheet import Sheet, sheet
 from offramp.runs import RunFolder
