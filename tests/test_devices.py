@@ -1,9 +1,10 @@
 import contextlib
+import os
 
 import pytest
 import torch
 
-from offramp.devices import OnItsWay, borrowed, describe_device, device_named, has_room, sent
+from offramp.devices import OnItsWay, borrowed, describe_device, device_named, has_room, sent, with_kernels
 from offramp.errors import UsageError
 
 
@@ -103,3 +104,24 @@ def test_reading_waits_for_what_was_told_before_and_for_nothing_after() -> None:
     assert way.read().tolist() == [2, 2, 2]
     assert not done.query()
     torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_kernels_of_a_gpu_are_deterministic_or_found_by_trying_and_then_as_before(
+    deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with with_kernels(torch.device("cuda"), deterministic=deterministic):
+        assert torch.are_deterministic_algorithms_enabled() is deterministic
+        assert torch.is_deterministic_algorithms_warn_only_enabled() is deterministic
+        assert torch.backends.cudnn.benchmark is not deterministic
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if deterministic else None)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark is deterministic
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+
+def test_kernels_of_a_cpu_are_left_alone() -> None:
+    with with_kernels(torch.device("cpu"), deterministic=True):
+        assert not torch.are_deterministic_algorithms_enabled()

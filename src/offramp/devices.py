@@ -1,7 +1,10 @@
 """Where things are computed: a device by name, its name in words, and the ways there and back without waiting."""
 
 import functools
+import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -38,6 +41,45 @@ def processor_name() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+@contextmanager
+def with_threads(wanted: int | None) -> Iterator[None]:
+    """So many CPU threads of torch within it, and as many as before afterwards. None: as many as there are."""
+    if wanted is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(wanted)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def with_kernels(device: torch.device, *, deterministic: bool) -> Iterator[None]:
+    """A GPU's kernels within it: deterministic where torch has such (it warns where not), or the fastest.
+
+    Afterwards torch chooses as before. A CPU needs nothing.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    asked_for, workspace = "CUBLAS_WORKSPACE_CONFIG", os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    was, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    tried = torch.backends.cudnn.benchmark
+    try:
+        if deterministic:
+            os.environ.setdefault(asked_for, ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = not deterministic  # tries all that fit a convolution, once
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=warned)
+        torch.backends.cudnn.benchmark = tried
+        if workspace is None:
+            os.environ.pop(asked_for, None)
 
 
 def has_room(device: torch.device, size: int) -> bool:

@@ -22,7 +22,7 @@ from offramp.objectives.base import Terms
 from offramp.rules import Outcome, Standard
 from offramp.runs import RunFolder
 from offramp.storage import load_tensors, save_tensors
-from offramp.training.fit import _choose_kernels, _optimizer
+from offramp.training.fit import _optimizer
 
 
 def images(num: int = 60, **more: Any) -> Parts:
@@ -229,6 +229,16 @@ def test_weights_of_a_run_are_named_by_its_folder_and_unknown_origins_by_nothing
     assert first["division"] == {key: parts.val.division[key] for key in first["division"]}
 
 
+def test_threads_are_as_before_when_it_returns(tmp_path: Path) -> None:
+    parts, config, before = images(), TrainConfig(epochs=1, threads=2), torch.get_num_threads()
+    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path / "run")
+    assert RunFolder(tmp_path / "run").read_starts()[0]["threads"] == 2
+    assert torch.get_num_threads() == before
+    with pytest.raises(UsageError, match="needs the damping neuron"):
+        offramp.fit(network(), PowerSqrt(), parts.train, parts.val, config, out=tmp_path / "refused")
+    assert torch.get_num_threads() == before
+
+
 def test_half_of_the_held_out_images_is_not_taken_for_all(tmp_path: Path) -> None:
     parts = images()
     with pytest.raises(UsageError, match=r"not arrays/search alone: pass val, or None"):
@@ -327,16 +337,3 @@ def test_every_step_finds_the_network_in_training_and_its_own_random_numbers(tmp
     assert len({number for _, number in rule.found}) == len(rule.found)
     torch.manual_seed(int(hashes(Purpose.STEP, QUICK.seed, 0, 0)[0] >> 1))
     assert rule.found[0][1] == torch.rand(()).item()  # the same numbers as on any other device's path
-
-
-@pytest.mark.parametrize("deterministic", [False, True])
-def test_kernels_of_a_gpu_are_deterministic_or_found_by_trying(
-    deterministic: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[Any] = []
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *args, **kwargs: told.append((args, kwargs)))
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    _choose_kernels(deterministic)
-    assert told == [((True,), {"warn_only": True})] * deterministic
-    assert torch.backends.cudnn.benchmark is not deterministic

@@ -13,7 +13,7 @@ import torch
 from offramp import backbones, data, fast, objectives, processes, rules
 from offramp.config import Run, TrainConfig
 from offramp.data import HeldOut, Split
-from offramp.devices import device_named
+from offramp.devices import device_named, with_kernels, with_threads
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import Objective
@@ -59,7 +59,7 @@ def fit(
 
     Starting the same again continues where the last checkpoint stands, to the very same weights (one process, CPU,
     same machine and number of threads). A finished run is loaded and returned. Under torchrun the processes share
-    each batch.
+    each batch. Threads and a GPU's kernels are as before when it returns.
 
     Args:
         network: Any `EarlyExitNet`; with a damping neuron where the objective needs one.
@@ -80,9 +80,7 @@ def fit(
     train = train if config.augment else Unaugmented(train)
     job = Job(network, objective, train, val or HeldOut(), config, rule or rules.Standard())
     folder = RunFolder(out)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    with _together(config.device) as device, contextlib.ExitStack() as held:
+    with with_threads(config.threads), _together(config.device) as device, contextlib.ExitStack() as held:
         job.check()
         begins = _begins(folder, config)
         if config.init is not None and begins:
@@ -100,6 +98,7 @@ def fit(
             return load(folder.path, into=network).cpu()
         if why_not is not None:
             _say(f"The trunk is run in every epoch: {why_not}.")
+        held.enter_context(with_kernels(device, deterministic=config.deterministic))
         return _train_in(folder, job, place, form, features)
 
 
@@ -116,8 +115,6 @@ def _train_in(
     features: Features | None,
 ) -> EarlyExitNet:
     network, config, rule = job.network, job.config, job.rule
-    if place.device.type == "cuda":
-        _choose_kernels(config.deterministic)
     if rule.needs_plain and config.form not in ("auto", "plain"):
         _say(f"{type(rule).__name__} trains the network as it is; form {config.form} has no effect.")
     trained = network if features is None else features.heads
@@ -213,14 +210,6 @@ def _device(wanted: str) -> torch.device:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index)
         torch.cuda.set_device(device)
     return device
-
-
-def _choose_kernels(deterministic: bool) -> None:
-    """A GPU's: deterministic where torch has such kernels (it warns where not), or the fastest. A CPU needs nothing."""
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = not deterministic  # tries all that fit a convolution, once
 
 
 @contextmanager
