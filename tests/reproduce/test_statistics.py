@@ -17,6 +17,7 @@ from offramp.reproduce.statistics import (
     below,
     both_signs,
     estimate,
+    sampling_error,
     within,
 )
 
@@ -111,6 +112,70 @@ def test_a_printed_spread_is_pooled_with_ours() -> None:
 def test_half_the_range_of_five() -> None:
     draws = np.random.default_rng(4).normal(0, 1, (20_000, 5))
     assert np.ptp(draws, axis=1).mean() / 2 == pytest.approx(HALF_RANGE_OF_FIVE, abs=0.01)
+
+
+def top1_differences(deviation: float, n: int, exits: int = 1, images: int = 10_000) -> np.ndarray:
+    """[study, exit, seed]: of 8,000 studies without a true difference, in steps of a top-1 as runs give them."""
+    draws = np.random.default_rng(6).normal(70, deviation / math.sqrt(2), (2, 8_000 // exits, exits, n))
+    ours, theirs = np.round(draws * images / 100) * 100 / images
+    return ours - theirs
+
+
+@pytest.mark.parametrize("deviation", [0.002, 0.005, 0.01, 0.02, 0.05, 0.3])  # of a difference; steps are 0.01
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_where_nothing_differs_steps_of_top1_feign_nothing(deviation: float, n: int) -> None:
+    """Equal differences come by chance: with their own deviation, 0, they would say what is not so."""
+    studies = top1_differences(deviation, n)[:, 0]
+    verdicts = [above(estimate(list(values), images=10_000)) for values in studies]
+    decided = 1 - verdicts.count(Verdict.NOT_RESOLVED) / len(verdicts)
+    assert decided < 0.05 + 3 * 0.0024  # three standard errors
+    if n == 2 and deviation == 0.01:
+        equal = [values for values in studies.round(6) if np.ptp(values) == 0 and values[0] != 0]
+        assert len(equal) / len(studies) > 0.1
+
+
+@pytest.mark.parametrize("runs", [1, 5])
+def test_nor_do_they_feign_a_reproduction(runs: int) -> None:
+    """Two seeds a margin away from the printed mean, of one exit: one study of twenty at most agrees."""
+    for deviation in (0.005, 0.02, 0.17):
+        draws = np.random.default_rng(7).normal(70, deviation, (4000, 2 + runs)).round(2)
+        verdicts = [
+            within(
+                against_published(
+                    list(study[:2] + CLOSE), study[2:].mean(), runs, confidence=EQUIVALENCE, images=10_000
+                ),
+                CLOSE,
+            )
+            for study in draws
+        ]
+        assert verdicts.count(Verdict.AGREES) / len(verdicts) < 0.05 + 3 * 0.0035
+
+
+@pytest.mark.parametrize("deviation", [0.005, 0.02, 0.3])
+def test_nor_do_they_at_one_exit_of_seven(deviation: float) -> None:
+    studies = top1_differences(deviation, 2, exits=7)
+    mixed = [both_signs([list(values) for values in study], 10_000) for study in studies]
+    assert mixed.count(Verdict.AGREES) / len(mixed) < 0.05
+    all_gain = [all_above([list(values) for values in study], images=10_000) for study in studies]
+    assert 1 - all_gain.count(Verdict.NOT_RESOLVED) / len(all_gain) < 0.05 + 3 * 0.0064
+
+
+def test_no_interval_has_no_width() -> None:
+    """Two seeds of -0.42: at least 42 images of 10,000, and as many more or fewer of others."""
+    assert sampling_error(0, 10_000) == pytest.approx(0.01, rel=1e-3)  # an image
+    least = sampling_error(-0.42, 10_000)
+    assert least == pytest.approx(100 * math.sqrt(43 - 42**2 / 10_002) / 10_002)
+    found = estimate([-0.42, -0.42], images=10_000)
+    assert found.half == pytest.approx(stats.t.ppf(0.975, 1) * least / math.sqrt(2))
+    assert above(found) is Verdict.NOT_RESOLVED
+    assert estimate([-0.84, -0.84], images=10_000, unit=2).half == pytest.approx(2 * found.half)  # a sum of two exits
+    assert math.isinf(estimate([-0.42, -0.42]).half)  # of what is no accuracy
+    assert above(estimate([-0.42, -0.42])) is Verdict.NOT_RESOLVED
+    assert estimate([0.1, 0.9], images=10_000) == estimate([0.1, 0.9])  # nothing changes where seeds differ by more
+    assert math.isinf(against_published([70.0, 70.0], 70.3, 1).half)
+    assert against_published([70.0, 70.0], 70.42, 1, images=10_000).half == pytest.approx(
+        stats.t.ppf(0.975, 1) * sampling_error(0, 10_000) * math.sqrt(1.5)
+    )
 
 
 def test_both_signs_need_one_exit_above_and_one_below() -> None:

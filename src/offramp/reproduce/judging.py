@@ -9,7 +9,16 @@ from offramp.reproduce import statistics
 from offramp.reproduce.claims import Claim
 from offramp.reproduce.experiments import Experiment, Row
 from offramp.reproduce.predicates import Predicate
-from offramp.reproduce.results import Figures, Results, deviations, mean_top1, printed, published, published_row
+from offramp.reproduce.results import (
+    Figures,
+    Results,
+    deviations,
+    fewest_images,
+    mean_top1,
+    printed,
+    published,
+    published_row,
+)
 from offramp.reproduce.statistics import Estimate, Verdict
 
 CLOSE = 0.5
@@ -109,6 +118,7 @@ def _judge_number(experiment: Experiment, row: Row, theirs: Mapping[str, Any], o
         published()[experiment.name]["runs"],
         deviation=None if spreads is None else spreads[1],
         confidence=statistics.EQUIVALENCE,
+        images=fewest_images(ours),
     )
     verdict = statistics.within(found, CLOSE)
     part = Part(f"ours less published, less than {CLOSE} apart wanted", found, None, verdict=verdict)

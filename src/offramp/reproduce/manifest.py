@@ -41,7 +41,11 @@ _SHAPE = {  # what pages read of a manifest, see `_fault`
     "budgeted": ([[float]],),
 }
 _STATS = ("gamma", "weight")  # what claims ask of training
-_MORE = {"starts": [_MADE_BY], "last_stats": {name: ([float],) for name in _STATS}}  # where they are there
+_MORE = {  # where they are there
+    "starts": [_MADE_BY],
+    "test_images": int,
+    "last_stats": {name: ([float],) for name in _STATS},
+}
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Manifest:
             "command": command(run, f"runs/{run_name(run)}"),
             "data": evaluation["data"],
             "images": {**folder.read_config()["images"], "test": evaluation["fingerprint"]},
+            "test_images": evaluation["images"],
             "weights": evaluation["weights"],
             "made_by": {key: starts[-1].get(key) for key in _MADE},
             **_several(starts),

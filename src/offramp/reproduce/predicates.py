@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from offramp.reproduce import statistics
-from offramp.reproduce.results import BUDGETS, Figures, Key, Results, What
+from offramp.reproduce.results import BUDGETS, Figures, Key, Results, What, fewest_images
 from offramp.reproduce.statistics import Estimate, Verdict
 
 Exits = tuple[int | None, int | None]  # exits as in a slice, from 0; of all by default
@@ -68,6 +68,23 @@ class Predicate(ABC):
     def contrasts(self, results: Results) -> dict[int, float]:
         """The number that the statement is about, by seed, of the seeds that all its rows have."""
 
+    def unit(self, results: Results) -> float:
+        """How far the number goes with a difference of one point."""
+        return 1.0
+
+    def images(self, results: Results) -> int | None:
+        """Of the smallest test set behind the number; None where it is not made of accuracies alone."""
+        if any(q.what not in ("top1", "budgeted") for q in self.asked()):
+            return None
+        return fewest_images(f for q in self.asked() for f in results.of(q.experiment, q.row).values())
+
+    def estimate(self, results: Results) -> Estimate | None:
+        """The number and its interval; None where there is none."""
+        values = list(self.contrasts(results).values())
+        if not values:
+            return None
+        return statistics.estimate(values, images=self.images(results), unit=self.unit(results))
+
     def asked(self) -> list[Q]:
         """The numbers of rows that it is made of."""
         fields = vars(self).values()
@@ -77,13 +94,12 @@ class Predicate(ABC):
         """The verdict; most statements say that the number lies above 0."""
         rows = {(q.experiment, q.row) for q in self.asked() if q.what == "budgeted"}
         budgets = _affordable(rows, results)
-        values = list(self.contrasts(_at(budgets, rows, results)).values())
-        if not values:
+        found = self.estimate(_at(budgets, rows, results))
+        if found is None:
             started = rows and all(results.of(*row) for row in rows)
             if started and not budgets:
                 return Finding(Verdict.NOT_RESOLVED, None, "there is no budget that every run can afford")
             return Finding(Verdict.NOT_RUN, None)
-        found = statistics.estimate(values)
         return Finding(self.verdict(found), found, _budgets_text(budgets) if rows else "")
 
     def verdict(self, found: Estimate) -> Verdict:
@@ -120,8 +136,10 @@ class Summed(Greater):
     """`left` exceeds `right` in top-1 summed over exits: the Δ of the paper's Table 2."""
 
     def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
-        exits = {seed: len(f.top1) for seed, f in results.of(self.left.experiment, self.left.row).items()}
-        return {seed: exits[seed] * mean for seed, mean in super().contrasts(results).items()}
+        return {seed: self.unit(results) * mean for seed, mean in super().contrasts(results).items()}
+
+    def unit(self, results: Results) -> float:  # noqa: D102
+        return float(max(len(f.top1) for f in results.of(self.left.experiment, self.left.row).values()))
 
     def says(self) -> str:  # noqa: D102
         return f"{self.left.row} less {self.right.row}, top-1, sum over exits"
@@ -208,18 +226,22 @@ class Deeper(Predicate):
 
 @dataclass(frozen=True)
 class Over(Predicate):
-    """A number grows (or falls, with `sign` -1) over rows with values `at`: its slope, per `unit` of these."""
+    """A number grows (or falls, with `sign` -1) over rows with values `at`: its slope, per `per` of these."""
 
     rows: tuple[Q, ...]
     at: tuple[float, ...]
     sign: int
-    unit: float
+    per: float
     what: str
 
     def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
         each = [row.by_seed(results) for row in self.rows]
         seeds = [seed for seed in each[0] if all(seed in one for one in each)]
-        return {seed: self.sign * self.unit * _slope(self.at, [one[seed] for one in each]) for seed in seeds}
+        return {seed: self.sign * self.per * _slope(self.at, [one[seed] for one in each]) for seed in seeds}
+
+    def unit(self, results: Results) -> float:  # noqa: D102
+        middle = fmean(self.at)
+        return self.per / math.sqrt(sum((at - middle) ** 2 for at in self.at))  # a slope weighs the rows
 
     def says(self) -> str:  # noqa: D102
         return self.what
@@ -251,11 +273,11 @@ class Mixed(Predicate):
         return Greater(self.left, self.right).contrasts(results)
 
     def judge(self, results: Results) -> Finding:  # noqa: D102
-        values = list(self.contrasts(results).values())
-        if not values:
+        found = self.estimate(results)
+        if found is None:
             return Finding(Verdict.NOT_RUN, None)
         by_exit = [list(of.values()) for of in _by_exit(self.left, self.right, results)]
-        return Finding(statistics.both_signs(by_exit), statistics.estimate(values))
+        return Finding(statistics.both_signs(by_exit, self.images(results)), found)
 
     def says(self) -> str:  # noqa: D102
         return f"{self.left.row} less {self.right.row}, at some exits above 0 and at some below; mean over exits"
@@ -275,11 +297,11 @@ class AtEveryExit(Predicate):
         return by_exit[self.but] if len(by_exit) > self.but else {}
 
     def judge(self, results: Results) -> Finding:  # noqa: D102
-        values = list(self.contrasts(results).values())
-        if not values:
+        found = self.estimate(results)
+        if found is None:
             return Finding(Verdict.NOT_RUN, None)
         by_exit = [list(of.values()) for of in _by_exit(self.left, self.right, results)]
-        return Finding(statistics.all_above(by_exit, self.but), statistics.estimate(values))
+        return Finding(statistics.all_above(by_exit, self.but, self.images(results)), found)
 
     def says(self) -> str:  # noqa: D102
         least = f"the least of all exits but {self.but}" if self.but else "the least of all exits"

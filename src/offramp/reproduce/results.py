@@ -3,11 +3,12 @@
 K exits. Tables and claims read nothing else.
 """
 
+import dataclasses
 import functools
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from statistics import fmean
@@ -60,6 +61,7 @@ class Figures:
         budgeted: Accuracy at each of `BUDGETS` under thresholds, in percent.
         epoch: The epoch whose accuracies these are, where it is not the last.
         clock: How `seconds` were taken.
+        images: Of the test set: accuracies come in steps of 100 over it.
     """
 
     top1: tuple[float, ...]
@@ -72,6 +74,7 @@ class Figures:
     budgeted: tuple[float, ...] | None = None
     epoch: int | None = None
     clock: Clock | None = None
+    images: int | None = None
 
     def timed_like(self, other: "Figures") -> bool:
         """Whether the two times may be set against each other."""
@@ -103,6 +106,7 @@ def of_manifest(manifest: Manifest, *, best_epoch: bool = False) -> Figures:
         budgeted=values["budgeted"] and at_budgets(values["budgeted"], exits[-1]["operations"]),
         epoch=best["epoch"] if best else None,
         clock=_clock(manifest),
+        images=values.get("test_images"),
     )
 
 
@@ -158,7 +162,7 @@ def measured(experiments: Sequence[Experiment], seeds: Sequence[int], manifests:
     return Results(
         {
             (experiment.name, row.label): {
-                seed: of_manifest(manifest, best_epoch=row.best_epoch)
+                seed: _of_row(row, manifest)
                 for seed in seeds
                 if (manifest := manifest_of(row.with_seed(seed), manifests)) is not None
             }
@@ -166,6 +170,12 @@ def measured(experiments: Sequence[Experiment], seeds: Sequence[int], manifests:
             for row in experiment.rows
         }
     )
+
+
+def _of_row(row: Row, manifest: Manifest) -> Figures:
+    """The figures that a row shows of a run; where its manifest does not say how many test images, as the setting."""
+    figures = of_manifest(manifest, best_epoch=row.best_epoch)
+    return figures if figures.images else dataclasses.replace(figures, images=row.setting.test_images)
 
 
 def manifest_of(run: Run, manifests: Mapping[str, Manifest]) -> Manifest | None:
@@ -224,3 +234,8 @@ def printed() -> Results:
 def mean_top1(figures: Figures) -> float:
     """The plain mean over exits."""
     return fmean(figures.top1)
+
+
+def fewest_images(found: Iterable[Figures]) -> int | None:
+    """Of the smallest test set of these runs; None where none says how large it is."""
+    return min((figures.images for figures in found if figures.images), default=None)

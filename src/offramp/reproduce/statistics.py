@@ -2,6 +2,10 @@
 
 Differences are taken seed by seed. Intervals are Student's: they take the differences for normal, which a handful
 cannot show, and hold for each by itself; of twenty claims whose truth is 0, one will seem resolved.
+
+Two seeds may give equal differences by chance, because a top-1 of S images comes in steps of 100/S. That they are equal
+does not say that they do not vary. So the deviation of a difference of accuracies is taken for no less than
+`sampling_error`, and where values are no accuracies and are all equal their interval is infinite.
 """
 
 import math
@@ -11,6 +15,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from scipy.special import stdtrit
+
+from offramp.evaluation.bounds import paired_difference
 
 CONFIDENCE = 0.95
 EQUIVALENCE = 0.90  # its interval within a margin is two one-sided tests at 5 % each, its interval outside of it one
@@ -59,12 +65,39 @@ class Estimate:
         return f"{self.mean:+.{digits}f}{interval}"
 
 
-def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
-    """The mean of the values and Student's interval, which says nothing where one of them is no number."""
-    n = len(values)
+def sampling_error(difference: float, images: int) -> float:
+    """The least that a difference of two accuracies on so many images can vary from one draw of images to another.
+
+    A difference of d points takes at least S |d| / 100 images that differ, all to one side; `bounds.paired_difference`
+    (Agresti and Min) gives the standard error of that, about 10 sqrt(|d|) / sqrt(S) points, and where no image differs
+    100 / (S + 2), about one image. Even that is more than the rounding of a top-1 to steps of 100/S comes to: 1/sqrt(12) of
+    a step, of what is made of four of them, a gain less a gain, 1/sqrt(3).
+
+    Args:
+        difference: In points.
+        images: Of the test set, S.
+    """
+    differing = min(abs(difference) / 100, 1) * images
+    return 100 * float(paired_difference(differing, 0, images)[1])
+
+
+def estimate(
+    values: Sequence[float], confidence: float = CONFIDENCE, images: int | None = None, unit: float = 1.0
+) -> Estimate:
+    """The mean of the values and Student's interval, which says nothing where one of them is no number.
+
+    Args:
+        values: One a seed.
+        confidence: Of the interval.
+        images: Of the test set, where values are made of accuracies: their deviation is then taken for no less than the
+            `sampling_error` of their mean. Where they are not, that of equal values is unknown, not 0.
+        unit: How far values go with a difference of one point.
+    """
+    n, mean = len(values), statistics.fmean(values)
     if n == 1 or any(map(math.isnan, values)):
-        return Estimate(statistics.fmean(values), math.inf, n)
-    return Estimate(statistics.fmean(values), _t(n - 1, confidence) * statistics.stdev(values) / math.sqrt(n), n)
+        return Estimate(mean, math.inf, n)
+    deviation = max(statistics.stdev(values), unit * sampling_error(mean / unit, images) if images else 0.0)
+    return Estimate(mean, _t(n - 1, confidence) * deviation / math.sqrt(n) if deviation else math.inf, n)
 
 
 def against_published(
@@ -74,6 +107,7 @@ def against_published(
     *,
     deviation: float | None = None,
     confidence: float = CONFIDENCE,
+    images: int | None = None,
 ) -> Estimate:
     """Our mean less a published one of so many runs.
 
@@ -84,12 +118,16 @@ def against_published(
         deviation: Their standard deviation, which is pooled with ours; where none is known theirs are taken to spread
             like ours.
         confidence: Of the interval.
+        images: Of the test set; our deviation is taken for no less than that of rounding, `sampling_error` of 0.
     """
     n = len(values)
     difference = statistics.fmean(values) - published
     if n == 1:
         return Estimate(difference, math.inf, 1)
-    freedom, variance = n - 1, statistics.variance(values)
+    least = sampling_error(0, images) if images else 0.0
+    freedom, variance = n - 1, max(statistics.variance(values), least**2)
+    if not variance:
+        return Estimate(difference, math.inf, n)
     if deviation is not None and runs > 1:
         variance = (freedom * variance + (runs - 1) * deviation**2) / (freedom + runs - 1)
         freedom += runs - 1
@@ -116,30 +154,30 @@ def within(found: Estimate, margin: float) -> Verdict:
     return Verdict.DISAGREES if outside else Verdict.NOT_RESOLVED
 
 
-def both_signs(found: Sequence[Sequence[float]]) -> Verdict:
+def both_signs(found: Sequence[Sequence[float]], images: int | None = None) -> Verdict:
     """Whether some of several quantities lie above 0 and some below, each given by its values over seeds.
 
     To name one above and one below is to look for the best of many, so their intervals share the error between them. It
     is contradicted where all lie on one side, each by its own interval.
     """
     shared = 1 - (1 - CONFIDENCE) / len(found)
-    signs = {above(estimate(values, shared)) for values in found}
+    signs = {above(estimate(values, shared, images)) for values in found}
     if {Verdict.AGREES, Verdict.DISAGREES} <= signs:
         return Verdict.AGREES
-    alone = {above(estimate(values)) for values in found}
+    alone = {above(estimate(values, images=images)) for values in found}
     return Verdict.DISAGREES if len(alone) == 1 and Verdict.NOT_RESOLVED not in alone else Verdict.NOT_RESOLVED
 
 
-def all_above(found: Sequence[Sequence[float]], but: int = 0) -> Verdict:
+def all_above(found: Sequence[Sequence[float]], but: int = 0, images: int | None = None) -> Verdict:
     """Whether several quantities lie above 0, all `but` so many, each given by its values over seeds.
 
     It holds where they do, each by its own interval. It fails where more than `but` lie below 0; to look for those is
     to look for the worst of many, so their intervals share the error between them.
     """
-    if sum(above(estimate(values)) is Verdict.AGREES for values in found) >= len(found) - but:
+    if sum(above(estimate(values, images=images)) is Verdict.AGREES for values in found) >= len(found) - but:
         return Verdict.AGREES
     shared = 1 - (1 - CONFIDENCE) / len(found)
-    below_0 = sum(above(estimate(values, shared)) is Verdict.DISAGREES for values in found)
+    below_0 = sum(above(estimate(values, shared, images)) is Verdict.DISAGREES for values in found)
     return Verdict.DISAGREES if below_0 > but else Verdict.NOT_RESOLVED
 
 

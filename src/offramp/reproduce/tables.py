@@ -20,6 +20,7 @@ from offramp.reproduce.results import (
     Results,
     What,
     deviations,
+    fewest_images,
     has_delta,
     mean_top1,
     published,
@@ -146,8 +147,8 @@ def _delta(experiment: Experiment, row: Row, results: Results) -> Cell:
     """What a row has over the first, summed over exits."""
     if row is experiment.rows[0]:
         return Cell("")
-    found = Summed(*(Q(experiment.name, one.label) for one in (row, experiment.rows[0]))).contrasts(results)
-    return Cell(statistics.estimate(list(found.values())).text() if found else NOTHING)
+    found = Summed(*(Q(experiment.name, one.label) for one in (row, experiment.rows[0]))).estimate(results)
+    return Cell(NOTHING if found is None else found.text())
 
 
 def _by_exit(
@@ -246,11 +247,12 @@ def _gaps(row: Row, theirs: Mapping[str, Any], found: Mapping[int, Figures], run
     printed, digits = _with_mean(theirs[what]), 2 if what == "top1" else 4
     spreads = deviations(theirs) if what == "top1" else None
     known = [None] * len(printed) if spreads is None else [*spreads[0], spreads[1]]
+    images = fewest_images(found.values()) if what == "top1" else None
     ours = [_with_mean(values) for f in found.values() if (values := f.values(what)) is not None]
     cells = [Cell(NOTHING)] * len(printed)
     if ours:
         gaps = (
-            statistics.against_published([of[k] for of in ours], value, runs, deviation=known[k])
+            statistics.against_published([of[k] for of in ours], value, runs, deviation=known[k], images=images)
             for k, value in enumerate(printed)
         )
         cells = [Cell(gap.text(digits), anchor(row)) for gap in gaps]
@@ -278,12 +280,12 @@ def _number(row: Row, values: Sequence[float], digits: int) -> Cell:
 
 def _paired(experiment: Experiment, row: Row, groups: Sequence[tuple[str, Exits]], results: Results) -> list[Cell]:
     """What a row has over the first, over all exits and over groups of them; with groups, also of how many pairs."""
-    contrasts = [
-        Greater(*(Q(experiment.name, one.label, exits=exits) for one in (row, experiment.rows[0]))).contrasts(results)
+    found = [
+        Greater(*(Q(experiment.name, one.label, exits=exits) for one in (row, experiment.rows[0]))).estimate(results)
         for exits in (EVERY, *(exits for _, exits in groups))
     ]
-    texts = [statistics.estimate(list(each.values())).text() if each else NOTHING for each in contrasts]
-    return [*map(Cell, texts), *([Cell(str(len(contrasts[0])))] if groups else [])]
+    texts = [NOTHING if each is None else each.text() for each in found]
+    return [*map(Cell, texts), *([Cell(str(found[0].n if found[0] else 0))] if groups else [])]
 
 
 def _clocks(experiment: Experiment, results: Results) -> list[Clock]:
