@@ -32,12 +32,27 @@ def test_where_all_fail_the_rest_is_not_tried(rows, tmp_path: Path, monkeypatch:
     """Without the data, say: three failures are enough to see it."""
     run = rows("table1")["MSDNet"]
     tasks = [Task(run.with_seed(seed), tmp_path / f"run{seed}", 1.0) for seed in range(9)]
-    program = tmp_path / "python"
-    program.write_text("#!/bin/sh\nread job\necho no data\nexit 1\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(sys, "executable", failing(tmp_path))
     with pytest.raises(OfframpError, match=r"3 of the runs failed, and 6 were not tried\."):
         do_here(tasks, jobs=1, threads=1, finished=lambda task, manifest: None)
+    assert [task.failed_before for task in tasks] == [True] * 3 + [False] * 6
+
+
+def test_where_a_run_was_done_before_all_are_tried(rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package is missing, say: the runs that need it must not stand in the way of the others for good."""
+    run = rows("table1")["MSDNet"]
+    tasks = [Task(run.with_seed(seed), tmp_path / f"run{seed}", 1.0) for seed in range(5)]
+    monkeypatch.setattr(sys, "executable", failing(tmp_path))
+    with pytest.raises(OfframpError, match=r"5 of the runs failed; the others are kept\."):
+        do_here(tasks, jobs=1, threads=1, finished=lambda task, manifest: None, before=1)
+
+
+def failing(folder: Path) -> str:
+    """A program in the place of Python that does nothing of what it is told."""
+    program = folder / "python"
+    program.write_text("#!/bin/sh\nread job\necho no data\nexit 1\n")
+    program.chmod(0o755)
+    return str(program)
 
 
 def at_epoch(task: Task, epochs: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from offramp.config import Spec
 from offramp.errors import UsageError
+from offramp.reproduce.jobs import mark
 from offramp.reproduce.methods import Method
 from offramp.reproduce.page import write
 from offramp.reproduce.scales import POCKET
@@ -22,6 +23,16 @@ def test_what_is_done_is_not_done_again(rows, tiny, tmp_path: Path) -> None:
     first, second = study.tasks(study.manifests())
     study.do([first], lambda tasks, finished: [finished(task, work(task.run, task.folder)) for task in tasks])
     assert [task.name for task in study.tasks(study.manifests())] == [second.name]
+    assert study.done(study.manifests()) == 1
+
+
+def test_runs_that_failed_are_tried_last(tiny, tmp_path: Path) -> None:
+    study = Study(names=("table1",), scale=tiny, seeds=(0, 1), out=tmp_path)
+    first, second, *others = study.tasks({})
+    mark(first, failed=True)
+    mark(second, failed=True)
+    mark(second, failed=False)
+    assert [task.name for task in study.tasks({})] == [task.name for task in (second, *others, first)]
 
 
 def test_manifests_from_elsewhere(study, tmp_path) -> None:

@@ -147,13 +147,14 @@ def _run(study: "Study", rate: float | None, jobs: int, threads: int, on: str) -
     from offramp.reproduce.jobs import do_here
     from offramp.reproduce.on_ray import do_on_ray
 
-    tasks = study.tasks(study.manifests())
+    manifests = study.manifests()
+    tasks, before = study.tasks(manifests), study.done(manifests)
     if not tasks:
         return
     if on == "ray":
         print(f"{len(tasks)} runs to do on Ray, {threads} threads each.", file=sys.stderr)
-        study.do(tasks, lambda waiting, finished: do_on_ray(waiting, threads, finished))
+        study.do(tasks, lambda waiting, finished: do_on_ray(waiting, threads, finished, before=before))
         return
     about = _time(tasks, rate or _measured(study, jobs, threads))
     print(f"{len(tasks)} runs to do, about {about}, {jobs} side by side, {threads} threads each.", file=sys.stderr)
-    study.do(tasks, lambda waiting, finished: do_here(waiting, jobs, threads, finished))
+    study.do(tasks, lambda waiting, finished: do_here(waiting, jobs, threads, finished, before=before))

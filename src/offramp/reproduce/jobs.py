@@ -52,11 +52,16 @@ class Task:
             return 0.0
         return len(folder.metrics.read_bytes().splitlines()) / self.run.training.epochs
 
+    @property
+    def failed_before(self) -> bool:
+        """Whether it failed when it was tried last."""
+        return _mark_of(self).is_file()
+
 
 Finished = Callable[[Task, Manifest], None]
 
 
-def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished) -> None:
+def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished, *, before: int = 0) -> None:
     """Do all tasks on this machine, `jobs` processes at a time with `threads` threads each.
 
     A run that fails does not keep the others from being done. Children stop, saving, when this process ends.
@@ -66,12 +71,13 @@ def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished) 
         jobs: Processes at a time.
         threads: CPU threads of each.
         finished: Called with each task that is done and its manifest.
+        before: How many runs of the study were done before.
 
     Raises:
         OfframpError: Which runs failed, and where their last words stand.
     """
     waiting, running = list(tasks), dict[Task, subprocess.Popen[bytes]]()
-    failed, done, untried = list[Task](), 0, 0
+    failed, done, untried = list[Task](), before, 0
     try:
         with Board(tasks) as board:
             while waiting or running:
@@ -86,6 +92,7 @@ def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished) 
                         continue
                     del running[task]
                     process.communicate()  # nothing more to say to it: closes the pipe
+                    mark(task, failed=status != 0)
                     if status == 0:
                         done += 1
                         finished(task, read_manifest(task))
@@ -107,8 +114,21 @@ def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished) 
 
 
 def hopeless(failed: Sequence[Task], done: int) -> bool:
-    """Whether the rest need not be tried."""
+    """Whether the rest need not be tried; never where a run of the study is done, now or before."""
     return not done and len(failed) >= HOPELESS
+
+
+def mark(task: Task, *, failed: bool) -> None:
+    """Keep beside its log whether the task failed, so that next time it is tried after the others."""
+    if failed:
+        _mark_of(task).parent.mkdir(parents=True, exist_ok=True)
+        _mark_of(task).touch()
+    else:
+        _mark_of(task).unlink(missing_ok=True)
+
+
+def _mark_of(task: Task) -> Path:
+    return task.folder.parent / f"{task.name}.failed"
 
 
 def refuse_failed(failed: Sequence[Task], untried: int) -> None:

@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from offramp.errors import OfframpError, UsageError
-from offramp.reproduce.jobs import Board, Finished, Task, hopeless, log_of, refuse_failed
+from offramp.reproduce.jobs import Board, Finished, Task, hopeless, log_of, mark, refuse_failed
 from offramp.reproduce.manifest import Manifest
 from offramp.reproduce.work import from_words, to_words, work
 
 RETRIES = 20  # of a run whose worker is lost; each goes on where the last checkpoint stands
 
 
-def do_on_ray(tasks: Sequence[Task], threads: int, finished: Finished) -> None:
+def do_on_ray(tasks: Sequence[Task], threads: int, finished: Finished, *, before: int = 0) -> None:
     """Do all tasks on a Ray cluster, each with `threads` CPUs, and one GPU where the cluster has any.
 
     Args:
         tasks: In the order in which they are handed over.
         threads: CPU threads of each.
         finished: Called with each task that is done and its manifest.
+        before: How many runs of the study were done before.
 
     Raises:
         UsageError: Ray is not installed, or no machine of the cluster has so many CPUs.
@@ -41,7 +42,7 @@ def do_on_ray(tasks: Sequence[Task], threads: int, finished: Finished) -> None:
         there = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES)(_there)
         jobs = min(len(tasks), room)  # at most so many side by side
         refs = {there.remote(_words(task, jobs), str(log_of(task).resolve())): task for task in tasks}
-        _collect(ray, refs, finished)
+        _collect(ray, refs, finished, before)
     finally:
         if started_here:
             ray.shutdown()
@@ -88,8 +89,8 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().resolve())
 
 
-def _collect(ray: Any, refs: dict[Any, Task], finished: Finished) -> None:
-    waiting, failed, done = dict(refs), list[Task](), 0
+def _collect(ray: Any, refs: dict[Any, Task], finished: Finished, before: int) -> None:
+    waiting, failed, done = dict(refs), list[Task](), before
     untried = 0
     with Board(list(refs.values())) as board:
         while waiting:
@@ -100,9 +101,11 @@ def _collect(ray: Any, refs: dict[Any, Task], finished: Finished) -> None:
                     values = ray.get(ref)
                 except ray.exceptions.RayError as error:
                     failed.append(task)
+                    mark(task, failed=True)
                     board.note(f"Failed: {task.name}: {str(error).strip().splitlines()[-1]}")
                 else:
                     done += 1
+                    mark(task, failed=False)
                     finished(task, Manifest(values, task.folder / "manifest.json"))
                     board.note(f"Done: {task.name}")
             if hopeless(failed, done):

@@ -1,6 +1,7 @@
 """A study: experiments at a scale, with some seeds, in a folder. What is done is kept, what is missing is run.
 
 DIR/runs/NAME/          a run's folder, as `offramp train` makes it, and beside it NAME.log
+DIR/runs/NAME.failed    there where the run failed when it was tried last
 DIR/manifests/NAME.json what a finished run leaves; fit to be committed
 DIR/STUDY.html, .md     the page
 """
@@ -97,7 +98,10 @@ class Study:
         return find([self.out / "manifests", *self.known])
 
     def tasks(self, manifests: Mapping[str, Manifest], of: Sequence[Experiment] | None = None) -> list[Task]:
-        """The missing runs of all experiments, or of some, each once; first all rows' first seed, and so on."""
+        """The missing runs of all experiments, or of some, each once; first all rows' first seed, and so on.
+
+        Those that failed before come last: what is missing for them must keep nothing else from being done.
+        """
         missing: dict[str, Task] = {}
         for seed in self.seeds:
             for row in distinct(self.experiments if of is None else of):
@@ -106,7 +110,12 @@ class Study:
                     data = dataclasses.replace(run.data, root=self.root, workers=self.workers)
                     placed = dataclasses.replace(run, data=data)
                     missing[run_hash(run)] = Task(placed, self.folder / run_name(run), estimate.operations(row))
-        return list(missing.values())
+        return sorted(missing.values(), key=lambda task: task.failed_before)
+
+    def done(self, manifests: Mapping[str, Manifest]) -> int:
+        """How many of its runs are finished, each counted once."""
+        runs = (row.with_seed(seed) for row in distinct(self.experiments) for seed in self.seeds)
+        return sum(run_hash(run) in manifests for run in runs)
 
     def do(self, tasks: Sequence[Task], doing: Doing) -> None:
         """Do what is missing; each finished run's manifest is kept at once."""
