@@ -11,8 +11,7 @@ from torch import Tensor
 from offramp.backbones import msdnet, ranet
 from offramp.engine import Form, Program
 from offramp.fast import Kernels, Merged
-from offramp.fast.placing import Region
-from offramp.fast.steps import Pass
+from offramp.fast.steps import allocated
 from offramp.network import EarlyExitNet
 
 FAMILIES = {
@@ -66,16 +65,15 @@ def test_precisions(family: str, precision: str) -> None:
 @pytest.fixture
 def slabs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
     """Every slab as it is when it is allocated, while torch fills with nan what nobody has written."""
-    seen, target = [], Pass.target
+    seen = []
 
-    def watched(run: Pass, region: Region, *where: Any) -> Tensor:
-        is_new = run.maps[region.slab] is None
-        part = target(run, region, *where)
-        if is_new:
-            seen.append(run.maps[region.slab].clone())
-        return part
+    def watched(*given: Any) -> Tensor:
+        slab = allocated(*given)
+        seen.append(slab.clone())
+        return slab
 
-    monkeypatch.setattr(Pass, "target", watched)
+    monkeypatch.setattr("offramp.fast.steps.allocated", watched)
+    monkeypatch.setattr("offramp.fast.forward.allocated", watched)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True)
     yield seen

@@ -4,22 +4,20 @@ B images, R pixels of all images, I and O channels in and out.
 """
 
 import copy
-import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from offramp.fast.kernels import Library
+from offramp.fast.forward import Alone, Convolution, Copying, Places, Product, Run, Step
 from offramp.fast.layout import Cut, Fused, Layout
-from offramp.fast.packing import PackedConv, is_product
+from offramp.fast.packing import is_product
 from offramp.fast.placing import Copy, Region, Slab
-from offramp.fast.steps import Copying, Pass
-from offramp.fast.tracing import Call, Traced, UntraceableError, anybody_hears, call, is_usual_conv
+from offramp.fast.tracing import Call, Traced, UntraceableError, anybody_hears, is_usual_conv
 
 FRESH = (operator.add, operator.mul, torch.add, torch.mul, torch.cat)  # what gives memory that nobody else reads
 FRESH_MODULES = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
@@ -102,143 +100,58 @@ class InferencePlan:
         self.dtype = maps[0].dtype
         if any(traced.results[chain.nodes[-1]].dtype != self.dtype for chain in found):
             raise UntraceableError("it computes in several types")
-        self.inputs, self.outputs, self.gives_tuple = traced.inputs, traced.outputs, traced.gives_tuple
+        self.gives_tuple = traced.gives_tuple
         layout = Layout(traced, {chain.nodes[0]: chain.nodes for chain in found})
         self.slabs, self.regions = layout.slabs, layout.regions
-        self.steps = list(self._steps(traced, layout, found))
-        self.slabs_over, self.values_over = self._over()
+        places = Places(layout.regions, layout.slabs)
+        self.targets = [places.target(node) for node in traced.inputs]
+        self.steps = list(self._steps(traced, layout, found, places))
+        self.sources = [places.source(node) for node in traced.outputs]
+        places.settle()
+        self.size = len(places)
+        self.over = self._over()
 
     def __call__(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What the part gives."""
-        run = Pass(self.slabs, self.dtype, Library())
-        for node, x in zip(self.inputs, maps, strict=True):
-            run.give(node, self.regions.get(node), x)
-        for step, slabs, nodes in zip(self.steps, self.slabs_over, self.values_over, strict=True):
+        run = Run(self.size, self.dtype)
+        for target, x in zip(self.targets, maps, strict=True):
+            target.put(run, x)
+        for step, over in zip(self.steps, self.over, strict=True):
             step(run)
-            for slab in slabs:
-                run.maps[slab] = None
-            for node in nodes:
-                del run.values[node]
-        return tuple(run.result(node, self.regions.get(node)) for node in self.outputs)
+            for number in over:
+                run.drop(number)
+        return tuple([source.read(run) for source in self.sources])
 
-    def _steps(self, traced: Traced, layout: Layout, found: Sequence[Chain]) -> Iterator["_Step"]:
+    def _steps(self, traced: Traced, layout: Layout, found: Sequence[Chain], places: Places) -> Iterator[Step]:
         groups = {group[0].nodes[0]: group for group in _groups(found)}
         for turn in layout.turns:
             if isinstance(turn, Fused):
                 if turn.first in groups:
-                    yield self._together(groups[turn.first])
+                    yield _together(groups[turn.first], places)
             elif isinstance(turn, Copy):
-                yield _Copying(turn.source, turn.target)
+                yield Copying(places.source(turn.source), places.target(turn.target))
             elif not isinstance(turn, Cut):
                 for node in turn:
                     _check(traced, node, self.regions, self.slabs)
-                    yield _Alone(traced.root, node, {n: self.regions.get(n) for n in (node, *node.all_input_nodes)})
+                    yield Alone(traced, node, places)
 
-    def _together(self, group: Sequence[Chain]) -> "_Step":
-        source, first = self.regions[group[0].source], group[0]
-        targets = [(chain.nodes[-1], self.regions[chain.nodes[-1]]) for chain in group]
-        if is_product(first.conv):
-            return _Product(source, targets, [chain.conv for chain in group], first.relu)
-        return _Convolution(source, *targets[0], PackedConv(first.conv, first.relu))
-
-    def _over(self) -> tuple[list[list[int]], list[list[fx.Node]]]:
+    def _over(self) -> list[list[int]]:
         """After each step: the slabs, and what is no map, that nobody reads any more."""
-        slabs: dict[int, int] = {}
-        values: dict[fx.Node, int] = {}
-        for number, step in enumerate(self.steps):
-            for node, region in step.touches():
-                if region is not None:
-                    slabs[region.slab] = number
-                elif node is not None:
-                    values[node] = number
-        for node in self.outputs:
-            region = self.regions.get(node)
-            if region is not None:
-                slabs.pop(region.slab, None)
-            values.pop(node, None)
-        numbers = range(len(self.steps))
-        return (
-            [[slab for slab, last in slabs.items() if last == number] for number in numbers],
-            [[node for node, last in values.items() if last == number] for number in numbers],
-        )
+        last = {number: i for i, step in enumerate(self.steps) for number in step.touches()}
+        for source in self.sources:
+            last.pop(source.number, None)
+        over: list[list[int]] = [[] for _ in self.steps]
+        for number, i in last.items():
+            over[i].append(number)
+        return over
 
 
-class _Step(Protocol):
-    def __call__(self, run: Pass) -> None: ...
-
-    def touches(self) -> Iterator[tuple[fx.Node | None, Region | None]]: ...
-
-
-class _Copying(Copying):
-    """The step of training, forward alone."""
-
-    def __call__(self, run: Pass) -> None:
-        self.forward(run)
-
-    def touches(self) -> Iterator[tuple[fx.Node | None, Region | None]]:
-        yield None, self.source
-        yield None, self.target
-
-
-@dataclass(frozen=True)
-class _Convolution:
-    source: Region
-    node: fx.Node
-    target: Region
-    conv: PackedConv
-
-    def __call__(self, run: Pass) -> None:
-        given_BCHW = self.conv(run.read(self.source).permute(0, 3, 1, 2))
-        run.put(self.node, self.target, given_BCHW.permute(0, 2, 3, 1))
-
-    def touches(self) -> Iterator[tuple[fx.Node | None, Region | None]]:
-        yield None, self.source
-        yield self.node, self.target
-
-
-class _Product:
-    """1 x 1 convolutions of one map, as one matrix product of its rows."""
-
-    def __init__(
-        self, source: Region, targets: Sequence[tuple[fx.Node, Region]], convs: Sequence[nn.Conv2d], relu: bool
-    ) -> None:
-        self.source, self.targets = source, targets
-        weight_OI = torch.cat([conv.weight.detach().flatten(1) for conv in convs])
-        zeros = [conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias.detach() for conv in convs]
-        self.weight_IO, self.bias_O = weight_OI.contiguous().t(), torch.cat(zeros)
-        self.product = torch._addmm_activation if relu else torch.addmm  # the activation is ReLU
-        self.firsts = [0, *itertools.accumulate(len(conv.weight) for conv in convs[:-1])]
-
-    def __call__(self, run: Pass) -> None:
-        x_BHWC = run.read(self.source)
-        batch, height, width, _ = x_BHWC.shape
-        given_BHWO = self.product(self.bias_O, x_BHWC.flatten(0, 2), self.weight_IO).view(batch, height, width, -1)
-        if len(self.targets) == 1:
-            run.put(*self.targets[0], given_BHWO)
-            return
-        for (node, region), first in zip(self.targets, self.firsts, strict=True):
-            run.put(node, region, given_BHWO.narrow(-1, first, region.width))
-
-    def touches(self) -> Iterator[tuple[fx.Node | None, Region | None]]:
-        yield None, self.source
-        yield from self.targets
-
-
-@dataclass(frozen=True)
-class _Alone:
-    """Any other operation, as it is."""
-
-    root: nn.Module
-    node: fx.Node
-    regions: dict[fx.Node, Region | None]
-    """Where what it reads and gives lies, of each that is a map."""
-
-    def __call__(self, run: Pass) -> None:
-        env = {node: run.result(node, region) for node, region in self.regions.items() if node is not self.node}
-        run.give(self.node, self.regions[self.node], call(self.root, self.node, env))
-
-    def touches(self) -> Iterator[tuple[fx.Node | None, Region | None]]:
-        yield from self.regions.items()
+def _together(group: Sequence[Chain], places: Places) -> Step:
+    source, first = places.source(group[0].source), group[0]
+    targets = [places.target(chain.nodes[-1]) for chain in group]
+    if is_product(first.conv):
+        return Product(source, targets, [chain.conv for chain in group], first.relu)
+    return Convolution(source, targets[0], first.conv, first.relu)
 
 
 def _chains(traced: Traced, exact: nn.Module | None) -> Iterator[Chain]:

@@ -40,6 +40,7 @@ class PackedConv(nn.Module):
         self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *self.settings)
         self.bias = None if conv.bias is None else conv.bias.detach()
         self.after = "relu" if relu else "none"
+        self.convolve = torch.ops.mkldnn._convolution_pointwise.default  # to find it takes time at every call
         self.of_one: tuple[Tensor, Tensor] | None = None
         if is_product(conv) and self.bias is not None:
             self.of_one = self.bias, weight.flatten(1).contiguous().t()
@@ -48,9 +49,7 @@ class PackedConv(nn.Module):
         """The convolution of a map `[B, channels, height, width]`."""
         if self.of_one is not None and x.shape[0] == 1:
             return self._product(x, *self.of_one)
-        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.bias, *self.settings, self.after, [], ""
-        )
+        out: Tensor = self.convolve(x, self.weight, self.bias, *self.settings, self.after, [], "")
         return out
 
     def _product(self, x: Tensor, bias_O: Tensor, matrix_IO: Tensor) -> Tensor:

@@ -48,10 +48,7 @@ class Pass:
         """Where a map is written; the slab is allocated with its first."""
         whole = self.maps[region.slab]
         if whole is None:
-            slab = self.slabs[region.slab]
-            make = torch.zeros if _reads_beside(self.dtype, device) else torch.empty
-            whole = make(batch, *slab.sides, slab.width, dtype=self.dtype, device=device)
-            self.maps[region.slab] = whole
+            whole = self.maps[region.slab] = allocated(self.slabs[region.slab], batch, self.dtype, device)
         return _channels(whole, region)
 
     def put(self, node: fx.Node, region: Region, x_BHWC: Tensor) -> None:
@@ -122,6 +119,12 @@ class Pass:
         """Add to what a parameter gets."""
         before = self.parameter_gradients.get(parameter)
         self.parameter_gradients[parameter] = gradient if before is None else before + gradient
+
+
+def allocated(slab: Slab, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory of a slab `[B, height, width, channels]`."""
+    make = torch.zeros if _reads_beside(dtype, device) else torch.empty
+    return make(batch, *slab.sides, slab.width, dtype=dtype, device=device)
 
 
 def _reads_beside(dtype: torch.dtype, device: torch.device) -> bool:

@@ -241,10 +241,10 @@ def call(root: nn.Module, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
     """What one node gives."""
     target: Any = node.target
     module = root.get_submodule(target) if node.op == "call_module" else None
-    draws = _draws(target if module is None else module)
+    in_order = draws(target if module is None else module)
 
     def value(read: fx.Node) -> Any:
-        return env[read].contiguous() if draws and isinstance(env[read], Tensor) else env[read]
+        return env[read].contiguous() if in_order and isinstance(env[read], Tensor) else env[read]
 
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
     if module is not None:
@@ -256,7 +256,7 @@ def call(root: nn.Module, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
     return target(*args, **kwargs)
 
 
-def _draws(what: Any) -> bool:
+def draws(what: Any) -> bool:
     """Whether a module, function or method draws random numbers: they fall in the order in which a tensor lies."""
     if isinstance(what, nn.Module):
         return isinstance(what, (nn.modules.dropout._DropoutNd, nn.RReLU))
