@@ -62,9 +62,29 @@ def test_a_pocket_number_is_never_set_against_the_papers(study) -> None:
     verdicts = re.findall(r"^\| .* \| (?:prose|table): [^|]* \| ([^|]*) \|", page, re.MULTILINE)
     assert verdicts
     for verdict in verdicts:
-        assert verdict in ("not resolved at this n", "not comparable (other data)") or verdict.endswith(
-            "on fashion-mnist"
+        assert verdict == "not comparable (other data)" or verdict.endswith(", on fashion-mnist")
+    assert "the paper's own numbers" not in page
+
+
+def test_every_table_and_figure_says_what_it_was_measured_on(study) -> None:
+    """Copied off the page, "the CIFAR-10 setting" would pass for CIFAR-10."""
+    html, text = write(study(POCKET, "table3", "table4", "table5", "figure3", "figure4"))
+    page = text.read_text()
+    notes = re.findall(r"^\*\*([^*]+)\.\*\* (.*)$", page.split("\n## table3")[1].split("\n## Runs")[0], re.MULTILINE)
+    assert len(notes) > 10
+    for title, note in notes:
+        assert note.startswith("Printed in the paper, " if title == "Published" else "Measured on fashion-mnist. "), (
+            title
         )
+    titles = re.findall(r"^## (?:table|figure)\d: .*$", page, re.MULTILINE)
+    assert all(title.endswith(", on fashion-mnist") for title in titles)
+    found = [line for part in re.findall(r"^\| .* \| prose: .* \|$", page, re.MULTILINE) for line in part.split("<br>")]
+    assert found
+    assert all("on fashion-mnist" in line for line in found)
+    body = html.read_text()
+    assert body.count("<figcaption>Measured on fashion-mnist. ") == body.count("<svg") == 2
+    ours = write(study(PAPER, "table3", "table4", "table5", "figure3", "figure4"))
+    assert not any("Measured" in path.read_text() for path in ours)
 
 
 def test_another_recipe_is_not_other_data(study) -> None:

@@ -6,7 +6,7 @@ from offramp.reports import figures
 from offramp.reproduce import experiments
 from offramp.reproduce.plots import draw
 from offramp.reproduce.results import BUDGETS, Figures, Results
-from offramp.reproduce.scales import PAPER
+from offramp.reproduce.scales import PAPER, POCKET
 
 
 def test_the_threshold_sweep() -> None:
@@ -34,6 +34,15 @@ def test_budgeted_curves_with_the_spread_of_their_seeds() -> None:
     assert set(axes.lines[0].get_ydata()) == {62.0}
     (band,) = axes.collections[0].get_paths()
     assert (band.vertices[:, 1].min(), band.vertices[:, 1].max()) == (60.0, 64.0)
+
+
+def test_a_figure_of_other_data_says_so_itself() -> None:
+    for scale, said in ((PAPER, None), (POCKET, "Measured on fashion-mnist")):
+        (figure3,) = experiments(["figure3"], scale)
+        results = Results({("figure3", figure3.rows[0].label): {0: Figures((75.0,), train_nll=(0.5,))}})
+        with figures.style():
+            drawn = draw(figure3, results)
+        assert drawn.get_supxlabel() == (said or "")
 
 
 def test_nothing_is_drawn_of_nothing() -> None:

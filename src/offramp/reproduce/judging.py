@@ -37,7 +37,7 @@ class Part:
     Attributes:
         says: The number that it is about, in words.
         found: That number and its interval; None where there is none.
-        published: What the paper's own numbers give; None where it printed none.
+        published: What the paper's own numbers give; None where it printed none, or where ours are of other data.
         digits: With how many the numbers are shown.
         verdict: Of this statement alone.
         note: Of which budgets the number is, or why there is none.
@@ -77,7 +77,14 @@ def judge(claims: Iterable[Claim], results: Results, *, papers: bool) -> list[Ju
         if claim.other_data and not papers:
             verdict = Verdict.NOT_COMPARABLE
         parts = (
-            Part(part.says(), finding.found, _mean(part, printed()), part.digits, finding.verdict, finding.note)
+            Part(
+                part.says(),
+                finding.found,
+                _mean(part, printed()) if papers else None,
+                part.digits,
+                finding.verdict,
+                finding.note,
+            )
             for part, finding in zip(claim.parts, findings, strict=True)
         )
         judged.append(Judged(claim, verdict, tuple(parts)))

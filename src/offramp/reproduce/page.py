@@ -18,7 +18,6 @@ from offramp.reproduce.judging import CLOSE, judge, judge_numbers
 from offramp.reproduce.manifest import Manifest
 from offramp.reproduce.plots import draw
 from offramp.reproduce.results import Results, device_of, manifest_of, measured
-from offramp.reproduce.scales import Scale
 from offramp.reproduce.study import Study, distinct
 from offramp.reproduce.tables import Cell, Table, anchor, claims_table, not_run, tables
 from offramp.storage import write_atomically
@@ -98,6 +97,7 @@ def write(study: Study) -> list[Path]:
         title=head[0],
         lead=head[1:],
         papers=study.scale.comparable,
+        unlike=study.scale.unlike,
         verdicts=verdicts,
         sections=sections,
         made=made,
@@ -152,17 +152,10 @@ def _verdicts(study: Study, results: Results) -> list[Table]:
         ("What the paper printed", judge_numbers(study.experiments, results), statistics.EQUIVALENCE, note),
     )
     return [
-        claims_table(title, judged, unlike=_unlike(scale), confidence=confidence, note=said)
+        claims_table(title, judged, unlike=scale.unlike, confidence=confidence, note=said)
         for title, judged, confidence, said in made
         if judged
     ]
-
-
-def _unlike(scale: Scale) -> str:
-    """What makes a scale another than the paper's, to be said beside a verdict."""
-    longer = f"with {scale.factor} times the epochs" if scale.factor > 1 else ""
-    names = dict.fromkeys(setting.data.name for setting in scale.settings.values())
-    return longer if scale.papers else f"on {' and '.join(names)} {longer}".strip()
 
 
 def _section(experiment: Experiment, results: Results, study: Study) -> Section:
@@ -178,7 +171,8 @@ def _section(experiment: Experiment, results: Results, study: Study) -> Section:
                 plot = None if drawn is None else inline_svg(drawn, experiment.name)
         else:
             no_plot = figures.HOW_TO_GET_IT
-    return Section(experiment.name, experiment.title, expect, tuple(tables(experiment, results)), plot, no_plot)
+    title = f"{experiment.title}, {study.scale.unlike}" if study.scale.unlike else experiment.title
+    return Section(experiment.name, title, expect, tuple(tables(experiment, results)), plot, no_plot)
 
 
 def _made(study: Study, manifests: Mapping[str, Manifest]) -> list[Made]:

@@ -16,12 +16,18 @@ if TYPE_CHECKING:
 
 
 def draw(experiment: Experiment, results: Results) -> "Figure | None":
-    """The experiment's figure, None where it has none or nothing was run; inside `figures.style()`."""
+    """The experiment's figure, None where it has none or nothing was run; inside `figures.style()`.
+
+    It says itself what it was measured on where that is not the paper's.
+    """
+    drawn = None
     if experiment.shows == "threshold":
-        return _thresholds(experiment, results)
-    if experiment.shows == "budgeted":
-        return _budgets(experiment, results)
-    return None
+        drawn = _thresholds(experiment, results)
+    elif experiment.shows == "budgeted":
+        drawn = _budgets(experiment, results)
+    if drawn is not None and experiment.scale.unlike:
+        drawn.supxlabel(f"Measured {experiment.scale.unlike}", fontsize="small")
+    return drawn
 
 
 def _thresholds(experiment: Experiment, results: Results) -> "Figure | None":

@@ -123,6 +123,13 @@ class Scale:
         """Whether the paper's numbers may be compared with ours: data, networks and recipe are the same."""
         return self.papers and self.factor == 1
 
+    @property
+    def unlike(self) -> str:
+        """What makes it another than the paper's, to be said beside every number: `on fashion-mnist`; else nothing."""
+        longer = f"with {self.factor} times the epochs" if self.factor > 1 else ""
+        names = dict.fromkeys(setting.data.name for setting in self.settings.values())
+        return longer if self.papers else f"on {' and '.join(names)} {longer}".strip()
+
     def __getitem__(self, of: Of) -> Setting:
         if of not in self.settings:
             raise UsageError(f"The scale {self.name!r} has no setting {of!r}, which this experiment needs.")

@@ -1,5 +1,6 @@
 """A study as tables of text with links: what the page and the Markdown file both show."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from offramp.reproduce.results import (
 )
 
 NOTHING = "–"
+OF_OUR_RUNS = (statistics.Verdict.AGREES, statistics.Verdict.DISAGREES, statistics.Verdict.NOT_RESOLVED)
 GROUPS = (("first three exits", (None, 3)), ("last two exits", (-2, None)))  # where methods differ most, and least
 
 
@@ -50,21 +52,21 @@ class Table:
 
 
 def claims_table(title: str, judged: Sequence[Judged], *, unlike: str, confidence: float, note: str) -> Table:
-    """Claims with their verdicts. `unlike`: said beside those that other data or another recipe gave."""
+    """Claims with their verdicts. `unlike`: said beside all that other data or another recipe gave."""
     rows = []
     for one in judged:
-        resolved = one.verdict in (statistics.Verdict.AGREES, statistics.Verdict.DISAGREES)
-        verdict = f"{one.verdict}, {unlike}" if resolved and unlike else str(one.verdict)
+        verdict = f"{one.verdict}, {unlike}" if unlike and one.verdict in OF_OUR_RUNS else str(one.verdict)
         source = f"{one.claim.source}: {one.claim.where}"
-        found = "\n".join(map(_part, one.parts))
+        found = "\n".join(_part(part, unlike) for part in one.parts)
         rows.append(tuple(map(Cell, (one.claim.text, source, verdict, found))))
     head = ("claim", "source", "verdict", f"found, with {100 * confidence:.0f} % intervals")
     return Table(title, head, tuple(rows), note)
 
 
-def _part(part: Part) -> str:
-    """What was found of a part of a claim, and the paper's own number beside it."""
-    found = str(part.verdict) if part.found is None else f"{part.found.text(part.digits)}, n = {part.found.n}"
+def _part(part: Part, unlike: str) -> str:
+    """What was found of a part of a claim, and the paper's own number beside it where the data are the paper's."""
+    measured = f", {unlike}" if unlike else ""
+    found = f"{part.verdict}" if part.found is None else f"{part.found.text(part.digits)}, n = {part.found.n}{measured}"
     own = "" if part.published is None else f" (the paper's own numbers: {part.published:+.{part.digits}f})"
     note = f" ({part.note})" if part.note else ""
     return f"{part.says}{note}: {found}{own}"
@@ -78,7 +80,11 @@ def anchor(row: Row) -> str:
 def tables(experiment: Experiment, results: Results) -> list[Table]:
     """The tables of an experiment: ours of the rows that were run, and the paper's beside it."""
     rows = tuple(row for row in experiment.rows if results.of(experiment.name, row.label))
-    return (_ours(experiment, rows, results) if rows else []) + _published(experiment, results)
+    unlike = experiment.scale.unlike
+    ours = _ours(experiment, rows, results) if rows else []
+    if unlike:  # in the table itself: it may be copied off the page
+        ours = [dataclasses.replace(table, note=f"Measured {unlike}. {table.note}") for table in ours]
+    return ours + _published(experiment, results)
 
 
 def not_run(experiment: Experiment, results: Results) -> list[str]:
