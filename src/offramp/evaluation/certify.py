@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from offramp.costs import Cost
 from offramp.errors import OfframpError, UsageError
@@ -236,13 +235,10 @@ class _Replay(NamedTuple):
 
 
 def _replay(policies: Sequence[Policy], record: Record) -> _Replay:
-    over: dict[Measure, tuple[Tensor, Tensor]] = {}
     exits, right, full = [], [], []
     rows_S = torch.arange(record.num_images)
     for policy in policies:
-        if policy.measure not in over:  # the costly part, the same for most
-            over[policy.measure] = policy.measure.over(record.logits_KSC, record.num_classes)
-        confidence_KS, labels_KS = over[policy.measure]
+        confidence_KS, labels_KS = record.read(policy.measure)  # the costly part, the same for most, and kept
         exits_S = policy.exits(confidence_KS)
         exits.append(exits_S.numpy())
         right.append((labels_KS[exits_S, rows_S] == record.targets_S).numpy())
