@@ -25,6 +25,7 @@ export/              the network for other runtimes, made by `offramp export`
 manifest.json        what `offramp reproduce` keeps of a run of a study: configuration, figures, times
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -40,7 +41,8 @@ from offramp.network import EarlyExitNet, last_linear, rebuild
 from offramp.storage import load_pickled, load_tensors
 
 TORCH_FILES = (".pth", ".pt", ".bin")
-AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads that torchvision's GoogLeNet and Inception have in training alone
+AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
+"""Classifiers of torchvision that may have further outputs in training, which are left out here, and their names."""
 FORMAT = 1  # of the folder; a run folder of a newer format is refused
 
 
@@ -277,7 +279,8 @@ def _under_own_names(
     own, originals = network.state_dict(), _original_names(network)
     found = {here: tensors[there] for here, there in originals.items() if there in tensors}
     left = {name: tensor for name, tensor in tensors.items() if name not in originals.values()}
-    auxiliary = [name for name in left if name.startswith(AUXILIARY)]
+    heads = tuple(itertools.chain.from_iterable(AUXILIARY.values()))
+    auxiliary = [name for name in left if name.startswith(heads)]
     for name in auxiliary:
         del left[name]
     head = [name for name in originals if name.startswith("exits.")]

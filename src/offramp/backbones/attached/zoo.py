@@ -21,10 +21,9 @@ from offramp.backbones.attached.placing import At
 from offramp.config import Spec
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet, builder
+from offramp.runs import AUXILIARY
 
 Side = int | Sequence[int] | None
-AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
-"""Classifiers of torchvision that may have further outputs in training, which are left out here, and their names."""
 _OF_WEIGHTS = ("weights", "checkpoint_path")  # arguments of the libraries that say which weights to read
 
 
