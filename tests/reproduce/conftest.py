@@ -42,6 +42,7 @@ def manifest() -> Callable[..., Manifest]:
         seconds: float = 60.0,
         nll: float = 0.5,
         starts: Sequence[dict[str, Any]] = (),
+        load: float | None = 1.0,
         **made_by: Any,
     ) -> Manifest:
         exits = [
@@ -78,6 +79,8 @@ def manifest() -> Callable[..., Manifest]:
             "best_epoch": None if best is None else {"epoch": 7, "top1": list(best)},
             "budgeted": budgeted,
         }
+        if load is not None:
+            values["load"] = {"start": 0.2, "end": load, "own": 1}
         if starts:
             values["starts"] = starts
         return Manifest(values, Path("m.json"))

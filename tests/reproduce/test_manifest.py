@@ -31,6 +31,9 @@ def test_a_manifest_says_what_the_run_gave(rows, tmp_path: Path) -> None:
     assert values["last_stats"] == {"gamma": stats["gamma"], "weight": stats["weight"]}
     assert (figures.gamma, figures.weight) == (tuple(stats["gamma"]), (1.0, 1.0, 1.0))
     assert values["timing"]["jobs"] == 3
+    assert values["load"]["own"] == 3 * values["made_by"]["threads"]
+    assert values["load"]["start"] >= 0
+    assert values["test_images"] == figures.images == 355
     assert values["images"]["train"] == RunFolder(tmp_path / "run").read_config()["images"]["train"]
     assert values["hash"] == run_hash(run)
     assert "starts" not in values  # it was never continued elsewhere
@@ -47,6 +50,7 @@ def test_time_is_that_of_a_run_that_was_never_interrupted(rows, tmp_path: Path) 
     lines = [{"epoch": 1, "images": 200, "seconds": 4.0}, {"epoch": 2, "images": 72, "seconds": 1.44}]
     folder.timing.write_text("".join(json.dumps(line) + "\n" for line in lines))
     made = work(run, folder.path)
+    assert made.undisturbed is None  # it was trained before, and nobody looked
     assert made.seconds == pytest.approx(400 * 5.44 / 272)
     assert "last_stats" not in made.values  # cross-entropy says neither a coefficient nor a weight
     folder.timing.write_text(json.dumps(lines[1]) + "\n")  # both epochs killed: four batches of 64 say how long one is
@@ -73,6 +77,20 @@ def test_where_a_run_was_continued_is_kept(rows, tmp_path: Path) -> None:
         elsewhere = any((one["device"], one["processor"]) != ("cpu", start["processor"]) for one in starts)
         clock = of_manifest(made).clock
         assert (clock.device, clock.moved) == (start["processor"], elsewhere)
+
+
+def test_more_load_than_the_runs_themselves_is_other_work(manifest) -> None:
+    """One thread, one run: up to 1.5 is nothing else. Manifests that were made before it was kept say nothing."""
+    for load, alone in ((0.9, True), (1.5, True), (1.6, False), (None, None)):
+        made = manifest(Run(), [70.0], load=load)
+        assert made.undisturbed is of_manifest(made).clock.alone is alone
+    first, second = (of_manifest(manifest(Run(), [70.0], load=load)) for load in (1.0, 1.4))
+    assert first.timed_like(second)
+    for load, words in ((2.0, "other work beside"), (None, "other work not recorded")):
+        other = of_manifest(manifest(Run(), [70.0], load=load))
+        assert not first.timed_like(other)
+        assert not other.timed_like(other)
+        assert str(other.clock) == f"cpu, 1 thread, one run at a time by this command, {words}"
 
 
 def test_what_is_found(tmp_path: Path, manifest) -> None:
@@ -125,6 +143,7 @@ def test_what_is_no_json_is_passed_over_with_a_note(tmp_path: Path, manifest, ca
         (("exits", 0, "train"), {}, "exits[0].train.nll is missing"),
         (("made_by", "git"), "x", 'made_by.git is "x"'),
         (("starts",), [{}], "starts[0].device is missing"),
+        (("load",), {"start": 1.0}, "load.end is missing"),
         (("last_stats",), {"gamma": None, "weight": "x"}, 'last_stats.weight is "x"'),
         (("format",), "1", 'format is "1"'),
     ],

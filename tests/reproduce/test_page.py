@@ -150,7 +150,10 @@ def test_means_spreads_times_and_paired_differences(study) -> None:
 def test_times_taken_otherwise_are_said_and_not_compared(study, manifest) -> None:
     made = study(POCKET, "table1")
     _, text = write(made)
-    assert "Times are of training alone (cpu, 1 thread, one run at a time, as the manifests say)." in text.read_text()
+    assert (
+        "Times are of training alone (cpu, 1 thread, one run at a time by this command, as the manifests say)."
+        in text.read_text()
+    )
     fast = made.experiments[0].row("+ Dynamic")
     for seed in (0, 1):
         run = fast.with_seed(seed)
@@ -159,8 +162,8 @@ def test_times_taken_otherwise_are_said_and_not_compared(study, manifest) -> Non
     write(made)
     page = text.read_text()
     rows = {line[3 : line.index("]")]: line for line in page.splitlines() if line.startswith("| [")}
-    assert rows["+ Dynamic"].endswith("| 2 | 15.0 s<br>gpu, 4 threads, one run at a time |")
-    assert rows["WPN"].endswith("| 2 | 2.0 min (×2.00)<br>cpu, 1 thread, one run at a time |")
+    assert rows["+ Dynamic"].endswith("| 2 | 15.0 s<br>gpu, 4 threads, one run at a time by this command |")
+    assert rows["WPN"].endswith("| 2 | 2.0 min (×2.00)<br>cpu, 1 thread, one run at a time by this command |")
     (claim,) = [line for line in page.splitlines() if line.startswith("| Dynamic training takes less time")]
     assert claim.count("| not comparable (times of another device, or of other threads or jobs) |") == 1
     assert "in percent: not comparable" in claim
@@ -252,7 +255,18 @@ def test_what_a_run_was_made_with(study, manifest) -> None:
     assert "begun on gpu, 4 threads, torch 1; continued elsewhere, on cpu, 1 thread, torch 2;" in facts[run_name(other)]
     (row,) = [line for line in text.read_text().splitlines() if line.startswith("| [Label smoothing]")]
     assert "×" not in row  # a time of two machines
-    assert "cpu, 1 thread, one run at a time, begun elsewhere" in row
+    assert "cpu, 1 thread, one run at a time by this command, begun elsewhere" in row
+
+
+def test_times_beside_other_work_are_not_set_against_others(study, manifest) -> None:
+    made = study(POCKET, "table8")
+    for row in made.experiments[0].rows:
+        for seed in (0, 1):
+            run = row.with_seed(seed)
+            manifest(run, [70.0] * 7, load=2.0).save(made.out / "manifests" / f"{run_name(run)}.json")
+    page = write(made)[1].read_text()
+    assert "(cpu, 1 thread, one run at a time by this command, other work beside, as the manifests say)" in page
+    assert "×" not in page
 
 
 def test_a_dear_first_exit_leaves_no_number_at_small_budgets(study, manifest) -> None:

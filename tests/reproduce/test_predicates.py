@@ -1,5 +1,6 @@
 """Each kind of statement against the same number worked out by hand or by NumPy."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -92,8 +93,14 @@ def test_time_saved_in_percent() -> None:
 
 def test_times_of_two_machines_are_not_judged() -> None:
     """Device, threads and runs side by side must agree; seeds of which they do are paired, whatever the others took."""
-    here, left, right = Clock("cpu", 1, 2), Q("t", "a", "seconds"), Q("t", "b", "seconds")
-    for other in (Clock("gpu", 1, 2), Clock("cpu", 2, 2), Clock("cpu", 1, 1)):
+    here, left, right = Clock("cpu", 1, 2, alone=True), Q("t", "a", "seconds"), Q("t", "b", "seconds")
+    for other in (
+        dataclasses.replace(here, device="gpu"),
+        dataclasses.replace(here, threads=2),
+        dataclasses.replace(here, jobs=1),
+        dataclasses.replace(here, alone=False),
+        dataclasses.replace(here, alone=None),
+    ):
         rows = {
             ("t", "a"): {0: Figures((1.0,), seconds=1, clock=other), 1: Figures((1.0,), seconds=90, clock=here)},
             ("t", "b"): {seed: Figures((1.0,), seconds=100, clock=here) for seed in (0, 1, 2)},
@@ -101,8 +108,9 @@ def test_times_of_two_machines_are_not_judged() -> None:
         assert Faster(left, right).contrasts(Results(rows)) == pytest.approx({1: 10})
         del rows["t", "a"][1]
         finding = Faster(left, right).judge(Results(rows))
-        assert (finding.verdict, finding.found) == (Verdict.OTHER_CLOCK, None)
-        assert finding.verdict.startswith("not comparable")
+        wanted = Verdict.OTHER_CLOCK if other.alone else Verdict.DISTURBED
+        assert (finding.verdict, finding.found) == (wanted, None)
+        assert finding.verdict.startswith("not comparable" if other.alone else "not judged (other work ran beside")
     assert Faster(left, right).judge(Results({})).verdict is Verdict.NOT_RUN
 
 

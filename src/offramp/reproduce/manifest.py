@@ -21,6 +21,7 @@ from offramp.runs import RunFolder, read_json
 from offramp.storage import write_atomically
 
 FORMAT = 1
+SPARE_LOAD = 0.5  # more than that beside the runs of a command is other work
 # What may change what comes out:
 _START = ("offramp", "torch", "torchvision", "numpy", "python", "device", "processor", "threads")
 _MADE = ("offramp", "torch", "python", "device", "processor", "threads", "git")
@@ -44,6 +45,7 @@ _STATS = ("gamma", "weight")  # what claims ask of training
 _MORE = {  # where they are there
     "starts": [_MADE_BY],
     "test_images": int,
+    "load": {"start": float, "end": float, "own": int},
     "last_stats": {name: ([float],) for name in _STATS},
 }
 
@@ -61,7 +63,14 @@ class Manifest:
     path: Path
 
     @classmethod
-    def of(cls, run: Run, folder: RunFolder, evaluation: Mapping[str, Any], jobs: int) -> "Manifest":
+    def of(
+        cls,
+        run: Run,
+        folder: RunFolder,
+        evaluation: Mapping[str, Any],
+        jobs: int,
+        load: tuple[float, float] | None = None,
+    ) -> "Manifest":
         """The manifest of a finished run, not yet written.
 
         Args:
@@ -69,6 +78,8 @@ class Manifest:
             folder: Its folder.
             evaluation: What its `evaluation.json` holds.
             jobs: How many runs went on side by side: what its times are worth.
+            load: The machine's load average at the beginning and at the end of training, where it is known of all of
+                it.
         """
         starts = folder.read_starts()
         dynamic = evaluation["dynamic"]
@@ -85,6 +96,7 @@ class Manifest:
             "made_by": {key: starts[-1].get(key) for key in _MADE},
             **_several(starts),
             "timing": {**_timing(folder, run), "jobs": jobs},
+            **_load(load, jobs * (starts[-1]["threads"] + run.data.workers)),
             "mean_top1": evaluation["mean_top1"],
             "exits": [_exit(exit) for exit in evaluation["exits"]],
             "last_epoch": {key: value for key, value in folder.read_metrics()[-1].items() if key in ("epoch", "loss")},
@@ -109,6 +121,12 @@ class Manifest:
         return float(self.values["timing"]["seconds"])
 
     @property
+    def undisturbed(self) -> bool | None:
+        """Whether the machine did nothing but this command's runs at both ends of training; None where nothing says."""
+        load = self.values.get("load")
+        return None if load is None else max(load["start"], load["end"]) <= load["own"] + SPARE_LOAD
+
+    @property
     def starts(self) -> Sequence[Mapping[str, Any]]:
         """Where a run was begun and continued, in order; empty where device, threads and versions stayed the same."""
         starts: Sequence[Mapping[str, Any]] = self.values.get("starts", ())
@@ -127,6 +145,11 @@ class Manifest:
                 f"{self.path} has the hash of a run that is wanted, but another configuration ({'; '.join(lines)}). It "
                 "was made by an offramp with other defaults; move it away to run it again."
             )
+
+
+def _load(load: tuple[float, float] | None, own: int) -> dict[str, Any]:
+    """The load average at both ends of training, and what the runs of the command come to by themselves."""
+    return {} if load is None else {"load": {"start": load[0], "end": load[1], "own": own}}
 
 
 def _several(starts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -162,7 +162,7 @@ class NoMore(Greater):
 class Faster(Predicate):
     """`left` takes less time than `limit` times `right`: the number is the time saved, in percent of that.
 
-    Of the seeds that both rows were timed with under the same conditions.
+    Of the seeds that both rows were timed with under the same conditions, with nothing else going on.
     """
 
     left: Q
@@ -178,7 +178,12 @@ class Faster(Predicate):
     def judge(self, results: Results) -> Finding:  # noqa: D102
         finding = super().judge(results)
         both = self.left.by_seed(results).keys() & self.right.by_seed(results).keys()
-        return Finding(Verdict.OTHER_CLOCK, None) if both and finding.found is None else finding
+        if not both or finding.found is not None:
+            return finding
+        ours, theirs = (results.of(q.experiment, q.row) for q in (self.left, self.right))
+        pairs = [(ours[seed].clock, theirs[seed].clock) for seed in both]
+        alike = any(left and right and left.like(right) for left, right in pairs)
+        return Finding(Verdict.DISTURBED if alike else Verdict.OTHER_CLOCK, None)
 
     def says(self) -> str:  # noqa: D102
         limit = "" if self.limit == 1 else f"{self.limit:g} times "

@@ -33,17 +33,26 @@ class Clock:
         threads: CPU threads.
         jobs: How many runs went on side by side.
         moved: Whether the run was begun on another device or with other threads; then its time is like no other.
+        alone: Whether the machine did nothing else meanwhile; None where the manifest does not say.
     """
 
     device: str
     threads: int
     jobs: int
     moved: bool = False
+    alone: bool | None = None
 
     def __str__(self) -> str:
-        beside = "one run at a time" if self.jobs == 1 else f"{self.jobs} runs side by side"
+        runs = "one run at a time" if self.jobs == 1 else f"{self.jobs} runs side by side"
+        beside = {True: "", False: ", other work beside", None: ", other work not recorded"}[self.alone]
         begun = ", begun elsewhere" if self.moved else ""
-        return f"{self.device}, {self.threads} thread{'s' if self.threads != 1 else ''}, {beside}{begun}"
+        threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
+        return f"{self.device}, {threads}, {runs} by this command{beside}{begun}"
+
+    def like(self, other: "Clock") -> bool:
+        """Whether device, threads and runs side by side were the same, whatever else the machine did."""
+        mine = dataclasses.replace(self, alone=other.alone)
+        return mine == other and not self.moved
 
 
 @dataclass(frozen=True)
@@ -77,8 +86,10 @@ class Figures:
     images: int | None = None
 
     def timed_like(self, other: "Figures") -> bool:
-        """Whether the two times may be set against each other."""
-        return self.clock == other.clock and not (self.clock and self.clock.moved)
+        """Whether the two times may be set against each other: taken alike, and with nothing else going on."""
+        if self.clock is None or other.clock is None:
+            return self.clock is other.clock
+        return self.clock.like(other.clock) and bool(self.clock.alone and other.clock.alone)
 
     def values(self, what: What) -> tuple[float, ...] | None:
         """The figures of one kind, one per exit (one alone for seconds, one per budget under thresholds)."""
@@ -114,7 +125,7 @@ def _clock(manifest: Manifest) -> Clock:
     by = manifest.values["made_by"]
     device, threads = device_of(by), by["threads"]
     moved = any((device_of(start), start["threads"]) != (device, threads) for start in manifest.starts)
-    return Clock(device, threads, manifest.values["timing"]["jobs"], moved)
+    return Clock(device, threads, manifest.values["timing"]["jobs"], moved, manifest.undisturbed)
 
 
 def device_of(start: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ class Verdict(StrEnum):
     NOT_COMPARABLE = "not comparable (other data)"
     OTHER_RECIPE = "not comparable (another recipe)"
     OTHER_CLOCK = "not comparable (times of another device, or of other threads or jobs)"
+    DISTURBED = "not judged (other work ran beside, or nothing says that none did)"
     NOT_RUN = "not run yet"
 
 
@@ -70,8 +71,8 @@ def sampling_error(difference: float, images: int) -> float:
 
     A difference of d points takes at least S |d| / 100 images that differ, all to one side; `bounds.paired_difference`
     (Agresti and Min) gives the standard error of that, about 10 sqrt(|d|) / sqrt(S) points, and where no image differs
-    100 / (S + 2), about one image. Even that is more than the rounding of a top-1 to steps of 100/S comes to: 1/sqrt(12) of
-    a step, of what is made of four of them, a gain less a gain, 1/sqrt(3).
+    100 / (S + 2), about one image. Even that is more than the rounding of a top-1 to steps of 100/S: 1/sqrt(12) of a
+    step; of what is made of four of them, a gain less a gain, 1/sqrt(3).
 
     Args:
         difference: In points.
@@ -183,7 +184,7 @@ def all_above(found: Sequence[Sequence[float]], but: int = 0, images: int | None
 
 def all_of(verdicts: Sequence[Verdict]) -> Verdict:
     """Of a claim with several parts: it agrees where all do, and fails with one."""
-    not_comparable = (Verdict.NOT_COMPARABLE, Verdict.OTHER_RECIPE, Verdict.OTHER_CLOCK)
+    not_comparable = (Verdict.NOT_COMPARABLE, Verdict.OTHER_RECIPE, Verdict.OTHER_CLOCK, Verdict.DISTURBED)
     for decisive in (Verdict.NOT_RUN, Verdict.DISAGREES, *not_comparable, Verdict.NOT_RESOLVED):
         if decisive in verdicts:
             return decisive

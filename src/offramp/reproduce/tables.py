@@ -134,7 +134,7 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
         )
     note = "Top-1 in percent on test: mean ± standard deviation (half-range) over n seeds. Times are of training alone"
     if len(clocks) > 1:
-        note += "; only those that were taken alike are set against each other."
+        note += "; only those that were taken alike, with no other work beside, are set against each other."
     else:
         note += f" ({clocks[0]}, as the manifests say)." if clocks else "."
     if groups:

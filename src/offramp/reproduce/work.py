@@ -29,10 +29,12 @@ def work(run: Run, folder: Path, jobs: int = 1) -> Manifest:
         jobs: How many runs go on side by side, for the manifest.
     """
     with _alone(folder):
+        place, before = RunFolder(folder), os.getloadavg()[0]
+        begun = place.config.is_file()
         train(run, folder)
-        place = RunFolder(folder)
+        load = None if begun else (before, os.getloadavg()[0])  # of a run that is continued nobody knows the first part
         figures = current_json(place) or evaluate(folder, root=run.data.root, page=False).to_json()
-        manifest = Manifest.of(run, place, figures, jobs)
+        manifest = Manifest.of(run, place, figures, jobs, load)
         manifest.save(manifest.path)
     return manifest
 
