@@ -5,6 +5,7 @@ from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 from offramp.evaluation import Curve
+from offramp.export.metadata import MEASURES
 from offramp.policy import Measure
 from offramp.reports import figures
 from offramp.reports.dynamic import Dynamic, leaves_from
@@ -14,12 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLASSES_SHOWN = 100
-MEASURES = {
-    "softmax": "the largest class probability",
-    "margin": "the largest class probability less the second",
-    "entropy": "minus the entropy of the classes, in nats",
-    "patience": "the number of times in a row that exits agreed",
-}
 
 
 def plot(dynamic: Dynamic, exits: figures.Curve) -> "Figure":
