@@ -23,9 +23,17 @@ from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.reports import bench_plots, figures
 from offramp.reports.bench_figures import Bench, accuracy
-from offramp.reports.bench_timing import Feed, Rivals, measure, on_test, pool, right, round_of, whole
-from offramp.reports.evaluate import Progress, check_trained_on, named, network_of, parts_of
-from offramp.reports.policy import given_policy, held_out
+from offramp.reports.bench_timing import Feed, Rivals, measure, on_test, right, round_of, whole
+from offramp.reports.loading import (
+    Progress,
+    check_trained_on,
+    given_policy,
+    held_out,
+    named,
+    network_of,
+    parts_of,
+)
+from offramp.reports.sample import pool
 from offramp.runs import RunFolder
 from offramp.storage import write_atomically
 
