@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -128,6 +129,12 @@ def test_killed_and_started_again_it_ends_with_the_same_page(here: Path) -> None
             time.sleep(0.1)
     subprocess.run([*command, "killed"], check=True)
     assert kills > 0
+    for out in ("calm", "killed"):  # what else the machine did is the clocks' matter, too
+        for path in (here / out / "manifests").iterdir():
+            values = json.loads(path.read_text())
+            values.pop("load", None)
+            path.write_text(json.dumps(values))
+        subprocess.run([*command, out, "--page-only"], check=True)
     for ending in ("html", "md"):
         calm, killed = ((here / out / f"table1-tiny.{ending}").read_text() for out in ("calm", "killed"))
         assert without_clocks(calm) == without_clocks(killed)
