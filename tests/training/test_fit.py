@@ -193,7 +193,7 @@ def test_a_run_keeps_where_its_weights_come_from(tmp_path: Path, capsys: pytest.
     own = {n: v for n, v in given.state_dict().items() if not n.startswith("exits.0.")}
     torch.save({"state_dict": {name.split(".", 2)[2]: value for name, value in own.items()}}, path)
     made = attached()
-    made.origin = {"model": "somebody/net", "licence": "apache-2.0", "weights": None}
+    made.origin = {"model": "somebody/net", "licence": "apache-2.0", "weights": "mypackage 0.1"}
     config = dataclasses.replace(QUICK, init=str(path), freeze_trunk=True, save_every_steps=2)
     offramp.fit(made, CrossEntropy(), parts.train, parts.val, config, out=tmp_path / "run")
     said = capsys.readouterr().err
@@ -201,10 +201,10 @@ def test_a_run_keeps_where_its_weights_come_from(tmp_path: Path, capsys: pytest.
     assert "(trunk: somebody/net, apache-2.0)" in said
     folder = RunFolder(tmp_path / "run")
     init = {"file": "original.pth", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    assert json.loads(folder.origin.read_text()) == made.origin | {"init": init, "licence": None}
+    assert json.loads(folder.origin.read_text()) == made.origin | {"init": init}
     loaded = offramp.load(folder.path, into=attached())
     assert all(torch.equal(loaded.state_dict()[n], v) for n, v in own.items() if n.startswith("stages."))
-    assert loaded.origin == made.origin | {"init": init, "licence": None}
+    assert loaded.origin == made.origin | {"init": init}
     # Continued without the file: what is known stays.
     before = folder.origin.read_bytes(), folder.metrics.read_bytes()
     folder.weights.unlink()
@@ -212,6 +212,18 @@ def test_a_run_keeps_where_its_weights_come_from(tmp_path: Path, capsys: pytest.
     path.unlink()
     offramp.fit(attached(), CrossEntropy(), parts.train, parts.val, config, out=folder.path)
     assert (folder.origin.read_bytes(), folder.metrics.read_bytes()) == before
+
+
+def test_a_licence_of_the_hub_is_not_that_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts, path = images(), tmp_path / "own.safetensors"
+    save_tensors(path, network().state_dict())
+    made = network()
+    made.origin = {"model": "timm/net", "licence": "apache-2.0", "weights": "hub"}
+    config = dataclasses.replace(QUICK, epochs=1, init=str(path))
+    offramp.fit(made, CrossEntropy(), parts.train, parts.val, config, out=tmp_path / "run")
+    assert "(trunk: timm/net)" in capsys.readouterr().err
+    found = json.loads(RunFolder(tmp_path / "run").origin.read_text())
+    assert (found["weights"], found["licence"], found["init"]["file"]) == (None, None, path.name)
 
 
 def test_weights_of_a_run_are_named_by_its_folder_and_unknown_origins_by_nothing(tmp_path: Path) -> None:

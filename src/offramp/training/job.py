@@ -114,18 +114,23 @@ class Job:
 
         Of the last, those that are runs whose folders are there: see `training.ancestors`.
         """
-        origin: dict[str, Any] = dict(self.network.origin or {})
+        origin = self._of_weights()
         of_network = origin.pop("run", None)  # where `collaborating` read it
         if self.config.init is not None:
             file = weights_of(self.config.init)
             name = file.name if file == Path(self.config.init).expanduser() else f"{file.parent.name}/{file.name}"
-            origin |= {key: None for key in ("weights", "licence") if key in origin}  # the file's took their place
             with open(file, "rb") as content:
                 origin["init"] = {"file": name, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
         began = {"init": self.config.init, "teacher": self.rule.settings().get("teacher"), "network": of_network}
         known = [one for through, path in began.items() for one in _ancestors(through, path)]
         known += origin.get("ancestors", [])  # of a network that was read from a run
         return origin | ({"ancestors": known} if known else {})
+
+    def _of_weights(self) -> dict[str, Any]:
+        """What the network says of its weights; nothing of those from a hub whose place a file takes."""
+        origin = dict(self.network.origin or {})
+        replaced = self.config.init is not None and origin.get("weights") == "hub"
+        return origin | ({"weights": None, "licence": None} if replaced else {})
 
     def introduction(self, device: torch.device) -> str:
         """One line for a person."""
@@ -140,7 +145,7 @@ class Job:
 
     def _of_the_trunk(self) -> str:
         """Where its weights come from and under which licence, and how it is trained."""
-        origin = self.network.origin or {}
+        origin = self._of_weights()
         known = [origin[key] for key in ("model", "licence") if origin.get(key)]
         said = f" (trunk: {', '.join(known)})" if known else ""
         if self.config.freeze_trunk:
