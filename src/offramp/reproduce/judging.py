@@ -16,6 +16,8 @@ from offramp.reproduce.results import (
     fewest_images,
     mean_top1,
     printed,
+    printed_digits,
+    printed_mean,
     published,
     published_row,
 )
@@ -113,9 +115,9 @@ def judge_numbers(experiments: Sequence[Experiment], results: Results) -> list[J
 
 
 def _judge_number(experiment: Experiment, row: Row, theirs: Mapping[str, Any], ours: Sequence[Figures]) -> Judged:
-    mean = theirs.get("mean", fmean(theirs["top1"]))
+    mean, digits = printed_mean(theirs), printed_digits(experiment.name)
     over = "" if len(theirs["top1"]) == 1 else " on average over exits"
-    text = f"{experiment.name}, {row.label}: {mean:.2f} %{over}"
+    text = f"{experiment.name}, {row.label}: {mean:.{digits}f} %{over}"
     if theirs.get("copied"):
         return Judged(Claim(f"{text}, copied from its authors", "table", _table(experiment), ()), Verdict.OTHER_RECIPE)
     spreads = deviations(theirs)

@@ -222,6 +222,17 @@ def has_delta(name: str) -> bool:
     return any("delta" in theirs for theirs in rows)
 
 
+def printed_digits(name: str) -> int:
+    """How many decimals the paper prints in a table's accuracies."""
+    rows = published()[name]["rows"].values()
+    return max(len(repr(value).partition(".")[2]) for theirs in rows for value in theirs["top1"])
+
+
+def printed_mean(theirs: Mapping[str, Any]) -> float:
+    """The mean over exits of a published row: as printed where it is, else of its numbers."""
+    return float(theirs.get("mean", fmean(theirs["top1"])))
+
+
 def deviations(theirs: Mapping[str, Any]) -> tuple[list[float], float] | None:
     """Standard deviations of a published row's five runs, of each exit and of their mean; None where it has no ±.
 

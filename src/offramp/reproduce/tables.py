@@ -24,6 +24,8 @@ from offramp.reproduce.results import (
     fewest_images,
     has_delta,
     mean_top1,
+    printed_digits,
+    printed_mean,
     published,
     published_row,
 )
@@ -178,8 +180,8 @@ def _budgeted(experiment: Experiment, shown: Sequence[Row], results: Results) ->
         rows.append((Cell(row.label, anchor(row)), *cells))
     head = ("", *(f"{budget:.0%}".replace("%", " %") for budget in BUDGETS))
     note = (
-        "Top-1 in percent when so much of the whole network's operations is spent on average; thresholds found "
-        f"on held-out images, 39 points, the line between them. {NOTHING}: a run that cannot spend so little."
+        "Top-1 in percent when so much of the whole network's operations is spent on average; thresholds found on half "
+        f"of the held-out images, 39 points, the line between them. {NOTHING}: a run that cannot spend so little."
     )
     return Table("Accuracy under thresholds", head, tuple(rows), note)
 
@@ -196,6 +198,8 @@ def _published(experiment: Experiment, results: Results) -> list[Table]:
     scale = experiment.scale
     note = f"Printed in the paper, {count} on {table['data']}."
     note += " Its ± is very probably half the range." if table["runs"] > 1 else ""
+    if len(exits) > 1 and not any("mean" in theirs for _, theirs in known):
+        note += " The means are not printed there; they are taken of its numbers."
     copied = [row.label for row, theirs in known if theirs.get("copied")]
     if copied:
         note += f" {' and '.join(copied)}: copied there from their authors, who trained by another recipe."
@@ -203,7 +207,8 @@ def _published(experiment: Experiment, results: Results) -> list[Table]:
         other = f"Ours have {scale.factor} times the epochs" if scale.papers else "Other data, other networks"
         note += f" {other}: not comparable with anything of ours."
     deltas = (f"Δ: sum over exits less {known[0][0].label}'s",) if has_delta(experiment.name) else ()
-    rows = tuple((*_printed(row, theirs), *(_printed_delta(theirs) for _ in deltas)) for row, theirs in known)
+    digits = printed_digits(experiment.name)
+    rows = tuple((*_printed(row, theirs, digits), *(_printed_delta(theirs) for _ in deltas)) for row, theirs in known)
     printed = Table("Published", (*head, *deltas), rows, note)
     return [printed, *(_less_published(experiment, known, head, results) if scale.comparable else [])]
 
@@ -232,14 +237,17 @@ def _less_published(
     return made
 
 
-def _printed(row: Row, theirs: Mapping[str, Any]) -> tuple[Cell, ...]:
+def _printed(row: Row, theirs: Mapping[str, Any], digits: int) -> tuple[Cell, ...]:
+    """A row as the paper prints it, with its digits: three where a number is the mean of five runs, and of F[N+1]."""
     spread, damping = theirs.get("spread"), theirs.get("damping")
     texts = [
-        f"{value:.2f}" + (f" ±{spread[k]:.2f}" if spread else "") + (f" ({damping[k]:g})" if damping else "")
+        f"{value:.{digits}f}"
+        + (f" ±{spread[k]:.{digits}f}" if spread else "")
+        + (f" ({damping[k]:.3f})" if damping else "")
         for k, value in enumerate(theirs["top1"])
     ]
     if len(texts) > 1:
-        texts.append(f"{fmean(theirs['top1']):.2f}" + (f" ±{theirs['mean_spread']:.2f}" if spread else ""))
+        texts.append(f"{printed_mean(theirs):.{digits}f}" + (f" ±{theirs['mean_spread']:.{digits}f}" if spread else ""))
     by = "copied by the paper" if theirs.get("copied") else "published"
     return Cell(f"{row.label}, {by}"), *map(Cell, texts)
 
