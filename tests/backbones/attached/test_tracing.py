@@ -88,6 +88,26 @@ class OtherConstant(Mode):
         return self.inner(x * torch.tensor(2.0 if self.training else 3.0))
 
 
+class WithoutGradients(Mode):
+    """A frozen part: fx runs through the decorator and keeps nothing of it."""
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x * 2)
+
+
+class WithAutocast(Mode):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.inner(x.flatten(1) @ x.flatten(1).T).float()[:, :1, None, None] + x
+
+
+class WithoutAutocast(Mode):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return self.inner(x.float().flatten(1) @ x.float().flatten(1).T)[:, :1, None, None] + x
+
+
 class LooksAtShapes(Mode):
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, *sides = x.shape
@@ -127,7 +147,7 @@ def both(model: nn.Module, number: int, training: bool) -> tuple[Tensor, Tensor]
     "between",
     [
         *(Mode, CountsImages, LooksAtValues, DrawsInPython, LooksAtShapes, Table),
-        *(OtherWeights, FurtherWeights, OtherConstant),
+        *(OtherWeights, FurtherWeights, OtherConstant, WithoutGradients, WithAutocast, WithoutAutocast),
     ],
     ids=lambda kind: kind.__name__,
 )
@@ -139,6 +159,23 @@ def test_parts_do_what_the_model_does(between: type[nn.Module], number: int, tra
 def test_what_cannot_be_traced_is_a_leaf_and_no_more(between: type[nn.Module]) -> None:
     traced = trace(nn.Sequential(nn.Sequential(nn.Identity(), between()), nn.Flatten(), nn.Linear(192, 2)), SHAPE)
     assert traced.leaves.keys() == {"0.1"}
+
+
+def test_gradients_that_are_switched_off_stay_off() -> None:
+    model = Body(WithoutGradients())
+    network = attach(model, ["between"], image_shape=SHAPE)
+    network(torch.randn(2, *SHAPE))[-1].sum().backward()
+    assert network.get_parameter("stages.0.first.weight").grad is None
+    assert trace(model, SHAPE).leaves == {"between": "it switches gradients off or on"}
+
+
+@pytest.mark.parametrize("between", [WithAutocast, WithoutAutocast])
+def test_autocast_is_switched_where_the_model_does_it(between: type[nn.Module]) -> None:
+    model = Body(between()).eval()
+    network, images = attach(model, ["between"], image_shape=SHAPE), torch.randn(2, *SHAPE)
+    assert trace(model, SHAPE).leaves == {"between": "it switches autocast on or off"}
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(network(images)[-1], model(images))
 
 
 @pytest.mark.parametrize("draw", [lambda: random.random(), lambda: float(np.random.rand())], ids=["python", "numpy"])
@@ -227,6 +264,19 @@ class SetsState(Body):
         return super().forward(x) * self.calls
 
 
+class OwnGradients(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.between(self.first(x))
+        return self.fc(self.second(x).mean((2, 3)))
+
+
+class OwnAutocast(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x).float()
+
+
 class LooksAtGradients(Body):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) if torch.is_grad_enabled() else -super().forward(x)
@@ -243,6 +293,8 @@ class LooksAtGradients(Body):
         (OwnRandomness, "OwnRandomness cannot be cut: its own forward draws random numbers"),
         (OwnRandomnessInPython, "OwnRandomnessInPython cannot be cut: its own forward draws random numbers"),
         (SetsState, "SetsState cannot be cut: its own forward sets self.calls, so calls may differ"),
+        (OwnGradients, r"cannot trace its own forward, line \d+ of .* \(it switches gradients off or on\)"),
+        (OwnAutocast, r"cannot trace its own forward, line \d+ of .* \(it switches autocast on or off\)"),
         (LooksAtGradients, "LooksAtGradients cannot be cut: its parts give other logits"),
     ],
 )

@@ -98,10 +98,19 @@ class Tracer(fx.Tracer):
         self.leaves = set(leaves)
         self.reasons: dict[str, str] = {}
         self._attributes: dict[str, fx.Proxy] = {}
+        self._gradients, self._autocasts = torch.is_grad_enabled(), _autocasts()
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """One stand-in, for the images; the other arguments of `forward` keep their defaults."""
         return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """As in fx, but nothing within a context that a graph does not keep: there the module is left as it is."""
+        if torch.is_grad_enabled() != self._gradients:
+            raise fx.proxy.TraceError("it switches gradients off or on")
+        if _autocasts() != self._autocasts:
+            raise fx.proxy.TraceError("it switches autocast on or off")
+        return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """See `_Concrete`."""
@@ -176,6 +185,13 @@ class Tracer(fx.Tracer):
         if isinstance(first, fx.Node) and isinstance(self.values.of(first)[0], Tensor):
             return (node.args[1] if node.target is getattr else node.target) in _OF_SHAPE
         return all(self._follows_from_shapes(read) for read in node.all_input_nodes)
+
+
+def _autocasts() -> int:
+    """How many contexts of autocast are open, also such as switch it off."""
+    found: int = torch.autocast_increment_nesting()  # type: ignore[no-untyped-call]
+    torch.autocast_decrement_nesting()  # type: ignore[no-untyped-call]
+    return found
 
 
 def _is_plain(value: Any) -> bool:

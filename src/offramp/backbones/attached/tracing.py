@@ -7,6 +7,7 @@ B images. `torch.fx` traces; what is added here is what its traces bake in witho
 - *Control flow on shapes.* A condition, a length or a number that follows from the shapes alone and is the same for 1
   and 3 images is what it is; any other makes its module a leaf.
 - *Modules that cannot be traced* are leaves as well. A model is refused only where its own `forward` cannot be traced.
+- *Contexts.* A module that switches gradients or autocast on or off becomes a leaf.
 - *Buffers* stay buffers (fx computes with them while tracing and keeps the result as a constant).
 """
 
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from offramp.backbones.attached.modes import differing, dropout_as_modules, other_constants, owners_of
@@ -58,7 +60,7 @@ def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> Traced:
     twin = meta_twin(work)
     shadow = copy.deepcopy(twin).eval()
     leaves: dict[str, str] = {}
-    with drawing_apart():
+    with drawing_apart(), torch.enable_grad():  # as in training; where a forward switches them off, that shows
         for _ in range(MOST_ROUNDS):
             training, evaluating = (Tracing(twin.train(mode), shadow, image_shape, leaves) for mode in (True, False))
             new = (
