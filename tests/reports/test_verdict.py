@@ -16,7 +16,7 @@ from offramp.network import EarlyExitNet
 from offramp.policy import NOBODY, Policy
 from offramp.reports import verdict
 from offramp.reports.loading import parts_of
-from offramp.reports.verdict_comparison import compare, frontier
+from offramp.reports.verdict_comparison import at_equal_time, frontier
 from offramp.reports.verdict_conclusion import conclude
 from offramp.reports.verdict_figures import Contender, Verdict
 from offramp.reports.verdict_page import verdict_page
@@ -110,7 +110,7 @@ def check(found: Verdict, run: Path) -> None:
     # Contender 1 is compared as the pure functions would.
     rivals = [one for one in found.contenders if one.kind != "engine"]
     engines = [one for one in found.contenders if one.kind == "engine"]
-    assert found.comparisons == compare(engines, rivals)
+    assert found.comparisons == at_equal_time(engines, rivals)
     assert found.conclusion == conclude(found.comparisons, rivals, found.images)
 
 
@@ -246,7 +246,7 @@ def made_up(answer: str) -> Iterator[Contender]:
 def test_a_page_of_each_kind(answer: str, title: str, tmp_path: Path) -> None:
     contenders = tuple(made_up(answer))
     engines, rivals = contenders[4:], contenders[:4]
-    comparisons = compare(engines, rivals)
+    comparisons = at_equal_time(engines, rivals)
     made = Verdict(
         run=RunFolder(tmp_path / "<my run>"),
         conclusion=conclude(comparisons, rivals, 3000),

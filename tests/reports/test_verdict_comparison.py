@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from offramp.reports.bench_figures import accuracy
-from offramp.reports.verdict_comparison import compare, frontier, simplest
+from offramp.reports.verdict_comparison import at_equal_time, frontier, simplest
 from offramp.reports.verdict_conclusion import conclude
-from offramp.reports.verdict_figures import Comparison, Contender
+from offramp.reports.verdict_figures import Contender, EqualTimeComparison
 
 IMAGES = 4000
 ROUNDS = 15
@@ -64,9 +64,9 @@ def test_which_network_is_the_rival_is_decided_on_search() -> None:
     bad_S = torch.zeros(IMAGES, dtype=torch.float64)
     lucky = contender("alone", 2, 99, 1.9, name="lucky", search_right_S=bad_S)
     assert lucky not in frontier([*RIVALS, lucky])
-    (found,) = compare([engine(92, 2.1)], [*RIVALS, lucky])
+    (found,) = at_equal_time([engine(92, 2.1)], [*RIVALS, lucky])
     assert "lucky" not in found.rivals
-    assert conclude(compare([engine(92, 2.1)], RIVALS), RIVALS, IMAGES).answer == "yes"
+    assert conclude(at_equal_time([engine(92, 2.1)], RIVALS), RIVALS, IMAGES).answer == "yes"
     # But no yes is given against it: it may be better than search knows.
     assert found.low > 0 > found.surest
     said = conclude([found], [*RIVALS, lucky], IMAGES)
@@ -79,7 +79,7 @@ def test_which_network_is_the_rival_is_decided_on_search() -> None:
 
 def test_against_one_network_the_interval_is_that_of_paired_shares() -> None:
     one, rival = engine(90.5, 3.5), ALONE[-1]
-    (found,) = compare([one], RIVALS)
+    (found,) = at_equal_time([one], RIVALS)
     assert found.rivals == ("alone 3",)
     wanted = accuracy(one.right_S.bool(), rival.right_S.bool())
     assert found.gain == pytest.approx(-wanted.drop)
@@ -91,7 +91,7 @@ def test_against_a_mixture_the_interval_is_that_of_a_bootstrap() -> None:
     noisy = {"jitter": 0.1}
     one = engine(87.0, 1.5, **noisy)
     rivals = [contender("cut", 1, 80, 1.0, seed=3, **noisy), contender("cut", 2, 90, 2.0, seed=4, **noisy)]
-    (found,) = compare([one], rivals)
+    (found,) = at_equal_time([one], rivals)
     numbers = np.random.default_rng(5)
     right_3S = np.stack([c.right_S.numpy() for c in (one, *rivals)])
     ms_3R = np.array([c.ms_R for c in (one, *rivals)])
@@ -104,22 +104,22 @@ def test_against_a_mixture_the_interval_is_that_of_a_bootstrap() -> None:
     low, high = np.quantile(gains, [0.025, 0.975])
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.08 * (high - low))
     steady = [contender("cut", k, top1, k, seed=2 + k, jitter=0.0) for k, top1 in ((1, 80), (2, 90))]
-    (fixed,) = compare([engine(87.0, 1.5, jitter=0.0)], steady)
+    (fixed,) = at_equal_time([engine(87.0, 1.5, jitter=0.0)], steady)
     assert found.high - found.low > 1.2 * (fixed.high - fixed.low)  # the rounds count
 
 
 def test_nothing_seen_is_not_nothing_possible() -> None:
     same = contender("cut", 1, 90, 1.0)
-    (found,) = compare([contender("engine", None, 90, 1.0)], [same])
+    (found,) = at_equal_time([contender("engine", None, 90, 1.0)], [same])
     assert found.gain == 0
     assert found.low < 0 < found.high
 
 
 def test_intervals_hold_together() -> None:
     """The more policies, the wider each one's interval; those that run straight on are no comparison."""
-    (alone,) = compare([engine(88, 1.5)], RIVALS)
-    several = compare([engine(88, 1.5), engine(89, 1.8), engine(90, 2.5), engine(90, 2.8)], RIVALS)
-    with_straight = compare([engine(88, 1.5), engine(91, 3.0, straight=True)], RIVALS)
+    (alone,) = at_equal_time([engine(88, 1.5)], RIVALS)
+    several = at_equal_time([engine(88, 1.5), engine(89, 1.8), engine(90, 2.5), engine(90, 2.8)], RIVALS)
+    with_straight = at_equal_time([engine(88, 1.5), engine(91, 3.0, straight=True)], RIVALS)
     assert several[0].high - several[0].low > 1.2 * (alone.high - alone.low)
     assert with_straight[0] == alone
 
@@ -136,7 +136,7 @@ def test_coverage() -> None:
             Contender(str(i), kind, 1, right_S, right_S, [ms] * 5, 1.0)
             for i, (kind, right_S, ms) in enumerate(zip(("engine", "cut", "cut"), right_3S, ms_R, strict=True))
         ]
-        (found,) = compare(made[:1], made[1:], replicates=2000, seed=trial)
+        (found,) = at_equal_time(made[:1], made[1:], replicates=2000, seed=trial)
         missed += not found.low <= 0 <= found.high
     assert missed <= 20  # 10 expected; the exact binomial tail beyond 20 is below 0.002
 
@@ -146,7 +146,7 @@ def test_coverage() -> None:
 
 def test_yes() -> None:
     engines = [engine(82, 1.02), engine(90, 1.5), engine(91, 2.5)]
-    comparisons = compare(engines, RIVALS)
+    comparisons = at_equal_time(engines, RIVALS)
     found = conclude(comparisons, RIVALS, IMAGES)
     best = comparisons[1]
     assert found.answer == "yes"
@@ -182,7 +182,7 @@ def test_no(rivals: list[Contender], says: str) -> None:
         exit = int(says.split("exit ")[1][0])
         rivals = [contender(one.kind, one.exit, 88 if (one.exit or 0) >= exit else one.top1, one.ms) for one in rivals]
         rivals = [one for one in rivals if one.kind == "cut"]
-    comparisons = compare([engine(78, 1.1), engine(79, 2.0), engine(90, 3.0, straight=True)], rivals)
+    comparisons = at_equal_time([engine(78, 1.1), engine(79, 2.0), engine(90, 3.0, straight=True)], rivals)
     found = conclude(comparisons, rivals, IMAGES)
     assert found.answer == "no"
     assert found.headline.startswith(says)
@@ -191,14 +191,14 @@ def test_no(rivals: list[Contender], says: str) -> None:
 
 
 def test_no_where_the_engine_always_runs_straight_on() -> None:
-    comparisons = compare([engine(91, 3.0, straight=True)], RIVALS)
+    comparisons = at_equal_time([engine(91, 3.0, straight=True)], RIVALS)
     found = conclude(comparisons, RIVALS, IMAGES)
     assert found.answer == "no"
     assert "runs straight on under every policy" in found.details[0]
 
 
 def test_not_resolved() -> None:
-    comparisons = compare([engine(85.8, 1.5)], RIVALS)
+    comparisons = at_equal_time([engine(85.8, 1.5)], RIVALS)
     found = conclude(comparisons, RIVALS, IMAGES)
     assert found.answer == "open"
     assert found.headline.startswith("Not resolved: at ")
@@ -208,7 +208,9 @@ def test_not_resolved() -> None:
 
 def test_how_many_images_would_tell() -> None:
     """The interval shrinks with the root of their number: to half its width with four times as many."""
-    one = Comparison("early", 1.5, 86.0, ("cut 1",), 0.0, 85.8, 0.2, -0.2, 0.6, -0.2, straight=False, missing=())
+    one = EqualTimeComparison(
+        "early", 1.5, 86.0, ("cut 1",), 0.0, 85.8, 0.2, -0.2, 0.6, -0.2, straight=False, missing=()
+    )
     assert "about 16,000 test images" in conclude([one], RIVALS, IMAGES).headline
     none = dataclasses.replace(one, gain=0.0, low=-0.4, high=0.4)
     assert "size" not in conclude([none], RIVALS, IMAGES).headline
@@ -216,17 +218,17 @@ def test_how_many_images_would_tell() -> None:
 
 def test_without_the_smaller_networks_there_is_no_yes() -> None:
     engines = [engine(90, 1.5), engine(90.5, 2.5)]
-    found = conclude(compare(engines, CUTS), CUTS, IMAGES)
+    found = conclude(at_equal_time(engines, CUTS), CUTS, IMAGES)
     assert found.answer == "open"
     assert "trained for that time alone are missing" in found.headline
     assert found.details[-1].startswith("The smaller networks trained with exits 1, 2, 3 alone are missing")
     # Where those next to it are there, it is.
     some = [*CUTS, *ALONE[1:]]
-    comparisons = compare(engines, some)
+    comparisons = at_equal_time(engines, some)
     assert [one.missing for one in comparisons] == [(1,), ()]
     assert conclude(comparisons, some, IMAGES).answer == "open" if comparisons[1].low <= 0 else "yes"
     # A no needs none: they could only add to it.
-    assert conclude(compare([engine(75, 1.5)], CUTS), CUTS, IMAGES).answer == "no"
+    assert conclude(at_equal_time([engine(75, 1.5)], CUTS), CUTS, IMAGES).answer == "no"
 
 
 def test_the_simplest_is_the_fastest_that_is_as_accurate() -> None:

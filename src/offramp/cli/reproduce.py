@@ -137,9 +137,9 @@ def _measured(study: "Study", jobs: int, threads: int) -> float:
 
 
 def _time(tasks: "Sequence[Task]", rate: float) -> str:
-    from offramp.reports.durations import in_words
+    from offramp.reports.durations import duration_in_words
 
-    return in_words(sum(task.operations for task in tasks) / rate) if tasks else "done"
+    return duration_in_words(sum(task.operations for task in tasks) / rate) if tasks else "done"
 
 
 def _run(study: "Study", rate: float | None, jobs: int, threads: int, on: str) -> None:

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +24,7 @@ from offramp.reports import bench_plots, figures
 from offramp.reports.bench_figures import Bench, accuracy
 from offramp.reports.bench_timing import Feed, Rivals, measure, on_test, right, round_of, whole
 from offramp.reports.loading import (
-    Progress,
+    Bars,
     check_trained_on,
     given_policy,
     held_out,
@@ -44,11 +43,9 @@ LEAST_ROUNDS = 5  # of which the lowest and the highest are a 90 % interval
 TUNED_ON = 512  # images
 TUNING, BRIEF = 30.0, 8.0  # seconds; brief where few images are to be timed
 
-Bars = Callable[[], AbstractContextManager[Progress | None]]
-
 
 @dataclass(frozen=True)
-class Timing:
+class BenchOptions:
     """How times are taken: the arguments of `bench` by these names, and the forms to try."""
 
     batches: Sequence[int]
@@ -141,9 +138,9 @@ def bench(
         assert search is not None
         ready = policy_for(search, costs, max_drop=MAX_DROP if max_drop is None else max_drop)
     forms = usual_forms(device_named(device), bf16=bf16, compiled=compile, onnxruntime=onnxruntime)
-    timing = Timing(batches, limit, rounds, forms, note)
+    options = BenchOptions(batches, limit, rounds, forms, note)
     with with_threads(threads):
-        measured = _measured(folder, network, ready, parts, test, costs, timing, measured_on)
+        measured = _measured(folder, network, ready, parts, test, costs, options, measured_on)
     measured = dataclasses.replace(measured, policy_file=file)
     files = {target: (json.dumps(measured.to_json(), indent=1) + "\n").encode()}
     if plots is not None:
@@ -208,7 +205,7 @@ def _measured(
     parts: Parts,
     test: Record,
     costs: Cost,
-    timing: Timing,
+    options: BenchOptions,
     measured_on: dict[str, Any],
 ) -> Bench:
     engine = Engine(network, policy)
@@ -216,20 +213,20 @@ def _measured(
     # Without held-out images those trained on have to do: on them exits are surer than they will be, so the engine may
     # be set up for other shares of images than come, which costs time and is seen in the figures.
     tuned_on = parts.val.search if held else parts.train
-    timing.note(f"Tuning the engine on images of {tuned_on.name}.")
-    images = pool(tuned_on, max(TUNED_ON, *timing.batches)).images_SCHW
-    seconds = TUNING if timing.limit is None else BRIEF
-    tuning = engine.tune(images, batch_sizes=timing.batches, forms=timing.forms, seconds=seconds)
+    options.note(f"Tuning the engine on images of {tuned_on.name}.")
+    images = pool(tuned_on, max(TUNED_ON, *options.batches)).images_SCHW
+    seconds = TUNING if options.limit is None else BRIEF
+    tuning = engine.tune(images, batch_sizes=options.batches, forms=options.forms, seconds=seconds)
     rivals = Rivals(engine, [trial.form for trial in tuning.forms if trial.admitted])
-    sizes = (*timing.batches, None)
-    shown = pool(parts.test, max(round_of(size, timing.limit, costs.image_shape)[1] for size in sizes))
+    sizes = (*options.batches, None)
+    shown = pool(parts.test, max(round_of(size, options.limit, costs.image_shape)[1] for size in sizes))
     modes = []
     for size in sizes:
-        feed = Feed.of(size, shown, timing.limit)
-        timing.note(f"Timing {'a stream' if size is None else f'batches of {size}'}.")
+        feed = Feed.of(size, shown, options.limit)
+        options.note(f"Timing {'a stream' if size is None else f'batches of {size}'}.")
         fastest, exit_ms = rivals.fastest(feed), tuning.exit_ms[feed.name]
-        modes.append(measure(engine, feed, fastest, test, costs, timing.rounds, exit_ms))
-    timing.note(f"Comparing the engine's answers with the policy's on {test.split}.")
+        modes.append(measure(engine, feed, fastest, test, costs, options.rounds, exit_ms))
+    options.note(f"Comparing the engine's answers with the policy's on {test.split}.")
     engine = whole(engine)
     answers = joined(engine.stream(batch.images_BCHW for batch in parts.test.batches()))
     found = on_test(answers, policy, engine.operations(Plan(), costs.image_shape), test)

@@ -1,7 +1,7 @@
 """Times that are estimated or measured, for people."""
 
 
-def in_words(seconds: float) -> str:
+def duration_in_words(seconds: float) -> str:
     """`40 s`, `4 min`, `2.3 h`, `12 days`."""
     if seconds < 100:
         return f"{max(1, round(seconds))} s"

@@ -6,6 +6,7 @@ Everything is checked against what the run was trained on.
 import functools
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from offramp.policy import Policy
 from offramp.runs import RunFolder, load, read_json
 
 Progress = Callable[[str, int, int], None]  # called with a part's name, images done and images in all
+Bars = Callable[[], AbstractContextManager[Progress | None]]  # shows progress while it is open
 
 
 def network_of(folder: RunFolder, into: EarlyExitNet | None, device: str, written: str) -> EarlyExitNet:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +20,9 @@ from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.reports import figures
 from offramp.reports.bench import LEAST_ROUNDS, MAX_DROP, ROUNDS, TUNED_ON
-from offramp.reports.durations import in_words
+from offramp.reports.durations import duration_in_words
 from offramp.reports.loading import (
+    Bars,
     Progress,
     check_trained_on,
     given_policy,
@@ -32,7 +32,7 @@ from offramp.reports.loading import (
     parts_of,
 )
 from offramp.reports.sample import pool
-from offramp.reports.verdict_comparison import compare, frontier
+from offramp.reports.verdict_comparison import at_equal_time, frontier
 from offramp.reports.verdict_conclusion import conclude
 from offramp.reports.verdict_figures import Contender, Verdict
 from offramp.reports.verdict_page import verdict_page
@@ -44,12 +44,11 @@ from offramp.storage import write_atomically
 SECONDS = 60.0  # for tuning all engines
 FIRST = 0.4  # the first one's share of them: forms are tried with it alone
 
-Bars = Callable[[], AbstractContextManager[Progress | None]]
 Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Timing:
+class VerdictOptions:
     """How times are taken: the arguments of `verdict` by these names."""
 
     batch_size: int
@@ -71,7 +70,7 @@ class Known:
     test: Record
 
 
-class Measured(NamedTuple):
+class Timed(NamedTuple):
     """What was timed."""
 
     contenders: list[Contender]
@@ -158,11 +157,11 @@ def verdict(
         (search,) = held_out(folder, network, parts, ("search",), batch_size=None, progress=progress)
         test = recorded(network, parts.test, folder.record("test"), progress=named(progress, "test"))
         alone = _alone(prefixes, network, parts, many, progress)
-    timing = Timing(batch_size, images, rounds, seconds, onnxruntime, note)
-    measured = _measured(Known(network, parts, costs, search, test), ready, file, alone, timing)
+    options = VerdictOptions(batch_size, images, rounds, seconds, onnxruntime, note)
+    measured = _measured(Known(network, parts, costs, search, test), ready, file, alone, options)
     engines = [one for one in measured.contenders if one.kind == "engine"]
     rivals = [one for one in measured.contenders if one.kind != "engine"]
-    comparisons = compare(engines, rivals)
+    comparisons = at_equal_time(engines, rivals)
     found = Verdict(
         run=folder,
         conclusion=conclude(comparisons, rivals, test.num_images, least_gain=least_gain),
@@ -225,7 +224,7 @@ def _train(prefixes: Prefixes, jobs: Sequence[tuple[int, int]], note: Note) -> N
     if not missing:
         return
     exits = ", ".join(str(exit) for exit in dict.fromkeys(exit for exit, _ in missing))
-    about = in_words(prefixes.seconds(missing))
+    about = duration_in_words(prefixes.seconds(missing))
     many = f"{len(missing)} smaller network{'s' if len(missing) > 1 else ''}"
     note(
         f"Training {many} (up to exit {exits}) into {prefixes.runs}: about {about} here. Ctrl-C saves; the same "
@@ -277,37 +276,37 @@ def _cuts(known: Known) -> list[Single]:
 
 
 def _measured(
-    known: Known, ready: Policy | None, file: Path | None, alone: Sequence[Single], timing: Timing
-) -> Measured:
+    known: Known, ready: Policy | None, file: Path | None, alone: Sequence[Single], options: VerdictOptions
+) -> Timed:
     network, parts, costs = known.network, known.parts, known.costs
     first = ready or policy_for(known.search, costs, max_drop=MAX_DROP)
     about = f"found to lose at most {MAX_DROP:g} points" if ready is None else "given" if file is None else file.name
     engine = Engine(network, first)
-    timing.note(f"Tuning the engine on images of {parts.val.search.name}.")
-    images_SCHW = pool(parts.val.search, max(TUNED_ON, timing.batch_size)).images_SCHW
-    forms = usual_forms(engine.program.device, onnxruntime=timing.onnxruntime)
-    sizes = (timing.batch_size,)
-    tuning = engine.tune(images_SCHW, batch_sizes=sizes, forms=forms, seconds=FIRST * timing.seconds, streams=False)
+    options.note(f"Tuning the engine on images of {parts.val.search.name}.")
+    images_SCHW = pool(parts.val.search, max(TUNED_ON, options.batch_size)).images_SCHW
+    forms = usual_forms(engine.program.device, onnxruntime=options.onnxruntime)
+    sizes = (options.batch_size,)
+    tuning = engine.tune(images_SCHW, batch_sizes=sizes, forms=forms, seconds=FIRST * options.seconds, streams=False)
     forms = (tuning.form, *(t.form for t in tuning.forms if t.admitted and t.form != tuning.form))
-    feeds = feeds_of(parts.test, timing.batch_size, timing.images, timing.rounds)
+    feeds = feeds_of(parts.test, options.batch_size, options.images, options.rounds)
     cuts = _cuts(known)
     tried = [(one, one.fastest(feeds[0], forms, engine.program.device)) for one in (*cuts, *alone)]
     ways = [(one, way.straight) for one, way in tried]
     rough = rough_ms([way for _, way in ways[: len(cuts)]], feeds[0], engine.wait)
     targets = {f"for the time of exit {k}": ms for k, ms in enumerate(rough, 1) if k > 1}
-    exit_ms = tuning.exit_ms[str(timing.batch_size)]
+    exit_ms = tuning.exit_ms[str(options.batch_size)]
     found = policies_for(targets, exit_ms, known.search, costs, first.measure)
     found = {name: policy for name, policy in found.items() if policy.thresholds != first.thresholds}
     early = [Early(f"early exits, {about}", engine)]
     for name, policy in found.items():
-        timing.note(f"Tuning the engine {name}.")
+        options.note(f"Tuning the engine {name}.")
         other = Engine(network, policy)
-        share = (1 - FIRST) * timing.seconds / len(found)
+        share = (1 - FIRST) * options.seconds / len(found)
         other.tune(images_SCHW, batch_sizes=sizes, forms=[tuning.form], seconds=share, streams=False)
         early.append(Early(f"early exits {name}", other))
-    timing.note(f"Timing {len(early) + len(ways)} contenders in turns.")
-    contenders, wrong = timed(early, ways, feeds, timing.rounds, known.test, known.search)
-    return Measured(contenders, str(tuning.form), wrong, feeds[0].images, left_out(tuning.forms, tried))
+    options.note(f"Timing {len(early) + len(ways)} contenders in turns.")
+    contenders, wrong = timed(early, ways, feeds, options.rounds, known.test, known.search)
+    return Timed(contenders, str(tuning.form), wrong, feeds[0].images, left_out(tuning.forms, tried))
 
 
 def _written(found: Verdict) -> Verdict:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from scipy import special
 
-from offramp.reports.verdict_figures import CONFIDENCE, Comparison, Contender
+from offramp.reports.verdict_figures import CONFIDENCE, Contender, EqualTimeComparison
 
 REPLICATES = 20_000
 
@@ -49,14 +49,14 @@ def frontier(rivals: Sequence[Contender], images: Literal["search", "test"] = "s
     return tuple(corners)
 
 
-def compare(
+def at_equal_time(
     engines: Sequence[Contender],
     rivals: Sequence[Contender],
     *,
     confidence: float = CONFIDENCE,
     replicates: int = REPLICATES,
     seed: int = 0,
-) -> tuple[Comparison, ...]:
+) -> tuple[EqualTimeComparison, ...]:
     """Each engine against the best smaller network of its time; from the fastest on.
 
     The intervals hold together: each has its share of the error (Bonferroni). They cover which images were tested and
@@ -81,7 +81,7 @@ def compare(
         rival_top1 = (1 - share) * first.top1 + share * second.top1
         names = [one.name for one, part in ((first, 1 - share), (second, share)) if part > 0]
         found.append(
-            Comparison(
+            EqualTimeComparison(
                 engine=engine.name,
                 ms=engine.ms,
                 top1=engine.top1,

@@ -8,13 +8,13 @@ from itertools import groupby
 from math import ceil, inf
 
 from offramp.reports.verdict_comparison import simplest
-from offramp.reports.verdict_figures import CONFIDENCE, Answer, Comparison, Conclusion, Contender
+from offramp.reports.verdict_figures import CONFIDENCE, Answer, Conclusion, Contender, EqualTimeComparison
 
 ENOUGH = 1000  # times as many images as there are: nobody has them
 
 
 def conclude(
-    comparisons: Sequence[Comparison], rivals: Sequence[Contender], images: int, *, least_gain: float = 0.0
+    comparisons: Sequence[EqualTimeComparison], rivals: Sequence[Contender], images: int, *, least_gain: float = 0.0
 ) -> Conclusion:
     """What follows from the comparisons.
 
@@ -49,19 +49,19 @@ def time(ms: float) -> str:
     return f"{ms:.3g} ms per image"
 
 
-def interval(one: Comparison) -> str:
+def interval(one: EqualTimeComparison) -> str:
     """`95 % interval 0.70 to 1.70`."""
     return f"{100 * CONFIDENCE:.0f} % interval {one.low:.2f} to {one.high:.2f}"
 
 
-def against(one: Comparison) -> str:
+def against(one: EqualTimeComparison) -> str:
     """Who the rival is."""
     if len(one.rivals) == 1:
         return one.rivals[0]
     return f"{one.rivals[0]} for {1 - one.share:.0%} of the images and {one.rivals[1]} for {one.share:.0%}"
 
 
-def _against(one: Comparison) -> str:
+def _against(one: EqualTimeComparison) -> str:
     return f"That network is {against(one)}: {one.rival_top1:.2f} %, early exits {one.top1:.2f} %."
 
 
@@ -74,7 +74,7 @@ def _instead(rival: Contender, rivals: Sequence[Contender]) -> str:
     return f"cut the network at exit {rival.exit}"
 
 
-def _most_gained(comparisons: Sequence[Comparison]) -> str:
+def _most_gained(comparisons: Sequence[EqualTimeComparison]) -> str:
     asking = [one for one in comparisons if not one.straight]
     if not asking:
         return "The engine runs straight on under every policy: leaving early saves no time on this machine."
@@ -82,7 +82,7 @@ def _most_gained(comparisons: Sequence[Comparison]) -> str:
     return f"The most that early exits may gain is {best.high:.2f} points, at {time(best.ms)} ({interval(best)})."
 
 
-def _ranges(comparisons: Sequence[Comparison], answers: dict[str, Answer], least_gain: float) -> list[str]:
+def _ranges(comparisons: Sequence[EqualTimeComparison], answers: dict[str, Answer], least_gain: float) -> list[str]:
     """At which times which answer holds, neighbours together."""
     more = f"more than {least_gain:g} points" if least_gain else "something"
     said = {"yes": f"Early exits gain {more}", "no": f"They gain {'no ' + more if least_gain else 'nothing'}"}
@@ -99,7 +99,7 @@ def _ranges(comparisons: Sequence[Comparison], answers: dict[str, Answer], least
     return [f"{said[answer]}: {', '.join(found[answer])} ms per image." for answer in order if answer in found]
 
 
-def _about_missing(comparisons: Sequence[Comparison]) -> list[str]:
+def _about_missing(comparisons: Sequence[EqualTimeComparison]) -> list[str]:
     missing = sorted({exit for one in comparisons for exit in one.missing})
     if not missing:
         return []
@@ -107,7 +107,9 @@ def _about_missing(comparisons: Sequence[Comparison]) -> list[str]:
     return [f"The smaller networks trained with {exits} alone are missing, so a yes is not given next to their times."]
 
 
-def _unresolved(comparisons: Sequence[Comparison], answers: dict[str, Answer], images: int, least_gain: float) -> str:
+def _unresolved(
+    comparisons: Sequence[EqualTimeComparison], answers: dict[str, Answer], images: int, least_gain: float
+) -> str:
     unknown = [one for one in comparisons if answers[one.engine] == "open"]
     covering = [one for one in unknown if one.low <= least_gain]
     if not covering:

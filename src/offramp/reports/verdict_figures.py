@@ -89,7 +89,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class EqualTimeComparison:
     """Early exits under one policy against the best smaller network of the same time.
 
     Attributes:
@@ -173,7 +173,7 @@ class Verdict:
 
     run: RunFolder
     conclusion: Conclusion
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[EqualTimeComparison, ...]
     contenders: tuple[Contender, ...]
     frontier: tuple[str, ...]
     missing: tuple[int, ...]

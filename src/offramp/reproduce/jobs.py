@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from offramp.config import Run
 from offramp.errors import OfframpError
-from offramp.reports.durations import in_words
+from offramp.reports.durations import duration_in_words
 from offramp.reproduce.identity import run_name
 from offramp.reproduce.manifest import Manifest
 from offramp.reproduce.work import to_words
@@ -228,4 +228,4 @@ class Board:
         if gained <= 0:
             return ""
         left = (self.total - done) * (time.monotonic() - self.started) / gained
-        return f"; about {in_words(left)} left" if left > 0 else ""
+        return f"; about {duration_in_words(left)} left" if left > 0 else ""
