@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp import config
-from offramp.config import DataConfig, Run, Spec, TrainConfig, build, did_you_mean, differences, resolve
+from offramp.config import DataConfig, Run, Spec, TrainConfig, build, differences, resolve
 from offramp.errors import UsageError
 
 # --- Spec ---
@@ -163,11 +163,6 @@ def test_what_cannot_be_called_so_is_refused(spec: Spec, message: str):
 def test_a_bug_inside_the_users_builder_keeps_its_traceback():
     with pytest.raises(TypeError, match="a bug in here"):
         build(Spec("own_things:broken", {"first": 1}), {}, "thing")
-
-
-def test_did_you_mean_names_the_near_ones_then_all():
-    assert did_you_mean("dampng", ["damping", "dynamic"]) == " Did you mean damping? Known: damping, dynamic."
-    assert did_you_mean("xyz", ["damping", "dynamic"]) == " Known: damping, dynamic."
 
 
 # --- DataConfig, TrainConfig ---

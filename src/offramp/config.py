@@ -6,7 +6,6 @@ arguments. The same class stands on the command line, in a run's `config.json` a
 
 import ast
 import dataclasses
-import difflib
 import importlib
 import inspect
 import json
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from offramp.checks import check_size, check_whole, did_you_mean
 from offramp.errors import UsageError
 
 PAPER_EPOCHS = 300  # CIFAR; ImageNet: 100 (paper, section 4)
@@ -82,13 +82,6 @@ def _jsonable(value: Any) -> Any:
     raise UsageError(f"{value!r} cannot be written to a run's configuration; use numbers, strings, lists.")
 
 
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """The tail of an error message: the near names, then all names."""
-    near = difflib.get_close_matches(word, known, n=2)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"{hint} Known: {', '.join(known)}."
-
-
 def resolve(name: str, registry: Mapping[str, Any], kind: str) -> Any:
     """The object behind a registered name or `package.module:Name`. `kind` is the word used in errors."""
     if name in registry:
@@ -150,18 +143,8 @@ SpecFlag = Annotated[Spec, _SPEC_FLAG]
 FREE: Mapping[str, Any] = {"free": True}
 
 
-def _check_whole(config: Any, name: str, least: int, *, optional: bool = False) -> None:
-    value = getattr(config, name)
-    if optional and value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UsageError(f"{name.replace('_', '-')} must be a whole number of at least {least}, not {value!r}.")
-
-
-def _check_number(config: Any, name: str) -> None:
-    value = getattr(config, name)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < float("inf"):
-        raise UsageError(f"{name.replace('_', '-')} must be a number of at least 0, not {value!r}.")
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def _check_choice(config: Any, name: str) -> None:
@@ -186,9 +169,10 @@ class DataConfig:
     """Worker processes that decode images (data sets that do not fit in memory)."""
 
     def __post_init__(self) -> None:
-        _check_whole(self, "batch_size", least=1)
-        _check_whole(self, "holdout", least=0, optional=True)
-        _check_whole(self, "workers", least=0)
+        check_whole("batch-size", self.batch_size, 1)
+        check_whole("workers", self.workers, 0)
+        if self.holdout is not None:
+            check_whole("holdout", self.holdout, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,14 +245,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("optimizer", "schedule", "precision", "form", "keep_features"):
             _check_choice(self, name)
-        for name in ("epochs", "keep_checkpoints"):
-            _check_whole(self, name, least=1)
+        for name, least in (("epochs", 1), ("keep_checkpoints", 1), ("seed", 0), ("xray", 0)):
+            check_whole(_flag(name), getattr(self, name), least)
         for name in ("save_every_steps", "threads"):
-            _check_whole(self, name, least=1, optional=True)
-        for name in ("seed", "xray"):
-            _check_whole(self, name, least=0)
+            if getattr(self, name) is not None:
+                check_whole(_flag(name), getattr(self, name), 1)
         for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "save_every_minutes", "trunk_lr"):
-            _check_number(self, name)
+            check_size(_flag(name), getattr(self, name))
         if self.xray > MOST_WATCHED:
             raise UsageError(f"xray watches at most {MOST_WATCHED} images, not {self.xray}.")
         if self.seed >= 2**63:

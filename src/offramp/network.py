@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
+from offramp.checks import check_whole
 from offramp.config import Spec, resolve
 from offramp.errors import UsageError
 
@@ -85,11 +86,10 @@ class EarlyExitNet(nn.Module):
         self.origin: dict[str, Any] | None = None  # where its trunk comes from, as JSON values; set by `attach`
 
     def _check_outputs(self) -> None:
-        if not isinstance(self.num_classes, int) or self.num_classes < 1:
-            raise UsageError(f"num_classes must be a whole number of at least 1, not {self.num_classes!r}.")
+        check_whole("num_classes", self.num_classes, 1)
         neuron = " and the damping neuron" if self.damping else ""
         for k, head in enumerate(self.exits, 1):
-            last = head[-1] if runs_in_turn(head) and len(head) else head
+            last = head[-1] if isinstance(head, nn.Sequential) and runs_in_turn(head) and len(head) else head
             if type(last) is nn.Linear and last.out_features != self.num_outputs:
                 raise UsageError(
                     f"Exit {k} ends with {last.out_features} outputs, not {self.num_outputs} "

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from offramp.config import did_you_mean
+from offramp.checks import did_you_mean
 from offramp.errors import OfframpError, UsageError
 from offramp.network import class_log_probs
 from offramp.storage import write_atomically

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from offramp.checks import check_counts, check_flags
 from offramp.errors import UsageError
 
 StemKind = Literal["cifar", "imagenet"]
@@ -93,20 +94,6 @@ def _head(in_channels: int, num_outputs: int, width: int) -> nn.Sequential:
     )
 
 
-def check_counts(**values: Any) -> None:
-    """Refuse what is not a whole number of at least 1."""
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UsageError(f"{name} must be a whole number of at least 1, not {value!r}.")
-
-
-def check_flags(**values: Any) -> None:
-    """Refuse what is neither True nor False."""
-    for name, value in values.items():
-        if not isinstance(value, bool):
-            raise UsageError(f"{name} must be True or False, not {value!r}.")
-
-
 def check_lists(**values: Any) -> None:
     """Refuse what is not a list of whole numbers of at least 1, and lists of unequal length."""
     for name, value in values.items():
@@ -116,12 +103,6 @@ def check_lists(**values: Any) -> None:
     if len({len(value) for value in values.values()}) > 1:
         lengths = ", ".join(f"{name} has {len(value)}" for name, value in values.items())
         raise UsageError(f"One entry per scale is needed in each list; {lengths}.")
-
-
-def check_share(name: str, value: Any) -> None:
-    """Refuse what is not a number between 0 and 1."""
-    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise UsageError(f"{name} must be a number between 0 and 1, not {value!r}.")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

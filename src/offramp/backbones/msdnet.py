@@ -20,13 +20,11 @@ from offramp.backbones.layers import (
     Unit,
     branch,
     check_choice,
-    check_counts,
-    check_flags,
     check_image_size,
     check_lists,
-    check_share,
     heads,
 )
+from offramp.checks import check_counts, check_flags, check_number
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet, builder
 
@@ -124,7 +122,7 @@ class _Trunk:
         check_counts(channels=self.channels, growth=self.growth)
         check_lists(growth_factors=self.factors, bottleneck_factors=self.bottlenecks)
         check_choice("prune", self.prune, ("max", "min"))
-        check_share("reduction", self.reduction)
+        check_number("reduction", self.reduction, "between 0 and 1", lambda share: 0 <= share <= 1)
         for factor in self.factors[1:]:
             if self.growth * factor % 2:
                 raise UsageError(

@@ -30,12 +30,11 @@ from offramp.backbones.layers import (
     Unit,
     branch,
     check_choice,
-    check_counts,
     check_image_size,
     check_lists,
-    check_share,
     heads,
 )
+from offramp.checks import check_counts, check_number
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet, builder
 
@@ -238,8 +237,8 @@ class _Trunk:
         check_counts(growth=self.growth, step=self.step)
         check_lists(scales=self.scales, growth_factors=self.factors, bottleneck_factors=self.bottlenecks)
         check_choice("step_mode", self.step_mode, ("lg", "even"))
-        check_share("compress", self.compress)
-        check_share("reduction", self.reduction)
+        check_number("compress", self.compress, "between 0 and 1", lambda share: 0 <= share <= 1)
+        check_number("reduction", self.reduction, "between 0 and 1", lambda share: 0 <= share <= 1)
         if self.scales[0] != 1 or any(high - low not in (0, 1) for low, high in itertools.pairwise(self.scales)):
             raise UsageError(f"scales must start at 1 and rise by 0 or 1, such as 1,2,3; found {tuple(self.scales)}.")
         for factor in self.factors[1:]:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, cast, get_args
 
 import tyro
 
-from offramp.config import did_you_mean
+from offramp.checks import did_you_mean
 from offramp.errors import UsageError
 
 Target = Literal["onnx", "torch"]

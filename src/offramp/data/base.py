@@ -15,17 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offramp.checks import check_whole
 from offramp.config import DataConfig
 from offramp.data.inputs import Inputs
 from offramp.data.randomness import Draw, IntArray, Purpose, permutation
 from offramp.errors import UsageError
 from offramp.processes import share_of
-
-
-def check_whole(name: str, value: object, least: int) -> None:
-    """Refuse anything but a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UsageError(f"{name} must be a whole number of at least {least}, not {value!r}.")
 
 
 class Batch(NamedTuple):

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from offramp.checks import check_whole
 from offramp.data.archives import root_folder
-from offramp.data.base import Parts, check_whole
+from offramp.data.base import Parts
 from offramp.data.builder import builder
 from offramp.data.files import FileSplit, Listing
 from offramp.data.inputs import decode

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from offramp.data.base import Parts, check_whole
+from offramp.checks import check_whole
+from offramp.data.base import Parts
 from offramp.data.labels import check_labels
 from offramp.data.memory import Look, MemorySplit, statistics
 from offramp.data.partition import Cut, divide, share_for_test, training_part

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from offramp.data.base import HeldOut, Parts, Split, check_whole
+from offramp.checks import check_whole
+from offramp.data.base import HeldOut, Parts, Split
 from offramp.data.randomness import IntArray, Purpose, hashes, permutation
 from offramp.errors import UsageError
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from offramp.data.base import Parts, check_whole
+from offramp.checks import check_whole
+from offramp.data.base import Parts
 from offramp.data.builder import builder
 from offramp.data.memory import Look, MemorySplit, statistics
 from offramp.data.partition import Cut, divide, share_for_test

@@ -1,12 +1,11 @@
 """How batches are run, and what was spent on them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
-from typing import Any
 
 from torch import Tensor
 
+from offramp.checks import check_whole
 from offramp.errors import UsageError
 
 # Few sizes, so that a device's kernels for each of them are made once and stay in its caches.
@@ -41,7 +40,8 @@ class Plan:
             given = getattr(self, name)
             object.__setattr__(self, name, None if given is None else tuple(given))
         for name, values in (("chunk", () if self.chunk is None else (self.chunk,)), ("sizes", self.sizes)):
-            _check_rows(name, values)
+            for value in values:
+                check_whole(name, value, 1)
 
     def rows(self, images: int) -> int:
         """The number of rows to run for so many images, at most a chunk."""
@@ -53,13 +53,8 @@ def check_sizes(plans: Mapping[int, Plan]) -> None:
     """Refuse plans for no size of batches, and for what is none."""
     if not plans:
         raise UsageError("At least one plan is needed, for some size of batches.")
-    _check_rows("size of batches", plans)
-
-
-def _check_rows(name: str, values: Iterable[Any]) -> None:
-    for value in values:
-        if not isinstance(value, Integral) or value < 1:
-            raise UsageError(f"{name} must be a whole number of at least 1, not {value!r}.")
+    for size in plans:
+        check_whole("size of batches", size, 1)
 
 
 @dataclass

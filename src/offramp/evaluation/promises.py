@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from offramp.config import did_you_mean
+from offramp.checks import did_you_mean
 from offramp.errors import UsageError
 from offramp.evaluation.bounds import FloatArray, IntArray, best_bet, betting_p_value, binomial_p_value
 

@@ -11,7 +11,6 @@ Thresholds are handled as ranks `[J, K - 1]`: exit k takes the `rank` surest of 
 """
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offramp.checks import check_size
 from offramp.costs import Cost
 from offramp.errors import UsageError
 from offramp.evaluation.bounds import paired_difference
@@ -73,7 +73,7 @@ def search_thresholds(
     Raises:
         UsageError: A record of another part, a budget that not even the first exit alone keeps, times that cannot be.
     """
-    check_number("caution", caution, 0)
+    check_size("caution", caution)
     if times is None:
         name, wanted = "budget", [in_operations(budget, cost) for budget in budgets]
     else:
@@ -85,16 +85,10 @@ def search_thresholds(
     return policies(found.thresholds_JK[chosen], found.seen, search, measure, how)
 
 
-def check_number(name: str, value: float, least: float) -> None:
-    """Refuse a setting that is no finite number of at least `least`."""
-    if not least <= value < math.inf:
-        raise UsageError(f"{name} must be a number of at least {least:g}, not {value!r}.")
-
-
 def in_operations(budget: float, cost: Cost) -> float:
     """A budget in operations per image; up to 1 it is a share of the whole network's."""
     whole, least = cost.exits[-1].operations, cost.exits[0].operations
-    check_number("budget", budget, 0)
+    check_size("budget", budget)
     operations = budget * whole if budget <= 1 else float(budget)
     if operations < least:
         raise UsageError(
@@ -106,7 +100,7 @@ def in_operations(budget: float, cost: Cost) -> float:
 
 def in_milliseconds(latency: float, times: Sequence[float]) -> float:
     """A latency in expected milliseconds per image that can be kept, given the times of the exits."""
-    check_number("latency", latency, 0)
+    check_size("latency", latency)
     if latency < times[0]:
         raise UsageError(
             f"A latency of {latency:g} ms an image cannot be kept: the first exit alone takes {times[0]:g} ms "

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
+from offramp.checks import check_size
 from offramp.costs import Cost
 from offramp.errors import UsageError
 from offramp.evaluation.record import Record
 from offramp.evaluation.search import (
     CAUTION,
     candidates,
-    check_number,
     in_milliseconds,
     in_operations,
     search_thresholds,
@@ -63,7 +63,7 @@ def policy_for(
         caution = CAUTION if caution is None else caution
         return search_thresholds(search, cost, [limit], times=times, measure=measure, caution=caution)[0]
     caution = DROP_CAUTION if caution is None else caution
-    check_number("caution", caution, 0)
+    check_size("caution", caution)
     found = candidates(search, cost, measure, times)
     j = found.choose_cheapest(max_drop, caution)
     how = {**found.how(j), "max_drop": max_drop, "caution": caution}
@@ -87,7 +87,7 @@ def check_target(
         if times is not None:
             raise UsageError("A budget counts operations and has no use for times; in milliseconds, give a latency.")
     elif max_drop is not None:
-        check_number("max_drop", max_drop, 0)
+        check_size("max_drop", max_drop)
     elif latency is not None:
         if times is None:
             raise UsageError("A latency needs times: the milliseconds of an image that leaves at each exit.")

@@ -4,16 +4,15 @@ K exits, B images, N classes, C outputs (N, or N + 1 with the damping neuron, wh
 """
 
 import dataclasses
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from offramp.config import did_you_mean, to_json
+from offramp.config import to_json
 from offramp.errors import UsageError
 
 LATER: Mapping[str, Any] = {"later": True}
@@ -129,22 +128,3 @@ def pick(log_probs_KBC: Tensor, targets_B: Tensor) -> Tensor:
     """The entries `[K, B]` of each sample's own class."""
     index_KB1 = targets_B.expand(log_probs_KBC.shape[0], -1).unsqueeze(-1)
     return log_probs_KBC.gather(-1, index_KB1).squeeze(-1)
-
-
-def check_number(name: str, value: Any, allowed: str, holds: Callable[[float], bool]) -> None:
-    """Refuse a setting that is no finite number or for which `holds` is false; `allowed` says so: "of at least 0"."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not (is_number and holds(value)):
-        raise UsageError(f"{name} must be a number {allowed}, not {value!r}.")
-
-
-def check_flag(name: str, value: Any) -> None:
-    """Refuse a setting that is neither True nor False: a word on the command line would count as True."""
-    if not isinstance(value, bool):
-        raise UsageError(f"{name} must be true or false, not {value!r}.")
-
-
-def check_name(name: str, value: Any, known: Sequence[str]) -> None:
-    """Refuse a setting that is none of the `known` words."""
-    if value not in known:
-        raise UsageError(f"{name} {value!r} is unknown.{did_you_mean(str(value), known)}")

@@ -9,8 +9,8 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
+from offramp.checks import check_flags, check_size
 from offramp.errors import UsageError
-from offramp.objectives.base import check_flag, check_number
 from offramp.objectives.damped import DampedObjective
 from offramp.objectives.weighting import DynamicWeights, Weighting, as_weighting
 
@@ -35,8 +35,8 @@ class Damping(DampedObjective):
         if isinstance(self.strength, list):  # from JSON
             object.__setattr__(self, "strength", tuple(self.strength))
         for strength in self.strength if isinstance(self.strength, tuple) else [self.strength]:
-            check_number("strength", strength, "of at least 0", lambda value: value >= 0)
-        check_flag("per_sqrt_exits", self.per_sqrt_exits)
+            check_size("strength", strength)
+        check_flags(per_sqrt_exits=self.per_sqrt_exits)
         object.__setattr__(self, "weighting", as_weighting(self.weighting))
         if isinstance(self.weighting, DynamicWeights) and self.weighting.applied_to == "root":
             raise UsageError("Damping has no root for weights to stand in: applied_to='root' is for PowerSqrt.")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from offramp import processes
-from offramp.objectives.base import LATER, Objective, Terms, check_name, check_number, log_softmax, pick
+from offramp.checks import check_name, check_number
+from offramp.objectives.base import LATER, Objective, Terms, log_softmax, pick
 
 
 @dataclass(frozen=True)

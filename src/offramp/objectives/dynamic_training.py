@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from offramp.objectives.base import check_name
+from offramp.checks import check_name
 from offramp.objectives.damping import Damping
 from offramp.objectives.power_sqrt import PowerSqrt
 from offramp.objectives.weighting import DynamicWeights, Normalisation, Range, Target

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from offramp.objectives.base import Objective, Terms, check_number, log_softmax, pick
+from offramp.checks import check_number
+from offramp.objectives.base import Objective, Terms, log_softmax, pick
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from offramp import processes
+from offramp.checks import check_name, check_size
 from offramp.errors import UsageError
-from offramp.objectives.base import check_name, check_number
 from offramp.objectives.damped import DampedObjective
 from offramp.objectives.weighting import Weighting, as_weighting
 
@@ -40,7 +40,7 @@ class PowerSqrt(DampedObjective):
     def __post_init__(self) -> None:
         if isinstance(self.strength, (list, tuple)):
             raise UsageError("Power-sqrt has one strength for all exits (Eq. 4); one per exit is for Damping (Eq. 3).")
-        check_number("strength", self.strength, "of at least 0", lambda value: value >= 0)
+        check_size("strength", self.strength)
         check_name("root", self.root, ("sample", "batch"))
         object.__setattr__(self, "weighting", as_weighting(self.weighting))
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from offramp import processes
+from offramp.checks import check_flags, check_name, check_number
 from offramp.config import Spec, build
 from offramp.errors import UsageError
-from offramp.objectives.base import check_flag, check_name, check_number
 
 Normalisation: TypeAlias = Literal["max", "min-max", "tanh", "centre", "centre-clipped"]
 Range: TypeAlias = Literal["exits", "batch"]
@@ -61,8 +61,8 @@ class DynamicWeights:
         check_name("normalisation", self.normalisation, get_args(Normalisation))
         check_name("over", self.over, get_args(Range))
         check_name("applied_to", self.applied_to, get_args(Target))
-        check_flag("reverse", self.reverse)
-        check_flag("with_gradient", self.with_gradient)
+        check_flags(reverse=self.reverse)
+        check_flags(with_gradient=self.with_gradient)
 
     def weights(self, a_KB: Tensor) -> Tensor:
         """The weight `[K, B]` of each exit for each sample, a constant unless `with_gradient`."""

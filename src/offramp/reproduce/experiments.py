@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from offramp.config import Run, Spec, did_you_mean
+from offramp.checks import did_you_mean
+from offramp.config import Run, Spec
 from offramp.errors import UsageError
 from offramp.reproduce import methods
 from offramp.reproduce.identity import run_hash

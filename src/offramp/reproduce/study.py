@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from offramp.config import Spec, did_you_mean
+from offramp.checks import did_you_mean
+from offramp.config import Spec
 from offramp.errors import UsageError
 from offramp.reproduce import estimate
 from offramp.reproduce.experiments import ALL, EXPERIMENTS, Experiment, Row, experiments

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from offramp.objectives.base import check_flag, check_number
+from offramp.checks import check_flags, check_size
 from offramp.rules.surgery import GradientSurgery, weighting
 
 
@@ -33,8 +33,8 @@ class CAGrad(GradientSurgery):
     rescale: bool = True
 
     def __post_init__(self) -> None:
-        check_number("c", self.c, "of at least 0", lambda c: c >= 0)
-        check_flag("rescale", self.rescale)
+        check_size("c", self.c)
+        check_flags(rescale=self.rescale)
         self._weighting = weighting("CAGradWeighting", c=float(self.c))
 
     def weights(self, gramian_KK: Tensor) -> Tensor:

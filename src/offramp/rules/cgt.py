@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from offramp.checks import check_name, check_number
 from offramp.network import class_log_probs
 from offramp.objectives import Terms
-from offramp.objectives.base import LATER, check_name, check_number
+from offramp.objectives.base import LATER
 from offramp.rules.published import by_depth
 from offramp.rules.standard import Standard
 

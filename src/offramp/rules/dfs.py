@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from offramp.checks import check_name, check_number
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet, last_linear
-from offramp.objectives.base import check_name, check_number
 from offramp.rules.linked import Linked, exchanged
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from offramp.checks import check_number, check_size
 from offramp.data import Batch
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import Terms
-from offramp.objectives.base import check_number
 from offramp.rules.base import Outcome, Workbench
 from offramp.rules.published import by_depth
 from offramp.rules.standard import Standard
@@ -54,7 +54,7 @@ class MetaGF(Standard):
 
     def __post_init__(self) -> None:
         for name in ("auxiliary", "eta_lr"):
-            check_number(name, getattr(self, name), "of at least 0", lambda value: value >= 0)
+            check_size(name, getattr(self, name))
         check_number("kept", self.kept, "from 0 to 1", lambda value: 0 <= value <= 1)
 
     def check(self, network: EarlyExitNet) -> None:

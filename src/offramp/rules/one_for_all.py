@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from offramp.checks import check_name, check_number
 from offramp.data import Batch
 from offramp.errors import OfframpError, UsageError
 from offramp.network import Carry, EarlyExitNet
 from offramp.objectives import Terms
-from offramp.objectives.base import LATER, check_name, check_number, log_softmax
+from offramp.objectives.base import LATER, log_softmax
 from offramp.rules.base import Outcome, Workbench
 from offramp.rules.standard import Standard
 from offramp.runs import load

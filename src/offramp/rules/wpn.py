@@ -14,13 +14,12 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from offramp import processes
+from offramp.checks import check_name, check_number, check_size, check_whole
 from offramp.data import Batch
-from offramp.data.base import check_whole
 from offramp.errors import UsageError
 from offramp.evaluation.thresholds import geometric_shares
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy
-from offramp.objectives.base import check_name, check_number
 from offramp.rules.base import Outcome, Workbench
 from offramp.rules.pseudo_update import next_weights, step_of
 from offramp.rules.standard import Standard
@@ -90,7 +89,7 @@ class WPN(Standard):
         check_name("inputs", self.inputs, get_args(Inputs))
         check_number("p", self.p, "above 0", lambda p: p > 0)
         for name in ("epsilon", "meta_lr", "meta_weight_decay"):
-            check_number(name, getattr(self, name), "of at least 0", lambda value: value >= 0)
+            check_size(name, getattr(self, name))
         for name in ("hidden", "layers", "interval"):
             check_whole(name, getattr(self, name), 1)
 

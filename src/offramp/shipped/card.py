@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offramp.config import did_you_mean
+from offramp.checks import did_you_mean
 from offramp.errors import UsageError
 from offramp.runs import RunFolder, read_json
 

@@ -177,7 +177,7 @@ def test_what_a_stage_writes_into_is_not_what_the_exit_has_read() -> None:
     ("arguments", "message"),
     [
         ({"head": "wide"}, "head must be one of pool, deep, not 'wide'"),
-        ({"damping": 1}, "damping must be True or False"),
+        ({"damping": 1}, "damping must be true or false"),
         ({"num_classes": 0}, "num_classes must be a whole number"),
         ({"image_shape": (3, 16)}, r"image_shape must be \(channels, height, width\)"),
         ({"image_shape": None}, "Sequential does not say which images it is for; pass image_shape"),

@@ -15,7 +15,8 @@ from offramp.backbones.attached.heads import HEADS, HeadKind, new_exit, with_neu
 from offramp.backbones.attached.placing import AUTO, MAX_CARRY, At, Site, Sites
 from offramp.backbones.attached.running import Shape, eval_twin
 from offramp.backbones.attached.tracing import trace
-from offramp.backbones.layers import check_choice, check_counts, check_flags
+from offramp.backbones.layers import check_choice
+from offramp.checks import check_counts, check_flags
 from offramp.drawing import Drawn, drawing_apart
 from offramp.errors import UsageError
 from offramp.inplace import changes_in_place
