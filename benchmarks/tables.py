@@ -108,7 +108,7 @@ def block(which: str, recorded: Mapping[str, Found]) -> list[str] | None:
     if not needed or not all("date" in found for found in needed.values()):
         return None
     if which == "goals":
-        return with_goals(recorded)
+        return [*with_goals(recorded), "", *(f"- {caption(*one)}" for one in recorded.items())]
     found = needed[name]
     return [*(found["table"] if own else every_row(name, found)), "", caption(name, found)]
 
