@@ -11,6 +11,7 @@ from offramp.reproduce.experiments import Experiment, Row
 from offramp.reproduce.predicates import Predicate
 from offramp.reproduce.results import (
     Figures,
+    Key,
     Results,
     deviations,
     fewest_images,
@@ -61,11 +62,13 @@ class Judged:
         claim: The claim.
         verdict: Over all its parts.
         parts: Each of them.
+        rows: Whose runs it is about.
     """
 
     claim: Claim
     verdict: Verdict
     parts: tuple[Part, ...] = ()
+    rows: tuple[Key, ...] = ()
 
 
 def judge(claims: Iterable[Claim], results: Results, *, papers: bool) -> list[Judged]:
@@ -89,7 +92,8 @@ def judge(claims: Iterable[Claim], results: Results, *, papers: bool) -> list[Ju
             )
             for part, finding in zip(claim.parts, findings, strict=True)
         )
-        judged.append(Judged(claim, verdict, tuple(parts)))
+        rows = dict.fromkeys((q.experiment, q.row) for part in claim.parts for q in part.asked())
+        judged.append(Judged(claim, verdict, tuple(parts), tuple(rows)))
     return judged
 
 
@@ -131,7 +135,7 @@ def _judge_number(experiment: Experiment, row: Row, theirs: Mapping[str, Any], o
     )
     verdict = statistics.within(found, CLOSE)
     part = Part(f"ours less published, less than {CLOSE} apart wanted", found, None, verdict=verdict)
-    return Judged(Claim(text, "table", _table(experiment), ()), verdict, (part,))
+    return Judged(Claim(text, "table", _table(experiment), ()), verdict, (part,), ((experiment.name, row.label),))
 
 
 def _table(experiment: Experiment) -> str:

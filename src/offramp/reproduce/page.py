@@ -151,8 +151,14 @@ def _verdicts(study: Study, results: Results) -> list[Table]:
         ("What the paper says", judge(CLAIMS, results, papers=scale.papers), statistics.CONFIDENCE, HOW_TO_READ),
         ("What the paper printed", judge_numbers(study.experiments, results), statistics.EQUIVALENCE, note),
     )
+    anchors = {
+        (experiment.name, row.label): anchor(row)
+        for experiment in study.experiments
+        for row in experiment.rows
+        if results.of(experiment.name, row.label)
+    }
     return [
-        claims_table(title, judged, unlike=scale.unlike, confidence=confidence, note=said)
+        claims_table(title, judged, anchors, unlike=scale.unlike, confidence=confidence, note=said)
         for title, judged, confidence, said in made
         if judged
     ]
@@ -233,11 +239,18 @@ def _markdown(head: Sequence[str], verdicts: Sequence[Table], sections: Sequence
 
 
 def _table(table: Table) -> list[str]:
-    rows = [f"| {' | '.join([_text(row[0]), *(_text(Cell(cell.text)) for cell in row[1:])])} |" for row in table.rows]
+    rows = [f"| {' | '.join([_text(row[0]), *(_text(_unlinked(cell)) for cell in row[1:])])} |" for row in table.rows]
     ruler = "|" + "---|" * len(table.head)
     return [f"**{table.title}.** {table.note}", "", "| " + " | ".join(table.head) + " |", ruler, *rows, ""]
 
 
 def _text(cell: Cell) -> str:
     text = cell.text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>")
-    return text if cell.to is None else f"[{text}](#{cell.to})"
+    rows = ", ".join(f"[{name}](#{to})" for name, to in cell.rows)
+    behind = f"<br>runs: {rows}" if rows else ""
+    return (text if cell.to is None else f"[{text}](#{cell.to})") + behind
+
+
+def _unlinked(cell: Cell) -> Cell:
+    """In Markdown the first cell of a row leads to its runs, for all of them."""
+    return Cell(cell.text, rows=cell.rows)

@@ -18,6 +18,7 @@ from offramp.reproduce.results import (
     BUDGETS,
     Clock,
     Figures,
+    Key,
     Results,
     What,
     deviations,
@@ -37,10 +38,17 @@ GROUPS = (("first three exits", (None, 3)), ("last two exits", (-2, None)))  # w
 
 @dataclass(frozen=True)
 class Cell:
-    """A text of one line or more, and where on the page it leads; nowhere if None."""
+    """A text of one line or more.
+
+    Attributes:
+        text: It.
+        to: Where on the page it leads; nowhere if None.
+        rows: Of what is made of the runs of several rows: their names, and where each leads.
+    """
 
     text: str
     to: str | None = None
+    rows: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,14 +61,26 @@ class Table:
     note: str = ""
 
 
-def claims_table(title: str, judged: Sequence[Judged], *, unlike: str, confidence: float, note: str) -> Table:
-    """Claims with their verdicts. `unlike`: said beside all that other data or another recipe gave."""
+def claims_table(
+    title: str, judged: Sequence[Judged], anchors: Mapping[Key, str], *, unlike: str, confidence: float, note: str
+) -> Table:
+    """Claims with their verdicts.
+
+    Args:
+        title: Of the table.
+        judged: The claims.
+        anchors: Where on the page the runs of a row are listed, of those that were run.
+        unlike: Said beside all that other data or another recipe gave.
+        confidence: Of the intervals.
+        note: How to read them.
+    """
     rows = []
     for one in judged:
         verdict = f"{one.verdict}, {unlike}" if unlike and one.verdict in OF_OUR_RUNS else str(one.verdict)
         source = f"{one.claim.source}: {one.claim.where}"
         found = "\n".join(_part(part, unlike) for part in one.parts)
-        rows.append(tuple(map(Cell, (one.claim.text, source, verdict, found))))
+        behind = tuple((f"{key[0]}: {key[1]}", anchors[key]) for key in one.rows if key in anchors)
+        rows.append((*map(Cell, (one.claim.text, source, verdict)), Cell(found, rows=behind if found else ())))
     head = ("claim", "source", "verdict", f"found, with {100 * confidence:.0f} % intervals")
     return Table(title, head, tuple(rows), note)
 
@@ -130,8 +150,8 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
                 *(() if single else (_spread(row, [mean_top1(f) for f in found.values()]),)),
                 *(_delta(experiment, row, results) for _ in deltas),
                 *(_paired(experiment, row, groups, results) if row is not first else [Cell("")] * len(against)),
-                Cell(str(len(found))),
-                Cell(_time(found, results.of(experiment.name, first.label), say=len(clocks) > 1)),
+                Cell(str(len(found)), anchor(row)),
+                _linked(row, _time(found, results.of(experiment.name, first.label), say=len(clocks) > 1)),
             )
         )
     note = "Top-1 in percent on test: mean ± standard deviation (half-range) over n seeds. Times are of training alone"
@@ -156,7 +176,12 @@ def _delta(experiment: Experiment, row: Row, results: Results) -> Cell:
     if row is experiment.rows[0]:
         return Cell("")
     found = Summed(*(Q(experiment.name, one.label) for one in (row, experiment.rows[0]))).estimate(results)
-    return Cell(NOTHING if found is None else found.text())
+    return _linked(row, NOTHING if found is None else found.text())
+
+
+def _linked(row: Row, text: str) -> Cell:
+    """A number that leads to the row's runs, where there is one."""
+    return Cell(text) if text == NOTHING else Cell(text, anchor(row))
 
 
 def _by_exit(
@@ -299,7 +324,8 @@ def _paired(experiment: Experiment, row: Row, groups: Sequence[tuple[str, Exits]
         for exits in (EVERY, *(exits for _, exits in groups))
     ]
     texts = [NOTHING if each is None else each.text() for each in found]
-    return [*map(Cell, texts), *([Cell(str(found[0].n if found[0] else 0))] if groups else [])]
+    pairs = [str(found[0].n if found[0] else 0)] if groups else []
+    return [_linked(row, text) for text in (*texts, *pairs)]
 
 
 def _clocks(experiment: Experiment, results: Results) -> list[Clock]:
