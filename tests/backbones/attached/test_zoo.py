@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -49,6 +50,8 @@ def test_timm_tells_the_input_and_no_licence_of_weights_that_are_not_there() -> 
     ("name", "arguments", "message"),
     [
         ("timm/resnet18x", {}, r"timm has no model 'resnet18x'. Did you mean resnet18"),
+        ("timm/resnet18.a1_in1", {}, r"timm has no weights 'a1_in1' of resnet18. Did you mean .*a1_in1k"),
+        ("timm/resnet18.bogus", {}, r"timm has no weights 'bogus' of resnet18. It has a1_in1k, .*tv_in1k\.$"),
         ("torchvision/resnet19", {}, r"torchvision has no classifier 'resnet19'. Did you mean resnet18"),
         ("timm/resnet18", {"wide": 3}, r"timm/resnet18 cannot be built: .*wide"),
         ("torchvision/resnet18", {"at": "layer9"}, r"ResNet has no module 'layer9' to cut after. Did you mean layer4"),
@@ -63,6 +66,23 @@ def test_timm_tells_the_input_and_no_licence_of_weights_that_are_not_there() -> 
 def test_what_cannot_be_is_refused_in_one_line(name: str, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         built(name, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "fetching"),
+    [
+        ("timm/resnet18", "timm.models._builder.load_pretrained"),
+        ("torchvision/resnet18", "torchvision.models._api.WeightsEnum.get_state_dict"),
+    ],
+)
+def test_without_internet_one_line_says_what_to_do(name: str, fetching: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_internet(*args: object, **kwargs: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(fetching, no_internet)
+    with pytest.raises(UsageError, match=rf"^The weights of {name} cannot be fetched \(.*not known.*--init") as caught:
+        built(name, pretrained=True, at="layer1")
     assert "\n" not in str(caught.value)
 
 

@@ -18,6 +18,7 @@ from offramp import config
 from offramp.backbones.attached.attaching import attach, image_shape_of
 from offramp.backbones.attached.heads import HeadKind
 from offramp.backbones.attached.placing import At
+from offramp.backbones.attached.running import first_line
 from offramp.config import Spec
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet, builder
@@ -130,7 +131,13 @@ def _of_timm(
         raise UsageError("timm/NAME needs timm: pip install 'offramp[timm]'.") from None
     if not timm.is_model(name):
         raise UsageError(f"timm has no model {name!r}.{_near(name, timm.list_models())}")
-    known = timm.get_pretrained_cfg(name)
+    try:
+        known = timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        architecture, _, tag = name.partition(".")
+        tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{architecture}.*")]
+        hint = _near(tag, tags) or f" It has {', '.join(tags) or 'none'}."
+        raise UsageError(f"timm has no weights {tag!r} of {architecture}.{hint}") from None
     if sides is not None and known is not None and known.fixed_input_size and tuple(known.input_size[1:]) != sides:
         arguments = {"img_size": sides} | arguments
     build = functools.partial(timm.create_model, name, num_classes=num_classes, in_chans=in_channels, **arguments)
@@ -209,8 +216,11 @@ def _built(name: str, build: Callable[[], nn.Module]) -> nn.Module:
     try:
         return build()
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # of the library, about what it was given
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(f"{name} cannot be built: {lines[0].rstrip('.')}.") from error
+        raise UsageError(f"{name} cannot be built: {first_line(error)}.") from error
+    except OSError as error:  # of a hub, or of the file that it keeps
+        raise UsageError(
+            f"The weights of {name} cannot be fetched ({first_line(error)}); give a file with --init."
+        ) from error
 
 
 def _first_conv(model: nn.Module) -> tuple[str, nn.Conv2d]:
