@@ -43,6 +43,7 @@ def manifest() -> Callable[..., Manifest]:
         nll: float = 0.5,
         starts: Sequence[dict[str, Any]] = (),
         load: float | None = 1.0,
+        last_stats: dict[str, list[float] | None] | None = None,
         **made_by: Any,
     ) -> Manifest:
         exits = [
@@ -81,6 +82,8 @@ def manifest() -> Callable[..., Manifest]:
         }
         if load is not None:
             values["load"] = {"start": 0.2, "end": load, "own": 1}
+        if last_stats is not None:
+            values["last_stats"] = last_stats
         if starts:
             values["starts"] = starts
         return Manifest(values, Path("m.json"))

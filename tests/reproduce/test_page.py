@@ -328,6 +328,28 @@ def test_damping_on_test_and_on_training_images(study) -> None:
     assert re.search(r"\) \| 0.0050 ±0.0000 \| 0.0100 ±0.0000 \|", train)
 
 
+def test_weights_and_coefficients_where_they_were_recorded(study, manifest) -> None:
+    """Two claims of sections 3.4 and C.2 hang on them; the manifests that lack them are counted."""
+    made = study(POCKET, "table5")
+    page = write(made)[1].read_text()
+    assert "Weights of the exits" not in page
+    assert "Damping coefficients" not in page
+    row = made.experiments[0].row("Dynamic training with gradient")
+    run, weights = row.with_seed(0), [0.5 + k / 10 for k in range(7)]
+    one = manifest(run, [70.0] * 7, damping=[0.01] * 7, last_stats={"gamma": None, "weight": weights})
+    one.save(made.out / "manifests" / f"{run_name(run)}.json")
+    page = write(made)[1].read_text()
+    assert "Damping coefficients" not in page
+    (title,) = [line for line in page.splitlines() if line.startswith("**Weights of the exits, mean over the last ep")]
+    assert title.endswith("Mean ± standard deviation over seeds. Not recorded of 1 run.")
+    table = page.split(title)[1].split("**")[0]
+    assert re.findall(r"^\| \[([^]]*)\]\([^)]*\) \|(.*)\|$", table, re.MULTILINE) == [
+        ("Dynamic training with gradient", " " + " | ".join(f"{weight:.4f}" for weight in weights) + " ")
+    ]
+    claim = next(line for line in page.splitlines() if "deeper exits get the larger weights" in line)
+    assert "+10.00, n = 1" in claim
+
+
 def test_a_page_of_nothing_and_of_some(study, tmp_path) -> None:
     empty = Study(names=("table1",), scale=POCKET, seeds=(0, 1), out=tmp_path / "empty")
     _, text = write(empty)

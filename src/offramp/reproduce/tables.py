@@ -32,6 +32,7 @@ from offramp.reproduce.results import (
 )
 
 NOTHING = "–"
+LAST_EPOCH: tuple[tuple[What, str], ...] = (("weight", "Weights of the exits"), ("gamma", "Damping coefficients γ"))
 OF_OUR_RUNS = (statistics.Verdict.AGREES, statistics.Verdict.DISAGREES, statistics.Verdict.NOT_RESOLVED)
 GROUPS = (("first three exits", (None, 3)), ("last two exits", (-2, None)))  # where methods differ most, and least
 
@@ -121,11 +122,20 @@ def _ours(experiment: Experiment, rows: Sequence[Row], results: Results) -> list
             _by_exit(experiment, rows, results, "damping", "F[N+1] on test images", 4),
             _by_exit(experiment, rows, results, "damping-train", "F[N+1] on training images, with test transforms", 4),
         ]
+        for what, title in LAST_EPOCH:
+            recorded = [row for row in rows if _recorded(experiment, row, results, what)]
+            if recorded:
+                made.append(_by_exit(experiment, recorded, results, what, f"{title}, mean over the last epoch", 4))
     if experiment.shows == "threshold":
         made.append(_by_exit(experiment, rows, results, "train-nll", "Loss converged to: nats on training images", 4))
     if experiment.shows == "budgeted":
         made.append(_budgeted(experiment, rows, results))
     return made
+
+
+def _recorded(experiment: Experiment, row: Row, results: Results, what: What) -> bool:
+    """Whether any manifest of the row holds this: older ones do not."""
+    return any(f.values(what) is not None for f in results.of(experiment.name, row.label).values())
 
 
 def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) -> Table:
@@ -194,7 +204,11 @@ def _by_exit(
         curves = [curve for curve in found if curve is not None]
         cells = [_number(row, [curve[k] for curve in curves], digits) for k in range(num_exits)]
         rows.append((Cell(row.label, anchor(row)), *cells))
-    return Table(title, ("", *_exit_names(num_exits)), tuple(rows), "Mean ± standard deviation over seeds.")
+    note = "Mean ± standard deviation over seeds."
+    lacking = sum(f.values(what) is None for row in shown for f in results.of(experiment.name, row.label).values())
+    if lacking:
+        note += f" Not recorded of {lacking} run{'s' if lacking > 1 else ''}."
+    return Table(title, ("", *_exit_names(num_exits)), tuple(rows), note)
 
 
 def _budgeted(experiment: Experiment, shown: Sequence[Row], results: Results) -> Table:
