@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from offramp.backbones import msdnet, ranet
 from offramp.fast.forward import Convolution, Product
@@ -18,7 +19,7 @@ from offramp.network import EarlyExitNet, as_carry
 pytestmark = pytest.mark.skipif(
     not can_pack(torch.device("cpu"), torch.float32), reason="this torch has no oneDNN operators"
 )
-NUM_IMAGES = (1, 2, 7)
+NUM_IMAGES = (1, 2, 7, 0)
 
 
 class Written(nn.Module):
@@ -138,6 +139,49 @@ def test_convolutions_of_one_map_are_one_and_joins_copy_nothing() -> None:
     part = lived_in(PARTS["dense"])
     plan = InferencePlan(part, [torch.empty(1, 4, 5, 5)], exact=part)
     assert [*map(type, plan.steps)] == [Convolution, Product, Product]
+
+
+class Calls(TorchDispatchMode):
+    """The operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("num_images", [1, 4])
+def test_little_is_called_that_computes_nothing(num_images: int) -> None:
+    """With few images calls are what takes time. One slab of all maps that are joined, and one map that is cut off."""
+    part = lived_in(PARTS["dense"])
+    x = torch.randn(num_images, 4, 5, 5)
+    plan = InferencePlan(part, [x], exact=part)
+    with torch.no_grad(), Calls() as calls:
+        plan([x])
+    slab = ["empty", "permute", "split_with_sizes", "copy_"]  # the input's place in it
+    first = ["slice", "_convolution_pointwise", "copy_"]
+    second = ["as_strided", "_addmm_activation", "as_strided", "copy_"]
+    last = ["as_strided", "_addmm_activation", "as_strided"]
+    assert calls.names == [*slab, *first, *second, *last, "slice"]
+
+
+def test_rows_of_maps_that_lie_in_any_way() -> None:
+    part = lived_in(nn.Sequential(conv(3, 5), nn.ReLU()))
+    plan = InferencePlan(part, [torch.empty(1, 3, 4, 6)], exact=part)
+    wide = torch.randn(2, 9, 8, 12).contiguous(memory_format=torch.channels_last)
+    assert [*map(type, plan.steps)] == [Product]
+    for x in (
+        wide[:, 2:5, :4, :6],
+        wide[:, ::3, ::2, ::2],
+        wide[:1, 4:7, :4, :6],
+        wide[:, 2:5, :4, :1].expand(-1, -1, -1, 6),
+        wide[:1, 2:5, :4, :6].expand(3, -1, -1, -1),
+        torch.randn(2, 6, 4, 3).transpose(1, 3),
+    ):
+        torch.testing.assert_close(plan([x])[0], part(x))
 
 
 def test_a_map_is_let_go_when_nobody_reads_it_any_more() -> None:

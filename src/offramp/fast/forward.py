@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from offramp.fast.packing import PackedConv
+from offramp.fast.packing import PackedConv, PackedProduct
 from offramp.fast.placing import Region, Slab
 from offramp.fast.steps import allocated
 from offramp.fast.tracing import Traced, call, draws
@@ -178,15 +178,14 @@ class Product:
         self.source, self.targets = source, targets
         weight_OI = torch.cat([conv.weight.detach().flatten(1) for conv in convs])
         zeros = [conv.weight.new_zeros(len(conv.weight)) if conv.bias is None else conv.bias.detach() for conv in convs]
-        self.weight_IO, self.bias_O = weight_OI.contiguous().t(), torch.cat(zeros)
-        self.product = torch._addmm_activation if relu else torch.addmm  # the activation is ReLU
+        self.product = PackedProduct(weight_OI, torch.cat(zeros), relu)
         self.widths = [len(conv.weight) for conv in convs]
         self.width = sum(self.widths)
 
     def __call__(self, run: Run) -> None:
         """See `Step`."""
         batch, _, height, width = run.held[self.source.number].shape
-        given_RO = self.product(self.bias_O, self.source.rows(run), self.weight_IO)
+        given_RO = self.product(self.source.rows(run))
         pixel, row, image = self.width, width * self.width, height * width * self.width
         given_BOHW = given_RO.as_strided((batch, pixel, height, width), (image, 1, row, pixel))
         if len(self.targets) == 1:

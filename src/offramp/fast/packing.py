@@ -1,6 +1,6 @@
 """Convolutions whose weights are laid out once, in oneDNN's own way, which otherwise happens at every call.
 
-B images; R pixels of one, I and O channels in and out.
+B images; R pixels of all images, I and O channels in and out.
 """
 
 import itertools
@@ -15,6 +15,8 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there are convolutions with weights of oneDNN's own layout here: on a CPU, in float32 or bfloat16."""
     needed = (
         (torch.ops.mkldnn, "_convolution_pointwise"),
+        (torch.ops.mkldnn, "_linear_pointwise"),
+        (torch.ops.mkldnn, "_reorder_linear_weight"),
         (torch._C._nn, "mkldnn_reorder_conv2d_weight"),
         (torch, "_addmm_activation"),
     )
@@ -41,22 +43,44 @@ class PackedConv(nn.Module):
         self.bias = None if conv.bias is None else conv.bias.detach()
         self.after = "relu" if relu else "none"
         self.convolve = torch.ops.mkldnn._convolution_pointwise.default  # to find it takes time at every call
-        self.of_one: tuple[Tensor, Tensor] | None = None
+        self.of_one: PackedProduct | None = None
         if is_product(conv) and self.bias is not None:
-            self.of_one = self.bias, weight.flatten(1).contiguous().t()
+            self.of_one = PackedProduct(weight.flatten(1), self.bias, relu)
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution of a map `[B, channels, height, width]`."""
         if self.of_one is not None and x.shape[0] == 1:
-            return self._product(x, *self.of_one)
+            _, channels, height, width = x.shape
+            rows_RO = self.of_one(x.permute(0, 2, 3, 1).reshape(-1, channels))
+            return rows_RO.view(1, height, width, -1).permute(0, 3, 1, 2)
         out: Tensor = self.convolve(x, self.weight, self.bias, *self.settings, self.after, [], "")
         return out
 
-    def _product(self, x: Tensor, bias_O: Tensor, matrix_IO: Tensor) -> Tensor:
-        _, channels, height, width = x.shape
-        rows_RI = x.permute(0, 2, 3, 1).reshape(-1, channels)
-        product = torch._addmm_activation if self.after == "relu" else torch.addmm  # it is ReLU
-        return product(bias_O, rows_RI, matrix_IO).view(1, height, width, -1).permute(0, 3, 1, 2)
+
+class PackedProduct:
+    """A 1 x 1 convolution as a product of rows `[R, I]`, followed by ReLU on request.
+
+    Measured on one thread: in bfloat16 oneDNN's operator, which does all at once, is never slower than torch's product
+    and 20 % faster for many rows; in float32 it takes 10 us longer at every call and wins nothing.
+    """
+
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor, relu: bool) -> None:
+        self.bias_O, self.after = bias_O, "relu" if relu else "none"
+        self.is_packed = weight_OI.dtype == torch.bfloat16
+        if self.is_packed:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous())
+            self.multiply = torch.ops.mkldnn._linear_pointwise.default
+        else:
+            self.weight = weight_OI.contiguous().t()
+            self.multiply = torch._addmm_activation if relu else torch.addmm  # the activation is ReLU
+
+    def __call__(self, rows_RI: Tensor) -> Tensor:
+        """Rows `[R, O]`."""
+        if self.is_packed:
+            rows_RO: Tensor = self.multiply(rows_RI, self.weight, self.bias_O, self.after, [], "")
+        else:
+            rows_RO = self.multiply(self.bias_O, rows_RI, self.weight)
+        return rows_RO
 
 
 def is_product(conv: nn.Conv2d) -> bool:
