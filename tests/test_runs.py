@@ -219,6 +219,23 @@ def test_auxiliary_heads_of_a_file_are_left_out_and_nothing_else(tmp_path: Path,
     assert torch.equal(network(images)[-1], original(images))
 
 
+def test_a_first_convolution_for_colours_is_summed_for_grey_images_and_this_is_said(tmp_path: Path) -> None:
+    original, network = Original().eval(), attached().eval()
+    original.stem = nn.Conv2d(3, *original.stem.weight.shape[:1], 3)
+    torch.save(original.state_dict(), tmp_path / "w.pth")
+    network.image_shape = (1, 8, 8)
+    said = start_from(network, tmp_path / "w.pth")
+    assert said == (
+        "From w.pth: trunk and last exit; the other exits start fresh; its first convolution, for colours, is summed "
+        "for grey images."
+    )
+    images = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(network(images)[-1], original(images.expand(-1, 3, -1, -1)))
+    network.image_shape = None
+    with pytest.raises(UsageError, match=r"1 of another .* \[4, 3, 3, 3\] there"):
+        start_from(network, tmp_path / "w.pth")
+
+
 def test_the_neuron_widens_the_kept_head(tmp_path: Path) -> None:
     original, network = Original().eval(), attached(damping=True).eval()
     torch.save(original.state_dict(), tmp_path / "w.pth")

@@ -191,7 +191,7 @@ def start_from(network: EarlyExitNet, path: str | Path) -> str | None:
     A file may also hold the weights of the model that exits were attached to, under that model's names: those of the
     network without `stages.<k>.`, and without `exits.<K-1>.` for the last exit, which ends as the model did. The other
     exits keep their fresh weights, and so does the last layer where it tells other classes apart. Auxiliary heads of
-    torchvision's GoogLeNet and Inception are left out.
+    torchvision's GoogLeNet and Inception are left out. A first convolution for colours is summed for grey images.
 
     Args:
         network: What gets the weights.
@@ -297,8 +297,19 @@ def _under_own_names(
         said = f"trunk and last exit; its last layer, for {there} classes there and {here} here, starts fresh"
         said += ", as do the other exits" if network.num_exits > 1 else ""
     said = f"{said or 'trunk and last exit'}; auxiliary heads of the file are left out" if auxiliary else said
+    first = next((name for name, tensor in found.items() if tensor.ndim == 4), None)
+    if first is not None and network.image_shape is not None and network.image_shape[0] == 1:
+        grey = for_grey(found[first])
+        if found[first].shape[1] == 3 and grey.shape == own[first].shape:
+            found[first] = grey
+            said = f"{said or 'trunk and last exit'}; its first convolution, for colours, is summed for grey images"
     fresh |= {name for name in originals if name not in found and name.endswith("num_batches_tracked")}  # of old files
     return {**found, **{name: own[name] for name in fresh}, **left}, said and f"From {source.name}: {said}."
+
+
+def for_grey(weight: Tensor) -> Tensor:
+    """Weights `[O, C, H, W]` of a first convolution for images of one channel: as if it stood in all C channels."""
+    return weight.sum(1, keepdim=True)
 
 
 def _last_layer(network: EarlyExitNet) -> list[str]:

@@ -22,7 +22,7 @@ from offramp.backbones.attached.running import first_line
 from offramp.config import Spec
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet, builder
-from offramp.runs import AUXILIARY
+from offramp.runs import AUXILIARY, for_grey
 
 Side = int | Sequence[int] | None
 _OF_WEIGHTS = ("weights", "checkpoint_path")  # arguments of the libraries that say which weights to read
@@ -237,7 +237,7 @@ def _for_channels(conv: nn.Conv2d, in_channels: int, pretrained: bool) -> nn.Con
     fresh = nn.Conv2d(in_channels, conv.out_channels, bias=conv.bias is not None, **settings)
     with torch.no_grad():
         if pretrained:
-            fresh.weight.copy_(conv.weight.sum(1, keepdim=True))
+            fresh.weight.copy_(for_grey(conv.weight))
         if fresh.bias is not None and conv.bias is not None:
             fresh.bias.copy_(conv.bias)
     return fresh
