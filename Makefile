@@ -32,7 +32,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev           ## every benchmark, quickly, in one table; warns of ratios worse than the recorded ones
+bench: $(VENV)/.dev           ## every benchmark, quickly, in one table; warns of what is worse than recorded in two processes
 	$(BIN)/python benchmarks/all.py
 
 bench-gpu: $(VENV)/.dev       ## training on a GPU in every form, data and five seeds included; says so where there is none
