@@ -68,7 +68,7 @@ def test_a_slope_over_exits_is_that_of_least_squares() -> None:
     assert Deeper(of).contrasts(seen) == pytest.approx({4: 100 * slope})
     assert Deeper(of, -1).contrasts(seen) == pytest.approx({4: -100 * slope})
     gamma = Deeper(Q("t", "a", "gamma"))
-    assert (gamma.digits, Deeper(of).digits) == (4, 2)
+    assert (gamma.digits, Deeper(of).digits, Deeper(Q("t", "a", "weight")).digits) == (4, 4, 2)
     assert gamma.says() == "a: rise of the damping coefficient γ per exit in the last epoch, in hundredths"
 
 

@@ -25,7 +25,11 @@ from offramp.storage import write_atomically
 HOW_TO_READ = (
     "Verdicts are about differences taken seed by seed: agrees and disagrees mean that the 95 % interval lies on "
     "one side. Each interval stands for itself; of twenty, one misses by chance. A single seed resolves nothing. What "
-    "is said of all exits goes by the interval of each; shown is the exit that gains least."
+    "is said of all exits (or all but one) agrees by the interval of each; it disagrees where an exit (or two) loses "
+    "by intervals that share the error between all exits, because the worst is looked for among them; shown is the "
+    "exit that gains least. That some exits gain and others lose agrees by such shared intervals, and disagrees where "
+    "all lie on one side, each by its own; shown is the mean over exits. The deviation of accuracies is taken for no "
+    "less than the sampling error that their difference has at least on the test images."
 )
 
 HOW_NUMBERS_ARE_JUDGED = (

@@ -221,7 +221,7 @@ class Deeper(Predicate):
 
     @property
     def digits(self) -> int:  # noqa: D102
-        return 4 if self.of.what == "gamma" else 2
+        return 2 if self.of.what == "weight" else 4
 
     def says(self) -> str:  # noqa: D102
         kind = {"damping": "F[N+1]", "gamma": "the damping coefficient γ", "weight": "the weight"}[self.of.what]

@@ -259,7 +259,11 @@ def _less_published(
     known = [(row, theirs) for row, theirs in known if not theirs.get("copied")]
     runs = published()[experiment.name]["runs"]
     said = "With 95 % intervals, which take "
-    said += "a ± of the paper for half the range of its runs." if runs > 1 else "the paper's run to spread like ours."
+    if runs > 1:
+        said += "the paper's ± of an exit for half the range of its runs, and that of the mean for a deviation, the "
+        said += "larger of its two readings."
+    else:
+        said += "the paper's run to spread like ours."
     made = []
     kinds: tuple[tuple[What, str], ...] = (
         ("top1", "Ours less published"),
