@@ -17,6 +17,9 @@ class GradientEquilibrium(Linked):
 
     Through the map that exit k reads (k from 1), the trunk gets (g_head + (K - k) g_deeper) / (K - k + 1): g_head from
     the head of exit k, g_deeper from whatever reads the map later. At the last exit the factor is 1.
+
+    A fault of the authors' program that is not repeated here: of this first stage of IMTA it keeps the epoch with the
+    lowest test accuracy, because the comparison was written for errors. The second stage starts from that.
     """
 
     def link(self, k: int, K: int, carry: Carry, reads: int) -> tuple[Tensor, Carry]:

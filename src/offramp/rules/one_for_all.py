@@ -29,7 +29,8 @@ class OneForAll(Standard):
 
     KL is that of the softmax of the teacher's last logits t to the softmax of the exit's logits z_k, both divided by
     the temperature T, over all C outputs. The teacher is a finished run, its network in evaluation mode and never
-    trained. In IMTA it comes from gradient equilibrium.
+    trained. In IMTA it comes from gradient equilibrium; the authors' program takes the epoch of it that was worst on
+    test, by a fault (see `GradientEquilibrium`).
 
     Args:
         teacher: Folder of the teacher's run. Same outputs and images, and a damping neuron where the network has one.
