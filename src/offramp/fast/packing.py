@@ -4,6 +4,7 @@ B images; R pixels of all images, I and O channels in and out.
 """
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,7 @@ class PackedProduct:
     def __init__(self, weight_OI: Tensor, bias_O: Tensor, relu: bool) -> None:
         self.bias_O, self.after = bias_O, "relu" if relu else "none"
         self.is_packed = weight_OI.dtype == torch.bfloat16
+        self.multiply: Callable[..., Tensor]
         if self.is_packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous())
             self.multiply = torch.ops.mkldnn._linear_pointwise.default
@@ -77,10 +79,8 @@ class PackedProduct:
     def __call__(self, rows_RI: Tensor) -> Tensor:
         """Rows `[R, O]`."""
         if self.is_packed:
-            rows_RO: Tensor = self.multiply(rows_RI, self.weight, self.bias_O, self.after, [], "")
-        else:
-            rows_RO = self.multiply(self.bias_O, rows_RI, self.weight)
-        return rows_RO
+            return self.multiply(rows_RI, self.weight, self.bias_O, self.after, [], "")
+        return self.multiply(self.bias_O, rows_RI, self.weight)
 
 
 def is_product(conv: nn.Conv2d) -> bool:
