@@ -45,7 +45,7 @@ def attach(
         model: A classifier, images `[B, channels, H, W]` to logits `[B, N]`. It is left as it is.
         at: Names of modules, in the order in which they run: a stage ends after each (all its calls), with an exit.
             Or shares of the operations, such as `[0.25, 0.5, 0.75]`, which is what `auto` stands for: near each, a cut
-            with a small carry is taken. A single share is a list of one.
+            with a small carry is taken. A single name or share needs no list.
         num_classes: N. The model's own head is kept if it has as many; else its last Linear gets fresh weights.
         damping: Whether each exit has the damping neuron. The last exit's starts with weights and bias of zero: its
             class logits are the model's, but its share of the softmax, which counts as "not sure", is not zero. A last
