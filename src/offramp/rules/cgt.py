@@ -34,8 +34,8 @@ class CGT(Standard):
     are published for 4 exits; for others they are read off at the same depth. Probabilities are those of the classes,
     the damping neuron's share left out. (The published runs had label smoothing of 0.1: objective label-smoothing.)
 
-    Of the authors' program is not repeated: it keeps the epoch that is best on test, and the times that it reports are
-    of the full forward pass, exits or not. Its README says tau 0.9, its hard gate trains with 0.5.
+    Not repeated here: the authors' program keeps the epoch that is best on test, and the times that it reports are of
+    the full forward pass, whatever left early. Its README says tau 0.9, its hard gate trains with 0.5.
 
     Args:
         gate: "hard" or "soft".

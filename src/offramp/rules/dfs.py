@@ -27,8 +27,8 @@ class DFS(Linked):
     exit's map is whole. (The variant without referencing puts zeros in the place of the other side's channels, which
     makes another network; it is not here.)
 
-    Of the authors' program is not repeated: it normalises CIFAR-100 with the statistics of CIFAR-10, by mistake, pads
-    crops with grey (128), and keeps the epoch whose last exit is best on test.
+    Not repeated here: the authors' program normalises CIFAR-100 with the statistics of CIFAR-10, by mistake, pads crops
+    with grey (128), and keeps the epoch whose last exit is best on test.
 
     Args:
         ratio: Share of the channels that deeper exits may change (beta), in [0, 1]. At 0 no gradient comes from deeper
