@@ -274,7 +274,7 @@ def figure3(scale: Scale) -> Experiment:
 
 
 def figure4(scale: Scale) -> Experiment:
-    """Budgeted classification, all methods, on the ImageNet setting; thresholds from held-out images.
+    """Budgeted classification, all methods, on the ImageNet setting; thresholds from half of the held-out images.
 
     Expect MSDNet and WPN close together and the paper's method above both. The paper drew its curves and never printed
     them, and shows fewer methods.
