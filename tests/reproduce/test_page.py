@@ -274,7 +274,7 @@ def test_what_a_run_was_made_with(study, manifest) -> None:
     made = study(POCKET, "table8", seeds=1)
     run, other = (row.with_seed(0) for row in made.experiments[0].rows[:2])
     git = {"commit": "abcdef0123456789", "changed": True}
-    manifest(run, [70.0] * 7, git=git).save(made.out / "manifests" / f"{run_name(run)}.json")
+    manifest(run, [70.0] * 7, git=git, threads=3).save(made.out / "manifests" / f"{run_name(run)}.json")
     starts = [{"device": "gpu", "threads": 4, "torch": "1"}, {"device": "cpu", "threads": 1, "torch": "2"}]
     manifest(other, [70.0] * 7, starts=starts).save(made.out / "manifests" / f"{run_name(other)}.json")
     _, text = write(made)
@@ -283,6 +283,9 @@ def test_what_a_run_was_made_with(study, manifest) -> None:
         "offramp 0, torch 2, Python 3; started in a checkout of commit abcdef0123, with changes;"
         in facts[run_name(run)]
     )
+    commands = [line.strip() for line in text.read_text().splitlines() if " offramp train " in line]
+    assert [line.split(" ")[0] for line in commands] == [f"OMP_NUM_THREADS={threads}" for threads in (3, 1, 1)]
+    assert "\nEqual bytes need the same number of threads" in text.read_text()
     assert "begun on gpu, 4 threads, torch 1; continued elsewhere, on cpu, 1 thread, torch 2;" in facts[run_name(other)]
     (row,) = [line for line in text.read_text().splitlines() if line.startswith("| [Label smoothing]")]
     assert "×" not in row  # a time of two machines

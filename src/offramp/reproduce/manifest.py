@@ -121,6 +121,11 @@ class Manifest:
         return float(self.values["timing"]["seconds"])
 
     @property
+    def threads(self) -> int:
+        """CPU threads, at the last start."""
+        return int(self.values["made_by"]["threads"])
+
+    @property
     def undisturbed(self) -> bool | None:
         """Whether the machine did nothing but this command's runs at both ends of training; None where nothing says."""
         load = self.values.get("load")

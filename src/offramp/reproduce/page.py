@@ -40,6 +40,11 @@ HOW_NUMBERS_ARE_JUDGED = (
     "with ours; a single printed run is taken to spread like ours, and often cannot be told."
 )
 
+EQUAL_BYTES = (
+    "Equal bytes need the same number of threads, which the commands name, and the same device and versions, which "
+    "stand with each run."
+)
+
 _VERSIONS = {
     "offramp": "offramp",
     "torch": "torch",
@@ -77,7 +82,7 @@ class Made:
     Attributes:
         anchor: Where cells lead to.
         title: The rows that they stand behind.
-        command: What trains seed 0 by hand.
+        command: What trains seed 0 by hand, with the threads of the first run that is there.
         runs: Of each seed what its manifest says, or that it is missing.
     """
 
@@ -105,6 +110,7 @@ def write(study: Study) -> list[Path]:
         verdicts=verdicts,
         sections=sections,
         made=made,
+        equal_bytes=EQUAL_BYTES,
     )
     write_atomically(html, content.encode())
     write_atomically(text, _markdown(head, verdicts, sections, made).encode())
@@ -202,7 +208,9 @@ def _made(study: Study, manifests: Mapping[str, Manifest]) -> list[Made]:
         if not any(where for _, where, _ in runs):
             continue
         title = "; ".join(labels[anchor(row)])
-        made.append(Made(anchor(row), title, command(row.run, f"runs/{run_name(row.run)}"), tuple(runs)))
+        line = command(row.run, f"runs/{run_name(row.run)}")
+        threads = next(m for run in map(row.with_seed, study.seeds) if (m := manifest_of(run, manifests))).threads
+        made.append(Made(anchor(row), title, f"OMP_NUM_THREADS={threads} {line}", tuple(runs)))
     return made
 
 
@@ -233,7 +241,7 @@ def _markdown(head: Sequence[str], verdicts: Sequence[Table], sections: Sequence
     for section in sections:
         lines += [f"## {section.name}: {section.title}", "", section.expect, ""]
         lines += [line for table in section.tables for line in _table(table)]
-    lines += ["## Runs", ""]
+    lines += ["## Runs", "", EQUAL_BYTES, ""]
     for one in made:
         lines += [f'<a id="{one.anchor}"></a>', f"**{one.title}**", "", f"    {one.command}", ""]
         for name, where, facts in one.runs:
