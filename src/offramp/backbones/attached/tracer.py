@@ -189,8 +189,8 @@ class Tracer(fx.Tracer):
 
 def _autocasts() -> int:
     """How many contexts of autocast are open, also such as switch it off."""
-    found: int = torch.autocast_increment_nesting()  # type: ignore[no-untyped-call]
-    torch.autocast_decrement_nesting()  # type: ignore[no-untyped-call]
+    found: int = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
     return found
 
 
