@@ -219,10 +219,19 @@ def rebuild(spec: Spec) -> EarlyExitNet:
     Raises:
         UsageError: It names what builds no network: see `vouched`.
     """
-    network = vouched(spec.name, "network")(**spec.args)
-    if not isinstance(network, EarlyExitNet):
-        raise UsageError(f"network {spec.name!r} gives a {type(network).__name__}, not an offramp.EarlyExitNet.")
-    return network
+    return with_exits(spec.name, vouched(spec.name, "network")(**spec.args))
+
+
+def with_exits(name: str, network: Any) -> EarlyExitNet:
+    """What `name` gave, if that is a network with exits; refused if it is not, with the way out for a model."""
+    if isinstance(network, EarlyExitNet):
+        return network
+    hint = (
+        "; to put exits on it, name a function that returns offramp.backbones.attach(model, at=...), see docs/attach.md"
+        if isinstance(network, nn.Module)
+        else ""
+    )
+    raise UsageError(f"network {name!r} gives a {type(network).__name__}, not an offramp.EarlyExitNet{hint}.")
 
 
 def vouched(name: str, kind: str) -> Any:

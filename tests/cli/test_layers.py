@@ -77,6 +77,35 @@ def test_what_has_exits_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "has exits already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["resnet18"], "Unknown model 'resnet18'. Did you mean torchvision/resnet18 or timm/resnet18?"),
+        (["torch:nn"], "model 'torch:nn' is of type module; name a class or a function"),
+        (["own_instance:model"], "model 'own_instance:model' is a Sequential already; name a function that returns it"),
+        (["own_instance:make"], "or --image-size to a command"),
+    ],
+)
+def test_what_is_no_model_is_refused_in_one_line(
+    arguments: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "own_instance.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))\n"
+        "model = make()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["layers", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
 def test_backbone_is_another_word_for_network() -> None:
     one = _parse(["train", "--out", "x", "--backbone", "timm/resnet18", "at=layer1"])
     other = _parse(["train", "--out", "x", "--network", "timm/resnet18", "at=layer1"])

@@ -19,7 +19,7 @@ from offramp.backbones.presets import PRESETS, fitting
 from offramp.backbones.ranet import ranet
 from offramp.config import Spec
 from offramp.errors import UsageError
-from offramp.network import EarlyExitNet
+from offramp.network import EarlyExitNet, with_exits
 
 __all__ = ["NETWORKS", "PRESETS", "attach", "build", "msdnet", "ranet"]
 
@@ -74,15 +74,14 @@ def build(
     )
     if spec.name in NETWORKS:
         _check_memory(spec, make)
-    network = make()
+    network = with_exits(spec.name, make())
     _check_fit(spec.name, network, num_classes, image_shape, damping)
-    checked: EarlyExitNet = network
-    return checked
+    return network
 
 
 def _signing(name: str) -> Callable[..., Any]:
     """The user's own builder; the network it returns gets the spec to build it again, unless it has one."""
-    builder = config.resolve(name, NETWORKS, "network")
+    builder = zoo.builder_of(name, NETWORKS, "network")
 
     @functools.wraps(builder)
     def build_and_sign(**arguments: Any) -> Any:
@@ -109,13 +108,11 @@ def _check_memory(spec: Spec, make: Callable[[], EarlyExitNet]) -> None:
 
 def _check_fit(
     name: str,
-    network: Any,
+    network: EarlyExitNet,
     num_classes: int | None,
     image_shape: tuple[int, int, int] | None,
     damping: bool | None,
 ) -> None:
-    if not isinstance(network, EarlyExitNet):
-        raise UsageError(f"network {name!r} gives a {type(network).__name__}, not an offramp.EarlyExitNet.")
     if num_classes is not None and network.num_classes != num_classes:
         raise UsageError(
             f"network {name!r} has {network.num_classes} classes, the data have {num_classes}; "

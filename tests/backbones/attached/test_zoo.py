@@ -61,6 +61,8 @@ def test_timm_tells_the_input_and_no_licence_of_weights_that_are_not_there() -> 
             r"torchvision/maxvit_t cannot be built: Input size \(8, 8\) of block 0",
         ),
         ("tim/resnet18", {}, r"Unknown network 'tim/resnet18'"),
+        ("resnet18", {}, r"Unknown network 'resnet18'. Did you mean torchvision/resnet18 or timm/resnet18\?"),
+        ("vit_tiny_patch16_224", {}, r"Unknown network .* Did you mean timm/vit_tiny_patch16_224\?"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(name: str, arguments: dict[str, object], message: str) -> None:

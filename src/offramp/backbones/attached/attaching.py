@@ -97,7 +97,10 @@ def image_shape_of(model: nn.Module) -> tuple[int, int, int]:
     if type(model).__module__.startswith("torchvision.models."):
         side = getattr(model, "image_size", 224)
         return 3, side, side
-    raise UsageError(f"{type(model).__name__} does not say which images it is for; pass image_shape=(channels, H, W).")
+    raise UsageError(
+        f"{type(model).__name__} does not say which images it is for; pass image_shape=(channels, H, W), "
+        "or --image-size to a command."
+    )
 
 
 def origin_of(model: nn.Module) -> dict[str, Any]:

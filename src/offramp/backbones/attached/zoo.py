@@ -4,6 +4,7 @@ timm takes seconds to import and knows the way to a model hub, so it is imported
 for it; the hub is asked for nothing unless `pretrained` says so.
 """
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -264,6 +265,33 @@ def is_named(name: str) -> bool:
     return bool(slash) and library in _LIBRARIES
 
 
+def builder_of(name: str, registry: Mapping[str, Any], kind: str) -> Any:
+    """What `package.module:Name` stands for.
+
+    Args:
+        name: The name.
+        registry: Names that would be known as well.
+        kind: The word used in errors.
+
+    Raises:
+        UsageError: A model that is built already, a library's name without the library, or nothing of that name.
+    """
+    if ":" not in name and not difflib.get_close_matches(name, list(registry), n=1, cutoff=0.8):
+        libraries = ["torchvision"] if name in torchvision.models.list_models(module=torchvision.models) else []
+        with contextlib.suppress(ImportError):
+            libraries += ["timm"] if importlib.import_module("timm").is_model(name) else []
+        if libraries:
+            hint = " or ".join(f"{library}/{name}" for library in libraries)
+            raise UsageError(f"Unknown {kind} {name!r}. Did you mean {hint}?")
+    found = config.resolve(name, registry, kind)
+    if isinstance(found, nn.Module):
+        raise UsageError(
+            f"{kind} {name!r} is a {type(found).__name__} already; name a function that returns "
+            f"{'it' if kind == 'model' else 'a network with exits'}."
+        )
+    return found
+
+
 def settled(model: str, **arguments: Any) -> EarlyExitNet:
     """`named`, with a recipe that names the cuts and asks no hub: by the time it is used the weights are a run's."""
     network = named(model, **arguments)
@@ -284,7 +312,8 @@ def model_of(spec: Spec, *, in_channels: int | None, image_size: Side) -> nn.Mod
     Raises:
         UsageError: There is no such model, or it is an `EarlyExitNet` already.
     """
-    registry = {spec.name: functools.partial(named_model, spec.name)} if is_named(spec.name) else {}
+    builder = functools.partial(named_model, spec.name) if is_named(spec.name) else builder_of(spec.name, {}, "model")
+    registry = {spec.name: builder}
     given = {"in_channels": in_channels, "image_size": image_size}
     model = config.build(spec, registry, "model", **{key: value for key, value in given.items() if value is not None})
     if isinstance(model, EarlyExitNet):
