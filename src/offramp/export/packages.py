@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from offramp.data import Inputs
 from offramp.errors import UsageError
 from offramp.export.stage_files import Stages, check_policy, describe
-from offramp.export.tracing import BATCH, exportable, quiet, reason, stage_names
+from offramp.export.tracing import BATCH, exportable, quiet, reason, stage_names, untraceable
 from offramp.network import Carry, EarlyExitNet, as_carry
 from offramp.policy import Policy
 
@@ -89,7 +89,7 @@ def _traced(name: str, module: nn.Module, carry: Carry) -> ExportedProgram:
         with torch.no_grad(), quiet():
             return torch.export.export(_Alone(module), carry, dynamic_shapes=(({0: rows},) * len(carry),))
     except Exception as error:
-        raise UsageError(f"{name} cannot be traced: {reason(error)}") from error
+        raise untraceable(name, module, error) from error
 
 
 def _saved(_: str, program: ExportedProgram) -> bytes:

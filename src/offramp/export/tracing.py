@@ -11,6 +11,7 @@ import io
 import itertools
 import logging
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -195,7 +196,27 @@ def _refuse(name: str, module: nn.Module, carry: Carry) -> None:
             raise UsageError(
                 f"{name.capitalize()} uses the operator {lacking[1]}, which ONNX lacks. Write it with others."
             ) from error
-        raise UsageError(f"{name.capitalize()} cannot be traced: {reason(error)}") from error
+        raise untraceable(name.capitalize(), module, error) from error
+
+
+def untraceable(name: str, module: nn.Module, error: BaseException) -> UsageError:
+    """What to raise where torch.export cannot trace a part. Where numbers decide, torch speaks of its symbols."""
+    if any("data-dependent" in str(cause) for cause in _causes(error)):
+        return UsageError(
+            f"{name} cannot be traced: its control flow or a shape depends on values (module "
+            f"{_innermost(module, error)}). Write it with torch.where."
+        )
+    return UsageError(f"{name} cannot be traced: {reason(error)}")
+
+
+def _innermost(module: nn.Module, error: BaseException) -> str:
+    """The module within `module` in whose own code an error was raised, by name and class."""
+    names = {id(inner): f"{name}, {type(inner).__name__}" for name, inner in module.named_modules() if name}
+    found = type(module).__name__
+    for cause in _causes(error):
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            found = names.get(id(frame.f_locals.get("self")), found)
+    return found
 
 
 def reason(error: BaseException) -> str:
