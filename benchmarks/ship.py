@@ -26,7 +26,7 @@ from offramp.data.memory import MemorySplit
 from offramp.engine.timing import conditions
 from offramp.errors import OfframpError, UsageError
 from offramp.reports import Evaluation, evaluate
-from offramp.reports.evaluate import parts_of
+from offramp.reports.loading import parts_of
 from offramp.reports.report import with_error
 from offramp.runs import RunFolder, read_json
 from offramp.shipped.card import CARD, Card

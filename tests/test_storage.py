@@ -10,6 +10,7 @@ from offramp.errors import OfframpError, UsageError
 from offramp.storage import (
     DamagedFileError,
     held_folder,
+    kept_on_this_machine,
     load_tensors,
     save_tensors,
     tensor_hash,
@@ -161,3 +162,15 @@ def test_weights_hash_is_the_same_for_a_network_and_its_file(tmp_path: Path) -> 
     with torch.no_grad():
         network[0].bias += 1
     assert weights_hash(load_tensors(tmp_path / "w")[0]) != weights_hash(network.state_dict())
+
+
+def test_a_user_without_a_home_is_told_where_files_can_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(UsageError, match="Set XDG_CACHE_HOME"):
+        kept_on_this_machine("kernels")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert kept_on_this_machine("kernels") == tmp_path / "offramp" / "kernels"

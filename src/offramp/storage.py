@@ -34,8 +34,18 @@ class DamagedFileError(OfframpError):
 
 
 def kept_on_this_machine(kind: str) -> Path:
-    """The folder of what takes long to make and is the same for every run here; `XDG_CACHE_HOME` moves it."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "offramp" / kind
+    """The folder of what takes long to make and is the same for every run here; `XDG_CACHE_HOME` moves it.
+
+    Raises:
+        UsageError: Neither that variable nor a home folder is known, as of some users of containers.
+    """
+    named = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(named or Path.home() / ".cache") / "offramp" / kind
+    except RuntimeError as error:
+        raise UsageError(
+            "This user has no home folder to keep files in. Set XDG_CACHE_HOME to a folder that can be written to."
+        ) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
