@@ -103,6 +103,38 @@ def test_wrong_use_is_one_line(here: Path, capsys) -> None:
         assert error.count("\n") == 1
 
 
+def test_without_ray_nothing_is_begun(here: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """No announcement of runs, no empty page."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["reproduce", "table1", "--scale", "tiny:SCALE", "--on", "ray"]) == 2
+    assert capsys.readouterr().err == "offramp: Ray is not installed: pip install 'offramp[ray]'.\n"
+    assert os.listdir(here) == ["tiny.py"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_it_says_so_and_shows_what_is_there(here: Path, number: signal.Signals) -> None:
+    """Runs save and leave; the page is written."""
+    text = (here / "tiny.py").read_text().replace("epochs=1", "epochs=100_000")
+    (here / "tiny.py").write_text(text)
+    command = [sys.executable, "-m", "offramp", "reproduce", "table1", "--scale", "tiny:SCALE", "--seeds", "1"]
+    command += ["--only", "MSDNet", "--threads", "1", "--rate", "1e9"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        while not list(here.glob("reproduce/runs/*/metrics.jsonl")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(number)
+        said, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 128 + number
+    assert "Stopped; the same command continues." in errors.splitlines()
+    assert said.split() == ["reproduce/table1-tiny.html", "reproduce/table1-tiny.md"]
+    assert "0 of 1 runs are done" in (here / said.split()[1]).read_text()
+    assert list(here.glob("reproduce/runs/*/checkpoints/*"))
+
+
 @pytest.mark.slow
 def test_killed_and_started_again_it_ends_with_the_same_page(here: Path) -> None:
     """`kill -9` up to ten times on the way, at moments that the clock chooses; only what clocks say may differ.

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from offramp import backbones, objectives, rules
@@ -104,3 +106,12 @@ def test_what_is_unknown_is_refused() -> None:
         experiments(["tabel1"], PAPER)
     with pytest.raises(UsageError, match="Say what to reproduce: table1"):
         experiments([], PAPER)
+
+
+def test_a_setting_without_a_single_exit_says_what_to_do(tiny) -> None:
+    settings = {"cifar100": dataclasses.replace(tiny["cifar100"], last_only=None)}
+    for name in ("table3", "figure3"):
+        with pytest.raises(
+            UsageError, match=r"^The setting of msdnet .* last exit alone, .* Say one in its `last_only`\."
+        ):
+            experiments([name], dataclasses.replace(tiny, settings=settings))

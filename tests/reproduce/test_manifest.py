@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -134,12 +135,22 @@ def test_what_is_no_json_is_passed_over_with_a_note(tmp_path: Path, manifest, ca
         assert f"{tmp_path / name}.json" in note
 
 
+def test_a_run_that_diverged_has_a_manifest(tmp_path: Path, manifest) -> None:
+    """Its loss may be no number; its accuracy is one."""
+    manifest(Run(), [10.0], nll=math.nan).save(tmp_path / "a.json")
+    (read,) = find([tmp_path]).values()
+    assert math.isnan(of_manifest(read).train_nll[0])
+
+
 @pytest.mark.parametrize(
     ("where", "value", "fault"),
     [
         (("timing",), None, "timing is null"),
         (("timing", "seconds"), "long", 'timing.seconds is "long"'),
         (("exits", 0, "top1"), ..., "exits[0].top1 is missing"),
+        (("exits", 0, "top1"), math.nan, "exits[0].top1 is NaN"),
+        (("exits", 0, "top1"), 100.5, "exits[0].top1 is 100.5"),
+        (("best_epoch",), {"epoch": 1, "top1": [math.nan]}, "best_epoch.top1[0] is NaN"),
         (("exits", 0, "train"), {}, "exits[0].train.nll is missing"),
         (("made_by", "git"), "x", 'made_by.git is "x"'),
         (("starts",), [{}], "starts[0].device is missing"),

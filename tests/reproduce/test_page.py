@@ -304,12 +304,12 @@ def test_times_beside_other_work_are_not_set_against_others(study, manifest) -> 
 
 
 def test_a_dear_first_exit_leaves_no_number_at_small_budgets(study, manifest) -> None:
-    """Made-up runs of two exits, the first of them half the operations: 30 and 40 % cannot be spent."""
+    """Made-up runs whose cheapest point is half the operations: 30 and 40 % cannot be spent."""
     made = study(POCKET, "figure4", only=("cross-entropy", "WPN", "dynamic"))
     for number, row in enumerate(made.experiments[0].rows):
         for seed in (0, 1):
             run = row.with_seed(seed)
-            one = manifest(run, [70.0] * 2, budgeted=[[100, 70.0 + number + seed / 10], [200, 75.0 + number]])
+            one = manifest(run, [70.0] * 5, budgeted=[[250, 70.0 + number + seed / 10], [500, 75.0 + number]])
             one.save(made.out / "manifests" / f"{run_name(run)}.json")
     page = write(made)[1].read_text()
     (claim,) = [line for line in page.splitlines() if line.startswith("| In dynamic inference dynamic training")]
@@ -329,6 +329,20 @@ def test_damping_on_test_and_on_training_images(study) -> None:
     _, test, train, *_ = [line for line in text.read_text().splitlines() if line.startswith("| [Damping loss]")]
     assert re.search(r"\) \| 0.0100 ±0.0000 \| 0.0200 ±0.0000 \|", test)
     assert re.search(r"\) \| 0.0050 ±0.0000 \| 0.0100 ±0.0000 \|", train)
+
+
+def test_a_single_exit_has_no_mean_over_exits(study) -> None:
+    page = write(study(POCKET, "table3", "figure3"))[1].read_text()
+    assert "mean over exits" not in page.split("**What the paper says.**")[1].split("## table3")[0].replace(
+        "shown is the mean over exits", ""
+    )
+    assert "Damping loss last only less Threshold last only, top-1, last exit: " in page
+
+
+def test_the_league_is_not_called_the_papers(study) -> None:
+    page = write(study(POCKET, "league", seeds=1, only=("cross-entropy",)))[1].read_text()
+    assert "\nEvery method in Table 1's setting: not in the paper, which" in page
+    assert "The paper: " not in page
 
 
 def test_weights_and_coefficients_where_they_were_recorded(study, manifest) -> None:

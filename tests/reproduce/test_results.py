@@ -6,7 +6,16 @@ from offramp.config import Run
 from offramp.errors import OfframpError
 from offramp.reproduce import experiments
 from offramp.reproduce.identity import run_hash
-from offramp.reproduce.results import BUDGETS, at_budgets, has_delta, measured, of_manifest, printed, published
+from offramp.reproduce.results import (
+    BUDGETS,
+    at_budgets,
+    has_delta,
+    manifest_of,
+    measured,
+    of_manifest,
+    printed,
+    published,
+)
 
 
 def test_a_curve_between_its_points() -> None:
@@ -46,13 +55,33 @@ def test_rows_find_their_runs_by_configuration_and_seed(tiny, manifest) -> None:
 def test_a_manifest_from_other_defaults_is_refused(tiny, manifest) -> None:
     (table,) = experiments(["table1"], tiny)
     run = table.rows[0].with_seed(0)
-    made = manifest(run, [70.0])
+    made = manifest(run, [70.0] * 3)
     made.values["run"]["training"]["momentum"] = 0.5
     with pytest.raises(OfframpError, match=r"training.momentum: 0.5 there, 0.9 now.*other defaults"):
         measured([table], (0,), {run_hash(run): made})
-    made = manifest(run, [70.0])
+    made = manifest(run, [70.0] * 3)
     del made.values["run"]["training"]["precision"]  # a field that came later
     assert measured([table], (0,), {run_hash(run): made}).of("table1", "MSDNet")
+
+
+def test_a_manifest_with_some_of_the_exits_is_refused(tiny, manifest) -> None:
+    (table3,) = experiments(["table3"], tiny)
+    (table1,) = experiments(["table1"], tiny)
+    for row, exits, best, fine in (
+        (table1.rows[0], 3, None, True),
+        (table1.rows[0], 2, None, False),
+        (table3.rows[0], 1, 1, True),
+        (table3.rows[0], 3, 1, False),
+        (table3.rows[0], 1, 3, False),
+    ):
+        run = row.with_seed(0)
+        made = manifest(run, [70.0] * exits, best=None if best is None else [71.0] * best)
+        if fine:
+            assert manifest_of(row, 0, {run_hash(run): made}) is made
+        else:
+            with pytest.raises(OfframpError, match=r"m\.json is damaged: it has \d exits, its setting's network \d\."):
+                manifest_of(row, 0, {run_hash(run): made})
+    assert manifest_of(table1.rows[0], 1, {}) is None
 
 
 def test_the_papers_numbers() -> None:

@@ -1,10 +1,14 @@
 """`offramp reproduce`."""
 
+import contextlib
 import itertools
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -88,12 +92,39 @@ def reproduce(
     if dry_run:
         _list(study, rate or _measured(study, jobs, threads), jobs)
         return
+    if on == "ray" and not page_only:
+        from offramp.reproduce.on_ray import installed
+
+        installed()  # said before anything is announced or written
     try:
-        if not page_only:
-            _run(study, rate, jobs, threads, on)
+        with _stopped_by_sigterm():
+            if not page_only:
+                _run(study, rate, jobs, threads, on)
+    except (KeyboardInterrupt, SystemExit):
+        print("Stopped; the same command continues.", file=sys.stderr)
+        raise
     finally:  # also where some runs failed, or somebody stopped: what is there is shown
         for path in write(study):
             print(path)
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends what is inside as Ctrl-C does: runs save and leave, the page is written. A second acts at once."""
+    from offramp.training import StoppedError
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, before)
+        raise StoppedError(number)
+
+    if threading.current_thread() is not threading.main_thread():  # Python sets signal handlers nowhere else
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _threads(jobs: int) -> int:

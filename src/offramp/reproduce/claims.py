@@ -43,6 +43,9 @@ class Claim:
     other_data: bool = False
 
 
+LAST = (-1, None)  # of networks with one exit it is that
+
+
 def _t1(row: str, *exits: int | None) -> Q:
     return Q("table1", row, exits=(exits[0], exits[1]) if exits else (None, None))
 
@@ -59,8 +62,12 @@ def _lambdas(name: str, exits: tuple[int | None, int | None] = (None, None)) -> 
     return tuple(Q("table7", f"{name} {strength}", exits=exits) for strength in LAMBDAS)
 
 
+def _table3(row: str) -> Q:
+    return Q("table3", row, exits=LAST)
+
+
 def _figure3(threshold: float, what: Literal["top1", "train-nll"] = "top1") -> Q:
-    return Q("figure3", f"{threshold:.0%}".replace("%", " %"), what)
+    return Q("figure3", f"{threshold:.0%}".replace("%", " %"), what, LAST)
 
 
 def _dynamic(table: str, base: str, row: str = "+ Dynamic training") -> tuple[Q, Q]:
@@ -71,7 +78,7 @@ _T1_GAIN = (_t1("+ Dynamic"), _t1("MSDNet"))
 _T2_GAIN = _dynamic("table2", "MSDNet", "+ Dynamic")
 _DAMPING, _ROOT, _WITH = "Damping loss", "+ Power-sqrt", "Dynamic training with gradient"
 _OURS = "Ours (Power-sqrt)"
-_EARLY_STOPPING = Q("table3", "MSDNet last only (best epoch)")
+_EARLY_STOPPING = _table3("MSDNet last only (best epoch)")
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
@@ -199,15 +206,15 @@ CLAIMS: tuple[Claim, ...] = (
         "prose",
         "section 4.2, Table 3",
         (
-            Greater(Q("table3", "Damping loss last only"), Q("table3", "Threshold last only")),
-            Greater(Q("table3", "Damping loss last only"), _EARLY_STOPPING),
+            Greater(_table3("Damping loss last only"), _table3("Threshold last only")),
+            Greater(_table3("Damping loss last only"), _EARLY_STOPPING),
         ),
     ),
     Claim(
         "For a single exit discarding above a threshold is better than early stopping.",
         "table",
         "Table 3",
-        (Greater(Q("table3", "Threshold last only"), _EARLY_STOPPING),),
+        (Greater(_table3("Threshold last only"), _EARLY_STOPPING),),
     ),
     Claim(
         "Gradients above a softmax of 95 % hurt.",

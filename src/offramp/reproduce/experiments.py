@@ -46,6 +46,11 @@ class Row:
     threshold: float | None = None
     aliases: tuple[str, ...] = ()
 
+    @property
+    def num_exits(self) -> int:
+        """K, 1 for the last exit alone."""
+        return 1 if self.run.network == self.setting.last_only else self.setting.exits
+
     def with_seed(self, seed: int) -> Run:
         """The configuration of a seed."""
         return dataclasses.replace(self.run, training=dataclasses.replace(self.run.training, seed=seed))
@@ -323,7 +328,10 @@ def _discarding(threshold: float) -> Method:
 def _single(setting: Setting, method: Method, label: str, *, on_test: bool = False) -> Row:
     """A row of the last exit alone; `on_test`: watched on test after every epoch, which changes nothing trained."""
     if setting.last_only is None:
-        raise UsageError("This setting has no network with the last exit alone.")
+        raise UsageError(
+            f"The setting of {setting.network} has no network with the last exit alone, which this experiment needs. "
+            "Say one in its `last_only`."
+        )
     data, holdout = (watched(setting.data), None) if on_test else (None, 0)
     run = method.run(setting, network=setting.last_only, data=data, holdout=holdout)
     return Row(label, run, setting)

@@ -26,6 +26,7 @@ SPARE_LOAD = 0.5  # more than that beside the runs of a command is other work
 _START = ("offramp", "torch", "torchvision", "numpy", "python", "device", "processor", "threads")
 _MADE = ("offramp", "torch", "python", "device", "processor", "threads", "git")
 _MADE_BY = {"device": str, "threads": int}
+_PERCENT = "percent"  # a shape of its own: no accuracy is NaN, as a loss may be
 _SHAPE = {  # what pages read of a manifest, see `_fault`
     "format": int,
     "name": str,
@@ -36,9 +37,9 @@ _SHAPE = {  # what pages read of a manifest, see `_fault`
     "made_by": {**_MADE_BY, "git": ({"commit": str},)},
     "timing": {"seconds": float, "jobs": int},
     "exits": [
-        {"operations": float, "top1": float, "damping": (float,), "train": ({"nll": float, "damping": (float,)},)}
+        {"operations": float, "top1": _PERCENT, "damping": (float,), "train": ({"nll": float, "damping": (float,)},)}
     ],
-    "best_epoch": ({"epoch": int, "top1": [float]},),
+    "best_epoch": ({"epoch": int, "top1": [_PERCENT]},),
     "budgeted": ([[float]],),
 }
 _STATS = ("gamma", "weight")  # what claims ask of training
@@ -137,12 +138,20 @@ class Manifest:
         starts: Sequence[Mapping[str, Any]] = self.values.get("starts", ())
         return starts
 
-    def check(self, run: Run) -> None:
-        """Refuse a manifest of this hash whose configuration is another: one of the defaults has changed since.
+    def check(self, run: Run, num_exits: int) -> None:
+        """Refuse a manifest of this hash that is of another run.
+
+        Its configuration is another if one of the defaults has changed since; its exits are fewer if it is damaged.
 
         Raises:
-            OfframpError: The fields that differ.
+            OfframpError: What differs.
         """
+        counts = [len(self.values["exits"]), *([len(best["top1"])] if (best := self.values["best_epoch"]) else [])]
+        if set(counts) != {num_exits}:
+            raise OfframpError(
+                f"The manifest {self.path} is damaged: it has {min(counts)} exits, its setting's network {num_exits}. "
+                "Restore it, or move it away."
+            )
         then, now = self.values["run"], json.loads(json.dumps(configuration(run)))
         lines = [line for line in differences(then, now) if ": None there" not in line]  # a field it did not have yet
         if lines:
@@ -241,9 +250,15 @@ def _note(text: str) -> None:
 
 
 def _fault(value: Any, shape: Any, where: str) -> str | None:
-    """What is wrong with a JSON value; a shape is a type, a dict or list of shapes, or in a tuple if null will do."""
+    """What is wrong with a JSON value; a shape is a type, a dict or list of shapes, or in a tuple if null will do.
+
+    `_PERCENT` is a number from 0 to 100.
+    """
     if isinstance(shape, tuple):
         return None if value is None else _fault(value, shape[0], where)
+    if shape == _PERCENT:
+        fine = isinstance(value, (int, float)) and 0 <= value <= 100
+        return None if fine else f"{where} is {json.dumps(value)[:40]}"
     parts: Iterable[tuple[Any, Any, str]] = ()
     kind: Any = type(shape) if isinstance(shape, (dict, list)) else (int, float) if shape is float else shape
     if not isinstance(value, kind):

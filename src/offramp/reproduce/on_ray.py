@@ -33,7 +33,7 @@ def do_on_ray(tasks: Sequence[Task], threads: int, finished: Finished, *, before
         UsageError: Ray is not installed, or no machine of the cluster has so many CPUs.
         OfframpError: Which runs failed.
     """
-    ray = _ray()
+    ray = installed()
     started_here = not ray.is_initialized()
     if started_here:
         ray.init(log_to_driver=False, runtime_env={"env_vars": _environment(os.environ)})
@@ -130,7 +130,12 @@ def _there(line: str, log: str) -> Mapping[str, Any]:
             sys.stderr = before
 
 
-def _ray() -> Any:
+def installed() -> Any:
+    """Ray itself.
+
+    Raises:
+        UsageError: It is not installed.
+    """
     try:
         import ray
     except ImportError as error:

@@ -119,14 +119,14 @@ def write(study: Study) -> list[Path]:
 
 def _head(study: Study, manifests: Mapping[str, Manifest]) -> list[str]:
     """The title, what data this is, and how far the study is."""
-    wanted = [row.with_seed(seed) for row in distinct(study.experiments) for seed in study.seeds]
-    done = sum(manifest_of(run, manifests) is not None for run in wanted)
+    wanted = len(distinct(study.experiments)) * len(study.seeds)
+    done = study.done(manifests)
     names = [experiment.name for experiment in study.experiments]
     shown = "All tables and figures" if ALL in study.names else ", ".join(names).capitalize()
     lines = [
         f"{shown}{', some rows' if study.left_out else ''}, scale {study.scale.name}",
         study.scale.about,
-        f"{done} of {len(wanted)} runs are done; {_seeds(study.seeds)}. Reported is the last epoch, on the test set, "
+        f"{done} of {wanted} runs are done; {_seeds(study.seeds)}. Reported is the last epoch, on the test set, "
         "unless a row says otherwise.",
     ]
     whole = [name for name in study.left_out if name not in names]
@@ -175,7 +175,8 @@ def _verdicts(study: Study, results: Results) -> list[Table]:
 
 
 def _section(experiment: Experiment, results: Results, study: Study) -> Section:
-    expect = f"The paper: {' '.join((EXPERIMENTS[experiment.name].__doc__ or '').split())}"
+    about = " ".join((EXPERIMENTS[experiment.name].__doc__ or "").split())
+    expect = about if experiment.shows == "groups" else f"The paper: {about}"  # the league is not the paper's
     missing = not_run(experiment, results)
     if missing:
         expect += f"\n\nNot run ({_seeds(study.seeds)}): {'; '.join(missing)}."
@@ -202,14 +203,14 @@ def _made(study: Study, manifests: Mapping[str, Manifest]) -> list[Made]:
         runs = []
         for seed in study.seeds:
             run = row.with_seed(seed)
-            manifest = manifest_of(run, manifests)
+            manifest = manifest_of(row, seed, manifests)
             where = "" if manifest is None else Path(os.path.relpath(manifest.path, study.out)).as_posix()
             runs.append((run_name(run), where, "missing" if manifest is None else _facts(manifest)))
         if not any(where for _, where, _ in runs):
             continue
         title = "; ".join(labels[anchor(row)])
         line = command(row.run, f"runs/{run_name(row.run)}")
-        threads = next(m for run in map(row.with_seed, study.seeds) if (m := manifest_of(run, manifests))).threads
+        threads = next(m for seed in study.seeds if (m := manifest_of(row, seed, manifests))).threads
         made.append(Made(anchor(row), title, f"OMP_NUM_THREADS={threads} {line}", tuple(runs)))
     return made
 

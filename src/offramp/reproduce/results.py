@@ -14,7 +14,6 @@ from importlib import resources
 from statistics import fmean
 from typing import Any, Literal, TypeAlias
 
-from offramp.config import Run
 from offramp.reproduce import statistics
 from offramp.reproduce.experiments import Experiment, Row
 from offramp.reproduce.identity import run_hash
@@ -175,7 +174,7 @@ def measured(experiments: Sequence[Experiment], seeds: Sequence[int], manifests:
             (experiment.name, row.label): {
                 seed: _of_row(row, manifest)
                 for seed in seeds
-                if (manifest := manifest_of(row.with_seed(seed), manifests)) is not None
+                if (manifest := manifest_of(row, seed, manifests)) is not None
             }
             for experiment in experiments
             for row in experiment.rows
@@ -189,11 +188,12 @@ def _of_row(row: Row, manifest: Manifest) -> Figures:
     return figures if figures.images else dataclasses.replace(figures, images=row.setting.test_images)
 
 
-def manifest_of(run: Run, manifests: Mapping[str, Manifest]) -> Manifest | None:
-    """The run's manifest, checked to be of its configuration; None where it is not done."""
+def manifest_of(row: Row, seed: int, manifests: Mapping[str, Manifest]) -> Manifest | None:
+    """The manifest of a row's run, checked to be of its configuration and whole; None where it is not done."""
+    run = row.with_seed(seed)
     manifest = manifests.get(run_hash(run))
     if manifest is not None:
-        manifest.check(run)
+        manifest.check(run, row.num_exits)
     return manifest
 
 
