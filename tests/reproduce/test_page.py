@@ -352,7 +352,7 @@ def test_weights_and_coefficients_where_they_were_recorded(study, manifest) -> N
     assert "Weights of the exits" not in page
     assert "Damping coefficients" not in page
     row = made.experiments[0].row("Dynamic training with gradient")
-    run, weights = row.with_seed(0), [0.5 + k / 10 for k in range(7)]
+    run, weights, gammas = row.with_seed(0), [0.5 + k / 10 for k in range(7)], [0.0019 + k / 1e6 for k in range(7)]
     one = manifest(run, [70.0] * 7, damping=[0.01] * 7, last_stats={"gamma": None, "weight": weights})
     one.save(made.out / "manifests" / f"{run_name(run)}.json")
     page = write(made)[1].read_text()
@@ -363,6 +363,9 @@ def test_weights_and_coefficients_where_they_were_recorded(study, manifest) -> N
     assert re.findall(r"^\| \[([^]]*)\]\([^)]*\) \|(.*)\|$", table, re.MULTILINE) == [
         ("Dynamic training with gradient", " " + " | ".join(f"{weight:.4f}" for weight in weights) + " ")
     ]
+    one.values["last_stats"]["gamma"] = gammas
+    one.save(made.out / "manifests" / f"{run_name(run)}.json")
+    assert "| 0.001900 | 0.001901 | 0.001902 |" in write(made)[1].read_text()
     claim = next(line for line in page.splitlines() if "deeper exits get the larger weights" in line)
     assert "+10.00, n = 1" in claim
 

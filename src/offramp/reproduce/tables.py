@@ -32,7 +32,10 @@ from offramp.reproduce.results import (
 )
 
 NOTHING = "–"
-LAST_EPOCH: tuple[tuple[What, str], ...] = (("weight", "Weights of the exits"), ("gamma", "Damping coefficients γ"))
+LAST_EPOCH: tuple[tuple[What, str, int], ...] = (
+    ("weight", "Weights of the exits", 4),
+    ("gamma", "Damping coefficients γ", 6),
+)
 OF_OUR_RUNS = (statistics.Verdict.AGREES, statistics.Verdict.DISAGREES, statistics.Verdict.NOT_RESOLVED)
 GROUPS = (("first three exits", (None, 3)), ("last two exits", (-2, None)))  # where methods differ most, and least
 
@@ -122,10 +125,10 @@ def _ours(experiment: Experiment, rows: Sequence[Row], results: Results) -> list
             _by_exit(experiment, rows, results, "damping", "F[N+1] on test images", 4),
             _by_exit(experiment, rows, results, "damping-train", "F[N+1] on training images, with test transforms", 4),
         ]
-        for what, title in LAST_EPOCH:
+        for what, title, digits in LAST_EPOCH:
             recorded = [row for row in rows if _recorded(experiment, row, results, what)]
             if recorded:
-                made.append(_by_exit(experiment, recorded, results, what, f"{title}, mean over the last epoch", 4))
+                made.append(_by_exit(experiment, recorded, results, what, f"{title}, mean over the last epoch", digits))
     if experiment.shows == "threshold":
         made.append(_by_exit(experiment, rows, results, "train-nll", "Loss converged to: nats on training images", 4))
     if experiment.shows == "budgeted":
