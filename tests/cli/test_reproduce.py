@@ -135,6 +135,22 @@ def test_stopped_it_says_so_and_shows_what_is_there(here: Path, number: signal.S
     assert list(here.glob("reproduce/runs/*/checkpoints/*"))
 
 
+def test_the_committed_pages_can_be_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """By the commands that docs/results/README.md names, elsewhere; the second page has verdicts."""
+    root = Path(__file__).parents[2]
+    text = (root / "docs/results/README.md").read_text()
+    commands = re.findall(r"`offramp (reproduce [^`]*) --out docs/results`", text)
+    assert len(commands) == 2
+    monkeypatch.chdir(root)
+    for command in commands:
+        assert main([*command.split(), "--out", str(tmp_path)]) == 0
+    league, tables = (Path(path).read_text() for path in capsys.readouterr().out.split() if path.endswith(".md"))
+    assert league.startswith("# League, scale pocket\n")
+    assert "## Verdicts" not in league
+    assert "**What the paper says.**" in tables
+    assert " 0 of " not in tables
+
+
 @pytest.mark.slow
 def test_killed_and_started_again_it_ends_with_the_same_page(here: Path) -> None:
     """`kill -9` up to ten times on the way, at moments that the clock chooses; only what clocks say may differ.
