@@ -68,12 +68,11 @@ def _described(spec: Spec, image_size: tuple[int, ...] | None, in_channels: int 
 
 
 def _automatic(sites: "Sites") -> set[str]:
-    from offramp.backbones.attached.placing import AUTO
     from offramp.errors import UsageError
 
     try:
-        return {site.name for site in sites.near_shares(AUTO)}
-    except UsageError:  # too few places; the table still shows those there are
+        return {site.name for site in sites.automatic().values()}
+    except UsageError:  # none; the table still shows those there are
         return set()
 
 

@@ -74,6 +74,35 @@ def test_auto_takes_single_tensors_near_the_shares() -> None:
     assert network.origin["at"] == [site.name for site in found.near_shares([0.3, 0.6])]
 
 
+def lopsided() -> nn.Sequential:
+    """Nothing lies between a quarter of the operations and all but the last of them; `10` is as good as `11`."""
+    layers = [nn.Flatten(2), nn.Unflatten(2, (16, 16)), *unit(3, 8), nn.Identity(), *unit(8, 12)]
+    return nn.Sequential(*layers, nn.ReLU(), nn.Hardtanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4))
+
+
+def test_auto_takes_fewer_exits_where_nothing_lies_near_and_says_so() -> None:
+    found = sites(lopsided())
+    total, upto = found.operations()
+    assert not any(0.3 < upto[site.place] / total < 0.95 for site in found.good)
+    assert [site.name for site in found.good if not upto[site.place]] == ["0", "1"]
+    with pytest.warns(UserWarning, match="Sequential gets 2 exits: it has no place to cut near 0.5 or 0.75 of"):
+        network = attach(lopsided(), image_shape=SHAPE)
+    assert network.num_exits == 2
+    with pytest.raises(UsageError, match=r"no place to cut near 0.5 of its operations; the nearest lies after 4 at 0.199"):
+        attach(lopsided(), [0.25, 0.5], image_shape=SHAPE)
+    with pytest.raises(UsageError, match=r"no place to cut near 0.25, 0.5, 0.75 of its operations"):
+        attach(nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(768, 4)), image_shape=SHAPE)
+
+
+def test_no_two_cuts_have_the_same_weights_before_them() -> None:
+    free = [nn.AvgPool2d(9, 1, 4) for _ in range(4)]  # operations without weights
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), *free, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    found = sites(model)
+    _, upto = found.operations()
+    with pytest.raises(UsageError, match="no place to cut near"):
+        found.near_shares([upto[site.place] / found.operations()[0] for site in found.good[:2]])
+
+
 def test_a_single_share_is_a_list_of_one() -> None:
     one, listed = (attach(Net(), at, image_shape=SHAPE).origin for at in (0.5, [0.5]))
     assert one == listed
@@ -109,7 +138,7 @@ def test_a_cut_carries_what_is_read_later_and_the_exit_reads_what_the_module_giv
         (1.5, "must rise between 0 and 1"),
         ([0.5, 0.2], "must rise between 0 and 1"),
         ([1.5], "must rise between 0 and 1"),
-        ([k / 100 for k in range(1, 100)], "too few for exits"),
+        ([k / 100 for k in range(1, 100)], "no place to cut near 0.0"),
     ],
 )
 def test_what_is_no_cut_is_refused_in_one_line(at: Any, message: str) -> None:

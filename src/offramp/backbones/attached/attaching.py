@@ -4,6 +4,7 @@ B images, K exits, N classes.
 """
 
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -120,7 +121,7 @@ def origin_of(model: nn.Module) -> dict[str, Any]:
 def choose(sites: Sites, at: At) -> list[Site]:
     """The sites that `at` stands for (see `attach`)."""
     if isinstance(at, str):
-        return sites.near_shares(AUTO) if at == "auto" else sites.find(at.split(","))
+        return _automatic(sites) if at == "auto" else sites.find(at.split(","))
     given: list[Any] = list(at) if isinstance(at, Sequence) else [at]
     if not given:
         raise UsageError("`at` names no module to cut after; name one, or write at=auto.")
@@ -129,6 +130,19 @@ def choose(sites: Sites, at: At) -> list[Site]:
     if not all(isinstance(entry, str) for entry in given):
         raise UsageError(f"`at` must be 'auto', names of modules or shares of the operations, not {at!r}.")
     return sites.find(given)
+
+
+def _automatic(sites: Sites) -> list[Site]:
+    """What `auto` takes; where that is fewer than usual, it is said."""
+    found = sites.automatic()
+    if len(found) < len(AUTO):
+        missing = " or ".join(str(share) for share in AUTO if share not in found)
+        warnings.warn(
+            f"{type(sites.traced.model).__name__} gets {len(found) + 1} exits: it has no place to cut near {missing} of "
+            "its operations.",
+            stacklevel=4,
+        )
+    return list(found.values())
 
 
 def _classes_of(sites: Sites) -> int:

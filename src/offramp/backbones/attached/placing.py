@@ -25,6 +25,7 @@ from offramp.network import EarlyExitNet
 
 AUTO = (0.25, 0.5, 0.75)  # shares of the operations at which `auto` looks for exits
 WINDOW = 0.1  # how far from a share, at most, it looks for a smaller carry
+FAR = 2 * WINDOW  # how far from a share a cut may lie
 MAX_CARRY = 8  # tensors
 At = Literal["auto"] | str | float | Sequence[str] | Sequence[float]
 
@@ -121,26 +122,52 @@ class Sites:
         """
         if not shares or any(not 0 < share < 1 for share in shares) or sorted(set(shares)) != list(shares):
             raise UsageError(f"Shares of the operations must rise between 0 and 1, such as 0.25, 0.5, not {shares}.")
+        found = self._nearest_to(shares)
+        missing = [share for share in shares if share not in found]
+        if missing:
+            total, upto = self.operations()
+            away = {site.name: abs(upto[site.place] / total - missing[0]) for site in self.good}
+            nearest = min(self.good, key=lambda site: away[site.name], default=None)
+            hint = f"; the nearest lies after {nearest.name} at {upto[nearest.place] / total:.3g}" if nearest else ""
+            raise UsageError(
+                f"{self._model} has no place to cut near {missing[0]} of its operations{hint}. Ask for other shares, "
+                "or name modules; `offramp layers` lists them."
+            )
+        return list(found.values())
+
+    def automatic(self) -> dict[float, Site]:
+        """What `auto` takes, by share: as `near_shares`, without those shares near which there is no site.
+
+        Raises:
+            UsageError: There is none near any.
+        """
+        found = self._nearest_to(AUTO)
+        if not found:
+            raise UsageError(
+                f"{self._model} has no place to cut near {', '.join(map(str, AUTO))} of its operations; name modules "
+                "to cut after, `offramp layers` lists them."
+            )
+        return found
+
+    def _nearest_to(self, shares: Sequence[float]) -> dict[float, Site]:
+        """The sites near those shares that have one, behind weights of its own."""
         total, upto = self.operations()
         gaps = [after - before for before, after in itertools.pairwise(shares)]
         window = min([WINDOW, *(gap / 2 for gap in gaps)])
-        chosen: list[Site] = []
-        for i, share in enumerate(shares):
-            last = chosen[-1].place if chosen else -1
-            left = [site for site in self.good if site.place > last]
-            left = left[: len(left) - (len(shares) - 1 - i)]
-            if not left:
-                raise UsageError(
-                    f"{self._model} has {len(self.good)} places to cut, too few for exits at {list(shares)} of its "
-                    "operations; ask for fewer."
-                )
-            off = {site.place: abs(upto[site.place] / total - share) for site in left}
+        found: dict[float, Site] = {}
+        last = -1
+        for share in shares:
+            off = {site.place: abs(upto[site.place] / total - share) for site in self.good}
+            left = [site for site in self.good if upto[site.place] and off[site.place] <= FAR]
+            left = [s for s in left if self.cutter.parameters_of(self.cutter.nodes[last + 1 : s.place + 1])]
             near = [site for site in left if off[site.place] <= window]
             single = [site for site in left if off[site.place] <= 2 * window and len(site.carry) == 1]
             near = [site for site in near if len(site.carry) == 1] or single or near
-            near = near or [min(left, key=lambda site: off[site.place])]
-            chosen.append(min(near, key=lambda s: (len(s.carry), s.size, s.name.count("."), off[s.place])))
-        return chosen
+            near = near or sorted(left, key=lambda site: off[site.place])[:1]
+            if near:
+                found[share] = min(near, key=lambda s: (len(s.carry), s.size, s.name.count("."), off[s.place]))
+                last = found[share].place
+        return found
 
     def operations(self) -> tuple[int, dict[int, int]]:
         """Operations of one image in all, and up to each site, as `offramp.cost` counts."""
