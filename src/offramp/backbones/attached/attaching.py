@@ -138,8 +138,8 @@ def _automatic(sites: Sites) -> list[Site]:
     if len(found) < len(AUTO):
         missing = " or ".join(str(share) for share in AUTO if share not in found)
         warnings.warn(
-            f"{type(sites.traced.model).__name__} gets {len(found) + 1} exits: it has no place to cut near {missing} of "
-            "its operations.",
+            f"{type(sites.traced.model).__name__} gets {len(found) + 1} exits: it has no place to cut near {missing} "
+            "of its operations.",
             stacklevel=4,
         )
     return list(found.values())

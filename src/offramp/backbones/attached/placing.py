@@ -206,14 +206,15 @@ class Sites:
             if site.why_not is not None:
                 raise UsageError(f"{self._model} cannot be cut after {name}: {site.why_not}.{self._hint(place)}")
             return site
-        for leaf, why in self.traced.leaves.items():
-            if name.startswith(f"{leaf}.") and leaf in self.ends:
-                raise UsageError(
-                    f"{self._model} cannot be cut after {name}: it is called within {leaf}, which is run as a whole "
-                    f"({why}).{self._hint(self.ends[leaf])}"
-                )
         known = dict(self.traced.model.named_modules())
         if name in known:
+            for leaf in (str(node.target) for node in self.cutter.nodes if node.op == "call_module"):
+                if name.startswith(f"{leaf}.") and leaf in self.ends:
+                    why = f" ({self.traced.leaves[leaf]})" if leaf in self.traced.leaves else ""
+                    raise UsageError(
+                        f"{self._model} cannot be cut after {name}: it is called within {leaf}, which is run as a "
+                        f"whole{why}.{self._hint(self.ends[leaf])}"
+                    )
             inside = [end for end in self.ends if name.startswith(f"{end}.")]
             place = self.ends[max(inside, key=len)] if inside else 0
             raise UsageError(
