@@ -28,6 +28,59 @@ def without_linear() -> nn.Sequential:
     return net(nn.Conv2d(8, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+def lazy() -> nn.Module:
+    return net(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(5))
+
+
+def not_finite() -> nn.Module:
+    model = with_linear()
+    nn.init.constant_(model[0].bias, torch.nan)
+    return model
+
+
+def hooked() -> nn.Module:
+    model = with_linear()
+    model.register_forward_hook(lambda module, given, found: found * 2)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "message"),
+    [
+        (nn.Identity, {}, "attach takes a model, not the class Identity; build it first"),
+        ("resnet18", {}, "attach takes a torch.nn.Module, not 'resnet18'"),
+        (lazy(), {}, "Sequential has lazy modules, such as 7; run it once on images first"),
+        (with_linear().to("meta"), {}, "Sequential is on the device meta and has no weights; give it some"),
+        (torch.compile(with_linear()), {}, "is compiled; attach to model._orig_mod and compile the network"),
+        (
+            not_finite(),
+            {},
+            "Sequential gives logits that are not finite for random images. Its weights are not, such as 0.bias",
+        ),
+        (
+            hooked(),
+            {},
+            "Sequential has hooks of its own, which no part would run; remove them or put it into a Sequential",
+        ),
+        (attach(with_linear(), ["1"], image_shape=SHAPE), {}, "has exits already"),
+        (with_linear(), {"image_shape": 16}, r"image_shape must be \(channels, height, width\), not 16"),
+        (with_linear(), {"image_shape": "16"}, r"image_shape must be \(channels, height, width\), not '16'"),
+        (with_linear(), {"at": ""}, "`at` names no module to cut after"),
+        (with_linear(), {"at": "1,,2"}, "`at` names no module to cut after"),
+    ],
+)
+def test_what_is_no_model_or_no_cut_is_refused_in_one_line(model: Any, asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        attach(model, **({"at": ["1"], "image_shape": SHAPE} | asked))
+    assert "\n" not in str(caught.value)
+
+
+def test_names_may_stand_apart() -> None:
+    network = attach(with_linear(), " 1, 2 ", image_shape=SHAPE)
+    assert network.origin is not None
+    assert network.origin["at"] == ["1", "2"]
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_neuron_starts_at_zero_and_can_learn(bias: bool) -> None:
     model, images = with_linear(bias), torch.randn(4, *SHAPE)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import UninitializedParameter
 
 from offramp.backbones.attached.cutting import Part
 from offramp.backbones.attached.heads import HEADS, HeadKind, new_exit, with_neuron, with_outputs
@@ -63,10 +64,8 @@ def attach(
     check_flags(damping=damping)
     check_choice("head", head, HEADS)
     check_counts(max_carry=max_carry)
-    shape = image_shape_of(model) if image_shape is None else tuple(image_shape)
-    if len(shape) != 3:
-        raise UsageError(f"image_shape must be (channels, height, width), not {image_shape!r}.")
-    check_counts(channels=shape[0], height=shape[1], width=shape[2])
+    _check_model(model)
+    shape = _checked(image_shape_of(model) if image_shape is None else image_shape)
     sites = Sites(trace(model, shape), max_carry)
     own_classes = _classes_of(sites)
     num_classes = own_classes if num_classes is None else num_classes
@@ -83,6 +82,38 @@ def attach(
     like = next(model.parameters(), torch.empty(0))
     network.origin = origin_of(model) | {"at": [site.name for site in chosen]}
     return network.to(like).train(model.training)
+
+
+def _check_model(model: Any) -> None:
+    """Refuse what is no model, has exits, or lacks weights; and one whose call is more than its forward."""
+    if isinstance(model, type):
+        raise UsageError(f"attach takes a model, not the class {model.__name__}; build it first.")
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"attach takes a torch.nn.Module, not {model!r}.")
+    kind = type(model).__name__
+    if isinstance(model, EarlyExitNet):
+        raise UsageError(f"The {kind} has exits already.")
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise UsageError(f"The {kind} is compiled; attach to model._orig_mod and compile the network.")
+    unmade = [name for name, p in model.named_parameters() if isinstance(p, UninitializedParameter)]
+    if unmade:
+        raise UsageError(
+            f"{kind} has lazy modules, such as {unmade[0].rpartition('.')[0]}; run it once on images first."
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UsageError(f"{kind} is on the device meta and has no weights; give it some, as by to_empty.")
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise UsageError(
+            f"{kind} has hooks of its own, which no part would run; remove them or put it into a Sequential."
+        )
+
+
+def _checked(image_shape: Any) -> tuple[int, int, int]:
+    if not isinstance(image_shape, Sequence) or isinstance(image_shape, str) or len(image_shape) != 3:
+        raise UsageError(f"image_shape must be (channels, height, width), not {image_shape!r}.")
+    channels, height, width = image_shape
+    check_counts(channels=channels, height=height, width=width)
+    return channels, height, width
 
 
 def image_shape_of(model: nn.Module) -> tuple[int, int, int]:
@@ -121,15 +152,20 @@ def origin_of(model: nn.Module) -> dict[str, Any]:
 def choose(sites: Sites, at: At) -> list[Site]:
     """The sites that `at` stands for (see `attach`)."""
     if isinstance(at, str):
-        return _automatic(sites) if at == "auto" else sites.find(at.split(","))
+        return _automatic(sites) if at == "auto" else sites.find(_names(at.split(",")))
     given: list[Any] = list(at) if isinstance(at, Sequence) else [at]
-    if not given:
-        raise UsageError("`at` names no module to cut after; name one, or write at=auto.")
-    if all(isinstance(entry, float) for entry in given):
+    if given and all(isinstance(entry, float) for entry in given):
         return sites.near_shares(given)
     if not all(isinstance(entry, str) for entry in given):
         raise UsageError(f"`at` must be 'auto', names of modules or shares of the operations, not {at!r}.")
-    return sites.find(given)
+    return sites.find(_names(given))
+
+
+def _names(at: Sequence[str]) -> list[str]:
+    names = [name.strip() for name in at]
+    if not all(names) or not names:
+        raise UsageError("`at` names no module to cut after; name one, or write at=auto.")
+    return names
 
 
 def _automatic(sites: Sites) -> list[Site]:
@@ -195,6 +231,10 @@ def _check_and_own(network: EarlyExitNet, sites: Sites, chosen: Sequence[Site], 
         images = torch.randn(NUM_CHECKED, *sites.traced.image_shape).to(like)
         drawn = Drawn()
         wanted: Tensor = twin(images.clone())
+        if not wanted.isfinite().all():
+            odd = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+            hint = f" Its weights are not, such as {odd[0]}." if odd else ""
+            raise UsageError(f"{type(model).__name__} gives logits that are not finite for random images.{hint}")
         drawn.restore()  # what is random in evaluation mode too comes out alike
         parts = [*network.stages, network.exits[-1]]
         modes = [part.training for part in parts]
