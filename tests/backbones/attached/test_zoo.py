@@ -123,7 +123,7 @@ def test_a_run_with_such_a_name_is_loaded_again(tmp_path: Path) -> None:
     network = Spec("torchvision/squeezenet1_1", {"at": "features.4"})
     data = offramp.DataConfig(source=Spec("digits", {"limit": 60}), batch_size=32, holdout=0)
     run = Run(data=data, network=network, training=TrainConfig(epochs=1, lr=0.01))
-    with pytest.raises(UsageError, match="does not run on 1 images"):  # digits have 8 x 8 pixels
+    with pytest.raises(UsageError, match="does not run on 1 images"):  # digits have 16 x 16 pixels
         offramp.train(run, tmp_path / "small")
     small = Spec("torchvision/resnet18", {"at": "layer1"})
     trained = offramp.train(Run(data=data, network=small, training=TrainConfig(epochs=1, lr=0.01)), tmp_path / "run")
