@@ -108,6 +108,17 @@ def test_a_damaged_folder_is_refused(break_it, says, written) -> None:
         Stages.load(stages.folder)
 
 
+def test_files_of_more_exits_than_there_are_now_are_removed_and_no_others(trained, written) -> None:
+    folder = written().folder
+    own = {path.name for path in folder.iterdir()}
+    old = ["stage-4.onnx", "exit-12.onnx", "stage-1.pt2", "exit-4.aoti.pt2"]
+    others = ["stage-4.onnx.bak", "stage-x.onnx", "exit-4.txt", "my-stage-4.onnx"]
+    for name in (*old, *others):
+        (folder / name).write_text("of before")
+    written()
+    assert {path.name for path in folder.iterdir()} == own | set(others)
+
+
 def test_a_folder_that_is_none_is_refused(tmp_path) -> None:
     with pytest.raises(UsageError, match=r"has no stages\.json"):
         Stages.load(tmp_path)

@@ -5,6 +5,7 @@ For servers that queue images by depth, and for whatever runs stages itself. K e
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +23,7 @@ from offramp.storage import weights_hash, write_atomically
 
 FORMAT = 1  # of the folder
 FILE, INT8 = "stages.json", "int8.json"
+OWN = re.compile(r"(stage|exit)-\d+\.(onnx|pt2|aoti\.pt2)")  # names of a stage's and an exit's file
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,16 @@ class Stages:
     def write(self, contents: Iterable[bytes]) -> None:
         """Write stage 1, exit 1, stage 2 and so on, and `stages.json` last: with it the folder is whole.
 
+        Files of stages and exits that an export of before left, and this one does not write, are removed.
         What `stages.json` says of int8 stands in `int8.json` too, where there is anything to say.
         """
         for file in (FILE, INT8):
             if (self.folder / file).is_file():
                 (self.folder / file).unlink()
         files = [file for one, other in zip(self.stages, self.exits, strict=True) for file in (one.file, other.file)]
+        for left in self.folder.iterdir() if self.folder.is_dir() else ():
+            if OWN.fullmatch(left.name) and left.name not in files:
+                left.unlink()
         for file, content in zip(files, contents, strict=True):
             write_atomically(self.folder / file, content)
         described = {"format": FORMAT, **asdict(self)}
