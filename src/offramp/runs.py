@@ -27,6 +27,7 @@ manifest.json        what `offramp reproduce` keeps of a run of a study: configu
 
 import itertools
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -78,6 +79,10 @@ class RunFolder:
     def record(self, part: str) -> Path:
         """The file with the logits of a part of the data: `train`, `search`, `certify` or `test`."""
         return self.records / f"{part}.safetensors"
+
+    def command(self, name: str) -> str:
+        """`offramp NAME` on this folder, as a shell takes it."""
+        return shlex.join(["offramp", name, str(self.path)])
 
     def read_config(self) -> dict[str, Any]:
         """The run's configuration as JSON values. A folder that is no run, or of a newer offramp, is refused.

@@ -88,6 +88,23 @@ def test_a_frozen_trunk_keeps_weights_and_statistics_and_the_heads_train(tmp_pat
     assert torch.equal(again(some), trained(some))
 
 
+def test_a_frozen_trunk_of_which_nothing_is_known_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = {}
+    known = {"bare": None, "untrained": {"weights": None}, "hub": {"weights": "hub"}, "run": {"run": "nowhere"}}
+    for name, origin in known.items():
+        parts, net = images(), network()
+        net.origin = origin
+        config = dataclasses.replace(QUICK, epochs=1)
+        offramp.fit(net, CrossEntropy(), parts.train, parts.val, config, out=tmp_path / f"a {name}")
+        said[name] = capsys.readouterr().err
+        assert f"Next: offramp evaluate '{tmp_path}/a {name}'\n" in said[name]
+    words = "The trunk stays as it is, and nothing says that it was trained; --init gives it weights."
+    assert {name: words in text for name, text in said.items()} == {
+        **dict.fromkeys(["bare", "untrained"], True),
+        **dict.fromkeys(["hub", "run"], False),
+    }
+
+
 def test_the_backward_pass_does_not_touch_the_stages(tmp_path: Path) -> None:
     parts = images()
     for freeze_trunk in (False, True):

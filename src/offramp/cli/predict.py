@@ -56,7 +56,9 @@ def predict(
     before_torch()
     from offramp.reports import Prediction
     from offramp.reports import predict as predict_files
+    from offramp.runs import RunFolder
 
+    folder = RunFolder(run)
     predictions = predict_files(
         run,
         images,
@@ -68,13 +70,13 @@ def predict(
     )
     if predictions.policy is None and len(predictions.exits_K) > 1:
         print(
-            f"{run} has no policy.json: the last exit answers every image. `offramp policy {run}` or `offramp certify "
-            f"{run}` finds thresholds.",
+            f"{run} has no policy.json: the last exit answers every image. `{folder.command('policy')}` or "
+            f"`{folder.command('certify')}` finds thresholds.",
             file=sys.stderr,
         )
     if predictions.differs:
         print(
-            f"{run}/bench.json is not used ({'; '.join(predictions.differs)}). `offramp bench {run}` tunes anew.",
+            f"{run}/bench.json is not used ({'; '.join(predictions.differs)}). `{folder.command('bench')}` tunes anew.",
             file=sys.stderr,
         )
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -82,8 +82,8 @@ def _policy(folder: RunFolder, given: str | Path | None, needed: bool) -> Policy
     found, _ = given_policy(given, folder)
     if found is None and needed:
         raise UsageError(
-            f"{folder.path} has no policy.json, and the file has to know who leaves where: `offramp policy "
-            f"{folder.path}` or `offramp certify {folder.path}` finds thresholds, --policy FILE gives some."
+            f"{folder.path} has no policy.json, and the file has to know who leaves where: "
+            f"`{folder.command('policy')}` or `{folder.command('certify')}` finds thresholds, --policy FILE gives some."
         )
     return found
 

@@ -190,7 +190,7 @@ def exit_times(folder: RunFolder, weights: str, batch: str, num_exits: int) -> t
         UsageError: Nothing measured, or not for these weights or this batch; times that cannot be.
         OfframpError: A damaged file.
     """
-    way_out = f"`offramp bench {folder.path}` measures it"
+    way_out = f"`{folder.command('bench')}` measures it"
     if not folder.bench.is_file():
         raise UsageError(f"How long an image takes to each exit is not known: there is no {folder.bench}. {way_out}.")
     content = read_json(folder.bench)

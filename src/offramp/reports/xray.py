@@ -157,7 +157,7 @@ def _why_nothing(folder: RunFolder, config: dict[str, Any]) -> str:
 
 
 def _telling(folder: RunFolder) -> tuple[tuple[Telling, ...] | None, str | None]:
-    how = f"offramp evaluate {folder.path}"
+    how = folder.command("evaluate")
     path = folder.record("test")
     if not folder.weights.is_file():
         return None, f"The run is not finished. When it is: {how}"

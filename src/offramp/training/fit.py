@@ -86,6 +86,7 @@ def fit(
         if config.init is not None and begins:
             _say(start_from(network, config.init))
         if config.freeze_trunk:
+            _say(_of_unknown_trunk(network, config) if begins else None)
             held.enter_context(frozen(network))
         place = Placement(device, config.channels_last)
         network.to(device=device, memory_format=place.layout)  # type: ignore[call-overload]
@@ -100,6 +101,14 @@ def fit(
             _say(f"The trunk is run in every epoch: {why_not}.")
         held.enter_context(with_kernels(device, deterministic=config.deterministic))
         return _train_in(folder, job, place, form, features)
+
+
+def _of_unknown_trunk(network: EarlyExitNet, config: TrainConfig) -> str | None:
+    """What is to be said of a frozen trunk that may be random."""
+    origin = network.origin or {}
+    if config.init is not None or origin.get("weights") or origin.get("run"):
+        return None
+    return "The trunk stays as it is, and nothing says that it was trained; --init gives it weights."
 
 
 def _begins(folder: RunFolder, config: TrainConfig) -> bool:
@@ -137,7 +146,7 @@ def _train_in(
         loop.run(listeners)
     loop.write_final_weights()
     processes.wait_for_all()
-    _say(f"Done: {folder.weights}. Next: offramp evaluate {folder.path}")
+    _say(f"Done: {folder.weights}. Next: {folder.command('evaluate')}")
     return network.cpu().eval()
 
 
