@@ -7,11 +7,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from offramp import data, export
 from offramp.backbones import attach
+from offramp.backbones.attached.zoo import named_model
 from offramp.engine import Engine
 from offramp.engine.agreement import FLOAT32, agreement
 from offramp.engine.rows import Answers
@@ -225,11 +225,23 @@ def test_it_says_what_it_is(trained, write, monkeypatch) -> None:
     assert "float32 [B, 1, 16, 16]" in texts["how_to_call"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121"])
-@pytest.mark.parametrize("damping", [False, True], ids=["", "damping"])
-def test_a_network_attached_to_a_known_one_answers_as_its_policy_does(name, damping, tmp_path) -> None:
-    model = getattr(torchvision.models, name)(weights=None, num_classes=10)
+CONVOLUTIONS = [f"torchvision/{name}" for name in ("resnet18", "mobilenet_v3_small", "densenet121")]
+TRANSFORMER = ("timm/vit_tiny_patch16_224", {"image_size": 64, "depth": 3, "embed_dim": 64, "num_heads": 2})
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "damping"),
+    [
+        (*TRANSFORMER, True),
+        *(
+            pytest.param(name, {}, damping, marks=pytest.mark.slow)
+            for name in CONVOLUTIONS
+            for damping in (False, True)
+        ),
+    ],
+)
+def test_a_network_attached_to_a_known_one_answers_as_its_policy_does(name, arguments, damping, tmp_path) -> None:
+    model = named_model(name, num_classes=10, **arguments)
     network = attach(model, damping=damping, image_shape=(3, 64, 64)).eval()
     images = torch.randn(40, 3, 64, 64)
     with torch.no_grad():
