@@ -7,6 +7,7 @@ from torch import Tensor, fx, nn
 
 from offramp.engine import PLAIN, Engine, Form, Plan, Program, agreement, usual_forms
 from offramp.engine.form import apart
+from offramp.errors import UsageError
 from offramp.fast.packing import can_pack
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, Policy
@@ -101,6 +102,29 @@ def test_maps_that_an_exit_writes_into_share_no_memory(channels_last) -> None:
     assert program.why_not is not None
     assert "writes into a map" in program.why_not
     assert torch.equal(torch.get_rng_state(), drawn)
+
+
+@pytest.mark.parametrize("form", [PLAIN, Form(), Form(packed=True), Form(bf16=True)], ids=str)
+def test_an_exit_that_changes_later_answers_is_refused(form) -> None:
+    stages, exits = [nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)], [_ending(nn.ReLU(inplace=True)), _ending(nn.ReLU())]
+    network, images_BCHW = EarlyExitNet(stages, exits), torch.randn(5, 3, 6, 6)
+    says = r"^Exit 1 writes into a map that stage 2 reads \(in place\)"
+    engine = Engine(network, Policy((0.6, EVERYBODY)), form=form)
+    for _ in range(2):
+        for call in (engine, engine.straight(5), engine.program.logits):
+            with pytest.raises(UsageError, match=says):
+                call(images_BCHW)
+    network.image_shape = (3, 6, 6)
+    with pytest.raises(UsageError, match=says):
+        Engine(network, Policy((0.6, EVERYBODY)), form=form)
+    network.exits[0][0].inplace = False
+    Engine(network, Policy((0.6, EVERYBODY)), form=form)(images_BCHW)
+
+
+def test_weights_of_a_network_without_image_shape_are_no_tensors_of_inference_mode() -> None:
+    program = Program(EarlyExitNet([nn.Conv2d(3, 4, 1)], [_ending(nn.ReLU())]), Form())
+    program.logits(torch.randn(5, 3, 6, 6))
+    assert not any(p.is_inference() for part in (*program._stages, *program._heads) for p in part.parameters())
 
 
 def test_hooks_are_not_called_with_noise(small, images_of) -> None:

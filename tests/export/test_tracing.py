@@ -50,6 +50,15 @@ def test_a_part_that_cannot_be_is_named_in_one_line(second, says, capfd) -> None
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("write", [export.parts, export.stages, export.torch_packages])
+def test_an_exit_that_changes_later_answers_is_refused(write, tmp_path) -> None:
+    network = _net(nn.Conv2d(3, 3, 1))
+    network.exits[0].insert(0, nn.ReLU(inplace=True))
+    with pytest.raises(UsageError, match=r"^Exit 1 writes into a map that stage 2 reads \(in place\)"):
+        write(network, *([] if write is export.parts else [tmp_path / "files"]))
+    assert not (tmp_path / "files").exists()
+
+
 def test_what_can_be_is_made_in_silence_and_the_network_stays_as_it_is(capfd) -> None:
     network = _net(_Lengthening()).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

@@ -206,13 +206,14 @@ def test_a_run_with_settings_that_are_gone_is_judged_without_training(run: Path)
     assert verdict(run, train=False, runs=run / "none", **QUICK).missing == (1, 2)
 
 
-def test_what_cannot_be_counted_is_refused_before_anything_is_trained(run: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("looks", ["cost", "check_skippable"])
+def test_a_network_that_cannot_be_is_refused_before_anything_is_trained(run: Path, looks, monkeypatch) -> None:
     def refuse(network: EarlyExitNet, image_shape: tuple[int, int, int]) -> None:
         assert image_shape == prefixes(run).parts.test.image_shape
-        raise UsageError("It cannot be counted.")
+        raise UsageError("It cannot be.")
 
-    monkeypatch.setattr(module, "cost", refuse)
-    with pytest.raises(UsageError, match="cannot be counted"):
+    monkeypatch.setattr(module, looks, refuse)
+    with pytest.raises(UsageError, match="It cannot be"):
         verdict(run)
     assert not (run / "verdict").exists()
 

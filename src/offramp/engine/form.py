@@ -6,7 +6,7 @@ copies of its own.
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from offramp.fast import Planned
 from offramp.fast.folding import fold
 from offramp.fast.packing import can_pack, pack
 from offramp.fast.tracing import anybody_hears
-from offramp.fast.writes import why_as_it_is
+from offramp.fast.writes import check_skippable, why_as_it_is
 from offramp.network import Carry, EarlyExitNet, as_carry
 
 
@@ -108,12 +108,16 @@ class Program:
         network: Stays as it is.
         form: See `Form`.
         device: Where to compute; the network's own device if None.
+
+    Raises:
+        UsageError: An exit that writes into a map that a later part reads: see `fast.writes`. Where the network does
+            not say which images it is for, that is known once images have come, and `enter` raises it.
     """
 
     why_not: str | None = None
-    """Why no part is run as a plan, where the form would have plans; known once images have come."""
+    """Why no part is run as a plan, where the form would have plans."""
     _untried: EarlyExitNet | None = None
-    """The network, until it has been tried whether its parts can have plans: with images, whose shape that takes."""
+    """A network that does not say which images it is for, until the first have come."""
 
     def __init__(self, network: EarlyExitNet, form: Form, device: torch.device | None = None) -> None:
         parameter = next(network.parameters(), torch.empty(0))
@@ -126,13 +130,27 @@ class Program:
         if form.channels_last:
             twin = twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._reads = twin.reads
-        if form.packed and not form.compiled and can_pack(self.device, self.dtype):
-            self._arrange(twin.to(self.device), self._planned)
+        if self.image_shape is None:
             self._untried = twin
         else:
-            self._arrange(twin, self._made)
+            self._arrange(twin, self.image_shape)
 
-    def _arrange(self, network: EarlyExitNet, made: Callable[[nn.Module], Callable[..., Any]]) -> None:
+    def _arrange(self, network: EarlyExitNet, image_shape: Sequence[int]) -> None:
+        """Try the network, and make what is run of its parts.
+
+        Where somebody writes into a map that others see, no part is run as a plan: there maps share memory.
+        """
+        parameter = next(network.parameters(), torch.empty(0))
+        like = torch.empty(1, *image_shape, dtype=parameter.dtype, device=parameter.device)
+        heard = anybody_hears((*network.stages.modules(), *network.exits.modules()))
+        writes = "somebody listens to its modules" if heard else self._exactly(why_as_it_is, network, like)
+        if writes is not None:
+            self._exactly(check_skippable, network, image_shape)
+        has_plans = self.form.packed and not self.form.compiled and can_pack(self.device, self.dtype)
+        self.why_not = writes if has_plans else None
+        made: Callable[[nn.Module], Callable[..., Any]] = self._made
+        if has_plans and writes is None:
+            made, network = self._planned, network.to(self.device)
         self._stages = [made(stage) for stage in network.stages]
         self._heads = [made(head) for head in network.exits]
 
@@ -158,7 +176,8 @@ class Program:
         """The carry before the first stage.
 
         Raises:
-            UsageError: Images of another shape than the network was made for, where it says so, or not of floats.
+            UsageError: Images of another shape than the network was made for, where it says so, or not of floats; at
+                the first images, a network that the class refuses.
         """
         if self.image_shape is not None and tuple(images_BCHW.shape[1:]) != tuple(self.image_shape):
             wanted = ", ".join(map(str, self.image_shape))
@@ -169,18 +188,10 @@ class Program:
         if self.form.channels_last and images_BCHW.dim() == 4:
             images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
         if self._untried is not None:
-            self._try(self._untried, images_BCHW)
+            with torch.inference_mode(False), torch.no_grad():  # else its weights would be that mode's
+                self._arrange(self._untried, images_BCHW.shape[1:])
+            self._untried = None
         return (images_BCHW,)
-
-    def _try(self, network: EarlyExitNet, images_BCHW: Tensor) -> None:
-        """Where somebody writes into a map that others see, no part is run as a plan: there maps share memory."""
-        self._untried = None
-        parts = (*network.stages.modules(), *network.exits.modules())
-        dtype = next((parameter.dtype for parameter in network.parameters()), images_BCHW.dtype)
-        heard = "somebody listens to its modules" if anybody_hears(parts) else None
-        self.why_not = heard or self._exactly(why_as_it_is, network, images_BCHW.to(dtype))
-        if self.why_not is not None:
-            self._arrange(network, self._made)
 
     def stage(self, k: int, carry: Carry) -> Carry:
         """The carry after stage k (from 0)."""

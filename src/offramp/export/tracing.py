@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from offramp.errors import UsageError
 from offramp.export.graph import rename
 from offramp.fast.folding import fold
+from offramp.fast.writes import check_skippable
 from offramp.network import Carry, EarlyExitNet, as_carry
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def exportable(network: EarlyExitNet, image_shape: Sequence[int] | None = None) 
     Batch norm is folded before anything is traced: the exporter would do it after, in half as long again.
 
     Raises:
-        UsageError: A network that does not say which images it is made for, where `image_shape` does not either.
+        UsageError: A network that does not say which images it is made for, where `image_shape` does not either; an
+            exit that writes into a map that a later part reads.
     """
     shape = network.image_shape if image_shape is None else image_shape
     if shape is None:
@@ -80,6 +82,7 @@ def exportable(network: EarlyExitNet, image_shape: Sequence[int] | None = None) 
             "The network does not say which images it is made for; pass image_shape=(channels, height, width)."
         )
     twin = copy.deepcopy(network).eval().requires_grad_(False).to("cpu", torch.float32)
+    check_skippable(twin, shape)
     fold(twin)
     generator = torch.Generator().manual_seed(0)
     carries: list[Carry] = [(torch.rand(2, *shape, generator=generator),)]
@@ -98,7 +101,7 @@ def parts(network: EarlyExitNet, image_shape: Sequence[int] | None = None) -> Pa
 
     Raises:
         UsageError: ONNX is not installed, a part that cannot be traced or uses an operator that ONNX lacks (named), no
-            image shape.
+            image shape, an exit that writes into a map that a later part reads.
     """
     need_onnx()
     twin, carries = exportable(network, image_shape)

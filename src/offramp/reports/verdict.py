@@ -16,6 +16,7 @@ from offramp.engine import Engine, usual_forms
 from offramp.engine.timing import conditions
 from offramp.errors import UsageError
 from offramp.evaluation import Record, policy_for, recorded
+from offramp.fast.writes import check_skippable
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.reports import figures
@@ -133,8 +134,9 @@ def verdict(
         note: Hears in words what is being done.
 
     Raises:
-        UsageError: A network with one exit, a run without held-out images, settings that cannot be, other data, a
-            policy for another network, a folder of smaller networks that holds something else.
+        UsageError: A network with one exit, an exit that writes into a map that a later part reads, a run without
+            held-out images, settings that cannot be, other data, a policy for another network, a folder of smaller
+            networks that holds something else.
         OfframpError: A file that cannot be written, a training that fails.
     """
     _check(seeds, batch_size, images, rounds, seconds, least_gain)
@@ -148,6 +150,7 @@ def verdict(
     ready, file = given_policy(policy, folder)
     if ready is not None:
         Engine(network, ready)  # refuses a policy for another network
+    check_skippable(network, parts.test.image_shape)
     costs = cost(network, parts.test.image_shape)  # before anything is trained: what cannot be counted fails here
     prefixes = Prefixes(network, config, parts, folder.verdict_runs if runs is None else Path(runs).expanduser())
     many = range(prefixes.seed, prefixes.seed + seeds)
