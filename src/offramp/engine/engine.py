@@ -56,7 +56,7 @@ class Engine:
 
     Raises:
         UsageError: A policy for another number of exits or other weights, a plan that asks exits that are not there, a
-            form and a backend, a form that this device or network cannot be run in (see `Program`), bf16 under a certificate.
+            form and a backend, a form that network or device cannot be run in, bf16 under a certificate; see `Program`.
     """
 
     def __init__(
