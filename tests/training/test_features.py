@@ -215,6 +215,12 @@ def own_forward() -> EarlyExitNet:
     return Own(usual.stages, usual.exits, num_classes=2, reads=usual.reads)
 
 
+def written_into() -> EarlyExitNet:
+    usual = network()
+    usual.exits[0] = nn.Sequential(nn.Hardtanh(0, 0.1, inplace=True), usual.exits[0])
+    return usual
+
+
 def listened_to() -> EarlyExitNet:
     net = network()
     net.register_forward_hook(lambda *_: None)
@@ -228,6 +234,10 @@ def listened_to() -> EarlyExitNet:
         ({"parts": images(padding=1)}, "the training images are augmented"),
         ({"rule": Needs()}, "Needs may look at the images themselves"),
         ({"network": own_forward()}, "the Own has a forward pass or hooks of its own"),
+        (
+            {"network": written_into()},
+            "an exit changes what later ones read: Exit 1 writes",
+        ),
         ({"network": listened_to()}, "the EarlyExitNet has a forward pass or hooks"),
     ],
 )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from offramp import processes
 from offramp.data import Split
 from offramp.errors import OfframpError, UsageError
+from offramp.fast.writes import check_skippable
 from offramp.network import Carry, EarlyExitNet, has_hooks
 from offramp.rules import RULES
 from offramp.training.fronts import cut_front
@@ -58,6 +59,10 @@ def _why_not(job: Job) -> str | None:
     is_usual = kind.forward is EarlyExitNet.forward and kind.exit_logits is EarlyExitNet.exit_logits
     if not is_usual or has_hooks(job.network):
         return f"the {kind.__name__} has a forward pass or hooks of its own, which may do more than stages and exits"
+    try:
+        check_skippable(job.network, job.train.image_shape)
+    except UsageError as error:  # kept maps are made without the exits
+        return f"an exit changes what later ones read: {error}".removesuffix(".")
     return None
 
 
