@@ -5,9 +5,9 @@
 MSDNet-7 for CIFAR-100, and the `auto` network (a small MSDNet) for images of Fashion-MNIST's size, in batches of 1, 32
 and 256 random images. Plain is float32, channels first; ours is `Program.logits`, folded and packed, in float32 and
 bf16, and, where it is installed, run by onnxruntime in float32. Single images also go through the same network packed
-module by module, without plans. Larger batches go in chunks of 8 images or more, or at once: each way first shows in
-which it is fastest, in three rounds or more, then all take turns anew. Products of matrices take turns with them: the
-machine's peak in the same minutes, as in training_step.py.
+module by module, without plans. With --quick only what has a goal takes part. Larger batches go in chunks of 8 images
+or more, or at once: each way first shows in which it is fastest, in three rounds or more, then all take turns anew.
+Products of matrices take turns with them: the machine's peak in the same minutes, as in training_step.py.
 
 Before anything is timed the answers are compared with plain's in float64, exit by exit: the error's norm over that of
 what differs from image to image. In bf16 it is to be that of plain autocast, up to chance.
@@ -80,11 +80,13 @@ def unplanned(network: EarlyExitNet, precision: str) -> Call:
     return logits
 
 
-def ways(ours: EarlyExitNet, plain: nn.Module) -> dict[str, Call]:
+def ways(ours: EarlyExitNet, plain: nn.Module, with_goals_alone: bool = False) -> dict[str, Call]:
     """Everything that takes turns, by name; what is of bf16 ends on it."""
     cpu = torch.device("cpu")
     calls: dict[str, Call] = {"plain": plain}
     calls |= {precision: program(ours, form).logits for precision, form in FORMS.items()}
+    if with_goals_alone:
+        return calls
     if ONNX in usual_forms(cpu):
         calls[BY_ONNX] = program(ours, ONNX).logits
     return calls | {f"{UNPLANNED}, {p}": unplanned(ours, p) for p, dtype in DTYPES.items() if can_pack(cpu, dtype)}
@@ -136,11 +138,11 @@ def fastest(calls: Mapping[str, Call], images_BCHW: Tensor, rounds: int) -> dict
 
 
 @torch.inference_mode()
-def on(name: str, rounds: int, sorting: int) -> tuple[list[rows.Row], dict[str, Any]]:
+def on(name: str, rounds: int, sorting: int, with_goals_alone: bool) -> tuple[list[rows.Row], dict[str, Any]]:
     """The rows of a network, and the figures behind them."""
     ours, plain = built(name)
     assert ours.image_shape is not None
-    of_all = ways(ours, plain)
+    of_all = ways(ours, plain, with_goals_alone)
     found = errors(plain, of_all, torch.randn(64, *ours.image_shape))
     check(name, found)
     peaks = {f"peak, {precision}": product(dtype) for precision, dtype in DTYPES.items()}
@@ -181,7 +183,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     before = conditions()
     rounds, sorting = (rows.ENOUGH, 3) if options.quick else (options.rounds, 5)
-    found = {name: on(name, rounds, sorting) for name in options.networks}
+    found = {name: on(name, rounds, sorting, options.quick) for name in options.networks}
     return {
         "what": "whole-network inference, every exit's logits, over the textbook's network",
         **before,

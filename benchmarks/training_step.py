@@ -201,7 +201,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """See the top of this file."""
     torch.set_num_threads(options.threads)
     before = conditions()
-    rounds = min(options.rounds, 7) if options.quick else options.rounds
+    rounds = rows.ENOUGH if options.quick else options.rounds
     found: list[rows.Row] = []
     details: dict[str, Any] = {}
     for name in [] if options.profile else options.networks:
