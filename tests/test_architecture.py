@@ -17,6 +17,7 @@ BOTTOM = [
     "storage",
     "processes",
     "devices",
+    "contexts",
     "drawing",
     "inplace",
     "network",

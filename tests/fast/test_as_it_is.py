@@ -6,12 +6,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor, nn
 
 
 def count(part: nn.Module, x: Tensor) -> Tensor:
     part.count += 1
     return part.unit(x) * part.count
+
+
+def without_gradients(part: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return part.unit(x)
+
+
+def without_autocast(part: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return part.unit(x)
 
 
 def remember(part: nn.Module, x: Tensor) -> Tensor:
@@ -29,6 +40,8 @@ REFUSED: dict[str, list[Callable[..., Any]]] = {  # test_plan.py has more
     "a number beside": [lambda p, x: (2, p.unit(x)), lambda p, n, x: p.unit(x) * n],
     "its own counter": [count],
     "its own memory": [remember],
+    "gradients off": [without_gradients],
+    "autocast off": [without_autocast],
     "a write that is read": [lambda p, x: (lambda y: (y.add_(1), y)[1])(p.unit[0](p.unit(x)))],
     "Python's random numbers": [lambda p, x: p.unit(x) * (1 + random.randrange(1))],
     "NumPy's random numbers": [lambda p, x: p.unit(x) * float(1 + 0 * np.random.random())],

@@ -14,6 +14,7 @@ import torch
 from torch import Size, Tensor, fx, nn
 from torch.fx._symbolic_trace import PH
 
+from offramp.contexts import ContextTracer
 from offramp.drawing import Drawn
 from offramp.errors import OfframpError
 from offramp.inplace import changes_in_place, name_of
@@ -175,7 +176,8 @@ class Traced:
         """Trace a copy, and run it on two images of noise, as module and as graph: for the shapes, and as a check."""
         twin = copy.deepcopy(self.root)
         before, drawn = _state(twin.part), Drawn()
-        self.graph = fx.Tracer().trace(twin, {"maps": (PH,) * len(maps)})
+        with torch.enable_grad():  # where the part switches them off, that shows
+            self.graph = ContextTracer().trace(twin, {"maps": (PH,) * len(maps)})
         if not drawn.is_still_so():
             raise ValueError("it draws random numbers in Python")
         if not _is_same(before, _state(twin.part)):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from offramp.backbones.attached.running import BATCHES, call, first_line
+from offramp.contexts import ContextTracer
 from offramp.drawing import Drawn
 
 _OF_SHAPE = {"shape", "ndim", "size", "dim", "numel", "nelement"}
@@ -88,7 +89,7 @@ class _Attribute(_Concrete, fx.proxy.Attribute):
     pass
 
 
-class Tracer(fx.Tracer):
+class Tracer(ContextTracer):
     """Traces a model from stand-in images; `leaves` and `reasons` say which modules it could not look into, and why."""
 
     def __init__(self, values: Values, leaves: set[str]) -> None:
@@ -98,19 +99,10 @@ class Tracer(fx.Tracer):
         self.leaves = set(leaves)
         self.reasons: dict[str, str] = {}
         self._attributes: dict[str, fx.Proxy] = {}
-        self._gradients, self._autocasts = torch.is_grad_enabled(), _autocasts()
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """One stand-in, for the images; the other arguments of `forward` keep their defaults."""
         return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """As in fx, but nothing within a context that a graph does not keep: there the module is left as it is."""
-        if torch.is_grad_enabled() != self._gradients:
-            raise fx.proxy.TraceError("it switches gradients off or on")
-        if _autocasts() != self._autocasts:
-            raise fx.proxy.TraceError("it switches autocast on or off")
-        return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """See `_Concrete`."""
@@ -185,13 +177,6 @@ class Tracer(fx.Tracer):
         if isinstance(first, fx.Node) and isinstance(self.values.of(first)[0], Tensor):
             return (node.args[1] if node.target is getattr else node.target) in _OF_SHAPE
         return all(self._follows_from_shapes(read) for read in node.all_input_nodes)
-
-
-def _autocasts() -> int:
-    """How many contexts of autocast are open, also such as switch it off."""
-    found: int = torch.autocast_increment_nesting()
-    torch.autocast_decrement_nesting()
-    return found
 
 
 def _is_plain(value: Any) -> bool:
