@@ -87,6 +87,14 @@ class Pair(NamedTuple):
         return torch.randn(number, 3, self.row.side, self.row.side)
 
 
+def with_exits(row: Row, model: nn.Module, *, damping: bool = False) -> EarlyExitNet:
+    few = pytest.warns(UserWarning, match="has no place to cut near") if row.exits < 4 else contextlib.nullcontext()
+    with few:
+        network = attach(model, image_shape=(3, row.side, row.side), damping=damping)
+    assert network.num_exits == row.exits
+    return network
+
+
 @pytest.fixture(scope="module", params=ROWS, ids=str)
 def pair(request: pytest.FixtureRequest) -> Pair:
     torch.manual_seed(0)
@@ -96,11 +104,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
         if isinstance(norm, nn.BatchNorm2d):
             norm.running_mean = 0.1 * torch.randn_like(norm.running_mean)
             norm.running_var = norm.running_var + torch.rand_like(norm.running_var)
-    few = pytest.warns(UserWarning, match="has no place to cut near") if row.exits < 4 else contextlib.nullcontext()
-    with few:
-        network = attach(model, image_shape=(3, row.side, row.side))
-    assert network.num_exits == row.exits
-    return Pair(row, model, network)
+    return Pair(row, model, with_exits(row, model))
 
 
 def path_of_last(network: EarlyExitNet, images: Tensor) -> Tensor:
@@ -172,7 +176,7 @@ def test_rows_may_be_dropped_at_every_cut(pair: Pair) -> None:
 
 def test_the_neuron_leaves_the_class_logits_alone(pair: Pair) -> None:
     images = pair.images(2)
-    network = attach(pair.model, image_shape=images.shape[1:], damping=True).eval()
+    network = with_exits(pair.row, pair.model, damping=True).eval()
     with torch.no_grad():
         logits = network(images)
         torch.testing.assert_close(logits[-1, :, :N], pair.model.eval()(images))
@@ -225,7 +229,7 @@ def test_the_engine_answers_as_the_policy(pair: Pair) -> None:
 )
 def test_a_step_of_training(pair: Pair, objective: Callable[[], Any], rule: Callable[[], Any], tmp_path: Path) -> None:
     shape = (3, pair.row.side, pair.row.side)
-    network = attach(pair.model, image_shape=shape, damping=objective().damping_neuron == "required")
+    network = with_exits(pair.row, pair.model, damping=objective().damping_neuron == "required")
     if rule is DFS and not pair.row.neuron and "squeezenet" in pair.row.name:
         pytest.skip("DFS needs a Linear at every exit")
     before = copy.deepcopy(network.state_dict())
