@@ -98,13 +98,7 @@ class _Copy:
 @contextlib.contextmanager
 def _trial() -> Iterator[None]:
     # Not in inference mode, even where the caller is: its tensors do not count how often they are written.
-    with torch.inference_mode(False), torch.no_grad(), _drawing_apart():
-        yield
-
-
-@contextlib.contextmanager
-def _drawing_apart() -> Iterator[None]:
-    with torch.random.fork_rng(range(torch.cuda.device_count())), drawing_apart():
+    with torch.inference_mode(False), torch.no_grad(), drawing_apart():
         yield
 
 
@@ -142,13 +136,13 @@ def _reader(network: EarlyExitNet, noise: Tensor, writer: int) -> str | None:
     reader = None
     for k in range(network.num_exits):
         passed_on = [id(x) for x in with_it]
-        with _drawing_apart():  # both draw the same
+        with drawing_apart():  # both draw the same
             with_it = one.stage(k, with_it)
         without = other.stage(k, without)
         made = [(x, y) for x, y in zip(with_it, without, strict=True) if id(x) not in passed_on]
         if k > writer and reader is None and _differ(made):
             reader = f"stage {k + 1}"
-        with _drawing_apart():
+        with drawing_apart():
             logits_BC = one.exit(k, with_it, on_a_copy=k != writer)
         if _differ([(logits_BC, other.exit(k, without, on_a_copy=True))]) and k > writer:
             return reader or f"exit {k + 1}"
