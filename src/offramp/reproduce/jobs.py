@@ -141,7 +141,7 @@ def refuse_failed(failed: Sequence[Task], untried: int) -> None:
 
 def read_manifest(task: Task) -> Manifest:
     """The manifest that a finished task left in its folder."""
-    path = task.folder / "manifest.json"
+    path = RunFolder(task.folder).manifest
     return Manifest(read_json(path), path)
 
 

@@ -105,7 +105,7 @@ class Manifest:
             "best_epoch": _best_epoch(folder),
             "budgeted": None if dynamic is None else [_point(point) for point in dynamic["published"]],
         }
-        return cls(values, folder.path / "manifest.json")
+        return cls(values, folder.manifest)
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""

@@ -16,6 +16,7 @@ from offramp.errors import OfframpError, UsageError
 from offramp.reproduce.jobs import Board, Finished, Task, hopeless, log_of, mark, refuse_failed
 from offramp.reproduce.manifest import Manifest
 from offramp.reproduce.work import from_words, to_words, work
+from offramp.runs import RunFolder
 
 RETRIES = 20  # of a run whose worker is lost; each goes on where the last checkpoint stands
 
@@ -106,7 +107,7 @@ def _collect(ray: Any, refs: dict[Any, Task], finished: Finished, before: int) -
                 else:
                     done += 1
                     mark(task, failed=False)
-                    finished(task, Manifest(values, task.folder / "manifest.json"))
+                    finished(task, Manifest(values, RunFolder(task.folder).manifest))
                     board.note(f"Done: {task.name}")
             if hopeless(failed, done):
                 untried += len(waiting)
