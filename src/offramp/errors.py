@@ -7,3 +7,9 @@ class UsageError(ValueError):
 
 class OfframpError(RuntimeError):
     """Something went wrong that the user can mend: a damaged file, a full disk, a loss that is not finite. Status 1."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, without a full stop; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -24,7 +24,7 @@ from offramp.config import Spec, TrainConfig, determining, differences
 from offramp.costs import cost
 from offramp.data import Parts
 from offramp.devices import device_named
-from offramp.errors import UsageError
+from offramp.errors import UsageError, first_line
 from offramp.network import EarlyExitNet, rebuild
 from offramp.objectives import CrossEntropy, Objective
 from offramp.rules import Standard, TrainingRule
@@ -156,11 +156,10 @@ class Prefixes:
                 Spec(spec.name, {**spec.args, **({"pretrained": True} if "pretrained" in spec.args else {})})
             )
         except Exception as error:  # the libraries' ways to say that there is no connection have no common class
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise UsageError(
                 f"The run began with pretrained weights of {self.origin.get('model')}, which cannot be had now "
-                f"({reason}), so no smaller network can begin with them: give --no-train, or try again where the hub "
-                "can be reached."
+                f"({first_line(error)}), so no smaller network can begin with them: give --no-train, or try again "
+                "where the hub can be reached."
             ) from error
 
     def _check_init(self, init: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from offramp.errors import UsageError
+from offramp.errors import UsageError, first_line
 
 BATCHES = (1, 3)  # numbers of images that a graph is run with to tell what depends on it
 
@@ -109,9 +109,3 @@ def _without_data(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_data(entry) for key, entry in value.items()}
     return value
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without a full stop."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

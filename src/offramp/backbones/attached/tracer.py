@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from offramp.backbones.attached.running import BATCHES, call, first_line
+from offramp.backbones.attached.running import BATCHES, call
 from offramp.contexts import ContextTracer
 from offramp.drawing import Drawn
+from offramp.errors import first_line
 
 _OF_SHAPE = {"shape", "ndim", "size", "dim", "numel", "nelement"}
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from offramp.backbones.attached.modes import differing, dropout_as_modules, other_constants, owners_of
-from offramp.backbones.attached.running import first_line, meta_twin, values_of
+from offramp.backbones.attached.running import meta_twin, values_of
 from offramp.backbones.attached.tracer import Tracer, Values
 from offramp.drawing import Drawn, drawing_apart
-from offramp.errors import UsageError
+from offramp.errors import UsageError, first_line
 
 MOST_ROUNDS = 20  # of tracing; each makes more modules leaves
 

@@ -19,9 +19,8 @@ from offramp import config
 from offramp.backbones.attached.attaching import attach, image_shape_of
 from offramp.backbones.attached.heads import HeadKind
 from offramp.backbones.attached.placing import At
-from offramp.backbones.attached.running import first_line
 from offramp.config import Spec
-from offramp.errors import UsageError
+from offramp.errors import UsageError, first_line
 from offramp.network import EarlyExitNet, builder
 from offramp.runs import AUXILIARY, for_grey
 
