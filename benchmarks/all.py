@@ -1,4 +1,4 @@
-"""Every benchmark that has goals, one after the other, in one table: under ten minutes on two quiet cores.
+"""Every benchmark that has goals, one after the other, in one table; meant for ten minutes on two quiet cores.
 
     python benchmarks/all.py [--only NAME ...] [--full] [--rounds N] [--record] [--out FILE]
 
