@@ -75,6 +75,11 @@ def test_what_is_no_model_or_no_cut_is_refused_in_one_line(model: Any, asked: di
     assert "\n" not in str(caught.value)
 
 
+def test_inference_mode_whose_tensors_nobody_can_train_is_refused() -> None:
+    with torch.inference_mode(), pytest.raises(UsageError, match=r"call it outside of torch\.inference_mode\(\)"):
+        attach(with_linear(), ["1"], image_shape=SHAPE)
+
+
 def test_names_may_stand_apart() -> None:
     network = attach(with_linear(), " 1, 2 ", image_shape=SHAPE)
     assert network.origin is not None

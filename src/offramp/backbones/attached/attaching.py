@@ -90,6 +90,8 @@ def _check_model(model: Any) -> None:
         raise UsageError(f"attach takes a model, not the class {model.__name__}; build it first.")
     if not isinstance(model, nn.Module):
         raise UsageError(f"attach takes a torch.nn.Module, not {model!r}.")
+    if torch.is_inference_mode_enabled():
+        raise UsageError("attach makes parameters that are to be trained; call it outside of torch.inference_mode().")
     kind = type(model).__name__
     if isinstance(model, EarlyExitNet):
         raise UsageError(f"The {kind} has exits already.")
