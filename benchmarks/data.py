@@ -44,7 +44,7 @@ from offramp.engine.timing import conditions, take_turns
 
 RATE, WAIT, OF_DECODER = 20_000, 0.02, 0.9
 BATCH, FILES_BATCH, WORKERS = 64, 32, 2
-NUM_FILES, COPIES, FEW_COPIES = 256, 16, 6  # copies: more steps a pass, with as many pictures
+NUM_FILES, COPIES, FEW_COPIES = 256, 16, 4  # copies: more steps a pass, with as many pictures
 STEPS, FEW_STEPS, SKIPPED = 8, 2, 3  # of which the waiting is one value; of the start, uncounted
 JPEG_QUALITY = 93  # with it these pictures take about as many bytes as ImageNet's
 FOLDERS = ("msdnet5-imagenet", 8)  # network and batch

@@ -100,7 +100,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """See the top of this file."""
     torch.set_num_threads(options.threads)
     before = conditions()
-    rounds, ends = (31, 3) if options.quick else (options.rounds, 7)
+    rounds, ends = (21, 3) if options.quick else (options.rounds, 7)
     steps, bare = fit(images((rounds + SKIPPED + 1) * BATCH, 0), 1, options.threads)
     last_steps, last_bare = fit(images(BATCH, HELD_OUT), ends + SKIPPED + 1, options.threads)
     ending = np.median(last_steps / last_bare - 1, axis=0)  # in bare steps

@@ -152,7 +152,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     before = {**conditions(), "threads": options.threads, "threads_of_pass": 1}
     torch.manual_seed(0)
     network = msdnet(exits=5, num_classes=100, image_size=32)
-    num_images, rounds = (256, 9) if options.quick else (1024, options.rounds)
+    num_images, rounds = (256, rows.ENOUGH) if options.quick else (1024, options.rounds)
     passes = one_pass(network, num_images, rounds)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         found = pool.submit(arithmetic, options.images, min(rounds, 7), options.threads).result()

@@ -153,7 +153,7 @@ def on(name: str, rounds: int, sorting: int, with_goals_alone: bool) -> tuple[li
         calls = {way: call for way, call in of_all.items() if size == 1 or not way.startswith(UNPLANNED)}
         chunks = fastest(calls, images_BCHW, sorting)
         turns = {way: turn(call, images_BCHW, chunks[way]) for way, call in calls.items()}
-        seconds = take_turns({**turns, **peaks}, rounds)
+        seconds = take_turns({**turns, **peaks}, rounds, warmup=1 if with_goals_alone else 2)
         for way in calls:
             about, times = f"{name}, batch {size}, {way}", seconds[way]
             of_peak = (
@@ -182,7 +182,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """See the top of this file."""
     torch.set_num_threads(options.threads)
     before = conditions()
-    rounds, sorting = (rows.ENOUGH, 3) if options.quick else (options.rounds, 5)
+    rounds, sorting = (rows.ENOUGH, 2) if options.quick else (options.rounds, 5)
     found = {name: on(name, rounds, sorting, options.quick) for name in options.networks}
     return {
         "what": "whole-network inference, every exit's logits, over the textbook's network",

@@ -102,7 +102,7 @@ def with_goals(recorded: Mapping[str, Found]) -> list[str]:
 
 
 def block(which: str, recorded: Mapping[str, Found]) -> list[str] | None:
-    """The lines of a table; None where what it needs is not recorded with a date."""
+    """The lines of a table; None where what it needs is not recorded, or has no date."""
     name, _, own = which.partition(" ")
     needed = recorded if which == "goals" else {name: recorded.get(name, {})}
     if not needed or not all("date" in found for found in needed.values()):
@@ -110,6 +110,8 @@ def block(which: str, recorded: Mapping[str, Found]) -> list[str] | None:
     if which == "goals":
         return [*with_goals(recorded), "", *(f"- {caption(*one)}" for one in recorded.items())]
     found = needed[name]
+    if own and "table" not in found:
+        return None
     return [*(found["table"] if own else every_row(name, found)), "", caption(name, found)]
 
 

@@ -15,6 +15,7 @@ into memory that was there: in each turn one to warm up and two that count. A st
 its forward pass: each product has two of its size backward.
 
 `--profile`: where the time of a bf16 step goes, by kind of operator, under torch's profiler, which makes Python slower.
+With --quick only what has a goal takes part, and there is no profile.
 """
 
 import argparse
@@ -92,8 +93,8 @@ def plain_step(network: nn.Module, precision: str, batch: Batch) -> Step:
     return lambda: train_step(network, optimizer, batch.images_BCHW, batch.targets_B, precision)
 
 
-def steps_of(case: Case) -> dict[tuple[str, str], Step]:
-    """Of the textbook's network and of ours in all forms, with the same weights on the same batch."""
+def steps_of(case: Case, with_goals_alone: bool = False) -> dict[tuple[str, str], Step]:
+    """Of the textbook's network, in float32 alone or in both, and of ours in all forms; same weights, same batch."""
     torch.manual_seed(0)
     network = backbones.build(Spec(case.preset))
     assert network.image_shape is not None
@@ -101,7 +102,8 @@ def steps_of(case: Case) -> dict[tuple[str, str], Step]:
     copy_weights(network, plain)
     targets_B = torch.randint(network.num_classes, (case.batch,))
     batch = Batch(torch.randn(case.batch, *network.image_shape), targets_B, torch.arange(case.batch), case.batch)
-    steps = {("plain", p): plain_step(copy.deepcopy(plain), p, batch) for p in LOSS}
+    precisions = [PLAIN[1]] if with_goals_alone else [*LOSS]
+    steps = {("plain", p): plain_step(copy.deepcopy(plain), p, batch) for p in precisions}
     return steps | {(form, p): our_step(copy.deepcopy(network), form, p, batch) for form, p in case.goals}
 
 
@@ -145,9 +147,9 @@ def peak(seconds: Sequence[float]) -> float:
     return 2 * SIDE**3 / min(seconds)
 
 
-def measured(name: str, case: Case, rounds: int) -> tuple[list[rows.Row], dict[str, Any]]:
+def measured(name: str, case: Case, rounds: int, with_goals_alone: bool) -> tuple[list[rows.Row], dict[str, Any]]:
     """The rows of one network, and the figures behind them."""
-    steps = steps_of(case)
+    steps = steps_of(case, with_goals_alone)
     off = check(name, steps)
     turns = {key: functools.partial(second, step) for key, step in steps.items()}
     peaks = {("peak", p): product(dtype) for p, dtype in DTYPES.items()}
@@ -205,10 +207,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     found: list[rows.Row] = []
     details: dict[str, Any] = {}
     for name in [] if options.profile else options.networks:
-        own, details[name] = measured(name, CASES[name], rounds)
+        own, details[name] = measured(name, CASES[name], rounds, options.quick)
         found += own
-    looked = profile_of("MSDNet-7", "kernels", "bf16")
-    print("\n".join(looked["table"]), file=sys.stderr)
+    looked = profile_of("MSDNet-7", "kernels", "bf16") if options.profile or not options.quick else {}
+    print("\n".join(looked.get("table", [])), file=sys.stderr)
     return {"what": "training step", **before, "rounds": rounds, "rows": found, "details": details, **looked}
 
 

@@ -97,7 +97,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     before = conditions()
     num_images = 400 if options.quick else IMAGES
     parts = fashion_mnist(limit=num_images, holdout=200)
-    rounds = 31 if options.quick else options.rounds
+    rounds = 21 if options.quick else options.rounds
     seconds = take_turns(steps(parts), rounds)
     shares = [share_of_a_run(parts) for _ in range(RUNS)]
     goal = f"at most {SHARE:.0%}"

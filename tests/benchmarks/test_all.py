@@ -175,6 +175,13 @@ def test_a_second_run_that_fails_leaves_the_warning(compare) -> None:
     assert "Worse than recorded: objective" in compare(one(1.0, 1.1), None)
 
 
+def test_who_is_worse_after_the_ten_minutes_runs_once_and_that_is_said(everything, compare, monkeypatch) -> None:
+    monkeypatch.setattr(everything, "MEANT", -1)
+    said = compare(one(1.0, 1.1))
+    assert "Worse than recorded: objective" in said
+    assert "objective is worse and did not run again: -1 s are over. all.py --only objective asks once more." in said
+
+
 def test_who_is_not_worse_runs_once(compare) -> None:
     assert "Worse" not in compare(one(1.0, 1.2))
 

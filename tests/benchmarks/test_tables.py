@@ -54,6 +54,13 @@ def test_many_goals_are_one_line(found, monkeypatch) -> None:
     assert any("| some: 1 goals | 1 missed |  | all | **no** |" in line for line in tables.with_goals({"some": found}))
 
 
+def test_a_benchmark_that_made_no_table_of_its_own_leaves_it(found) -> None:
+    del found["table"]
+    written = tables.written(PAGE, {"some": found})
+    assert "old lines" in written
+    assert "old rows" not in written
+
+
 def test_what_is_recorded_without_a_date_leaves_its_table(found) -> None:
     del found["date"]
     assert tables.written(PAGE, {"some": found}) == PAGE
