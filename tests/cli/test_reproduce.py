@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -136,17 +137,21 @@ def test_stopped_it_says_so_and_shows_what_is_there(here: Path, number: signal.S
 
 
 def test_the_committed_pages_can_be_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """By the commands that docs/results/README.md names, elsewhere; the second page has verdicts."""
+    """By the commands that docs/results/README.md names, elsewhere; the last page has verdicts."""
     root = Path(__file__).parents[2]
     text = (root / "docs/results/README.md").read_text()
     commands = re.findall(r"`offramp (reproduce [^`]*) --out docs/results`", text)
-    assert len(commands) == 2
+    assert len(commands) == 3
     monkeypatch.chdir(root)
     for command in commands:
-        assert main([*command.split(), "--out", str(tmp_path)]) == 0
-    league, tables = (Path(path).read_text() for path in capsys.readouterr().out.split() if path.endswith(".md"))
+        assert main([*shlex.split(command), "--out", str(tmp_path)]) == 0
+    league, longer, tables = (
+        Path(path).read_text() for path in capsys.readouterr().out.split() if path.endswith(".md")
+    )
     assert league.startswith("# League, scale pocket\n")
-    assert "## Verdicts" not in league
+    assert longer.startswith("# League, some rows, scale pocket-x10\n")
+    assert "3 of 3 runs are done; seed 0." in longer
+    assert "## Verdicts" not in league + longer
     assert "**What the paper says.**" in tables
     assert " 0 of " not in tables
 
