@@ -8,9 +8,9 @@ What has no unit is compared with the recorded figures, in `recorded.json`; abso
 worse if its bounds and the recorded bounds do not overlap, in the bad direction. Bounds are those of one process, and
 processes differ by more (where memory lies, which kernels were chosen): in the end a benchmark with a row that is worse
 runs once more, in a fresh process, and there is a warning if the row is worse in both. Quick ones do so only within the
-ten minutes; which did not is said. Rows without bounds are shown, not
-compared. What was recorded on another machine, with other threads or another version of torch is compared all the same,
-and it is said. Exit status 1: a benchmark failed to run.
+ten minutes; which did not is said. Rows without bounds are shown, not compared. What was recorded on another machine,
+with other threads or another version of torch is compared all the same, and it is said. Exit status 1: a benchmark
+failed to run.
 
 `--record` compares nothing: what was measured becomes the recorded figures, with date, commit, rounds and conditions.
 `python benchmarks/tables.py` then writes them into docs/performance.md.
@@ -272,11 +272,11 @@ def main(arguments: Sequence[str] | None = None, recorded_at: Path = HERE / "rec
         if options.record:
             recorded[name] = kept(one)
             recorded_at.write_text(json.dumps(recorded, indent=1) + "\n")
-    once = run_again(found, words, before)
+    left = run_again(found, words, before)
     options.out.write_text(json.dumps({"took_seconds": total(found), "benchmarks": found}, indent=1) + "\n")
     if found:
         show(found, before)
-    for name in once:
+    for name in left:
         print(f"{name} is worse and did not run again: {MEANT} s are over. all.py --only {name} asks once more.")
     for name, said in failed.items():
         print(f"{name} failed to run: {said}", file=sys.stderr)
