@@ -1,13 +1,16 @@
 """What is a unit, a join and a slice, and what only looks like one."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.fast.tracing import Traced
+from offramp.drawing import Drawn
+from offramp.fast.tracing import Traced, UntraceableError
 
 
 class Part(nn.Module):
@@ -131,3 +134,14 @@ def test_joins_of_maps(name: str) -> None:
     found = traced(lambda p, x: join(usual(p, x)))
     given = found.joined(found.outputs[0])
     assert (given and len(given)) == wanted
+
+
+def test_what_code_draws_while_it_is_tried_leaves_no_trace() -> None:
+    class Drawing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * random.random() * float(np.random.random()) * torch.rand(1)
+
+    maps, before = torch.randn(3, 4, 5, 6), Drawn()
+    with pytest.raises(UntraceableError, match="it draws random numbers in Python"):
+        Traced(Drawing(), [maps])
+    assert before.is_still_so()

@@ -3,6 +3,7 @@
 A unit is a convolution, a batch norm that trains, and a ReLU, each read by the next alone.
 """
 
+import contextlib
 import copy
 import operator
 from collections import Counter
@@ -15,7 +16,7 @@ from torch import Size, Tensor, fx, nn
 from torch.fx._symbolic_trace import PH
 
 from offramp.contexts import ContextTracer
-from offramp.drawing import Drawn
+from offramp.drawing import Drawn, drawing_apart
 from offramp.errors import OfframpError
 from offramp.inplace import changes_in_place, name_of
 from offramp.network import has_hooks
@@ -40,6 +41,14 @@ class Call(nn.Module):
     def forward(self, maps: tuple[Tensor, ...]) -> Any:
         """What the part gives."""
         return self.part(*maps)
+
+
+@contextlib.contextmanager
+def trial() -> Iterator[None]:
+    """Somebody's code is run on noise: without gradients, and what it draws leaves no trace."""
+    # Not in inference mode, even where the caller is: its tensors do not count how often they are written.
+    with torch.inference_mode(False), torch.no_grad(), drawing_apart():
+        yield
 
 
 @dataclass(frozen=True)
@@ -81,8 +90,7 @@ class Traced:
     def __init__(self, part: nn.Module, maps: Sequence[Tensor]) -> None:
         self.root = Call(part)
         try:
-            # Not in inference mode, even where the caller is: its tensors do not count how often they are written.
-            with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+            with trial():
                 self._trace(maps)
         except Exception as error:  # anything may happen in code that is run with stand-ins for tensors
             raise UntraceableError(f"it cannot be traced: {error}") from error

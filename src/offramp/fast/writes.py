@@ -16,7 +16,7 @@ from torch import Tensor
 
 from offramp.drawing import drawing_apart
 from offramp.errors import UsageError
-from offramp.fast.tracing import anybody_hears
+from offramp.fast.tracing import anybody_hears, trial
 from offramp.network import EarlyExitNet, as_carry
 
 LOUD = 30.0  # times the other image's noise, for what cuts off large values alone, as ReLU6 does
@@ -31,7 +31,7 @@ def why_as_it_is(network: EarlyExitNet, images: Tensor) -> str | None:
         images: Of the shape, in the type and on the device of those to come.
     """
     try:
-        with _trial():
+        with trial():
             name = next((name for name, _ in _who_writes(_Copy(network), _noise(images))), None)
     except Exception as error:  # anything may happen in code that is run on a copy; the network itself then decides
         return f"it cannot be tried on two images: {error}"
@@ -55,7 +55,7 @@ def check_skippable(network: EarlyExitNet, image_shape: Sequence[int]) -> None:
         return
     found: tuple[int, str] | None = None
     parameter = next(network.parameters(), torch.empty(0))
-    with contextlib.suppress(Exception), _trial():  # as above
+    with contextlib.suppress(Exception), trial():  # as above
         like = torch.empty(1, *image_shape, dtype=parameter.dtype, device=parameter.device)
         writes = _who_writes(_Copy(network, answers=True), _noise(like))
         writers = [k for name, k in writes if name.startswith("exit") and k < network.num_exits - 1]
@@ -93,13 +93,6 @@ class _Copy:
         seen = carry[self.reads[k]]
         logits_BC: Tensor = self.exits[k](seen.clone() if on_a_copy else seen)
         return logits_BC
-
-
-@contextlib.contextmanager
-def _trial() -> Iterator[None]:
-    # Not in inference mode, even where the caller is: its tensors do not count how often they are written.
-    with torch.inference_mode(False), torch.no_grad(), drawing_apart():
-        yield
 
 
 def _noise(images: Tensor) -> Tensor:
