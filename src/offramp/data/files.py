@@ -23,7 +23,7 @@ from offramp.data.base import Split
 from offramp.data.inputs import Inputs, decode, not_too_thin
 from offramp.data.randomness import Draw, IntArray
 from offramp.devices import sent
-from offramp.errors import OfframpError
+from offramp.errors import OfframpError, first_line
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's (protocols, 2.1)
 
@@ -186,7 +186,7 @@ def _guarded(batches: Iterator[Any]) -> Iterator[Any]:
             if not str(error).startswith("DataLoader worker"):
                 raise
             raise OfframpError(
-                f"A process that decodes images is gone: {str(error).splitlines()[0]} "
+                f"A process that decodes images is gone: {first_line(error)}. "
                 f"Out of memory, or of shared memory (/dev/shm)? Try fewer workers."
             ) from error
         yield batch

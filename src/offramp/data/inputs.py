@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from offramp.data.augment import central_cut, central_fit, grey, normalise
-from offramp.errors import OfframpError, UsageError
+from offramp.errors import OfframpError, UsageError, first_line
 from offramp.storage import write_atomically
 
 FORMAT = 1  # of the file
@@ -162,5 +162,5 @@ def _reason(error: Exception) -> str:
     """The system's word, or the first sentence of a decoder's, without the place in its source that it begins with."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    line = re.sub(r"^\S+, \S+:\d+, ", "", str(error).splitlines()[0])
+    line = re.sub(r"^\S+, \S+:\d+, ", "", first_line(error))
     return line.partition(". ")[0].removesuffix(".")

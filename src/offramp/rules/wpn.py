@@ -16,7 +16,7 @@ from torch.func import functional_call
 from offramp import processes
 from offramp.checks import check_name, check_number, check_size, check_whole
 from offramp.data import Batch
-from offramp.errors import UsageError
+from offramp.errors import UsageError, first_line
 from offramp.evaluation.thresholds import geometric_shares
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy
@@ -224,7 +224,7 @@ class WPN(Standard):
             except NotImplementedError as error:
                 raise UsageError(
                     "WPN needs networks that torch can differentiate forwards, and it cannot this one: "
-                    f"{str(error).splitlines()[0]} Use another rule, in a new folder."
+                    f"{first_line(error)}. Use another rule, in a new folder."
                 ) from error
             logits_KBC, change_KBC = forward_ad.unpack_dual(moving_KBC)  # type: ignore[no-untyped-call]
         return torch.zeros_like(logits_KBC) if change_KBC is None else change_KBC
