@@ -40,7 +40,7 @@ from offramp.data import Batch, Parts
 from offramp.data.files import _Decoder
 from offramp.data.inputs import decode
 from offramp.data.randomness import Draw
-from offramp.engine.timing import conditions, take_turns
+from offramp.runtime.timing import conditions, take_turns
 
 RATE, WAIT, OF_DECODER = 20_000, 0.02, 0.9
 BATCH, FILES_BATCH, WORKERS = 64, 32, 2

@@ -32,8 +32,8 @@ import offramp
 from offramp import backbones, data, objectives
 from offramp.config import Spec, TrainConfig
 from offramp.data import Batch, Parts
-from offramp.engine.timing import conditions, ratio
 from offramp.rules import Outcome, Standard
+from offramp.runtime.timing import conditions, ratio
 
 WITHIN = 1.05
 BATCH, SKIPPED = 64, 4

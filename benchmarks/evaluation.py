@@ -31,10 +31,10 @@ from offramp import EarlyExitNet, data
 from offramp.backbones import msdnet
 from offramp.costs import Cost, Count
 from offramp.data import Batch
-from offramp.engine.timing import conditions, take_turns
 from offramp.evaluation import Record, anytime, budgeted, fit_temperatures, gains, geometric_policies, record
 from offramp.policy import SOFTMAX, Policy
 from offramp.reports.dynamic import dynamic
+from offramp.runtime.timing import conditions, take_turns
 
 EXITS, CLASSES = 5, 1000
 SECONDS, GIB = 5.0, 1.5

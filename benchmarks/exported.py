@@ -29,11 +29,11 @@ from offramp import backbones, export
 from offramp.backbones.prefix import shortened
 from offramp.config import Spec
 from offramp.costs import cost
-from offramp.engine import Answers, Engine
-from offramp.engine.agreement import FLOAT32, agreement
-from offramp.engine.timing import conditions, take_turns
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, Policy
+from offramp.runtime import Answers, Engine
+from offramp.runtime.agreement import FLOAT32, agreement
+from offramp.runtime.timing import conditions, take_turns
 
 NETWORKS: dict[str, tuple[Spec, int, tuple[int, int, int]]] = {
     "auto, 28 pixels": (Spec("auto"), 10, (1, 28, 28)),

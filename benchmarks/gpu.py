@@ -50,12 +50,12 @@ from offramp.config import Spec, TrainConfig
 from offramp.costs import cost
 from offramp.data import Batch
 from offramp.devices import device_named
-from offramp.engine.timing import conditions, ratio, take_turns
 from offramp.errors import OfframpError
 from offramp.fast import training_form
 from offramp.network import EarlyExitNet
 from offramp.rules import Outcome, Standard, Workbench
 from offramp.runs import RunFolder
+from offramp.runtime.timing import conditions, ratio, take_turns
 from offramp.training.loop import Loop
 from offramp.training.monitor import Placement
 

@@ -40,10 +40,10 @@ from offramp import EarlyExitNet, Engine, data, objectives
 from offramp.backbones import msdnet
 from offramp.costs import Cost, Count, cost
 from offramp.data import Batch, Parts
-from offramp.engine.timing import conditions, take_turns
 from offramp.evaluation import anytime, budgeted, fit_temperatures, search_thresholds
 from offramp.policy import EVERYBODY, SOFTMAX, Policy
 from offramp.rules import Standard, Workbench
+from offramp.runtime.timing import conditions, take_turns
 
 LIMIT = 1.1
 GOAL = f"slope at most {LIMIT}"

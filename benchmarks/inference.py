@@ -31,12 +31,12 @@ from training_step import DTYPES, peak, product
 from offramp import backbones
 from offramp.config import Spec
 from offramp.costs import cost
-from offramp.engine import Form, usual_forms
-from offramp.engine.sessions import program
-from offramp.engine.timing import conditions, take_turns
 from offramp.fast.folding import fold
 from offramp.fast.packing import can_pack, pack
 from offramp.network import EarlyExitNet
+from offramp.runtime import Form, usual_forms
+from offramp.runtime.sessions import program
+from offramp.runtime.timing import conditions, take_turns
 
 NETWORKS = {"MSDNet-7": ("msdnet7-cifar100", 100, (3, 32, 32)), "auto, 28 pixels": ("auto", 10, (1, 28, 28))}
 BATCHES = (1, 32, 256)

@@ -25,9 +25,9 @@ from data import BATCH, NETWORKS, random_images
 from offramp import backbones, objectives
 from offramp.config import Spec, TrainConfig
 from offramp.data import Batch
-from offramp.engine.timing import conditions, ratio, take_turns
 from offramp.objectives import Objective
 from offramp.rules import Outcome, Standard
+from offramp.runtime.timing import conditions, ratio, take_turns
 
 CALLS = 50
 OBJECTIVES: dict[str, Objective] = {  # the first is what the others are compared with

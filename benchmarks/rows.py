@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from offramp.engine.timing import ratio
+from offramp.runtime.timing import ratio
 
 ENOUGH = 5  # values for one-sided 95 % intervals
 

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from offramp import backbones
 from offramp.config import Spec
-from offramp.engine import Engine, Form, Plan, usual_forms
-from offramp.engine.timing import conditions, take_turns
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, Policy
+from offramp.runtime import Engine, Form, Plan, usual_forms
+from offramp.runtime.timing import conditions, take_turns
 
 NETWORKS: dict[str, tuple[Spec, int, tuple[int, int, int]]] = {
     "MSDNet-7": (Spec("msdnet7-cifar100"), 100, (3, 32, 32)),

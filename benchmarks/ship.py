@@ -23,12 +23,12 @@ from torchvision.io import write_png
 from offramp import objectives, shipped
 from offramp.data import Split
 from offramp.data.memory import MemorySplit
-from offramp.engine.timing import conditions
 from offramp.errors import OfframpError, UsageError
 from offramp.reports import Evaluation, evaluate
 from offramp.reports.loading import parts_of
 from offramp.reports.report import with_error
 from offramp.runs import RunFolder, read_json
+from offramp.runtime.timing import conditions
 from offramp.shipped.card import CARD, Card
 from offramp.storage import write_atomically
 

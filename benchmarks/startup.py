@@ -29,8 +29,8 @@ import torch
 
 from offramp import data
 from offramp.data import Batch, Parts
-from offramp.engine.timing import conditions, take_turns
 from offramp.rules import Outcome, Standard
+from offramp.runtime.timing import conditions, take_turns
 
 IMPORT_MS, HELP_S, STEP_S, READY_S = 50.0, 0.5, 5.0, 60.0
 DIGITS = ("--data", "digits")

@@ -40,11 +40,11 @@ from offramp.backbones.presets import PRESETS
 from offramp.config import Spec
 from offramp.costs import cost
 from offramp.data import Batch
-from offramp.engine.timing import conditions, take_turns
 from offramp.fast import training_form
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy
 from offramp.rules import Standard, Workbench
+from offramp.runtime.timing import conditions, take_turns
 
 SIDE = 2048
 

@@ -31,8 +31,8 @@ from data import BATCH, NETWORKS, random_images
 from offramp import backbones, objectives
 from offramp.config import Spec, TrainConfig
 from offramp.data import Batch
-from offramp.engine.timing import conditions, take_turns
 from offramp.rules import Outcome, Standard
+from offramp.runtime.timing import conditions, take_turns
 
 NETWORK = "msdnet7-cifar100"
 PRECISIONS = ("float32", "bf16")

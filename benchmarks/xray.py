@@ -25,9 +25,9 @@ from offramp import objectives
 from offramp.backbones import msdnet
 from offramp.config import TrainConfig
 from offramp.data import Parts, fashion_mnist
-from offramp.engine.timing import conditions, take_turns
 from offramp.network import EarlyExitNet
 from offramp.rules import Standard, Workbench
+from offramp.runtime.timing import conditions, take_turns
 from offramp.training.monitor import EpochSums
 from offramp.training.xray import GradientWatch
 

@@ -29,7 +29,7 @@ LEVELS = {
     **dict.fromkeys(BOTTOM, 0),
     **dict.fromkeys(["backbones", "objectives", "data", "evaluation", "fast", "shipped"], 1),
     **dict.fromkeys(["rules", "export"], 2),
-    **dict.fromkeys(["training", "engine"], 3),
+    **dict.fromkeys(["training", "runtime"], 3),
     "reports": 4,
     "reproduce": 5,
     "cli": 6,

@@ -4,13 +4,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offramp import backbones, data, engine, evaluation, export, objectives, reports, rules, shipped
+    from offramp import backbones, data, evaluation, export, objectives, reports, rules, runtime, shipped
     from offramp.config import DataConfig, Run, Spec, TrainConfig
     from offramp.costs import cost
-    from offramp.engine import Engine
     from offramp.network import EarlyExitNet, class_log_probs
     from offramp.policy import Measure, Policy
     from offramp.runs import load
+    from offramp.runtime import Engine
     from offramp.training.fit import fit, train
 
 __version__ = "0.1.0"
@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 _HOME = {  # public name -> module that defines it
     "DataConfig": "offramp.config",
     "EarlyExitNet": "offramp.network",
-    "Engine": "offramp.engine",
+    "Engine": "offramp.runtime",
     "Measure": "offramp.policy",
     "Policy": "offramp.policy",
     "Run": "offramp.config",
@@ -30,7 +30,7 @@ _HOME = {  # public name -> module that defines it
     "load": "offramp.runs",
     "train": "offramp.training",
 }
-_ROOMS = ("backbones", "data", "engine", "evaluation", "export", "objectives", "reports", "rules", "shipped")
+_ROOMS = ("backbones", "data", "evaluation", "export", "objectives", "reports", "rules", "runtime", "shipped")
 
 __all__ = [
     "DataConfig",
@@ -45,7 +45,6 @@ __all__ = [
     "class_log_probs",
     "cost",
     "data",
-    "engine",
     "evaluation",
     "export",
     "fit",
@@ -53,6 +52,7 @@ __all__ = [
     "objectives",
     "reports",
     "rules",
+    "runtime",
     "shipped",
     "train",
 ]

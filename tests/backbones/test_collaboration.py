@@ -12,13 +12,13 @@ import offramp
 from offramp import backbones, data
 from offramp.backbones.collaboration import chained, collaborating
 from offramp.config import Spec, TrainConfig
-from offramp.engine.agreement import agreement
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import PowerSqrt
 from offramp.policy import EVERYBODY, Policy
 from offramp.rules import GradientEquilibrium, OneForAll
 from offramp.runs import load
+from offramp.runtime.agreement import agreement
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "msdnet": {"exits": 3, "channels": 4, "growth": 2, "growth_factors": (1, 2)},

@@ -6,7 +6,7 @@ import torch
 
 from offramp.cli import COMMANDS
 from offramp.cli.before_torch import KEPT, SETTINGS, before_torch
-from offramp.engine.timing import kernels_kept
+from offramp.runtime.timing import kernels_kept
 
 CPU = torch.device("cpu")
 

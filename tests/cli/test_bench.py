@@ -7,9 +7,9 @@ import pytest
 
 from offramp.cli import main
 from offramp.cli.bench import bench as command
-from offramp.engine import Engine
 from offramp.policy import EVERYBODY, NOBODY, Policy
 from offramp.reports import bench
+from offramp.runtime import Engine
 
 QUICK = ["--batches", "1", "8", "--limit", "16", "--rounds", "5", "--threads", "1"]
 

@@ -11,11 +11,11 @@ from torch import nn
 from offramp import data
 from offramp.cli import main
 from offramp.cli.export import export as command
-from offramp.engine import Engine
 from offramp.export import Stages, one_file, stage_files
 from offramp.export import parts as parts_of
 from offramp.network import EarlyExitNet, builder
 from offramp.policy import EVERYBODY, Policy
+from offramp.runtime import Engine
 from offramp.storage import save_tensors, weights_hash
 
 

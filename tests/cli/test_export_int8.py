@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from offramp.cli import main
-from offramp.engine import Engine
 from offramp.evaluation import Certificate
 from offramp.evaluation.promises import Promise
 from offramp.policy import CERTIFICATE, EVERYBODY, Policy
+from offramp.runtime import Engine
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from PIL import Image
 
 from offramp.cli import main
 from offramp.cli.predict import predict as command
-from offramp.engine import Engine, Form, Plan
 from offramp.policy import EVERYBODY, NOBODY, Policy
 from offramp.reports import predict
+from offramp.runtime import Engine, Form, Plan
 
 NAMES = ["a [bold].png", 'b,"quoted".png', "sub/c.png", "sub/d.png", "sub/e.png"]
 

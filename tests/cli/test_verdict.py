@@ -13,7 +13,7 @@ QUICK = ["--no-train", "--images", "10", "--rounds", "5", "--seconds", "0.2", "-
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr("offramp.engine.tune.STREAMED", (32, 32))
+    monkeypatch.setattr("offramp.runtime.tune.STREAMED", (32, 32))
 
 
 def test_a_run_is_judged_and_the_table_says_what_the_file_says(make_run, capsys):

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from offramp import data, export
 from offramp.backbones import attach
 from offramp.backbones.attached.zoo import named_model
-from offramp.engine import Engine
-from offramp.engine.agreement import FLOAT32, agreement
-from offramp.engine.rows import Answers
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
+from offramp.runtime import Engine
+from offramp.runtime.agreement import FLOAT32, agreement
+from offramp.runtime.rows import Answers
 from offramp.storage import weights_hash
 
 NETWORKS = [("msdnet", True), ("ranet", False), ("by hand", True)]

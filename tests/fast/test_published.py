@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from offramp.backbones import msdnet, ranet
-from offramp.engine import Form, Program
 from offramp.fast import Kernels, Merged
 from offramp.fast.steps import allocated
 from offramp.network import EarlyExitNet
+from offramp.runtime import Form, Program
 
 FAMILIES = {
     "msdnet": lambda: msdnet(

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from offramp.costs import cost
-from offramp.engine import Engine
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, policy_for
 from offramp.network import EarlyExitNet
@@ -16,6 +15,7 @@ from offramp.reports.bench_table import bench_table
 from offramp.reports.policy import exit_times
 from offramp.reports.terminal import console
 from offramp.runs import RunFolder, load
+from offramp.runtime import Engine
 from offramp.storage import weights_hash
 
 QUICK = {"batches": (1, 8), "limit": 16, "rounds": 5}

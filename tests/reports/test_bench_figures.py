@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.engine import Agreement
 from offramp.reports.bench_figures import (
     Account,
     Accuracy,
@@ -20,6 +19,7 @@ from offramp.reports.bench_figures import (
     latency,
     to_measured,
 )
+from offramp.runtime import Agreement
 
 
 def masks(both: int, lost: int, gained: int, neither: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from offramp.engine import Agreement, Form
-from offramp.engine.tuning import Trial
 from offramp.policy import EVERYBODY, Policy
 from offramp.reports.bench_figures import Account, Accuracy, Bench, Latency, Mode, Speed
 from offramp.reports.bench_table import bench_table
 from offramp.reports.terminal import console
 from offramp.runs import RunFolder
+from offramp.runtime import Agreement, Form
+from offramp.runtime.tuning import Trial
 
 POLICY = Accuracy(90.0, 0.1, -0.1, 0.3)
 

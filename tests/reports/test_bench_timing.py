@@ -2,8 +2,6 @@ import pytest
 import torch
 
 from offramp.costs import cost
-from offramp.engine import Answers, Engine, Form, Plan
-from offramp.engine.rows import joined
 from offramp.evaluation import record
 from offramp.policy import EVERYBODY, NOBODY, Policy
 from offramp.reports import bench_timing
@@ -20,6 +18,8 @@ from offramp.reports.bench_timing import (
 )
 from offramp.reports.sample import pool
 from offramp.runs import load
+from offramp.runtime import Answers, Engine, Form, Plan
+from offramp.runtime.rows import joined
 
 EXIT_MS = (1.0, 2.0, 3.0)
 

@@ -13,13 +13,13 @@ from PIL import Image
 from offramp import data
 from offramp.costs import cost
 from offramp.data import Inputs
-from offramp.engine import Engine, Form, Plan, Program
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import record
 from offramp.network import EarlyExitNet
 from offramp.policy import CERTIFICATE, EVERYBODY, NOBODY, Measure, Policy
 from offramp.reports import bench, predict
 from offramp.runs import RunFolder, load
+from offramp.runtime import Engine, Form, Plan, Program
 from offramp.storage import load_tensors, save_tensors, weights_hash
 
 

@@ -34,7 +34,7 @@ QUICK: dict[str, Any] = {"rounds": 5, "seconds": 0.2, "images": 10, "onnxruntime
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few images to tune on."""
     monkeypatch.setattr(module, "TUNED_ON", 32)
-    monkeypatch.setattr("offramp.engine.tune.STREAMED", (32, 32))
+    monkeypatch.setattr("offramp.runtime.tune.STREAMED", (32, 32))
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_a_form_that_the_engine_cannot_be_run_in_is_named(run: Path, monkeypatch
     def refuse(network: EarlyExitNet) -> None:
         raise OfframpError("onnxruntime cannot load stage-1.onnx.")
 
-    monkeypatch.setattr("offramp.engine.sessions._of", refuse)
+    monkeypatch.setattr("offramp.runtime.sessions._of", refuse)
     found = verdict(run, train=False, **{**QUICK, "onnxruntime": True})
     said = "Nothing was run in the form onnxruntime: onnxruntime cannot load stage-1.onnx."
     assert found.left_out == (said,)

@@ -12,10 +12,6 @@ import torch
 from offramp import data
 from offramp.backbones.prefix import shortened
 from offramp.costs import cost
-from offramp.engine import Engine, Form, Program
-from offramp.engine.form import PLAIN
-from offramp.engine.sessions import program
-from offramp.engine.tuning import Trial
 from offramp.errors import UsageError
 from offramp.evaluation import record
 from offramp.network import EarlyExitNet
@@ -23,8 +19,12 @@ from offramp.policy import EVERYBODY, NOBODY, Policy
 from offramp.reports import bench_timing
 from offramp.reports.verdict_timing import Early, Single, feeds_of, left_out, timed
 from offramp.runs import load
+from offramp.runtime import Engine, Form, Program
+from offramp.runtime.form import PLAIN
+from offramp.runtime.sessions import program
+from offramp.runtime.tuning import Trial
 
-engine = importlib.import_module("offramp.engine.engine")
+engine = importlib.import_module("offramp.runtime.engine")
 CPU = torch.device("cpu")
 FORMS = [Form(), Form(channels_last=False)]
 NOBODIES = Policy((NOBODY, NOBODY, EVERYBODY))

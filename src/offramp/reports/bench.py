@@ -12,9 +12,6 @@ from typing import Any, Literal
 from offramp.costs import Cost, cost
 from offramp.data import Parts
 from offramp.devices import device_named, with_threads
-from offramp.engine import Engine, Form, Plan, usual_forms
-from offramp.engine.rows import joined
-from offramp.engine.timing import conditions
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, policy_for, recorded
 from offramp.evaluation.targets import check_target
@@ -34,6 +31,9 @@ from offramp.reports.loading import (
 )
 from offramp.reports.sample import pool
 from offramp.runs import RunFolder
+from offramp.runtime import Engine, Form, Plan, usual_forms
+from offramp.runtime.rows import joined
+from offramp.runtime.timing import conditions
 from offramp.storage import write_atomically
 
 MAX_DROP = 0.2  # percentage points; of the policy that is found where the run has none

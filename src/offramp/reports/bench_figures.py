@@ -13,11 +13,11 @@ import numpy as np
 from torch import Tensor
 
 import offramp
-from offramp.engine import Agreement, Tuning
 from offramp.evaluation.bounds import paired_difference
 from offramp.policy import Policy
 from offramp.reports.report import Z95
 from offramp.runs import RunFolder
+from offramp.runtime import Agreement, Tuning
 
 FORMAT = 1  # of the file
 

@@ -7,9 +7,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from offramp.engine import Agreement
 from offramp.reports.bench_figures import Accuracy, Bench, Mode
 from offramp.reports.figures import short
+from offramp.runtime import Agreement
 
 
 def bench_table(bench: Bench) -> RenderableType:

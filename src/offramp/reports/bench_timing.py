@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from offramp.costs import Cost
-from offramp.engine import Answers, Engine, Form, Plan, Program, Straight, Tally
-from offramp.engine.choice import CHUNKS
-from offramp.engine.rows import joined
-from offramp.engine.sessions import program
-from offramp.engine.timing import ratio, take_turns
-from offramp.engine.tune import STREAM_BATCH
-from offramp.engine.tuning import STREAM
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record
 from offramp.policy import Policy
 from offramp.reports.bench_figures import Account, Accuracy, Mode, Speed, account, accuracy, latency, to_measured
 from offramp.reports.sample import Pool
+from offramp.runtime import Answers, Engine, Form, Plan, Program, Straight, Tally
+from offramp.runtime.choice import CHUNKS
+from offramp.runtime.rows import joined
+from offramp.runtime.sessions import program
+from offramp.runtime.timing import ratio, take_turns
+from offramp.runtime.tune import STREAM_BATCH
+from offramp.runtime.tuning import STREAM
 
 SINGLE, TOGETHER, STREAMED = 100, 256, 4096  # images of a round: one at a time, in batches (about), in a stream
 STREAM_BYTES = 512 * 2**20  # of the images of a stream, at most

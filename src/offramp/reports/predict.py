@@ -15,14 +15,14 @@ from torch import Tensor
 from offramp.costs import cost
 from offramp.data import Inputs
 from offramp.devices import device_named
-from offramp.engine import Engine, Tuning
-from offramp.engine.tuning import adopt
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
 from offramp.policy import CERTIFICATE, EVERYBODY, NOBODY, Policy
 from offramp.reports.image_files import find_images
 from offramp.reports.loading import Progress, given_policy, inputs_of
 from offramp.runs import RunFolder, load, read_json
+from offramp.runtime import Engine, Tuning
+from offramp.runtime.tuning import adopt
 
 _WINDOW = 8  # batches after which an image that is still under way is hurried on: answers come in the files' order
 

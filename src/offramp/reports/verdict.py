@@ -12,8 +12,6 @@ from offramp.backbones.prefix import shortened
 from offramp.costs import Cost, cost
 from offramp.data import Parts
 from offramp.devices import device_named
-from offramp.engine import Engine, usual_forms
-from offramp.engine.timing import conditions
 from offramp.errors import UsageError
 from offramp.evaluation import Record, policy_for, recorded
 from offramp.fast.writes import check_skippable
@@ -40,6 +38,8 @@ from offramp.reports.verdict_page import verdict_page
 from offramp.reports.verdict_prefixes import Prefixes
 from offramp.reports.verdict_timing import Early, Single, feeds_of, left_out, policies_for, rough_ms, timed
 from offramp.runs import RunFolder
+from offramp.runtime import Engine, usual_forms
+from offramp.runtime.timing import conditions
 from offramp.storage import write_atomically
 
 SECONDS = 60.0  # for tuning all engines

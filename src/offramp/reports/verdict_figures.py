@@ -13,8 +13,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 import offramp
-from offramp.engine.timing import ratio
 from offramp.runs import RunFolder
+from offramp.runtime.timing import ratio
 
 FORMAT = 1  # of the file
 CONFIDENCE = 0.95  # of all intervals together

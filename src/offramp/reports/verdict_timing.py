@@ -17,11 +17,6 @@ from torch import Tensor
 
 from offramp.costs import Cost, cost
 from offramp.data import Split
-from offramp.engine import Engine, Form, Straight, agreement
-from offramp.engine.form import PLAIN
-from offramp.engine.rows import joined
-from offramp.engine.timing import take_turns
-from offramp.engine.tuning import Trial
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, policy_for
 from offramp.network import EarlyExitNet
@@ -29,6 +24,11 @@ from offramp.policy import EVERYBODY, Measure, Policy
 from offramp.reports.bench_timing import STREAM_BYTES, TRIALS, Feed, Rivals, right, round_of
 from offramp.reports.sample import Pool, pool
 from offramp.reports.verdict_figures import Contender, Kind
+from offramp.runtime import Engine, Form, Straight, agreement
+from offramp.runtime.form import PLAIN
+from offramp.runtime.rows import joined
+from offramp.runtime.timing import take_turns
+from offramp.runtime.tuning import Trial
 
 ALL = Policy((EVERYBODY,))  # of a network with one exit; how confidence is read changes no answer
 

@@ -14,12 +14,12 @@ import offramp
 from offramp import backbones
 from offramp.backbones.attached import attach, zoo
 from offramp.config import Spec
-from offramp.engine.agreement import FLOAT32, agreement
 from offramp.network import NO_NEURON, Carry, EarlyExitNet, rebuild
 from offramp.objectives import CrossEntropy, Damping, PowerSqrt, dynamic
 from offramp.policy import EVERYBODY, Policy
 from offramp.rules import DFS, GradientEquilibrium, Standard
 from offramp.rules.pcgrad import PCGrad
+from offramp.runtime.agreement import FLOAT32, agreement
 from offramp.storage import load_tensors, save_tensors
 
 N = 5

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from offramp import export
-from offramp.engine import kept
-from offramp.engine.form import Form, Program
 from offramp.errors import OfframpError, UsageError
 from offramp.network import Carry, EarlyExitNet
+from offramp.runtime import kept
+from offramp.runtime.form import Form, Program
 
 ROUNDING = 1e-3  # of a class's largest logit: further from the network's own, a session is not the network
 NOISE = (3, 1)  # images of noise on which they are compared, a batch and one alone

@@ -17,7 +17,7 @@ MEMORY = """
 import sys
 import torch
 from pathlib import Path
-from offramp.engine.sessions import Loaded
+from offramp.runtime.sessions import Loaded
 from offramp.export import Stages
 
 def megabytes():

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from offramp.engine.plan import Tally
-from offramp.engine.rows import Answers, Rows
 from offramp.errors import UsageError
+from offramp.runtime.plan import Tally
+from offramp.runtime.rows import Answers, Rows
 
 if TYPE_CHECKING:
-    from offramp.engine.engine import Engine
+    from offramp.runtime.engine import Engine
 
 
 def until(

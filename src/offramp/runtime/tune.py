@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from offramp.engine import kept
-from offramp.engine.agreement import Agreement
-from offramp.engine.choice import WORTH, Choice, Expected, Flow, choose, choose_stream, exit_ms
-from offramp.engine.form import PLAIN, Form, Program, usual_forms
-from offramp.engine.plan import Plan
-from offramp.engine.rows import joined
-from offramp.engine.table import batches_of, time_table
-from offramp.engine.timing import conditions, ratio, take_turns
-from offramp.engine.tuning import STREAM, Gain, Trial, Tuning, described
 from offramp.errors import OfframpError, UsageError
 from offramp.policy import CERTIFICATE, PATIENCE
+from offramp.runtime import kept
+from offramp.runtime.agreement import Agreement
+from offramp.runtime.choice import WORTH, Choice, Expected, Flow, choose, choose_stream, exit_ms
+from offramp.runtime.form import PLAIN, Form, Program, usual_forms
+from offramp.runtime.plan import Plan
+from offramp.runtime.rows import joined
+from offramp.runtime.table import batches_of, time_table
+from offramp.runtime.timing import conditions, ratio, take_turns
+from offramp.runtime.tuning import STREAM, Gain, Trial, Tuning, described
 from offramp.storage import weights_hash
 
 if TYPE_CHECKING:
-    from offramp.engine.engine import Engine
+    from offramp.runtime.engine import Engine
 
 STREAM_BATCH = 32  # images that come together in the stream that is tried
 STREAMED = 256, 4096  # how many come in all, at least and at most: long, or the last, half-full chunks would decide

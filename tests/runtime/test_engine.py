@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from offramp.costs import cost
-from offramp.engine import BF16, FLOAT32, PLAIN, Answers, Engine, Form, Plan, Tally, agreement
-from offramp.engine.tuning import CERTIFICATE
 from offramp.errors import UsageError
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
+from offramp.runtime import BF16, FLOAT32, PLAIN, Answers, Engine, Form, Plan, Tally, agreement
+from offramp.runtime.tuning import CERTIFICATE
 
 BATCHES = (0, 1, 2, 7, 33, 200)
 NETWORKS = ("msdnet", "ranet", "by hand")

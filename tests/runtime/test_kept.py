@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.engine import kept
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
+from offramp.runtime import kept
 
 
 def network() -> EarlyExitNet:

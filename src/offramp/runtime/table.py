@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from offramp.engine.choice import TimeTable
-from offramp.engine.plan import Tally
-from offramp.engine.rows import Rows
-from offramp.engine.timing import kernels_kept
+from offramp.runtime.choice import TimeTable
+from offramp.runtime.plan import Tally
+from offramp.runtime.rows import Rows
+from offramp.runtime.timing import kernels_kept
 
 if TYPE_CHECKING:
-    from offramp.engine.engine import Engine
+    from offramp.runtime.engine import Engine
 
 UNMET = (5, 7, 11, 13, 19)  # numbers of rows that are none of `SIZES`
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.engine import Engine, Plan
-from offramp.engine.choice import CHUNKS, Flow, Model, TimeTable, choose, choose_stream, exit_ms
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, Policy
+from offramp.runtime import Engine, Plan
+from offramp.runtime.choice import CHUNKS, Flow, Model, TimeTable, choose, choose_stream, exit_ms
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 

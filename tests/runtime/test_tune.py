@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
-from offramp.engine import (
+from offramp.errors import UsageError
+from offramp.network import EarlyExitNet
+from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
+from offramp.runtime import (
     FLOAT32,
     PLAIN,
     Agreement,
@@ -24,11 +27,8 @@ from offramp.engine import (
     sessions,
     tune,
 )
-from offramp.engine.sessions import Sessions
-from offramp.engine.tuning import Gain
-from offramp.errors import UsageError
-from offramp.network import EarlyExitNet
-from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
+from offramp.runtime.sessions import Sessions
+from offramp.runtime.tuning import Gain
 
 pytestmark = pytest.mark.usefixtures("operators_once")
 SECONDS = 0.3
@@ -198,14 +198,14 @@ def test_however_many_images_tuning_takes_as_long(clock) -> None:
 def test_a_form_with_other_answers_is_dropped(clock, monkeypatch) -> None:
     net = network((0.0, 0.0), (0.0, 0.0))
     engine = Engine(net, policy(net, 0.5))
-    monkeypatch.setattr("offramp.engine.form.BF16", 0.0)
+    monkeypatch.setattr("offramp.runtime.form.BF16", 0.0)
     found = tuned(engine, forms=[Form(bf16=True), Form()])
     assert [(trial.form, trial.admitted, trial.wrong > 0) for trial in found.forms] == [
         (Form(bf16=True), False, True),
         (Form(), True, False),
     ]
     assert found.form == engine.program.form == Form()
-    monkeypatch.setattr("offramp.engine.tune._agreements", lambda *_: [agreement_of(flips=0, wrong=1)])
+    monkeypatch.setattr("offramp.runtime.tune._agreements", lambda *_: [agreement_of(flips=0, wrong=1)])
     assert tuned(engine).form == PLAIN
 
 
@@ -217,7 +217,7 @@ def test_a_form_that_flips_more_than_rounding_can_is_dropped(clock, monkeypatch)
     net = network((0.0, 0.0), (0.0, 0.0))
     for flips, admitted in ((3, True), (4, False)):  # three exits, and a ten-thousandth of 1,000 images
         found = [agreement_of(flips=0, wrong=0), agreement_of(flips=flips, wrong=0)]
-        monkeypatch.setattr("offramp.engine.tune._agreements", lambda *_, found=found: found)
+        monkeypatch.setattr("offramp.runtime.tune._agreements", lambda *_, found=found: found)
         (trial,) = tuned(Engine(net, policy(net, 0.5))).forms
         assert (trial.admitted, trial.flips) == (admitted, flips)
 
@@ -226,7 +226,7 @@ def test_under_a_certificate_only_float32_is_run(clock, monkeypatch) -> None:
     net = network((0.0, 0.0), (0.0, 0.0))
     given = policy(net, 0.5)
     engine = Engine(net, given)
-    monkeypatch.setattr("offramp.engine.tune._agreements", lambda *_: [agreement_of(flips=0, wrong=0)])
+    monkeypatch.setattr("offramp.runtime.tune._agreements", lambda *_: [agreement_of(flips=0, wrong=0)])
     in_bf16 = tuned(engine, forms=[Form(bf16=True)])
     assert in_bf16.form == Form(bf16=True)
     certified = dataclasses.replace(given, found={"certificate": {}})
@@ -252,7 +252,7 @@ def test_the_faster_form_is_taken(clock, monkeypatch) -> None:
         Clock.now += 0.002 * (program.form == slow)
         return entered(program, images_BCHW)
 
-    monkeypatch.setattr("offramp.engine.form.Program.enter", enter)
+    monkeypatch.setattr("offramp.runtime.form.Program.enter", enter)
     for forms in ([slow, Form()], [Form(), slow]):
         found = tuned(Engine(net, policy(net, 0.5)), forms=forms)
         assert found.form == Form()
@@ -283,7 +283,7 @@ def test_a_form_is_compiled_once_and_its_first_runs_count_as_setting_up(clock, m
         return made[-1]
 
     monkeypatch.setattr(torch, "compile", compile)
-    monkeypatch.setattr("offramp.engine.engine.program", build)
+    monkeypatch.setattr("offramp.runtime.engine.program", build)
     forms = [Form(compiled=True), Form()]
     engine = Engine(net, policy(net, 0.5), form=PLAIN)
     started = Clock.now
@@ -388,7 +388,7 @@ def test_onnxruntime_is_taken_where_it_is_faster(clock, monkeypatch) -> None:
         Clock.now += 0.002 * (program.form.backend == "torch")
         return entered(program, images_BCHW)
 
-    monkeypatch.setattr("offramp.engine.form.Program.enter", enter)
+    monkeypatch.setattr("offramp.runtime.form.Program.enter", enter)
     net = exported()
     engine = Engine(net, Policy((0.4, EVERYBODY)))
     found = tuned(engine, forms=[Form(), ONNX])
@@ -420,8 +420,8 @@ def test_a_form_that_cannot_be_set_up_is_left_out_with_the_reason(clock, monkeyp
         assert not found.forms[0].admitted
         assert reason in found.forms[0].reason
         assert found.forms[1].reason is None
-    monkeypatch.setattr("offramp.engine.kept.SECONDS", 1000.0)
-    monkeypatch.setattr("offramp.engine.kept.find", lambda folder: None)
+    monkeypatch.setattr("offramp.runtime.kept.SECONDS", 1000.0)
+    monkeypatch.setattr("offramp.runtime.kept.find", lambda folder: None)
     found = tuned(Engine(exported(), Policy((0.4, EVERYBODY))), forms=[Form(), ONNX])
     assert "would take about 6000 s to make" in found.forms[1].reason
 

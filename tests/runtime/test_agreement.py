@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from offramp.engine import BF16, Agreement, Answers, agreement
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
+from offramp.runtime import BF16, Agreement, Answers, agreement
 
 TOLERANCE = 0.01
 # The first class's probabilities at three exits; there are two classes.

@@ -3,8 +3,8 @@ import random
 import pytest
 import torch
 
-from offramp.engine.timing import conditions, kernels_kept, ratio, take_turns
 from offramp.errors import UsageError
+from offramp.runtime.timing import conditions, kernels_kept, ratio, take_turns
 
 
 def test_variants_take_turns_and_the_order_turns_around() -> None:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from offramp import export
 from offramp.backbones import attach
-from offramp.engine import FLOAT32, Answers, Engine, Form, Plan, Tally, kept, sessions, usual_forms
 from offramp.errors import OfframpError, UsageError
 from offramp.network import NO_NEURON, EarlyExitNet
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
+from offramp.runtime import FLOAT32, Answers, Engine, Form, Plan, Tally, kept, sessions, usual_forms
 
 ONNX = Form(backend="onnxruntime")
 NETWORKS = (("msdnet", True), ("ranet", False), ("by hand", False))

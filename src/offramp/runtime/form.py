@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from offramp.devices import borrowed
-from offramp.engine import kept
-from offramp.engine.agreement import BF16, FLOAT32
 from offramp.errors import OfframpError, UsageError
 from offramp.export.tracing import reason
 from offramp.fast import Planned
@@ -24,6 +22,8 @@ from offramp.fast.packing import can_pack, pack
 from offramp.fast.tracing import anybody_hears
 from offramp.fast.writes import check_skippable, why_as_it_is
 from offramp.network import Carry, EarlyExitNet, as_carry
+from offramp.runtime import kept
+from offramp.runtime.agreement import BF16, FLOAT32
 
 
 @dataclass(frozen=True)

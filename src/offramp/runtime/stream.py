@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from offramp.engine.chunks import Chunk, Queue, check_size
-from offramp.engine.plan import Plan, Tally
-from offramp.engine.rows import Answers, Left, Rows
 from offramp.errors import UsageError
+from offramp.runtime.chunks import Chunk, Queue, check_size
+from offramp.runtime.plan import Plan, Tally
+from offramp.runtime.rows import Answers, Left, Rows
 
 if TYPE_CHECKING:
-    from offramp.engine.engine import Engine
+    from offramp.runtime.engine import Engine
 
 WINDOW = 32  # chunks
 

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from offramp.engine import Answers
-from offramp.engine.rows import Left, Rows, in_order, join, nothing
+from offramp.runtime import Answers
+from offramp.runtime.rows import Left, Rows, in_order, join, nothing
 
 
 def maps(num_rows: int) -> Tensor:

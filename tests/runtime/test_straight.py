@@ -4,9 +4,9 @@ from statistics import median
 import pytest
 import torch
 
-from offramp.engine import Engine, Plan
-from offramp.engine.straight import Straight
 from offramp.policy import EVERYBODY, Policy
+from offramp.runtime import Engine, Plan
+from offramp.runtime.straight import Straight
 
 POLICY = Policy((0.5, 0.5, EVERYBODY))
 

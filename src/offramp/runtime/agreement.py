@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from offramp.engine.rows import Answers
 from offramp.policy import NOBODY, PATIENCE, Policy
+from offramp.runtime.rows import Answers
 
 FLOAT32, BF16 = 1e-4, 0.05  # how far rounding may move a probability
 

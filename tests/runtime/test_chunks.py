@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from offramp.engine.chunks import Chunk, Queue
-from offramp.engine.rows import Rows, join
 from offramp.errors import UsageError
+from offramp.runtime.chunks import Chunk, Queue
+from offramp.runtime.rows import Rows, join
 
 
 def rows(first: int, count: int, innermost: bool = False, places: bool = False) -> Rows:
@@ -78,7 +78,7 @@ def test_the_first_id_is_fetched_once_a_chunk(monkeypatch):
         def read(self):
             return torch.tensor([fetched[0]])
 
-    monkeypatch.setattr("offramp.engine.chunks.OnItsWay", Fetched)
+    monkeypatch.setattr("offramp.runtime.chunks.OnItsWay", Fetched)
     queue = Queue(4)
     assert queue.first is None
     for first, count in ((0, 3), (3, 6), (9, 1), (10, 9)):

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from offramp.engine import PLAIN, Engine, Form, Plan, Program, agreement, usual_forms
-from offramp.engine.form import apart
 from offramp.errors import UsageError
 from offramp.fast.packing import can_pack
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, Policy
+from offramp.runtime import PLAIN, Engine, Form, Plan, Program, agreement, usual_forms
+from offramp.runtime.form import apart
 from offramp.storage import weights_hash
 
 
@@ -183,7 +183,7 @@ def test_usual_forms(monkeypatch) -> None:
     onnx = Form(backend="onnxruntime")
     assert onnx in usual_forms(torch.device("cpu"))
     assert onnx not in usual_forms(torch.device("cuda"))
-    monkeypatch.setattr("offramp.engine.kept.NEEDED", ("onnx", "no_such_package"))
+    monkeypatch.setattr("offramp.runtime.kept.NEEDED", ("onnx", "no_such_package"))
     assert onnx not in usual_forms(torch.device("cpu"))
 
 

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from offramp.engine import Answers, Engine, Plan
-from offramp.engine.plan import Tally
-from offramp.engine.rows import Left, Rows
-from offramp.engine.straight import Straight
-from offramp.engine.stream import Queues
 from offramp.errors import UsageError
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
+from offramp.runtime import Answers, Engine, Plan
+from offramp.runtime.plan import Tally
+from offramp.runtime.rows import Left, Rows
+from offramp.runtime.straight import Straight
+from offramp.runtime.stream import Queues
 
 POLICY = Policy((0.7, NOBODY, 0.6, EVERYBODY))
 POLICY_3 = Policy((0.7, 0.6, EVERYBODY))

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.engine import Engine, Form, Tuning
-from offramp.engine.timing import kernels_kept
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, Measure, Policy
+from offramp.runtime import Engine, Form, Tuning
+from offramp.runtime.timing import kernels_kept
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.engine import Engine, Plan
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
+from offramp.runtime import Engine, Plan
 
 NUM_EXITS, STAGE_MS = 4, 10
 POLICY = Policy((0.7, NOBODY, 0.6, EVERYBODY))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.engine.plan import SIZES, Plan
+from offramp.runtime.plan import SIZES, Plan
 
 WORTH = 0.95  # of the time straight on, which a plan has to stay below to be taken
 CHUNKS = (8, 16, 32, 64, 128)

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.engine import SIZES, Plan, Tally
 from offramp.errors import UsageError
+from offramp.runtime import SIZES, Plan, Tally
 
 
 @given(

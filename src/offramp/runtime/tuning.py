@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from offramp.engine.choice import TimeTable
-from offramp.engine.form import Form, Program
-from offramp.engine.plan import Plan
-from offramp.engine.timing import conditions
 from offramp.errors import UsageError
 from offramp.policy import CERTIFICATE, Policy
+from offramp.runtime.choice import TimeTable
+from offramp.runtime.form import Form, Program
+from offramp.runtime.plan import Plan
+from offramp.runtime.timing import conditions
 from offramp.storage import weights_hash
 
 if TYPE_CHECKING:
-    from offramp.engine.engine import Engine
+    from offramp.runtime.engine import Engine
 
 FORMAT = 1
 STREAM = "stream"

@@ -8,10 +8,10 @@ import time
 import torch
 from torch import Tensor
 
-from offramp.engine.form import Program
-from offramp.engine.plan import Tally
-from offramp.engine.rows import Answers, nothing
 from offramp.policy import Policy
+from offramp.runtime.form import Program
+from offramp.runtime.plan import Tally
+from offramp.runtime.rows import Answers, nothing
 
 
 class Straight:

@@ -13,19 +13,19 @@ from torch import Tensor
 
 from offramp.costs import cost
 from offramp.devices import device_named
-from offramp.engine.agreement import Agreement, agreement
-from offramp.engine.anytime import each_exit, until
-from offramp.engine.form import Form, Program
-from offramp.engine.plan import Plan, Tally, check_sizes
-from offramp.engine.rows import Answers, Left, Rows, in_order, join
-from offramp.engine.sessions import program
-from offramp.engine.straight import Straight, no_answers, note, now, wait
-from offramp.engine.stream import as_ready, in_turn
-from offramp.engine.tune import tuned
-from offramp.engine.tuning import Tuning, adopt
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.policy import CERTIFICATE, EVERYBODY, NOBODY, PATIENCE, Policy
+from offramp.runtime.agreement import Agreement, agreement
+from offramp.runtime.anytime import each_exit, until
+from offramp.runtime.form import Form, Program
+from offramp.runtime.plan import Plan, Tally, check_sizes
+from offramp.runtime.rows import Answers, Left, Rows, in_order, join
+from offramp.runtime.sessions import program
+from offramp.runtime.straight import Straight, no_answers, note, now, wait
+from offramp.runtime.stream import as_ready, in_turn
+from offramp.runtime.tune import tuned
+from offramp.runtime.tuning import Tuning, adopt
 from offramp.storage import weights_hash
 
 

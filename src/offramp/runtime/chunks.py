@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from offramp.devices import OnItsWay
-from offramp.engine.rows import Rows, copy_rows, room
 from offramp.errors import UsageError
 from offramp.network import Carry
 from offramp.policy import State
+from offramp.runtime.rows import Rows, copy_rows, room
 
 
 class Chunk:

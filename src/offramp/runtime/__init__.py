@@ -1,0 +1,27 @@
+"""The engine: early exits that really skip work, on any machine."""
+
+from offramp.runtime.agreement import BF16, FLOAT32, Agreement, agreement
+from offramp.runtime.engine import Engine
+from offramp.runtime.form import PLAIN, Form, Program, usual_forms
+from offramp.runtime.plan import SIZES, Plan, Tally
+from offramp.runtime.rows import Answers
+from offramp.runtime.straight import Straight
+from offramp.runtime.tuning import Tuning
+
+__all__ = [
+    "BF16",
+    "FLOAT32",
+    "PLAIN",
+    "SIZES",
+    "Agreement",
+    "Answers",
+    "Engine",
+    "Form",
+    "Plan",
+    "Program",
+    "Straight",
+    "Tally",
+    "Tuning",
+    "agreement",
+    "usual_forms",
+]
