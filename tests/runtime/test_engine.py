@@ -11,7 +11,7 @@ from torch import Tensor
 from offramp.costs import cost
 from offramp.errors import UsageError
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
-from offramp.runtime import BF16, FLOAT32, PLAIN, Answers, Engine, Form, Plan, Tally, agreement
+from offramp.runtime import BF16, FLOAT32, Answers, Engine, Form, Plan, Tally, agreement
 from offramp.runtime.tuning import CERTIFICATE
 
 BATCHES = (0, 1, 2, 7, 33, 200)
@@ -86,13 +86,12 @@ def test_any_share_may_leave_anywhere(small, images_of, leaving, name, shares) -
     ],
     ids=str,
 )
-@pytest.mark.parametrize("form", [PLAIN, Form()], ids=str)
-def test_plans_and_forms_change_no_answer(small, images_of, leaving, plan, form) -> None:
+def test_plans_change_no_answer(small, images_of, leaving, plan) -> None:
     network = small()
     images_BCHW = images_of(network, 200)
     logits_KBC = full(network, images_BCHW)
     policy = leaving(logits_KBC, network.num_classes, (0.4, 0.5), Measure("margin", temperatures=(0.5, 1.0, 2.0)))
-    agrees(Engine(network, policy, form=form, plan=plan), logits_KBC, images_BCHW, FLOAT32)
+    agrees(Engine(network, policy, plan=plan), logits_KBC, images_BCHW, FLOAT32)
 
 
 def test_float64_agrees_to_the_twelfth_digit(small, images_of, leaving) -> None:
@@ -109,7 +108,7 @@ def test_bf16_agrees_to_its_own_precision(small, images_of, leaving, device, nam
     network = small(name)
     images_BCHW = images_of(network, 200)
     logits_KBC = full(network, images_BCHW)
-    engine = Engine(network, leaving(logits_KBC, 5, (0.4, 0.5, 0.3)), form=Form(bf16=True), device=device)
+    engine = Engine(network, leaving(logits_KBC, 5, (0.4, 0.5, 0.3)), form=Form(precision="bf16"), device=device)
     answers = engine(images_BCHW)
     assert answers.confidence_B.dtype == torch.float32
     assert agreement(answers, logits_KBC, engine.policy, 5, BF16).is_rounding(network.num_exits)
@@ -228,7 +227,7 @@ def test_the_tally_is_what_ran(small, images_of, leaving, counted, plan, call) -
         exits_B = list(engine.each_exit(images_BCHW, tally=tally))[-1].exits_B
     assert (tally.stage_rows_K, tally.head_rows_K) == (rows["stages"], rows["exits"])
     assert tally.exits_K == exits_B.bincount(minlength=3).tolist()
-    assert all((seconds > 0) == (ran > 0) for seconds, ran in zip(tally.seconds_K, tally.stage_rows_K, strict=True))
+    assert all((seconds > 0) == (ran > 0) for seconds, ran in zip(tally.seconds_K, tally.head_rows_K, strict=True))
 
 
 def test_operations_are_those_of_what_runs(small, images_of) -> None:
@@ -256,7 +255,7 @@ def test_each_size_of_batch_has_its_plan(small, images_of, counted) -> None:
     network = small()
     rows = counted(network)
     engine = Engine(network, Policy((EVERYBODY, EVERYBODY, EVERYBODY)))
-    engine.use(PLAIN, {1: Plan(), 8: Plan(straight=True)})
+    engine.use(Form(), {1: Plan(), 8: Plan(straight=True)})
     for num_images in (1, 2, 7, 8, 9):  # by ratio, 2 is nearer to 1 and 7 to 8
         engine(images_of(network, num_images))
     assert rows == {"stages": [27, 24, 24], "exits": [3, 0, 24]}
@@ -377,7 +376,7 @@ def test_plans_may_be_written_with_lists_and_there_must_be_one(small) -> None:
     engine = Engine(small(), Policy((0.9, 0.9, EVERYBODY)), plan=Plan(asks=[0], sizes=[4], compacts=[0]))
     assert engine.plan_for(3) == Plan(asks=(0,), sizes=(4,), compacts=(0,))
     with pytest.raises(UsageError, match="one plan"):
-        engine.use(PLAIN, {})
-    for use in (lambda plans: engine.use(PLAIN, plans), engine.under):
+        engine.use(Form(), {})
+    for use in (lambda plans: engine.use(Form(), plans), engine.under):
         with pytest.raises(UsageError, match="size of batches must be a whole number of at least 1, not 0"):
             use({0: Plan()})

@@ -23,7 +23,7 @@ def test_made_once_and_found_again(tmp_path, monkeypatch, capsys) -> None:
     assert kept.find(folder) is None
     assert kept.expected_seconds(net) > 0
     made = kept.make(net, folder)
-    assert capsys.readouterr().err.startswith("Making onnxruntime's files (once for these weights on this machine")
+    assert capsys.readouterr().err.startswith("Making ONNX files (once for these weights on this machine")
     assert made == kept.find(folder)
     assert kept.expected_seconds(net) == 0
     assert [one.name for one in folder.parent.iterdir()] == [folder.name]

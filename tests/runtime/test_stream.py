@@ -100,7 +100,7 @@ def test_less_than_two_chunks_wait_before_any_stage_but_the_first(recorded, thre
     engine = Engine(recorded(3, 2), Policy((*thresholds, EVERYBODY)))
     chunk = 4
     queues = _Watched(engine, Plan(chunk=chunk), window, None)
-    queues.most = [0] * 3
+    queues.most = [0] * len(queues.waiting)
     for images_BKC in logits(150, 3).split(batch):
         queues.put(images_BKC)
         list(queues.run())
@@ -108,9 +108,9 @@ def test_less_than_two_chunks_wait_before_any_stage_but_the_first(recorded, thre
             max(map(len, queues.waiting)) < chunk
         )  # so that at most K (chunk - 1) are under way when the next batch is read
     list(queues.drain())
-    assert [len(queue) for queue in queues.waiting] == [0] * 3
+    assert not any(map(len, queues.waiting))
     assert queues.most[0] < chunk + batch
-    assert max(queues.most[1:]) < 2 * chunk
+    assert max(queues.most[1:], default=0) < 2 * chunk
 
 
 @pytest.mark.parametrize("window", [1, 5, 20])
@@ -231,18 +231,21 @@ def test_empty_batches_have_empty_answers(recorded, sizes, straight) -> None:
     assert all(answers.labels_B.dtype == answers.exits_B.dtype == torch.int64 for answers in found)
 
 
-def test_survivors_of_several_batches_share_a_run_of_a_stage(recorded) -> None:
-    engine = Engine(recorded(3, 2), Policy((NOBODY, NOBODY, EVERYBODY)), plan=Plan(chunk=16, sizes=()))
-    runs: list[tuple[int, int]] = []
-    stage = engine.program.stage
+@pytest.mark.parametrize("threshold", [2.0, NOBODY])
+def test_survivors_of_several_batches_share_a_run_of_a_segment(recorded, threshold) -> None:
+    """Exits that take nobody because they are asked in vain end a segment; closed ones do not."""
+    engine = Engine(recorded(3, 2), Policy((threshold, threshold, EVERYBODY)), plan=Plan(chunk=16, sizes=()))
+    runs: list[tuple[int, int, int]] = []
+    segment = engine.program.segment
 
-    def noted(k: int, carry: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        runs.append((k, len(carry[0])))
-        return stage(k, carry)
+    def noted(first: int, last: int, carry: tuple[Tensor, ...]):
+        runs.append((first, last, len(carry[0])))
+        return segment(first, last, carry)
 
-    engine.program.stage = noted  # type: ignore[method-assign]
+    engine.program.segment = noted  # type: ignore[method-assign]
     list(engine.stream(logits(40, 3).split(3)))
-    assert runs == [(0, 16), (1, 16), (2, 16)] * 2 + [(0, 8), (1, 8), (2, 8)]
+    segments = [(0, 2)] if threshold == NOBODY else [(0, 0), (1, 1), (2, 2)]
+    assert runs == [(*ends, rows) for rows in (16, 16, 8) for ends in segments]
 
 
 @pytest.mark.parametrize("straight", [False, True])

@@ -8,30 +8,28 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 from offramp.runtime import (
     FLOAT32,
-    PLAIN,
     Agreement,
     Answers,
     Engine,
     Form,
     Plan,
-    Program,
     Tuning,
     agreement,
-    sessions,
     tune,
 )
-from offramp.runtime.sessions import Sessions
+from offramp.runtime.onnxruntime_ import OnnxRuntime
+from offramp.runtime.program import Program
 from offramp.runtime.tuning import Gain
 
 pytestmark = pytest.mark.usefixtures("operators_once")
 SECONDS = 0.3
+IN_BF16 = Form(precision="bf16")
 
 
 class Clock:
@@ -198,15 +196,15 @@ def test_however_many_images_tuning_takes_as_long(clock) -> None:
 def test_a_form_with_other_answers_is_dropped(clock, monkeypatch) -> None:
     net = network((0.0, 0.0), (0.0, 0.0))
     engine = Engine(net, policy(net, 0.5))
-    monkeypatch.setattr("offramp.runtime.form.BF16", 0.0)
-    found = tuned(engine, forms=[Form(bf16=True), Form()])
+    monkeypatch.setattr("offramp.runtime.program.BF16", 0.0)
+    found = tuned(engine, forms=[IN_BF16, Form()])
     assert [(trial.form, trial.admitted, trial.wrong > 0) for trial in found.forms] == [
-        (Form(bf16=True), False, True),
+        (IN_BF16, False, True),
         (Form(), True, False),
     ]
     assert found.form == engine.program.form == Form()
     monkeypatch.setattr("offramp.runtime.tune._agreements", lambda *_: [agreement_of(flips=0, wrong=1)])
-    assert tuned(engine).form == PLAIN
+    assert tuned(engine, forms=[IN_BF16]).form == Form()
 
 
 def agreement_of(flips: int, wrong: int) -> Agreement:
@@ -227,11 +225,11 @@ def test_under_a_certificate_only_float32_is_run(clock, monkeypatch) -> None:
     given = policy(net, 0.5)
     engine = Engine(net, given)
     monkeypatch.setattr("offramp.runtime.tune._agreements", lambda *_: [agreement_of(flips=0, wrong=0)])
-    in_bf16 = tuned(engine, forms=[Form(bf16=True)])
-    assert in_bf16.form == Form(bf16=True)
+    in_bf16 = tuned(engine, forms=[IN_BF16])
+    assert in_bf16.form == IN_BF16
     certified = dataclasses.replace(given, found={"certificate": {}})
     engine = Engine(net, certified)
-    found = tuned(engine, forms=[Form(bf16=True), Form()])
+    found = tuned(engine, forms=[IN_BF16, Form()])
     assert [trial.admitted for trial in found.forms] == [False, True]
     assert "certificate is of float32's" in found.forms[0].reason
     assert engine.program.form == Form()
@@ -240,59 +238,24 @@ def test_under_a_certificate_only_float32_is_run(clock, monkeypatch) -> None:
         engine.adopt(as_before)
     assert engine.program.form == Form()
     with pytest.raises(UsageError, match="certificate is of float32's"):
-        Engine(net, certified, form=Form(bf16=True))
+        Engine(net, certified, form=IN_BF16)
 
 
 def test_the_faster_form_is_taken(clock, monkeypatch) -> None:
     net = network((0.0, 0.0), (0.0, 0.0))
-    slow = Form(channels_last=False)
-    entered = type(Engine(net, policy(net, 0.5)).program).enter
+    entered = Program.enter
 
     def enter(program, images_BCHW):
-        Clock.now += 0.002 * (program.form == slow)
+        Clock.now += 0.002 * (program.form == IN_BF16)
         return entered(program, images_BCHW)
 
-    monkeypatch.setattr("offramp.runtime.form.Program.enter", enter)
-    for forms in ([slow, Form()], [Form(), slow]):
+    monkeypatch.setattr(Program, "enter", enter)
+    monkeypatch.setattr("offramp.runtime.tune._agreements", lambda *_: [agreement_of(flips=0, wrong=0)])
+    for forms in ([IN_BF16, Form()], [Form(), IN_BF16]):
         found = tuned(Engine(net, policy(net, 0.5)), forms=forms)
         assert found.form == Form()
         assert [trial.form for trial in found.forms] == forms
         assert all(trial.straight_ms.keys() == {"1", "8", "64"} for trial in found.forms)
-
-
-def test_a_form_is_compiled_once_and_its_first_runs_count_as_setting_up(clock, monkeypatch) -> None:
-    net = network((0.0, 0.0), (0.0, 0.0))
-    made, compiled = [], []
-
-    def compile(part: nn.Module):
-        """As torch does it: at the first run, at the first with another number of rows, at the first with one row."""
-        met: list[int] = []
-        compiled.append(part)
-
-        def run(x: Tensor) -> Tensor:
-            rows = len(x)
-            if rows not in met and (rows == 1 or len([n for n in met if n != 1]) < 2):
-                Clock.now += 10
-            met.append(rows)
-            return part(x)
-
-        return run
-
-    def build(*given):
-        made.append(sessions.program(*given))
-        return made[-1]
-
-    monkeypatch.setattr(torch, "compile", compile)
-    monkeypatch.setattr("offramp.runtime.engine.program", build)
-    forms = [Form(compiled=True), Form()]
-    engine = Engine(net, policy(net, 0.5), form=PLAIN)
-    started = Clock.now
-    found = tuned(engine, forms=forms, batch_sizes=(8,), streams=False)
-    assert found.forms[0].setting_up_s == pytest.approx(3 * 6 * 10, rel=1e-3)
-    assert Clock.now - started < 3 * 6 * 10 + 1  # nothing was left to be compiled
-    assert len(compiled) == 6
-    assert [one.form for one in made] == [PLAIN, *forms]
-    assert any(engine.program is one for one in made)
 
 
 def test_who_runs_no_streams_need_not_wait_for_their_plan(clock, monkeypatch) -> None:
@@ -388,7 +351,7 @@ def test_onnxruntime_is_taken_where_it_is_faster(clock, monkeypatch) -> None:
         Clock.now += 0.002 * (program.form.backend == "torch")
         return entered(program, images_BCHW)
 
-    monkeypatch.setattr("offramp.runtime.form.Program.enter", enter)
+    monkeypatch.setattr("offramp.runtime.program.Program.enter", enter)
     net = exported()
     engine = Engine(net, Policy((0.4, EVERYBODY)))
     found = tuned(engine, forms=[Form(), ONNX])
@@ -402,7 +365,7 @@ def test_onnxruntime_is_taken_where_it_is_faster(clock, monkeypatch) -> None:
     assert again == found
     other = Engine(net, engine.policy)
     assert other.adopt(again) == ()
-    assert isinstance(other.program, Sessions)
+    assert isinstance(other.program, OnnxRuntime)
     with torch.inference_mode():
         assert engine.agreement(engine(IMAGES), net(IMAGES), engine.policy_under(engine.plan_for(32))).wrong == 0
     newer = dataclasses.replace(found, conditions={**found.conditions, "onnxruntime": "0.1"})
@@ -424,30 +387,6 @@ def test_a_form_that_cannot_be_set_up_is_left_out_with_the_reason(clock, monkeyp
     monkeypatch.setattr("offramp.runtime.kept.find", lambda folder: None)
     found = tuned(Engine(exported(), Policy((0.4, EVERYBODY))), forms=[Form(), ONNX])
     assert "would take about 6000 s to make" in found.forms[1].reason
-
-
-@pytest.mark.parametrize("own", [False, True])
-def test_a_form_that_cannot_be_compiled_is_left_out_and_a_bug_of_ours_is_not(clock, monkeypatch, own: bool) -> None:
-    """torch says that there is no compiler when what is to be compiled is first called."""
-    error = RuntimeError("a bug") if own else TorchDynamoException("No working C++ compiler found\nMore of it")
-
-    def fail(x: Tensor) -> None:
-        raise error
-
-    monkeypatch.setattr(torch, "compile", lambda part: fail)
-    net = network()
-    engine = Engine(net, policy(net, 0.5))
-    forms = [Form(compiled=True), Form()]
-    if own:
-        with pytest.raises(RuntimeError, match="a bug"):
-            tuned(engine, forms=forms)
-        return
-    found = tuned(engine, forms=forms)
-    assert found.form == Form()
-    assert (found.forms[0].admitted, found.forms[0].reason) == (
-        False,
-        "torch.compile fails: No working C++ compiler found",
-    )
 
 
 @pytest.mark.slow

@@ -20,8 +20,7 @@ def bench(
     rounds: int = 15,
     threads: int | None = None,
     bf16: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    onnxruntime: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True,
+    backend: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto",
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
     plots: Literal["svg", "png"] | None = None,
@@ -49,8 +48,7 @@ def bench(
         rounds: How many times each variant takes its turn, at least 5.
         threads: CPU threads of torch.
         bf16: Try bfloat16 too, for the engine and what it is compared with.
-        compile: Try torch.compile too (minutes).
-        onnxruntime: Do not try onnxruntime, which is tried where it is installed.
+        backend: What may run the network; auto tries all that are installed.
         out: Write to FILE instead of RUN/bench.json, which offramp policy reads.
         as_json: Print one JSON object, and nothing else, to standard output.
         plots: Draw accuracy against operations and against time as files of this kind, to RUN/plots.
@@ -72,8 +70,7 @@ def bench(
         rounds=rounds,
         threads=threads,
         bf16=bf16,
-        compile=compile,
-        onnxruntime=onnxruntime,
+        backend=backend,
         out=out,
         plots=plots,
         root=root,

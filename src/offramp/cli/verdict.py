@@ -2,7 +2,7 @@
 
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -22,7 +22,7 @@ def verdict(
     rounds: int = 15,
     seconds: float = 60.0,
     least_gain: float = 0.0,
-    onnxruntime: Annotated[bool, tyro.conf.FlagCreatePairsOff] = True,
+    backend: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto",
     as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None,
     device: str = "auto",
@@ -48,7 +48,7 @@ def verdict(
         rounds: How many times each contender takes its turn, at least 5.
         seconds: About how long engines are tuned, all together.
         least_gain: Percentage points that early exits have to gain to be worth it.
-        onnxruntime: Do not try onnxruntime, which is tried where it is installed.
+        backend: What may run the networks; auto tries all that are installed.
         as_json: Print one JSON object, and nothing else, to standard output.
         root: Folder that holds the data set's files, if it is not where it was in training.
         device: auto (the GPU if there is one), cpu, cuda or cuda:N.
@@ -71,7 +71,7 @@ def verdict(
         rounds=rounds,
         seconds=seconds,
         least_gain=least_gain,
-        onnxruntime=onnxruntime,
+        backend=backend,
         root=root,
         device=device,
         bars=passes,

@@ -13,9 +13,9 @@ from typing import Any
 
 import offramp
 from offramp.data import Inputs
-from offramp.errors import OfframpError, UsageError
+from offramp.errors import OfframpError, UsageError, first_line
 from offramp.export.int8 import Int8
-from offramp.export.tracing import Parts, parts
+from offramp.export.tracing import Part, Parts, parts
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.runs import read_json
@@ -142,6 +142,27 @@ class Stages:
             raise OfframpError(f"{path / FILE} is damaged: {error}.") from error
         loaded._check()
         return loaded
+
+    def parts(self) -> Parts:
+        """The stages and exits themselves, where the files are ONNX.
+
+        Raises:
+            OfframpError: A file that is no ONNX.
+        """
+        import onnx
+        from google.protobuf.message import DecodeError  # onnx brings it
+
+        def part(file: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Part:
+            try:
+                return Part(onnx.load(self.folder / file), inputs, outputs)
+            except (OSError, ValueError, DecodeError) as error:
+                raise OfframpError(f"{self.folder / file} is damaged or no ONNX file: {first_line(error)}.") from error
+
+        return Parts(
+            tuple(part(stage.file, stage.inputs, stage.outputs) for stage in self.stages),
+            tuple(part(one.file, (one.input,), (one.output,)) for one in self.exits),
+            self.image_shape,
+        )
 
     def _check(self) -> None:
         """Refuse what cannot be run."""

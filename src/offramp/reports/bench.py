@@ -32,6 +32,7 @@ from offramp.reports.loading import (
 from offramp.reports.sample import pool
 from offramp.runs import RunFolder
 from offramp.runtime import Engine, Form, Plan, usual_forms
+from offramp.runtime.program import Backend
 from offramp.runtime.rows import joined
 from offramp.runtime.timing import conditions
 from offramp.storage import write_atomically
@@ -65,8 +66,7 @@ def bench(
     rounds: int = ROUNDS,
     threads: int | None = None,
     bf16: bool = False,
-    compile: bool = False,
-    onnxruntime: bool = True,
+    backend: Backend | Literal["auto"] = "auto",
     out: str | Path | None = None,
     plots: Literal["svg", "png"] | None = None,
     parts: Parts | None = None,
@@ -94,9 +94,8 @@ def bench(
         rounds: How many times each variant takes its turn.
         threads: Threads of torch, while it is measured.
         bf16: Let engine and rivals compute in bfloat16 where that is faster and answers stay the same within rounding.
-        compile: Let them be compiled; a minute or more.
-        onnxruntime: Let them be run by onnxruntime, where it is installed; making its files, once for these weights,
-            takes seconds to a minute.
+        backend: What may run the network: torch, onnxruntime, openvino; auto tries all there are. Files for the
+            latter two are made once for these weights, which takes seconds to a minute.
         out: Another file than `bench.json`.
         plots: Also draw accuracy against operations and against time, into `plots/`, as files of this kind.
         parts: The data, for a run that was fit from Python with data made by hand.
@@ -137,7 +136,7 @@ def bench(
     if ready is None:
         assert search is not None
         ready = policy_for(search, costs, max_drop=MAX_DROP if max_drop is None else max_drop)
-    forms = usual_forms(device_named(device), bf16=bf16, compiled=compile, onnxruntime=onnxruntime)
+    forms = usual_forms(device_named(device), backend=backend, bf16=bf16)
     options = BenchOptions(batches, limit, rounds, forms, note)
     with with_threads(threads):
         measured = _measured(folder, network, ready, parts, test, costs, options, measured_on)

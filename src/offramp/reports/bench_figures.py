@@ -96,10 +96,10 @@ class Account:
 
     Attributes:
         stages: What the stages would take for the same images at the speed they have when the network is run straight.
-        slower: What they took beyond that: fewer rows at a time, and rows of images that had left. Negative where they
+        slower: What both took beyond that: fewer rows at a time, and rows of images that had left. Negative where they
             were faster.
-        exits: Heads, and their confidences.
-        rest: Dropping rows, queues, Python.
+        exits: What the heads that were asked would take at that speed.
+        rest: Deciding who leaves, dropping rows, queues, Python.
         idle_rows: Share of the rows that stages ran on of which nobody needed the result.
     """
 
@@ -113,11 +113,12 @@ class Account:
 def account(
     *,
     wall: float,
-    stages: float,
-    exits: float,
+    segments: float,
     rows_K: Sequence[int],
+    head_rows_K: Sequence[int],
     left_K: Sequence[int],
     stages_K: Sequence[int],
+    heads_K: Sequence[int],
     straight_operations: int,
     straight_seconds: float,
 ) -> Account:
@@ -125,22 +126,24 @@ def account(
 
     Args:
         wall: In all.
-        stages: Of these, in stages.
-        exits: In exits.
+        segments: Of these, in stages and heads.
         rows_K: Rows that each stage was run on.
+        head_rows_K: Rows that each head was run on.
         left_K: Images that left at each exit.
         stages_K: Operations of each stage for one image.
+        heads_K: Of each head.
         straight_operations: Of one image run straight.
         straight_seconds: Of one image run straight.
     """
     needed_K = [sum(left_K[k:]) for k in range(len(left_K))]
-    operations = sum(needed * count for needed, count in zip(needed_K, stages_K, strict=True))
-    ideal = straight_seconds * operations / max(straight_operations, 1)
+    second = straight_seconds / max(straight_operations, 1)  # of one operation
+    stages = second * sum(needed * count for needed, count in zip(needed_K, stages_K, strict=True))
+    exits = second * sum(rows * count for rows, count in zip(head_rows_K, heads_K, strict=True))
     return Account(
-        stages=ideal / wall,
-        slower=(stages - ideal) / wall,
+        stages=stages / wall,
+        slower=(segments - stages - exits) / wall,
         exits=exits / wall,
-        rest=(wall - stages - exits) / wall,
+        rest=(wall - segments) / wall,
         idle_rows=1 - sum(needed_K) / sum(rows_K),
     )
 

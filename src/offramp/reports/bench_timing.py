@@ -21,9 +21,9 @@ from offramp.policy import Policy
 from offramp.reports.bench_figures import Account, Accuracy, Mode, Speed, account, accuracy, latency, to_measured
 from offramp.reports.sample import Pool
 from offramp.runtime import Answers, Engine, Form, Plan, Program, Straight, Tally
+from offramp.runtime.backends import make_program
 from offramp.runtime.choice import CHUNKS
 from offramp.runtime.rows import joined
-from offramp.runtime.sessions import program
 from offramp.runtime.timing import ratio, take_turns
 from offramp.runtime.tune import STREAM_BATCH
 from offramp.runtime.tuning import STREAM
@@ -128,7 +128,7 @@ class Rivals:
         for form in forms:
             if form != engine.program.form:
                 with self._noting(form):
-                    self.programs.append(program(engine.network, form, engine.device))
+                    self.programs.append(make_program(engine.network, form, engine.device))
 
     def fastest(self, feed: Feed) -> list[Straight]:
         """A rival per exit for images fed so: all in the form that is best for the last, each in its best chunk."""
@@ -303,11 +303,12 @@ def _account(
     """Of the median round in each respect."""
     return account(
         wall=median(seconds["accounted"]),
-        stages=median(sum(tally.seconds_K) - sum(tally.exit_seconds_K) for tally in tallies),
-        exits=median(sum(tally.exit_seconds_K) for tally in tallies),
+        segments=median(sum(tally.seconds_K) for tally in tallies),
         rows_K=tallies[-1].stage_rows_K,
+        head_rows_K=tallies[-1].head_rows_K,
         left_K=tallies[-1].exits_K,
         stages_K=[count.operations for count in costs.stages],
+        heads_K=[count.operations for count in costs.heads],
         straight_operations=costs.path[-1].operations,
         straight_seconds=median(seconds[last]) / feed.images,
     )

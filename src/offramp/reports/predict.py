@@ -201,7 +201,7 @@ def _tuned(engine: Engine, folder: RunFolder) -> tuple[bool, tuple[str, ...]]:
     try:
         content = read_json(folder.bench)
         tuning = Tuning.from_json(content["tuning"] if isinstance(content, dict) else content)
-        if tuning.form.bf16 and CERTIFICATE in engine.policy.found:
+        if tuning.form.precision == "bf16" and CERTIFICATE in engine.policy.found:
             return False, ("bf16: the policy's certificate is of float32's answers",)
         differs = adopt(engine, tuning, only_here=True)
     except (UsageError, OfframpError, OSError, KeyError):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from offramp.backbones.prefix import shortened
 from offramp.costs import Cost, cost
@@ -39,6 +39,7 @@ from offramp.reports.verdict_prefixes import Prefixes
 from offramp.reports.verdict_timing import Early, Single, feeds_of, left_out, policies_for, rough_ms, timed
 from offramp.runs import RunFolder
 from offramp.runtime import Engine, usual_forms
+from offramp.runtime.program import Backend
 from offramp.runtime.timing import conditions
 from offramp.storage import write_atomically
 
@@ -56,7 +57,7 @@ class VerdictOptions:
     images: int | None
     rounds: int
     seconds: float
-    onnxruntime: bool
+    backend: Backend | Literal["auto"]
     note: Note
 
 
@@ -94,7 +95,7 @@ def verdict(
     rounds: int = ROUNDS,
     seconds: float = SECONDS,
     least_gain: float = 0.0,
-    onnxruntime: bool = True,
+    backend: Backend | Literal["auto"] = "auto",
     parts: Parts | None = None,
     into: EarlyExitNet | None = None,
     root: str | None = None,
@@ -124,8 +125,8 @@ def verdict(
         rounds: How many times each contender takes its turn.
         seconds: About how long engines are tuned, all together.
         least_gain: Percentage points that early exits have to gain to be worth it.
-        onnxruntime: Let engine and smaller networks be run by onnxruntime where that is fastest and it is installed;
-            making its files, once for each network, takes seconds to a minute.
+        backend: What may run engine and smaller networks: torch, onnxruntime, openvino; auto tries all that are
+            installed. Files for the latter two are made once for each network, which takes seconds to a minute.
         parts: The data, for a run that was fit from Python with data made by hand.
         into: A network of the same make, for one that was built by hand.
         root: Folder that holds the data set's files, if it is not where it was in training.
@@ -160,7 +161,7 @@ def verdict(
         (search,) = held_out(folder, network, parts, ("search",), batch_size=None, progress=progress)
         test = recorded(network, parts.test, folder.record("test"), progress=named(progress, "test"))
         alone = _alone(prefixes, network, parts, many, progress)
-    options = VerdictOptions(batch_size, images, rounds, seconds, onnxruntime, note)
+    options = VerdictOptions(batch_size, images, rounds, seconds, backend, note)
     measured = _measured(Known(network, parts, costs, search, test), ready, file, alone, options)
     engines = [one for one in measured.contenders if one.kind == "engine"]
     rivals = [one for one in measured.contenders if one.kind != "engine"]
@@ -287,7 +288,7 @@ def _measured(
     engine = Engine(network, first)
     options.note(f"Tuning the engine on images of {parts.val.search.name}.")
     images_SCHW = pool(parts.val.search, max(TUNED_ON, options.batch_size)).images_SCHW
-    forms = usual_forms(engine.program.device, onnxruntime=options.onnxruntime)
+    forms = usual_forms(engine.program.device, backend=options.backend)
     sizes = (options.batch_size,)
     tuning = engine.tune(images_SCHW, batch_sizes=sizes, forms=forms, seconds=FIRST * options.seconds, streams=False)
     forms = (tuning.form, *(t.form for t in tuning.forms if t.admitted and t.form != tuning.form))

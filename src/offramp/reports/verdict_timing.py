@@ -25,7 +25,6 @@ from offramp.reports.bench_timing import STREAM_BYTES, TRIALS, Feed, Rivals, rig
 from offramp.reports.sample import Pool, pool
 from offramp.reports.verdict_figures import Contender, Kind
 from offramp.runtime import Engine, Form, Straight, agreement
-from offramp.runtime.form import PLAIN
 from offramp.runtime.rows import joined
 from offramp.runtime.timing import take_turns
 from offramp.runtime.tuning import Trial
@@ -79,7 +78,7 @@ class Single:
             except (UsageError, OfframpError) as error:
                 refused[form] = str(error)
         else:
-            own = Engine(network, ALL, form=PLAIN)
+            own = Engine(network, ALL)
         rivals = Rivals(own, [form for form in forms if form not in refused])
         straight = rivals.fastest(feed)[0]
         return Way(straight, {**refused, **rivals.refused})

@@ -1,9 +1,10 @@
 """The engine: early exits that really skip work, on any machine."""
 
 from offramp.runtime.agreement import BF16, FLOAT32, Agreement, agreement
+from offramp.runtime.backends import usual_forms
 from offramp.runtime.engine import Engine
-from offramp.runtime.form import PLAIN, Form, Program, usual_forms
 from offramp.runtime.plan import SIZES, Plan, Tally
+from offramp.runtime.program import Form, Program
 from offramp.runtime.rows import Answers
 from offramp.runtime.straight import Straight
 from offramp.runtime.tuning import Tuning
@@ -11,7 +12,6 @@ from offramp.runtime.tuning import Tuning
 __all__ = [
     "BF16",
     "FLOAT32",
-    "PLAIN",
     "SIZES",
     "Agreement",
     "Answers",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from offramp.errors import UsageError
 from offramp.runtime.plan import Tally
+from offramp.runtime.program import quiet_torch
 from offramp.runtime.rows import Answers, Rows
 
 if TYPE_CHECKING:
@@ -39,22 +40,24 @@ def each_exit(engine: "Engine", images_BCHW: Tensor, tally: Tally | None) -> Gen
     """See `Engine.each_exit`."""
     if len(images_BCHW) == 0:
         return
-    carry = engine.program.enter(images_BCHW)
+    with quiet_torch(engine.program):
+        carry = engine.program.enter(images_BCHW)
     rows: Rows | None = Rows(torch.arange(len(images_BCHW), device=carry[0].device), carry)
     best = engine.nothing()
     try:
         for k in range(engine.num_exits):
             if rows is None:
                 return
-            passed, asked = engine.reach(k, rows, tally)
-            answers = Answers(asked.labels_B, torch.full_like(asked.labels_B, k), asked.confidence_B)
-            if k == 0:
-                best = answers
-            else:
-                columns = zip(best, answers, strict=True)
-                best = Answers(*(old_B.index_copy(0, rows.ids_B, new_B) for old_B, new_B in columns))
-            _, onward = engine.divide(k, passed, asked)
-            rows = None if onward is None else onward.drop(engine.plan_for(len(onward)).rows(len(onward)))
+            with quiet_torch(engine.program):
+                passed, asked = engine.reach(k, k, rows, tally)
+                answers = Answers(asked.labels_B, torch.full_like(asked.labels_B, k), asked.confidence_B)
+                if k == 0:
+                    best = answers
+                else:
+                    columns = zip(best, answers, strict=True)
+                    best = Answers(*(old_B.index_copy(0, rows.ids_B, new_B) for old_B, new_B in columns))
+                _, onward = engine.divide(k, passed, asked)
+                rows = None if onward is None else onward.drop(engine.plan_for(len(onward)).rows(len(onward)))
             yield best
     finally:
         if tally is not None:

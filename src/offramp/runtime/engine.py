@@ -6,7 +6,7 @@ B images of a batch, K exits, N classes.
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,10 +18,10 @@ from offramp.network import EarlyExitNet
 from offramp.policy import CERTIFICATE, EVERYBODY, NOBODY, PATIENCE, Policy
 from offramp.runtime.agreement import Agreement, agreement
 from offramp.runtime.anytime import each_exit, until
-from offramp.runtime.form import Form, Program
+from offramp.runtime.backends import make_program
 from offramp.runtime.plan import Plan, Tally, check_sizes
+from offramp.runtime.program import Backend, Form, Program, quiet_torch
 from offramp.runtime.rows import Answers, Left, Rows, in_order, join
-from offramp.runtime.sessions import program
 from offramp.runtime.straight import Straight, no_answers, note, now, wait
 from offramp.runtime.stream import as_ready, in_turn
 from offramp.runtime.tune import tuned
@@ -47,9 +47,9 @@ class Engine:
     kernels for other batch sizes, folded batch norm) moves a confidence across a threshold: see `agreement`.
 
     Args:
-        network: Stays as it is; the engine works on a copy in the given form.
+        network: Stays as it is; the engine works on a copy.
         policy: For this network, or for any.
-        form: Folding, memory layout, packing, precision, compilation. `tune` measures which is fastest.
+        form: What runs it, in which precision. `tune` measures which is fastest.
         plan: How batches are run, whatever their size. `tune` measures which is fastest for which size.
         device: Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`; the network's own device if None.
         backend: Short for `form=Form(backend=...)`.
@@ -67,7 +67,7 @@ class Engine:
         form: Form | None = None,
         plan: Plan | None = None,
         device: str | torch.device | None = None,
-        backend: Literal["torch", "onnxruntime"] | None = None,
+        backend: Backend | None = None,
     ) -> None:
         if form is not None and backend is not None:
             raise UsageError("Give a form or a backend, not both: Form(backend=...) is a form.")
@@ -101,9 +101,9 @@ class Engine:
         check_sizes(plans)
         for plan in filter(None, (*plans.values(), stream)):
             self._check(plan)
-        if form.bf16 and CERTIFICATE in self.policy.found:
+        if form.precision == "bf16" and CERTIFICATE in self.policy.found:
             raise UsageError("bf16 moves answers, and the policy's certificate is of float32's; take a float32 form.")
-        self.program = made or program(self.network, form, self.device)
+        self.program = made or make_program(self.network, form, self.device)
         self._arrange(plans, stream, chunks)
 
     def under(
@@ -137,7 +137,7 @@ class Engine:
             batch_sizes: For which plans are wanted.
             forms: To choose from, of those whose answers agree with the network as it is; by default `usual_forms`
                 in float32. The network as it is where none agrees. Under a certificate bf16 is not tried.
-            seconds: About how long it may take, without setting forms up: compiling, making files for onnxruntime.
+            seconds: About how long it may take, without setting forms up: making files for libraries, compiling.
             streams: Whether a plan for streams is wanted too; without it theirs is that for the largest batches, and
                 tuning takes that much less.
 
@@ -165,6 +165,7 @@ class Engine:
         self._calls: dict[int, Callable[..., Answers]] = {}  # what is looked up once needs not be again
         last = self.num_exits - 1
         self._asked = {plan: self._asked_under(plan) for plan in (*self.plans.values(), self.stream_plan)}
+        self._segments = {plan: segments(asks) for plan, asks in self._asked.items()}
         self._straight: dict[int | None, Straight] = {
             size: Straight(
                 self.program, self.policy, last, plan.chunk if plan.straight else (chunks or {}).get(size, plan.chunk)
@@ -326,43 +327,42 @@ class Engine:
 
     @torch.inference_mode()
     def _adaptive(self, images_BCHW: Tensor, tally: Tally | None = None) -> Answers:
-        num_images = len(images_BCHW)
-        plan = self.plan_for(num_images)
-        carry = self.program.enter(images_BCHW)
-        waiting = [Rows(torch.arange(num_images, device=carry[0].device), carry)]
-        left: list[Left] = []
-        for k in range(self.num_exits):
-            pieces, waiting = _pieces(waiting, plan, k), []
-            for piece in pieces:
-                gone, onward = self.advance(k, piece, plan, tally)
-                left += [] if gone is None else [gone]
-                waiting += [] if onward is None else [onward]
-            if not waiting:
-                break
-        answers = in_order(left, num_images)
-        if tally is not None:
-            tally.answer(answers.exits_B)
-        return answers
+        with quiet_torch(self.program):
+            num_images = len(images_BCHW)
+            plan = self.plan_for(num_images)
+            carry = self.program.enter(images_BCHW)
+            waiting = [Rows(torch.arange(num_images, device=carry[0].device), carry)]
+            left: list[Left] = []
+            for first, last in self._segments[plan]:
+                pieces, waiting = _pieces(waiting, plan, first), []
+                for piece in pieces:
+                    gone, onward = self.advance(first, last, piece, tally)
+                    left += [] if gone is None else [gone]
+                    waiting += [] if onward is None else [onward]
+                if not waiting:
+                    break
+            answers = in_order(left, num_images)
+            if tally is not None:
+                tally.answer(answers.exits_B)
+            return answers
 
-    def advance(self, k: int, rows: Rows, plan: Plan, tally: Tally | None = None) -> tuple[Left | None, Rows | None]:
-        """Run stage k and, if the plan asks it, exit k: those that leave there, and those that go on."""
-        if k in self.asks(plan):
-            return self.divide(k, *self.reach(k, rows, tally))
-        started = now(self.program, tally)
-        carry = self.program.stage(k, rows.carry)
-        note(self.program, tally, k, rows.run, 0, started)
-        return None, Rows(rows.ids_B, carry, rows.state, rows.places_B)
+    def segments(self, plan: Plan) -> tuple[tuple[int, int], ...]:
+        """First and last stages of what runs in one piece under a plan: from one exit that is asked to the next."""
+        return self._segments.get(plan) or segments(self._asked_under(plan))
 
-    def reach(self, k: int, rows: Rows, tally: Tally | None = None) -> tuple[Rows, Asked]:
-        """Run stage k and exit k: the same images after the stage, and what the exit says of them."""
+    def advance(self, first: int, last: int, rows: Rows, tally: Tally | None = None) -> tuple[Left | None, Rows | None]:
+        """Run stages `first` to `last` and exit `last`: those that leave there, and those that go on."""
+        return self.divide(last, *self.reach(first, last, rows, tally))
+
+    def reach(self, first: int, last: int, rows: Rows, tally: Tally | None = None) -> tuple[Rows, Asked]:
+        """Run stages `first` to `last` and exit `last`: the same images behind them, and what the exit says of them."""
         started = now(self.program, tally)
-        carry = self.program.stage(k, rows.carry)
-        asked_at = now(self.program, tally)
-        logits_BC = rows.of(self.program.head(k, carry))
-        log_probs_BN = self.policy.log_probs(k, logits_BC, self.program.num_classes)
+        logits_BC, carry = self.program.segment(first, last, rows.carry)
+        note(self.program, tally, first, last, rows.run, started)
+        assert logits_BC is not None
+        log_probs_BN = self.policy.log_probs(last, rows.of(logits_BC), self.program.num_classes)
         confidence_B, state = self.policy.measure.confidence(log_probs_BN, rows.state)
-        asked = Asked(log_probs_BN.argmax(-1), confidence_B, self.policy.takes(k, confidence_B))
-        note(self.program, tally, k, rows.run, rows.run, started, asked_at)
+        asked = Asked(log_probs_BN.argmax(-1), confidence_B, self.policy.takes(last, confidence_B))
         return Rows(rows.ids_B, carry, state, rows.places_B), asked
 
     def divide(self, k: int, rows: Rows, asked: Asked) -> tuple[Left | None, Rows | None]:
@@ -385,6 +385,12 @@ class Engine:
     def nothing(self) -> Answers:
         """The answers for no images."""
         return no_answers(self.program, self.policy)
+
+
+def segments(asks: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Stages in runs that end with an exit that is asked, by first and last."""
+    firsts = (0, *(k + 1 for k in asks[:-1]))
+    return tuple(zip(firsts, asks, strict=True))
 
 
 def _pieces(waiting: list[Rows], plan: Plan, k: int) -> list[Rows]:

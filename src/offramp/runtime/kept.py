@@ -1,15 +1,14 @@
 """The ONNX files of a network's stages and exits, made once on a machine and kept.
 
 To make them takes torch's exporter seconds to a minute, to load them some milliseconds: `predict` and every program
-that adopts a tuning would wait for it at each start. What is kept is never taken on trust: `Sessions` compares it with
-the network before it is used, so that a name need not stand for everything that answers depend on.
+that adopts a tuning would wait for it at each start. What is kept is never taken on trust: `LibraryProgram` compares it
+with the network before it is used, so that a name need not stand for everything that answers depend on.
 """
 
 import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import importlib.util
 import inspect
 import os
 import shutil
@@ -30,13 +29,8 @@ from offramp.storage import held_folder, kept_on_this_machine, weights_hash
 
 OLD = 24 * 3600.0  # seconds; to make files takes minutes at most
 KEPT = 16  # networks, those used last; a verdict compares about a dozen
-NEEDED = ("onnx", "onnxscript", "onnxruntime")  # what `offramp[onnx]` installs
+WRITERS = ("onnx", "onnxscript")  # packages that make the files
 SECONDS = 0.03  # to make the files, for each innermost module: 0.025 and 0.013 on MSDNets of 177 and 1,053 of them
-
-
-def there() -> bool:
-    """Whether everything that makes and runs the files is installed."""
-    return all(importlib.util.find_spec(name) is not None for name in NEEDED)
 
 
 def expected_seconds(network: EarlyExitNet) -> float:
@@ -51,7 +45,7 @@ def _seconds(network: EarlyExitNet) -> float:
 def place(network: EarlyExitNet) -> Path:
     """Where a network's files are kept: under a name for its weights, its make and the versions that write them."""
     make = [f"{name} {_described(module)}" for name, module in network.named_modules()]
-    versions = [offramp.__version__, torch.__version__, *map(_version, NEEDED[:2])]
+    versions = [offramp.__version__, torch.__version__, *map(_version, WRITERS)]
     name = hashlib.sha256("\n".join([weights_hash(network.state_dict()), *make, *versions]).encode()).hexdigest()[:24]
     return kept_on_this_machine("onnx") / name
 
@@ -88,7 +82,7 @@ def make(network: EarlyExitNet, folder: Path) -> export.Stages:
         UsageError: The network cannot be exported, or there is nowhere to keep what is made.
     """
     print(
-        f"Making onnxruntime's files (once for these weights on this machine, about {_seconds(network):.0f} s)",
+        f"Making ONNX files (once for these weights on this machine, about {_seconds(network):.0f} s)",
         file=sys.stderr,
         flush=True,
     )
@@ -108,7 +102,7 @@ def make(network: EarlyExitNet, folder: Path) -> export.Stages:
                 return there
     except OSError as error:
         raise UsageError(
-            f"onnxruntime's files cannot be kept in {folder.parent}: {error.strerror or error}; set XDG_CACHE_HOME."
+            f"ONNX files cannot be kept in {folder.parent}: {error.strerror or error}; set XDG_CACHE_HOME."
         ) from error
     return export.Stages.load(folder)
 

@@ -67,8 +67,7 @@ class Tally:
         exits_K: Images answered by each exit.
         stage_rows_K: Rows run through each stage, padding included.
         head_rows_K: Rows run through each exit's head, padding included.
-        seconds_K: Seconds in each stage with its exit and the decision who leaves; zeros unless timed.
-        exit_seconds_K: Those of them that are the exit's and the decision's.
+        seconds_K: Seconds in the segment that ends with each exit; zeros unless timed.
     """
 
     num_exits: int
@@ -77,11 +76,10 @@ class Tally:
     stage_rows_K: list[int] = field(init=False)
     head_rows_K: list[int] = field(init=False)
     seconds_K: list[float] = field(init=False)
-    exit_seconds_K: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
         self.exits_K, self.stage_rows_K, self.head_rows_K = ([0] * self.num_exits for _ in range(3))
-        self.seconds_K, self.exit_seconds_K = ([0.0] * self.num_exits for _ in range(2))
+        self.seconds_K = [0.0] * self.num_exits
 
     @property
     def images(self) -> int:

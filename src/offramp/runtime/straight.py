@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from offramp.policy import Policy
-from offramp.runtime.form import Program
 from offramp.runtime.plan import Tally
+from offramp.runtime.program import Program, quiet_torch
 from offramp.runtime.rows import Answers, nothing
 
 
@@ -30,33 +30,18 @@ class Straight:
     @torch.inference_mode()
     def __call__(self, images_BCHW: Tensor, tally: Tally | None = None) -> Answers:
         """The exit's answers; what is spent is added to `tally`, which changes nothing in how they are computed."""
-        chunks = [images_BCHW] if self.chunk is None else torch.split(images_BCHW, self.chunk)
-        pieces = [self._logits(chunk, tally) for chunk in chunks]
-        started = now(self.program, tally)
-        logits_BC = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-        log_probs_BN = self.policy.log_probs(self.exit, logits_BC, self.program.num_classes)
-        confidence_B, _ = self.policy.measure.confidence(log_probs_BN)
-        labels_B = log_probs_BN.argmax(-1)
-        answers = Answers(labels_B, torch.full_like(labels_B, self.exit), confidence_B)
-        if tally is not None:
-            took = now(self.program, tally) - started
-            tally.seconds_K[self.exit] += took
-            tally.exit_seconds_K[self.exit] += took
-            tally.exits_K[self.exit] += len(images_BCHW)
-        return answers
-
-    def _logits(self, images_BCHW: Tensor, tally: Tally | None) -> Tensor:
-        carry = self.program.enter(images_BCHW)
-        for k in range(self.exit):
+        with quiet_torch(self.program):
             started = now(self.program, tally)
-            carry = self.program.stage(k, carry)
-            note(self.program, tally, k, len(images_BCHW), 0, started)
-        started = now(self.program, tally)
-        carry = self.program.stage(self.exit, carry)
-        asked_at = now(self.program, tally)
-        logits_BC = self.program.head(self.exit, carry)
-        note(self.program, tally, self.exit, len(images_BCHW), len(images_BCHW), started, asked_at)
-        return logits_BC
+            chunks = [images_BCHW] if self.chunk is None else torch.split(images_BCHW, self.chunk)
+            pieces = [self.program.straight(chunk, self.exit) for chunk in chunks]
+            logits_BC = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+            note(self.program, tally, 0, self.exit, len(images_BCHW), started)
+            log_probs_BN = self.policy.log_probs(self.exit, logits_BC, self.program.num_classes)
+            confidence_B, _ = self.policy.measure.confidence(log_probs_BN)
+            labels_B = log_probs_BN.argmax(-1)
+            if tally is not None:
+                tally.exits_K[self.exit] += len(images_BCHW)
+            return Answers(labels_B, torch.full_like(labels_B, self.exit), confidence_B)
 
 
 @torch.inference_mode()
@@ -81,19 +66,10 @@ def now(program: Program, tally: Tally | None) -> float:
     return time.perf_counter()
 
 
-def note(
-    program: Program,
-    tally: Tally | None,
-    k: int,
-    stage_rows: int,
-    head_rows: int,
-    started: float,
-    asked_at: float | None = None,
-) -> None:
-    """Add to a tally what stage k, begun at `started`, and its exit, at `asked_at` if it was asked, have taken."""
+def note(program: Program, tally: Tally | None, first: int, last: int, rows: int, started: float) -> None:
+    """Add to a tally what stages `first` to `last` with exit `last`, begun at `started`, have taken."""
     if tally is not None:
-        ended = now(program, tally)
-        tally.stage_rows_K[k] += stage_rows
-        tally.head_rows_K[k] += head_rows
-        tally.seconds_K[k] += ended - started
-        tally.exit_seconds_K[k] += 0.0 if asked_at is None else ended - asked_at
+        tally.seconds_K[last] += now(program, tally) - started
+        tally.head_rows_K[last] += rows
+        for k in range(first, last + 1):
+            tally.stage_rows_K[k] += rows

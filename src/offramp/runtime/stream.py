@@ -1,8 +1,9 @@
-"""Streams: survivors of successive batches wait in a queue per depth, so that every stage runs on full batches.
+"""Streams: survivors of successive batches wait in queues by depth, so that every segment runs on full batches.
 
-A stage runs when a chunk of images waits before it, the deepest such stage first, so that less than two chunks wait
-anywhere but before the first. An image that would wait too long is fetched: the stages from where it is are run on what
-waits there. At the end all queues are emptied, the shallowest first.
+A segment is the stages from one exit that is asked to the next. It runs when a chunk of images waits before it, the
+deepest such segment first, so that less than two chunks wait anywhere but before the first. An image that would wait
+too long is fetched: the segments from where it is are run on what waits there. At the end all queues are emptied, the
+shallowest first.
 
 Where the plan is to run straight on there is nothing to wait for between stages: images are gathered to a chunk, which
 runs right through.
@@ -18,6 +19,7 @@ from torch import Tensor
 from offramp.errors import UsageError
 from offramp.runtime.chunks import Chunk, Queue, check_size
 from offramp.runtime.plan import Plan, Tally
+from offramp.runtime.program import quiet_torch
 from offramp.runtime.rows import Answers, Left, Rows
 
 if TYPE_CHECKING:
@@ -40,7 +42,8 @@ class Queues:
         self.engine, self.plan, self.tally = engine, plan, tally
         self.chunk = plan.chunk or 64
         self.window = _window(window, self.chunk)
-        self.waiting = [Queue(self.chunk) for _ in range(engine.num_exits)]
+        self.segments = engine.segments(plan)
+        self.waiting = [Queue(self.chunk) for _ in self.segments]  # before each segment
         self.seen = 0  # images that have come in
 
     @torch.inference_mode()
@@ -48,16 +51,17 @@ class Queues:
         """Take in images; their ids go on from those before."""
         if len(images_BCHW) == 0:
             return
-        carry = self.engine.program.enter(images_BCHW)
-        ids_B = torch.arange(self.seen, self.seen + len(images_BCHW))
-        self.seen += len(images_BCHW)
-        self.waiting[0].put(Rows(ids_B.to(carry[0].device), carry))
+        with quiet_torch(self.engine.program):
+            carry = self.engine.program.enter(images_BCHW)
+            ids_B = torch.arange(self.seen, self.seen + len(images_BCHW))
+            self.seen += len(images_BCHW)
+            self.waiting[0].put(Rows(ids_B.to(carry[0].device), carry))
 
     @torch.inference_mode()
     def run(self) -> Iterator[Left]:
-        """Run every stage before which a chunk waits, and fetch images that have waited too long."""
+        """Run every segment before which a chunk waits, and fetch images that have waited too long."""
         while True:
-            full = [k for k, queue in enumerate(self.waiting) if len(queue) >= self.chunk]
+            full = [number for number, queue in enumerate(self.waiting) if len(queue) >= self.chunk]
             if full:
                 yield from self._step(full[-1])
             elif (late := self._late()) is not None:
@@ -68,22 +72,24 @@ class Queues:
     @torch.inference_mode()
     def drain(self) -> Iterator[Left]:
         """Run everything that is under way."""
-        for k, queue in enumerate(self.waiting):
+        for number, queue in enumerate(self.waiting):
             while len(queue):
-                yield from self._step(k)
+                yield from self._step(number)
 
     def _late(self) -> int | None:
-        """A depth whose first image came in before the window, the shallowest such."""
-        for k, queue in enumerate(self.waiting):
+        """A segment before which an image waits that came in before the window, the shallowest such."""
+        for number, queue in enumerate(self.waiting):
             if queue.first is not None and self.seen - queue.first > self.window:
-                return k
+                return number
         return None
 
-    def _step(self, k: int) -> Iterator[Left]:
-        rows = self.waiting[k].take()
-        left, onward = self.engine.advance(k, rows.compact(self.plan.rows(len(rows))), self.plan, self.tally)
-        if onward is not None:
-            self.waiting[k + 1].put(onward)
+    def _step(self, number: int) -> Iterator[Left]:
+        with quiet_torch(self.engine.program):
+            rows = self.waiting[number].take()
+            rows = rows.compact(self.plan.rows(len(rows)))
+            left, onward = self.engine.advance(*self.segments[number], rows, self.tally)
+            if onward is not None:
+                self.waiting[number + 1].put(onward)
         if left is not None:
             if self.tally is not None:
                 self.tally.answer(left.answers.exits_B)
@@ -110,7 +116,8 @@ class Gathered:
         """Take in images, before `run`."""
         if len(images_BCHW):
             whole = len(images_BCHW) >= self.size
-            carry = (images_BCHW,) if whole else self.engine.program.enter(images_BCHW)
+            with quiet_torch(self.engine.program):
+                carry = (images_BCHW,) if whole else self.engine.program.enter(images_BCHW)
             self.come = Rows(torch.arange(self.seen, self.seen + len(images_BCHW)), carry)
             self.seen += len(images_BCHW)
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from offramp.runtime.choice import TimeTable
-from offramp.runtime.plan import Tally
 from offramp.runtime.rows import Rows
 from offramp.runtime.timing import kernels_kept
 
@@ -96,16 +95,18 @@ def _one_pass(engine: "Engine", images_BCHW: Tensor) -> list[list[float]]:
     rows = Rows(torch.arange(len(images_BCHW), device=carry[0].device), carry)
     stages, heads, drops, parts = [], [], [], []
     for k in range(engine.num_exits):
-        tally = Tally(engine.num_exits, timed=True)
-        passed, asked = engine.reach(k, rows, tally)
-        stages.append(1000 * (tally.seconds_K[k] - tally.exit_seconds_K[k]))
+        clock.ms()
+        engine.program.segment(k, k, rows.carry, head=False)
+        stages.append(clock.ms())
+        passed, asked = engine.reach(k, k, rows)
+        heads.append(max(0.0, clock.ms() - stages[k]))
         some_B = rows.ids_B % 2 == 1
         clock.ms()
         engine.divide(0, passed, asked._replace(takes_B=torch.zeros_like(some_B)))  # 0: the last one takes all
         nobody = clock.ms()
         engine.divide(0, passed, asked._replace(takes_B=some_B))
         parts.append(max(0.0, clock.ms() - nobody))
-        heads.append(1000 * tally.exit_seconds_K[k] + nobody)
+        heads[k] += nobody
         kept = passed.keep(rows.ids_B)
         clock.ms()
         kept.compact()

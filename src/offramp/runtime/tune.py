@@ -19,12 +19,14 @@ from offramp.errors import OfframpError, UsageError
 from offramp.policy import CERTIFICATE, PATIENCE
 from offramp.runtime import kept
 from offramp.runtime.agreement import Agreement
+from offramp.runtime.backends import usual_forms
 from offramp.runtime.choice import WORTH, Choice, Expected, Flow, choose, choose_stream, exit_ms
-from offramp.runtime.form import PLAIN, Form, Program, usual_forms
 from offramp.runtime.plan import Plan
+from offramp.runtime.program import Form, Program
 from offramp.runtime.rows import joined
 from offramp.runtime.table import batches_of, time_table
 from offramp.runtime.timing import conditions, ratio, take_turns
+from offramp.runtime.torch_ import TorchProgram
 from offramp.runtime.tuning import STREAM, Gain, Trial, Tuning, described
 from offramp.storage import weights_hash
 
@@ -112,7 +114,7 @@ def _spread(images_SCHW: Tensor) -> Tensor:
 
 def _plain_logits(engine: "Engine", images_SCHW: Tensor) -> Tensor:
     """Logits `[K, S, C]` of every exit by the network as it is, on the CPU."""
-    program = Program(engine.network, PLAIN, engine.device)
+    program = TorchProgram(engine.network, Form(), engine.device, as_it_is=True)
     return torch.cat([program.logits(images_BCHW).cpu() for images_BCHW in torch.split(images_SCHW, 64)], 1)
 
 
@@ -154,7 +156,7 @@ def _use_best(
     if len(admitted) > 1:
         form, ms = _best_straight(admitted, images_SCHW, batch_sizes, seconds)
     else:
-        form, ms = next(iter(admitted), PLAIN), {}
+        form, ms = next(iter(admitted), Form()), {}
     engine.use(form, {1: Plan()}, made=admitted[form].program if form in admitted else None)
     return tuple(replace(one, straight_ms=ms.get(one.form, {})) for one in trials)
 
@@ -176,10 +178,10 @@ def _best_straight(
 
 def _set_up(engine: "Engine", form: Form, images_SCHW: Tensor) -> str | None:
     """Make the engine run in a form, and run it for the first time; the reason where it cannot."""
-    if form.backend == "onnxruntime" and (seconds := kept.expected_seconds(engine.network)) > SETTING_UP:
+    if form.backend != "torch" and (seconds := kept.expected_seconds(engine.network)) > SETTING_UP:
         return (
             f"its files would take about {seconds:.0f} s to make, more than {SETTING_UP:.0f}; "
-            "Engine(network, policy, backend='onnxruntime') makes them, and they are kept"
+            f"Engine(network, policy, backend={form.backend!r}) makes them, and they are kept"
         )
     try:
         engine.use(form, {1: Plan()})

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from offramp.errors import UsageError
 from offramp.policy import CERTIFICATE, Policy
 from offramp.runtime.choice import TimeTable
-from offramp.runtime.form import Form, Program
 from offramp.runtime.plan import Plan
+from offramp.runtime.program import Form, Program
 from offramp.runtime.timing import conditions
 from offramp.storage import weights_hash
 

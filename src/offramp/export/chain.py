@@ -1,0 +1,60 @@
+"""Stages that follow each other, with an exit at their end, as one ONNX model: what a runtime is given as a whole."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from offramp.export.graph import Graph
+from offramp.export.tracing import IR_VERSION, OPSET, Part, Parts
+
+if TYPE_CHECKING:
+    import onnx
+
+LOGITS = "logits"
+
+
+def chain(parts: Parts, reads: Sequence[int], first: int, last: int, *, exit: bool, carry: bool) -> "onnx.ModelProto":
+    """Stages `first` to `last` (from 0) in one model, for any number of rows.
+
+    Inputs are those of the carry before stage `first` that the stage reads, by their names. Outputs are the logits of
+    exit `last` where it is wanted, and the tensors of the carry after stage `last`, in their order, where they are.
+
+    Args:
+        parts: The network's.
+        reads: Index into the carry of what each exit reads.
+        first: First stage.
+        last: Last stage.
+        exit: Whether the exit behind stage `last` is part of it.
+        carry: Whether what stage `last` passes on is given.
+    """
+    from onnx import helper
+
+    graph = Graph("")
+    stage = parts.stages[first]
+    values = {name: name for name in stage.inputs}
+    for k in range(first, last + 1):
+        stage = parts.stages[k]
+        with graph.under(f"stage_{k + 1}/"):
+            made = graph.part(stage, values, {})
+        values = dict(zip(stage.outputs, made, strict=True))
+    outputs = []
+    if exit:
+        head = parts.exits[last]
+        with graph.under(f"exit_{last + 1}/"):
+            (logits,) = graph.part(head, dict.fromkeys(head.inputs, made[reads[last]]), {})
+        graph.call(LOGITS, logits)
+        outputs.append(_named(head, head.outputs[0], LOGITS))
+    for number, value in enumerate(made if carry else ()):
+        graph.call(f"carry_{number}", value)  # a name of its own: it may be an input that is passed on
+        outputs.append(_named(stage, stage.outputs[number], f"carry_{number}"))
+    inputs = list(parts.stages[first].model.graph.input)
+    opset = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(graph.finish("offramp", outputs, inputs), ir_version=IR_VERSION, opset_imports=opset)
+
+
+def _named(part: Part, output: str, name: str) -> "onnx.ValueInfoProto":
+    """The type of a part's output, under another name."""
+    (value,) = (value for value in part.model.graph.output if value.name == output)
+    renamed: onnx.ValueInfoProto = type(value)()
+    renamed.CopyFrom(value)
+    renamed.name = name
+    return renamed

@@ -1,0 +1,64 @@
+"""The backends there are: one file each. A new one is a file and a line below."""
+
+import sys
+import weakref
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+
+from offramp.network import EarlyExitNet
+from offramp.runtime import kept
+from offramp.runtime.onnxruntime_ import OnnxRuntime
+from offramp.runtime.openvino_ import OpenVino
+from offramp.runtime.program import Backend, Form, Program
+from offramp.runtime.torch_ import TorchProgram
+
+PROGRAMS: Mapping[Backend, Callable[[EarlyExitNet, Form, torch.device | None], Program]] = {
+    "torch": TorchProgram,
+    "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
+}
+NEEDS: Mapping[Backend, tuple[str, ...]] = {
+    "torch": (),
+    "onnxruntime": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+}
+"""Packages that a backend needs, by the names they are imported by."""
+
+
+_alive: "weakref.WeakValueDictionary[Any, Program]" = weakref.WeakValueDictionary()
+
+
+def make_program(network: EarlyExitNet, form: Form, device: torch.device | None = None) -> Program:
+    """A network, run as a form says. What a library has compiled is shared by all who run the same network so."""
+    if form.backend == "torch":
+        return TorchProgram(network, form, device)
+    key = kept.place(network), form, device, torch.get_num_threads()
+    program = _alive.get(key)
+    if program is None:
+        _alive[key] = program = PROGRAMS[form.backend](network, form, device)
+    return program
+
+
+def is_installed(backend: Backend) -> bool:
+    """Whether what a backend needs is there."""
+    return all(sys.modules.get(name, True) is not None and find_spec(name) is not None for name in NEEDS[backend])
+
+
+def usual_forms(
+    device: torch.device, *, backend: Backend | Literal["auto"] = "auto", bf16: bool = False
+) -> tuple[Form, ...]:
+    """The forms worth trying on a device, in float32 and, if wanted, in bf16.
+
+    Args:
+        device: Where to compute; on a GPU that is torch's alone.
+        backend: `auto`: all that are installed.
+        bf16: Whether bf16 is wanted too.
+    """
+    if backend != "auto":
+        names = [backend]
+    else:
+        names = [name for name in PROGRAMS if name == "torch" or (device.type == "cpu" and is_installed(name))]
+    return (*map(Form, names), *(Form(name, "bf16") for name in names if bf16 and name != "onnxruntime"))

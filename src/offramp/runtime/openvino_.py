@@ -1,0 +1,213 @@
+"""A network run by OpenVINO, on a CPU, in float32 or bf16.
+
+B images, K exits, C outputs of an exit, H and W pixels. Models are compiled for a few fixed numbers of rows: then
+OpenVINO joins maps without copying them. Between segments maps lie channels innermost and in the precision that is
+computed in, as its kernels want them (docs/LOG.md, 2026-11-30: what that is worth).
+"""
+
+import functools
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from offramp.errors import UsageError
+from offramp.network import Carry, EarlyExitNet
+from offramp.runtime.library import LibraryProgram, Model, Segment
+from offramp.runtime.plan import SIZES
+from offramp.runtime.program import Form
+
+POOLED = 4  # outputs of one model that are kept to be used again; a stream may hold more
+_SEEN = "openvino_tensor"  # what a tensor has that a model has made
+_TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "i64": torch.int64, "i32": torch.int32}
+_NUMPY = {torch.float32: np.float32, torch.bfloat16: np.int16, torch.int64: np.int64, torch.int32: np.int32}
+
+
+@functools.cache
+def openvino() -> Any:
+    """OpenVINO, without its telemetry, which reports that it was imported.
+
+    Raises:
+        UsageError: It is not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
+    try:
+        import openvino
+    except ImportError as error:
+        raise UsageError("OpenVINO is not installed: pip install 'offramp[openvino]'.") from error
+    return openvino
+
+
+class OpenVino(LibraryProgram):
+    """A `LibraryProgram` of OpenVINO, with as many threads as torch has when it is made."""
+
+    def __init__(self, network: EarlyExitNet, form: Form, device: torch.device | None = None) -> None:
+        self._core = openvino().Core()
+        self._settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if form.precision == "bf16" else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        super().__init__(network, form, device)
+
+    def _run(self, segment: Segment, maps: Carry) -> tuple[Tensor, ...]:
+        """With rows added where there is no model for as many, and in pieces where there are more than any has."""
+        rows, most = maps[0].shape[0], SIZES[-1]
+        if not segment.carry:  # straight: nobody rounds the number of rows for it
+            return self._call(segment, rows if rows in SIZES else None, maps)
+        if rows > most:
+            pieces = zip(*(self._run(segment, piece) for piece in _split(maps, most)), strict=True)
+            return tuple(map(torch.cat, pieces))
+        size = next(size for size in SIZES if size >= rows)
+        if size > rows:
+            maps = tuple(torch.cat([x, x.new_zeros(size - rows, *x.shape[1:])]) for x in maps)
+        outputs = self._call(segment, size, maps)
+        return outputs if size == rows else tuple(x[:rows] for x in outputs)
+
+    def _is_its_error(self, error: Exception) -> bool:
+        return type(error) is RuntimeError
+
+    def _compile(self, onnx: bytes, segment: Segment, rows: int | None) -> Model:
+        model = self._core.read_model(onnx, b"")
+        steps = openvino().preprocess.PrePostProcessor(model)
+        for number, port in enumerate(model.inputs if segment.first else ()):
+            self._lay(steps.input(number), port)
+        for number, port in enumerate(model.outputs):
+            if number or not segment.exit:
+                self._lay(steps.output(number), port)
+        model = steps.build()
+        model.reshape({port: [-1 if rows is None else rows, *_behind_rows(port)] for port in model.inputs})
+        compiled = self._core.compile_model(model, "CPU", self._settings)
+        return _Model(compiled, self._places(segment), inner=segment.first > 0, logits=segment.exit)
+
+    def _lay(self, place: Any, port: Any) -> None:
+        """Let a map of a carry lie channels innermost, and be in the precision that is computed in."""
+        if not port.element_type.is_real():
+            return
+        if self.dtype == torch.bfloat16:
+            place.tensor().set_element_type(openvino().Type.bf16)
+        if len(port.partial_shape) == 4:
+            place.tensor().set_layout(openvino().Layout("NHWC"))
+            place.model().set_layout(openvino().Layout("NCHW"))
+
+
+class _Model:
+    """A compiled model, called with a carry. One call at a time; others wait.
+
+    What a single image needs of Python takes as long as a stage, so memory is used again: outputs are written where
+    earlier ones were that nobody holds any more, and a tensor that the model before has made is handed on as it is.
+
+    Args:
+        compiled: Of OpenVINO.
+        places: Which tensors of the carry it reads.
+        inner: Whether the maps that it reads lie channels innermost; images do not.
+        logits: Whether its first output are logits, which lie as they are.
+    """
+
+    def __init__(self, compiled: Any, places: Sequence[int], *, inner: bool, logits: bool) -> None:
+        self.request, self.places, self.inner = compiled.create_infer_request(), tuple(places), inner
+        self.kinds = [
+            _Kind(
+                _behind_rows(port),
+                _TORCH[port.element_type.get_type_name()],
+                turned=len(port.partial_shape) == 4 and bool(n or not logits),
+            )
+            for n, port in enumerate(compiled.outputs)
+        ]
+        self.pool: list[_Outputs] = []
+        self.last: _Outputs | None = None
+        self.bound: list[Any] = [None] * len(self.places)
+        self.lock = threading.Lock()
+
+    def __call__(self, carry: Carry) -> tuple[Tensor, ...]:
+        """Tensors of as many rows, which are the caller's."""
+        given = [self._seen(carry[place]) for place in self.places]
+        with self.lock:
+            for number, x in enumerate(given):
+                if x is not self.bound[number]:
+                    self.request.set_input_tensor(number, x)
+            self.bound = given
+            outputs = self._outputs(carry[0].shape[0])
+            if outputs is not self.last:
+                for number, x in enumerate(outputs.seen):
+                    self.request.set_output_tensor(number, x)
+                self.last = outputs
+            self.request.infer()
+            return outputs.tensors()
+
+    def _seen(self, x: Tensor) -> Any:
+        """The tensor's memory as OpenVINO sees it."""
+        seen = getattr(x, _SEEN, None)
+        if seen is None:
+            x = (x.permute(0, 2, 3, 1) if self.inner and x.dim() == 4 else x).contiguous()
+            seen = _shared(x.view(torch.int16).numpy() if x.dtype == torch.bfloat16 else x.numpy(), x.dtype)
+        return seen
+
+    def _outputs(self, rows: int) -> "_Outputs":
+        """Memory for what comes out: some that is free, or new."""
+        for outputs in (self.last, *self.pool):
+            if outputs is not None and outputs.rows == rows and outputs.is_free():
+                return outputs
+        outputs = _Outputs(self.kinds, rows)
+        if len(self.pool) < POOLED:
+            self.pool.append(outputs)
+        return outputs
+
+
+class _Kind(NamedTuple):
+    """An output: its shape behind the rows as it lies in memory, its type, and whether channels lie innermost there."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    turned: bool
+
+
+class _Outputs:
+    """Memory for the outputs of one call, for as long as a tensor over it is held."""
+
+    def __init__(self, kinds: Sequence[_Kind], rows: int) -> None:
+        self.kinds, self.rows = kinds, rows
+        self.arrays = [np.empty((rows, *kind.shape), _NUMPY[kind.dtype]) for kind in kinds]
+        self.seen = [_shared(array, kind.dtype) for array, kind in zip(self.arrays, kinds, strict=True)]
+        self.references = self._references()
+
+    def _references(self) -> int:
+        return sum(map(sys.getrefcount, self.arrays))
+
+    def is_free(self) -> bool:
+        """Whether no tensor over the memory is left."""
+        return self._references() == self.references
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Tensors over the memory."""
+        tensors = []
+        for array, kind, seen in zip(self.arrays, self.kinds, self.seen, strict=True):
+            x = torch.from_numpy(array)
+            if kind.dtype == torch.bfloat16:
+                x = x.view(torch.bfloat16)
+            if kind.turned:
+                x = x.permute(0, 3, 1, 2)
+            setattr(x, _SEEN, seen)
+            tensors.append(x)
+        return tuple(tensors)
+
+
+def _shared(array: NDArray[Any], dtype: torch.dtype) -> Any:
+    """The same memory as a tensor of OpenVINO. NumPy has no bf16: its bits are whole numbers there."""
+    if dtype == torch.bfloat16:
+        return openvino().Tensor(array, list(array.shape), openvino().Type.bf16)
+    return openvino().Tensor(array, shared_memory=True)
+
+
+def _behind_rows(port: Any) -> tuple[int, ...]:
+    return tuple(side.get_length() for side in list(port.partial_shape)[1:])
+
+
+def _split(maps: Carry, size: int) -> list[Carry]:
+    return list(zip(*(torch.split(x, size) for x in maps), strict=True))

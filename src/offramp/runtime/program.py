@@ -1,0 +1,140 @@
+"""The contract between the engine and what runs a network: segments, and the whole straight to one exit.
+
+B images, K exits, C outputs of an exit. A backend is a file that makes a `Program`; the engine, streams and tuning know
+nothing else of it. Which rows go into a segment is theirs, how it runs is the backend's.
+"""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from offramp.checks import check_name
+from offramp.devices import borrowed
+from offramp.errors import UsageError
+from offramp.network import Carry, EarlyExitNet
+from offramp.runtime.agreement import BF16, FLOAT32
+
+Backend = Literal["torch", "onnxruntime", "openvino"]
+Precision = Literal["float32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What runs a network, and in which precision.
+
+    Attributes:
+        backend: `torch` anywhere; `onnxruntime` (extra `onnx`) and `openvino` (extra `openvino`) on a CPU.
+        precision: `bf16`: computed in bfloat16; what follows the logits is float32 all the same. onnxruntime has
+            float32 alone.
+
+    Raises:
+        UsageError: A backend or precision that there is not.
+    """
+
+    backend: Backend = "torch"
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        check_name("backend", self.backend, get_args(Backend))
+        check_name("precision", self.precision, get_args(Precision))
+        if self.backend == "onnxruntime" and self.precision != "float32":
+            raise UsageError(f"onnxruntime computes in float32, not in {self.precision}; openvino and torch have bf16.")
+
+    @property
+    def tolerance(self) -> float:
+        """How far rounding may move a probability."""
+        return BF16 if self.precision == "bf16" else FLOAT32
+
+    def __str__(self) -> str:
+        return f"{self.backend}, {self.precision}"
+
+
+class Program(ABC):
+    """A network, run by a backend; the network given is never touched.
+
+    Args:
+        network: What is run.
+        form: See `Form`.
+        device: Where to compute; the network's own device if None.
+    """
+
+    has_own_threads: ClassVar[bool] = False
+    """Whether it computes in threads that are not torch's: see `quiet_torch`."""
+
+    def __init__(self, network: EarlyExitNet, form: Form, device: torch.device | None) -> None:
+        parameter = next(network.parameters(), torch.empty(0))
+        self.form = form
+        self.device = device or parameter.device
+        self.dtype = torch.bfloat16 if form.precision == "bf16" else parameter.dtype
+        self.num_exits, self.num_classes = network.num_exits, network.num_classes
+        self.image_shape = network.image_shape
+
+    def enter(self, images_BCHW: Tensor) -> Carry:
+        """The carry before the first stage.
+
+        Raises:
+            UsageError: Images of another shape than the network was made for, where it says so, or not of floats.
+        """
+        if self.image_shape is not None and tuple(images_BCHW.shape[1:]) != tuple(self.image_shape):
+            wanted = ", ".join(map(str, self.image_shape))
+            raise UsageError(f"Images must be a batch [B, {wanted}], not {list(images_BCHW.shape)}.")
+        if not images_BCHW.is_floating_point():
+            raise UsageError(f"Images must be floats, normalised as in training, not {images_BCHW.dtype}.")
+        return self._enter(borrowed(images_BCHW, self.device))
+
+    @abstractmethod
+    def _enter(self, images_BCHW: Tensor) -> Carry:
+        """The same for images that were checked and are on the device."""
+
+    @abstractmethod
+    def segment(self, first: int, last: int, carry: Carry, *, head: bool = True) -> tuple[Tensor | None, Carry]:
+        """Run stages `first` to `last` (from 0), and exit `last` if `head`.
+
+        Args:
+            first: First stage.
+            last: Last stage.
+            carry: What comes out of the stage before, or of `enter`.
+            head: Whether the exit is asked.
+
+        Returns:
+            Its logits `[B, C]`, or None, and the carry after the last stage. Both belong to the caller.
+        """
+
+    @abstractmethod
+    def straight(self, images_BCHW: Tensor, exit: int) -> Tensor:
+        """Logits `[B, C]` of one exit (from 0), with no other head run: the network as if it had no other exits."""
+
+    @torch.inference_mode()
+    def logits(self, images_BCHW: Tensor) -> Tensor:
+        """Logits `[K, B, C]` of every exit: the whole network, no image leaving early."""
+        carry, logits = self.enter(images_BCHW), []
+        for k in range(self.num_exits):
+            logits_BC, carry = self.segment(k, k, carry)
+            assert logits_BC is not None
+            logits.append(logits_BC)
+        with torch.autocast(self.device.type, enabled=False):
+            return torch.stack(logits)
+
+
+@contextlib.contextmanager
+def quiet_torch(program: Program) -> Iterator[None]:
+    """Within it torch computes in one thread, where the program has threads of its own.
+
+    torch's threads spin for a while after each operation that they share, be it the softmax of 32 images, and take the
+    processor from the library's: about a third of all time on two cores (docs/LOG.md, 2026-11-30). The number of
+    threads is one of the calling thread's settings, so others that use torch meanwhile notice nothing.
+    """
+    threads = torch.get_num_threads()
+    if not program.has_own_threads or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
