@@ -8,7 +8,7 @@ from offramp.cli import main
 from offramp.cli.verdict import verdict as command
 from offramp.reports import verdict
 
-QUICK = ["--no-train", "--images", "10", "--rounds", "5", "--seconds", "0.2", "--batch-size", "2", "--no-onnxruntime"]
+QUICK = ["--no-train", "--images", "10", "--rounds", "5", "--seconds", "0.2", "--batch-size", "2", "--backend", "torch"]
 
 
 @pytest.fixture(autouse=True)

@@ -65,11 +65,12 @@ def test_latencies_are_percentiles_in_milliseconds():
 def made_up(**changes) -> Account:
     settings = {
         "wall": 1.0,
-        "stages": 0.6,
-        "exits": 0.25,
+        "segments": 0.85,
         "rows_K": [10, 8],
+        "head_rows_K": [10, 5],
         "left_K": [6, 4],
         "stages_K": [100, 300],
+        "heads_K": [50, 60],
         "straight_operations": 500,
         "straight_seconds": 0.1,
     }
@@ -78,20 +79,20 @@ def made_up(**changes) -> Account:
 
 def test_an_account_divides_the_whole_time():
     found = made_up()
-    # 10 images through the first stage and 4 through the second are 2,200 operations; straight, 500 take 0.1 s.
+    # 10 images through the first stage and 4 through the second are 2,200 operations, 10 and 5 rows through the heads
+    # 800; straight, 500 take 0.1 s.
     assert found.stages == pytest.approx(0.44)
-    assert found.slower == pytest.approx(0.6 - 0.44)
-    assert (found.exits, found.rest) == pytest.approx((0.25, 0.15))
+    assert (found.exits, found.rest) == pytest.approx((0.16, 0.15))
+    assert found.slower == pytest.approx(0.85 - 0.44 - 0.16)
     assert found.stages + found.slower + found.exits + found.rest == pytest.approx(1)
     assert found.idle_rows == pytest.approx(4 / 18)
 
 
-def test_a_network_run_straight_is_all_stages():
-    """Nobody leaves, and stages are as fast as straight: what is not stages is the last head."""
-    found = made_up(
-        wall=5.0, stages=4.5, exits=0.5, rows_K=[10, 10], left_K=[0, 10], straight_operations=400, straight_seconds=0.45
-    )
-    assert found.stages == pytest.approx(0.9)
+def test_a_network_run_straight_is_its_stages_and_its_last_head():
+    """Nobody leaves, and nothing is slower than straight."""
+    nobody_leaves = {"rows_K": [10, 10], "head_rows_K": [0, 10], "left_K": [0, 10]}
+    found = made_up(wall=4.6, segments=4.6, **nobody_leaves, straight_operations=460, straight_seconds=0.46)
+    assert (found.stages, found.exits) == pytest.approx((4 / 4.6, 0.6 / 4.6))
     assert (found.slower, found.rest, found.idle_rows) == pytest.approx((0, 0, 0))
 
 

@@ -125,9 +125,9 @@ def test_answers_that_rounding_does_not_explain_are_said():
 
 
 def test_forms_that_answer_otherwise_are_said():
-    trials = (Trial(Form(), True, 0, 0, {}), Trial(Form(bf16=True), False, 90, 1, {}))
+    trials = (Trial(Form(), True, 0, 0, {}), Trial(Form(precision="bf16"), False, 90, 1, {}))
     text = said(bench(mode("32"), tuning=SimpleNamespace(form=Form(), forms=trials)))
-    assert "not used: folded, channels-last, bf16: 90 answers flipped, 1 were wrong" in text
+    assert "not used: torch, bf16: 90 answers flipped, 1 were wrong" in text
     assert text.count("not used") == 1
 
 
@@ -137,9 +137,9 @@ def test_onnxruntime_is_named_where_something_was_run_by_it():
     assert "onnxruntime" not in said(bench(mode("32"), conditions=where))
     for measured in (
         bench(mode("32"), conditions=where, tuning=SimpleNamespace(form=onnx, forms=())),
-        bench(mode("32", straight_form="onnxruntime"), conditions=where),
+        bench(mode("32", straight_form="onnxruntime, float32"), conditions=where),
     ):
         assert "torch 2.0, onnxruntime 1.2, oneDNN keeps" in " ".join(said(measured).split())
     left_out = Trial(onnx, False, 0, 0, {}, reason="Stage 1 cannot be traced")
     tuning = SimpleNamespace(form=Form(), forms=(left_out,))
-    assert "not tried: onnxruntime: Stage 1 cannot be traced" in said(bench(mode("32"), tuning=tuning))
+    assert "not tried: onnxruntime, float32: Stage 1 cannot be traced" in said(bench(mode("32"), tuning=tuning))

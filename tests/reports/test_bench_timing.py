@@ -109,7 +109,7 @@ def test_a_turn_makes_all_calls_in_order_and_keeps_their_seconds():
 
 
 def test_rivals_get_the_fastest_form_and_chunk(engine, images, monkeypatch):
-    rivals = Rivals(engine, [Form(), Form(channels_last=False)])
+    rivals = Rivals(engine, [Form(), Form(precision="bf16")])
     feed = Feed.of(256, images, None)
     tried = []
 

@@ -187,7 +187,7 @@ def test_a_tuning_in_bf16_is_not_adopted_under_a_certificate_and_it_is_said(befo
     policy = halving(load(run), tiny_parts)
     certified = dataclasses.replace(policy, found={CERTIFICATE: {}})
     answers = list(predict(run, files, policy=certified))
-    tune(policy if before else certified, Plan(straight=True), form=dataclasses.asdict(Form(bf16=True)))
+    tune(policy if before else certified, Plan(straight=True), form=dataclasses.asdict(Form(precision="bf16")))
     predictions = predict(run, files, policy=certified)
     assert list(predictions) == answers
     assert predictions.differs == ("bf16: the policy's certificate is of float32's answers",)

@@ -27,7 +27,7 @@ from offramp.training import StoppedError
 from offramp.training.loop import Loop
 
 module = importlib.import_module("offramp.reports.verdict")
-QUICK: dict[str, Any] = {"rounds": 5, "seconds": 0.2, "images": 10, "onnxruntime": False}
+QUICK: dict[str, Any] = {"rounds": 5, "seconds": 0.2, "images": 10, "backend": "torch"}
 
 
 @pytest.fixture(autouse=True)
@@ -120,10 +120,10 @@ def test_without_training_it_says_what_is_missing(run: Path, monkeypatch) -> Non
     def refuse(network: EarlyExitNet, *_: Any) -> None:
         raise UsageError("It cannot be exported.")
 
-    monkeypatch.setattr("offramp.reports.bench_timing.program", refuse)
+    monkeypatch.setattr("offramp.reports.bench_timing.make_program", refuse)
     prefixes(run).train(1, 0)
     Policy((0.3, -1e8)).save(run / "policy.json")
-    found = verdict(run, train=False, **QUICK)
+    found = verdict(run, train=False, **{**QUICK, "backend": "auto"})
     assert found.missing == (2,)
     assert "early exits, policy.json" in {one.name for one in found.contenders}
     assert found.conclusion.answer != "yes"
@@ -139,15 +139,18 @@ def test_without_training_it_says_what_is_missing(run: Path, monkeypatch) -> Non
 def test_a_form_that_the_engine_cannot_be_run_in_is_named(run: Path, monkeypatch, capsys) -> None:
     """onnxruntime loads no file: the verdict goes on without it, and the page and the terminal say so."""
 
-    def refuse(network: EarlyExitNet) -> None:
-        raise OfframpError("onnxruntime cannot load stage-1.onnx.")
+    def refuse(*_: object) -> None:
+        raise OfframpError("It cannot load stage-1.onnx.")
 
-    monkeypatch.setattr("offramp.runtime.sessions._of", refuse)
-    found = verdict(run, train=False, **{**QUICK, "onnxruntime": True})
-    said = "Nothing was run in the form onnxruntime: onnxruntime cannot load stage-1.onnx."
-    assert found.left_out == (said,)
-    assert said in (run / "verdict.html").read_text()
-    assert said in remarks(found)
+    monkeypatch.setattr("offramp.runtime.library.LibraryProgram._check", refuse)
+    found = verdict(run, train=False, **{**QUICK, "backend": "auto"})
+    assert found.left_out == tuple(
+        f"Nothing was run in the form {name}, float32: It cannot load stage-1.onnx."
+        for name in ("onnxruntime", "openvino")
+    )
+    for said in found.left_out:
+        assert said in (run / "verdict.html").read_text()
+        assert said in remarks(found)
 
 
 def test_several_seeds_count_by_their_mean(run: Path) -> None:

@@ -20,13 +20,12 @@ from offramp.reports import bench_timing
 from offramp.reports.verdict_timing import Early, Single, feeds_of, left_out, timed
 from offramp.runs import load
 from offramp.runtime import Engine, Form, Program
-from offramp.runtime.form import PLAIN
-from offramp.runtime.sessions import program
+from offramp.runtime.backends import make_program
 from offramp.runtime.tuning import Trial
 
 engine = importlib.import_module("offramp.runtime.engine")
 CPU = torch.device("cpu")
-FORMS = [Form(), Form(channels_last=False)]
+FORMS = [Form(), Form(precision="bf16")]
 NOBODIES = Policy((NOBODY, NOBODY, EVERYBODY))
 
 
@@ -51,9 +50,7 @@ def test_a_network_that_does_not_say_its_images_is_counted_for_those_of_the_test
     assert wrong == 0
 
 
-@pytest.mark.parametrize(
-    ("refused", "runs_in"), [(FORMS[:1], FORMS[1:]), (FORMS[1:], FORMS[:1]), (FORMS, [PLAIN])], ids=str
-)
+@pytest.mark.parametrize(("refused", "runs_in"), [(FORMS[:1], FORMS[1:]), (FORMS[1:], FORMS[:1])], ids=str)
 @pytest.mark.parametrize("at_first_call", [False, True])
 def test_a_form_that_a_smaller_network_cannot_be_run_in_is_left_out(
     refused: list[Form],
@@ -71,13 +68,14 @@ def test_a_form_that_a_smaller_network_cannot_be_run_in_is_left_out(
     def made(network: EarlyExitNet, form: Form, device: torch.device | None = None) -> Program:
         if form in refused and not at_first_call:
             refuse()
-        ready = program(network, form, device)
+        ready = make_program(network, form, device)
         if form in refused:
-            monkeypatch.setattr(ready, "head", refuse)
+            monkeypatch.setattr(ready, "straight", refuse)
+            monkeypatch.setattr(ready, "segment", refuse)
         return ready
 
     for module in (engine, bench_timing):
-        monkeypatch.setattr(module, "program", made)
+        monkeypatch.setattr(module, "make_program", made)
     single = Single("the network cut at exit 1", "cut", 1, [shortened(network, 1)], [], [])
     other = dataclasses.replace(single, name="exit 1 trained alone")
     feed = feeds_of(tiny_parts.test, 2, 4, 1)[0]
@@ -96,9 +94,9 @@ def test_forms_that_nothing_is_run_in_are_named() -> None:
     trials = [
         Trial(FORMS[0], True, 0, 0, {"1": 1.0}),
         Trial(FORMS[1], False, 2, 3, {}),
-        Trial(Form(compiled=True), False, 0, 0, {}, reason="There is no compiler.\nMore of it."),
+        Trial(Form("onnxruntime"), False, 0, 0, {}, reason="It is not installed.\nMore of it."),
     ]
     assert left_out(trials, []) == (
-        "Nothing was run in the form folded: of the engine's answers 3 were wrong and 2 flipped.",
-        "Nothing was run in the form folded, channels-last, compiled: There is no compiler.",
+        "Nothing was run in the form torch, bf16: of the engine's answers 3 were wrong and 2 flipped.",
+        "Nothing was run in the form onnxruntime, float32: It is not installed.",
     )

@@ -66,6 +66,7 @@ def test_conditions_name_what_times_depend_on() -> None:
         "load_average",
         "torch",
         "onnxruntime",
+        "openvino",
         "python",
     }
     assert here["threads"] == torch.get_num_threads()

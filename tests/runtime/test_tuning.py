@@ -79,17 +79,13 @@ def test_a_tuning_without_what_an_engine_needs_is_refused(change, tuned) -> None
 
 def test_a_newer_tuning_is_refused() -> None:
     with pytest.raises(UsageError, match="newer offramp"):
-        Tuning.from_json({"format": 2})
+        Tuning.from_json({"format": 3})
 
 
-def test_a_tuning_from_before_there_were_backends(tuned) -> None:
-    first, found = tuned
+def test_a_tuning_of_an_older_make_is_refused(tuned) -> None:
+    """Format 1 had forms of torch by layout, folding and packing."""
+    _, found = tuned
     content = json.loads(json.dumps(found.to_json()))
-    for form in (content["form"], *(trial["form"] for trial in content["forms"])):
-        assert form.pop("backend") == "torch"
-    for trial in content["forms"]:
-        del trial["setting_up_s"], trial["reason"]
-    del content["conditions"]["onnxruntime"]
-    old = Tuning.from_json(content)
-    assert old.form == found.form
-    assert Engine(first.network, first.policy).adopt(old) == ()
+    content["form"] = {"fold": True, "channels_last": True, "bf16": False, "compiled": False, "packed": True}
+    with pytest.raises(UsageError, match="Tune the engine anew"):
+        Tuning.from_json({**content, "format": 1})

@@ -105,6 +105,7 @@ def _remarks(bench: Bench) -> Iterator[str]:
 
 
 def _runtime(bench: Bench) -> str:
-    """The version of onnxruntime, where something was run by it."""
-    ran = {str(bench.tuning.form), *(mode.straight_form for mode in bench.modes)}
-    return f"onnxruntime {bench.conditions['onnxruntime']}, " if "onnxruntime" in ran else ""
+    """The versions of the libraries that something was run by."""
+    forms = [str(bench.tuning.form), *(mode.straight_form for mode in bench.modes)]
+    ran = [name for name in ("onnxruntime", "openvino") if any(form.startswith(name) for form in forms)]
+    return "".join(f"{name} {bench.conditions[name]}, " for name in ran)

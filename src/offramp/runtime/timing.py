@@ -91,14 +91,14 @@ def conditions(device: torch.device | None = None) -> dict[str, Any]:
         "kernels_kept": kernels_kept(device),
         "load_average": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,
-        "onnxruntime": _onnxruntime(),
+        **{package: _version(package) for package in ("onnxruntime", "openvino")},
         "python": platform.python_version(),
     }
 
 
-def _onnxruntime() -> str | None:
+def _version(package: str) -> str | None:
     """Its version; None where it is not installed."""
     try:
-        return importlib.metadata.version("onnxruntime")
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None

@@ -16,7 +16,7 @@ from offramp.storage import weights_hash
 if TYPE_CHECKING:
     from offramp.runtime.engine import Engine
 
-FORMAT = 1
+FORMAT = 2  # 1: forms of torch by layout, folding and packing
 STREAM = "stream"
 _MATTERS = ("device", "threads", "torch", "kernels_kept")  # of the conditions: what times depend on most
 
@@ -156,7 +156,7 @@ def adopt(
     if other:
         raise UsageError(f"This tuning is for another policy: {' and '.join(other)} differ. Tune the engine anew.")
     now = conditions(engine.program.device)
-    matters = (*_MATTERS, *(["onnxruntime"] if tuning.form.backend == "onnxruntime" else []))
+    matters = dict.fromkeys((*_MATTERS, tuning.form.backend))
     differs = tuple(
         f"{name}: tuned for {tuning.conditions.get(name)}, here {now[name]}"
         for name in matters
