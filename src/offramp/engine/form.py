@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from offramp.devices import borrowed
 from offramp.engine import kept
 from offramp.engine.agreement import BF16, FLOAT32
+from offramp.engine.images import check_images
 from offramp.errors import OfframpError, UsageError
 from offramp.export.tracing import reason
 from offramp.fast import Planned
@@ -179,11 +180,7 @@ class Program:
             UsageError: Images of another shape than the network was made for, where it says so, or not of floats; at
                 the first images, a network that the class refuses.
         """
-        if self.image_shape is not None and tuple(images_BCHW.shape[1:]) != tuple(self.image_shape):
-            wanted = ", ".join(map(str, self.image_shape))
-            raise UsageError(f"Images must be a batch [B, {wanted}], not {list(images_BCHW.shape)}.")
-        if not images_BCHW.is_floating_point():
-            raise UsageError(f"Images must be floats, normalised as in training, not {images_BCHW.dtype}.")
+        check_images(images_BCHW, self.image_shape)
         images_BCHW = borrowed(images_BCHW, self.device).to(self.dtype)
         if self.form.channels_last and images_BCHW.dim() == 4:
             images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
