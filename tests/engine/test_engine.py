@@ -361,7 +361,7 @@ def test_an_engine_says_which_exits_it_leaves_unasked(small, images_of) -> None:
     assert "unasked" not in repr(engine)
     engine.use(PLAIN, {1: Plan(), 8: Plan(asks=(1,)), 32: Plan(straight=True)})
     assert engine.closed == {8: (0,), 32: (0, 1), "stream": (0, 1)}
-    assert "unasked: 0 for 8; 0, 1 for 32; 0, 1 for stream" in repr(engine)
+    assert "unasked: 0, 1 for stream; 0 for 8; 0, 1 for 32" in repr(engine)
     assert set(engine(images_BCHW).exits_B.tolist()) == {2}
     assert 0 not in engine(images_BCHW[:8]).exits_B
     assert engine(images_BCHW[:1]).exits_B.tolist() == [0]

@@ -241,12 +241,12 @@ class Engine:
 
     @property
     def closed(self) -> dict[int | str, tuple[int, ...]]:
-        """Exits (from 0) that take images under the policy, but are not asked: by size of batch, and for "stream".
+        """Exits (from 0) that take images under the policy, but are not asked: for "stream", and by size of batch.
 
         Empty where every exit that matters is asked; see `policy_under` for the policy that is carried out there.
         """
-        plans: dict[int | str, Plan] = {**self.plans, STREAM: self.stream_plan}
-        found = {size: tuple(sorted({*self._open()} - {*self.asks(plan)})) for size, plan in plans.items()}
+        plans: list[tuple[int | str, Plan]] = [(STREAM, self.stream_plan), *self.plans.items()]
+        found = {size: tuple(sorted({*self._open()} - {*self.asks(plan)})) for size, plan in plans}
         return {size: exits for size, exits in found.items() if exits}
 
     def __repr__(self) -> str:
