@@ -1,4 +1,6 @@
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -205,3 +207,21 @@ def test_many_parts_are_all_compiled(own_code) -> None:
     torch.compiler.reset()
     of_each = 2  # for four rows, and for any number
     assert (len(compiled) == of_each * len(parts)) == own_code
+
+
+@pytest.mark.parametrize("form", [PLAIN, Form(packed=True)], ids=str)
+def test_engines_made_and_called_from_six_threads_at_once_agree(small, images_of, form) -> None:
+    """Each traces its network, for which torch.fx stands in the place of methods of all modules, for all threads."""
+    network, policy = small(), Policy((0.5, 0.5, EVERYBODY))
+    images_BCHW = images_of(network, 40)
+    wanted = Engine(network, policy, form=PLAIN)(images_BCHW)
+    together = threading.Barrier(6)
+
+    def make_and_call(_: int) -> list[Tensor]:
+        together.wait()
+        engine = Engine(network, policy, form=form)
+        return [engine(images_BCHW).labels_B for _ in range(3)]
+
+    with ThreadPoolExecutor(6) as pool:
+        for labels in pool.map(make_and_call, range(6)):
+            assert all(torch.equal(labels_B, wanted.labels_B) for labels_B in labels)
