@@ -24,6 +24,8 @@ import caches  # isort: skip  # noqa: F401  sets what torch reads when it is loa
 
 import rows
 import torch
+from offramp.fast.packing import can_pack, pack
+from offramp.runtime.sessions import program
 from textbook import PlainMSDNet, copy_weights
 from torch import Tensor, nn
 from training_step import DTYPES, peak, product
@@ -32,10 +34,8 @@ from offramp import backbones
 from offramp.config import Spec
 from offramp.costs import cost
 from offramp.fast.folding import fold
-from offramp.fast.packing import can_pack, pack
 from offramp.network import EarlyExitNet
 from offramp.runtime import Form, usual_forms
-from offramp.runtime.sessions import program
 from offramp.runtime.timing import conditions, take_turns
 
 NETWORKS = {"MSDNet-7": ("msdnet7-cifar100", 100, (3, 32, 32)), "auto, 28 pixels": ("auto", 10, (1, 28, 28))}

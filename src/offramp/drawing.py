@@ -2,11 +2,15 @@
 
 import contextlib
 import random
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+
+# One thread at a time tries or traces somebody's code: what is drawn, and what torch.fx replaces, is the process's.
+ONE_AT_A_TIME = threading.RLock()
 
 
 class Drawn:
@@ -37,10 +41,11 @@ def _is_same(one: Any, other: Any) -> bool:
 
 @contextlib.contextmanager
 def drawing_apart() -> Iterator[None]:
-    """What is drawn inside, on GPUs as well, leaves no trace outside."""
-    before = Drawn()
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        try:
-            yield
-        finally:
-            before.restore()
+    """What is drawn inside, on GPUs as well, leaves no trace outside. Other threads wait here until it is over."""
+    with ONE_AT_A_TIME:
+        before = Drawn()
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            try:
+                yield
+            finally:
+                before.restore()

@@ -24,6 +24,11 @@ def test_names_say_what_the_presets_are(name: str) -> None:
     assert family == f"{spec.name}{num_exits}"
 
 
+def test_ranet_on_imagenet_has_the_factors_of_the_published_script() -> None:
+    """They were those of the README, 4-2-2-1."""
+    assert tuple(PRESETS["ranet8-imagenet"].args["growth_factors"]) == (4, 2, 1, 1)
+
+
 def test_the_builders_defaults_are_the_paper_networks() -> None:
     assert backbones.build(Spec("msdnet7-cifar100")).spec == msdnet().spec
     assert backbones.build(Spec("ranet6-cifar100")).spec == ranet().spec

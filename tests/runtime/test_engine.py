@@ -351,6 +351,23 @@ def test_closed_exits_take_nobody_and_the_policy_says_so(small) -> None:
         assert closed.found["from"] == policy.found
 
 
+def test_an_engine_says_which_exits_it_leaves_unasked(small, images_of) -> None:
+    """After `tune` nothing but the answers told that exits had been closed."""
+    network = small()
+    images_BCHW = images_of(network, 40)
+    engine = Engine(network, Policy((EVERYBODY, 0.5, EVERYBODY)))
+    assert engine.closed == {}
+    assert "unasked" not in repr(engine)
+    engine.use(Form(), {1: Plan(), 8: Plan(asks=(1,)), 32: Plan(straight=True)})
+    assert engine.closed == {8: (0,), 32: (0, 1), "stream": (0, 1)}
+    assert "unasked: 0, 1 for stream; 0 for 8; 0, 1 for 32" in repr(engine)
+    assert set(engine(images_BCHW).exits_B.tolist()) == {2}
+    assert 0 not in engine(images_BCHW[:8]).exits_B
+    assert engine(images_BCHW[:1]).exits_B.tolist() == [0]
+    nobody = Engine(network, Policy((NOBODY, 0.5, EVERYBODY)), plan=Plan(asks=(1,)))
+    assert nobody.closed == {}  # the policy has it closed
+
+
 def test_order_of_images_does_not_matter(recorded) -> None:
     logits_KBC = torch.randn(3, 6, 2)
     engine = Engine(recorded(3, 2), Policy((0.7, 0.6, EVERYBODY)))

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from offramp.config import Spec
+from offramp.contexts import ThreadTracer
 from offramp.errors import UsageError
 from offramp.inplace import changes_in_place
 from offramp.network import Carry, EarlyExitNet, as_carry, builder, rebuild, runs_in_turn
@@ -106,7 +107,7 @@ def _can_look_into(module: nn.Module) -> bool:
     return known or isinstance(module, torch.fx.GraphModule)
 
 
-class _Tracer(torch.fx.Tracer):
+class _Tracer(ThreadTracer):
     """Looks into what may have results nobody needs. A Sequential has none, and stays one module, to be folded."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -22,12 +22,13 @@ _RANET6 = {**_CIFAR, "blocks": 2, "block_step": 2, "step": 2, "step_mode": "lg",
 _RANET6 = {**_RANET6, "growth_factors": (4, 2, 1)}
 _RANET6_EVEN = {**_RANET6, "step": 4, "step_mode": "even"}
 _RANET8 = {**_RANET6_EVEN, "scales": (1, 2, 3, 3), "growth_factors": (4, 2, 1, 1)}
+# The growth factors of the published shell script; the README of the original has 4-2-2-1.
 _RANET8_IMAGENET: dict[str, Any] = {
     **_RANET6_EVEN,
     **_IMAGENET,
     "step": 8,
     "scales": (1, 2, 3, 4),
-    "growth_factors": (4, 2, 2, 1),
+    "growth_factors": (4, 2, 1, 1),
 }
 
 

@@ -13,6 +13,7 @@ import torch
 from offramp.costs import Cost
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation.bounds import IntArray
+from offramp.evaluation.copies import repeats
 from offramp.evaluation.promises import BoolArray, Loss, Promise, Tally, events, learn_then_test
 from offramp.evaluation.record import Record
 from offramp.evaluation.search import candidates as found_on
@@ -44,6 +45,8 @@ class Certificate:
             this was written down, so that nobody can tell whether they are still the same.
         unknown: What the network learnt from of which it cannot be known whether it was trained on these images.
         earlier: Other certificates that were made with these images before, as far as the policies' files told.
+        copies: Images of the certify half that repeat others of it or images of the search half. The tests were passed
+            with them and without them; `counted`, `lost` and `gained` are without them.
     """
 
     promise: Promise
@@ -61,6 +64,7 @@ class Certificate:
     policy: str | None = None
     unknown: tuple[str, ...] = ()
     earlier: int = 0
+    copies: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -134,6 +138,11 @@ class Certificate:
         doubts = "" if self.policy is not None else " Unchecked: that it was made for these thresholds."
         if self.unknown:
             doubts += f" Not known: whether these images were among those that trained {', '.join(self.unknown)}."
+        if self.copies:
+            doubts += (
+                f" Of the {self.images} images {self.copies} repeat others, or images of the search half: they are not "
+                "counted here, and the promise stands with them as well."
+            )
         if self.earlier:
             doubts += f" Certificates made before with the same images: at least {self.earlier}."
         return (
@@ -159,6 +168,10 @@ def certify(
 
     What the network learnt from before is not looked at here: `offramp.reports.certify` knows it of runs.
 
+    Images that repeat others, told by equal logits (`evaluation.copies`), prove nothing: a promise that rested on them
+    would be broken more often than it says. So a policy has to pass on the certify images without them, and, because
+    pictures may also be equal by nature, on all of them.
+
     Args:
         search: Logits on the search half: candidates and their order come from here.
         certify: Logits of the same network on the certify half: the tests use these images, and nothing else may.
@@ -172,13 +185,15 @@ def certify(
             thresholds looks at on `search`.
 
     Raises:
-        UsageError: Records that are not of the two halves or not of one network, candidates found on other data or for
-            another network or certified before, too few images for any such promise.
+        UsageError: Records that are not of the two halves or not of one network, or that hold an image twice;
+            candidates found on other data or for another network or certified before, too few images for any such
+            promise.
         OfframpError: No candidate that lets an image leave keeps the promise.
     """
     promise = Promise(risk, confidence, loss)
     _check_records(search, certify)
-    _check_enough(promise, certify, per_class)
+    repeated_S = repeats(certify, search)
+    _check_enough(promise, certify, per_class, ~repeated_S)
     if candidates is None:
         candidates = _found_on_search(search, cost, measure or SOFTMAX)
     elif measure is not None:
@@ -187,31 +202,46 @@ def certify(
     seen = _replay(candidates, search)
     kept = _frontier(seen, search, cost, loss)
     candidates = [candidates[j] for j in kept]
-    on_search = _tally(seen.of(kept), search, loss, per_class)
-    on_certify = _tally(_replay(candidates, certify), certify, loss, per_class)
-    chosen = int(learn_then_test(promise, on_search, on_certify, axis=0 if per_class else None))
+    groups = [_groups(part, per_class) for part in (search, certify)]
+    if repeated_S.any():
+        groups = [np.concatenate([groups[0]] * 2), np.concatenate([groups[1], groups[1] & ~repeated_S])]
+    on_search = _tally(seen.of(kept), loss, groups[0])
+    on_certify = _tally(_replay(candidates, certify), loss, groups[1])
+    chosen = int(learn_then_test(promise, on_search, on_certify, axis=0))
     if chosen < 0:
-        raise OfframpError(_none_passed(promise, on_certify, certify))
+        raise OfframpError(_none_passed(promise, on_certify, certify, int(repeated_S.sum())))
     bound = BETTING if promise.bets(on_search)[..., chosen].any() else BINOMIAL
-    lost, gained, counted = (int(count[..., chosen].sum()) for count in on_certify)
-    about = (certify.split, certify.fingerprint, certify.weights)
+    distinct = slice(-(certify.num_classes if per_class else 1), None)  # of the groups
+    lost, gained, counted = (int(count_GJ[distinct, chosen].sum()) for count_GJ in on_certify)
     certificate = Certificate(
-        promise, per_class, METHOD, bound, certify.num_images, counted, lost, gained, len(candidates), *about
+        promise=promise,
+        per_class=per_class,
+        method=METHOD,
+        bound=bound,
+        images=certify.num_images,
+        counted=counted,
+        lost=lost,
+        gained=gained,
+        candidates=len(candidates),
+        split=certify.split,
+        fingerprint=certify.fingerprint,
+        weights=certify.weights,
+        copies=int(repeated_S.sum()),
     )
     return certificate.on(candidates[chosen])
 
 
-def _none_passed(promise: Promise, on_certify: Tally, certify: Record) -> str:
-    risk_GJ = on_certify.risk.reshape(-1, on_certify.risk.shape[-1])
-    counted_GJ = np.broadcast_to(on_certify.counted, on_certify.risk.shape).reshape(risk_GJ.shape)
-    seen_J = risk_GJ.max(0)[(counted_GJ > 0).all(0)]  # where nothing is counted no risk is seen
+def _none_passed(promise: Promise, on_certify: Tally, certify: Record, copies: int) -> str:
+    risk_GJ = on_certify.risk
+    seen_J = risk_GJ.max(0)[(on_certify.counted > 0).all(0)]  # where nothing is counted no risk is seen
     seen = f"the lowest risk seen is {seen_J.min():.4g}" if len(seen_J) else "none lets enough images leave"
     needed = promise.images_needed() if promise.loss == "drop" else 0
-    few = f" Without gains at least {needed} images are needed." if certify.num_images < needed else ""
+    few = f" Without gains at least {needed} images are needed." if certify.num_images - copies < needed else ""
+    repeated = f" ({copies} of them repeat others or images of the search half)" if copies else ""
     return (
         f"None of {risk_GJ.shape[-1]} policies that let images leave early can be certified at risk {promise.risk} "
-        f"and confidence {promise.confidence} with the {certify.num_images} images of {certify.split}, where {seen}."
-        f"{few} Promise less, or hold out more images."
+        f"and confidence {promise.confidence} with the {certify.num_images} images of {certify.split}{repeated}, "
+        f"where {seen}.{few} Promise less, or hold out more images."
     )
 
 
@@ -247,22 +277,26 @@ def _replay(policies: Sequence[Policy], record: Record) -> _Replay:
     return _Replay(exits_JS, exits_JS < len(record.logits_KSC) - 1, np.stack(right), np.stack(full))
 
 
-def _tally(replay: _Replay, record: Record, loss: Loss, per_class: bool) -> Tally:
-    """Counts `[J]`, or `[N, J]` per class."""
-    happens = events(loss, replay.left, replay.right, replay.full)
+def _groups(record: Record, per_class: bool) -> BoolArray:
+    """The images `[G, S]` of each group of which the promise is to hold: all, or those of each class."""
     if not per_class:
-        return Tally(*(mask_JS.sum(-1, dtype=np.int64) for mask_JS in happens))
-    of_class_NS = np.arange(record.num_classes)[:, None] == record.targets_S.numpy()
+        return np.ones((1, record.num_images), dtype=bool)
+    return np.asarray(np.arange(record.num_classes)[:, None] == record.targets_S.numpy())
+
+
+def _tally(replay: _Replay, loss: Loss, groups_GS: BoolArray) -> Tally:
+    """Counts `[G, J]` of the images of each group."""
+    happens = events(loss, replay.left, replay.right, replay.full)
     # Products of floats are fast and, below 2^24, exact.
-    per_class_NJ = (of_class_NS.astype(np.float32) @ mask_JS.T.astype(np.float32) for mask_JS in happens)
-    return Tally(*(count_NJ.astype(np.int64) for count_NJ in per_class_NJ))
+    counts_GJ = (groups_GS.astype(np.float32) @ mask_JS.T.astype(np.float32) for mask_JS in happens)
+    return Tally(*(count_GJ.astype(np.int64) for count_GJ in counts_GJ))
 
 
 def _frontier(replay: _Replay, search: Record, cost: Cost, loss: Loss) -> list[int]:
     """Those under which images leave and that no cheaper one beats in losses, on search; the dearest first."""
     operations_K = np.array([count.operations for count in cost.exits], dtype=np.float64)
     operations_J = operations_K[replay.exits].mean(-1)
-    lost_J, _, counted_J = _tally(replay, search, loss, per_class=False)
+    (lost_J,), _, (counted_J,) = _tally(replay, loss, _groups(search, per_class=False))
     share_J = lost_J / np.maximum(counted_J, 1)
     kept: list[int] = []
     for j in np.lexsort((share_J, operations_J)).tolist():
@@ -285,6 +319,13 @@ def _check_records(search: Record, certify: Record) -> None:
         raise UsageError(f"{search.split} and {certify.split} are not of one data set.")
     if search.weights != certify.weights:
         raise UsageError(f"{search.split} and {certify.split} were recorded with different weights.")
+    for part in (search, certify):
+        indices, times = np.unique(part.indices_S.numpy(), return_counts=True)
+        if len(indices) < part.num_images:
+            raise UsageError(
+                f"{part.split} holds {(times > 1).sum()} images more than once, such as image "
+                f"{indices[times > 1][0]}: again it proves nothing. Record each once."
+            )
     shared = np.intersect1d(search.indices_S.numpy(), certify.indices_S.numpy())
     if len(shared) or search.fingerprint == certify.fingerprint:
         raise UsageError(
@@ -293,17 +334,19 @@ def _check_records(search: Record, certify: Record) -> None:
         )
 
 
-def _check_enough(promise: Promise, certify: Record, per_class: bool) -> None:
+def _check_enough(promise: Promise, certify: Record, per_class: bool, distinct_S: BoolArray) -> None:
     if promise.loss == "drop":
         return  # gains make up for losses: with enough of them few images do
-    needed, images, of = promise.images_needed(), certify.num_images, "images"
+    needed, images, of = promise.images_needed(), int(distinct_S.sum()), "images"
     if per_class:
-        images_N = certify.targets_S.bincount(minlength=certify.num_classes)
+        images_N = certify.targets_S[torch.from_numpy(distinct_S)].bincount(minlength=certify.num_classes)
         images, of = int(images_N.min()), f"images of class {certify.class_names[int(images_N.argmin())]!r}"
     if images < needed:
+        copies = int((~distinct_S).sum())
+        repeated = f", {copies} that repeat others or images of the search half left out" if copies else ""
         raise UsageError(
-            f"Nothing can be certified with {images} {of}, at least {needed} are needed (risk {promise.risk}, "
-            f"confidence {promise.confidence}). Hold out more images, or promise less."
+            f"Nothing can be certified with {images} {of}{repeated}, at least {needed} are needed (risk "
+            f"{promise.risk}, confidence {promise.confidence}). Hold out more images, or promise less."
         )
 
 

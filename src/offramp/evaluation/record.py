@@ -147,9 +147,9 @@ class Record:
         return cls(tensors["logits"], tensors["targets"], tensors["indices"], **values)
 
 
-def pieces(num_images: int, num_outputs: int) -> Iterator[slice]:
-    """Images, some `PIECE` logits of an exit at a time."""
-    size = max(1, PIECE // num_outputs)
+def pieces(num_images: int, num_outputs: int, most: int | None = None) -> Iterator[slice]:
+    """Images, some `most` logits at a time; by default `PIECE`, of an exit."""
+    size = max(1, (most or PIECE) // num_outputs)
     return (slice(first, min(first + size, num_images)) for first in range(0, num_images, size))
 
 

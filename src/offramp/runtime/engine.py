@@ -19,13 +19,14 @@ from offramp.policy import CERTIFICATE, EVERYBODY, NOBODY, PATIENCE, Policy
 from offramp.runtime.agreement import Agreement, agreement
 from offramp.runtime.anytime import each_exit, until
 from offramp.runtime.backends import make_program
+from offramp.runtime.images import Images, as_images
 from offramp.runtime.plan import Plan, Tally, check_sizes
 from offramp.runtime.program import Backend, Form, Program, quiet_torch
 from offramp.runtime.rows import Answers, Left, Rows, in_order, join
 from offramp.runtime.straight import Straight, no_answers, note, now, wait
 from offramp.runtime.stream import as_ready, in_turn
 from offramp.runtime.tune import tuned
-from offramp.runtime.tuning import Tuning, adopt
+from offramp.runtime.tuning import STREAM, Tuning, adopt
 from offramp.storage import weights_hash
 
 
@@ -45,6 +46,10 @@ class Engine:
 
     It agrees with `policy.choose` on the logits of a full forward pass, image by image, except where rounding (other
     kernels for other batch sizes, folded batch norm) moves a confidence across a threshold: see `agreement`.
+
+    A plan may leave exits unasked, and `tune` makes such plans where an exit does not pay. An exit that is not asked
+    takes nobody, so that answers come from later exits than `policy.choose` says: they are those of
+    `policy_under(plan)`. `closed` says which exits that are. `anytime` and `each_exit` ask every exit.
 
     Args:
         network: Stays as it is; the engine works on a copy.
@@ -119,7 +124,7 @@ class Engine:
 
     def tune(
         self,
-        images_SCHW: Tensor,
+        images_SCHW: Images,
         *,
         batch_sizes: Sequence[int] = (1, 32, 256),
         forms: Sequence[Form] | None = None,
@@ -129,7 +134,8 @@ class Engine:
         """Measure this machine and run from now on in the form and under the plans that are fastest on it.
 
         Where exits do not save 5 % of the time, in the times of their parts and then in turns with the network run
-        straight on, the plan is to run straight on.
+        straight on, the plan is to run straight on. What is fastest may leave exits unasked that the policy has: see
+        `closed`.
 
         Args:
             images_SCHW: Like those to come, a few hundred, in mixed order; no labels are needed. Of more than 1,024 so
@@ -144,12 +150,12 @@ class Engine:
         Raises:
             UsageError: No images, sizes below 1, no forms.
         """
-        tuning, made = tuned(self, images_SCHW, batch_sizes, forms, seconds, streams)
+        tuning, made = tuned(self, as_images(images_SCHW, self.network), batch_sizes, forms, seconds, streams)
         adopt(self, tuning, made=made)
         return tuning
 
     def adopt(self, tuning: Tuning) -> tuple[str, ...]:
-        """Run as a tuning says.
+        """Run as a tuning says, which may leave exits unasked: see `closed`.
 
         Returns:
             What differs here from where it was made, of device, threads, version of torch and kernels kept, in words.
@@ -234,6 +240,20 @@ class Engine:
         wanted = self._open()
         return wanted if plan.asks is None else tuple(k for k in wanted if k in plan.asks or k == last)
 
+    @property
+    def closed(self) -> dict[int | str, tuple[int, ...]]:
+        """Exits (from 0) that take images under the policy, but are not asked: for "stream", and by size of batch.
+
+        Empty where every exit that matters is asked; see `policy_under` for the policy that is carried out there.
+        """
+        plans: list[tuple[int | str, Plan]] = [(STREAM, self.stream_plan), *self.plans.items()]
+        found = {size: tuple(sorted({*self._open()} - {*self.asks(plan)})) for size, plan in plans}
+        return {size: exits for size, exits in found.items() if exits}
+
+    def __repr__(self) -> str:
+        closed = "; ".join(f"{', '.join(map(str, exits))} for {size}" for size, exits in self.closed.items())
+        return f"Engine({self.num_exits} exits, {self.program.form}{f', unasked: {closed}' if closed else ''})"
+
     def policy_under(self, plan: Plan) -> Policy:
         """The policy that a plan carries out: exits that it does not ask take nobody.
 
@@ -270,13 +290,20 @@ class Engine:
         """An empty tally for this engine."""
         return Tally(self.num_exits, timed)
 
-    def __call__(self, images_BCHW: Tensor, *, tally: Tally | None = None) -> Answers:
-        """Answers for images `[B, channels, height, width]`, B from 0 up; what is spent is added to `tally`."""
-        num_images = len(images_BCHW)
-        return (self._calls.get(num_images) or self.runs(num_images))(images_BCHW, tally)  # counting changes nothing
+    def __call__(self, images_BCHW: Images, *, tally: Tally | None = None) -> Answers:
+        """Answers for images `[B, channels, height, width]`, B from 0 up; what is spent is added to `tally`.
+
+        Here and in the other methods, images are a tensor of floats, a NumPy array, or a list of either.
+
+        Raises:
+            UsageError: Anything else, or images of another size than the network's.
+        """
+        images = as_images(images_BCHW, self.network)
+        num_images = len(images)
+        return (self._calls.get(num_images) or self.runs(num_images))(images, tally)  # counting changes nothing
 
     def stream(
-        self, batches: Iterable[Tensor], *, window: int | None = None, tally: Tally | None = None
+        self, batches: Iterable[Images], *, window: int | None = None, tally: Tally | None = None
     ) -> Iterator[Answers]:
         """The answers of each batch in order, on the CPU, while stages run on full batches of survivors of several.
 
@@ -286,11 +313,11 @@ class Engine:
                 waits for ever; 32 chunks if None.
             tally: Gets what is spent.
         """
-        return in_turn(self, batches, window=window, tally=tally)
+        return in_turn(self, self._read(batches), window=window, tally=tally)
 
     def anytime(
         self,
-        images_BCHW: Tensor,
+        images_BCHW: Images,
         *,
         deadline_ms: float,
         clock: Callable[[], float] = time.perf_counter,
@@ -310,20 +337,23 @@ class Engine:
         Raises:
             UsageError: A deadline that is not a number of at least 0.
         """
-        return until(self, images_BCHW, deadline_ms, clock, tally)
+        return until(self, as_images(images_BCHW, self.network), deadline_ms, clock, tally)
 
-    def each_exit(self, images_BCHW: Tensor, *, tally: Tally | None = None) -> Iterator[Answers]:
+    def each_exit(self, images_BCHW: Images, *, tally: Tally | None = None) -> Iterator[Answers]:
         """After each exit the best answer there is for every image; ends when all have left.
 
         Each stage runs when the next answers are asked for.
         """
-        return each_exit(self, images_BCHW, tally)
+        return each_exit(self, as_images(images_BCHW, self.network), tally)
 
     def as_ready(
-        self, batches: Iterable[Tensor], *, window: int | None = None, tally: Tally | None = None
+        self, batches: Iterable[Images], *, window: int | None = None, tally: Tally | None = None
     ) -> Iterator[tuple[Tensor, Answers]]:
         """The same as soon as they are there: positions `[B]` (int64, from 0 over the whole stream), and answers."""
-        return as_ready(self, batches, window=window, tally=tally)
+        return as_ready(self, self._read(batches), window=window, tally=tally)
+
+    def _read(self, batches: Iterable[Images]) -> Iterator[Tensor]:
+        return (as_images(images_BCHW, self.network) for images_BCHW in batches)
 
     @torch.inference_mode()
     def _adaptive(self, images_BCHW: Tensor, tally: Tally | None = None) -> Answers:

@@ -18,6 +18,7 @@ from offramp.devices import borrowed
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet
 from offramp.runtime.agreement import BF16, FLOAT32
+from offramp.runtime.images import check_images
 
 Backend = Literal["torch", "onnxruntime", "openvino"]
 Precision = Literal["float32", "bf16"]
@@ -80,11 +81,7 @@ class Program(ABC):
         Raises:
             UsageError: Images of another shape than the network was made for, where it says so, or not of floats.
         """
-        if self.image_shape is not None and tuple(images_BCHW.shape[1:]) != tuple(self.image_shape):
-            wanted = ", ".join(map(str, self.image_shape))
-            raise UsageError(f"Images must be a batch [B, {wanted}], not {list(images_BCHW.shape)}.")
-        if not images_BCHW.is_floating_point():
-            raise UsageError(f"Images must be floats, normalised as in training, not {images_BCHW.dtype}.")
+        check_images(images_BCHW, self.image_shape)
         return self._enter(borrowed(images_BCHW, self.device))
 
     @abstractmethod

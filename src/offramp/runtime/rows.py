@@ -20,7 +20,7 @@ class Answers(NamedTuple):
     labels_B: Tensor
     """The class, int64."""
     exits_B: Tensor
-    """The exit that answered, from 0, int64."""
+    """The exit that answered, from 0, int64; never one that the engine's plan does not ask (`Engine.closed`)."""
     confidence_B: Tensor
     """Its confidence, in the units of the policy's measure."""
 

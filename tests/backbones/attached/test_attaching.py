@@ -1,10 +1,15 @@
 """New exits, the model's own head, and the damping neuron where there is none."""
 
+import dataclasses
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from offramp.backbones.attached import attach
@@ -261,6 +266,165 @@ def test_a_model_that_gives_more_than_logits_is_refused() -> None:
         attach(Several(), ["one"], image_shape=SHAPE)
     with pytest.raises(UsageError, match=r"Sequential gives a tensor \[1, 8, 8, 8\] for one image"):
         attach(net(), ["1"], image_shape=SHAPE)
+
+
+@dataclasses.dataclass
+class Output:
+    logits: Tensor | None = None
+    hidden: Tensor | None = None
+
+
+@dataclasses.dataclass
+class ModelOutput(OrderedDict[str, Any]):
+    """As in Hugging Face's transformers: a dataclass and a dict, read by name or by place."""
+
+    logits: Tensor | None = None
+    hidden: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.update({name: value for name, value in vars(self).items() if value is not None})
+
+    def __getitem__(self, key: Any) -> Any:
+        return tuple(self.values())[key] if isinstance(key, int) else super().__getitem__(key)
+
+
+class OfAnotherLibrary(nn.Module):
+    """A body and a head that both give objects, called by keyword alone."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.body, self.head, self.kind = net(), nn.Linear(8, 5), kind
+
+    def forward(self, pixel_values: Tensor | None = None, *, labels: Tensor | None = None) -> Any:
+        if pixel_values is None:
+            raise ValueError("You have to specify pixel_values")
+        found = self.kind(hidden=self.body(pixel_values))
+        return self.kind(logits=self.head(found.hidden.mean((2, 3))), hidden=found.hidden)
+
+
+class Logits(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(pixel_values=images).logits
+
+
+class AsDict(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.body = model
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.body(images).logits}
+
+
+@pytest.mark.parametrize(("kind", "said"), [(Output, "a Output"), (ModelOutput, "a dict"), (dict, "a dict")])
+@pytest.mark.parametrize("at", ["auto", ["body.1"]])
+def test_objects_with_logits_in_them_are_refused_with_the_way_out(kind: type, said: str, at: Any) -> None:
+    """A dataclass was an error of torch's about the truth of a tensor."""
+    model = OfAnotherLibrary(kind) if kind is not dict else AsDict(OfAnotherLibrary(Output))
+    with pytest.raises(UsageError, match=f"gives {said} for one image, not logits .* such as its `logits`"):
+        attach(model, at, image_shape=SHAPE)
+
+
+@pytest.mark.parametrize("kind", [Output, ModelOutput])
+def test_and_that_way_out_works(kind: type) -> None:
+    model, images = Logits(OfAnotherLibrary(kind)), torch.randn(2, *SHAPE)
+    network = attach(model, ["model.body.1"], image_shape=SHAPE)
+    torch.testing.assert_close(network(images)[-1], model(images))
+
+
+def with_lock() -> nn.Module:
+    model = with_linear()
+    model[2].lock = threading.Lock()
+    return model
+
+
+def with_history() -> nn.Module:
+    model = with_linear()
+    model[2].scaled = model[0].weight * 2
+    return model
+
+
+def buffer_with_history() -> nn.Module:
+    model = with_linear()
+    model.register_buffer("scaled", model[0].weight * 2)
+    return model
+
+
+def with_old_weight_norm() -> nn.Module:
+    model = with_linear()
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        nn.utils.weight_norm(model[2])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (with_lock, "2.lock is a lock; take it out before"),
+        (with_history, "2.scaled is a tensor computed from others; detach it"),
+        (buffer_with_history, "scaled is a tensor computed from others; detach it"),
+        (with_old_weight_norm, "2.weight is a tensor computed from others; .* torch.nn.utils.parametrizations"),
+    ],
+)
+def test_what_cannot_be_copied_is_named(make: Callable[[], nn.Module], said: str) -> None:
+    with pytest.raises(UsageError, match=f"Sequential cannot be copied: {said}") as caught:
+        attach(make(), ["1"], image_shape=SHAPE)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_with_a_parametrization_stay_so() -> None:
+    model, images = with_linear(), torch.randn(2, *SHAPE)
+    nn.utils.parametrizations.weight_norm(model[2])
+    network = attach(model, ["1"], image_shape=SHAPE)
+    network(images)[-1].sum().backward()
+    wanted, found = model(images), network(images)[-1]
+    wanted.sum().backward()
+    torch.testing.assert_close(found, wanted)
+    for name in ("original0", "original1"):
+        own = network.get_parameter(f"stages.1.2.parametrizations.weight.{name}")
+        torch.testing.assert_close(own.grad, model.get_parameter(f"2.parametrizations.weight.{name}").grad)
+
+
+@pytest.mark.parametrize(("name", "side"), [("googlenet", 64), ("inception_v3", 96)])
+def test_auxiliary_outputs_are_said_to_be_in_the_way(name: str, side: int) -> None:
+    model = getattr(torchvision.models, name)(weights=None, init_weights=False)
+    with pytest.raises(UsageError, match=r"does other things in training mode .* Build it with aux_logits=False\."):
+        attach(model, image_shape=(3, side, side))
+
+
+def test_other_threads_may_call_modules_meanwhile() -> None:
+    """While it traces, torch.fx stands in the place of methods of all modules, for all threads."""
+    model, images = with_linear().eval(), torch.randn(2, *SHAPE)
+    wanted, over = model(images).detach(), threading.Event()
+
+    def call() -> int:
+        calls = 0
+        while not over.is_set():
+            assert torch.equal(model(images).detach(), wanted)
+            calls += 1
+        return calls
+
+    with ThreadPoolExecutor(3) as pool:
+        calling = [pool.submit(call) for _ in range(2)]
+        try:
+            for _ in range(10):
+                attach(with_linear(), ["1"], image_shape=SHAPE)
+        finally:
+            over.set()
+        assert all(calls.result() > 0 for calls in calling)
+
+
+def test_threads_may_attach_at_once() -> None:
+    models = [with_linear() for _ in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        networks = list(pool.map(lambda model: attach(model, ["1"], image_shape=SHAPE), models))
+    images = torch.randn(2, *SHAPE)
+    for model, network in zip(models, networks, strict=True):
+        torch.testing.assert_close(network(images)[-1], model(images))
 
 
 def test_double_precision_stays() -> None:

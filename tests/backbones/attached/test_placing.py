@@ -29,7 +29,7 @@ class Residual(nn.Module):
 
 class Opaque(Residual):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if x.sum() > 0 else x
+        return super().forward(x) if x.abs().sum() > 0 else x
 
 
 class Net(nn.Module):
@@ -170,6 +170,30 @@ def test_inside_of_what_runs_as_a_whole_there_is_no_cut() -> None:
     with pytest.raises(UsageError, match=message):
         attach(Net(Opaque), ["b.one"], image_shape=SHAPE)
     assert attach(Net(Opaque), ["b"], image_shape=SHAPE).num_exits == 2
+
+
+def test_auto_gives_the_reason_that_naming_a_place_gives() -> None:
+    """Such as a transformer of another library, whose body torch.fx cannot follow."""
+
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(unit(3, 8, 2), Residual(8), Residual(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x) if x.abs().sum() >= 0 else x
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vit, self.head = Body(), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.vit(x).mean((2, 3)))
+
+    for at in (["vit.layers.1"], "auto", 0.5):
+        with pytest.raises(UsageError, match=r"vit.* is run as a whole \(its control flow depends on values"):
+            attach(Wrapped(), at, image_shape=SHAPE)
 
 
 class Dense(nn.Module):

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedParameter
 
+from offramp.backbones.attached.alone import NUM_IMAGES, check_alone
 from offramp.backbones.attached.cutting import Part
 from offramp.backbones.attached.heads import HEADS, HeadKind, new_exit, with_neuron, with_outputs
 from offramp.backbones.attached.placing import AUTO, MAX_CARRY, At, Site, Sites
-from offramp.backbones.attached.running import Shape, eval_twin
-from offramp.backbones.attached.tracing import trace
+from offramp.backbones.attached.running import Fields, Shape, eval_twin
+from offramp.backbones.attached.tracing import Traced, trace
 from offramp.backbones.layers import check_choice
 from offramp.checks import check_counts, check_flags
 from offramp.drawing import Drawn, drawing_apart
@@ -25,7 +26,6 @@ from offramp.inplace import changes_in_place
 from offramp.network import Carry, EarlyExitNet, as_carry
 
 TOLERANCE = 1e-4  # of the largest logit: how far the last exit may be from the model
-NUM_CHECKED = 2  # images; another number than the graph has been made with
 
 
 def attach(
@@ -59,15 +59,16 @@ def attach(
 
     Raises:
         UsageError: A model that cannot be cut there, with the place, the reason and the nearest cut that works; one
-            whose answers the parts do not give.
+            whose answers the parts do not give; one that mixes the images of a batch; one that cannot be copied.
     """
     check_flags(damping=damping)
     check_choice("head", head, HEADS)
     check_counts(max_carry=max_carry)
     _check_model(model)
     shape = _checked(image_shape_of(model) if image_shape is None else image_shape)
-    sites = Sites(trace(model, shape), max_carry)
-    own_classes = _classes_of(sites)
+    traced = trace(model, shape)
+    own_classes = _classes_of(traced)
+    sites = Sites(traced, max_carry)
     num_classes = own_classes if num_classes is None else num_classes
     check_counts(num_classes=num_classes)
     chosen = choose(sites, at)
@@ -183,14 +184,16 @@ def _automatic(sites: Sites) -> list[Site]:
     return list(found.values())
 
 
-def _classes_of(sites: Sites) -> int:
+def _classes_of(traced: Traced) -> int:
     """The number of classes that the model gives."""
-    found = sites.cutter.values[sites.cutter.output][0]
+    found = traced.values[next(reversed(traced.graph.nodes))][0]
     if not isinstance(found, Shape) or len(found.sizes) != 2:
-        what = f"a tensor {list(found.sizes)}" if isinstance(found, Shape) else f"a {type(found).__name__}"
+        kind = found.kind if isinstance(found, Fields) else type(found).__name__
+        what = f"a tensor {list(found.sizes)}" if isinstance(found, Shape) else f"a {kind}"
+        how = ", such as its `logits`" if isinstance(found, Fields) and "logits" in found else ""
         raise UsageError(
-            f"{type(sites.traced.model).__name__} gives {what} for one image, not logits [1, N]: it is no classifier "
-            "or gives more than that. Wrap it in a module that gives the logits."
+            f"{type(traced.model).__name__} gives {what} for one image, not logits [1, N]: it is no classifier "
+            f"or gives more than that. Wrap it in a module that gives the logits{how}."
         )
     return found.sizes[1]
 
@@ -230,7 +233,7 @@ def _check_and_own(network: EarlyExitNet, sites: Sites, chosen: Sequence[Site], 
     twin = eval_twin(model)
     like = next(model.parameters(), torch.empty(0))
     with drawing_apart():
-        images = torch.randn(NUM_CHECKED, *sites.traced.image_shape).to(like)
+        images = torch.randn(NUM_IMAGES, *sites.traced.image_shape).to(like)
         drawn = Drawn()
         wanted: Tensor = twin(images.clone())
         if not wanted.isfinite().all():
@@ -252,9 +255,10 @@ def _check_and_own(network: EarlyExitNet, sites: Sites, chosen: Sequence[Site], 
     scale = wanted.abs().max().clamp_min(1.0)
     if carry[0].shape != wanted.shape or not (carry[0] - wanted).abs().max() <= TOLERANCE * scale:
         raise UsageError(
-            f"{type(model).__name__} cannot be cut: its parts give other logits than the model for {NUM_CHECKED} "
+            f"{type(model).__name__} cannot be cut: its parts give other logits than the model for {NUM_IMAGES} "
             "images. Its forward does something that torch.fx does not see, such as keeping state between calls."
         )
+    check_alone(model, parts, images)
     if any(writes):
         *stages, last = _parts(sites, chosen, writes)
         for k, stage in enumerate(stages):

@@ -128,7 +128,9 @@ class Sites:
             total, upto = self.operations()
             away = {site.name: abs(upto[site.place] / total - missing[0]) for site in self.good}
             nearest = min(self.good, key=lambda site: away[site.name], default=None)
-            hint = f"; the nearest lies after {nearest.name} at {upto[nearest.place] / total:.3g}" if nearest else ""
+            hint = self._why_none()
+            if nearest:
+                hint = f"; the nearest lies after {nearest.name} at {upto[nearest.place] / total:.3g}"
             raise UsageError(
                 f"{self._model} has no place to cut near {missing[0]} of its operations{hint}. Ask for other shares, "
                 "or name modules; `offramp layers` lists them."
@@ -144,10 +146,25 @@ class Sites:
         found = self._nearest_to(AUTO)
         if not found:
             raise UsageError(
-                f"{self._model} has no place to cut near {', '.join(map(str, AUTO))} of its operations; name modules "
-                "to cut after, `offramp layers` lists them."
+                f"{self._model} has no place to cut near {', '.join(map(str, AUTO))} of its "
+                f"operations{self._why_none()}; name modules to cut after, `offramp layers` lists them."
             )
         return found
+
+    def _why_none(self) -> str:
+        """What keeps cuts away, in words that follow a statement: the module run as a whole with the most weights."""
+        sizes = {
+            name: sum(p.numel() for p in self.traced.model.get_submodule(name).parameters())
+            for name in self.traced.leaves
+        }
+        largest = max(sizes, key=sizes.__getitem__, default=None)
+        if largest is not None and sizes[largest]:
+            return f": {largest} is run as a whole ({self.traced.leaves[largest]})"
+        refused = [site for site in self.all if site.why_not is not None]
+        if refused and not self.good:
+            middle = refused[len(refused) // 2]
+            return f": after {middle.name}, for one, {middle.why_not}"
+        return ""
 
     def _nearest_to(self, shares: Sequence[float]) -> dict[float, Site]:
         """The sites near those shares that have one, behind weights of its own."""

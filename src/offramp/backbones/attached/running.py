@@ -4,7 +4,8 @@ B images.
 """
 
 import copy
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,19 @@ class Shape:
     sizes: tuple[int, ...]
 
 
+class Fields(dict[str, Any]):
+    """What is kept of a value whose entries have names: a dict, or a dataclass such as many libraries give.
+
+    Args:
+        kind: Its type's name.
+        entries: What is kept of each entry.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, Any]) -> None:
+        super().__init__(entries)
+        self.kind = kind
+
+
 def call(root: nn.Module, node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
     """What one node gives, for what the nodes that it reads have given."""
     target: Any = node.target
@@ -39,6 +53,47 @@ def call(root: nn.Module, node: fx.Node, value: Callable[[fx.Node], Any]) -> Any
     if node.op == "call_method":
         return getattr(args[0], target)(*args[1:], **kwargs)
     return target(*args, **kwargs)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy.
+
+    Raises:
+        UsageError: Something in it cannot be copied: what, and where it is.
+    """
+    try:
+        return copy.deepcopy(model)
+    except (TypeError, RuntimeError) as error:  # of what holds a lock or a file; of a tensor with a history
+        what = next(_not_copied(model), None)
+        if what is None:
+            raise
+        raise UsageError(f"{type(model).__name__} cannot be copied: {what}.") from error
+
+
+def _not_copied(model: nn.Module) -> Iterator[str]:
+    """What in a model cannot be copied, and what to do."""
+    usual = vars(nn.Module())
+    for name, module in model.named_modules():
+        own = {attribute: value for attribute, value in vars(module).items() if attribute not in usual}
+        for attribute, value in {**own, **module._buffers}.items():
+            where = f"{name}.{attribute}" if name else attribute
+            if isinstance(value, Tensor) and not value.is_leaf:
+                hooks = module._forward_pre_hooks.values()
+                if any(getattr(hook, "name", None) == attribute for hook in hooks):  # of torch.nn.utils.weight_norm
+                    way_out = "take that off, or use torch.nn.utils.parametrizations"
+                else:
+                    way_out = "detach it, or compute it in the forward"
+                yield f"{where} is a tensor computed from others; {way_out}"
+            elif not _can_copy(value):
+                yield f"{where} is a {type(value).__name__}; take it out before and put it back after"
+
+
+def _can_copy(value: Any) -> bool:
+    try:
+        copy.deepcopy(value)
+    except (TypeError, RuntimeError):
+        return False
+    return True
 
 
 def meta_twin(model: nn.Module) -> nn.Module:
@@ -106,6 +161,9 @@ def _without_data(value: Any) -> Any:
         return value
     if isinstance(value, (tuple, list)):
         return tuple(_without_data(entry) for entry in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return Fields(type(value).__name__, {name: _without_data(getattr(value, name)) for name in names})
     if isinstance(value, dict):
-        return {key: _without_data(entry) for key, entry in value.items()}
+        return Fields("dict", {key: _without_data(entry) for key, entry in value.items()})
     return value

@@ -3,7 +3,6 @@
 B images.
 """
 
-import contextlib
 import math
 import operator
 from collections.abc import Callable, Iterator
@@ -18,7 +17,6 @@ from offramp.drawing import Drawn
 from offramp.errors import first_line
 
 _OF_SHAPE = {"shape", "ndim", "size", "dim", "numel", "nelement"}
-_CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__
 
 
 class Values:
@@ -32,12 +30,11 @@ class Values:
 
     def of(self, wanted: fx.Node) -> tuple[Any, ...]:
         """What a node gives, once for each number of images."""
-        with _untraced():
-            for node in wanted.graph.nodes:
-                if node not in self.known:
-                    self.known[node] = tuple(self._one(node, i) for i in range(len(BATCHES)))
-                if node is wanted:
-                    break
+        for node in wanted.graph.nodes:
+            if node not in self.known:
+                self.known[node] = tuple(self._one(node, i) for i in range(len(BATCHES)))
+            if node is wanted:
+                break
         return self.known[wanted]
 
     def _one(self, node: fx.Node, i: int) -> Any:
@@ -47,17 +44,6 @@ class Values:
         with torch.no_grad():
             found = call(root, node, lambda read: self.known[read][i])
         return found.to("meta") if isinstance(found, Tensor) else found
-
-
-@contextlib.contextmanager
-def _untraced() -> Iterator[None]:
-    """While it traces, fx stands in the place of two methods of every module; here modules are called as usual."""
-    replaced = nn.Module.__call__, nn.Module.__getattr__
-    nn.Module.__call__, nn.Module.__getattr__ = _CALL, _GETATTR  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.__call__, nn.Module.__getattr__ = replaced  # type: ignore[method-assign]
 
 
 class _Concrete:
@@ -116,6 +102,8 @@ class Tracer(ContextTracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """As in fx; the cache is looked after where nodes are dropped."""
+        if not self.is_tracing:
+            return attr_val
         self._attributes = parameter_proxy_cache
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
@@ -123,6 +111,8 @@ class Tracer(ContextTracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """A module that cannot be traced, or draws random numbers while it is, is a leaf from then on."""
+        if not self.is_tracing:
+            return forward(*args, **kwargs)
         name = self.path_of_module(m)
         if self.is_leaf_module(m, name):
             return super().call_module(m, forward, args, kwargs)
@@ -160,7 +150,7 @@ class Tracer(ContextTracer):
 
     def length(self, node: fx.Node) -> int:
         """That of a tuple or a tensor, if it is the same for any number of images."""
-        found = self.values.of(node)
+        found = self._values_of(node)
         lengths = {len(value) if isinstance(value, (tuple, list, Tensor)) else -1 for value in found}
         if len(lengths) > 1 or -1 in lengths:
             raise fx.proxy.TraceError("its control flow depends on the number of images")
@@ -168,14 +158,18 @@ class Tracer(ContextTracer):
 
     def shape_value(self, node: fx.Node) -> Any:
         """The value of a node that follows from the shapes alone, whatever the number of images."""
-        first, second = self.values.of(node)
+        first, second = self._values_of(node)
         if _is_plain(first) and first == second and self._follows_from_shapes(node):
             return first
         raise fx.proxy.TraceError("its control flow depends on values, or on the number of images")
 
+    def _values_of(self, node: fx.Node) -> tuple[Any, ...]:
+        with self.paused():
+            return self.values.of(node)
+
     def _follows_from_shapes(self, node: fx.Node) -> bool:
         first = node.args[0] if node.args else None
-        if isinstance(first, fx.Node) and isinstance(self.values.of(first)[0], Tensor):
+        if isinstance(first, fx.Node) and isinstance(self._values_of(first)[0], Tensor):
             return (node.args[1] if node.target is getattr else node.target) in _OF_SHAPE
         return all(self._follows_from_shapes(read) for read in node.all_input_nodes)
 

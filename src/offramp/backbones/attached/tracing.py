@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from offramp.backbones.attached.modes import differing, dropout_as_modules, other_constants, owners_of
-from offramp.backbones.attached.running import meta_twin, values_of
+from offramp.backbones.attached.running import copied, meta_twin, values_of
 from offramp.backbones.attached.tracer import Tracer, Values
 from offramp.drawing import Drawn, drawing_apart
 from offramp.errors import UsageError, first_line
@@ -56,7 +56,7 @@ def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> Traced:
     Raises:
         UsageError: A model whose own `forward` cannot be traced, or that does not run on such images.
     """
-    work = copy.deepcopy(model)
+    work = copied(model)
     twin = meta_twin(work)
     shadow = copy.deepcopy(twin).eval()
     leaves: dict[str, str] = {}
@@ -71,9 +71,12 @@ def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> Traced:
             if not new:
                 break
             if "" in new:
+                way_out = "Put what differs into a module of its own"
+                if getattr(model, "aux_logits", False) is True:  # GoogLeNet and Inception
+                    way_out = "Build it with aux_logits=False"
                 raise UsageError(
                     f"{type(model).__name__} cannot be cut: its own forward does other things in training mode than in "
-                    f"evaluation mode ({new['']}). Put what differs into a module of its own."
+                    f"evaluation mode ({new['']}). {way_out}."
                 )
             leaves |= new
         else:

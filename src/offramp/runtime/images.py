@@ -1,0 +1,69 @@
+"""Images as they are handed to an engine: a batch as one tensor, or a line that says what is wrong with it.
+
+B images of a batch.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from offramp.errors import UsageError
+from offramp.network import EarlyExitNet
+
+Images = Tensor | npt.NDArray[np.floating[Any]] | Sequence[Any]
+
+
+def as_images(images: Any, network: EarlyExitNet) -> Tensor:
+    """A batch `[B, channels, height, width]` of floats, B from 0 up, for `network`.
+
+    Args:
+        images: A tensor, a NumPy array, or a list or tuple of images that are either. Tensors stay what and where they
+            are. What is not finite is let through: such an image has no confidence, and leaves at the last exit.
+        network: Its `image_shape` is looked at, where it says one.
+
+    Raises:
+        UsageError: Anything else, images of several sizes or of another than the network's, numbers that are no floats.
+    """
+    if isinstance(images, (list, tuple)) and not images:
+        images = torch.empty(0, *(network.image_shape or ()))
+    images_BCHW = _tensor(images)
+    check_images(images_BCHW, network.image_shape)
+    return images_BCHW
+
+
+def check_images(images_BCHW: Tensor, image_shape: Sequence[int] | None) -> None:
+    """Refuse a tensor that is no batch of floats, or not of images `(channels, height, width)` where that is known."""
+    shape = list(images_BCHW.shape)
+    if not shape or (image_shape is not None and shape[1:] != list(image_shape)):
+        sides = ", ".join(map(str, image_shape or ("channels", "height", "width")))
+        raise UsageError(f"Images must be a batch [B, {sides}], not {shape}.")
+    if not images_BCHW.is_floating_point():
+        raise UsageError(f"Images must be floats, normalised as in training, not {images_BCHW.dtype}.")
+
+
+def _tensor(images: Any) -> Tensor:
+    if isinstance(images, Tensor):
+        return images
+    if isinstance(images, (list, tuple)) and any(isinstance(image, Tensor) for image in images):
+        tensors = [_tensor(image) for image in images]
+        shapes = dict.fromkeys(tuple(tensor.shape) for tensor in tensors)
+        if len(shapes) > 1:
+            raise UsageError(f"Images of a batch must have one size, not {' and '.join(map(str, shapes))}.")
+        return torch.stack(tensors)
+    if not isinstance(images, (np.ndarray, list, tuple)):
+        raise UsageError(
+            f"Images must be a tensor, a NumPy array or a list of either, not a {type(images).__name__}; "
+            "for image files there is `offramp predict`."
+        )
+    try:
+        array = np.asarray(images)
+    except ValueError as error:
+        raise UsageError("Images of a batch must have one size; this list holds several.") from error
+    if array.dtype.kind != "f":
+        raise UsageError(f"Images must be floats, normalised as in training, not {array.dtype}.")
+    # Into a type that torch has (not every float of NumPy's is one), in memory that may be written to.
+    return torch.from_numpy(array.astype(np.float64 if array.itemsize > 4 else np.float32))

@@ -1,0 +1,123 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from offramp.errors import UsageError
+from offramp.policy import EVERYBODY, Policy
+from offramp.runtime import Engine
+from offramp.runtime.images import as_images
+
+POLICY = Policy((0.5, 0.5, EVERYBODY))
+PIXELS = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def ways(images: Any) -> dict[str, Any]:
+    """The same images as others may hold them."""
+    array = images.numpy()
+    read_only = array.copy()
+    read_only.flags.writeable = False
+    return {
+        "array": array,
+        "read-only": read_only,
+        "other byte order": array.astype(">f4"),
+        "backwards": np.ascontiguousarray(array[::-1])[::-1],
+        "float64": array.astype(np.float64),
+        "long double": array.astype(np.longdouble),
+        "list of tensors": list(images),
+        "tuple of arrays": tuple(array),
+        "tensors and arrays": [images[0], *array[1:]],
+        "numbers": images.tolist(),
+        "float64 tensor": images.double(),
+        "needs gradients": images.clone().requires_grad_(),
+    }
+
+
+@pytest.mark.parametrize("way", ways(PIXELS))
+def test_images_may_come_in_many_ways(small, way) -> None:
+    engine = Engine(small(), POLICY)
+    images = ways(PIXELS)[way]
+    wanted = engine(PIXELS)
+    found = {
+        "call": engine(images),
+        "stream": next(engine.stream([images])),
+        "anytime": engine.anytime(images, deadline_ms=10_000),
+        "each exit": list(engine.each_exit(images))[-1],
+    }
+    assert all(torch.equal(answers.labels_B, wanted.labels_B) for answers in found.values())
+    assert torch.equal(found["call"].confidence_B, wanted.confidence_B)
+    for positions_B, answers in engine.as_ready([images]):
+        assert torch.equal(answers.labels_B, wanted.labels_B[positions_B])
+
+
+def test_an_engine_is_tuned_on_arrays(small) -> None:
+    engine = Engine(small(), POLICY)
+    engine.tune(PIXELS.numpy(), batch_sizes=(2,), forms=[engine.program.form], seconds=0.1, streams=False)
+    assert engine(PIXELS.numpy()).labels_B.shape == (4,)
+
+
+REFUSED = {
+    "bytes": (PIXELS.byte(), "Images must be floats, normalised as in training, not torch.uint8"),
+    "array of bytes": (PIXELS.byte().numpy(), "Images must be floats, normalised as in training, not uint8"),
+    "whole numbers": (PIXELS.long().tolist(), "Images must be floats, .* not int64"),
+    "complex": (PIXELS.to(torch.complex64), "Images must be floats, .* not torch.complex64"),
+    "one image": (PIXELS[0], r"Images must be a batch \[B, 3, 16, 16\], not \[3, 16, 16\]"),
+    "array of one image": (PIXELS[0].numpy(), r"Images must be a batch \[B, 3, 16, 16\], not \[3, 16, 16\]"),
+    "five dimensions": (PIXELS[None], r"not \[1, 4, 3, 16, 16\]"),
+    "channels last": (PIXELS.numpy().transpose(0, 2, 3, 1), r"not \[4, 16, 16, 3\]"),
+    "grey": (PIXELS[:, :1], r"not \[4, 1, 16, 16\]"),
+    "no images of another size": (PIXELS[:0, :, :8], r"not \[0, 3, 8, 16\]"),
+    "a number": (torch.tensor(1.0), r"not \[\]"),
+    "several sizes": ([PIXELS[0], PIXELS[0, :, 1:]], r"one size, not \(3, 16, 16\) and \(3, 15, 16\)"),
+    "arrays of several sizes": ([PIXELS[0].numpy(), PIXELS[0, :, 1:].numpy()], "must have one size"),
+    "a picture": (Image.new("RGB", (16, 16)), "a NumPy array or a list of either, not a Image"),
+    "pictures": ([Image.new("RGB", (16, 16))], "Images must be floats"),
+    "a path": ("cat.png", "not a str"),
+    "nothing": (None, "not a NoneType"),
+    "nothings": ([None, None], "Images must be floats"),
+    "a generator": (iter(PIXELS), "or a list of either, not a"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("call", ["call", "stream", "as ready", "anytime", "each exit", "tune"])
+def test_what_is_no_batch_of_images_is_one_line_wherever_it_is_given(small, kind, call) -> None:
+    engine = Engine(small(), POLICY)
+    images, said = REFUSED[kind]
+    calls = {
+        "call": lambda: engine(images),
+        "stream": lambda: next(engine.stream([images])),
+        "as ready": lambda: next(engine.as_ready([images])),
+        "anytime": lambda: engine.anytime(images, deadline_ms=1),
+        "each exit": lambda: engine.each_exit(images),
+        "tune": lambda: engine.tune(images, seconds=0.1),
+    }
+    with pytest.raises(UsageError, match=said) as caught:
+        calls[call]()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("none", [PIXELS[:0], PIXELS[:0].numpy(), [], ()], ids=["tensor", "array", "list", "tuple"])
+def test_no_images_have_no_answers(small, none) -> None:
+    engine = Engine(small(), POLICY)
+    answers = [engine(none), engine.anytime(none, deadline_ms=1), *engine.stream([none])]
+    assert [len(column_B) for one in answers for column_B in one] == [0] * 9
+
+
+def test_what_is_not_finite_is_let_through(small) -> None:
+    images = PIXELS.clone()
+    images[1] = torch.nan
+    answers = Engine(small(), POLICY)(images.numpy())
+    assert answers.confidence_B.isnan().tolist() == [False, True, False, False]
+    assert answers.exits_B[1] == 2
+
+
+def test_a_batch_that_is_a_tensor_is_not_copied(small) -> None:
+    assert as_images(PIXELS, small()) is PIXELS
+
+
+def test_a_network_that_does_not_say_its_images_takes_any_shape(recorded) -> None:
+    logits_BKC = torch.randn(2, 3, 4)
+    assert torch.equal(as_images(logits_BKC.numpy(), recorded(3, 4)), logits_BKC)
