@@ -139,7 +139,7 @@ def _train_in(
     loop = Loop(folder, bench, rule, job.train, job.val.search if job.val else None, config, place, network)
     if loop.restore(_say):
         _say(f"Continuing after {loop.epoch} epochs and {loop.step} steps of {folder.path}.")
-        _note_threads(folder)
+        _note_changes(folder)
     if features is not None:
         _keep(features, loop, folder)
     with _listeners(folder, config) as listeners:
@@ -160,13 +160,16 @@ def _keep(features: Features, loop: Loop, folder: RunFolder) -> None:
     loop.place = Placement(loop.place.device, channels_last=False)  # rows have no layout
 
 
-def _note_threads(folder: RunFolder) -> None:
-    """The promise of equal bytes holds for the same number of threads: say where it is another."""
-    before, now = folder.read_starts()[0].get("threads"), torch.get_num_threads()
-    if before != now:
-        _say(
-            f"It was started with {before} threads and goes on with {now}: the weights will differ in their last bits."
-        )
+def _note_changes(folder: RunFolder) -> None:
+    """The promise of equal bytes holds for the same number of threads and processes: say where it is another."""
+    first = folder.read_starts()[0]
+    for what, now in (("threads", torch.get_num_threads()), ("processes", processes.world_size())):
+        before = first.get(what)
+        if before != now:
+            _say(
+                f"It was started with {before} {what} and goes on with {now}: the weights will differ from those of a "
+                f"run with {before} or {now} all along."
+            )
 
 
 def _optimizer(network: EarlyExitNet, config: TrainConfig) -> torch.optim.Optimizer:
