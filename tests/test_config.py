@@ -256,10 +256,12 @@ def test_differences_show_fields_that_only_one_side_has_and_sections_that_became
 
 @pytest.mark.parametrize(
     "values",
-    [{"lr": 1e39}, {"lr": 3.5e38}, {"momentum": 1e300}, {"weight_decay": 1e39}, {"trunk_lr": 1e40}]
-    + [{"lr": 1e20, "trunk_lr": 1e20}, {"lr": 10**400}, {"epochs": 10**12}, {"threads": 10**9}],
+    [
+        *({"lr": 1e39}, {"lr": 3.5e38}, {"momentum": 1e300}, {"weight_decay": 1e39}, {"trunk_lr": 1e40}),
+        *({"lr": 1e20, "trunk_lr": 1e20}, {"lr": 10**400}, {"epochs": 10**12}, {"threads": 10**9}),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_no_float32_and_no_machine_can_hold_is_refused(values: dict[str, Any]) -> None:
     """A rate of 1e39 made weights that are not finite, with status 0."""
     with pytest.raises(UsageError, match=r"must be a"):

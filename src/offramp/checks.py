@@ -1,7 +1,7 @@
 """Checks of arguments, and the words that refuse them: which one, what it must be, what it is."""
 
 import difflib
-import sys
+import math
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
@@ -29,9 +29,15 @@ def check_counts(**values: Any) -> None:
 
 def check_number(name: str, value: Any, allowed: str, holds: Callable[[float], bool]) -> None:
     """Refuse what is no finite number or for which `holds` is false; `allowed` says so: "of at least 0"."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if not (is_number and holds(value)):
+    if not (_is_finite(value) and holds(value)):
         raise UsageError(f"{name} must be a number {allowed}, not {shown(value)}.")
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all of float64
+        return False
 
 
 def check_size(name: str, value: Any) -> None:

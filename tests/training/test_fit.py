@@ -420,7 +420,7 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_with(
         file.write_bytes((other / "checkpoints" / newest.name).read_bytes())
     capsys.readouterr()
     if foreign == "all":
-        with pytest.raises(OfframpError, match="Every checkpoint in .* of another run"):
+        with pytest.raises(OfframpError, match=r"Every checkpoint in .* of another run"):
             offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=own)
         return
     offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=own)

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from offramp.training.features import Features, in_words, planned
 from offramp.training.job import Job, summary_writer
 from offramp.training.loop import Loop
 from offramp.training.monitor import Placement
+from offramp.training.readable import check_readable
 from offramp.training.splits import Unaugmented
 from offramp.training.trunk import frozen, parameter_groups
 
@@ -34,7 +35,7 @@ def train(run: Run, out: str | Path) -> EarlyExitNet:
     """Build everything that `run` names, and `fit` it into the folder `out`."""
     objective = objectives.build(run.objective)
     rule = rules.build(run.rule)
-    train_split, val, _ = data.load(run.data)
+    train_split, val, test = data.load(run.data)
     torch.manual_seed(run.training.seed)  # of the initial weights
     network = backbones.build(
         run.network,
@@ -42,7 +43,7 @@ def train(run: Run, out: str | Path) -> EarlyExitNet:
         image_shape=train_split.image_shape,
         damping=objective.damping_neuron == "required",
     )
-    return fit(network, objective, train_split, val, run.training, out=out, rule=rule)
+    return _fit(network, objective, train_split, val, run.training, out=out, rule=rule, later=[test])
 
 
 def fit(
@@ -74,15 +75,34 @@ def fit(
         UsageError: What does not fit together, or a folder that holds something else.
         OfframpError: A loss that is not finite, a disk that is full, checkpoints that are all damaged.
     """
+    return _fit(network, objective, train, val, config, out=out, rule=rule, later=[])
+
+
+def _fit(
+    network: EarlyExitNet,
+    objective: Objective,
+    train: Split,
+    val: HeldOut | None,
+    config: TrainConfig | None,
+    *,
+    out: str | Path,
+    rule: TrainingRule | None,
+    later: Sequence[Split],
+) -> EarlyExitNet:
+    """`fit`; `later` are parts that are read when the training is over: what cannot be read then is known before."""
     if val is not None and not isinstance(val, HeldOut):
         raise UsageError(f"fit takes the held-out images as a whole, not {val.name} alone: pass val, or None.")
     config = config or TrainConfig()
     train = train if config.augment else Unaugmented(train)
     job = Job(network, objective, train, val or HeldOut(), config, rule or rules.Standard())
     folder = RunFolder(out)
+    parts = [train, *job.val.splits(), *later]
+    _check_outside(folder, parts)
     with with_threads(config.threads), _together(config.device) as device, contextlib.ExitStack() as held:
         job.check()
         begins = _begins(folder, config)
+        if begins:
+            check_readable(parts)
         if config.init is not None and begins:
             _say(start_from(network, config.init))
         if config.freeze_trunk:
@@ -101,6 +121,17 @@ def fit(
             _say(f"The trunk is run in every epoch: {why_not}.")
         held.enter_context(with_kernels(device, deterministic=config.deterministic))
         return _train_in(folder, job, place, form, features)
+
+
+def _check_outside(folder: RunFolder, parts: Sequence[Split]) -> None:
+    """Refuse a run's folder among the images: once it is there, they are others than those trained on."""
+    place = Path(os.path.realpath(folder.path))
+    for home in {part.home for part in parts if part.home is not None}:
+        if place.is_relative_to(os.path.realpath(home)):
+            raise UsageError(
+                f"{folder.path} lies in {home}, the folder of the images, and would change the data set. Choose a "
+                "folder outside."
+            )
 
 
 def _of_unknown_trunk(network: EarlyExitNet, config: TrainConfig) -> str | None:
