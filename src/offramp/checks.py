@@ -51,13 +51,13 @@ def check_flags(**values: Any) -> None:
     """Refuse what is neither True nor False: a word on the command line would count as True."""
     for name, value in values.items():
         if not isinstance(value, bool):
-            raise UsageError(f"{name} must be true or false, not {value!r}.")
+            raise UsageError(f"{name} must be true or false, not {shown(value)}.")
 
 
 def check_name(name: str, value: Any, known: Sequence[str]) -> None:
     """Refuse what is none of the `known` words."""
     if value not in known:
-        raise UsageError(f"{name} {value!r} is unknown.{did_you_mean(str(value), known)}")
+        raise UsageError(f"{name} {shown(value)} is unknown.{did_you_mean(str(value)[:_SHOWN], known)}")
 
 
 def shown(value: Any) -> str:

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torchvision.io import write_png
-
 import torch
+from torchvision.io import write_png
 
 from offramp import backbones, data, objectives, rules
 from offramp.config import DataConfig, Spec
 from offramp.errors import OfframpError, UsageError
 
-WRONG = ["x", "", [], [1, "x"], {}, None, True, math.nan, math.inf, -1, 0, 0.5, 1e300, 1e-320, 10**9, 10**30, [10**9], (1,) * 5000]
+WRONG = ["x", "", [], [1, "x"], {}, None, True, math.nan, math.inf, -1, 0, 0.5, 1e300, 1e-320, 10**9, 10**30]
+WRONG += [[10**9], (1,) * 5000]
 _SECONDS = 2.0
 
 
@@ -53,7 +53,7 @@ def _build(kind: str, name: str, arguments: dict[str, Any], images: Path) -> obj
     return (objectives if kind == "objective" else rules).build(Spec(name, arguments))
 
 
-@pytest.mark.parametrize(("kind", "name", "key"), CASES, ids=lambda word: str(word))
+@pytest.mark.parametrize(("kind", "name", "key"), CASES, ids=str)
 def test_a_wrong_argument_is_one_line(kind: str, name: str, key: str, images: Path) -> None:
     bad = []
     for value in WRONG:
