@@ -1,4 +1,4 @@
-"""Arguments of every registered network, objective, rule and data set that are wrong: built, or one clear line, fast."""
+"""Wrong arguments of every registered network, objective, rule and data set: built, or one clear line, fast."""
 
 import inspect
 import math

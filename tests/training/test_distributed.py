@@ -74,7 +74,7 @@ def test_several_processes_leave_a_frozen_trunk_as_it_is_and_share_its_features(
 @pytest.mark.slow
 def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "offramp", "train", "--data", "digits", "--epochs", "40", "--batch-size", "32"]
+    command += ["-m", "offramp", "train", "--data", "digits", "--epochs", "6", "--batch-size", "32"]
     command += ["--network", *NETWORK, "--save-every-minutes", "60", "--keep-checkpoints", "100", "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 

@@ -68,10 +68,11 @@ def test_each_file_is_looked_at_once(folder: Path, tmp_path: Path, monkeypatch: 
     def begun(name: str) -> int:
         """Files decoded before the first step."""
         looked.clear()
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(files, "decode", counted)
             patch.setattr(Loop, "run", interrupt)
-            train(run_on(folder), tmp_path / name)
+            with pytest.raises(KeyboardInterrupt):
+                train(run_on(folder), tmp_path / name)
         return len(looked)
 
     def interrupt(*_: object) -> None:

@@ -104,7 +104,8 @@ class Split(ABC):
     def unreadable(self, advance: Callable[[int], None]) -> list[str]:
         """Images that cannot be read, a sentence each: before a training, for later it is too late to remove them.
 
-        Of several processes each looks at a share. Nothing for images that are in memory. `advance` is called with the number of images that were looked at.
+        Of several processes each looks at a share. Nothing for images that are in memory. `advance` is called with the
+        number of images that were looked at.
         """
         advance(len(self))
         return []

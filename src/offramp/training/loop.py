@@ -280,8 +280,8 @@ class Loop:
         newest = self.store.newest()
         kept = f"the newest checkpoint is {newest}" if newest else "there is no checkpoint yet"
         return OfframpError(
-            f"Training stopped at step {step + 1} (epoch {step // self.steps_per_epoch + 1}): {what}. Nothing of it was "
-            f"saved; {kept}. A lower learning rate or a warm-up (in a new folder) may help."
+            f"Training stopped at step {step + 1} (epoch {step // self.steps_per_epoch + 1}): {what}. Nothing of it "
+            f"was saved; {kept}. A lower learning rate or a warm-up (in a new folder) may help."
         )
 
     def _leave(self, number: int | None, reporter: Reporter) -> None:
