@@ -13,7 +13,7 @@ from offramp.errors import UsageError
 
 StemKind = Literal["cifar", "imagenet"]
 STEM_HALVINGS = {"cifar": 0, "imagenet": 2}  # how often the finest map of a stem has been halved
-MOST_LAYERS, MOST_CHANNELS = 400, 2**16
+MOST_LAYERS, MOST_CHANNELS = 500, 2**16
 _MOST_SCALES, _MOST_FACTOR = 16, 1024
 HEAD_SIDES = (5, 12)  # two strided convolutions and a 2 x 2 pool leave one pixel of these sides, and of no others
 

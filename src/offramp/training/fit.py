@@ -43,7 +43,7 @@ def train(run: Run, out: str | Path) -> EarlyExitNet:
         image_shape=train_split.image_shape,
         damping=objective.damping_neuron == "required",
     )
-    return _fit(network, objective, train_split, val, run.training, out=out, rule=rule, later=[test])
+    return fit(network, objective, train_split, val, run.training, out=out, rule=rule, test=test)
 
 
 def fit(
@@ -55,6 +55,7 @@ def fit(
     *,
     out: str | Path,
     rule: TrainingRule | None = None,
+    test: Split | None = None,
 ) -> EarlyExitNet:
     """Train `network`, keep everything in the folder `out`, and return the network, in evaluation mode and on the CPU.
 
@@ -70,33 +71,19 @@ def fit(
         config: How to train. Default: the paper's recipe for CIFAR-100.
         out: The run's folder.
         rule: What happens to a batch; default: one backward pass and one optimiser step.
+        test: Images for afterwards. Nothing is learned from them; that all can be read is checked before it begins.
 
     Raises:
         UsageError: What does not fit together, or a folder that holds something else.
         OfframpError: A loss that is not finite, a disk that is full, checkpoints that are all damaged.
     """
-    return _fit(network, objective, train, val, config, out=out, rule=rule, later=[])
-
-
-def _fit(
-    network: EarlyExitNet,
-    objective: Objective,
-    train: Split,
-    val: HeldOut | None,
-    config: TrainConfig | None,
-    *,
-    out: str | Path,
-    rule: TrainingRule | None,
-    later: Sequence[Split],
-) -> EarlyExitNet:
-    """`fit`; `later` are parts that are read when the training is over: what cannot be read then is known before."""
     if val is not None and not isinstance(val, HeldOut):
         raise UsageError(f"fit takes the held-out images as a whole, not {val.name} alone: pass val, or None.")
     config = config or TrainConfig()
     train = train if config.augment else Unaugmented(train)
     job = Job(network, objective, train, val or HeldOut(), config, rule or rules.Standard())
     folder = RunFolder(out)
-    parts = [train, *job.val.splits(), *later]
+    parts = [train, *job.val.splits(), *([] if test is None else [test])]
     _check_outside(folder, parts)
     with with_threads(config.threads), _together(config.device) as device, contextlib.ExitStack() as held:
         job.check()
