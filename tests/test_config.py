@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -251,3 +252,18 @@ def test_differences_name_every_field_by_its_path():
 def test_differences_show_fields_that_only_one_side_has_and_sections_that_became_values():
     assert differences({"a": 1}, {"b": 2}) == ["a: 1 there, None now", "b: None there, 2 now"]
     assert differences({"network": {"name": "x"}}, {"network": None}) == ["network: {'name': 'x'} there, None now"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"lr": 1e39}, {"lr": 3.5e38}, {"momentum": 1e300}, {"weight_decay": 1e39}, {"trunk_lr": 1e40}),
+        *({"lr": 1e20, "trunk_lr": 1e20}, {"lr": 10**400}, {"epochs": 10**12}, {"threads": 10**9}),
+    ],
+    ids=str,
+)
+def test_what_no_float32_and_no_machine_can_hold_is_refused(values: dict[str, Any]) -> None:
+    """A rate of 1e39 made weights that are not finite, with status 0."""
+    with pytest.raises(UsageError, match=r"must be a"):
+        TrainConfig(**values)
+    assert TrainConfig(lr=3.4e38).lr == 3.4e38

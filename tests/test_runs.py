@@ -16,7 +16,7 @@ from offramp.config import Spec
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
 from offramp.rules import OneForAll
-from offramp.runs import FORMAT, RunFolder, load, load_weights, start_from
+from offramp.runs import FORMAT, OWNER, RunFolder, load, load_weights, start_from
 from offramp.storage import save_tensors
 from offramp.training.job import _ancestors
 
@@ -34,7 +34,7 @@ def run_in(path: Path, network: EarlyExitNet, recipe: bool = True) -> RunFolder:
     folder.config.write_text(
         json.dumps({"format": FORMAT, "network": spec, "data": None, "objective": {}, "training": {}})
     )
-    save_tensors(folder.weights, network.state_dict())
+    save_tensors(folder.weights, network.state_dict(), {OWNER: folder.identity()})
     return folder
 
 
@@ -96,7 +96,9 @@ def test_data_with_a_setting_of_a_newer_version_are_refused_and_training_of_an_o
     folder.config.write_text(json.dumps({**config, "data": {"source": source, "mixing": 2}}))
     with pytest.raises(UsageError, match=r"written by a newer offramp: its config.json has mixing among .* Update"):
         load(tmp_path)
-    folder.config.write_text(json.dumps({**config, "data": {"source": source}, "training": {"compile": True}}))
+    older = {**config, "format": 1, "data": {"source": source}, "training": {"compile": True}}
+    folder.config.write_text(json.dumps(older))
+    save_tensors(folder.weights, small().state_dict())  # which said nothing of their run
     assert load(tmp_path).num_exits == 2
 
 
@@ -371,3 +373,32 @@ def test_metrics_are_read_line_by_line(tmp_path: Path) -> None:
     assert folder.read_metrics() == []
     folder.metrics.write_text('{"epoch": 1}\n{"epoch": 2}\n')
     assert folder.read_metrics() == [{"epoch": 1}, {"epoch": 2}]
+
+
+def test_weights_of_another_run_are_refused_and_a_folder_may_move(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    one, other = run_in(tmp_path / "one", small()), run_in(tmp_path / "other", small())
+    config = json.loads(other.config.read_text())
+    other.config.write_text(json.dumps({**config, "training": {"lr": 0.2}}))
+    save_tensors(other.weights, small().state_dict(), {OWNER: other.identity()})
+    assert load(other.path).num_exits == 2
+    other.config.write_text(json.dumps({**config, "training": {"lr": 0.2, "keep_best": True}}))  # is free to change
+    assert load(other.path.rename(tmp_path / "moved")).num_exits == 2
+    moved = RunFolder(tmp_path / "moved")
+    moved.weights.write_bytes(one.weights.read_bytes())
+    moved.best_weights.write_bytes(one.weights.read_bytes())
+    for read in (load, lambda path: start_from(small(), path), lambda _: start_from(small(), moved.best_weights)):
+        with pytest.raises(UsageError, match=r"of another run than the config\.json beside it\. Put back"):
+            read(moved.path)
+    elsewhere = one.weights.rename(tmp_path / "weights.safetensors")  # a file alone is of no run
+    assert start_from(small(), elsewhere) is None
+
+
+def test_weights_without_a_run_are_those_of_an_older_version(tmp_path: Path) -> None:
+    folder = run_in(tmp_path, small())
+    save_tensors(folder.weights, small().state_dict())
+    with pytest.raises(UsageError, match="of another run"):
+        load(tmp_path)
+    folder.config.write_text(json.dumps({**json.loads(folder.config.read_text()), "format": 1}))
+    assert load(tmp_path).num_exits == 2

@@ -8,42 +8,62 @@ from typing import Any
 
 from offramp.errors import UsageError
 
+LARGEST = 3.4028234663852886e38  # of float32; torch is not imported for it
+MOST = 2**20  # of anything that is counted: layers, channels, classes, pixels of a side
+_SHOWN = 100  # characters of a value in a message
 
-def check_whole(name: str, value: Any, least: int) -> None:
-    """Refuse anything but a whole number of at least `least`."""
+
+def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Refuse anything but a whole number of at least `least`, and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UsageError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+        raise UsageError(f"{name} must be a whole number of at least {least}, not {shown(value)}.")
+    if most is not None and value > most:
+        raise UsageError(f"{name} must be a whole number of at most {most}, not {shown(value)}.")
 
 
 def check_counts(**values: Any) -> None:
-    """Refuse what is not a whole number of at least 1."""
+    """Refuse what is not a whole number of at least 1, and what no machine has so much of."""
     for name, value in values.items():
-        check_whole(name, value, 1)
+        check_whole(name, value, 1, MOST)
 
 
 def check_number(name: str, value: Any, allowed: str, holds: Callable[[float], bool]) -> None:
     """Refuse what is no finite number or for which `holds` is false; `allowed` says so: "of at least 0"."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not (is_number and holds(value)):
-        raise UsageError(f"{name} must be a number {allowed}, not {value!r}.")
+    if not (_is_finite(value) and holds(value)):
+        raise UsageError(f"{name} must be a number {allowed}, not {shown(value)}.")
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond all of float64
+        return False
 
 
 def check_size(name: str, value: Any) -> None:
-    """Refuse what is no finite number of at least 0."""
+    """Refuse what is no finite number of at least 0, and what float32 cannot hold: weights and losses are float32."""
     check_number(name, value, "of at least 0", lambda value: value >= 0)
+    if value > LARGEST:
+        raise UsageError(f"{name} must be at most {LARGEST:.3g}, the largest number of float32, not {value!r}.")
 
 
 def check_flags(**values: Any) -> None:
     """Refuse what is neither True nor False: a word on the command line would count as True."""
     for name, value in values.items():
         if not isinstance(value, bool):
-            raise UsageError(f"{name} must be true or false, not {value!r}.")
+            raise UsageError(f"{name} must be true or false, not {shown(value)}.")
 
 
 def check_name(name: str, value: Any, known: Sequence[str]) -> None:
     """Refuse what is none of the `known` words."""
     if value not in known:
-        raise UsageError(f"{name} {value!r} is unknown.{did_you_mean(str(value), known)}")
+        raise UsageError(f"{name} {shown(value)} is unknown.{did_you_mean(str(value)[:_SHOWN], known)}")
+
+
+def shown(value: Any) -> str:
+    """A value for a message: a long one is cut."""
+    text = repr(value) if not isinstance(value, int) or value.bit_length() < 1024 else "a number of hundreds of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

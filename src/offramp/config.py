@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -16,10 +17,11 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from offramp.checks import check_size, check_whole, did_you_mean
+from offramp.checks import LARGEST, MOST, check_size, check_whole, did_you_mean
 from offramp.errors import UsageError
 
 PAPER_EPOCHS = 300  # CIFAR; ImageNet: 100 (paper, section 4)
+_MOST_WORKERS = 1024  # processes or threads
 MOST_WATCHED = 2048  # images; what is written of them stands in every checkpoint, 39 MB after the paper's run
 
 
@@ -77,7 +79,7 @@ def _jsonable(value: Any) -> Any:
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_jsonable(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     raise UsageError(f"{value!r} cannot be written to a run's configuration; use numbers, strings, lists.")
 
@@ -170,7 +172,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_whole("batch-size", self.batch_size, 1)
-        check_whole("workers", self.workers, 0)
+        check_whole("workers", self.workers, 0, _MOST_WORKERS)
         if self.holdout is not None:
             check_whole("holdout", self.holdout, 0)
 
@@ -247,11 +249,15 @@ class TrainConfig:
             _check_choice(self, name)
         for name, least in (("epochs", 1), ("keep_checkpoints", 1), ("seed", 0), ("xray", 0)):
             check_whole(_flag(name), getattr(self, name), least)
-        for name in ("save_every_steps", "threads"):
-            if getattr(self, name) is not None:
-                check_whole(_flag(name), getattr(self, name), 1)
+        check_whole("epochs", self.epochs, 1, MOST)
+        if self.save_every_steps is not None:
+            check_whole("save-every-steps", self.save_every_steps, 1)
+        if self.threads is not None:
+            check_whole("threads", self.threads, 1, _MOST_WORKERS)
         for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "save_every_minutes", "trunk_lr"):
             check_size(_flag(name), getattr(self, name))
+        if self.lr * self.trunk_lr > LARGEST:
+            raise UsageError(f"lr times trunk-lr must be at most {LARGEST:.3g}, not {self.lr * self.trunk_lr:g}.")
         if self.xray > MOST_WATCHED:
             raise UsageError(f"xray watches at most {MOST_WATCHED} images, not {self.xray}.")
         if self.seed >= 2**63:

@@ -25,6 +25,7 @@ export/              the network for other runtimes, made by `offramp export`
 manifest.json        what `offramp reproduce` keeps of a run of a study: configuration, figures, times
 """
 
+import hashlib
 import itertools
 import json
 import shlex
@@ -36,7 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.config import DataConfig, Spec, TrainConfig, with_defaults
+from offramp.config import DataConfig, Spec, TrainConfig, determining, with_defaults
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet, last_linear, rebuild
 from offramp.storage import load_pickled, load_tensors
@@ -44,7 +45,9 @@ from offramp.storage import load_pickled, load_tensors
 TORCH_FILES = (".pth", ".pt", ".bin")
 AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 """Classifiers of torchvision that may have further outputs in training, which are left out here, and their names."""
-FORMAT = 1  # of the folder; a run folder of a newer format is refused
+FORMAT = 2  # of the folder; a run folder of a newer format is refused
+_BOUND = 2  # the first format whose checkpoints and weights say which run they are of
+OWNER = "run"  # under which they say it: `RunFolder.identity`
 
 
 class RunFolder:
@@ -118,6 +121,21 @@ class RunFolder:
             )
         return config
 
+    def identity(self) -> str:
+        """SHA-256 of all that determines the run, as `config.json` has it: its weights and checkpoints carry it."""
+        self.read_config()
+        text = json.dumps(determining(read_json(self.config)), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def owns(self, identity: Any) -> bool:
+        """Whether a file of weights or a checkpoint that carries `identity` is of this run.
+
+        One that carries none (None) is, where the folder is of an older offramp, which wrote none.
+        """
+        if identity is None:
+            return bool(self.read_config()["format"] < _BOUND)
+        return bool(identity == self.identity())
+
     def read_starts(self) -> list[dict[str, Any]]:
         """What `environment.json` says of every start, the first one first."""
         starts: list[dict[str, Any]] = read_json(self.environment) if self.environment.is_file() else []
@@ -164,11 +182,24 @@ def load(run: str | Path, into: EarlyExitNet | None = None) -> EarlyExitNet:
         if config["network"] is None:
             raise UsageError(f"The network of {folder.path} was built by hand; pass one of the same make as `into`.")
         into = rebuild(Spec.from_json(config["network"]))
-    tensors, _ = load_tensors(folder.weights)
+    tensors, metadata = load_tensors(folder.weights)
+    _check_owner(folder.weights, metadata)
     load_weights(into, tensors, folder.weights)
     if folder.origin.is_file():
         into.origin = read_json(folder.origin)
     return into.eval()
+
+
+def _check_owner(file: Path, metadata: Mapping[str, str]) -> None:
+    """Refuse a run's weights, final or best, that another run made; a file that stands elsewhere is of no run."""
+    folder = RunFolder(file.parent)
+    if file not in (folder.weights, folder.best_weights) or not folder.config.is_file():
+        return
+    if not folder.owns(metadata.get(OWNER)):
+        raise UsageError(
+            f"{file} is of another run than the config.json beside it. Put back the file that this run wrote, or "
+            "remove this one and train again."
+        )
 
 
 def load_weights(network: EarlyExitNet, tensors: Mapping[str, Tensor], source: Path) -> None:
@@ -242,7 +273,9 @@ def weights_of(path: str | Path) -> Path:
 
 def _tensors_of(source: Path, *, is_foreign: bool) -> dict[str, Tensor]:
     if source.suffix == ".safetensors":
-        return load_tensors(source, foreign=is_foreign)[0]
+        tensors, metadata = load_tensors(source, foreign=is_foreign)
+        _check_owner(source, metadata)
+        return tensors
     if source.suffix not in TORCH_FILES:
         raise UsageError(
             f"{source} is no safetensors, {', '.join(TORCH_FILES)} file; `offramp import` converts checkpoints of the "

@@ -8,7 +8,7 @@ from offramp.data import Batch
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, Objective, Terms
 from offramp.rules import Workbench
-from offramp.training.diagnosis import diagnose
+from offramp.training.diagnosis import diagnose, not_finite
 
 
 @dataclass(frozen=True)
@@ -63,3 +63,12 @@ def test_the_network_itself_is_asked_as_some_forms_go_backward_but_once() -> Non
 
 def test_nothing_wrong_is_said_too() -> None:
     assert "finite one by one" in diagnose(bench(CrossEntropy()), batch(torch.randn(4, 3)), 0.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_one_number_among_many_is_found(value: float, dtype: torch.dtype) -> None:
+    tensors = {"steps": torch.tensor(3), "empty": torch.zeros(0), "large": torch.full((50,), 3e38)}
+    assert not_finite(tensors) is None
+    assert not_finite({**tensors, "w": torch.zeros(3, 40, dtype=dtype).index_fill(1, torch.tensor(7), value)}) == "w"
+    assert not_finite({}) is None

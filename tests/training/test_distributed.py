@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,36 @@ def test_several_processes_leave_a_frozen_trunk_as_it_is_and_share_its_features(
         found[processes, keep] = tensors
     torch.testing.assert_close(found[2, "no"], found[1, "no"])
     torch.testing.assert_close(found[2, "yes"], found[1, "no"])
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "offramp", "train", "--data", "digits", "--epochs", "6", "--batch-size", "32"]
+    command += ["--network", *NETWORK, "--save-every-minutes", "60", "--keep-checkpoints", "100", "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start(out: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*command, "--out", str(tmp_path / out)], env=environment, stderr=subprocess.PIPE, text=True
+        )
+
+    calm = start("calm")
+    _, said = calm.communicate(timeout=500)
+    assert calm.returncode == 0, said
+    stopped, folder = start("stopped"), RunFolder(tmp_path / "stopped")
+    until = time.monotonic() + 300
+    while not folder.metrics.is_file() and time.monotonic() < until:  # an epoch is over
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGTERM)
+    _, said = stopped.communicate(timeout=300)
+    assert stopped.returncode != 0
+    assert "Stopped by SIGTERM; saved after" in said
+    assert not folder.weights.exists()
+    assert len(list(folder.checkpoints.glob("step-*.safetensors"))) >= 1
+    again = start("stopped")
+    _, said = again.communicate(timeout=500)
+    assert again.returncode == 0, said
+    assert "Continuing after" in said
+    for name in ("weights.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "calm" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()

@@ -349,3 +349,107 @@ def test_every_step_finds_the_network_in_training_and_its_own_random_numbers(tmp
     assert len({number for _, number in rule.found}) == len(rule.found)
     torch.manual_seed(int(hashes(Purpose.STEP, QUICK.seed, 0, 0)[0] >> 1))
     assert rule.found[0][1] == torch.rand(()).item()  # the same numbers as on any other device's path
+
+
+class Overflowing(Standard):
+    """Leaves a number that is not finite in a buffer, in the optimiser or in what it keeps, after step `at`."""
+
+    def __init__(self, where: str, at: int) -> None:
+        self.where, self.at, self.steps = where, at, 0
+
+    def settings(self) -> dict[str, Any]:
+        return {"where": self.where, "at": self.at}
+
+    def step(self, batch: Batch, progress: float) -> Outcome:
+        outcome = super().step(batch, progress)
+        self.steps += 1
+        if self.steps == self.at and self.where == "buffer":
+            self.bench.network.stages[0][1].running_var[2] = float("inf")
+        if self.steps == self.at and self.where == "optimiser":
+            self.bench.optimizer.state[self.bench.parameters[0]]["momentum_buffer"][0] = float("nan")
+        if self.where == "statistic":
+            return Outcome(outcome.loss, outcome.logits_KBC, {"odd": outcome.logits_KBC[..., 0] * float("nan")})
+        return outcome
+
+    def state(self) -> dict[str, Tensor]:
+        kept = self.where == "rule" and self.steps >= self.at
+        return {"kept": torch.tensor([0.0, float("nan") if kept else 1.0])}
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [("buffer", r"stages\.0\.1\.running_var"), ("optimiser", "the optimiser's mom"), ("rule", "the rule's kept")],
+)
+@pytest.mark.parametrize("at", [2, 3, 9])
+def test_what_is_not_finite_is_in_no_file(tmp_path: Path, where: str, words: str, at: int) -> None:
+    parts = images()
+    config = dataclasses.replace(QUICK, save_every_steps=1, keep_best=True)
+    with pytest.raises(OfframpError, match=rf"step {at} \(epoch {1 + (at - 1) // 3}\): {words}.* Nothing of it was"):
+        offramp.fit(
+            network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path, rule=Overflowing(where, at)
+        )
+    files = sorted(tmp_path.rglob("*.safetensors"))
+    assert files[-1].name == f"step-{at - 1:09d}.safetensors"
+    for file in files:
+        assert all(tensor.isfinite().all() for tensor in load_tensors(file)[0].values())
+    assert not (tmp_path / "weights.safetensors").exists()
+
+
+def test_a_statistic_that_is_not_finite_is_null_in_json(tmp_path: Path) -> None:
+    parts = images()
+    offramp.fit(
+        network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path, rule=Overflowing("statistic", 1)
+    )
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail)["stats"] for line in lines] == [{"odd": [None, None]}] * 3
+
+
+@pytest.mark.parametrize("foreign", ["all", "the newest"])
+def test_a_checkpoint_of_another_run_is_not_gone_on_with(
+    tmp_path: Path, foreign: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ended with status 0, and with other weights."""
+    parts, own, other = images(), tmp_path / "own", tmp_path / "other"
+    for out, seed in ((own, 0), (other, 1)):
+        config = dataclasses.replace(QUICK, seed=seed)
+        offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=out)
+    wanted = (own / "weights.safetensors").read_bytes()
+    (own / "weights.safetensors").unlink()
+    newest = sorted((own / "checkpoints").iterdir())[-1]
+    for file in (own / "checkpoints").iterdir() if foreign == "all" else [newest]:
+        file.write_bytes((other / "checkpoints" / newest.name).read_bytes())
+    capsys.readouterr()
+    if foreign == "all":
+        with pytest.raises(OfframpError, match=r"Every checkpoint in .* of another run"):
+            offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=own)
+        return
+    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=own)
+    assert "is of another run" in capsys.readouterr().err
+    assert (own / "weights.safetensors").read_bytes() == wanted
+
+
+def test_weights_of_another_run_do_not_finish_this_one(tmp_path: Path) -> None:
+    parts = images()
+    for out, seed in (("own", 0), ("other", 1)):
+        config = dataclasses.replace(QUICK, seed=seed)
+        offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path / out)
+    foreign = (tmp_path / "other" / "weights.safetensors").read_bytes()
+    (tmp_path / "own" / "weights.safetensors").write_bytes(foreign)
+    with pytest.raises(UsageError, match=r"weights\.safetensors is of another run"):
+        offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path / "own")
+
+
+def test_another_number_of_threads_or_processes_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = images()
+    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path)
+    folder = RunFolder(tmp_path)
+    for file in (folder.weights, sorted(folder.checkpoints.iterdir())[-1]):
+        file.unlink()
+    starts = folder.read_starts()
+    assert starts[0]["processes"] == 1
+    folder.environment.write_text(json.dumps([starts[0] | {"processes": 2}]))
+    capsys.readouterr()
+    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path)
+    said = capsys.readouterr().err
+    assert "was started with 2 processes and goes on with 1: the weights will differ" in said
+    assert "threads and goes on" not in said

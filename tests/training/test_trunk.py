@@ -22,6 +22,7 @@ from offramp.objectives import CrossEntropy, PowerSqrt
 from offramp.rules import RULES, Outcome, Standard, build
 from offramp.runs import RunFolder
 from offramp.storage import load_tensors
+from offramp.training.job import Job
 from offramp.training.trunk import Still, frozen, parameter_groups
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -337,10 +338,12 @@ def test_a_run_from_before_these_settings_is_continued(interrupted, tmp_path: Pa
 
     def fit(out: str) -> None:
         path = RunFolder(tmp_path / out).config
-        if path.is_file():
-            values = json.loads(path.read_text())
+        if not path.is_file():
+            job = Job(network(), CrossEntropy(), parts.train, parts.val, config, Standard())
+            values = job.describe() | {"format": 1}
             for name in ("freeze_trunk", "trunk_lr", "augment", "keep_features"):
                 del values["training"][name]
+            path.parent.mkdir()
             path.write_text(json.dumps(values))
         offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path / out)
 

@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from offramp.checks import check_counts, check_flags
+from offramp.checks import check_counts, check_flags, check_whole, shown
 from offramp.errors import UsageError
 
 StemKind = Literal["cifar", "imagenet"]
 STEM_HALVINGS = {"cifar": 0, "imagenet": 2}  # how often the finest map of a stem has been halved
+MOST_LAYERS, MOST_CHANNELS = 500, 2**16
+_MOST_SCALES, _MOST_FACTOR = 16, 1024
 HEAD_SIDES = (5, 12)  # two strided convolutions and a 2 x 2 pool leave one pixel of these sides, and of no others
 
 
@@ -47,7 +49,7 @@ class Stem(nn.Module):
     def __init__(self, kind: StemKind, in_channels: int, channels: Sequence[int], strides: Sequence[int]) -> None:
         super().__init__()
         check_choice("stem", kind, tuple(STEM_HALVINGS))
-        check_counts(in_channels=in_channels)
+        check_whole("in_channels", in_channels, 1, MOST_CHANNELS)
         finest = Unit(in_channels, channels[0], 3) if kind == "cifar" else _imagenet_unit(in_channels, channels[0])
         coarser = [Unit(a, b, 3, stride) for (a, b), stride in zip(pairwise(channels), strides, strict=True)]
         self.scales = nn.ModuleList([finest, *coarser])
@@ -78,7 +80,7 @@ def heads(in_channels: Sequence[int], num_classes: int, damping: bool, width: in
     check_counts(num_classes=num_classes)
     check_flags(damping=damping)
     if width is not None:
-        check_counts(head_channels=width)
+        check_whole("head_channels", width, 1, MOST_CHANNELS)
     return [_head(channels, num_classes + damping, width or channels) for channels in in_channels]
 
 
@@ -94,12 +96,24 @@ def _head(in_channels: int, num_outputs: int, width: int) -> nn.Sequential:
     )
 
 
+def check_layers(network: str, number: int) -> None:
+    """Refuse what takes minutes to build and would not run: the deepest published ones have a tenth of it."""
+    if number > MOST_LAYERS:
+        raise UsageError(
+            f"{network} would have {number:,} layers, more than the {MOST_LAYERS} that are built. Use fewer or shorter "
+            "blocks."
+        )
+
+
 def check_lists(**values: Any) -> None:
     """Refuse what is not a list of whole numbers of at least 1, and lists of unequal length."""
     for name, value in values.items():
         if not isinstance(value, (list, tuple)) or not value:
-            raise UsageError(f"{name} must be a list of whole numbers, such as 1,2,4, not {value!r}.")
-        check_counts(**{f"{name}[{i}]": item for i, item in enumerate(value)})
+            raise UsageError(f"{name} must be a list of whole numbers, such as 1,2,4, not {shown(value)}.")
+        if len(value) > _MOST_SCALES:
+            raise UsageError(f"{name} must have at most {_MOST_SCALES} entries, not {len(value)}.")
+        for i, item in enumerate(value):
+            check_whole(f"{name}[{i}]", item, 1, _MOST_FACTOR)
     if len({len(value) for value in values.values()}) > 1:
         lengths = ", ".join(f"{name} has {len(value)}" for name, value in values.items())
         raise UsageError(f"One entry per scale is needed in each list; {lengths}.")
@@ -108,7 +122,7 @@ def check_lists(**values: Any) -> None:
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Refuse what is none of `choices`."""
     if value not in choices:
-        raise UsageError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, not {shown(value)}.")
 
 
 def check_image_size(network: str, image_size: Any, stem: StemKind, num_scales: int) -> tuple[int, int]:
@@ -118,7 +132,7 @@ def check_image_size(network: str, image_size: Any, stem: StemKind, num_scales: 
     """
     sides = (image_size, image_size) if isinstance(image_size, int) else image_size
     if not isinstance(sides, (list, tuple)) or len(sides) != 2:
-        raise UsageError(f"image_size must be one side or (height, width), not {image_size!r}.")
+        raise UsageError(f"image_size must be one side or (height, width), not {shown(image_size)}.")
     check_counts(height=sides[0], width=sides[1])
     height, width = sides
     shrunk = coarsest_sides(sides, stem, num_scales)

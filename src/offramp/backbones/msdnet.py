@@ -15,16 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from offramp.backbones.layers import (
+    MOST_CHANNELS,
+    MOST_LAYERS,
     Stem,
     StemKind,
     Unit,
     branch,
     check_choice,
     check_image_size,
+    check_layers,
     check_lists,
     heads,
 )
-from offramp.checks import check_counts, check_flags, check_number
+from offramp.checks import check_flags, check_number, check_whole
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet, builder
 
@@ -119,7 +122,8 @@ class _Trunk:
     reduction: float
 
     def __post_init__(self) -> None:
-        check_counts(channels=self.channels, growth=self.growth)
+        for name in ("channels", "growth"):
+            check_whole(name, getattr(self, name), 1, MOST_CHANNELS)
         check_lists(growth_factors=self.factors, bottleneck_factors=self.bottlenecks)
         check_choice("prune", self.prune, ("max", "min"))
         check_number("reduction", self.reduction, "between 0 and 1", lambda share: 0 <= share <= 1)
@@ -172,9 +176,12 @@ class _Trunk:
 
 
 def _layers_per_block(exits: int, base: int, step: int, step_mode: str) -> list[int]:
-    check_counts(exits=exits, base=base, step=step)
+    for name, value in (("exits", exits), ("base", base), ("step", step)):
+        check_whole(name, value, 1, MOST_LAYERS)
     check_choice("step_mode", step_mode, ("lin_grow", "even"))
-    return [base, *(step if step_mode == "even" else step * i + 1 for i in range(1, exits))]
+    layers = [base, *(step if step_mode == "even" else step * i + 1 for i in range(1, exits))]
+    check_layers("MSDNet", sum(layers))
+    return layers
 
 
 @builder

@@ -25,16 +25,19 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from offramp.backbones.layers import (
+    MOST_CHANNELS,
+    MOST_LAYERS,
     Stem,
     StemKind,
     Unit,
     branch,
     check_choice,
     check_image_size,
+    check_layers,
     check_lists,
     heads,
 )
-from offramp.checks import check_counts, check_number
+from offramp.checks import check_number, check_whole
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet, builder
 
@@ -233,14 +236,18 @@ class _Trunk:
     reduction: float
 
     def __post_init__(self) -> None:
-        check_counts(blocks=self.blocks, block_step=self.block_step, channels=self.channels)
-        check_counts(growth=self.growth, step=self.step)
+        for name in ("blocks", "block_step", "step"):
+            check_whole(name, getattr(self, name), 1, MOST_LAYERS)
+        for name in ("channels", "growth"):
+            check_whole(name, getattr(self, name), 1, MOST_CHANNELS)
         check_lists(scales=self.scales, growth_factors=self.factors, bottleneck_factors=self.bottlenecks)
         check_choice("step_mode", self.step_mode, ("lg", "even"))
         check_number("compress", self.compress, "between 0 and 1", lambda share: 0 <= share <= 1)
         check_number("reduction", self.reduction, "between 0 and 1", lambda share: 0 <= share <= 1)
         if self.scales[0] != 1 or any(high - low not in (0, 1) for low, high in itertools.pairwise(self.scales)):
             raise UsageError(f"scales must start at 1 and rise by 0 or 1, such as 1,2,3; found {tuple(self.scales)}.")
+        blocks = [n for i in range(len(self.scales)) for n in range(1, self.num_blocks(i) + 1)]
+        check_layers("RANet", sum(map(self.num_layers, blocks)))
         for factor in self.factors[1:]:
             new, from_below = self.growth * factor, math.floor(self.compress * self.growth * factor)
             if not 1 <= from_below < new:

@@ -8,7 +8,8 @@ import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +55,8 @@ class Split(ABC):
 
     config: DataConfig | None = None
     """What `load` needs to build it again; None where it cannot."""
+    home: Path | None = None
+    """The folder that is read as this data set, files and subfolders; nothing else may be written into it."""
     device = torch.device("cpu")
     """Where `read` may leave the images: a split that does not look at it leaves them on the CPU."""
 
@@ -97,6 +100,15 @@ class Split(ABC):
         such way, as for data sets of a kind of their own unless they say it.
         """
         return None
+
+    def unreadable(self, advance: Callable[[int], None]) -> list[str]:
+        """Images that cannot be read, a sentence each: before a training, for later it is too late to remove them.
+
+        Of several processes each looks at a share. Nothing for images that are in memory. `advance` is called with the
+        number of images that were looked at.
+        """
+        advance(len(self))
+        return []
 
     def __len__(self) -> int:
         return len(self.indices_S)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from offramp.checks import check_whole
+from offramp.checks import check_flags, check_whole
 from offramp.data.archives import root_folder
 from offramp.data.base import Parts
 from offramp.data.builder import builder
-from offramp.data.files import FileSplit, Listing
+from offramp.data.files import FileSplit, Listing, check_found, unreadable
 from offramp.data.inputs import decode
 from offramp.data.partition import Cut, divide, share_for_test, training_part
 from offramp.data.randomness import IntArray
@@ -25,6 +25,7 @@ READABLE = (".jpeg", ".jpg", ".png", ".webp")
 UNREADABLE = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".tif", ".tiff")  # images all the same: never passed over
 IMAGENET_HOLDOUT = 50000
 IMAGE_SIZES = (32, 64, 96, 128, 224)
+_MOST_PIXELS = 8192  # of a side: beyond, a batch of one takes gigabytes
 _PROBED = 32  # images looked at to choose a size
 
 
@@ -73,6 +74,7 @@ def imagenet(
         "imagenet",
         train,
         test,
+        home=folder,
         image_size=image_size,
         flip=True,
         batch_size=batch_size,
@@ -119,6 +121,7 @@ def folder(
         path.resolve().name,
         listing,
         None if test is None else list_images(test, listing.class_names),
+        home=path,
         image_size=image_size,
         flip=flip,
         batch_size=batch_size,
@@ -204,6 +207,7 @@ def _parts(
     train: Listing,
     test: Listing | None,
     *,
+    home: Path,
     image_size: int | None,
     flip: bool,
     batch_size: int,
@@ -216,12 +220,19 @@ def _parts(
         train_S, test_S = np.arange(len(train.files)), np.arange(len(test.files))
     if image_size is None:
         image_size = _fitting_size(train, training_part(train_S, cut))
-    check_whole("image_size", image_size, 1)
-    split = functools.partial(FileSplit, image_size=image_size, flip=flip, batch_size=batch_size, workers=workers)
+    check_whole("image_size", image_size, 1, _MOST_PIXELS)
+    check_flags(flip=flip)
+    split = functools.partial(
+        FileSplit, image_size=image_size, flip=flip, batch_size=batch_size, workers=workers, home=home
+    )
     return divide(name, train_S, functools.partial(split, train), split(test, f"{name}/test", test_S, False), cut)
 
 
 def _fitting_size(listing: Listing, train_S: IntArray) -> int:
     probed_S = train_S[np.linspace(0, len(train_S) - 1, min(_PROBED, len(train_S))).astype(np.int64)]
-    side = np.median([min(decode(listing.folder / listing.files[i]).shape[1:]) for i in probed_S])
+    try:
+        side = np.median([min(decode(listing.folder / listing.files[i]).shape[1:]) for i in probed_S])
+    except OfframpError:  # one is broken: name all that are
+        check_found(unreadable([listing.folder / name for name in listing.files], may_be_thin=True))
+        raise
     return max((size for size in IMAGE_SIZES if size <= side), default=IMAGE_SIZES[0])

@@ -8,8 +8,13 @@ again: sending a step's pixels costs new pages at both ends, about a fifth of th
 """
 
 import collections
+import contextlib
+import functools
+import hashlib
+import os
 import signal
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +28,13 @@ from offramp.data.base import Split
 from offramp.data.inputs import Inputs, decode, not_too_thin
 from offramp.data.randomness import Draw, IntArray
 from offramp.devices import sent
-from offramp.errors import OfframpError, first_line
+from offramp.errors import OfframpError, UsageError, first_line
+from offramp.processes import share_of
+from offramp.storage import kept_on_this_machine, write_atomically
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's (protocols, 2.1)
 
+_LISTED = 20  # files in a message
 _AHEAD = 2  # steps that each worker is ahead
 
 Job = tuple[list[Path], IntArray, int]  # files, their positions in the official set, the slot for their pixels
@@ -57,6 +65,7 @@ class FileSplit(Split):
         image_size: Height and width given to the network.
         flip: Whether training images are mirrored with probability 1/2.
         workers: Processes that decode; 0: this one does.
+        home: See `Split.home`; default: the listing's folder.
     """
 
     def __init__(
@@ -70,6 +79,7 @@ class FileSplit(Split):
         flip: bool,
         batch_size: int,
         workers: int,
+        home: Path | None = None,
     ) -> None:
         super().__init__(
             name,
@@ -81,6 +91,7 @@ class FileSplit(Split):
             training=training,
         )
         self.listing = listing
+        self.home = home or listing.folder
         self.image_size, self.flip, self.workers = image_size, flip, workers
 
     def read(self, shares: Iterable[IntArray], draw: Draw | None) -> Generator[Tensor]:
@@ -112,6 +123,24 @@ class FileSplit(Split):
             free.append(slot)
             yield images_BCHW
 
+    def unreadable(self, advance: Callable[[int], None]) -> list[str]:
+        """See `Split.unreadable`: decodes every file, about a millisecond an image and core.
+
+        Of several processes each looks at a share. That all could be read is kept on this machine for these files,
+        sizes and times of change.
+        """
+        share_S = self.indices_S[share_of(len(self))]
+        paths = [self.listing.folder / self.listing.files[i] for i in share_S]
+        mark = _mark(paths, self.training)
+        if mark is not None and mark.is_file():
+            advance(len(paths))
+            return []
+        found = unreadable(paths, advance, may_be_thin=self.training)
+        if mark is not None and not found:
+            with contextlib.suppress(OfframpError):  # a cache that cannot be written is none
+                write_atomically(mark, b"")
+        return found
+
     def _slots(self, batch_size: int) -> Tensor:
         """Memory for the pixels of a step, T times: of each step that the workers are ahead, and of the one in use."""
         num_slots = _AHEAD * self.workers + 1
@@ -133,6 +162,58 @@ class FileSplit(Split):
         for index in self.indices_S:
             name = self.listing.files[index]
             yield f"{name}\0{(self.listing.folder / name).stat().st_size}\0".encode(errors="surrogateescape")
+
+
+def unreadable(
+    paths: Sequence[Path], advance: Callable[[int], None] = lambda _: None, *, may_be_thin: bool
+) -> list[str]:
+    """What is wrong with those of the files that cannot be read as images, a sentence each."""
+    import torchvision.io  # noqa: F401  Here, and not in a thread.
+
+    found = []
+    # Decoders let go of the interpreter's lock, so threads are enough.
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
+        try:
+            for said in pool.map(functools.partial(_unreadable, may_be_thin=may_be_thin), paths):
+                found += said
+                advance(1)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return found
+
+
+def check_found(found: Sequence[str]) -> None:
+    """Refuse what `unreadable` found, a line for each of the first twenty files."""
+    if not found:
+        return
+    more = [f"and {len(found) - _LISTED:,} more"] if len(found) > _LISTED else []
+    count = "1 image file" if len(found) == 1 else f"{len(found):,} image files"
+    raise OfframpError("\n  ".join([f"{count} cannot be used:", *found[:_LISTED], *more]))
+
+
+def _unreadable(path: Path, may_be_thin: bool) -> list[str]:
+    try:
+        image_CHW = decode(path)
+        if not may_be_thin:  # augmentation cuts before it resizes
+            not_too_thin(image_CHW, path)
+    except OfframpError as error:
+        return [str(error)]
+    return []
+
+
+def _mark(paths: Sequence[Path], training: bool) -> Path | None:
+    """The file that says that all of these could be read; None where this user has no place for it."""
+    told = hashlib.sha256(f"{training}\0".encode())
+    for path in paths:
+        try:
+            known = path.stat()
+        except OSError:  # it is gone, and decoding says so
+            return None
+        told.update(f"{path.absolute()}\0{known.st_size}\0{known.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    try:
+        return kept_on_this_machine("readable") / told.hexdigest()
+    except UsageError:
+        return None
 
 
 class _Decoder(Dataset[tuple[int, int] | OfframpError]):

@@ -16,6 +16,7 @@ from offramp.data.memory import Look, MemorySplit, statistics
 from offramp.data.partition import Cut, divide, share_for_test
 
 ORIGINAL_SIZE = 8  # pixels; their values are counts from 0 to 16
+_MOST_PIXELS = 256  # of a side: all images are in memory
 
 
 @builder
@@ -34,7 +35,7 @@ def digits(
     all 1,442, which are constants of an image size, as CIFAR's are published: the same however they are divided.
 
     Args:
-        image_size: Height and width, at least 8.
+        image_size: Height and width, 8 to 256.
         batch_size: Images per step, over all processes together.
         holdout: Training images held out (default: a tenth, 144).
         split_seed: Seed of the permutation whose last entries are held out.
@@ -43,7 +44,7 @@ def digits(
     from sklearn.datasets import load_digits  # slow to import
 
     cut = Cut(holdout, split_seed, limit)
-    check_whole("image_size", image_size, ORIGINAL_SIZE)
+    check_whole("image_size", image_size, ORIGINAL_SIZE, _MOST_PIXELS)
     original = load_digits()
     small_S1HW = torch.from_numpy(original.images).float()[:, None]
     large_S1HW = F.interpolate(small_S1HW, (image_size, image_size), mode="bilinear")

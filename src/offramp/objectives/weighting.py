@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from offramp import processes
-from offramp.checks import check_flags, check_name, check_number
+from offramp.checks import check_flags, check_name, check_number, shown
 from offramp.config import Spec, build
 from offramp.errors import UsageError
 
@@ -129,4 +129,4 @@ def as_weighting(value: Weighting) -> DynamicWeights | None:
         return weights
     if isinstance(value, DynamicWeights):
         return value
-    raise UsageError(f"weighting must be 'uniform', 'dynamic' or DynamicWeights(...), not {value!r}.")
+    raise UsageError(f"weighting must be 'uniform', 'dynamic' or DynamicWeights(...), not {shown(value)}.")

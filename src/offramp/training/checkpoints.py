@@ -1,15 +1,19 @@
 """Checkpoints: whole or not there, and verified when read."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from offramp.errors import OfframpError
+from offramp.runs import OWNER
 from offramp.storage import DamagedFileError, load_tensors, save_tensors
+from offramp.training.diagnosis import not_finite
 
 
 @dataclass(frozen=True)
@@ -33,32 +37,73 @@ class CheckpointStore:
         try:
             save_tensors(path, checkpoint.tensors, {"values": json.dumps(checkpoint.values)})
         except OfframpError as error:
-            files = self._files()
-            last = f"the last good one is {files[-1]}" if files else "there is no earlier one"
+            newest = self.newest()
+            last = f"the last good one is {newest}" if newest else "there is no earlier one"
             raise OfframpError(f"{error} The checkpoint of step {step} is lost; {last}.") from error
-        later = [file for file in self._files() if file.name > path.name]  # damaged ones, passed over when continuing
+        later = [file for file in self._files() if file.name > path.name]  # passed over when continuing
         for file in later:
             file.unlink()
         for old in self._files()[: -self.keep]:
             old.unlink()
 
-    def latest(self, note: Callable[[str], None]) -> Checkpoint | None:
-        """The newest one whose content has the hash it was written with; `note` hears of damaged ones passed over."""
-        files = self._files()
-        for path in reversed(files):
+    def latest(self, note: Callable[[str], None], owns: Callable[[Any], bool] = lambda _: True) -> Checkpoint | None:
+        """The newest one that can be used; None where there is none at all.
+
+        Args:
+            note: Hears of those passed over: what is no file, is damaged, not finite, or of another run.
+            owns: Whether a checkpoint that carries this identity of a run, or None, is of the run.
+
+        Raises:
+            OfframpError: There are checkpoints, and none that can be used; or they cannot be read.
+        """
+        paths = self._paths()
+        for path in reversed(paths):
             try:
+                if not path.is_file():
+                    raise DamagedFileError(f"{path} is no file.")
                 tensors, metadata = load_tensors(path)
+                checkpoint = Checkpoint(tensors, json.loads(metadata["values"]))
+                if not owns(checkpoint.values.get(OWNER)):
+                    raise DamagedFileError(f"{path} is of another run; the next checkpoint removes it.")
+                if (name := not_finite(_trained(tensors))) is not None:
+                    raise DamagedFileError(f"{path} holds numbers that are not finite ({name}).")
             except DamagedFileError as error:
                 note(f"{error} Trying the checkpoint before it.")
                 continue
-            return Checkpoint(tensors, json.loads(metadata["values"]))
-        if files:
-            raise OfframpError(f"Every checkpoint in {self.folder} is damaged. Delete the run's folder to start anew.")
+            return checkpoint
+        if paths:
+            raise OfframpError(
+                f"Every checkpoint in {self.folder} is damaged, or of another run. Put back one of this run, or delete "
+                "the run's folder to start anew."
+            )
         return None
 
     def is_empty(self) -> bool:
         """Whether nothing was saved yet."""
-        return not self._files()
+        return not self._paths()
+
+    def newest(self) -> Path | None:
+        """The file of the newest one, whatever it holds."""
+        return max(self._files(), default=None)
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*.safetensors"))
+        """Those that are files; a folder or a pipe of such a name is not ours to delete."""
+        return [path for path in self._paths() if path.is_file()]
+
+    def _paths(self) -> list[Path]:
+        """All that has the name of a checkpoint, by step. A folder that cannot be read is no empty one."""
+        if not os.path.lexists(self.folder):
+            return []
+        try:
+            names = os.listdir(self.folder)
+        except OSError as error:
+            raise OfframpError(
+                f"The checkpoints in {self.folder} cannot be read: {error.strerror or error}. Mend it, or train into "
+                "another folder."
+            ) from error
+        return [self.folder / name for name in sorted(names) if fnmatch(name, "step-*.safetensors")]
+
+
+def _trained(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What training goes on with, not what it has written down."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(("sums.", "xray."))}

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from offramp.config import determining, differences
+from offramp.config import DataConfig, TrainConfig, determining, differences, free_fields
 from offramp.errors import OfframpError, UsageError
-from offramp.runs import RunFolder
+from offramp.runs import RunFolder, read_json
 from offramp.storage import write_atomically
 
 
@@ -36,7 +36,7 @@ def claimed(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[None]:
         if not folder.weights.is_file():
             for part in (*folder.path.glob(".*.part"), *folder.checkpoints.glob(".*.part")):  # of a killed process
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
-            write_json(folder.config, config)
+            write_json(folder.config, _as_begun(folder, config))
         yield
 
 
@@ -49,7 +49,24 @@ def _check(folder: RunFolder, config: Mapping[str, Any]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write readable JSON atomically."""
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _as_begun(folder: RunFolder, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration to write: what determines the run as it was written first, what is free as it is now.
+
+    A newer offramp may have settings that the run was begun without. The files of the run carry the hash of what was
+    written, so it stays.
+    """
+    if not folder.config.is_file():
+        return dict(config)
+    begun = read_json(folder.config)
+    written: dict[str, Any] = {**begun, "offramp": config["offramp"]}
+    for part, config_class in (("data", DataConfig), ("training", TrainConfig)):
+        if begun[part] is not None:
+            free = {name: config[part][name] for name in free_fields(config_class)}
+            written[part] = {**begun[part], **free}
+    return written
 
 
 def _refuse_another(folder: RunFolder, config: Mapping[str, Any]) -> None:

@@ -1,7 +1,10 @@
-"""Which exit, which images: the account of a loss or gradient that is not finite, by replaying the step.
+"""Which tensor, which exit, which images: the account of numbers that are not finite; of a step, by replaying it.
 
 K exits, B images here.
 """
+
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -33,6 +36,17 @@ def diagnose(bench: Workbench, batch: Batch, progress: float) -> str:
         if not all(g.isfinite().all() for g in gradients if g is not None):
             return f"exit {k + 1}: the loss is finite, its gradient is not (images {_names(batch, loss_B.isfinite())})"
     return "the loss and gradients of every exit are finite one by one; their sum, or a statistic of the rule, is not"
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds a number that is not finite; None where there is none.
+
+    One reduction over all of them, and one wait for the device.
+    """
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
+    if not floats or torch.nn.utils.get_total_norm(list(floats.values()), norm_type=math.inf).isfinite():
+        return None
+    return next(name for name, tensor in floats.items() if not tensor.isfinite().all())
 
 
 def _names(batch: Batch, chosen_B: Tensor) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from offramp.training.features import Features, in_words, planned
 from offramp.training.job import Job, summary_writer
 from offramp.training.loop import Loop
 from offramp.training.monitor import Placement
+from offramp.training.readable import check_readable
 from offramp.training.splits import Unaugmented
 from offramp.training.trunk import frozen, parameter_groups
 
@@ -34,7 +35,7 @@ def train(run: Run, out: str | Path) -> EarlyExitNet:
     """Build everything that `run` names, and `fit` it into the folder `out`."""
     objective = objectives.build(run.objective)
     rule = rules.build(run.rule)
-    train_split, val, _ = data.load(run.data)
+    train_split, val, test = data.load(run.data)
     torch.manual_seed(run.training.seed)  # of the initial weights
     network = backbones.build(
         run.network,
@@ -42,7 +43,7 @@ def train(run: Run, out: str | Path) -> EarlyExitNet:
         image_shape=train_split.image_shape,
         damping=objective.damping_neuron == "required",
     )
-    return fit(network, objective, train_split, val, run.training, out=out, rule=rule)
+    return fit(network, objective, train_split, val, run.training, out=out, rule=rule, test=test)
 
 
 def fit(
@@ -54,6 +55,7 @@ def fit(
     *,
     out: str | Path,
     rule: TrainingRule | None = None,
+    test: Split | None = None,
 ) -> EarlyExitNet:
     """Train `network`, keep everything in the folder `out`, and return the network, in evaluation mode and on the CPU.
 
@@ -69,6 +71,7 @@ def fit(
         config: How to train. Default: the paper's recipe for CIFAR-100.
         out: The run's folder.
         rule: What happens to a batch; default: one backward pass and one optimiser step.
+        test: Images for afterwards. Nothing is learned from them; that all can be read is checked before it begins.
 
     Raises:
         UsageError: What does not fit together, or a folder that holds something else.
@@ -80,9 +83,13 @@ def fit(
     train = train if config.augment else Unaugmented(train)
     job = Job(network, objective, train, val or HeldOut(), config, rule or rules.Standard())
     folder = RunFolder(out)
+    parts = [train, *job.val.splits(), *([] if test is None else [test])]
+    _check_outside(folder, parts)
     with with_threads(config.threads), _together(config.device) as device, contextlib.ExitStack() as held:
         job.check()
         begins = _begins(folder, config)
+        if begins:
+            check_readable(parts)
         if config.init is not None and begins:
             _say(start_from(network, config.init))
         if config.freeze_trunk:
@@ -101,6 +108,17 @@ def fit(
             _say(f"The trunk is run in every epoch: {why_not}.")
         held.enter_context(with_kernels(device, deterministic=config.deterministic))
         return _train_in(folder, job, place, form, features)
+
+
+def _check_outside(folder: RunFolder, parts: Sequence[Split]) -> None:
+    """Refuse a run's folder among the images: once it is there, they are others than those trained on."""
+    place = Path(os.path.realpath(folder.path))
+    for home in {part.home for part in parts if part.home is not None}:
+        if place.is_relative_to(os.path.realpath(home)):
+            raise UsageError(
+                f"{folder.path} lies in {home}, the folder of the images, and would change the data set. Choose a "
+                "folder outside."
+            )
 
 
 def _of_unknown_trunk(network: EarlyExitNet, config: TrainConfig) -> str | None:
@@ -139,7 +157,7 @@ def _train_in(
     loop = Loop(folder, bench, rule, job.train, job.val.search if job.val else None, config, place, network)
     if loop.restore(_say):
         _say(f"Continuing after {loop.epoch} epochs and {loop.step} steps of {folder.path}.")
-        _note_threads(folder)
+        _note_changes(folder)
     if features is not None:
         _keep(features, loop, folder)
     with _listeners(folder, config) as listeners:
@@ -160,13 +178,16 @@ def _keep(features: Features, loop: Loop, folder: RunFolder) -> None:
     loop.place = Placement(loop.place.device, channels_last=False)  # rows have no layout
 
 
-def _note_threads(folder: RunFolder) -> None:
-    """The promise of equal bytes holds for the same number of threads: say where it is another."""
-    before, now = folder.read_starts()[0].get("threads"), torch.get_num_threads()
-    if before != now:
-        _say(
-            f"It was started with {before} threads and goes on with {now}: the weights will differ in their last bits."
-        )
+def _note_changes(folder: RunFolder) -> None:
+    """The promise of equal bytes holds for the same number of threads and processes: say where it is another."""
+    first = folder.read_starts()[0]
+    for what, now in (("threads", torch.get_num_threads()), ("processes", processes.world_size())):
+        before = first.get(what)
+        if before != now:
+            _say(
+                f"It was started with {before} {what} and goes on with {now}: the weights will differ from those of a "
+                f"run with {before} or {now} all along."
+            )
 
 
 def _optimizer(network: EarlyExitNet, config: TrainConfig) -> torch.optim.Optimizer:

@@ -4,7 +4,9 @@ Nothing here keeps a random state: the order of images and their augmentation de
 generators are seeded anew at every step from (seed, step, process).
 """
 
+import functools
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -23,10 +25,10 @@ from offramp.devices import OnItsWay
 from offramp.errors import OfframpError
 from offramp.network import EarlyExitNet
 from offramp.rules import TrainingRule, Workbench
-from offramp.runs import RunFolder
+from offramp.runs import OWNER, RunFolder
 from offramp.storage import save_tensors, write_atomically
 from offramp.training.checkpoints import Checkpoint, CheckpointStore
-from offramp.training.diagnosis import diagnose
+from offramp.training.diagnosis import diagnose, not_finite
 from offramp.training.monitor import EpochSums, Placement, mean, watch
 from offramp.training.progress import Reporter
 from offramp.training.schedule import learning_rate
@@ -64,6 +66,10 @@ class Loop:
         self.best = -1.0  # mean accuracy on `search`
         self.saved_at = time.monotonic()
 
+    @functools.cached_property
+    def _identity(self) -> str:
+        return self.folder.identity()
+
     def run(self, listeners: list[Callable[[dict[str, Any]], None]]) -> None:
         """Train to the end. `listeners` hear each epoch's metrics."""
         with (
@@ -77,7 +83,7 @@ class Loop:
 
     def restore(self, note: Callable[[str], None]) -> bool:
         """Continue from the newest good checkpoint; False where there is none."""
-        checkpoint = self.store.latest(note)
+        checkpoint = self.store.latest(note, self.folder.owns)
         if checkpoint is None:
             return False
         self._load(checkpoint)
@@ -104,6 +110,7 @@ class Loop:
             asked = stop.agreed(self.place.device)
             if self.step < self.steps_per_epoch and (asked is not None or self._time_to_save()):
                 self._check(*previous)
+                self._check_state()
                 self._save()
                 self._leave(asked, reporter)
         if previous is not None:
@@ -124,6 +131,7 @@ class Loop:
 
     def _finish_epoch(self, reporter: Reporter, listeners: list[Callable[[dict[str, Any]], None]]) -> None:
         self.rule.end_epoch()
+        self._check_state()
         self.epoch, self.step = self.epoch + 1, 0
         last_step = self._global_step() - 1
         watched: dict[str, Any] = {"search_top1": None, "search_nll": None}
@@ -136,7 +144,9 @@ class Loop:
             **self.sums.means(),
             **watched,
         }
-        self.lines.append(json.dumps(line))
+        self._check_figures(line)
+        line["stats"] = {name: [_finite(value) for value in values] for name, values in line["stats"].items()}
+        self.lines.append(json.dumps(line, allow_nan=False))
         self.sums = EpochSums()
         self.xray.end_epoch(self.epoch)
         if self.config.keep_best and self.search is not None and mean(line["search_top1"]) > self.best:
@@ -150,6 +160,7 @@ class Loop:
 
     def write_final_weights(self) -> None:
         """The mark of a finished run."""
+        self._check_state()  # again: of a finished training that is continued it is the only time
         self._write_weights(self.folder.weights)
 
     # -- state ---------------------------------------------------------------------------------------------------------
@@ -159,12 +170,11 @@ class Loop:
         if processes.rank() != 0:
             return
         sums, sums_values = self.sums.state()
-        tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
-        tensors |= {f"optimizer.{name}": t for name, t in self._optimizer_state().items()}
-        tensors |= {f"rule.{name}": t for name, t in self.rule.state().items()}
+        tensors = self._state()
         tensors |= {f"sums.{name}": t for name, t in sums.items()}
         tensors |= {f"xray.{name}": t for name, t in self.xray.state().items()}
         values = {
+            "run": self._identity,
             "epoch": self.epoch,
             "step": self.step,
             "sums": sums_values,
@@ -172,6 +182,12 @@ class Loop:
             "best": self.best,
         }
         self.store.save(self._global_step(), Checkpoint(tensors, values))
+
+    def _state(self) -> dict[str, Tensor]:
+        """What training goes on with: network, optimiser, rule. All of it finite, or it is not saved."""
+        tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
+        tensors |= {f"optimizer.{name}": t for name, t in self._optimizer_state().items()}
+        return tensors | {f"rule.{name}": t for name, t in self.rule.state().items()}
 
     def _load(self, checkpoint: Checkpoint) -> None:
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}, "rule": {}, "sums": {}, "xray": {}}
@@ -239,10 +255,33 @@ class Loop:
         if not broken.read():
             return
         self._seed(step)
-        raise OfframpError(
-            f"Training stopped at step {step + 1} (epoch {self.epoch + 1}): "
-            f"{diagnose(self.bench, batch, self._progress(step))}. It did not reach the weights, nor a checkpoint. "
-            "A lower learning rate or a warm-up (in a new folder) may help."
+        raise self._stopped(step, diagnose(self.bench, batch, self._progress(step)))
+
+    def _check_state(self) -> None:
+        """Stop before a save where a weight or a statistic is not finite: an update or a running mean can overflow."""
+        name = not_finite(self._state())
+        if name is not None:
+            part, _, name = name.partition(".")
+            owner = {"network": "", "optimizer": "the optimiser's ", "rule": "the rule's "}[part]
+            step = max(self._global_step() - 1, 0)
+            raise self._stopped(step, f"{owner}{name} holds numbers that are not finite")
+
+    def _check_figures(self, line: dict[str, Any]) -> None:
+        """Stop where a finished epoch has no loss, or the network no answers, though its weights are finite."""
+        last = self._global_step() - 1
+        if not math.isfinite(line["loss"]):
+            raise self._stopped(last, "the mean loss of the epoch is not finite")
+        for k, value in enumerate(line["search_nll"] or (), 1):
+            if not math.isfinite(value):
+                what = f"exit {k}: the loss on the held-out images is not finite, though the weights are"
+                raise self._stopped(last, what)
+
+    def _stopped(self, step: int, what: str) -> OfframpError:
+        newest = self.store.newest()
+        kept = f"the newest checkpoint is {newest}" if newest else "there is no checkpoint yet"
+        return OfframpError(
+            f"Training stopped at step {step + 1} (epoch {step // self.steps_per_epoch + 1}): {what}. Nothing of it "
+            f"was saved; {kept}. A lower learning rate or a warm-up (in a new folder) may help."
         )
 
     def _leave(self, number: int | None, reporter: Reporter) -> None:
@@ -263,7 +302,8 @@ class Loop:
         if processes.rank() == 0:
             network = self.network
             spec = None if network.spec is None else network.spec.to_json()
-            save_tensors(path, network.state_dict(), {"network": json.dumps(spec, sort_keys=True)})
+            metadata = {"network": json.dumps(spec, sort_keys=True), OWNER: self._identity}
+            save_tensors(path, network.state_dict(), metadata)
 
     def _write_records(self) -> None:
         if processes.rank() == 0:
@@ -278,10 +318,15 @@ class Loop:
                 "images": images,
                 "seconds": seconds,
                 "data_seconds": waited,
-                "images_per_second": images / seconds,
+                "images_per_second": images / max(seconds, 1e-9),
             }
             with open(self.folder.timing, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def _finite(value: float) -> float | None:
+    """A statistic for JSON, which has no word for one that is not finite."""
+    return value if math.isfinite(value) else None
 
 
 def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:

@@ -4,7 +4,7 @@ B images of a batch, S images of the split, F numbers kept of each.
 """
 
 import copy
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -30,11 +30,15 @@ class SplitOf(Split):
             training=split.training,
         )
         self.split = split
-        self.config = split.config
+        self.config, self.home = split.config, split.home
 
     def content(self) -> Iterator[bytes]:
         """See `Split.content`."""
         return self.split.content()
+
+    def unreadable(self, advance: Callable[[int], None]) -> list[str]:
+        """See `Split.unreadable`."""
+        return self.split.unreadable(advance)
 
     def fingerprint(self) -> str:
         """That of the images."""
@@ -51,6 +55,10 @@ class Unaugmented(SplitOf):
     def read(self, shares: Iterable[IntArray], draw: Draw | None) -> Generator[Tensor]:
         """See `Split.read`; `draw` is not looked at."""
         return self.split.read(shares, None)
+
+    def unreadable(self, advance: Callable[[int], None]) -> list[str]:
+        """See `Split.unreadable`: with the test transforms."""
+        return self.split.plain().unreadable(advance)
 
     def on(self, device: torch.device) -> "Unaugmented":
         """See `Split.on`."""
