@@ -30,6 +30,7 @@ def predict(
     policy: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None,
     format: Literal["table", "csv", "jsonl"] = "table",
     batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 64,
+    max_megapixels: float = 100,
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None,
     device: str = "auto",
 ) -> None:
@@ -48,6 +49,7 @@ def predict(
             the last exit answers every image.
         format: table for people, csv with a header, jsonl: one JSON object a line. The latter two come line by line.
         batch_size: Images read before the network goes on.
+        max_megapixels: Million pixels that an image may have; one that has more is not decoded.
         root: Folder that holds the data set's files; asked for only by runs that have no input.json.
         device: auto (the GPU if there is one), cpu, cuda or cuda:N.
     """
@@ -66,6 +68,7 @@ def predict(
         root=root,
         device=device,
         batch_size=batch_size,
+        max_megapixels=max_megapixels,
         on_unreadable=lambda error: print(error, file=sys.stderr),
     )
     if predictions.policy is None and len(predictions.exits_K) > 1:

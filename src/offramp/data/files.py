@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from offramp.data.augment import CROP_UNIFORMS, Uniforms, central_cut, cut, normalise, random_box, resize
 from offramp.data.base import Split
-from offramp.data.inputs import Inputs, decode, not_too_thin
+from offramp.data.inputs import MAX_MEGAPIXELS, Inputs, check_megapixels, decode, not_too_thin
 from offramp.data.randomness import Draw, IntArray
 from offramp.devices import sent
 from offramp.errors import OfframpError, first_line
@@ -57,6 +57,7 @@ class FileSplit(Split):
         image_size: Height and width given to the network.
         flip: Whether training images are mirrored with probability 1/2.
         workers: Processes that decode; 0: this one does.
+        max_megapixels: Images of more million pixels are refused before they are decoded.
     """
 
     def __init__(
@@ -70,7 +71,9 @@ class FileSplit(Split):
         flip: bool,
         batch_size: int,
         workers: int,
+        max_megapixels: float = MAX_MEGAPIXELS,
     ) -> None:
+        check_megapixels(max_megapixels)
         super().__init__(
             name,
             listing.labels_S[indices_S],
@@ -81,7 +84,7 @@ class FileSplit(Split):
             training=training,
         )
         self.listing = listing
-        self.image_size, self.flip, self.workers = image_size, flip, workers
+        self.image_size, self.flip, self.workers, self.max_megapixels = image_size, flip, workers, max_megapixels
 
     def read(self, shares: Iterable[IntArray], draw: Draw | None) -> Generator[Tensor]:
         """See `Split.read`; decodes ahead by two steps a worker."""
@@ -93,7 +96,7 @@ class FileSplit(Split):
         free = collections.deque(range(len(slots_TBCHW)))
         jobs = (([folder / files[i] for i in indices_B], indices_B, free.popleft()) for indices_B in shares)
         loader: DataLoader[tuple[int, int] | OfframpError] = DataLoader(
-            _Decoder(slots_TBCHW, self.flip, draw),
+            _Decoder(slots_TBCHW, self.flip, draw, self.max_megapixels),
             sampler=jobs,
             batch_size=None,  # a job is a batch already
             num_workers=self.workers,
@@ -141,8 +144,8 @@ class _Decoder(Dataset[tuple[int, int] | OfframpError]):
     An error is returned, for the parent to raise in one line.
     """
 
-    def __init__(self, slots_TBCHW: Tensor, flip: bool, draw: Draw | None) -> None:
-        self.slots_TBCHW, self.flip, self.draw = slots_TBCHW, flip, draw
+    def __init__(self, slots_TBCHW: Tensor, flip: bool, draw: Draw | None, max_megapixels: float) -> None:
+        self.slots_TBCHW, self.flip, self.draw, self.max_megapixels = slots_TBCHW, flip, draw, max_megapixels
         self.image_size = slots_TBCHW.shape[-1]
 
     def __getitem__(self, job: Any) -> tuple[int, int] | OfframpError:
@@ -150,7 +153,7 @@ class _Decoder(Dataset[tuple[int, int] | OfframpError]):
         numbers = None if self.draw is None else self.draw.uniforms(indices_B, CROP_UNIFORMS + 1)
         try:
             for b, path in enumerate(paths):
-                image_CHW = decode(path)
+                image_CHW = decode(path, self.max_megapixels)
                 if numbers is None:
                     not_too_thin(image_CHW, path)
                 self.slots_TBCHW[slot, b] = self._transform(image_CHW, None if numbers is None else numbers[b])

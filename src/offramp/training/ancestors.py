@@ -82,7 +82,7 @@ def named(data: Mapping[str, Any] | None) -> str | None:
     source = data["source"]
     if source["name"] in REGISTRY:
         return str(source["name"])
-    free = {*SETTINGS, *_DIVISION, "image_size", "flip"}
+    free = {*SETTINGS, *_DIVISION, "image_size", "flip", "max_megapixels"}
     given = {key: value for key, value in (source.get("args") or {}).items() if key not in free}
     name = source["name"]
     if name.startswith("folder:"):
