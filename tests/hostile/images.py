@@ -149,9 +149,7 @@ CASES: dict[str, Make] = {
 }
 CONTROLS: dict[str, Make] = {
     "PNG": file_of(lambda: png_bomb(2000), "good.png"),
-    "PNG, a text of a megabyte first": file_of(
-        lambda: png_bomb(64, chunk(b"tEXt", b"a\0" + b"b" * 2**20)), "good.png"
-    ),
+    "PNG, a text of a megabyte first": file_of(lambda: png_bomb(64, chunk(b"tEXt", b"a\0" + b"b" * 2**20)), "good.png"),
     "JPEG": file_of(lambda: saved("JPEG"), "good.jpg"),
     "JPEG, padded": file_of(lambda: saved("JPEG")[:2] + b"".join(PADDING) + saved("JPEG")[2:], "good.jpg"),
     "WebP": file_of(lambda: saved("WEBP"), "good.webp"),

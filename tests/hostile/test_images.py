@@ -10,7 +10,6 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))
 from hostile import images
-
 from offramp.data.inputs import decode
 
 LIMITED = """

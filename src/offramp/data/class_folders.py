@@ -20,6 +20,7 @@ from offramp.data.inputs import MAX_MEGAPIXELS, check_megapixels, decode
 from offramp.data.partition import Cut, divide, share_for_test, training_part
 from offramp.data.randomness import IntArray
 from offramp.errors import OfframpError, UsageError
+from offramp.terminal import escaped
 
 READABLE = (".jpeg", ".jpg", ".png", ".webp")
 UNREADABLE = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".tif", ".tiff")  # images all the same: never passed over
@@ -143,7 +144,8 @@ def _official_parts(path: Path) -> tuple[Path, Path | None]:
         return path, None
     if len(named) == 3:
         warnings.warn(
-            f"{path / 'val'} is not used: images are held out from train, and test is the test set.", stacklevel=4
+            f"{escaped(path / 'val')} is not used: images are held out from train, and test is the test set.",
+            stacklevel=4,
         )
     return named[0], named[1] if len(named) > 1 else None
 

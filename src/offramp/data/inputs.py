@@ -159,8 +159,8 @@ def decode(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:
             raise ValueError("it is no PNG, JPEG or WebP file, or its header is damaged")
         if math.prod(size) > max_megapixels * 1e6:
             raise OfframpError(
-                f"{path} has {size[0]} times {size[1]} pixels, more than {max_megapixels:g} million. Shrink it, or raise "
-                "max-megapixels."
+                f"{path} has {size[0]} times {size[1]} pixels, more than {max_megapixels:g} million. Shrink it, or "
+                "raise max-megapixels."
             )
         encoded = torch.frombuffer(content, dtype=torch.uint8)
         image_CHW: Tensor = decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=True)

@@ -7,7 +7,6 @@ and on several machines: whoever has the manifest needs the run no more.
 import functools
 import itertools
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from offramp.errors import OfframpError
 from offramp.reproduce.identity import command, configuration, run_hash, run_name
 from offramp.runs import RunFolder, read_json
 from offramp.storage import write_atomically
+from offramp.terminal import say
 
 FORMAT = 1
 SPARE_LOAD = 0.5  # more than that beside the runs of a command is other work
@@ -246,7 +246,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 @functools.cache  # a command looks for manifests more than once, and says it once
 def _note(text: str) -> None:
-    print(f"offramp: {text}", file=sys.stderr)
+    say(f"offramp: {text}")
 
 
 def _fault(value: Any, shape: Any, where: str) -> str | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from offramp.network import EarlyExitNet
 from offramp.objectives import Objective
 from offramp.rules import TrainingRule, Workbench
 from offramp.runs import RunFolder, load, start_from
+from offramp.terminal import display, say
 from offramp.training import environment
 from offramp.training.checkpoints import CheckpointStore
 from offramp.training.claim import claimed, write_json
@@ -80,7 +80,7 @@ def fit(
     train = train if config.augment else Unaugmented(train)
     job = Job(network, objective, train, val or HeldOut(), config, rule or rules.Standard())
     folder = RunFolder(out)
-    with with_threads(config.threads), _together(config.device) as device, contextlib.ExitStack() as held:
+    with display(), with_threads(config.threads), _together(config.device) as device, contextlib.ExitStack() as held:
         job.check()
         begins = _begins(folder, config)
         if config.init is not None and begins:
@@ -245,4 +245,4 @@ def _scalars(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 def _say(text: str | None) -> None:
     if text is not None and processes.rank() == 0:
-        print(text, file=sys.stderr, flush=True)
+        say(text)
