@@ -26,7 +26,6 @@ manifest.json        what `offramp reproduce` keeps of a run of a study: configu
 """
 
 import itertools
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -36,14 +35,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offramp.checks import Maybe, fault
 from offramp.config import DataConfig, Spec, TrainConfig, with_defaults
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet, last_linear, rebuild
-from offramp.storage import load_pickled, load_tensors
+from offramp.storage import load_pickled, load_tensors, parse_json
 
 TORCH_FILES = (".pth", ".pt", ".bin")
 AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 """Classifiers of torchvision that may have further outputs in training, which are left out here, and their names."""
+_SPEC = {"name": str, "args": dict}
+_CONFIG = {  # what is read of the files, as `checks.fault` takes it; what an argument may be, its user checks
+    "data": ({"source": _SPEC},),
+    "network": (_SPEC,),
+    "objective": _SPEC,
+    "rule": Maybe(_SPEC),
+    "training": dict,
+    "images": Maybe({str: (str,)}),
+}
+_STARTS = [{"started": Maybe(str), "threads": Maybe(int), "device": Maybe(str), "git": Maybe({"commit": str})}]
+_NUMBERS = Maybe([(float,)])
+_LINE = {"train_top1": _NUMBERS, "search_top1": _NUMBERS, "stats": Maybe({str: ([(float,)],)}), "loss": Maybe(float)}
+ORIGIN = {
+    **dict.fromkeys(("model", "weights", "licence"), Maybe(str)),
+    "init": Maybe({"file": str, "sha256": str}),
+    "ancestors": Maybe([{"through": str}]),
+}
+SPLIT = {
+    **dict.fromkeys(("training_images", "limit", "holdout", "split_seed"), Maybe(int)),
+    "fingerprints": Maybe({str: (str,)}),
+}
 FORMAT = 1  # of the folder; a run folder of a newer format is refused
 
 
@@ -106,6 +127,7 @@ class RunFolder:
         missing = {"data", "network", "objective", "training"} - config.keys()
         if missing:
             raise OfframpError(f"{self.config} is damaged: it lacks {', '.join(sorted(missing))}.")
+        _check_shape(config, _CONFIG, self.config)
         for name, config_class in (("data", DataConfig), ("training", TrainConfig)):
             if isinstance(config[name], dict):
                 config[name] = with_defaults(config_class, config[name])
@@ -120,7 +142,7 @@ class RunFolder:
 
     def read_starts(self) -> list[dict[str, Any]]:
         """What `environment.json` says of every start, the first one first."""
-        starts: list[dict[str, Any]] = read_json(self.environment) if self.environment.is_file() else []
+        starts: list[dict[str, Any]] = read_json(self.environment, _STARTS) if self.environment.is_file() else []
         return starts
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -128,9 +150,11 @@ class RunFolder:
         if not self.metrics.is_file():
             return []
         try:
-            return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+            lines = [parse_json(line) for line in self.metrics.read_bytes().splitlines()]
         except ValueError as error:
             raise OfframpError(f"{self.metrics} is damaged: {error}.") from error
+        _check_shape(lines, [_LINE], self.metrics)
+        return lines
 
 
 def _at_home(path: str | Path) -> Path:
@@ -141,14 +165,22 @@ def _at_home(path: str | Path) -> Path:
         raise UsageError(f"{path} is not there: nobody of that name has a home folder here.") from error
 
 
-def read_json(path: Path) -> Any:
-    """The JSON value in a file; one that holds none, or that cannot be read, is a clear error."""
+def read_json(path: Path, shape: Any = None) -> Any:
+    """The JSON value in a file; one that holds none, or none of a shape (`checks.fault`), is a clear error."""
     try:
-        return json.loads(path.read_text())
+        value = parse_json(path.read_bytes())
     except OSError as error:
         raise OfframpError(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:
         raise OfframpError(f"{path} is damaged: {error}.") from error
+    _check_shape(value, shape, path)
+    return value
+
+
+def _check_shape(value: Any, shape: Any, path: Path) -> None:
+    found = None if shape is None else fault(value, shape)
+    if found is not None:
+        raise OfframpError(f"{path} is damaged: {found}.")
 
 
 def load(run: str | Path, into: EarlyExitNet | None = None) -> EarlyExitNet:
@@ -167,7 +199,7 @@ def load(run: str | Path, into: EarlyExitNet | None = None) -> EarlyExitNet:
     tensors, _ = load_tensors(folder.weights)
     load_weights(into, tensors, folder.weights)
     if folder.origin.is_file():
-        into.origin = read_json(folder.origin)
+        into.origin = read_json(folder.origin, ORIGIN)
     return into.eval()
 
 

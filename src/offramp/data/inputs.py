@@ -19,7 +19,7 @@ from offramp.checks import check_number
 from offramp.data.augment import central_cut, central_fit, grey, normalise
 from offramp.data.headers import size_of
 from offramp.errors import OfframpError, UsageError, first_line
-from offramp.storage import write_atomically
+from offramp.storage import parse_json, write_atomically
 
 FORMAT = 1  # of the file
 CHANNELS = (1, 3)  # grey, or red, green, blue
@@ -101,7 +101,7 @@ class Inputs:
             OfframpError: A file that cannot be read, or that holds something else.
         """
         try:
-            content = json.loads(Path(path).read_text())
+            content = parse_json(Path(path).read_bytes())
         except FileNotFoundError as error:
             raise UsageError(f"There is no file {path}.") from error
         except IsADirectoryError as error:

@@ -1,7 +1,6 @@
 """Training a network on a data set into a run's folder; starting the same again continues."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -216,7 +215,8 @@ def _device(wanted: str) -> torch.device:
     """Under torchrun each process of a machine takes its own GPU."""
     device = device_named(wanted)
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index)
+        if device.index is None:
+            device = device_named(f"cuda:{processes.from_environment('LOCAL_RANK', 0)}")
         torch.cuda.set_device(device)
     return device
 
