@@ -205,7 +205,8 @@ def test_a_full_disk_is_named_once(tmp_path: Path) -> None:
     program = (
         "import resource, signal, sys, torch\nfrom pathlib import Path\nfrom offramp.storage import save_tensors\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "try:\n    save_tensors(Path(sys.argv[1]), {'a': torch.ones(9999)})\nexcept Exception as error:\n    print(error)"
+        "try:\n    save_tensors(Path(sys.argv[1]), {'a': torch.ones(9999)})\nexcept Exception as error:\n"
+        "    print(error)"
     )
     path = str(tmp_path / "w.safetensors")
     done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)

@@ -193,12 +193,12 @@ def damages(file: str, content: bytes, count: int, seed: int) -> Iterator[tuple[
     yield from of_kind[Path(file).suffix](content, count, seed)
 
 
-def prepare(folder: Path) -> Path:
-    """A run with every file that a run may have."""
+def prepare(folder: Path, *, quickly: bool = False) -> Path:
+    """A run with every file that a run may have; `quickly`: without those of `bench` and `verdict`."""
     run = folder / "RUN"
     assert outcome(TRAIN, folder) == ""
     Image.new("L", (8, 8), 99).save(run / "image.png")
-    for name in ("policy", "certify", "evaluate", "bench", "verdict"):
+    for name in ("policy", "certify", "evaluate", *(() if quickly else ("bench", "verdict"))):
         assert outcome(COMMANDS[name], folder) == "", name
     told = {"init": {"file": "x/weights.safetensors", "sha256": "0" * 64}, "model": None}
     (run / "origin.json").write_text(json.dumps({**told, "ancestors": ancestor("init", run)}))
