@@ -257,7 +257,7 @@ class Policy:
         if not source.is_file():
             raise UsageError(f"There is no file {source}.")
         try:
-            content = parse_json(source.read_bytes())
+            content = parse_json(source.read_text())
         except ValueError as error:
             raise OfframpError(f"{source} is damaged or no JSON file: {error}.") from error
         if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > FORMAT:

@@ -48,7 +48,7 @@ _SPEC = {"name": str, "args": dict}
 _CONFIG = {  # what is read of the files, as `checks.fault` takes it; what an argument may be, its user checks
     "data": ({"source": _SPEC},),
     "network": (_SPEC,),
-    "objective": _SPEC,
+    "objective": {"name": Maybe(str), "args": Maybe(dict)},
     "rule": Maybe(_SPEC),
     "training": dict,
     "images": Maybe({str: (str,)}),
@@ -58,7 +58,7 @@ _NUMBERS = Maybe([(float,)])
 _LINE = {"train_top1": _NUMBERS, "search_top1": _NUMBERS, "stats": Maybe({str: ([(float,)],)}), "loss": Maybe(float)}
 ORIGIN = {
     **dict.fromkeys(("model", "weights", "licence"), Maybe(str)),
-    "init": Maybe({"file": str, "sha256": str}),
+    "init": Maybe({"file": Maybe(str), "sha256": Maybe(str)}),
     "ancestors": Maybe([{"through": str}]),
 }
 SPLIT = {
@@ -150,7 +150,7 @@ class RunFolder:
         if not self.metrics.is_file():
             return []
         try:
-            lines = [parse_json(line) for line in self.metrics.read_bytes().splitlines()]
+            lines = [parse_json(line) for line in self.metrics.read_text().splitlines()]
         except ValueError as error:
             raise OfframpError(f"{self.metrics} is damaged: {error}.") from error
         _check_shape(lines, [_LINE], self.metrics)
@@ -168,7 +168,7 @@ def _at_home(path: str | Path) -> Path:
 def read_json(path: Path, shape: Any = None) -> Any:
     """The JSON value in a file; one that holds none, or none of a shape (`checks.fault`), is a clear error."""
     try:
-        value = parse_json(path.read_bytes())
+        value = parse_json(path.read_text())
     except OSError as error:
         raise OfframpError(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:

@@ -113,7 +113,7 @@ def sparse(folder: Path) -> Path:
 
 
 PADDING = [b"\xff\xe1\xff\xff" + bytes(65533)] * 40 + [b"\xff" * 1000]
-THUMBNAIL = b"\xff\xe1" + struct.pack(">H", 2 + 14) + b"Exif\0\0" + b"\xff\xc0\0\x0b\x08\0\x08\0\x08"[:8]
+THUMBNAIL = b"\xff\xe1" + struct.pack(">H", 16) + b"Exif\0\0" + b"\xff\xc0\0\x0b\x08\0\x08\0"
 
 CASES: dict[str, Make] = {
     "PNG of 20,000 x 20,000": file_of(lambda: png_bomb(20000)),

@@ -101,7 +101,7 @@ class Inputs:
             OfframpError: A file that cannot be read, or that holds something else.
         """
         try:
-            content = parse_json(Path(path).read_bytes())
+            content = parse_json(Path(path).read_text())
         except FileNotFoundError as error:
             raise UsageError(f"There is no file {path}.") from error
         except IsADirectoryError as error:
