@@ -12,6 +12,7 @@ import offramp
 PACKAGE = Path(offramp.__file__).parent
 BOTTOM = [
     "errors",
+    "terminal",
     "checks",
     "config",
     "storage",

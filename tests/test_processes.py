@@ -10,6 +10,9 @@ import torch
 import torch.distributed as dist
 
 from offramp import processes
+from offramp.errors import UsageError
+
+TWO = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
 
 
 def test_alone_nothing_happens():
@@ -59,6 +62,34 @@ def test_together_sums_and_maxima_are_the_same_everywhere(reports: list[dict]):
 def test_the_tensor_given_stays_as_it_is_and_no_gradient_flows_back(reports: list[dict]):
     assert [report["given"] for report in reports] == [[1.0, -1.0], [2.0, -2.0]]
     assert [report["requires_grad"] for report in reports] == [[False, False]] * 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"WORLD_SIZE": "x"}, "WORLD_SIZE must be a whole number of at least 1, not 'x'"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE must be"),
+        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE must be"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be"),
+        ({"WORLD_SIZE": "2"}, "RANK, MASTER_ADDR, MASTER_PORT not set"),
+        (
+            {**TWO, "RANK": "x"},
+            "RANK must be a whole number",
+        ),
+        (
+            {**TWO, "RANK": "2"},
+            "RANK is 2, and WORLD_SIZE 2",
+        ),
+        ({**TWO, "MASTER_PORT": "y"}, "MASTER_PORT must be"),
+    ],
+)
+def test_an_environment_that_is_none_of_torchruns_is_named(variables, words, monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=words), processes.together("gloo"):
+        pass
 
 
 def main(rank: int, store: Path) -> None:

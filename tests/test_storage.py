@@ -1,9 +1,12 @@
 import os
 import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from offramp.errors import OfframpError, UsageError
@@ -174,3 +177,38 @@ def test_a_user_without_a_home_is_told_where_files_can_go(monkeypatch: pytest.Mo
         kept_on_this_machine("kernels")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert kept_on_this_machine("kernels") == tmp_path / "offramp" / "kernels"
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "[]",
+        "1",
+        "NaN",
+        "null",
+        "[" * 100_000,
+        '{"a":' * 900 + "1" + "}" * 900,
+        "{",
+        '{"metadata": []}',
+        '{"metadata": {"a": 1}}',
+    ],
+)
+def test_metadata_of_any_other_form_are_a_damaged_file(metadata: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file({"a": torch.ones(2)}, path, {"offramp": metadata})
+    with pytest.raises(DamagedFileError, match=r"w\.safetensors is damaged"):
+        load_tensors(path)
+
+
+def test_a_full_disk_is_named_once(tmp_path: Path) -> None:
+    """By a limit on the size of files, which the system reports as it does a full disk: while bytes are written."""
+    program = (
+        "import resource, signal, sys, torch\nfrom pathlib import Path\nfrom offramp.storage import save_tensors\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n    save_tensors(Path(sys.argv[1]), {'a': torch.ones(9999)})\nexcept Exception as error:\n"
+        "    print(error)"
+    )
+    path = str(tmp_path / "w.safetensors")
+    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{path} cannot be written: File too large.\n"
+    assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ from torch import Tensor
 from offramp.checks import did_you_mean
 from offramp.errors import OfframpError, UsageError
 from offramp.network import class_log_probs
-from offramp.storage import write_atomically
+from offramp.storage import parse_json, write_atomically
 
 FORMAT = 1  # of the file
 NOBODY, EVERYBODY = 1e8, -1e8  # thresholds of an exit that takes no image and of one that takes all
@@ -257,7 +257,7 @@ class Policy:
         if not source.is_file():
             raise UsageError(f"There is no file {source}.")
         try:
-            content = json.loads(source.read_text())
+            content = parse_json(source.read_text())
         except ValueError as error:
             raise OfframpError(f"{source} is damaged or no JSON file: {error}.") from error
         if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > FORMAT:

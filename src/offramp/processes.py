@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from offramp.errors import UsageError
+
 
 @contextmanager
 def together(backend: str) -> Iterator[None]:
@@ -20,9 +22,10 @@ def together(backend: str) -> Iterator[None]:
     Args:
         backend: `gloo` or `nccl`.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) <= 1 or dist.is_initialized():
+    if from_environment("WORLD_SIZE", 1, least=1) == 1 or dist.is_initialized():
         yield
         return
+    _check_environment()
     # Imported before, because it defines defaults such as `group=WORLD`: imported later, as a fused optimiser does, it
     # would keep the group beyond its end, and the group's threads abort Python's exit now and then.
     importlib.import_module("torch._dynamo")
@@ -33,6 +36,35 @@ def together(backend: str) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def from_environment(name: str, default: int, *, least: int = 0) -> int:
+    """The whole number that torchrun puts into a variable of the environment.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or int(text) < least:
+        raise UsageError(
+            f"The environment variable {name} must be a whole number of at least {least}, not {text!r}. torchrun sets "
+            "it; without torchrun, unset it."
+        )
+    return int(text)
+
+
+def _check_environment() -> None:
+    """Refuse variables by which several processes cannot meet."""
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UsageError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} and {', '.join(missing)} not set in the environment. Start "
+            "several processes with torchrun; for one, unset WORLD_SIZE."
+        )
+    rank, size = from_environment("RANK", 0), from_environment("WORLD_SIZE", 1)
+    if rank >= size:
+        raise UsageError(f"The environment variable RANK is {rank}, and WORLD_SIZE {size}: ranks are counted from 0.")
+    from_environment("MASTER_PORT", 0)
 
 
 def active() -> bool:

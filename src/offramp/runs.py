@@ -37,14 +37,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offramp.checks import Maybe, fault
 from offramp.config import DataConfig, Spec, TrainConfig, determining, with_defaults
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet, last_linear, rebuild
-from offramp.storage import load_pickled, load_tensors
+from offramp.storage import load_pickled, load_tensors, parse_json
 
 TORCH_FILES = (".pth", ".pt", ".bin")
 AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 """Classifiers of torchvision that may have further outputs in training, which are left out here, and their names."""
+_SPEC = {"name": str, "args": dict}
+_CONFIG = {  # what is read of the files, as `checks.fault` takes it; what an argument may be, its user checks
+    "data": ({"source": _SPEC},),
+    "network": (_SPEC,),
+    "objective": {"name": Maybe(str), "args": Maybe(dict)},
+    "rule": Maybe(_SPEC),
+    "training": dict,
+    "images": Maybe({str: (str,)}),
+}
+_STARTS = [{"started": Maybe(str), "threads": Maybe(int), "device": Maybe(str), "git": Maybe({"commit": str})}]
+_NUMBERS = Maybe([(float,)])
+_LINE = {"train_top1": _NUMBERS, "search_top1": _NUMBERS, "stats": Maybe({str: ([(float,)],)}), "loss": Maybe(float)}
+ORIGIN = {
+    **dict.fromkeys(("model", "weights", "licence"), Maybe(str)),
+    "init": Maybe({"file": Maybe(str), "sha256": Maybe(str)}),
+    "ancestors": Maybe([{"through": str}]),
+}
+SPLIT = {
+    **dict.fromkeys(("training_images", "limit", "holdout", "split_seed"), Maybe(int)),
+    "fingerprints": Maybe({str: (str,)}),
+}
 FORMAT = 2  # of the folder; a run folder of a newer format is refused
 _BOUND = 2  # the first format whose checkpoints and weights say which run they are of
 OWNER = "run"  # under which they say it: `RunFolder.identity`
@@ -109,6 +131,7 @@ class RunFolder:
         missing = {"data", "network", "objective", "training"} - config.keys()
         if missing:
             raise OfframpError(f"{self.config} is damaged: it lacks {', '.join(sorted(missing))}.")
+        _check_shape(config, _CONFIG, self.config)
         for name, config_class in (("data", DataConfig), ("training", TrainConfig)):
             if isinstance(config[name], dict):
                 config[name] = with_defaults(config_class, config[name])
@@ -138,7 +161,7 @@ class RunFolder:
 
     def read_starts(self) -> list[dict[str, Any]]:
         """What `environment.json` says of every start, the first one first."""
-        starts: list[dict[str, Any]] = read_json(self.environment) if self.environment.is_file() else []
+        starts: list[dict[str, Any]] = read_json(self.environment, _STARTS) if self.environment.is_file() else []
         return starts
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -146,9 +169,11 @@ class RunFolder:
         if not self.metrics.is_file():
             return []
         try:
-            return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+            lines = [parse_json(line) for line in self.metrics.read_text().splitlines()]
         except ValueError as error:
             raise OfframpError(f"{self.metrics} is damaged: {error}.") from error
+        _check_shape(lines, [_LINE], self.metrics)
+        return lines
 
 
 def _at_home(path: str | Path) -> Path:
@@ -159,14 +184,22 @@ def _at_home(path: str | Path) -> Path:
         raise UsageError(f"{path} is not there: nobody of that name has a home folder here.") from error
 
 
-def read_json(path: Path) -> Any:
-    """The JSON value in a file; one that holds none, or that cannot be read, is a clear error."""
+def read_json(path: Path, shape: Any = None) -> Any:
+    """The JSON value in a file; one that holds none, or none of a shape (`checks.fault`), is a clear error."""
     try:
-        return json.loads(path.read_text())
+        value = parse_json(path.read_text())
     except OSError as error:
         raise OfframpError(f"{path} cannot be read: {error.strerror or error}.") from error
     except ValueError as error:
         raise OfframpError(f"{path} is damaged: {error}.") from error
+    _check_shape(value, shape, path)
+    return value
+
+
+def _check_shape(value: Any, shape: Any, path: Path) -> None:
+    found = None if shape is None else fault(value, shape)
+    if found is not None:
+        raise OfframpError(f"{path} is damaged: {found}.")
 
 
 def load(run: str | Path, into: EarlyExitNet | None = None) -> EarlyExitNet:
@@ -186,7 +219,7 @@ def load(run: str | Path, into: EarlyExitNet | None = None) -> EarlyExitNet:
     _check_owner(folder.weights, metadata)
     load_weights(into, tensors, folder.weights)
     if folder.origin.is_file():
-        into.origin = read_json(folder.origin)
+        into.origin = read_json(folder.origin, ORIGIN)
     return into.eval()
 
 

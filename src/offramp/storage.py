@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -22,10 +23,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from offramp.checks import fault
 from offramp.errors import OfframpError, UsageError
 
 _PART, _HELD = ".part", ".held.part"  # how the names of files and folders end that are not whole yet
 _A_DAY = 24 * 3600.0
+_MAX_DEPTH = 50  # of JSON values
 _ENTRY = "offramp"  # the one entry of a file's own metadata: JSON with our metadata and the hash
 
 
@@ -146,7 +149,33 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         try:  # straight to the file: as bytes it would be in memory two more times, gigabytes for ImageNet's logits
             safetensors.torch.save_file(plain, temporary, packed)
         except safetensors.SafetensorError as error:  # how it says that the disk is full
-            raise OSError(f"{path}: {error}") from error
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            reason = str(error) if number is None else os.strerror(int(number[1]))
+            raise OSError(0 if number is None else int(number[1]), reason) from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The JSON value in a text. One that is nested so deeply that code which walks through it would fail is refused.
+
+    Raises:
+        ValueError: It is none, in words that end without a full stop.
+    """
+    too_deep = ValueError(f"it is nested more than {_MAX_DEPTH} times")
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise too_deep from error
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, (dict, list))
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return value
+    raise too_deep
 
 
 def load_tensors(path: Path, *, foreign: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -158,10 +187,12 @@ def load_tensors(path: Path, *, foreign: bool = False) -> tuple[dict[str, Tensor
         raise UsageError(f"There is no file {path}.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            packed = json.loads((file.metadata() or {}).get(_ENTRY, "{}"))
+            packed = parse_json((file.metadata() or {}).get(_ENTRY, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise DamagedFileError(f"{path} is damaged or no safetensors file: {error}.") from error
+    if not isinstance(packed, dict) or fault(packed.get("metadata", {}), {str: str}):
+        raise DamagedFileError(f"{path} is damaged: its metadata are not what offramp writes.")
     metadata: dict[str, str] = packed.get("metadata", {})
     if not (foreign and "sha256" not in packed) and packed.get("sha256") != _content_hash(tensors, metadata):
         raise DamagedFileError(f"{path} is damaged: its content does not have the hash it was written with.")

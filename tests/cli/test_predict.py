@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import dataclasses
 import inspect
@@ -180,6 +181,87 @@ def test_lines_go_to_standard_output_also_when_progress_is_shown_and_names_keep_
     assert lines[3].split(b",")[0] == odd
     assert b"images under" in said
     assert b"csv" not in said
+
+
+HOSTILE = [
+    "new\nline,x.png",
+    "\x1b]0;title\x07.png",
+    "=1+1.png",
+    "+1.png",
+    "-1.png",
+    "@sum.png",
+    "\ttab.png",
+    "\rreturn.png",
+    '"q".png',
+]
+
+
+def test_a_name_stays_one_row_and_is_no_formula(run, images, capsys, tmp_path, monkeypatch):
+    """A name with a line break was two rows on Python 3.11; one that begins with = is run by a spreadsheet."""
+    picture = (images / "sub" / "c.png").read_bytes()
+    (tmp_path / "odd").mkdir()
+    for name in HOSTILE:
+        (tmp_path / "odd" / name).write_bytes(picture)
+    inputs = tmp_path / "run" / "input.json"
+    inputs.write_text(
+        json.dumps({**json.loads(inputs.read_text()), "class_names": ["=cmd|' /C calc'!A0", "a\r\nb", "-2"]})
+    )
+    monkeypatch.chdir(tmp_path / "odd")
+    assert (
+        main(["predict", run, *(name if name[0] not in "+-" else f"./{name}" for name in HOSTILE), "--format", "csv"])
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert out.endswith("\r\n")
+    rows = list(csv.reader(io.StringIO(out, newline=""), strict=True))
+    assert [len(row) for row in rows] == [6] * (len(HOSTILE) + 1)
+    assert [row[0] for row in rows[1:]] == [
+        *HOSTILE[:2],
+        "'=1+1.png",
+        "./+1.png",
+        "./-1.png",
+        "'@sum.png",
+        "'\ttab.png",
+        "'\rreturn.png",
+        '"q".png',
+    ]
+    assert {row[2] for row in rows[1:]} <= {"'=cmd|' /C calc'!A0", "a\r\nb", "'-2"}
+    assert all(float(row[4]) <= 1 for row in rows[1:])
+
+
+def test_no_control_character_of_a_name_reaches_a_terminal(run, images, capsys, tmp_path, monkeypatch):
+    evil = "\x1b[2J\x9b\x07\u202e\u2028\x7f\n"
+    for content, name in ((b"no", "broken"), ((images / "sub" / "c.png").read_bytes(), "good")):
+        (images / f"{name}{evil}.png").write_bytes(content)
+    os.rename(images / "sub" / "c.png", os.fsencode(images / "sub") + b"/\x9bc.png")
+    inputs = tmp_path / "run" / "input.json"
+    inputs.write_text(json.dumps({**json.loads(inputs.read_text()), "class_names": [evil, evil, "ä" + evil]}))
+    (tmp_path / "run").rename(tmp_path / f"run{evil}")
+    moved = str(tmp_path / f"run{evil}")
+    for arguments in (
+        ["predict", moved, str(images)],
+        ["predict", moved, f"nowhere{evil}"],
+        ["evaluate", f"none{evil}"],
+        [f"--{evil}"],
+    ):
+        with contextlib.suppress(SystemExit):
+            main(arguments)
+        captured = capsys.readouterr()
+        assert not set(captured.out + captured.err) & set("\x1b\x9b\x07\u202e\u2028\x7f\udc9b")
+        assert "\\x1b[2J\\x9b\\x07\\u202e\\u2028\\x7f" in captured.out + captured.err
+        assert arguments[0] != "evaluate" or len(captured.err.splitlines()) == 1
+
+
+def test_an_image_of_too_many_pixels_is_named_and_the_list_goes_on(run, images, capsys):
+    Image.new("1", (3000, 1000)).save(images / "large.png")
+    os.mkfifo(images / "fifo.png")
+    assert main(["predict", run, str(images), "--format", "csv", "--max-megapixels", "2"]) == 1
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 6
+    assert f"{images / 'large.png'} has 1000 times 3000 pixels, more than 2 million" in captured.err
+    assert f"{images / 'fifo.png'} cannot be read as an image (it is no regular file)" in captured.err
+    assert main(["predict", run, str(images / "large.png"), "--format", "csv"]) == 0
+    assert main(["predict", run, str(images), "--max-megapixels", "0"]) == 2
 
 
 def test_defaults_are_those_of_python():

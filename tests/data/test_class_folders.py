@@ -1,9 +1,11 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.io import write_jpeg, write_png
 
 from offramp import DataConfig, Spec, data
@@ -251,3 +253,30 @@ def test_indices_are_positions_in_the_sorted_official_set(tmp_path: Path) -> Non
     listing = list_images(tmp_path / "train")
     for split in (train, *val.splits()):
         assert np.array_equal(split.labels_S.numpy(), listing.labels_S[split.indices_S])
+
+
+def test_what_is_named_as_an_image_and_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    """A FIFO among the training images was waited for until it was written to, in the first step."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (40, 40)).save(tmp_path / name / "good.png")
+    for make in (lambda path: os.mkfifo(path), lambda path: path.mkdir(), lambda path: path.symlink_to("nowhere")):
+        odd = tmp_path / "a" / "odd.png"
+        make(odd)
+        with pytest.raises(OfframpError, match=r"odd\.png is no regular file"):
+            list_images(tmp_path)
+        odd.rmdir() if odd.is_dir() else odd.unlink()
+    assert len(list_images(tmp_path).files) == 2
+
+
+def test_the_limit_on_pixels_is_an_argument(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            Image.new("RGB", (50, 40)).save(tmp_path / name / f"{number}.png")
+    with pytest.raises(OfframpError, match=r"40 times 50 pixels, more than 0\.001 million"):
+        data.folder(tmp_path, max_megapixels=0.001)
+    parts = data.folder(tmp_path, max_megapixels=0.002)
+    assert len(next(iter(parts.train.batches())).images_BCHW)
+    with pytest.raises(UsageError, match="max-megapixels must be a number above 0"):
+        data.folder(tmp_path, max_megapixels=0)

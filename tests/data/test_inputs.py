@@ -131,10 +131,11 @@ def test_grey_is_the_luma_that_others_compute(mode: str, ending: str, tmp_path: 
     assert torch.equal(pixels(GREY.read(tmp_path / f"image.{ending}")).round(), expected)
 
 
-def test_a_file_with_several_images_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "why"), [("GIF", "it is no PNG, JPEG or WebP file"), ("WEBP", "Animated webp")])
+def test_a_file_with_several_images_is_refused(kind: str, why: str, tmp_path: Path) -> None:
     frames = [picture(8, 8, seed) for seed in (1, 2)]
-    frames[0].save(tmp_path / "moving.png", format="GIF", save_all=True, append_images=frames[1:])
-    with pytest.raises(OfframpError, match=r"moving\.png cannot be read as an image \(several images"):
+    frames[0].save(tmp_path / "moving.png", format=kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(OfframpError, match=rf"moving\.png cannot be read as an image \({why}"):
         GREY.read(tmp_path / "moving.png")
 
 
@@ -259,8 +260,9 @@ def test_the_content_and_not_the_name_says_what_a_file_is(tmp_path: Path) -> Non
     ("content", "reason"),
     [
         (b"", "the file is empty"),
-        (b"<html>not found</html>", "Unsupported image file"),
-        (b"\xff\xd8\xff", "Image is incomplete or truncated"),
+        (b"<html>not found</html>", "it is no PNG, JPEG or WebP file, or its header is damaged"),
+        (b"\xff\xd8\xff", "it is no PNG, JPEG or WebP file, or its header is damaged"),
+        (b"\xff\xd8\xff\xc0\0\x0b\x08\0\x08\0\x08\x01\1\x11\0", "Image is incomplete or truncated"),
     ],
 )
 def test_what_is_no_image_is_named(content: bytes, reason: str, tmp_path: Path) -> None:

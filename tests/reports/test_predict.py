@@ -265,7 +265,7 @@ def test_what_cannot_be_read_is_told_or_raised(run, files):
 def test_files_are_read_only_as_far_as_needed(run, files, monkeypatch):
     reads = []
     original = Inputs.read
-    monkeypatch.setattr(Inputs, "read", lambda self, path: (reads.append(path), original(self, path))[1])
+    monkeypatch.setattr(Inputs, "read", lambda self, path, **more: reads.append(path) or original(self, path, **more))
     predictions = predict(run, files[:1] * 1000, policy=Policy((NOBODY, NOBODY, EVERYBODY)), batch_size=4)
     assert reads == []
     next(predictions)

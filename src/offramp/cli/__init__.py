@@ -29,6 +29,7 @@ from offramp.cli.train import train
 from offramp.cli.verdict import verdict
 from offramp.cli.xray import xray
 from offramp.errors import OfframpError, UsageError
+from offramp.terminal import OutputError, escaped_lines, say, standard_streams
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
@@ -55,41 +56,56 @@ REFUSALS = {getattr(errno, name) for name in _NAMES if hasattr(errno, name)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Status: 0 done, 1 failed, 2 wrong use, 130 or 143 stopped by a signal."""
+    """Run a command. Status: 0 done, 1 failed, 2 wrong use, 130 or 143 stopped by a signal, 141 nobody reads on."""
     if "" not in sys.path:
         sys.path.append("")  # `mine:Loss` is found in the folder one works in, as with `python -m offramp`
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="replace")  # names of files need not be UTF-8
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments == ["--version"]:
-        print(f"offramp {offramp.__version__}")
-        return 0
+    with standard_streams():
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+                stream.reconfigure(errors="replace")  # names of files need not be UTF-8
+        return _status(sys.argv[1:] if arguments is None else list(arguments))
+
+
+def _status(arguments: Sequence[str]) -> int:
+    """Run a command, and say in a line what went wrong."""
     try:
-        _parse(arguments)()
-        sys.stdout.flush()
+        _run(arguments)
     except UsageError as error:
-        print(f"offramp: {error}", file=sys.stderr)
+        say(f"offramp: {error}")
         return 2
+    except OutputError as error:
+        if error.reader_gone:  # `offramp cost ... | head`: the reader has what it wanted
+            return 141
+        say(f"offramp: {error}")
+        return 1
     except OfframpError as error:
-        print(f"offramp: {error}", file=sys.stderr)
+        say(f"offramp: {error}")
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `offramp cost ... | head`: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
         if error.errno not in REFUSALS or error.filename is None:
             raise
-        print(f"offramp: {os.fsdecode(error.filename)}: {error.strerror}.", file=sys.stderr)
+        say(f"offramp: {os.fsdecode(error.filename)}: {error.strerror}.")
         return 1
     except RuntimeError as error:
         if str(error) != "Could not determine home directory.":  # pathlib's
             raise
-        print("offramp: A path begins with ~ and a name, and nobody of that name has a home here.", file=sys.stderr)
+        say("offramp: A path begins with ~ and a name, and nobody of that name has a home here.")
         return 2
     return 0
+
+
+def _run(arguments: Sequence[str]) -> None:
+    try:
+        if list(arguments) == ["--version"]:
+            print(f"offramp {offramp.__version__}")
+        else:
+            _parse(arguments)()
+    except SystemExit:  # after --help, too
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
 
 
 def _parse(arguments: Sequence[str]) -> Callable[[], None]:
@@ -110,7 +126,7 @@ def _parse(arguments: Sequence[str]) -> Callable[[], None]:
             cause = cause.__context__
         if cause is not None:
             raise cause from None
-        print(said.getvalue(), end="", file=sys.stderr)
+        print(escaped_lines(said.getvalue()), end="", file=sys.stderr)
         raise
 
 

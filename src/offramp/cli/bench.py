@@ -8,6 +8,7 @@ import tyro
 
 from offramp.cli.before_torch import before_torch
 from offramp.errors import OfframpError
+from offramp.terminal import escaped, say
 
 
 def bench(
@@ -77,14 +78,14 @@ def bench(
         device=device,
         batch_size=batch_size,
         bars=passes,
-        note=lambda text: print(text, file=sys.stderr),
+        note=say,
     )
     if as_json:
         print(json.dumps(measured.to_json()))
     else:
         console().print(bench_table(measured))
     for path in measured.written:
-        print(path, file=sys.stderr if as_json else sys.stdout)
+        print(escaped(path), file=sys.stderr if as_json else sys.stdout)
     if measured.wrong:
         where = ", ".join(f"{count:,} in {name}" for name, count in measured.wrong.items())
         raise OfframpError(f"The engine's answers are not all the policy's ({where}): its times are worth nothing.")

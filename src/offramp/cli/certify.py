@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from offramp.terminal import escaped, say
+
 
 def certify(
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")],
@@ -59,13 +61,12 @@ def certify(
         )
     if certified.certificate is not None and certified.certificate.earlier:
         number = certified.certificate.earlier + 1
-        print(
+        say(
             f"These images have certified before (this is certificate {number} at least): whoever makes several and "
-            f"keeps one has to divide 1 - confidence among them, here by {number}.",
-            file=sys.stderr,
+            f"keeps one has to divide 1 - confidence among them, here by {number}."
         )
     if as_json:
         print(json.dumps(certified.to_json()))
     else:
         console().print(exit_table(certified, str(certified.certificate)))
-    print(certified.written, file=sys.stderr if as_json else sys.stdout)
+    print(escaped(certified.written), file=sys.stderr if as_json else sys.stdout)

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from offramp.errors import UsageError
+from offramp.terminal import escaped, say
 
 
 def compare(
@@ -42,10 +43,10 @@ def compare(
     with passes() as progress:
 
         def measure(run: Path) -> dict[str, object]:
-            print(f"Evaluating {run}", file=sys.stderr)
+            say(f"Evaluating {run}")
             return evaluate(run, page=False, progress=lambda part, *done: progress(f"{run} {part}", *done)).to_json()
 
-        comparison = put_side_by_side(runs, measure=measure, note=lambda text: print(text, file=sys.stderr))
+        comparison = put_side_by_side(runs, measure=measure, note=say)
     if as_json:
         print(json.dumps(comparison.to_json()))
     else:
@@ -58,7 +59,7 @@ def compare(
         files[plot] = side_by_side.plot(comparison, "svg" if plot.endswith(".svg") else "png")
     for file, content in files.items():
         write_atomically(Path(file), content)
-        print(file, file=sys.stderr if as_json else sys.stdout)
+        print(escaped(file), file=sys.stderr if as_json else sys.stdout)
 
 
 def _refuse_unless_writable(option: str, file: str | None, endings: tuple[str, str]) -> None:

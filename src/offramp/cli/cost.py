@@ -9,6 +9,7 @@ import tyro
 
 from offramp.config import Spec, SpecFlag
 from offramp.errors import UsageError
+from offramp.terminal import Screen, escaped
 
 if TYPE_CHECKING:
     from offramp.costs import Cost
@@ -67,11 +68,10 @@ def _network(
 
 def _print_tables(title: str, counted: "Cost") -> None:
     from rich import box
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    exits = Table(title=f"{escape(title)}: up to each exit", box=box.SIMPLE_HEAD)
+    exits = Table(title=f"{escape(escaped(title))}: up to each exit", box=box.SIMPLE_HEAD)
     parts = Table(
         title="each stage and each head by itself",
         caption='For one image; counts, not latencies. Operations are the paper\'s FLOPs; "alone": with no other head.',
@@ -89,4 +89,4 @@ def _print_tables(title: str, counted: "Cost") -> None:
         exits.add_row(str(k), f"{upto.operations:,}", f"{share:.1%}", *numbers)
         of_head = (str(k), f"{head.operations:,}", f"{head.parameters:,}")
         parts.add_row(str(k), f"{stage.operations:,}", f"{stage.parameters:,}", *of_head)
-    Console().print(exits, parts)
+    Screen().print(exits, parts)

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from offramp.terminal import escaped, say
+
 
 def evaluate(
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")],
@@ -52,6 +54,6 @@ def evaluate(
     else:
         console().print(run_table(evaluation))
     for path in evaluation.written:
-        print(path, file=sys.stderr if as_json else sys.stdout)
+        print(escaped(path), file=sys.stderr if as_json else sys.stdout)
     if not available():
-        print(f"No {evaluation.run.report.name}: {HOW_TO_GET_IT}", file=sys.stderr)
+        say(f"No {evaluation.run.report.name}: {HOW_TO_GET_IT}")

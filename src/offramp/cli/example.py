@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from offramp.terminal import escaped
+
 if TYPE_CHECKING:
     from offramp.shipped import Card
 
@@ -34,8 +36,8 @@ def example(
     out = Path("runs", name) if out is None else out
     copied = shipped.copy(name, out)
     _print_card(name, shipped.card(name))
-    print(f"Copied to {out}." if copied else f"{out} holds it already; nothing to do.")
-    print("Next:", *(f"  {line}" for line in next_commands(out)), sep="\n")
+    print(escaped(f"Copied to {out}." if copied else f"{out} holds it already; nothing to do."))
+    print("Next:", *(f"  {escaped(line)}" for line in next_commands(out)), sep="\n")
 
 
 def next_commands(out: Path) -> list[str]:

@@ -1,12 +1,12 @@
 """`offramp export`."""
 
-import sys
 from typing import Annotated, Literal, cast, get_args
 
 import tyro
 
 from offramp.checks import did_you_mean
 from offramp.errors import UsageError
+from offramp.terminal import escaped, say
 
 Target = Literal["onnx", "torch"]
 
@@ -54,11 +54,11 @@ def export(
         compiled=compiled,
         out=out,
         root=root,
-        note=lambda text: print(text, file=sys.stderr),
+        note=say,
     )
     if exported.int8 is not None:
-        print(exported.int8)
-    print(exported.written)
+        print(escaped(exported.int8))
+    print(escaped(exported.written))
 
 
 def _check(to: str, preprocess: bool, stages: bool, int8: bool, compiled: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from offramp.config import SpecFlag
+from offramp.terminal import escaped
 
 
 def import_(
@@ -36,4 +37,4 @@ def import_(
         out = file.with_name(file.name.removesuffix(".tar").removesuffix(".pth") + ".safetensors")
     out = out.expanduser()
     save_tensors(out, network.state_dict(), {"network": dumps(network.spec.to_json()), "source": file.name})
-    print(f"{out}: {network.num_exits} exits, {sum(p.numel() for p in network.parameters()):,} parameters.")
+    print(f"{escaped(out)}: {network.num_exits} exits, {sum(p.numel() for p in network.parameters()):,} parameters.")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from offramp.config import Spec, SpecFlag
+from offramp.terminal import Screen
 
 if TYPE_CHECKING:
     from offramp.backbones.attached import Sites
@@ -78,7 +79,6 @@ def _automatic(sites: "Sites") -> set[str]:
 
 def _print_table(found: dict[str, Any], every: bool) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     channels, height, width = found["image_shape"]
@@ -101,4 +101,4 @@ def _print_table(found: dict[str, Any], every: bool) -> None:
         carry = " + ".join(" x ".join(map(str, sizes)) for sizes in cut["carry"])
         numbers = (f"{cut['operations']:,}", f"{cut['share']:.1%}", carry, f"{cut['size']:,}")
         table.add_row(cut["after"], *numbers, "*" if cut["auto"] else "")
-    Console().print(table)
+    Screen().print(table)

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from offramp.terminal import escaped, say
+
 
 def policy(
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")],
@@ -64,18 +66,16 @@ def policy(
             progress=progress,
         )
     if found.replaced:
-        print(f"The policy in {found.written} had a certificate; this one replaces it and has none.", file=sys.stderr)
+        say(f"The policy in {found.written} had a certificate; this one replaces it and has none.")
     if found.better_exit is not None and max_drop is not None:
-        print(
+        say(
             f"Exit {found.better_exit + 1} alone is right more often than the last one ({found.better_top1:.2f} and "
-            f"{found.full_top1:.2f} % of the search images), and max-drop counts from the last: a budget does not.",
-            file=sys.stderr,
+            f"{found.full_top1:.2f} % of the search images), and max-drop counts from the last: a budget does not."
         )
     if max_drop is not None and found.policy.found["procedure"] == "last exit alone":
-        print(
+        say(
             f"No image leaves early: on the {found.images} images of {found.split} no policy that lets one leave shows "
-            f"a drop of at most {max_drop:g} points, two standard errors added. Allow more, or hold out more images.",
-            file=sys.stderr,
+            f"a drop of at most {max_drop:g} points, two standard errors added. Allow more, or hold out more images."
         )
     if as_json:
         print(json.dumps(found.to_json()))
@@ -83,4 +83,4 @@ def policy(
         where = f"{found.images} of {found.split}"
         remark = f"On the search images ({where}), where the thresholds were found: a description, no promise."
         console().print(exit_table(found, remark))
-    print(found.written, file=sys.stderr if as_json else sys.stdout)
+    print(escaped(found.written), file=sys.stderr if as_json else sys.stdout)

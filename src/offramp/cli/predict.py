@@ -14,6 +14,7 @@ import tyro
 
 from offramp.cli.before_torch import before_torch
 from offramp.errors import OfframpError, UsageError
+from offramp.terminal import escaped, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from offramp.reports import Prediction, Predictions
 
 PAGE = 1000  # rows of one table
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how it may begin, for a spreadsheet
 
 
 def predict(
@@ -30,6 +32,7 @@ def predict(
     policy: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None,
     format: Literal["table", "csv", "jsonl"] = "table",
     batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 64,
+    max_megapixels: float = 100,
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None,
     device: str = "auto",
 ) -> None:
@@ -48,6 +51,7 @@ def predict(
             the last exit answers every image.
         format: table for people, csv with a header, jsonl: one JSON object a line. The latter two come line by line.
         batch_size: Images read before the network goes on.
+        max_megapixels: Million pixels that an image may have; one that has more is not decoded.
         root: Folder that holds the data set's files; asked for only by runs that have no input.json.
         device: auto (the GPU if there is one), cpu, cuda or cuda:N.
     """
@@ -66,28 +70,25 @@ def predict(
         root=root,
         device=device,
         batch_size=batch_size,
-        on_unreadable=lambda error: print(error, file=sys.stderr),
+        max_megapixels=max_megapixels,
+        on_unreadable=say,
     )
     if predictions.policy is None and len(predictions.exits_K) > 1:
-        print(
+        say(
             f"{run} has no policy.json: the last exit answers every image. `{folder.command('policy')}` or "
-            f"`{folder.command('certify')}` finds thresholds.",
-            file=sys.stderr,
+            f"`{folder.command('certify')}` finds thresholds."
         )
     if predictions.differs:
-        print(
-            f"{run}/bench.json is not used ({'; '.join(predictions.differs)}). `{folder.command('bench')}` tunes anew.",
-            file=sys.stderr,
-        )
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8: their bytes come out again
+        say(f"{run}/bench.json is not used ({'; '.join(predictions.differs)}). `{folder.command('bench')}` tunes anew.")
     if format == "table":
         _print_tables(predictions)
     elif format == "csv":
-        print(_csv(field.name for field in fields(Prediction)))
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")  # names need not be UTF-8: their bytes come out again
+        print(_csv(field.name for field in fields(Prediction)), end="")
         _print_lines(predictions, lambda one: _csv(astuple(one)))
     else:
-        _print_lines(predictions, lambda one: json.dumps(asdict(one)))
+        _print_lines(predictions, lambda one: json.dumps(asdict(one)) + "\n")
     _sum_up(predictions)
 
 
@@ -117,7 +118,7 @@ def _table(page: "list[Prediction]") -> "Table":
         table.add_column(name, justify="right", no_wrap=True)
     for one in page:  # Text: a name in brackets is no markup
         numbers = str(one.exit), f"{one.confidence:.4f}", f"{one.operations:.1%}"
-        table.add_row(Text(one.file), Text(one.class_name), *numbers)
+        table.add_row(Text(escaped(one.file)), Text(escaped(one.class_name)), *numbers)
     return table
 
 
@@ -128,13 +129,16 @@ def _print_lines(predictions: "Predictions", line: "Callable[[Prediction], str]"
     out = sys.stdout  # as it is now: a bar on standard error takes over what `print` finds
     with contextlib.nullcontext(None) if out.isatty() else passes() as predictions.progress:
         for one in predictions:
-            out.write(line(one) + "\n")
+            out.write(line(one))
             out.flush()
 
 
 def _csv(values: Iterable[object]) -> str:
-    written = io.StringIO()
-    csv.writer(written, lineterminator="").writerow(values)
+    """A row as RFC 4180 has it, with its end. Text that a spreadsheet would take for a formula begins with `'`."""
+    written = io.StringIO(newline="")
+    csv.writer(written, lineterminator="\r\n").writerow(
+        f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value for value in values
+    )
     return written.getvalue()
 
 
@@ -149,6 +153,6 @@ def _sum_up(predictions: "Predictions") -> None:
         under += f", tuned by bench.json (asks exits {', '.join(map(str, predictions.asks))})"
     exits = ", ".join(f"{count / answered:.1%} at exit {k}" for k, count in enumerate(predictions.exits_K, 1))
     operations = f"{predictions.mean_operations:.1%} of the operations of running straight to the last exit, on average"
-    print(f"{images}{under}: {exits}; {operations}.", file=sys.stderr)
+    say(f"{images}{under}: {exits}; {operations}.")
     if predictions.unreadable:
         raise OfframpError(f"{predictions.unreadable:,} of {total:,} files could not be read.")

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import tyro
 
 from offramp.config import SpecFlag
 from offramp.errors import UsageError
+from offramp.terminal import escaped, say
 
 if TYPE_CHECKING:
     from offramp.reproduce.jobs import Task
@@ -101,11 +101,11 @@ def reproduce(
             if not page_only:
                 _run(study, rate, jobs, threads, on)
     except (KeyboardInterrupt, SystemExit):
-        print("Stopped; the same command continues.", file=sys.stderr)
+        say("Stopped; the same command continues.")
         raise
     finally:  # also where some runs failed, or somebody stopped: what is there is shown
         for path in write(study):
-            print(path)
+            print(escaped(path))
 
 
 @contextlib.contextmanager
@@ -154,7 +154,7 @@ def _list(study: "Study", rate: float, jobs: int) -> None:
     tasks, runs = study.tasks(manifests), len(distinct(study.experiments)) * len(study.seeds)
     table.add_row("all", "each run once", "", str(runs), str(len(tasks)), _time(tasks, rate))
     console().print(table)
-    print(f"{study.scale.name}: {study.scale.about}")
+    print(escaped(f"{study.scale.name}: {study.scale.about}"))
     print(
         f"Times are estimates, good for a factor of two or three: operations of the missing runs over {short(rate)} "
         f"operations a second ({jobs} side by side)."
@@ -183,9 +183,9 @@ def _run(study: "Study", rate: float | None, jobs: int, threads: int, on: str) -
     if not tasks:
         return
     if on == "ray":
-        print(f"{len(tasks)} runs to do on Ray, {threads} threads each.", file=sys.stderr)
+        say(f"{len(tasks)} runs to do on Ray, {threads} threads each.")
         study.do(tasks, lambda waiting, finished: do_on_ray(waiting, threads, finished, before=before))
         return
     about = _time(tasks, rate or _measured(study, jobs, threads))
-    print(f"{len(tasks)} runs to do, about {about}, {jobs} side by side, {threads} threads each.", file=sys.stderr)
+    say(f"{len(tasks)} runs to do, about {about}, {jobs} side by side, {threads} threads each.")
     study.do(tasks, lambda waiting, finished: do_here(waiting, jobs, threads, finished, before=before))

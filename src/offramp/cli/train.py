@@ -1,7 +1,6 @@
 """`offramp train`."""
 
 import dataclasses
-import sys
 from typing import Annotated
 
 import tyro
@@ -9,6 +8,7 @@ import tyro
 from offramp.cli.before_torch import before_torch
 from offramp.config import Run
 from offramp.errors import UsageError
+from offramp.terminal import say
 
 
 def train(
@@ -34,6 +34,6 @@ def train(
         return
     first = run.training.seed
     for seed in range(first, first + seeds):
-        print(f"Seed {seed}, the {seed - first + 1}. of {seeds}", file=sys.stderr)
+        say(f"Seed {seed}, the {seed - first + 1}. of {seeds}")
         training = dataclasses.replace(run.training, seed=seed)
         train_one(dataclasses.replace(run, training=training), f"{out}/seed-{seed}")

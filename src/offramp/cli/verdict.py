@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from offramp.cli.before_torch import before_torch
+from offramp.terminal import escaped, say
 
 
 def verdict(
@@ -75,13 +76,13 @@ def verdict(
         root=root,
         device=device,
         bars=passes,
-        note=lambda text: print(text, file=sys.stderr),
+        note=say,
     )
     if as_json:
         print(json.dumps(found.to_json()))
     else:
         console().print(verdict_table(found))
     for path in found.written:
-        print(path, file=sys.stderr if as_json else sys.stdout)
+        print(escaped(path), file=sys.stderr if as_json else sys.stdout)
     if not available():
-        print(f"No verdict.html: {HOW_TO_GET_IT}", file=sys.stderr)
+        say(f"No verdict.html: {HOW_TO_GET_IT}")

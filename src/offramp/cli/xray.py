@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from offramp.terminal import escaped, say
+
 
 def xray(
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")],
@@ -34,8 +36,8 @@ def xray(
     else:
         console().print(xray_table(report))
         if report.no_telling is not None:
-            print(f"The damping value against correctness on test: {report.no_telling}")
+            print(escaped(f"The damping value against correctness on test: {report.no_telling}"))
     for path in report.written:
-        print(path, file=sys.stderr if as_json else sys.stdout)
+        print(escaped(path), file=sys.stderr if as_json else sys.stdout)
     if not available():
-        print(f"No xray.html: {HOW_TO_GET_IT}", file=sys.stderr)
+        say(f"No xray.html: {HOW_TO_GET_IT}")

@@ -16,10 +16,11 @@ from offramp.data.archives import root_folder
 from offramp.data.base import Parts
 from offramp.data.builder import builder
 from offramp.data.files import FileSplit, Listing, check_found, unreadable
-from offramp.data.inputs import decode
+from offramp.data.inputs import MAX_MEGAPIXELS, check_megapixels, decode
 from offramp.data.partition import Cut, divide, share_for_test, training_part
 from offramp.data.randomness import IntArray
 from offramp.errors import OfframpError, UsageError
+from offramp.terminal import escaped
 
 READABLE = (".jpeg", ".jpg", ".png", ".webp")
 UNREADABLE = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".tif", ".tiff")  # images all the same: never passed over
@@ -39,6 +40,7 @@ def imagenet(
     split_seed: int = 0,
     limit: int | None = None,
     workers: int = 0,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Parts:
     """ImageNet as the usual folders `train` and `val`, one folder per class in each; `val` is the test set.
 
@@ -56,6 +58,7 @@ def imagenet(
         split_seed: Seed of the permutation whose last entries are held out.
         limit: Train on only so many images; held-out ones are among them.
         workers: Processes that decode images, for each training process; 0: none besides it.
+        max_megapixels: Images of more million pixels are refused before they are decoded.
     """
     cut = Cut(holdout, split_seed, limit, IMAGENET_HOLDOUT)
     folder = root_folder(root)
@@ -79,6 +82,7 @@ def imagenet(
         flip=True,
         batch_size=batch_size,
         workers=workers,
+        max_megapixels=max_megapixels,
         cut=cut,
     )
 
@@ -94,6 +98,7 @@ def folder(
     split_seed: int = 0,
     limit: int | None = None,
     workers: int = 0,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Parts:
     """One's own labelled images (JPEG, PNG, WebP), one folder per class; `folder:PATH` on the command line.
 
@@ -110,6 +115,7 @@ def folder(
         split_seed: Seed of the permutation whose last entries are held out.
         limit: Train on only so many images; held-out ones are among them.
         workers: Processes that decode images, for each training process; 0: none besides it.
+        max_megapixels: Images of more million pixels are refused before they are decoded.
     """
     cut = Cut(holdout, split_seed, limit)
     path = Path(path).expanduser()
@@ -126,6 +132,7 @@ def folder(
         flip=flip,
         batch_size=batch_size,
         workers=workers,
+        max_megapixels=max_megapixels,
         cut=cut,
     )
 
@@ -140,7 +147,8 @@ def _official_parts(path: Path) -> tuple[Path, Path | None]:
         return path, None
     if len(named) == 3:
         warnings.warn(
-            f"{path / 'val'} is not used: images are held out from train, and test is the test set.", stacklevel=4
+            f"{escaped(path / 'val')} is not used: images are held out from train, and test is the test set.",
+            stacklevel=4,
         )
     return named[0], named[1] if len(named) > 1 else None
 
@@ -195,6 +203,8 @@ def _images_in(folder: Path, name: str) -> Iterator[str]:
             if ending in UNREADABLE:
                 raise OfframpError(f"{entry.path}: {ending} is not read; convert it to PNG or JPEG, or remove it.")
             if ending in READABLE:
+                if not entry.is_file():
+                    raise OfframpError(f"{entry.path} is no regular file; remove it, or put the image in its place.")
                 yield f"{name}/{entry.name}"
             elif entry.is_dir():
                 raise OfframpError(
@@ -212,27 +222,36 @@ def _parts(
     flip: bool,
     batch_size: int,
     workers: int,
+    max_megapixels: float,
     cut: Cut,
 ) -> Parts:
+    check_megapixels(max_megapixels)
     if test is None:
         test, (train_S, test_S) = train, share_for_test(train.labels_S)
     else:
         train_S, test_S = np.arange(len(train.files)), np.arange(len(test.files))
     if image_size is None:
-        image_size = _fitting_size(train, training_part(train_S, cut))
+        image_size = _fitting_size(train, training_part(train_S, cut), max_megapixels)
     check_whole("image_size", image_size, 1, _MOST_PIXELS)
     check_flags(flip=flip)
     split = functools.partial(
-        FileSplit, image_size=image_size, flip=flip, batch_size=batch_size, workers=workers, home=home
+        FileSplit,
+        image_size=image_size,
+        flip=flip,
+        batch_size=batch_size,
+        workers=workers,
+        home=home,
+        max_megapixels=max_megapixels,
     )
     return divide(name, train_S, functools.partial(split, train), split(test, f"{name}/test", test_S, False), cut)
 
 
-def _fitting_size(listing: Listing, train_S: IntArray) -> int:
+def _fitting_size(listing: Listing, train_S: IntArray, max_megapixels: float) -> int:
     probed_S = train_S[np.linspace(0, len(train_S) - 1, min(_PROBED, len(train_S))).astype(np.int64)]
     try:
-        side = np.median([min(decode(listing.folder / listing.files[i]).shape[1:]) for i in probed_S])
+        files = (listing.folder / listing.files[i] for i in probed_S)
+        side = np.median([min(decode(file, max_megapixels).shape[1:]) for file in files])
     except OfframpError:  # one is broken: name all that are
-        check_found(unreadable([listing.folder / name for name in listing.files], may_be_thin=True))
+        check_found(unreadable([listing.folder / name for name in listing.files], max_megapixels, may_be_thin=True))
         raise
     return max((size for size in IMAGE_SIZES if size <= side), default=IMAGE_SIZES[0])

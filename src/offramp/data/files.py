@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from offramp.data.augment import CROP_UNIFORMS, Uniforms, central_cut, cut, normalise, random_box, resize
 from offramp.data.base import Split
-from offramp.data.inputs import Inputs, decode, not_too_thin
+from offramp.data.inputs import MAX_MEGAPIXELS, Inputs, check_megapixels, decode, not_too_thin
 from offramp.data.randomness import Draw, IntArray
 from offramp.devices import sent
 from offramp.errors import OfframpError, UsageError, first_line
@@ -66,6 +66,7 @@ class FileSplit(Split):
         flip: Whether training images are mirrored with probability 1/2.
         workers: Processes that decode; 0: this one does.
         home: See `Split.home`; default: the listing's folder.
+        max_megapixels: Images of more million pixels are refused before they are decoded.
     """
 
     def __init__(
@@ -80,7 +81,9 @@ class FileSplit(Split):
         batch_size: int,
         workers: int,
         home: Path | None = None,
+        max_megapixels: float = MAX_MEGAPIXELS,
     ) -> None:
+        check_megapixels(max_megapixels)
         super().__init__(
             name,
             listing.labels_S[indices_S],
@@ -92,7 +95,7 @@ class FileSplit(Split):
         )
         self.listing = listing
         self.home = home or listing.folder
-        self.image_size, self.flip, self.workers = image_size, flip, workers
+        self.image_size, self.flip, self.workers, self.max_megapixels = image_size, flip, workers, max_megapixels
 
     def read(self, shares: Iterable[IntArray], draw: Draw | None) -> Generator[Tensor]:
         """See `Split.read`; decodes ahead by two steps a worker."""
@@ -104,7 +107,7 @@ class FileSplit(Split):
         free = collections.deque(range(len(slots_TBCHW)))
         jobs = (([folder / files[i] for i in indices_B], indices_B, free.popleft()) for indices_B in shares)
         loader: DataLoader[tuple[int, int] | OfframpError] = DataLoader(
-            _Decoder(slots_TBCHW, self.flip, draw),
+            _Decoder(slots_TBCHW, self.flip, draw, self.max_megapixels),
             sampler=jobs,
             batch_size=None,  # a job is a batch already
             num_workers=self.workers,
@@ -131,11 +134,11 @@ class FileSplit(Split):
         """
         share_S = self.indices_S[share_of(len(self))]
         paths = [self.listing.folder / self.listing.files[i] for i in share_S]
-        mark = _mark(paths, self.training)
+        mark = _mark(paths, self.max_megapixels, self.training)
         if mark is not None and mark.is_file():
             advance(len(paths))
             return []
-        found = unreadable(paths, advance, may_be_thin=self.training)
+        found = unreadable(paths, self.max_megapixels, advance, may_be_thin=self.training)
         if mark is not None and not found:
             with contextlib.suppress(OfframpError):  # a cache that cannot be written is none
                 write_atomically(mark, b"")
@@ -165,7 +168,11 @@ class FileSplit(Split):
 
 
 def unreadable(
-    paths: Sequence[Path], advance: Callable[[int], None] = lambda _: None, *, may_be_thin: bool
+    paths: Sequence[Path],
+    max_megapixels: float,
+    advance: Callable[[int], None] = lambda _: None,
+    *,
+    may_be_thin: bool,
 ) -> list[str]:
     """What is wrong with those of the files that cannot be read as images, a sentence each."""
     import torchvision.io  # noqa: F401  Here, and not in a thread.
@@ -174,7 +181,9 @@ def unreadable(
     # Decoders let go of the interpreter's lock, so threads are enough.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
         try:
-            for said in pool.map(functools.partial(_unreadable, may_be_thin=may_be_thin), paths):
+            for said in pool.map(
+                functools.partial(_unreadable, max_megapixels=max_megapixels, may_be_thin=may_be_thin), paths
+            ):
                 found += said
                 advance(1)
         finally:
@@ -191,9 +200,9 @@ def check_found(found: Sequence[str]) -> None:
     raise OfframpError("\n  ".join([f"{count} cannot be used:", *found[:_LISTED], *more]))
 
 
-def _unreadable(path: Path, may_be_thin: bool) -> list[str]:
+def _unreadable(path: Path, max_megapixels: float, may_be_thin: bool) -> list[str]:
     try:
-        image_CHW = decode(path)
+        image_CHW = decode(path, max_megapixels)
         if not may_be_thin:  # augmentation cuts before it resizes
             not_too_thin(image_CHW, path)
     except OfframpError as error:
@@ -201,9 +210,9 @@ def _unreadable(path: Path, may_be_thin: bool) -> list[str]:
     return []
 
 
-def _mark(paths: Sequence[Path], training: bool) -> Path | None:
+def _mark(paths: Sequence[Path], max_megapixels: float, training: bool) -> Path | None:
     """The file that says that all of these could be read; None where this user has no place for it."""
-    told = hashlib.sha256(f"{training}\0".encode())
+    told = hashlib.sha256(f"{training} {max_megapixels}\0".encode())
     for path in paths:
         try:
             known = path.stat()
@@ -222,8 +231,8 @@ class _Decoder(Dataset[tuple[int, int] | OfframpError]):
     An error is returned, for the parent to raise in one line.
     """
 
-    def __init__(self, slots_TBCHW: Tensor, flip: bool, draw: Draw | None) -> None:
-        self.slots_TBCHW, self.flip, self.draw = slots_TBCHW, flip, draw
+    def __init__(self, slots_TBCHW: Tensor, flip: bool, draw: Draw | None, max_megapixels: float) -> None:
+        self.slots_TBCHW, self.flip, self.draw, self.max_megapixels = slots_TBCHW, flip, draw, max_megapixels
         self.image_size = slots_TBCHW.shape[-1]
 
     def __getitem__(self, job: Any) -> tuple[int, int] | OfframpError:
@@ -231,7 +240,7 @@ class _Decoder(Dataset[tuple[int, int] | OfframpError]):
         numbers = None if self.draw is None else self.draw.uniforms(indices_B, CROP_UNIFORMS + 1)
         try:
             for b, path in enumerate(paths):
-                image_CHW = decode(path)
+                image_CHW = decode(path, self.max_megapixels)
                 if numbers is None:
                     not_too_thin(image_CHW, path)
                 self.slots_TBCHW[slot, b] = self._transform(image_CHW, None if numbers is None else numbers[b])

@@ -5,7 +5,9 @@ C channels, H and W pixels, N classes.
 
 import json
 import math
+import os
 import re
+import stat
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,12 +15,17 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from offramp.checks import check_number
 from offramp.data.augment import central_cut, central_fit, grey, normalise
+from offramp.data.headers import size_of
 from offramp.errors import OfframpError, UsageError, first_line
-from offramp.storage import write_atomically
+from offramp.storage import parse_json, write_atomically
 
 FORMAT = 1  # of the file
 CHANNELS = (1, 3)  # grey, or red, green, blue
+MAX_MEGAPIXELS = 100.0  # 0.3 GB when decoded
+_BYTES_A_PIXEL = 8  # in a file, at most: 16 bits of four channels, not compressed
+_BYTES_BESIDE = 2**26  # in a file, beside its pixels: profiles, thumbnails, texts
 _MAX_ASPECT = 1000  # central-cut resizes before it cuts: one thin image could fill the memory
 Resizing = Literal["central-cut", "central-fit"]
 
@@ -62,14 +69,15 @@ class Inputs:
         if self.resizing == "central-cut" and height != width:
             raise UsageError(f"central-cut makes square images, not {height} x {width}.")
 
-    def read(self, path: str | Path) -> Tensor:
+    def read(self, path: str | Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:
         """The image in a file as a network sees it, float32 `[C, H, W]`, normalised.
 
         Raises:
-            OfframpError: No such file, or one that cannot be read as an image.
+            OfframpError: No such file, or one that cannot be read as an image, or that has more than `max_megapixels`
+                million pixels.
         """
         channels, height, width = self.image_shape
-        image_CHW = decode(Path(path))
+        image_CHW = decode(Path(path), max_megapixels)
         if channels == 1:
             image_CHW = grey(image_CHW)
         if self.resizing == "central-cut":
@@ -93,7 +101,7 @@ class Inputs:
             OfframpError: A file that cannot be read, or that holds something else.
         """
         try:
-            content = json.loads(Path(path).read_text())
+            content = parse_json(Path(path).read_text())
         except FileNotFoundError as error:
             raise UsageError(f"There is no file {path}.") from error
         except IsADirectoryError as error:
@@ -137,25 +145,64 @@ def _is_inputs(content: Any) -> bool:
     return lists and len(content["image_shape"]) == 3
 
 
-def decode(path: Path) -> Tensor:
-    """The image in a file as uint8 RGB `[3, H, W]`, turned as its EXIF data say; grey, CMYK and alpha are converted."""
+def decode(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:
+    """The image in a file as uint8 RGB `[3, H, W]`, turned as its EXIF data say; grey, CMYK and alpha are converted.
+
+    An image of more than `max_megapixels` million pixels, by its header, is refused and not decoded.
+    """
     from torchvision.io import ImageReadMode, decode_image  # slow to import
 
     try:
-        content = bytearray(path.read_bytes())
-        if not content:
-            raise ValueError("the file is empty")
+        content = _content(path, max_megapixels)
+        size = size_of(content)
+        if size is None:
+            raise ValueError("it is no PNG, JPEG or WebP file, or its header is damaged")
+        if math.prod(size) > max_megapixels * 1e6:
+            raise OfframpError(
+                f"{path} has {size[0]} times {size[1]} pixels, more than {max_megapixels:g} million. Shrink it, or "
+                "raise max-megapixels."
+            )
         encoded = torch.frombuffer(content, dtype=torch.uint8)
         image_CHW: Tensor = decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
-        if image_CHW.ndim != 3:
-            raise ValueError("several images in one file")
-    except (RuntimeError, ValueError, OSError) as error:
+        if sorted(image_CHW.shape[1:]) != sorted(size):  # EXIF data may turn it
+            raise ValueError("its header says another size")
+    except OfframpError:
+        raise
+    except (RuntimeError, ValueError, OSError, MemoryError) as error:
         raise OfframpError(
             f"{path} cannot be read as an image ({_reason(error)}). Mend, replace or remove it."
         ) from error
     if image_CHW.dtype == torch.uint16:  # PNG files with 16 bits
         image_CHW = image_CHW.to(torch.int32).bitwise_right_shift(8).to(torch.uint8)
     return image_CHW
+
+
+def check_megapixels(value: float) -> None:
+    """Refuse a limit that is no number above 0."""
+    check_number("max-megapixels", value, "above 0", lambda value: value > 0)
+
+
+def _content(path: Path, max_megapixels: float) -> bytearray:
+    """What is in a regular file. Nothing else is read, nor opened: a FIFO or a device may never end."""
+    _check_regular(path.stat())
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        _check_regular(status)  # again: this is what is read
+        if status.st_size > max_megapixels * 1e6 * _BYTES_A_PIXEL + _BYTES_BESIDE:
+            raise ValueError(f"it has {status.st_size:,} bytes, more than {max_megapixels:g} million pixels take")
+        content = bytearray(file.read())
+    if not content:
+        raise ValueError("the file is empty")
+    return content
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO would wait for somebody who writes
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")
 
 
 def _reason(error: Exception) -> str:

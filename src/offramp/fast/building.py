@@ -9,7 +9,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch.utils import cpp_extension
 
 from offramp.errors import UsageError
 from offramp.storage import kept_on_this_machine
+from offramp.terminal import say
 
 # Sums keep their order: no -ffast-math. OpenMP is what torch's own threads are.
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++20", "-shared", "-fPIC"]
@@ -35,7 +35,7 @@ def compiled(source: Path) -> Path:
     compiler = shlex.split(_compiler())
     if shutil.which(compiler[0]) is None:
         raise UsageError(f"Kernels need a C++ compiler, and there is no {compiler[0]} here; install g++, or set CXX.")
-    print(f"Compiling {source.name} (once on this machine, about ten seconds)", file=sys.stderr, flush=True)
+    say(f"Compiling {source.name} (once on this machine, about ten seconds)")
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:

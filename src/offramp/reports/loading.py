@@ -18,7 +18,7 @@ from offramp.errors import UsageError
 from offramp.evaluation import Certificate, Record, recorded
 from offramp.network import EarlyExitNet, vouched
 from offramp.policy import Policy
-from offramp.runs import RunFolder, load, read_json
+from offramp.runs import SPLIT, RunFolder, load, read_json
 
 Progress = Callable[[str, int, int], None]  # called with a part's name, images done and images in all
 Bars = Callable[[], AbstractContextManager[Progress | None]]  # shows progress while it is open
@@ -112,7 +112,7 @@ def held_out(
     """
     config = folder.read_config()
     check_trained_on(parts, folder, config)
-    split = read_json(folder.split) if folder.split.is_file() else {}
+    split = read_json(folder.split, SPLIT) if folder.split.is_file() else {}
     before = {"search": (config.get("images") or {}).get("search"), **(split.get("fingerprints") or {})}
     if any(before.get(name) not in (None, getattr(parts.val, name).fingerprint()) for name in {"search", *names}):
         raise UsageError(f"The images held out now are not those that were held out when {folder.path} was trained.")

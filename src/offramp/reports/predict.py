@@ -14,6 +14,7 @@ from torch import Tensor
 
 from offramp.costs import cost
 from offramp.data import Inputs
+from offramp.data.inputs import MAX_MEGAPIXELS, check_megapixels
 from offramp.devices import device_named
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
@@ -79,6 +80,7 @@ class Predictions(Iterator[Prediction]):
         progress: Progress | None,
         tuned: bool = False,
         differs: tuple[str, ...] = (),
+        max_megapixels: float = MAX_MEGAPIXELS,
     ) -> None:
         self.files, self.policy, self.policy_file = files, policy, policy_file
         self.tuned, self.differs = tuned, differs
@@ -89,6 +91,7 @@ class Predictions(Iterator[Prediction]):
         self.operations_K = [spent / max(straight, 1) for spent in spent_K]
         self.unreadable, self.progress = 0, progress
         self._inputs, self._batch_size, self._on_unreadable = inputs, batch_size, on_unreadable
+        self._max_megapixels = max_megapixels
         self._under_way: deque[list[str]] = deque()  # the files of each batch that the engine has been given
         self._predictions = self._predict(engine)
 
@@ -122,7 +125,7 @@ class Predictions(Iterator[Prediction]):
             if self.progress is not None and done % self._batch_size == 0:
                 self.progress("images", done, len(self.files))
             try:
-                image_CHW = self._inputs.read(file)
+                image_CHW = self._inputs.read(file, max_megapixels=self._max_megapixels)
             except OfframpError as error:
                 self.unreadable += 1
                 if self._on_unreadable is None:
@@ -150,6 +153,7 @@ def predict(
     root: str | None = None,
     device: str = "auto",
     batch_size: int = 64,
+    max_megapixels: float = MAX_MEGAPIXELS,
     on_unreadable: Callable[[OfframpError], None] | None = None,
     progress: Progress | None = None,
 ) -> Predictions:
@@ -168,6 +172,7 @@ def predict(
         root: Folder that holds the data set's files; used only for a run that has no `input.json`.
         device: auto (the GPU if there is one), cpu, cuda or cuda:N.
         batch_size: Images read before the network goes on.
+        max_megapixels: An image of more million pixels, by its header, cannot be read.
         on_unreadable: Called with the error of each file that cannot be read, which is then passed over. Without it the
             error is raised.
         progress: Called now and then with `images`, files read and files in all.
@@ -179,6 +184,7 @@ def predict(
     """
     if batch_size < 1:
         raise UsageError(f"batch_size must be at least 1, not {batch_size}.")
+    check_megapixels(max_megapixels)
     files = find_images(images)
     folder = RunFolder(run)
     config = folder.read_config()
@@ -189,7 +195,19 @@ def predict(
     full = Policy((*[NOBODY] * (network.num_exits - 1), EVERYBODY))
     engine = Engine(network, ready or full, device=device_named(device))
     tuned, differs = _tuned(engine, folder)
-    return Predictions(engine, inputs, files, ready, policy_file, batch_size, on_unreadable, progress, tuned, differs)
+    return Predictions(
+        engine,
+        inputs,
+        files,
+        ready,
+        policy_file,
+        batch_size,
+        on_unreadable,
+        progress,
+        tuned,
+        differs,
+        max_megapixels,
+    )
 
 
 def _tuned(engine: Engine, folder: RunFolder) -> tuple[bool, tuple[str, ...]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -17,18 +17,19 @@ from offramp.reports.loading import Progress as PassProgress
 from offramp.reports.policy import PolicyUse
 from offramp.reports.report import with_error
 from offramp.reports.xray import XrayReport
+from offramp.terminal import Screen
 
 
-def console() -> Console:
+def console() -> Screen:
     """Standard output; wide enough for a table where it is no terminal."""
-    plain = Console(highlight=False)
-    return plain if plain.is_terminal else Console(highlight=False, width=max(plain.width, 120))
+    plain = Screen(highlight=False)
+    return plain if plain.is_terminal else Screen(highlight=False, width=max(plain.width, 120))
 
 
 @contextmanager
 def passes() -> Iterator[PassProgress]:
     """A bar per data set on standard error, while it is read; nothing where that is no terminal."""
-    on_stderr = Console(stderr=True)
+    on_stderr = Screen(stderr=True)
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=on_stderr, transient=True, disable=not on_stderr.is_terminal) as bars:
         tasks = {}

@@ -28,7 +28,7 @@ from offramp.errors import UsageError, first_line
 from offramp.network import EarlyExitNet, rebuild
 from offramp.objectives import CrossEntropy, Objective
 from offramp.rules import Standard, TrainingRule
-from offramp.runs import RunFolder, load, read_json, start_from, weights_of
+from offramp.runs import ORIGIN, RunFolder, load, read_json, start_from, weights_of
 from offramp.training import fit
 from offramp.training.job import Job
 
@@ -83,7 +83,7 @@ class Prefixes:
         folder = self.folder(exit, seed)
         if not folder.config.is_file():
             return
-        began = read_json(folder.origin) if folder.origin.is_file() else {}
+        began = read_json(folder.origin, ORIGIN) if folder.origin.is_file() else {}
         lines = differences(
             {**determining(folder.read_config()), "origin": _start(began)},
             {**determining(self._job(exit, seed).describe()), "origin": _start(self.origin)},

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from offramp.config import Run
@@ -18,6 +17,7 @@ from offramp.reproduce.identity import run_name
 from offramp.reproduce.manifest import Manifest
 from offramp.reproduce.work import to_words
 from offramp.runs import RunFolder, read_json
+from offramp.terminal import Screen, escaped
 
 PAUSE = 0.2  # seconds between two looks at the processes
 QUIET = 600.0  # seconds after which something is said in a log file
@@ -180,7 +180,7 @@ class Board:
         self.tasks, self.total = tasks, sum(task.operations for task in tasks)
         self.done_before = self._done()
         self.started = time.monotonic()
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Screen(stderr=True, highlight=False)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -204,7 +204,7 @@ class Board:
     def note(self, text: str) -> None:
         """A line of its own, with what is left."""
         self.spoke = time.monotonic()
-        self.console.print(f"{text}{self._left()}", markup=False, soft_wrap=True)
+        self.console.print(f"{escaped(text)}{self._left()}", markup=False, soft_wrap=True)
 
     def show(self) -> None:
         """Bring the bar up to date, once a second at most."""

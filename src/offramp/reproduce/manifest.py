@@ -7,18 +7,19 @@ and on several machines: whoever has the manifest needs the run no more.
 import functools
 import itertools
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from offramp.checks import PERCENT, fault
 from offramp.config import Run, differences
 from offramp.errors import OfframpError
 from offramp.reproduce.identity import command, configuration, run_hash, run_name
 from offramp.runs import RunFolder, read_json
 from offramp.storage import write_atomically
+from offramp.terminal import say
 
 FORMAT = 1
 SPARE_LOAD = 0.5  # more than that beside the runs of a command is other work
@@ -26,8 +27,7 @@ SPARE_LOAD = 0.5  # more than that beside the runs of a command is other work
 _START = ("offramp", "torch", "torchvision", "numpy", "python", "device", "processor", "threads")
 _MADE = ("offramp", "torch", "python", "device", "processor", "threads", "git")
 _MADE_BY = {"device": str, "threads": int}
-_PERCENT = "percent"  # a shape of its own: no accuracy is NaN, as a loss may be
-_SHAPE = {  # what pages read of a manifest, see `_fault`
+_SHAPE = {  # what pages read of a manifest, see `checks.fault`
     "format": int,
     "name": str,
     "hash": str,
@@ -37,9 +37,9 @@ _SHAPE = {  # what pages read of a manifest, see `_fault`
     "made_by": {**_MADE_BY, "git": ({"commit": str},)},
     "timing": {"seconds": float, "jobs": int},
     "exits": [
-        {"operations": float, "top1": _PERCENT, "damping": (float,), "train": ({"nll": float, "damping": (float,)},)}
+        {"operations": float, "top1": PERCENT, "damping": (float,), "train": ({"nll": float, "damping": (float,)},)}
     ],
-    "best_epoch": ({"epoch": int, "top1": [_PERCENT]},),
+    "best_epoch": ({"epoch": int, "top1": [PERCENT]},),
     "budgeted": ([[float]],),
 }
 _STATS = ("gamma", "weight")  # what claims ask of training
@@ -238,37 +238,12 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     if type(values["format"]) is int and values["format"] > FORMAT:
         raise OfframpError(f"{path} was written by a newer offramp. Update offramp.")
-    fault = _fault(values, {**_SHAPE, **{key: shape for key, shape in _MORE.items() if key in values}}, "")
-    if fault is not None:
-        raise OfframpError(f"The manifest {path} is damaged: {fault}. Restore it, or move it away.")
+    found = fault(values, {**_SHAPE, **{key: shape for key, shape in _MORE.items() if key in values}}, "")
+    if found is not None:
+        raise OfframpError(f"The manifest {path} is damaged: {found}. Restore it, or move it away.")
     return values
 
 
 @functools.cache  # a command looks for manifests more than once, and says it once
 def _note(text: str) -> None:
-    print(f"offramp: {text}", file=sys.stderr)
-
-
-def _fault(value: Any, shape: Any, where: str) -> str | None:
-    """What is wrong with a JSON value; a shape is a type, a dict or list of shapes, or in a tuple if null will do.
-
-    `_PERCENT` is a number from 0 to 100.
-    """
-    if isinstance(shape, tuple):
-        return None if value is None else _fault(value, shape[0], where)
-    if shape == _PERCENT:
-        fine = isinstance(value, (int, float)) and 0 <= value <= 100
-        return None if fine else f"{where} is {json.dumps(value)[:40]}"
-    parts: Iterable[tuple[Any, Any, str]] = ()
-    kind: Any = type(shape) if isinstance(shape, (dict, list)) else (int, float) if shape is float else shape
-    if not isinstance(value, kind):
-        return f"{where} is {json.dumps(value)[:40]}"
-    if isinstance(shape, dict):
-        names = {key: f"{where}.{key}".lstrip(".") for key in shape}
-        missing = [name for key, name in names.items() if key not in value]
-        if missing:
-            return f"{missing[0]} is missing"
-        parts = ((value[key], inner, names[key]) for key, inner in shape.items())
-    elif isinstance(shape, list):
-        parts = ((one, shape[0], f"{where}[{number}]") for number, one in enumerate(value))
-    return next((fault for part in parts if (fault := _fault(*part)) is not None), None)
+    say(f"offramp: {text}")

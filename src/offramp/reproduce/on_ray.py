@@ -17,6 +17,7 @@ from offramp.reproduce.jobs import Board, Finished, Task, hopeless, log_of, mark
 from offramp.reproduce.manifest import Manifest
 from offramp.reproduce.work import from_words, to_words, work
 from offramp.runs import RunFolder
+from offramp.terminal import say
 
 RETRIES = 20  # of a run whose worker is lost; each goes on where the last checkpoint stands
 
@@ -125,7 +126,7 @@ def _there(line: str, log: str) -> Mapping[str, Any]:
         try:
             return dict(work(run, folder, jobs).values)
         except (OfframpError, UsageError) as error:
-            print(f"offramp: {error}", file=sys.stderr)
+            say(f"offramp: {error}")
             raise
         finally:
             sys.stderr = before

@@ -17,6 +17,7 @@ from offramp.reports import evaluate
 from offramp.reports.evaluation import current_json
 from offramp.reproduce.manifest import Manifest
 from offramp.runs import RunFolder
+from offramp.terminal import say
 from offramp.training import train
 
 
@@ -47,7 +48,7 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"Another process works at {folder}; waiting for it.", file=sys.stderr, flush=True)
+            say(f"Another process works at {folder}; waiting for it.")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -77,7 +78,7 @@ def main() -> int:
     try:
         work(run, folder, jobs)
     except (OfframpError, UsageError) as error:
-        print(f"offramp: {error}", file=sys.stderr)
+        say(f"offramp: {error}")
         return 1
     return 0
 

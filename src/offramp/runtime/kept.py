@@ -12,7 +12,6 @@ import importlib.metadata
 import inspect
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from offramp.errors import OfframpError, UsageError
 from offramp.fast.noticing import plain_values
 from offramp.network import EarlyExitNet
 from offramp.storage import held_folder, kept_on_this_machine, weights_hash
+from offramp.terminal import say
 
 OLD = 24 * 3600.0  # seconds; to make files takes minutes at most
 KEPT = 16  # networks, those used last; a verdict compares about a dozen
@@ -81,11 +81,7 @@ def make(network: EarlyExitNet, folder: Path) -> export.Stages:
     Raises:
         UsageError: The network cannot be exported, or there is nowhere to keep what is made.
     """
-    print(
-        f"Making ONNX files (once for these weights on this machine, about {_seconds(network):.0f} s)",
-        file=sys.stderr,
-        flush=True,
-    )
+    say(f"Making ONNX files (once for these weights on this machine, about {_seconds(network):.0f} s)")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with held_folder(folder.parent, folder.name) as aside:

@@ -17,7 +17,7 @@ from offramp.data import REGISTRY, Parts
 from offramp.data.builder import SETTINGS
 from offramp.data.partition import Cut, cut_up
 from offramp.errors import OfframpError, UsageError
-from offramp.runs import RunFolder, read_json
+from offramp.runs import ORIGIN, SPLIT, RunFolder, read_json
 
 Values = dict[str, Any]
 _DIVISION = ("training_images", "limit", "holdout", "split_seed")
@@ -32,7 +32,7 @@ def ancestor(through: str, run: Path) -> list[Values]:
     """
     folder = RunFolder(run)
     config = folder.read_config()
-    split = read_json(folder.split) if folder.split.is_file() else {}
+    split = read_json(folder.split, SPLIT) if folder.split.is_file() else {}
     itself = {
         "through": through,
         "run": run.resolve().name,
@@ -45,7 +45,7 @@ def ancestor(through: str, run: Path) -> list[Values]:
 
 def ancestors(folder: RunFolder, config: Mapping[str, Any]) -> list[Values]:
     """What `origin.json` says of a run's ancestors; where it says nothing of one, or of foreign weights, `unknown`."""
-    origin = read_json(folder.origin) if folder.origin.is_file() else {}
+    origin = read_json(folder.origin, ORIGIN) if folder.origin.is_file() else {}
     try:
         known = list(origin.get("ancestors", ()))
         told = {one["through"] for one in known}
@@ -82,7 +82,7 @@ def named(data: Mapping[str, Any] | None) -> str | None:
     source = data["source"]
     if source["name"] in REGISTRY:
         return str(source["name"])
-    free = {*SETTINGS, *_DIVISION, "image_size", "flip"}
+    free = {*SETTINGS, *_DIVISION, "image_size", "flip", "max_megapixels"}
     given = {key: value for key, value in (source.get("args") or {}).items() if key not in free}
     name = source["name"]
     if name.startswith("folder:"):

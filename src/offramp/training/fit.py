@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from offramp.network import EarlyExitNet
 from offramp.objectives import Objective
 from offramp.rules import TrainingRule, Workbench
 from offramp.runs import RunFolder, load, start_from
+from offramp.terminal import display, say
 from offramp.training import environment
 from offramp.training.checkpoints import CheckpointStore
 from offramp.training.claim import claimed, write_json
@@ -85,7 +85,7 @@ def fit(
     folder = RunFolder(out)
     parts = [train, *job.val.splits(), *([] if test is None else [test])]
     _check_outside(folder, parts)
-    with with_threads(config.threads), _together(config.device) as device, contextlib.ExitStack() as held:
+    with display(), with_threads(config.threads), _together(config.device) as device, contextlib.ExitStack() as held:
         job.check()
         begins = _begins(folder, config)
         if begins:
@@ -237,7 +237,8 @@ def _device(wanted: str) -> torch.device:
     """Under torchrun each process of a machine takes its own GPU."""
     device = device_named(wanted)
     if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index)
+        if device.index is None:
+            device = device_named(f"cuda:{processes.from_environment('LOCAL_RANK', 0)}")
         torch.cuda.set_device(device)
     return device
 
@@ -266,4 +267,4 @@ def _scalars(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 def _say(text: str | None) -> None:
     if text is not None and processes.rank() == 0:
-        print(text, file=sys.stderr, flush=True)
+        say(text)

@@ -4,10 +4,10 @@ import time
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from offramp import processes
+from offramp.terminal import Screen, escaped
 from offramp.training.monitor import mean
 
 _QUIET_SECONDS = 60.0  # between plain lines within an epoch
@@ -17,7 +17,7 @@ class Reporter:
     """Bar or lines, on standard error, from the first process only."""
 
     def __init__(self, epochs: int, steps_per_epoch: int, done_steps: int) -> None:
-        self.console = Console(stderr=True, quiet=processes.rank() != 0, highlight=False)
+        self.console = Screen(stderr=True, quiet=processes.rank() != 0, highlight=False)
         self.epochs, self.steps_per_epoch = epochs, steps_per_epoch
         self.step = self.first_step = done_steps
         self.images = 0
@@ -45,7 +45,7 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """A line of its own."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(escaped(text), markup=False, soft_wrap=True)
 
     def after_step(self, images: int) -> None:
         """Count a step of `images` images."""
