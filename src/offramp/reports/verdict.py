@@ -98,6 +98,7 @@ def verdict(
     parts: Parts | None = None,
     into: EarlyExitNet | None = None,
     root: str | None = None,
+    allow_code: Sequence[str] = (),
     device: str = "auto",
     bars: Bars = contextlib.nullcontext,
     note: Note = lambda text: None,
@@ -129,6 +130,7 @@ def verdict(
         parts: The data, for a run that was fit from Python with data made by hand.
         into: A network of the same make, for one that was built by hand.
         root: Folder that holds the data set's files, if it is not where it was in training.
+        allow_code: Packages whose code the run may name: see `offramp.load`.
         device: auto (the GPU if there is one), cpu, cuda or cuda:N.
         bars: Shows progress while data sets are read; closed before anything is timed.
         note: Hears in words what is being done.
@@ -141,7 +143,7 @@ def verdict(
     """
     _check(seeds, batch_size, images, rounds, seconds, least_gain)
     measured_on = conditions(device_named(device))  # before the machine is busy with us
-    folder = RunFolder(run)
+    folder = RunFolder(run, allow_code)
     network = network_of(folder, into, device, "the verdict is written there")
     config = folder.read_config()
     parts = parts or parts_of(folder, config, root, "offramp.reports.verdict")
@@ -152,7 +154,8 @@ def verdict(
         Engine(network, ready)  # refuses a policy for another network
     check_skippable(network, parts.test.image_shape)
     costs = cost(network, parts.test.image_shape)  # before anything is trained: what cannot be counted fails here
-    prefixes = Prefixes(network, config, parts, folder.verdict_runs if runs is None else Path(runs).expanduser())
+    where = folder.verdict_runs if runs is None else Path(runs).expanduser()
+    prefixes = Prefixes(folder, network, config, parts, where)
     many = range(prefixes.seed, prefixes.seed + seeds)
     if train:
         _train(prefixes, [(exit, seed) for exit in wanted for seed in many], note)

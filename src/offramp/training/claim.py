@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from offramp import trust
 from offramp.config import determining, differences
 from offramp.errors import OfframpError, UsageError
 from offramp.runs import RunFolder
@@ -37,6 +38,7 @@ def claimed(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[None]:
             for part in (*folder.path.glob(".*.part"), *folder.checkpoints.glob(".*.part")):  # of a killed process
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
             write_json(folder.config, config)
+        trust.remember(folder.path, folder.read_config())  # it is the user who names this run's code, now or again
         yield
 
 
