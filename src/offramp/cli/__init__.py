@@ -142,5 +142,5 @@ def _later(function: Callable[..., None], *, opens: bool) -> Callable[..., Calla
         allow_code = inspect.Parameter("allow_code", inspect.Parameter.KEYWORD_ONLY, default=(), annotation=_AllowCode)
         bind.__signature__ = signature.replace(parameters=[*signature.parameters.values(), allow_code])  # type: ignore[attr-defined]
         bind.__annotations__ = {**function.__annotations__, "allow_code": _AllowCode}
-        del bind.__wrapped__  # type: ignore[attr-defined]  # tyro would look at it instead
+        del bind.__wrapped__  # tyro would look at it instead
     return bind

@@ -6,9 +6,11 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from offramp import trust
 from offramp.backbones.prefix import shortened
+from offramp.config import Spec
 from offramp.costs import Cost, cost
 from offramp.data import Parts
 from offramp.devices import device_named
@@ -144,8 +146,9 @@ def verdict(
     _check(seeds, batch_size, images, rounds, seconds, least_gain)
     measured_on = conditions(device_named(device))  # before the machine is busy with us
     folder = RunFolder(run, allow_code)
-    network = network_of(folder, into, device, "the verdict is written there")
     config = folder.read_config()
+    _check_code(folder, config)
+    network = network_of(folder, into, device, "the verdict is written there")
     parts = parts or parts_of(folder, config, root, "offramp.reports.verdict")
     check_trained_on(parts, folder, config)
     wanted = _exits(network, exits, folder, parts)
@@ -191,6 +194,15 @@ def verdict(
         left_out=measured.left_out,
     )
     return _written(found)
+
+
+def _check_code(folder: RunFolder, config: dict[str, Any]) -> None:
+    """Refuse names that the run may not have called, before anything is read: a verdict comes to them late."""
+    with folder.naming(config):
+        for kind in ("objective", "rule"):
+            name = Spec.from_json(config[kind]).name if config.get(kind) is not None else ""
+            if ":" in name:
+                trust.check(name, kind)
 
 
 def _check(seeds: int, batch_size: int, images: int | None, rounds: int, seconds: float, least_gain: float) -> None:

@@ -116,9 +116,9 @@ def named_model(
     """The classifier itself, without exits; arguments as for `named`.
 
     Raises:
-        UsageError: As for `named`; an argument that is none of the architecture, or weights asked for by a run's folder.
+        UsageError: As for `named`; an argument that is none of the architecture; weights that a run's folder asks for.
     """
-    library, _, name = model.partition("/")
+    library, _, name = model.partition("/") if isinstance(model, str) else ("", "", "")
     if library not in _LIBRARIES or not _MODEL.fullmatch(name):
         raise UsageError(f"{model!r} is no model: name timm/NAME or torchvision/NAME.")
     _check_arguments(model, pretrained, arguments)
