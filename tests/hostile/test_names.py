@@ -13,7 +13,9 @@ import torch
 from torchvision.io import write_png
 
 import offramp
-from offramp import backbones, objectives, reports, rules
+from offramp import backbones, objectives, reports, rules, trust
+from offramp.backbones.collaboration import collaborating
+from offramp.backbones.prefix import prefix
 from offramp.cli import OPENING, main
 from offramp.config import Spec
 from offramp.data import REGISTRY
@@ -143,10 +145,8 @@ def net(num_classes=10, in_channels=1, width=4):
         [nn.Conv2d(in_channels, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)],
         [nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)) for _ in range(2)],
         num_classes=num_classes,
+        image_shape=(in_channels, 16, 16),
     )
-
-def images(batch_size=64, holdout=None):
-    return offramp.data.digits(limit=200, holdout=holdout)
 
 @dataclass(frozen=True)
 class Loss(CrossEntropy):
@@ -155,6 +155,7 @@ class Loss(CrossEntropy):
 class Rule(Standard):
     pass
 """
+WORDS = "--network my_own:net --objective my_own:Loss --rule my_own:Rule --data digits limit=200 --epochs 1".split()
 
 
 @pytest.fixture
@@ -165,8 +166,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my_own.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "my_own", raising=False)
-    words = "--network my_own:net --objective my_own:Loss --rule my_own:Rule --data digits limit=200 --epochs 1".split()
-    assert main(["train", *words, "--out", "run"]) == 0
+    assert main(["train", *WORDS, "--out", "run"]) == 0
     monkeypatch.delitem(sys.modules, "my_own", raising=False)
     return tmp_path / "run"
 
@@ -191,6 +191,8 @@ def test_ones_own_run_needs_no_word_but_a_copy_of_it_does(own: Path, tmp_path: P
     assert not is_opened(copy, allow_code=("my",))
     own.rename(tmp_path / "moved")
     assert not is_opened(tmp_path / "moved")
+    assert main(["train", *WORDS, "--out", "moved"]) == 0  # there is nothing to train, but the user named it all again
+    assert is_opened(tmp_path / "moved")
 
 
 @pytest.mark.parametrize("key", names.KINDS[1:])
@@ -262,17 +264,16 @@ def test_no_file_of_the_folder_one_works_in_is_imported(files, canary: Path, tmp
 
 
 def test_the_table_is_what_runs_have_in_their_configuration() -> None:
-    from offramp import trust
-
     def path(made: object) -> str:
         return f"{type(made).__module__}:{type(made).__qualname__}"
 
     assert {path(objectives.build(Spec(name))) for name in objectives.OBJECTIVES} == trust.REGISTERED["objective"]
     classes = {f"{rule.__module__}:{rule.__qualname__}" for rule in rules.RULES.values()}
     assert classes == trust.REGISTERED["rule"]
-    for name in backbones.NETWORKS:
-        if name not in ("auto", "collaborating", "prefix"):
-            assert backbones.build(Spec(name, {"exits": 2})).spec.name in trust.REGISTERED["network"]
+    builders = [getattr(made, "func", made) for made in backbones.NETWORKS.values()]  # presets are made of builders
+    for made in builders:
+        if made not in (collaborating, prefix):  # which read runs, and leave other recipes
+            assert f"{made.__module__}:{made.__qualname__}" in trust.REGISTERED["network"]
     for kind, known in trust.REGISTERED.items():
         for name in known:
             module, _, attribute = name.partition(":")
