@@ -14,6 +14,7 @@ BOTTOM = [
     "errors",
     "terminal",
     "checks",
+    "trust",
     "config",
     "storage",
     "processes",

@@ -5,18 +5,25 @@ arguments. The same class stands on the command line, in a run's `config.json` a
 """
 
 import ast
+import contextlib
 import dataclasses
 import importlib
+import importlib.machinery
+import importlib.util
 import inspect
 import json
 import math
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from offramp import trust
 from offramp.checks import LARGEST, MOST, check_size, check_whole, did_you_mean
 from offramp.errors import UsageError
 
@@ -50,8 +57,17 @@ class Spec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Spec":
-        """The inverse of `to_json`."""
-        return cls(value["name"], dict(value["args"]))
+        """The inverse of `to_json`. Of what stands in a file that may be damaged: anything else is refused.
+
+        Raises:
+            UsageError: It is no name with arguments.
+        """
+        if not (isinstance(value, Mapping) and isinstance(value.get("name"), str)):
+            raise UsageError(f"{str(value)[:80]!r} is no name with arguments, as a run's config.json has them.")
+        args = value.get("args", {})
+        if not (isinstance(args, Mapping) and all(isinstance(key, str) for key in args)):
+            raise UsageError(f"{str(args)[:80]!r} are no arguments of {value['name']!r}.")
+        return cls(value["name"], dict(args))
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary, equal for equal specs (tuples become lists)."""
@@ -85,7 +101,11 @@ def _jsonable(value: Any) -> Any:
 
 
 def resolve(name: str, registry: Mapping[str, Any], kind: str) -> Any:
-    """The object behind a registered name or `package.module:Name`. `kind` is the word used in errors."""
+    """The object behind a registered name or `package.module:Name`. `kind` is the word used in errors.
+
+    Raises:
+        UsageError: There is no such thing, or it stands in the folder of a run that may not name it: see `trust`.
+    """
     if name in registry:
         return registry[name]
     module_name, colon, attribute = name.partition(":")
@@ -93,8 +113,9 @@ def resolve(name: str, registry: Mapping[str, Any], kind: str) -> Any:
         raise UsageError(
             f"Unknown {kind} {name!r}.{did_you_mean(name, sorted(registry))} Your own: package.module:Name."
         )
+    trust.check(name, kind)
     try:
-        module = importlib.import_module(module_name)
+        module = _imported(module_name)
     except ModuleNotFoundError as error:
         # A missing import inside the user's module is a bug there and keeps its traceback.
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
@@ -103,6 +124,17 @@ def resolve(name: str, registry: Mapping[str, Any], kind: str) -> Any:
     if not hasattr(module, attribute):
         raise UsageError(f"{kind} {name!r}: module {module_name!r} has no {attribute!r}.")
     return getattr(module, attribute)
+
+
+def _imported(name: str) -> ModuleType:
+    """A module that the user named or allowed; what is found nowhere else is looked for in the folder one works in."""
+    package = name.partition(".")[0]
+    with contextlib.suppress(FileNotFoundError):  # the folder is gone
+        here = os.getcwd()
+        known = package in sys.modules or importlib.util.find_spec(package) is not None
+        if not known and importlib.machinery.PathFinder.find_spec(package, [here]) is not None:
+            sys.path.append(here)
+    return importlib.import_module(name)
 
 
 def build(spec: Spec, registry: Mapping[str, Any], kind: str, **defaults: Any) -> Any:
@@ -129,7 +161,8 @@ def build(spec: Spec, registry: Mapping[str, Any], kind: str, **defaults: Any) -
         signature.bind(**arguments)
     except TypeError as error:
         raise UsageError(f"{kind} {spec.name!r}: {error}.") from None
-    return builder(**arguments)
+    with trust.calling(spec.name, kind):
+        return builder(**arguments)
 
 
 _SPEC_FLAG = PrimitiveConstructorSpec(

@@ -1,4 +1,4 @@
-"""The two errors a user meets as one clear line; anything else is ours and keeps its traceback."""
+"""The errors a user meets as one clear line; anything else is ours and keeps its traceback."""
 
 
 class UsageError(ValueError):
@@ -7,6 +7,14 @@ class UsageError(ValueError):
 
 class OfframpError(RuntimeError):
     """Something went wrong that the user can mend: a damaged file, a full disk, a loss that is not finite. Status 1."""
+
+
+class SeveralErrors(OfframpError):  # noqa: N818 - they are
+    """The same of several things at once: a line that says what they have in common, and one for each."""
+
+    def __init__(self, *lines: str) -> None:
+        self.lines = lines
+        super().__init__("\n  ".join(lines))
 
 
 def first_line(error: BaseException) -> str:

@@ -8,15 +8,15 @@ logits. Nothing here, or anywhere else, knows what a backbone looks like inside.
 
 import functools
 import inspect
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor, nn
 
+from offramp import trust
 from offramp.checks import check_whole
-from offramp.config import Spec, resolve
+from offramp.config import Spec, build
 from offramp.errors import UsageError
 
 # The damping neuron's output at an exit that has none, where other exits do: its softmax is 0, and nothing becomes NaN.
@@ -185,14 +185,6 @@ def _classes_of(head: nn.Module) -> int:
 
 
 P = ParamSpec("P")
-T = TypeVar("T")
-_MARK = "made_for_runs"  # of what a run's folder may name: `vouched`
-
-
-def vouch(made: T) -> T:
-    """Mark what a run's folder may name."""
-    setattr(made, _MARK, True)
-    return made
 
 
 def builder(function: Callable[P, EarlyExitNet]) -> Callable[P, EarlyExitNet]:
@@ -210,16 +202,17 @@ def builder(function: Callable[P, EarlyExitNet]) -> Callable[P, EarlyExitNet]:
         network.spec = Spec.from_json(Spec(f"{function.__module__}:{function.__qualname__}", arguments).to_json())
         return network
 
-    return vouch(build_and_sign)
+    return build_and_sign
 
 
 def rebuild(spec: Spec) -> EarlyExitNet:
     """The network that `spec` (found on a built one, or in a run's folder) describes, with fresh weights.
 
     Raises:
-        UsageError: It names what builds no network: see `vouched`.
+        UsageError: It names what builds no network, or code that the run may not name: see `offramp.trust`.
     """
-    return with_exits(spec.name, vouched(spec.name, "network")(**spec.args))
+    with trust.at_least_guarded():
+        return with_exits(spec.name, build(spec, {}, "network"))
 
 
 def with_exits(name: str, network: Any) -> EarlyExitNet:
@@ -232,53 +225,3 @@ def with_exits(name: str, network: Any) -> EarlyExitNet:
         else ""
     )
     raise UsageError(f"network {name!r} gives a {type(network).__name__}, not an offramp.EarlyExitNet{hint}.")
-
-
-def vouched(name: str, kind: str) -> Any:
-    """The object behind a name `package.module:Name` that stands in a run's folder, which may be a stranger's.
-
-    A module of one's own is imported for it, and the object will be called. So it has to be made for offramp: a network
-    of offramp's own marked by `builder`; of other packages what `builder` marks, and functions and classes whose module
-    uses offramp. Nothing of Python's own library is even imported.
-
-    Args:
-        name: The name.
-        kind: The word used in errors; of offramp itself only `network` and what stands in `offramp.<kind>` is had.
-
-    Raises:
-        UsageError: It is nothing of that sort, or not there.
-    """
-    refusal = f"{kind} {name!r} is refused: a run's folder may name only what was made for offramp, with @builder."
-    if name.partition(":")[0].partition(".")[0] in sys.stdlib_module_names:
-        raise UsageError(refusal)
-    found = resolve(name, {}, kind)
-    made: Any = found
-    while isinstance(made, functools.partial):
-        made = made.func
-    if getattr(made, _MARK, False) or (isinstance(made, type) and issubclass(made, EarlyExitNet)):
-        return found
-    made = inspect.unwrap(made) if callable(made) else made
-    if not isinstance(made, type) and not hasattr(made, "__globals__"):
-        made = type(made)  # an object that can be called
-    home = str(getattr(made, "__module__", ""))
-    if _is_ours(home):
-        is_had = home.startswith(f"offramp.{kind}.")
-    else:
-        around = getattr(made, "__globals__", None) or vars(sys.modules.get(home, object))
-        is_had = _uses_offramp(around, getattr(made, "__code__", None))
-    if not is_had:
-        raise UsageError(refusal)
-    return found
-
-
-def _is_ours(module: str) -> bool:
-    return module == "offramp" or module.startswith("offramp.")
-
-
-def _uses_offramp(around: Mapping[str, Any], code: Any) -> bool:
-    """Whether a module, with these names in it, or a function of it imports offramp."""
-    names = [
-        str(getattr(value, "__name__" if inspect.ismodule(value) else "__module__", ""))
-        for value in list(around.values())
-    ]
-    return any(map(_is_ours, [*names, *getattr(code, "co_names", ())]))

@@ -30,6 +30,7 @@ import itertools
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offramp import trust
 from offramp.checks import Maybe, fault
 from offramp.config import DataConfig, Spec, TrainConfig, determining, with_defaults
 from offramp.errors import OfframpError, UsageError
@@ -73,10 +75,16 @@ OWNER = "run"  # under which they say it: `RunFolder.identity`
 
 
 class RunFolder:
-    """Paths and contents of one run's folder."""
+    """Paths and contents of one run's folder.
 
-    def __init__(self, path: str | Path) -> None:
+    Args:
+        path: The folder.
+        allow_code: Packages whose code its `config.json` may name: see `offramp.trust`.
+    """
+
+    def __init__(self, path: str | Path, allow_code: Sequence[str] = ()) -> None:
         self.path = _at_home(path)
+        self.allow_code = trust.packages(allow_code, "allow_code")
         self.config = self.path / "config.json"
         self.environment = self.path / "environment.json"
         self.input = self.path / "input.json"
@@ -159,6 +167,10 @@ class RunFolder:
             return bool(self.read_config()["format"] < _BOUND)
         return bool(identity == self.identity())
 
+    def naming(self, config: Mapping[str, Any]) -> AbstractContextManager[None]:
+        """While names that stand in its configuration are built: what they may name is `trust`'s to say."""
+        return trust.opened(self.path, config, self.allow_code)
+
     def read_starts(self) -> list[dict[str, Any]]:
         """What `environment.json` says of every start, the first one first."""
         starts: list[dict[str, Any]] = read_json(self.environment, _STARTS) if self.environment.is_file() else []
@@ -202,19 +214,28 @@ def _check_shape(value: Any, shape: Any, path: Path) -> None:
         raise OfframpError(f"{path} is damaged: {found}.")
 
 
-def load(run: str | Path, into: EarlyExitNet | None = None) -> EarlyExitNet:
+def load(run: str | Path, into: EarlyExitNet | None = None, *, allow_code: Sequence[str] = ()) -> EarlyExitNet:
     """The trained network of a finished run, in evaluation mode, on the CPU.
 
-    A network that was built by hand has no recipe in the run: pass one of the same make as `into`.
+    Args:
+        run: The run's folder. It may be a stranger's: of the code that it names only offramp's own networks are built.
+        into: A network of the same make, for one that was built by hand and so has no recipe in the run.
+        allow_code: Packages whose code the run may name and have called, such as `("mine",)`. Not needed for a run that
+            was made here.
+
+    Raises:
+        UsageError: No finished run, or one that names code that is not allowed.
+        OfframpError: A damaged file.
     """
-    folder = RunFolder(run)
+    folder = RunFolder(run, allow_code)
     config = folder.read_config()
     if not folder.weights.is_file():
         raise UsageError(f"{folder.path} has no weights yet: the run is not finished. Start the same command again.")
     if into is None:
         if config["network"] is None:
             raise UsageError(f"The network of {folder.path} was built by hand; pass one of the same make as `into`.")
-        into = rebuild(Spec.from_json(config["network"]))
+        with folder.naming(config):
+            into = rebuild(Spec.from_json(config["network"]))
     tensors, metadata = load_tensors(folder.weights)
     _check_owner(folder.weights, metadata)
     load_weights(into, tensors, folder.weights)

@@ -1,6 +1,6 @@
 """Files that are whole or not there: atomic writes, tensors as safetensors.
 
-Nothing read here runs code. What a run's config.json names is another matter: see `network.vouched`.
+Nothing read here runs code. What a run's config.json names is another matter: see `offramp.trust`.
 """
 
 import contextlib

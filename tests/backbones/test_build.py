@@ -46,6 +46,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "my_networks.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_networks", raising=False)
+    monkeypatch.setenv("OFFRAMP_ALLOW_CODE", "my_networks")
     return "my_networks"
 
 

@@ -46,7 +46,7 @@ def run(judged: Path) -> Path:
 def prefixes(run: Path, runs: Path | None = None) -> Prefixes:
     folder = RunFolder(run)
     config = folder.read_config()
-    return Prefixes(load(run), config, parts_of(folder, config, None, ""), runs or run / "verdict")
+    return Prefixes(folder, load(run), config, parts_of(folder, config, None, ""), runs or run / "verdict")
 
 
 # -- the smaller networks ----------------------------------------------------------------------------------------------

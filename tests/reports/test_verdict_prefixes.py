@@ -33,7 +33,7 @@ def run(judged: Path) -> Path:
 def prefixes(run: Path, runs: Path | None = None) -> Prefixes:
     folder = RunFolder(run)
     config = folder.read_config()
-    return Prefixes(load(run), config, parts_of(folder, config, None, ""), runs or run / "verdict")
+    return Prefixes(folder, load(run), config, parts_of(folder, config, None, ""), runs or run / "verdict")
 
 
 # -- how they are trained ----------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_they_start_from_the_weights_that_the_run_was_given(run: Path, judged_on
 def given_weights(run: Path, init: Path, runs: Path) -> Prefixes:
     config = RunFolder(run).read_config()
     config["training"]["init"] = str(init)
-    return Prefixes(load(run), config, prefixes(run).parts, runs)
+    return Prefixes(RunFolder(run), load(run), config, prefixes(run).parts, runs)
 
 
 class Tiny(nn.Module):
@@ -135,7 +135,13 @@ def test_they_start_from_the_hubs_weights_or_not_at_all(tmp_path: Path, monkeypa
     assert whole.spec is not None
     training = to_json(TrainConfig(freeze_trunk=True))
     config = {"network": whole.spec.to_json(), "objective": Spec("cross-entropy").to_json(), "training": training}
-    made = Prefixes(whole, config, data.arrays(*[np.zeros((20, 8, 8), np.uint8), np.arange(20) % 10] * 2), tmp_path)
+    made = Prefixes(
+        RunFolder(tmp_path),
+        whole,
+        config,
+        data.arrays(*[np.zeros((20, 8, 8), np.uint8), np.arange(20) % 10] * 2),
+        tmp_path,
+    )
     given, wanted = made.built(1, 0), shortened(whole, 1).state_dict()
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in given.state_dict().items())
     assert given.origin is not None

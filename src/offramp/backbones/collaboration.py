@@ -30,10 +30,12 @@ def collaborating(run: str) -> EarlyExitNet:
     Raises:
         UsageError: A run that is not finished or has no recipe of its network, or an exit without features.
     """
-    recipe = RunFolder(run).read_config()["network"]
-    if recipe is None:
+    folder = RunFolder(run)
+    config = folder.read_config()
+    if config["network"] is None:
         raise UsageError(f"The network of {run} was built by hand; collaboration needs one with a recipe.")
-    return _network(recipe, None if torch.get_default_device().type == "meta" else run)
+    with folder.naming(config):
+        return _network(config["network"], None if torch.get_default_device().type == "meta" else run)
 
 
 @builder

@@ -37,10 +37,12 @@ def prefix(run: str, exits: int, damping: bool = False) -> EarlyExitNet:
     Raises:
         UsageError: A run whose network has no recipe, or not so many exits.
     """
-    recipe = RunFolder(run).read_config()["network"]
-    if recipe is None:
+    folder = RunFolder(run)
+    config = folder.read_config()
+    if config["network"] is None:
         raise UsageError(f"The network of {run} was built by hand; a shorter one needs one with a recipe.")
-    return shorter(recipe, exits, damping)
+    with folder.naming(config):
+        return shorter(config["network"], exits, damping)
 
 
 @builder

@@ -3,15 +3,17 @@
 import contextlib
 import errno
 import functools
+import inspect
 import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
 import offramp
+from offramp import trust
 from offramp.cli.audit import audit
 from offramp.cli.bench import bench
 from offramp.cli.certify import certify
@@ -28,7 +30,7 @@ from offramp.cli.reproduce import reproduce
 from offramp.cli.train import train
 from offramp.cli.verdict import verdict
 from offramp.cli.xray import xray
-from offramp.errors import OfframpError, UsageError
+from offramp.errors import OfframpError, SeveralErrors, UsageError
 from offramp.terminal import OutputError, escaped_lines, say, standard_streams
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -50,6 +52,18 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "example": example,
 }
 
+OPENING = frozenset(COMMANDS) - {"audit", "example", "layers"}
+"""Commands that may open a run's folder and build what it names: they take `--allow-code`."""
+_AllowCode = tyro.conf.UseAppendAction[
+    Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            metavar="PACKAGE",
+            help="Let runs that were not made here name code of this package, which is run then.",
+        ),
+    ]
+]
+
 _NAMES = ("EACCES", "EDQUOT", "EIO", "ELOOP", "EMFILE", "ENAMETOOLONG", "ENFILE", "ENOSPC", "EPERM", "EROFS", "ESTALE")
 REFUSALS = {getattr(errno, name) for name in _NAMES if hasattr(errno, name)}
 """What the system refuses, through no fault of the code: one line. Its other errors keep their traceback."""
@@ -57,8 +71,6 @@ REFUSALS = {getattr(errno, name) for name in _NAMES if hasattr(errno, name)}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Status: 0 done, 1 failed, 2 wrong use, 130 or 143 stopped by a signal, 141 nobody reads on."""
-    if "" not in sys.path:
-        sys.path.append("")  # `mine:Loss` is found in the folder one works in, as with `python -m offramp`
     with standard_streams():
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
@@ -77,6 +89,10 @@ def _status(arguments: Sequence[str]) -> int:
         if error.reader_gone:  # `offramp cost ... | head`: the reader has what it wanted
             return 141
         say(f"offramp: {error}")
+        return 1
+    except SeveralErrors as error:
+        for number, line in enumerate(error.lines):  # each by itself: a name may hold the end of a line
+            say(f"  {line}" if number else f"offramp: {line}")
         return 1
     except OfframpError as error:
         say(f"offramp: {error}")
@@ -114,7 +130,7 @@ def _parse(arguments: Sequence[str]) -> Callable[[], None]:
     try:
         with contextlib.redirect_stderr(said):
             command: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
-                {name: _later(function) for name, function in COMMANDS.items()},
+                {name: _later(function, opens=name in OPENING) for name, function in COMMANDS.items()},
                 prog="offramp",
                 description="Early-exiting image classifiers: train, evaluate, compare.",
                 args=arguments,
@@ -130,9 +146,21 @@ def _parse(arguments: Sequence[str]) -> Callable[[], None]:
         raise
 
 
-def _later(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-    @functools.wraps(function)
-    def bind(*args: Any, **kwargs: Any) -> Callable[[], None]:
-        return functools.partial(function, *args, **kwargs)
+def _later(function: Callable[..., None], *, opens: bool) -> Callable[..., Callable[[], None]]:
+    """The command: called, it gives what runs it. Where it `opens` runs, it has the option `--allow-code`."""
 
+    @functools.wraps(function)
+    def bind(*args: Any, allow_code: tuple[str, ...] = (), **kwargs: Any) -> Callable[[], None]:
+        def run() -> None:
+            with trust.allowing(allow_code):
+                function(*args, **kwargs)
+
+        return run
+
+    if opens:
+        signature = inspect.signature(function)
+        allow_code = inspect.Parameter("allow_code", inspect.Parameter.KEYWORD_ONLY, default=(), annotation=_AllowCode)
+        bind.__signature__ = signature.replace(parameters=[*signature.parameters.values(), allow_code])  # type: ignore[attr-defined]
+        bind.__annotations__ = {**function.__annotations__, "allow_code": _AllowCode}
+        del bind.__wrapped__  # tyro would look at it instead
     return bind

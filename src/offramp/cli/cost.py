@@ -60,10 +60,12 @@ def _network(
         return backbones.build(spec, num_classes=num_classes, image_shape=image_shape, damping=damping or None)
     if damping or num_classes or spec.args:
         raise UsageError(f"{spec.name} is a run: its network is what it is; only image-shape can be set.")
-    recipe = RunFolder(spec.name).read_config()["network"]
-    if recipe is None:
+    folder = RunFolder(spec.name)
+    config = folder.read_config()
+    if config["network"] is None:
         raise UsageError(f"The network of {spec.name} was built by hand; call offramp.cost on it in Python.")
-    return rebuild(Spec.from_json(recipe))
+    with folder.naming(config):
+        return rebuild(Spec.from_json(config["network"]))
 
 
 def _print_tables(title: str, counted: "Cost") -> None:

@@ -28,7 +28,7 @@ from offramp.data.base import Split
 from offramp.data.inputs import MAX_MEGAPIXELS, Inputs, check_megapixels, decode, not_too_thin
 from offramp.data.randomness import Draw, IntArray
 from offramp.devices import sent
-from offramp.errors import OfframpError, UsageError, first_line
+from offramp.errors import OfframpError, SeveralErrors, UsageError, first_line
 from offramp.processes import share_of
 from offramp.storage import kept_on_this_machine, write_atomically
 
@@ -197,7 +197,7 @@ def check_found(found: Sequence[str]) -> None:
         return
     more = [f"and {len(found) - _LISTED:,} more"] if len(found) > _LISTED else []
     count = "1 image file" if len(found) == 1 else f"{len(found):,} image files"
-    raise OfframpError("\n  ".join([f"{count} cannot be used:", *found[:_LISTED], *more]))
+    raise SeveralErrors(f"{count} cannot be used:", *found[:_LISTED], *more)
 
 
 def _unreadable(path: Path, max_megapixels: float, may_be_thin: bool) -> list[str]:

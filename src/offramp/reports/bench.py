@@ -72,6 +72,7 @@ def bench(
     parts: Parts | None = None,
     into: EarlyExitNet | None = None,
     root: str | None = None,
+    allow_code: Sequence[str] = (),
     device: str = "auto",
     batch_size: int | None = None,
     bars: Bars = contextlib.nullcontext,
@@ -101,6 +102,7 @@ def bench(
         parts: The data, for a run that was fit from Python with data made by hand.
         into: A network of the same make, for one that was built by hand.
         root: Folder that holds the data set's files, if it is not where it was in training.
+        allow_code: Packages whose code the run may name: see `offramp.load`.
         device: auto (the GPU if there is one), cpu, cuda or cuda:N.
         batch_size: Largest number of images in one forward pass of the plain network, below the run's own batch size.
         bars: Shows progress while data sets are read; closed before anything is timed.
@@ -116,7 +118,7 @@ def bench(
         measured_on = conditions(device_named(device))  # before the machine is busy with us
     if plots is not None:
         figures.require()
-    folder = RunFolder(run)
+    folder = RunFolder(run, allow_code)
     network = network_of(folder, into, device, "logits of the test set are kept in its records, wherever `out` is")
     target = _target(folder, out)
     config = folder.read_config()

@@ -1,6 +1,7 @@
 """A finished run, certified: the cheapest policy that keeps a promise, written into the run's folder."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from offramp.costs import cost
@@ -29,6 +30,7 @@ def certify(
     parts: Parts | None = None,
     into: EarlyExitNet | None = None,
     root: str | None = None,
+    allow_code: Sequence[str] = (),
     device: str = "auto",
     batch_size: int | None = None,
     progress: Progress | None = None,
@@ -49,6 +51,7 @@ def certify(
         parts: The data, for a run that was fit from Python with data made by hand.
         into: A network of the same make, for one that was built by hand.
         root: Folder that holds the data set's files, if it is not where it was in training.
+        allow_code: Packages whose code the run may name: see `offramp.load`.
         device: auto (the GPU if there is one), cpu, cuda or cuda:N.
         batch_size: Largest number of images in one forward pass, below the run's own batch size.
         progress: Called after each forward pass.
@@ -58,7 +61,7 @@ def certify(
             with weights, or listened to a teacher, that were trained on the certify images.
         OfframpError: Nothing that lets an image leave early can be certified.
     """
-    folder = RunFolder(run)
+    folder = RunFolder(run, allow_code)
     config = folder.read_config()
     network = network_of(folder, into, device, "logits and the policy are written there")
     parts = parts or parts_of(folder, config, root, "offramp.reports.certify")

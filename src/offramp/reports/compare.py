@@ -171,15 +171,12 @@ def _json(spread: Spread | None) -> dict[str, Any] | None:
     return None if spread is None else vars(spread)
 
 
-def _measure(run: Path) -> Mapping[str, Any]:
-    return evaluate(run, page=False).to_json()
-
-
 def compare(
     runs: Sequence[str | Path],
     *,
-    measure: Callable[[Path], Mapping[str, Any]] = _measure,
+    measure: Callable[[Path], Mapping[str, Any]] | None = None,
     note: Callable[[str], None] = lambda text: None,
+    allow_code: Sequence[str] = (),
 ) -> Comparison:
     """Put runs side by side; a folder that holds several stands for all of them.
 
@@ -187,14 +184,21 @@ def compare(
         runs: Folders.
         measure: Called for a run that has no current `evaluation.json`; gives what it would hold. Default: `evaluate`.
         note: Hears of unfinished runs that were left out.
+        allow_code: Packages whose code the runs may name where they are evaluated: see `offramp.load`.
 
     Raises:
         UsageError: No finished run, or one run twice.
     """
-    measured = []
-    for folder in _expanded(runs, note):
-        figures = current_json(folder)
-        measured.append(Measured(folder.path, folder.read_config(), figures or measure(folder.path)))
+
+    def figures(folder: RunFolder) -> Mapping[str, Any]:
+        known = current_json(folder)
+        if known is not None:
+            return known
+        if measure is not None:
+            return measure(folder.path)
+        return evaluate(folder.path, page=False, allow_code=allow_code).to_json()
+
+    measured = [Measured(folder.path, folder.read_config(), figures(folder)) for folder in _expanded(runs, note)]
     return Comparison(_grouped(measured))
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ def evaluate(
     parts: Parts | None = None,
     into: EarlyExitNet | None = None,
     root: str | None = None,
+    allow_code: Sequence[str] = (),
     device: str = "auto",
     batch_size: int | None = None,
     train_limit: int = TRAIN_LIMIT,
@@ -52,6 +54,7 @@ def evaluate(
         parts: The data, for a run that was fit from Python with data made by hand.
         into: A network of the same make, for one that was built by hand.
         root: Folder that holds the data set's files, if it is not where it was in training.
+        allow_code: Packages whose code the run may name: see `offramp.load`.
         device: auto (the GPU if there is one), cpu, cuda or cuda:N.
         batch_size: Largest number of images in one forward pass, below the run's own batch size.
         train_limit: Training images, evenly spread, on which the exits are measured too; 0 for none.
@@ -70,7 +73,7 @@ def evaluate(
         raise UsageError(f"batch_size must be at least 1, not {batch_size}.")
     if plots is not None:
         figures.require()
-    folder = RunFolder(run)
+    folder = RunFolder(run, allow_code)
     config = folder.read_config()
     network = network_of(folder, into, device, "evaluation writes its logits and figures there")
     parts = parts or parts_of(folder, config, root, "offramp.reports.evaluate")

@@ -1,6 +1,6 @@
 """A finished run's network for another runtime, with what the run knows of it: policy, input, the cost of int8."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,7 @@ def export(
     compiled: bool = False,
     out: str | Path | None = None,
     root: str | None = None,
+    allow_code: Sequence[str] = (),
     note: Callable[[str], None] = lambda text: None,
 ) -> Exported:
     """Write a finished run's network for another runtime: see `offramp.export`.
@@ -50,14 +51,15 @@ def export(
         compiled: Compile packages ahead of time.
         out: Where to. Default: below `export` in the run's folder.
         root: Folder that holds the data set's files; used only by int8, and for a run that has no `input.json`.
+        allow_code: Packages whose code the run may name: see `offramp.load`.
         note: Hears in words what is being done.
 
     Raises:
         UsageError: No run or an unfinished one; one ONNX file without a policy; a policy for another network; data that
             are needed and cannot be had; what the room `export` refuses.
     """
-    folder = RunFolder(run)
-    network = load(folder.path)
+    folder = RunFolder(run, allow_code)
+    network = load(folder.path, allow_code=allow_code)
     found, inputs = _policy(folder, policy, needed=to == "onnx" and not stages), _inputs(folder, root, preprocess)
     suffix = "-int8" if int8 else ""
     shape = network.image_shape or _image_shape(folder, inputs, root)

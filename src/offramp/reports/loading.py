@@ -16,7 +16,7 @@ from offramp.data import Inputs, Parts
 from offramp.devices import device_named
 from offramp.errors import UsageError
 from offramp.evaluation import Certificate, Record, recorded
-from offramp.network import EarlyExitNet, vouched
+from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.runs import SPLIT, RunFolder, load, read_json
 
@@ -26,7 +26,7 @@ Bars = Callable[[], AbstractContextManager[Progress | None]]  # shows progress w
 
 def network_of(folder: RunFolder, into: EarlyExitNet | None, device: str, written: str) -> EarlyExitNet:
     """The network of a finished run on a device; a folder that cannot be written to is refused: what is `written`."""
-    network = load(folder.path, into).to(device_named(device))
+    network = load(folder.path, into, allow_code=folder.allow_code).to(device_named(device))
     if not os.access(folder.path, os.W_OK):
         raise UsageError(f"{folder.path} is not writable; {written}.")
     return network
@@ -37,10 +37,9 @@ def parts_of(folder: RunFolder, config: dict[str, Any], root: str | None, functi
     if config["data"] is None:
         raise made_by_hand(folder, f"{function}({str(folder.path)!r}, parts=...).")
     source = Spec.from_json(config["data"]["source"])
-    if ":" in source.name and not source.name.startswith("folder:"):
-        vouched(source.name, "data")
     values = {**config["data"], "source": source}
-    return data.load(DataConfig(**(values if root is None else {**values, "root": root})))
+    with folder.naming(config):
+        return data.load(DataConfig(**(values if root is None else {**values, "root": root})))
 
 
 def made_by_hand(folder: RunFolder, call: str) -> UsageError:

@@ -1,6 +1,7 @@
 """A finished run's policy, found for a target, and what any policy does on held-out images, exit by exit."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,7 @@ def find_policy(
     parts: Parts | None = None,
     into: EarlyExitNet | None = None,
     root: str | None = None,
+    allow_code: Sequence[str] = (),
     device: str = "auto",
     batch_size: int | None = None,
     progress: Progress | None = None,
@@ -147,6 +149,7 @@ def find_policy(
         parts: The data, for a run that was fit from Python with data made by hand.
         into: A network of the same make, for one that was built by hand.
         root: Folder that holds the data set's files, if it is not where it was in training.
+        allow_code: Packages whose code the run may name: see `offramp.load`.
         device: auto (the GPU if there is one), cpu, cuda or cuda:N.
         batch_size: Largest number of images in one forward pass, below the run's own batch size.
         progress: Called after each forward pass.
@@ -158,7 +161,7 @@ def find_policy(
     check_one(budget, max_drop, latency)
     if budget is not None and batch is not None:
         raise UsageError("A budget counts operations, whatever the batch; for milliseconds give a latency.")
-    folder = RunFolder(run)
+    folder = RunFolder(run, allow_code)
     config = folder.read_config()
     network = network_of(folder, into, device, "logits and the policy are written there")
     parts = parts or parts_of(folder, config, root, "offramp.reports.find_policy")

@@ -5,7 +5,7 @@ K exits, B images of a batch.
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,6 +151,7 @@ def predict(
     inputs: Inputs | None = None,
     into: EarlyExitNet | None = None,
     root: str | None = None,
+    allow_code: Sequence[str] = (),
     device: str = "auto",
     batch_size: int = 64,
     max_megapixels: float = MAX_MEGAPIXELS,
@@ -170,6 +171,7 @@ def predict(
         inputs: How a file becomes the network's input, for a run that does not say it.
         into: A network of the same make, for one that was built by hand.
         root: Folder that holds the data set's files; used only for a run that has no `input.json`.
+        allow_code: Packages whose code the run may name: see `offramp.load`.
         device: auto (the GPU if there is one), cpu, cuda or cuda:N.
         batch_size: Images read before the network goes on.
         max_megapixels: An image of more million pixels, by its header, cannot be read.
@@ -186,9 +188,9 @@ def predict(
         raise UsageError(f"batch_size must be at least 1, not {batch_size}.")
     check_megapixels(max_megapixels)
     files = find_images(images)
-    folder = RunFolder(run)
+    folder = RunFolder(run, allow_code)
     config = folder.read_config()
-    network = load(folder.path, into)
+    network = load(folder.path, into, allow_code=allow_code)
     inputs = inputs or inputs_of(folder, config, root)
     _check_fits(inputs, network, folder)
     ready, policy_file = given_policy(policy, folder)

@@ -6,9 +6,11 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from offramp import trust
 from offramp.backbones.prefix import shortened
+from offramp.config import Spec
 from offramp.costs import Cost, cost
 from offramp.data import Parts
 from offramp.devices import device_named
@@ -99,6 +101,7 @@ def verdict(
     parts: Parts | None = None,
     into: EarlyExitNet | None = None,
     root: str | None = None,
+    allow_code: Sequence[str] = (),
     device: str = "auto",
     bars: Bars = contextlib.nullcontext,
     note: Note = lambda text: None,
@@ -130,6 +133,7 @@ def verdict(
         parts: The data, for a run that was fit from Python with data made by hand.
         into: A network of the same make, for one that was built by hand.
         root: Folder that holds the data set's files, if it is not where it was in training.
+        allow_code: Packages whose code the run may name: see `offramp.load`.
         device: auto (the GPU if there is one), cpu, cuda or cuda:N.
         bars: Shows progress while data sets are read; closed before anything is timed.
         note: Hears in words what is being done.
@@ -142,9 +146,10 @@ def verdict(
     """
     _check(seeds, batch_size, images, rounds, seconds, least_gain)
     measured_on = conditions(device_named(device))  # before the machine is busy with us
-    folder = RunFolder(run)
-    network = network_of(folder, into, device, "the verdict is written there")
+    folder = RunFolder(run, allow_code)
     config = folder.read_config()
+    _check_code(folder, config)
+    network = network_of(folder, into, device, "the verdict is written there")
     parts = parts or parts_of(folder, config, root, "offramp.reports.verdict")
     check_trained_on(parts, folder, config)
     wanted = _exits(network, exits, folder, parts)
@@ -153,7 +158,8 @@ def verdict(
         Engine(network, ready)  # refuses a policy for another network
     check_skippable(network, parts.test.image_shape)
     costs = cost(network, parts.test.image_shape)  # before anything is trained: what cannot be counted fails here
-    prefixes = Prefixes(network, config, parts, folder.verdict_runs if runs is None else Path(runs).expanduser())
+    where = folder.verdict_runs if runs is None else Path(runs).expanduser()
+    prefixes = Prefixes(folder, network, config, parts, where)
     many = range(prefixes.seed, prefixes.seed + seeds)
     if train:
         _train(prefixes, [(exit, seed) for exit in wanted for seed in many], note)
@@ -189,6 +195,15 @@ def verdict(
         left_out=measured.left_out,
     )
     return _written(found)
+
+
+def _check_code(folder: RunFolder, config: dict[str, Any]) -> None:
+    """Refuse names that the run may not have called, before anything is read: a verdict comes to them late."""
+    with folder.naming(config):
+        for kind in ("objective", "rule"):
+            name = Spec.from_json(config[kind]).name if config.get(kind) is not None else ""
+            if ":" in name:
+                trust.check(name, kind)
 
 
 def _check(seeds: int, batch_size: int, images: int | None, rounds: int, seconds: float, least_gain: float) -> None:

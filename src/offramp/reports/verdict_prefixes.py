@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from offramp import objectives, rules
+from offramp.backbones.attached import zoo
 from offramp.backbones.prefix import shortened, shorter
 from offramp.config import Spec, TrainConfig, determining, differences
 from offramp.costs import cost
@@ -34,6 +36,7 @@ from offramp.training.job import Job
 
 STEPS = 3  # timed for the estimate, after one that is not
 SHOWN = 3  # differences of a folder that holds something else, at most
+NAMED = "offramp.backbones.attached.zoo:named"  # the recipe of a library's model
 HUB = "hub"  # of an origin's `weights`: fetched by timm or torchvision
 
 
@@ -42,12 +45,14 @@ class Prefixes:
     """The prefixes of a run's network and where they are trained.
 
     Attributes:
+        run: The run's folder.
         network: The run's.
         config: What the run's `config.json` holds.
         parts: The data.
         runs: Folder of their runs.
     """
 
+    run: RunFolder
     network: EarlyExitNet
     config: Mapping[str, Any]
     parts: Parts
@@ -60,7 +65,12 @@ class Prefixes:
 
     def folder(self, exit: int, seed: int) -> RunFolder:
         """The run up to `exit` (from 1): `prefix-2`; with another seed than the first run's, `prefix-2-seed-1`."""
-        return RunFolder(self.runs / (f"prefix-{exit}" if seed == self.seed else f"prefix-{exit}-seed-{seed}"))
+        name = f"prefix-{exit}" if seed == self.seed else f"prefix-{exit}-seed-{seed}"
+        return RunFolder(self.runs / name, self.run.allow_code)
+
+    def _naming(self) -> AbstractContextManager[None]:
+        """While the run's own names are built."""
+        return self.run.naming(self.config)
 
     def finished(self, exit: int, seed: int) -> EarlyExitNet | None:
         """The trained network, in evaluation mode; None where there is none yet.
@@ -72,7 +82,7 @@ class Prefixes:
         if not folder.weights.is_file():
             return None
         self.check(exit, seed)
-        return load(folder.path)
+        return load(folder.path, allow_code=folder.allow_code)
 
     def check(self, exit: int, seed: int) -> None:
         """Refuse a folder in which another training was begun or finished.
@@ -118,7 +128,8 @@ class Prefixes:
         Raises:
             UsageError: A network that was built by hand.
         """
-        return shorter(self._recipe, exit, self._neuron)
+        with self._naming():
+            return shorter(self._recipe, exit, self._neuron)
 
     def built(self, exit: int, seed: int) -> EarlyExitNet:
         """The network before it is trained: with the weights that the run's network began with, as far as it has them.
@@ -144,17 +155,23 @@ class Prefixes:
         if self.origin.get("weights") == HUB:
             whole = self._from_hub(spec)
         else:
-            whole = rebuild(spec)
+            with self._naming():
+                whole = rebuild(spec)
         if init is not None:
             start_from(whole, init)
         return whole
 
     def _from_hub(self, spec: Spec) -> EarlyExitNet:
-        """A run's recipe asks no hub, because a finished run has weights of its own; here the hub's are wanted."""
+        """A run's recipe asks no hub, because a finished run has weights of its own; here the hub's are wanted.
+
+        It is the verdict that asks for them, of a library's model by the name that the library has for it.
+        """
+        asking = Spec(spec.name, {**spec.args, **({"pretrained": True} if "pretrained" in spec.args else {})})
         try:
-            return rebuild(
-                Spec(spec.name, {**spec.args, **({"pretrained": True} if "pretrained" in spec.args else {})})
-            )
+            if spec.name == NAMED:
+                return zoo.named(**asking.args)
+            with self._naming():
+                return rebuild(asking)
         except Exception as error:  # the libraries' ways to say that there is no connection have no common class
             raise UsageError(
                 f"The run began with pretrained weights of {self.origin.get('model')}, which cannot be had now "
@@ -204,7 +221,8 @@ class Prefixes:
 
     @property
     def _own_objective(self) -> Objective:
-        return objectives.build(Spec.from_json(self.config["objective"]))
+        with self._naming():
+            return objectives.build(Spec.from_json(self.config["objective"]))
 
     @property
     def objective(self) -> Objective:
@@ -218,7 +236,8 @@ class Prefixes:
         spec = self.config.get("rule")
         if spec is None or spec["name"].startswith(f"{rules.__name__}."):
             return Standard()
-        return rules.build(Spec.from_json(spec))
+        with self._naming():
+            return rules.build(Spec.from_json(spec))
 
     @property
     def training(self) -> TrainConfig:

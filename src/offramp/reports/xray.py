@@ -4,6 +4,7 @@ E epochs, K exits, W watched images.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,18 +112,21 @@ class XrayReport:
         }
 
 
-def xray(run: str | Path, *, parts: Parts | None = None, root: str | None = None) -> XrayReport:
+def xray(
+    run: str | Path, *, parts: Parts | None = None, root: str | None = None, allow_code: Sequence[str] = ()
+) -> XrayReport:
     """Look at what the gradients of a run's watched training images did, and write `xray.html` into its folder.
 
     Args:
         run: The run's folder; it need not be finished.
         parts: The data, for pictures, where the run was fit from Python with data made by hand.
         root: Folder that holds the data set's files, if it is not where it was in training.
+        allow_code: Packages whose code the run may name: see `offramp.load`.
 
     Raises:
         UsageError: No run, or one that wrote nothing down.
     """
-    folder = RunFolder(run)
+    folder = RunFolder(run, allow_code)
     config = folder.read_config()
     if not folder.xray.is_file():
         raise UsageError(_why_nothing(folder, config))

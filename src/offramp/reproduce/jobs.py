@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from offramp import trust
 from offramp.config import Run
 from offramp.errors import OfframpError
 from offramp.reports.durations import duration_in_words
@@ -160,11 +161,11 @@ def _start(task: Task, jobs: int, threads: int) -> "subprocess.Popen[bytes]":
     task.folder.parent.mkdir(parents=True, exist_ok=True)
     with open(log_of(task), "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "offramp.reproduce.work"],
+            [sys.executable, "-P", "-m", "offramp.reproduce.work"],  # -P: without the folder one works in
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)} | trust.environment(),
             start_new_session=True,  # Ctrl-C is for this process; two signals would be one too many
         )
     assert process.stdin is not None

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from offramp import trust
 from offramp.errors import OfframpError, UsageError
 from offramp.reproduce.jobs import Board, Finished, Task, hopeless, log_of, mark, refuse_failed
 from offramp.reproduce.manifest import Manifest
@@ -56,7 +57,7 @@ def _environment(ours: Mapping[str, str]) -> dict[str, str]:
     `mine:Loss` is found in the folder one works in, as by the command itself.
     """
     path = [entry for entry in ours.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    told = {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, [os.getcwd(), *path]))}
+    told = trust.environment() | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, [os.getcwd(), *path]))}
     if ours.get("OFFRAMP_DATA"):
         told["OFFRAMP_DATA"] = _absolute(ours["OFFRAMP_DATA"])
     return told

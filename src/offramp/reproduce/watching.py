@@ -10,7 +10,6 @@ from typing import Any
 from offramp import data
 from offramp.config import DataConfig, Spec
 from offramp.data import HeldOut, Parts, Split
-from offramp.network import vouch
 
 
 class _Watched(HeldOut):
@@ -21,7 +20,6 @@ class _Watched(HeldOut):
         self._search = test
 
 
-@vouch
 def on_test(root: str | None = None, *, batch_size: int = 64, workers: int = 0, source: str, **arguments: Any) -> Parts:
     """The data set `source` with nothing held out, watched on its test set after every epoch.
 

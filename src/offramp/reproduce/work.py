@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from offramp.config import DataConfig, Run, Spec, TrainConfig
+from offramp import trust
+from offramp.config import DataConfig, Run, Spec, TrainConfig, to_json
 from offramp.errors import OfframpError, UsageError
 from offramp.reports import evaluate
 from offramp.reports.evaluation import current_json
@@ -34,7 +35,8 @@ def work(run: Run, folder: Path, jobs: int = 1) -> Manifest:
         begun = place.config.is_file()
         train(run, folder)
         load = None if begun else (before, os.getloadavg()[0])  # of a run that is continued nobody knows the first part
-        figures = current_json(place) or evaluate(folder, root=run.data.root, page=False).to_json()
+        with trust.allowing(trust.packages_in(to_json(run))):  # the user named them, wherever this machine keeps that
+            figures = current_json(place) or evaluate(folder, root=run.data.root, page=False).to_json()
         manifest = Manifest.of(run, place, figures, jobs, load)
         manifest.save(manifest.path)
     return manifest

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from offramp import trust
 from offramp.config import DataConfig, TrainConfig, determining, differences, free_fields
 from offramp.errors import OfframpError, UsageError
 from offramp.runs import RunFolder, read_json
@@ -37,6 +38,7 @@ def claimed(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[None]:
             for part in (*folder.path.glob(".*.part"), *folder.checkpoints.glob(".*.part")):  # of a killed process
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
             write_json(folder.config, _as_begun(folder, config))
+        trust.remember(folder.path, folder.read_config())  # it is the user who names this run's code, now or again
         yield
 
 

@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import functools
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 import torchvision
 from torch import nn
 
-from offramp import config
+from offramp import config, trust
 from offramp.backbones.attached.attaching import attach, image_shape_of
 from offramp.backbones.attached.heads import HeadKind
 from offramp.backbones.attached.placing import At
@@ -25,7 +26,40 @@ from offramp.network import EarlyExitNet, builder
 from offramp.runs import AUXILIARY, for_grey
 
 Side = int | Sequence[int] | None
-_OF_WEIGHTS = ("weights", "checkpoint_path")  # arguments of the libraries that say which weights to read
+_OF_WEIGHTS = ("weights",)  # arguments of torchvision that say which weights to read
+# What a recipe may tell a library: numbers, true and false, and lists of them, for what a network is made like. Beside
+# these the libraries take paths, addresses and files of weights, so the names are written out.
+_NUMBERS = frozenset(
+    """
+    attn_drop_rate attn_mlp_ratio attn_ratio attention_dropout aux_logits avg_down base_dim base_dims base_width bias
+    block_channels block_config block_counts block_layers block_reduce_first bn_size bottle_ratio cardinality ch_div
+    channels channel_multiplier class_token conv_bias conv_mlp conv_ratio deepen_factor depth depth_mult
+    depth_token_only depths dim dim_mul dims distilled distillation down_kernel_size down_patch_size down_stride
+    downsamples drop drop_block_rate drop_path_rate drop_rate dropout dropout_aux dynamic_img_pad dynamic_img_size
+    embed_dim embed_dims expand_groups expand_ratio expansion_ratio fc_norm final_norm fix_init fix_stem fused_conv
+    global_pos_size groups growth_rate growth_rates head_bias head_dim head_hidden_size head_init_scale head_mul
+    head_norm head_norm_first head_widths heads hidden_dim hidden_size hidden_sizes image_size img_size in_features
+    init_channels init_values init_weights inplanes input_3x3 input_size k_r k_sec kernel_size kernel_sizes key_dim
+    last_channel layer_scale layer_scale_init_value layers legacy ls_init_value memory_efficient merge_size mlp_bias
+    mlp_dim mlp_dropout mlp_ratio mlp_ratio_token_only mlp_ratios no_embed_class norm_eps num_blocks num_features
+    num_heads num_init_features num_kv_heads num_layers num_levels num_reg_tokens num_rnn_layers num_vit
+    out_features output_stride parallel_depth partition_size patch_drop_rate patch_kernel patch_norm patch_padding
+    patch_size patch_sizes patch_stride pool_include_prefix pool_size pos_drop_rate pre_norm preact proj_bias
+    proj_drop_rate q_pool q_stride qk_norm qkv_bias qkv_fused ref_feat_shape reg_tokens replace_stem_pool
+    replace_stride_with_dilation representation_size round_nearest scale scale_mlp se_ratio serial_depths
+    sr_ratios squeeze_ratio stages stages_out_channels stages_repeats stem_channels stem_chs stem_expand_ratio
+    stem_kernel_size stem_size stem_width stochastic_depth_prob stride strict_img_size strides swiglu_mlp
+    transform_input use_abs_pos use_abs_pos_emb use_fc_norm use_grn use_pos_embed use_post_norm use_rel_pos
+    use_rel_pos_bias use_rope use_shared_rel_pos_bias widen_factor width width_factor width_mult width_per_group
+    widths window_ratio window_size window_sizes zero_init_last zero_init_residual
+    """.split()
+)
+# And words, of which the libraries have lists themselves.
+_WORDS = frozenset(
+    "act_layer aa_layer global_pool norm_layer pad_type pool_type pos_embed stem_type weight_init".split()
+)
+_WORD = re.compile(r"[A-Za-z0-9_]*")
+_MODEL = re.compile(r"[A-Za-z0-9_.-]+")  # no way to a hub or a folder: hf-hub:OWNER/NAME, local-dir:PATH
 
 
 @builder
@@ -79,10 +113,49 @@ def named_model(
     image_size: Side = None,
     **arguments: Any,
 ) -> nn.Module:
-    """The classifier itself, without exits; arguments as for `named`."""
-    library, _, name = model.partition("/")
+    """The classifier itself, without exits; arguments as for `named`.
+
+    Raises:
+        UsageError: As for `named`; an argument that is none of the architecture; weights that a run's folder asks for.
+    """
+    library, _, name = model.partition("/") if isinstance(model, str) else ("", "", "")
+    if library not in _LIBRARIES or not _MODEL.fullmatch(name):
+        raise UsageError(f"{model!r} is no model: name timm/NAME or torchvision/NAME.")
+    _check_arguments(model, pretrained, arguments)
     sides = None if image_size is None else _sides(image_size)
     return _LIBRARIES[library](name, pretrained, num_classes, in_channels, sides, arguments)
+
+
+def _check_arguments(model: str, pretrained: bool, arguments: Mapping[str, Any]) -> None:
+    if not isinstance(pretrained, bool):
+        raise UsageError(
+            f"pretrained of {model} must be true or false, not {pretrained!r}; weights in a file: --init FILE."
+        )
+    if trust.is_opened() and _asks_hub(pretrained, arguments):
+        raise UsageError(
+            f"{model} of a run's folder asks for weights of a hub, which no recipe may: a run has its own."
+        )
+    for name, value in arguments.items():
+        if name == "weights" and model.startswith("torchvision/"):
+            if value is not None and not isinstance(value, str):
+                raise UsageError(f"weights of {model} must be a name, not {value!r}.")
+        elif name in _WORDS and isinstance(value, str):
+            if not _WORD.fullmatch(value):
+                raise UsageError(f"{name} of {model} must be a word such as gelu, not {value!r}.")
+        elif name not in _NUMBERS | _WORDS:
+            near = _near(name, sorted(_NUMBERS | _WORDS))
+            raise UsageError(
+                f"{model} takes no argument {name!r} here: only what its architecture is made of.{near} Weights in a "
+                "file are given by --init FILE."
+            )
+        elif not _is_plain(value):
+            raise UsageError(f"{name} of {model} must be a number, true or false, or a list of these, not {value!r}.")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float))
 
 
 def plain_arguments(model: str, pretrained: bool, arguments: Mapping[str, Any]) -> dict[str, Any]:

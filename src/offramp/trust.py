@@ -1,0 +1,260 @@
+"""Which code a run's folder may name: what is registered here; anything else needs the user's word on this machine.
+
+A run's `config.json` names data, network, objective and rule, and a command on the run calls them with the arguments
+that stand there. The folder may be a stranger's. So while names of a run are built (`opened`), `check` stands before
+every import: a name has to be in `REGISTERED` or in a room's registry, or in a package that the user allowed
+(`--allow-code`, `allow_code=`, `OFFRAMP_ALLOW_CODE`), or the run was made here by the user's own command (`remember`).
+A name that the user types or hands over needs none of this.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import UsageError
+
+VARIABLE = "OFFRAMP_ALLOW_CODE"  # packages with commas between them
+REGISTERED: Mapping[str, frozenset[str]] = {
+    "data set": frozenset({"offramp.reproduce.watching:on_test"}),
+    "network": frozenset(
+        {
+            "offramp.backbones.attached.zoo:named",
+            "offramp.backbones.collaboration:collaboration",
+            "offramp.backbones.msdnet:msdnet",
+            "offramp.backbones.prefix:shorter",
+            "offramp.backbones.ranet:ranet",
+        }
+    ),
+    "objective": frozenset(
+        {
+            "offramp.objectives.cross_entropy:CrossEntropy",
+            "offramp.objectives.damping:Damping",
+            "offramp.objectives.discard_threshold:DiscardThreshold",
+            "offramp.objectives.label_smoothing:LabelSmoothing",
+            "offramp.objectives.power_sqrt:PowerSqrt",
+        }
+    ),
+    "rule": frozenset(
+        {
+            "offramp.rules.cagrad:CAGrad",
+            "offramp.rules.cgt:CGT",
+            "offramp.rules.dfs:DFS",
+            "offramp.rules.gradient_equilibrium:GradientEquilibrium",
+            "offramp.rules.meta_gf:MetaGF",
+            "offramp.rules.one_for_all:OneForAll",
+            "offramp.rules.pcgrad:PCGrad",
+            "offramp.rules.standard:Standard",
+            "offramp.rules.wpn:WPN",
+        }
+    ),
+}
+"""Import paths that runs have in their `config.json`, by kind. Names without a colon stand in the rooms' registries.
+
+Written out, because nothing may be imported to find out whether it may be imported; a test compares it with the rooms.
+"""
+_NEVER = sys.stdlib_module_names | {"offramp"}  # packages of which a run's folder may name nothing else
+_CODE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The run whose names are being built."""
+
+    path: str
+    packages: tuple[str, ...]
+    is_own: bool
+
+
+_opened: ContextVar[_Opened | None] = ContextVar("opened", default=None)
+_said: ContextVar[tuple[str, ...]] = ContextVar("said", default=())
+
+
+def packages(names: Sequence[str], said_by: str) -> tuple[str, ...]:
+    """The names of packages that the user allows, checked; `said_by` is where they stand.
+
+    Raises:
+        UsageError: It is no name of a package, or one of which a run's folder can never name more than is registered.
+    """
+    if isinstance(names, str):
+        raise UsageError(f"{said_by} takes a tuple of names, such as ({names!r},), not {names!r}.")
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise UsageError(f"{said_by} {name!r}: name a package or module, such as mine or mine.networks.")
+        if name.partition(".")[0] in _NEVER:
+            raise UsageError(
+                f"{said_by} {name!r}: of Python's own library and of offramp a run's folder may name only what is "
+                "registered, and nothing more can be allowed."
+            )
+    return tuple(names)
+
+
+@contextmanager
+def allowing(names: Sequence[str]) -> Iterator[None]:
+    """Runs that are opened meanwhile may name code of these packages: `--allow-code`."""
+    token = _said.set((*_said.get(), *packages(names, "--allow-code")))
+    try:
+        yield
+    finally:
+        _said.reset(token)
+
+
+def environment() -> dict[str, str]:
+    """What child processes are told, so that they allow what is allowed here."""
+    allowed = (*_said.get(), *_of_environment())
+    return {VARIABLE: ",".join(allowed)} if allowed else {}
+
+
+@contextmanager
+def opened(path: Path, config: Mapping[str, Any], allowed: Sequence[str] = ()) -> Iterator[None]:
+    """While the names in a run's configuration are built.
+
+    Args:
+        path: The run's folder.
+        config: What its `config.json` holds.
+        allowed: Packages whose code it may name.
+    """
+    token = _opened.set(_Opened(str(path), packages(allowed, "allow_code"), _is_remembered(path, config)))
+    try:
+        yield
+    finally:
+        _opened.reset(token)
+
+
+@contextmanager
+def at_least_guarded() -> Iterator[None]:
+    """As `opened` of a run that nothing is known of, unless one is open: for recipes wherever they come from."""
+    if _opened.get() is not None:
+        yield
+        return
+    token = _opened.set(_Opened("a recipe", (), is_own=False))
+    try:
+        yield
+    finally:
+        _opened.reset(token)
+
+
+@contextmanager
+def calling(name: str, kind: str) -> Iterator[None]:
+    """While the thing of this name is called: code of one's own, once it is trusted, may build what it likes."""
+    if ":" not in name or name.startswith("folder:") or name in REGISTERED.get(kind, ()):
+        yield
+        return
+    token = _opened.set(None)
+    try:
+        yield
+    finally:
+        _opened.reset(token)
+
+
+def is_opened() -> bool:
+    """Whether what is being built stands in a run's folder."""
+    return _opened.get() is not None
+
+
+def check(name: str, kind: str) -> None:
+    """Refuse a name of a run's folder that may not be imported. Before anything is imported, of whatever it names.
+
+    Args:
+        name: `package.module:Name`.
+        kind: The word used in errors: `network`, `objective`, `rule`, `data set`.
+
+    Raises:
+        UsageError: See above; with the way out where there is one.
+    """
+    run = _opened.get()
+    if run is None or name in REGISTERED.get(kind, ()):
+        return
+    module, _, attribute = name.partition(":")
+    if not attribute.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise UsageError(f"{kind} {name!r} of {run.path} is refused: it is no name of code, package.module:Name.")
+    package = module.partition(".")[0]
+    if package in _NEVER:
+        raise UsageError(
+            f"{kind} {name!r} of {run.path} is refused: of Python's own library and of offramp a run's folder may name "
+            "only what is registered."
+        )
+    allowed = (*run.packages, *_said.get(), *_of_environment())
+    if run.is_own or any(module == one or module.startswith(f"{one}.") for one in allowed):
+        return
+    raise UsageError(
+        f"{kind} {name!r} of {run.path} is code that is not offramp's, and to open the run is to run it. Only if you "
+        f"trust package {package} and this run: --allow-code {package} (in Python allow_code=({package!r},), or "
+        f"{VARIABLE}={package})."
+    )
+
+
+def _of_environment() -> tuple[str, ...]:
+    names = [name.strip() for name in os.environ.get(VARIABLE, "").split(",")]
+    return packages([name for name in names if name], VARIABLE)
+
+
+def remember(path: Path, config: Mapping[str, Any]) -> None:
+    """Keep on this machine that a run with code of one's own was made here, in this folder, by the user's own command.
+
+    Nothing is kept of a run that names none, nor where there is no place to keep it.
+    """
+    record = _record(path, config)
+    if record is None or not any(_own_names(_naming(config))):
+        return
+    with contextlib.suppress(OSError):
+        record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(record, os.O_WRONLY | os.O_CREAT, 0o600)
+        with open(descriptor, "w", errors="surrogateescape") as file:
+            file.write(f"{os.path.realpath(path)}\n")  # for people; that the file is there says it
+
+
+def _is_remembered(path: Path, config: Mapping[str, Any]) -> bool:
+    record = _record(path, config)
+    try:
+        return record is not None and record.is_file()
+    except OSError:
+        return False
+
+
+def _record(path: Path, config: Mapping[str, Any]) -> Path | None:
+    """The file that says that a run was made here: its name is a hash of the folder and of all that names code.
+
+    It lies with the user, not in the run's folder, which is copied and unpacked; so a copied or moved run, and one in
+    which a name or an argument was changed, has none. None where there is no home folder.
+    """
+    state = os.environ.get("XDG_STATE_HOME", "")
+    try:
+        # A relative one would lie in the folder one works in; its standard says to ignore it.
+        folder = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
+    except RuntimeError:
+        return None
+    content = json.dumps([os.path.realpath(path), _naming(config)], sort_keys=True)
+    return folder / "offramp" / "own-runs" / hashlib.sha256(content.encode()).hexdigest()
+
+
+def _naming(config: Mapping[str, Any]) -> list[Any]:
+    """The parts of a configuration that name code, with its arguments."""
+    data = config.get("data")
+    source = data.get("source") if isinstance(data, Mapping) else None
+    return [source, *(config.get(name) for name in ("network", "objective", "rule"))]
+
+
+def packages_in(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The packages of one's own that a configuration names code of."""
+    found = (name.partition(":")[0].partition(".")[0] for name in _own_names(_naming(config)))
+    return tuple(sorted(set(found) - _NEVER))
+
+
+def _own_names(value: Any) -> Iterator[str]:
+    """Texts in a configuration, wherever they stand, that read as names of code and are not registered."""
+    if isinstance(value, str) and _CODE.fullmatch(value) and not any(value in names for names in REGISTERED.values()):
+        yield value
+    elif isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _own_names(item)
