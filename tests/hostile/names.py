@@ -1,8 +1,8 @@
 """Run folders of a stranger: names and recipes in `config.json` that would run code, and every command that opens them.
 
-`python names.py WORK_DIR` tries all of them through all commands and prints one line of JSON: tried, held, failed. Held
-is a case in which the canary, a file that every one of these names would write if it were imported or called, is not
-there afterwards, and what is refused is refused with status 1 or 2 and one line.
+`attempts(folder)` tries all of them through all commands. Held is a case in which the canary, a file that every one of
+these names would write if it were imported or called, is not there afterwards, and what is refused is refused with
+status 1 or 2 and one line.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ import io
 import itertools
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -314,18 +313,21 @@ def fault(case: Case, command: Command, got: Answer, canary: Path) -> str | None
     return None if said[0].isprintable() else f"said {said[0]!r}"
 
 
-def attempts(folder: Path, commands: Mapping[str, Command] = COMMANDS) -> Iterator[tuple[str, str | None]]:
+def attempts(
+    folder: Path, commands: Mapping[str, Command] = COMMANDS, some: Callable[[list[Case]], list[Case]] = list
+) -> Iterator[tuple[str, str | None]]:
     """Every case through every command that comes to it, and what is wrong with how it was met.
 
     Args:
         folder: An empty folder to work in. Code of the stranger lies in it and beside the runs.
         commands: Those to try.
+        some: Chooses among the cases.
     """
     canary = folder / "canary"
     files = finished(folder / "made")
     image = folder / "image.png"
     write_png(torch.zeros(1, 8, 8, dtype=torch.uint8), str(image))
-    cases = [*named(canary), *recipes(folder / "evil", canary)]
+    cases = some([*named(canary), *recipes(folder / "evil", canary)])
     here = Path.cwd()
     code_in(folder / "work", canary, *SHADOWS)
     os.chdir(folder / "work")
@@ -338,16 +340,3 @@ def attempts(folder: Path, commands: Mapping[str, Command] = COMMANDS) -> Iterat
             yield f"{name}: {case}", fault(case, command, answer(command.on(run, image)), canary)
     finally:
         os.chdir(here)
-
-
-def main() -> int:
-    """All of it."""
-    os.environ.pop("OFFRAMP_ALLOW_CODE", None)
-    tried = list(attempts(Path(sys.argv[1]).resolve()))
-    failed = {what: wrong for what, wrong in tried if wrong}
-    print(json.dumps({"tried": len(tried), "held": len(tried) - len(failed), "failed": failed}, indent=1))
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

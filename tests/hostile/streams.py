@@ -7,6 +7,7 @@ network that ships with offramp; `QUICK` names those that take seconds. `failure
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,10 +78,10 @@ def prepare(folder: Path) -> None:
     torch.save({names[here]: tensor for here, tensor in network.state_dict().items()}, folder / "FOREIGN")
 
 
-def run(command: list[str], stream: str | None, folder: Path) -> Ended:
-    """A command in `folder` with a stream of these, or with all as they should be."""
+def run(command: list[str], stream: str | None, folder: Path, program: Sequence[str] = ("-m", "offramp")) -> Ended:
+    """A command in `folder` with a stream of these, or with all as they should be; `program`: what Python runs."""
     words, output = ("", None) if stream is None else STREAMS[stream]
-    arguments = ["bash", "-c", f'exec "$0" "$@" {words}', sys.executable, "-m", "offramp", *command]
+    arguments = ["bash", "-c", f'exec "$0" "$@" {words}', sys.executable, *program, *command]
     nobody, written = os.pipe()
     os.close(nobody)
     gone = stream is not None and "nobody reads" in stream
@@ -102,7 +103,11 @@ def run(command: list[str], stream: str | None, folder: Path) -> Ended:
 
 def failure(name: str, stream: str, folder: Path) -> str:
     """What went wrong when a command met a stream; empty where all was as promised."""
-    ended = run(COMMANDS[name], stream, folder)
+    return fault(name, stream, run(COMMANDS[name], stream, folder), folder)
+
+
+def fault(name: str, stream: str, ended: Ended, folder: Path) -> str:
+    """What is wrong with how a command ended."""
     for words in (b"Traceback", b"Exception ignored", b"Error:"):
         if words in ended.err:
             return f"status {ended.status}, {ended.err.decode(errors='replace')[-300:]}"

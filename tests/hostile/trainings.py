@@ -1,11 +1,16 @@
 """Trainings that numbers run away in, and what a run's folder must hold after each: finite numbers, or none.
 
-`CASES` are arguments of `offramp train`, without `--out`; `broken(folder)` lists what is not finite in a folder.
+`CASES` are arguments of `offramp train`, without `--out`; `broken(folder)` lists what is not finite in a folder;
+`failure(arguments, folder)` says what went wrong with a training, or nothing.
 """
 
+import contextlib
+import io
 import json
+import re
 from pathlib import Path
 
+from offramp.cli import main
 from offramp.storage import load_tensors
 
 TINY = "msdnet exits=2 channels=4 growth=2 growth_factors=(1,2) bottleneck_factors=(1,2) head_channels=8".split()
@@ -35,6 +40,28 @@ FEW = {
     "wpn, rate 1e8": 1,
 }
 """A few of them, with the exit status."""
+
+
+def failure(arguments: list[str], folder: Path) -> str:
+    """What went wrong; empty where all is finite, or was refused, or ended in one line that is true of the folder."""
+    errors = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+        status = main([*arguments, "--out", str(folder)])
+    lines = [line for line in errors.getvalue().splitlines() if line.startswith("offramp: ")]
+    if len(lines) != (status != 0) or status not in (0, 1, 2):
+        return f"status {status}, said {lines}"
+    if status == 2:  # refused at the door
+        return "refused, and a folder made" if folder.exists() else ""
+    if found := broken(folder):
+        return f"not finite: {', '.join(found[:5])}"
+    if (folder / "weights.safetensors").is_file() != (status == 0):
+        return f"status {status}, and weights" if status else "no weights"
+    if status == 0:
+        return ""
+    checkpoints = sorted((folder / "checkpoints").glob("*.safetensors"))
+    named = re.search(r"the newest checkpoint is (\S+)\. ", lines[0])
+    true = [Path(named[1])] == checkpoints[-1:] if named else "there is no checkpoint yet" in lines[0]
+    return "" if true and bool(named) == bool(checkpoints) else f"there are {len(checkpoints)} checkpoints: {lines[0]}"
 
 
 def broken(folder: Path) -> list[str]:

@@ -17,7 +17,7 @@ TRAIN = (
 
 
 def torture(tmp_path: Path, num_kills: int, seed: int, *more: str) -> dict[str, Any]:
-    command = [sys.executable, str(Path(__file__).with_name("torture.py")), str(tmp_path), str(num_kills), str(seed)]
+    command = [sys.executable, str(Path(__file__).with_name("kills.py")), str(tmp_path), str(num_kills), str(seed)]
     done = subprocess.run([*command, *TRAIN, *more], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -1,8 +1,9 @@
-"""Train with real `kill -9` at random moments: `python torture.py WORK_DIR KILLS SEED TRAIN_ARGUMENTS...`
+"""Train with real `kill -9` at random moments: `python kills.py WORK_DIR KILLS SEED TRAIN_ARGUMENTS...`
 
 One process imports everything and forks a child for every attempt, so that an attempt costs what it trains. A child is
 killed by the clock, or kills itself inside a save, a rename, an evaluation or between epochs. Prints one JSON object:
-the kills by kind, and the names of the files that differ from those of a run never interrupted.
+the kills by kind, how many left a file half written, how many starts went on from a checkpoint, and the names of the
+files that differ from those of a run never interrupted.
 """
 
 import collections
@@ -31,13 +32,19 @@ SUICIDES: dict[str, tuple[Any, str]] = {
 }
 
 
-def attempt(arguments: list[str], prepare: Callable[[], None] = lambda: None, seconds: float | None = None) -> int:
-    """Run one child; its wait status. `seconds`: when to kill it."""
+def nothing() -> None:
+    """Change nothing in a child."""
+
+
+def attempt(
+    arguments: list[str], log: Path, prepare: Callable[[], None] = nothing, seconds: float | None = None
+) -> int:
+    """Run one child, which writes its messages to `log`; its wait status. `seconds`: when to kill it."""
     child = os.fork()
     if not child:
         torch.set_num_threads(1)
         prepare()
-        with open(os.devnull, "w") as sys.stdout, open(os.devnull, "w") as sys.stderr:
+        with open(os.devnull, "w") as sys.stdout, open(log, "a") as sys.stderr:
             os._exit(main(arguments))
     if seconds is not None:
         time.sleep(seconds)
@@ -64,27 +71,53 @@ def suicide(kind: str, call: int, after: bool) -> Callable[[], None]:
     return lambda: setattr(module, name, wrapper)
 
 
-def torture(folder: Path, num_kills: int, seed: int, train_arguments: list[str]) -> dict[str, Any]:
-    """An undisturbed run beside one that is killed `num_kills` times."""
-    calm, tortured = folder / "calm", folder / "tortured"
+def torture(
+    folder: Path, num_kills: int, seed: int, train_arguments: list[str], sabotage: Callable[[], None] = nothing
+) -> dict[str, Any]:
+    """An undisturbed run beside one that is killed up to `num_kills` times, fewer where it is finished before.
+
+    `sabotage` is called in each child of the run that is killed: a control, which has to make a difference.
+    """
+    calm, tortured, log = folder / "calm", folder / "tortured", folder / "log"
+    folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    assert attempt([*train_arguments, "--out", str(calm)]) == 0
+    assert attempt([*train_arguments, "--out", str(calm)], log) == 0, log.read_text()
     duration = time.monotonic() - started
     rng = random.Random(seed)
     kills: collections.Counter[str] = collections.Counter()
+    half_written: set[Path] = set()
+    in_writes = 0
     arguments = [*train_arguments, "--out", str(tortured)]
     while kills.total() < num_kills and not (tortured / "weights.safetensors").exists():
         kind = rng.choice(["by the clock", "by the clock", *SUICIDES])
+        seconds = None
         if kind == "by the clock":
-            status = attempt(arguments, seconds=rng.uniform(0, duration / num_kills))
+            prepare, seconds = sabotage, rng.uniform(0, duration / num_kills)
         else:
-            status = attempt(arguments, prepare=suicide(kind, rng.randint(1, 8), rng.random() < 0.5))
-        kills[kind] += os.WIFSIGNALED(status)
-    assert attempt(arguments) == 0
+            fall = suicide(kind, rng.randint(1, 8), rng.random() < 0.5)
+
+            def prepare(fall: Callable[[], None] = fall) -> None:
+                sabotage()
+                fall()
+
+        status = attempt(arguments, log, prepare, seconds)
+        if os.WIFSIGNALED(status):
+            left = set(tortured.rglob("*.part"))
+            kills[kind] += 1
+            in_writes += bool(left - half_written)
+            half_written |= left
+    assert attempt(arguments, log, sabotage) == 0, log.read_text()
     kept = ("*.safetensors", "metrics.jsonl", "checkpoints/*")  # final and best weights, metrics, optimiser states
     names = [str(path.relative_to(calm)) for pattern in kept for path in calm.glob(pattern)]
     different = [n for n in names if (calm / n).read_bytes() != (tortured / n).read_bytes()]
-    return {"kills": kills.total(), "kinds": dict(kills), "compared": sorted(names), "different": different}
+    return {
+        "kills": kills.total(),
+        "kinds": dict(kills),
+        "in_writes": in_writes,
+        "continued": log.read_text().count("Continuing after "),
+        "compared": sorted(names),
+        "different": different,
+    }
 
 
 if __name__ == "__main__":
