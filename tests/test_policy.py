@@ -227,7 +227,7 @@ WHOLE = {
         ("{", OfframpError, "damaged or no JSON"),
         ("[]", UsageError, "not a policy"),
         ('{"format": 1}', UsageError, "not a policy"),
-        (json.dumps({"format": 2, "new": 1}), UsageError, "newer offramp"),
+        (json.dumps({"format": 3, "new": 1}), UsageError, "newer offramp"),
         *(
             (json.dumps({**WHOLE, **change}), UsageError, "not a policy")
             for change in (
@@ -277,3 +277,19 @@ def test_no_file_is_said(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(make, said) -> None:
     with pytest.raises(UsageError, match=said):
         make()
+
+
+def test_a_file_that_was_changed_is_noticed_and_one_without_a_hash_is_read(tmp_path: Path) -> None:
+    """A flipped bit in a threshold gave other exits, and in a certificate another promise, without a word."""
+    path = tmp_path / "p.json"
+    policy = Policy((0.5, EVERYBODY), found={"certificate": {"risk": 0.01}})
+    policy.save(path)
+    content = path.read_text()
+    for old, new in ((" 0.5,", " 0.7,"), ("0.01", "0.09"), ("softmax", "margin")):
+        path.write_text(content.replace(old, new))
+        assert path.read_text() != content
+        with pytest.raises(OfframpError, match="hash"):
+            Policy.load(path)
+    by_hand = {key: value for key, value in json.loads(content).items() if key != "sha256"}
+    path.write_text(json.dumps({**by_hand, "thresholds": [0.7, EVERYBODY]}))
+    assert Policy.load(path).thresholds == (0.7, EVERYBODY)

@@ -82,12 +82,12 @@ KILLS: dict[str, list[str]] = {
     "dynamic, saved after every third step": [*_DIGITS, *_KILLED[:-1], "3", "--objective", "dynamic"],
     "another seed, the best kept": [*_DIGITS, *_KILLED, "--seed", "7", "--keep-best", "--objective", "power-sqrt"],
     "WPN": [*_DIGITS, *_KILLED, "--rule", "wpn"],
-    "Meta-GF": [*_DIGITS, *_KILLED, "--rule", "meta-gf"],
+    "Meta-GF": [*_DIGITS, *_KILLED, "--rule", "meta-gf", "--epochs", "21"],
     "DFS": [*_DIGITS, *_KILLED, "--rule", "dfs"],
     "kernels, bf16": [*_DIGITS, *_KILLED, "--form", "kernels", "--precision", "bf16"],
     "plain, AdamW": [*_DIGITS, *_KILLED, "--form", "plain", "--optimizer", "adamw", "--lr", "0.001"],
     "frozen trunk, gradients watched": [*_DIGITS, *_KILLED, "--freeze-trunk", "--no-augment", "--xray", "20"],
-    "folder of images, two workers": ["train", "--data", "folder:PHOTOS", *_KILLED, "--workers", "2"],
+    "folder of images, two workers": ["train", "--data", "folder:PHOTOS", "image_size=16", *_KILLED, "--workers", "2"],
 }
 _KILLS_EACH = 20
 
@@ -297,7 +297,7 @@ def damaged_files(task: str, plan: Plan) -> Iterator[Tried]:
             other = files.failure(run, "split.json", b"[]", "certify", work)
         yield Tried("types are not looked at", other)
         return
-    run = files.prepare(plan.folder)
+    run = files.prepare(plan.folder, quickly=task not in ("bench.json", "verdict.json"))
     content = (run / task).read_bytes()
     for number, (what, damaged) in enumerate(files.damages(task, content, plan.number(_DAMAGES), plan.seed)):
         for command in files.READ_BY[task]:
@@ -321,7 +321,7 @@ def runaway_trainings(task: str, plan: Plan) -> Iterator[Tried]:
 
     if task == CONTROL:
         with mock.patch.object(Loop, "_check_state"):
-            wrong = trainings.failure(trainings.CASES["sgd, rate 1e4"], plan.folder / "run")
+            wrong = trainings.failure(trainings.CASES["meta-gf, rate 1e4"], plan.folder / "run")
         yield Tried("nothing is looked at before a save", wrong)
         return
     cases = plan.some((case, words) for case, words in trainings.CASES.items() if case.startswith(f"{task}, "))

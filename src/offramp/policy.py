@@ -23,7 +23,7 @@ from offramp.errors import OfframpError, UsageError
 from offramp.network import class_log_probs
 from offramp.storage import parse_json, write_atomically
 
-FORMAT = 1  # of the file
+FORMAT = 2  # of the file; 1 has no hash
 NOBODY, EVERYBODY = 1e8, -1e8  # thresholds of an exit that takes no image and of one that takes all
 CERTIFICATE = "certificate"  # in `Policy.found`: what is promised of it, see evaluation/certify.py
 
@@ -248,11 +248,17 @@ class Policy:
             "network": self.network,
             "found": self.found,
         }
+        content["sha256"] = _content_hash(content)
         write_atomically(Path(path).expanduser(), (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> "Policy":
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            UsageError: No such file, or none of this make.
+            OfframpError: A damaged one.
+        """
         source = Path(path).expanduser()
         if not source.is_file():
             raise UsageError(f"There is no file {source}.")
@@ -264,12 +270,23 @@ class Policy:
             raise UsageError(f"{source} was written by a newer offramp (policy format {content['format']}). Update it.")
         if not _is_policy(content):
             raise UsageError(f"{source} is not a policy.")
+        if content.pop("sha256", _content_hash(content)) != _content_hash(content):
+            raise OfframpError(
+                f"{source} is damaged: its content does not have the hash it was written with. Find the policy anew; "
+                "where you changed it by hand, take its sha256 out."
+            )
         return cls(content["thresholds"], Measure(**content["measure"]), content["found"], content["network"])
+
+
+def _content_hash(content: Mapping[str, Any]) -> str:
+    """Of the JSON values that are written, which are the same when read."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _is_policy(content: Any) -> bool:
     """Whether a JSON value has the form of what `save` writes."""
-    if not isinstance(content, dict) or content.keys() != {"format", "measure", "thresholds", "network", "found"}:
+    keys = {"format", "measure", "thresholds", "network", "found"}
+    if not isinstance(content, dict) or content.keys() - {"sha256"} != keys:
         return False
     measure, thresholds = content["measure"], content["thresholds"]
     return (

@@ -24,8 +24,8 @@ from offramp.training.ancestors import ancestor
 
 NETWORK = "exits=2 channels=4 growth=2 growth_factors=(1,2) bottleneck_factors=(1,2) head_channels=8"
 TRAIN = f"train --data digits --network msdnet {NETWORK} --epochs 2 --threads 1 --xray 20 --out RUN".split()
-BENCH = "--rounds 5 --limit 8 --batches 1 --no-onnxruntime".split()
-VERDICT = "--no-train --rounds 5 --seconds 1 --images 8 --no-onnxruntime".split()
+BENCH = "--rounds 5 --limit 8 --batches 1 --backend torch".split()
+VERDICT = "--no-train --rounds 5 --seconds 1 --images 8 --backend torch".split()
 COMMANDS: dict[str, list[str]] = {
     "cost": ["cost", "RUN"],
     "predict": ["predict", "RUN", "RUN/image.png", "--format", "jsonl"],
