@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test test-slow lint bench bench-gpu clean
+.PHONY: quickstart test test-slow torture lint bench bench-gpu clean
 
 # One marker per set of extras, so that a second call does nothing.
 $(VENV)/bin/python:
@@ -26,6 +26,9 @@ test: $(VENV)/.dev            ## everything but the slow tests
 
 test-slow: $(VENV)/.dev       ## the slow tests alone
 	$(BIN)/python -m pytest -m slow
+
+torture: $(VENV)/.dev         ## kills, flipped bits, hostile folders, bombs, closed streams, damaged files, in one table; an hour or two
+	$(BIN)/python tests/torture.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
