@@ -377,6 +377,21 @@ def test_metrics_are_read_line_by_line(tmp_path: Path) -> None:
     assert folder.read_metrics() == [{"epoch": 1}, {"epoch": 2}]
 
 
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        ('{"epoch": 1}\n{"loss": 0.5}\n', "epoch"),
+        ('{"epoch": 1, "stats": {"weight": [1, 2]}}\n{"epoch": 2, "stats": {"weight": [1]}}\n', "weight"),
+    ],
+)
+def test_damaged_metrics_are_said(tmp_path: Path, lines: str, named: str) -> None:
+    """`evaluate` ended in a KeyError, and in a ValueError of `zip`."""
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_text(lines)
+    with pytest.raises(OfframpError, match=named):
+        folder.read_metrics()
+
+
 def test_weights_of_another_run_are_refused_and_a_folder_may_move(tmp_path: Path) -> None:
     for name in ("one", "other"):
         (tmp_path / name).mkdir()

@@ -59,7 +59,12 @@ _CONFIG = {  # what is read of the files, as `checks.fault` takes it; what an ar
 }
 _STARTS = [{"started": Maybe(str), "threads": Maybe(int), "device": Maybe(str), "git": Maybe({"commit": str})}]
 _NUMBERS = Maybe([(float,)])
-_LINE = {"train_top1": _NUMBERS, "search_top1": _NUMBERS, "stats": Maybe({str: ([(float,)],)}), "loss": Maybe(float)}
+_LINE = {
+    "epoch": int,
+    **dict.fromkeys(("train_top1", "search_top1"), _NUMBERS),
+    "stats": Maybe({str: ([(float,)],)}),
+    "loss": Maybe(float),
+}
 ORIGIN = {
     **dict.fromkeys(("model", "weights", "licence"), Maybe(str)),
     "init": Maybe({"file": Maybe(str), "sha256": Maybe(str)}),
@@ -185,6 +190,11 @@ class RunFolder:
         except ValueError as error:
             raise OfframpError(f"{self.metrics} is damaged: {error}.") from error
         _check_shape(lines, [_LINE], self.metrics)
+        lengths: dict[str, int] = {}
+        for line in lines:
+            for name, values in {**line, **(line.get("stats") or {})}.items():
+                if isinstance(values, list) and lengths.setdefault(name, len(values)) != len(values):
+                    raise OfframpError(f"{self.metrics} is damaged: its lines are of different numbers of {name}.")
         return lines
 
 
