@@ -35,8 +35,7 @@ HERE = Path(__file__).parent
 BENCHMARKS = (
     "startup",
     "training_step",
-    "inference",
-    "runtimes",
+    "early_exits",
     "exported",
     "two_processes",
     "objective",

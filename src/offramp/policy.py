@@ -191,6 +191,14 @@ class Policy:
         """K."""
         return len(self.thresholds)
 
+    @property
+    def certified_form(self) -> str | None:
+        """Of which answers its certificate is: `float32`, or a backend and precision; None without a certificate."""
+        certificate = self.found.get(CERTIFICATE)
+        if certificate is None:
+            return None
+        return str(certificate.get("form", "float32")) if isinstance(certificate, Mapping) else "float32"
+
     def log_probs(self, k: int, logits_BC: Tensor, num_classes: int) -> Tensor:
         """Log-probabilities `[B, N]` of exit k's logits `[B, C]`, as the measure reads them."""
         return self.measure.log_probs(k, logits_BC, num_classes)

@@ -11,7 +11,7 @@ from offramp.policy import EVERYBODY, NOBODY, Policy
 from offramp.reports import bench
 from offramp.runtime import Engine
 
-QUICK = ["--batches", "1", "8", "--limit", "16", "--rounds", "5", "--threads", "1"]
+QUICK = ["--batches", "1", "8", "--limit", "16", "--rounds", "5", "--seconds", "2", "--threads", "1"]
 
 
 @pytest.fixture(autouse=True)

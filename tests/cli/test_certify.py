@@ -3,15 +3,19 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from offramp.cli import main
 from offramp.cli.certify import certify as command
 from offramp.costs import cost
+from offramp.errors import UsageError
 from offramp.evaluation import Certificate, Record
 from offramp.evaluation.bounds import binomial_p_value
 from offramp.evaluation.certify import certify as certify_records
 from offramp.policy import Policy
 from offramp.reports import certify
+from offramp.runtime import Engine, Form
+from offramp.runtime.backends import make_program
 from offramp.training import ancestors
 
 PROMISE = ["--risk", "0.1", "--confidence", "0.9"]
@@ -145,6 +149,42 @@ def test_certify_images_that_are_others_than_they_were_are_refused(make_run, tmp
     (tmp_path / "run" / "split.json").write_text(json.dumps({"fingerprints": {"certify": "another"}}))
     assert main(["certify", run, *PROMISE]) == 2
     assert "held out now are not those" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("backend", "precision"), [("torch", "bf16"), ("openvino", "float32"), ("openvino", "bf16")])
+def test_a_certificate_is_of_what_runs(backend, precision, make_run, tiny, parts, tmp_path, monkeypatch, capsys):
+    """Found and tested on the answers of the form that runs; others are refused, which once was bf16 as a whole."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run, form = make_run(), Form(backend, precision)
+    assert main(["certify", run, *PROMISE, "--backend", backend, "--precision", precision]) == 0
+    policy = Policy.load(tmp_path / "run" / "policy.json")
+    records = [
+        Record.load(tmp_path / "run" / "records" / f"{part}-{backend}-{precision}.safetensors")
+        for part in ("search", "certify")
+    ]
+    images = torch.cat([batch.images_BCHW for batch in parts.val.certify.batches()])
+    close = 1e-2 if precision == "bf16" else 1e-5  # other numbers of rows at a time
+    wanted = make_program(tiny, form).logits(images).float()
+    torch.testing.assert_close(records[1].logits_KSC, wanted, rtol=close, atol=close)
+    found = certify_records(*records, cost(tiny), risk=0.1, confidence=0.9)
+    assert (found.thresholds, found.measure) == (policy.thresholds, policy.measure)
+    certificate = Certificate.of(policy)
+    assert certificate is not None
+    out = capsys.readouterr().out
+    if precision == "float32":
+        assert certificate.form == "float32"
+        Engine(tiny, policy)
+        return
+    assert certificate.form == str(form)
+    assert f"It is of what {form} answers" in " ".join(out.split())
+    engine = Engine(tiny, policy)
+    assert engine.program.form == form
+    assert engine.tune(images, batch_sizes=(8,), seconds=0.1, streams=False).form == form
+    for other in (Form(), Form("openvino")):
+        with pytest.raises(UsageError, match=f"certificate is of answers in {form}, and {other} moves some"):
+            Engine(tiny, policy, form=other)
+    assert main(["export", run, "--to", "onnx"]) == 2
+    assert f"certificate is of answers in {form}, and the file computes in float32" in capsys.readouterr().err
 
 
 def test_defaults_are_those_of_python():

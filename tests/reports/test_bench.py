@@ -18,7 +18,7 @@ from offramp.runs import RunFolder, load
 from offramp.runtime import Engine
 from offramp.storage import weights_hash
 
-QUICK = {"batches": (1, 8), "limit": 16, "rounds": 5}
+QUICK = {"batches": (1, 8), "limit": 16, "rounds": 5, "seconds": 2.0}
 LEAVING = Policy((0.3, NOBODY, EVERYBODY))
 
 

@@ -11,6 +11,7 @@ from offramp.reports.bench_timing import (
     Feed,
     Rivals,
     Turn,
+    in_the_time,
     measure,
     on_test,
     round_of,
@@ -46,7 +47,7 @@ def images(tiny_parts):
 def always(seconds):
     """In place of `take_turns`: every variant is called once, and its seconds are made up."""
 
-    def turns(variants, rounds, warmup=2):
+    def turns(variants, rounds, warmup=2, after_round=None):
         for variant in variants.values():
             for _ in range(rounds):
                 variant()
@@ -108,21 +109,28 @@ def test_a_turn_makes_all_calls_in_order_and_keeps_their_seconds():
     assert total == sum(turn.rounds[0]) > 0
 
 
-def test_rivals_get_the_fastest_form_and_chunk(engine, images, monkeypatch):
+def test_rivals_get_the_fastest_form_and_then_the_fastest_chunk(engine, images, monkeypatch):
     rivals = Rivals(engine, [Form(), Form(precision="bf16")])
     feed = Feed.of(256, images, None)
     tried = []
 
-    def turns(variants, rounds, warmup):
+    def turns(variants, rounds, warmup, after_round):
         tried.append(len(variants))
-        return {name: [1.0 if number == 3 else 2.0] * rounds for number, name in enumerate(variants)}
+        best = {2: 0, 6: 3}[len(variants)]  # of two forms the engine's own, of six chunks that of 32
+        return {name: [1.0 if number == best else 2.0] * rounds for number, name in enumerate(variants)}
 
     monkeypatch.setattr(bench_timing, "take_turns", turns)
     fastest = rivals.fastest(feed)
-    # The last exit is tried first, in both forms; the fourth of them is the engine's form in chunks of 32.
-    assert tried == [12, 6, 6]
+    assert tried == [2, 6]  # all for the last exit; the others are run as it is
     assert [(rival.exit, rival.chunk) for rival in fastest] == [(0, 32), (1, 32), (2, 32)]
     assert all(rival.program is engine.program for rival in fastest)
+
+
+def test_rounds_have_as_many_images_as_fit_into_the_time(engine, images):
+    image = images.images_SCHW[:1]
+    few, many = (in_the_time(engine, 8, image, 15, seconds) for seconds in (0.5, 50.0))
+    assert 1 <= few < many
+    assert in_the_time(engine, None, image, 15, 1e-9) == 1
 
 
 def test_single_images_have_no_chunks(engine, images):

@@ -190,7 +190,7 @@ def test_a_tuning_in_bf16_is_not_adopted_under_a_certificate_and_it_is_said(befo
     tune(policy if before else certified, Plan(straight=True), form=dataclasses.asdict(Form(precision="bf16")))
     predictions = predict(run, files, policy=certified)
     assert list(predictions) == answers
-    assert predictions.differs == ("bf16: the policy's certificate is of float32's answers",)
+    assert predictions.differs == ("torch, bf16: the certificate is of answers in float32",)
     assert not predictions.tuned
     if before:
         assert predict(run, files, policy=policy).tuned

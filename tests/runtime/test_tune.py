@@ -231,13 +231,13 @@ def test_under_a_certificate_only_float32_is_run(clock, monkeypatch) -> None:
     engine = Engine(net, certified)
     found = tuned(engine, forms=[IN_BF16, Form()])
     assert [trial.admitted for trial in found.forms] == [False, True]
-    assert "certificate is of float32's" in found.forms[0].reason
+    assert "certificate is of answers in float32" in found.forms[0].reason
     assert engine.program.form == Form()
     as_before = dataclasses.replace(in_bf16, policy={**in_bf16.policy, "certified": True})  # by an earlier version
-    with pytest.raises(UsageError, match="certificate is of float32's"):
+    with pytest.raises(UsageError, match="certificate is of answers in float32"):
         engine.adopt(as_before)
     assert engine.program.form == Form()
-    with pytest.raises(UsageError, match="certificate is of float32's"):
+    with pytest.raises(UsageError, match="certificate is of answers in float32"):
         Engine(net, certified, form=IN_BF16)
 
 

@@ -151,11 +151,12 @@ def _later(function: Callable[..., None], *, opens: bool) -> Callable[..., Calla
 
     @functools.wraps(function)
     def bind(*args: Any, allow_code: tuple[str, ...] = (), **kwargs: Any) -> Callable[[], None]:
-        def run() -> None:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> None:
             with trust.allowing(allow_code):
                 function(*args, **kwargs)
 
-        return run
+        return functools.partial(run, *args, **kwargs)
 
     if opens:
         signature = inspect.signature(function)

@@ -19,6 +19,7 @@ def bench(
     batches: tuple[int, ...] = (1, 32, 256),
     limit: int | None = None,
     rounds: int = 15,
+    seconds: float = 140,
     threads: int | None = None,
     bf16: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     backend: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto",
@@ -44,9 +45,10 @@ def bench(
         max_drop: Find thresholds that lose at most so many percentage points of accuracy; 0.2 where there are none and
             it is not given.
         batches: Sizes of batches to measure, beside a stream.
-        limit: Images timed in a round, at most (but one whole batch). Default: 100 one at a time, 256 in batches,
-            4,096 in a stream, of large images fewer (512 MB).
+        limit: Images timed in a round, at most (but one whole batch). Never more than 100 one at a time, 256 in
+            batches, 4,096 in a stream, of large images fewer (512 MB).
         rounds: How many times each variant takes its turn, at least 5.
+        seconds: About how long it may take, setting libraries up aside: rounds have as many images as fit.
         threads: CPU threads of torch.
         bf16: Try bfloat16 too, for the engine and what it is compared with.
         backend: What may run the network; auto tries all that are installed.
@@ -60,7 +62,7 @@ def bench(
     before_torch()
     from offramp.reports import bench as measure
     from offramp.reports.bench_table import bench_table
-    from offramp.reports.terminal import console, passes
+    from offramp.reports.terminal import console, countdown, passes
 
     measured = measure(
         run,
@@ -69,6 +71,7 @@ def bench(
         batches=batches,
         limit=limit,
         rounds=rounds,
+        seconds=seconds,
         threads=threads,
         bf16=bf16,
         backend=backend,
@@ -78,6 +81,7 @@ def bench(
         device=device,
         batch_size=batch_size,
         bars=passes,
+        countdown=countdown,
         note=say,
     )
     if as_json:

@@ -17,6 +17,8 @@ def certify(
     loss: Literal["regret", "early-error", "drop"] = "regret",
     per_class: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     measure: Literal["softmax", "margin", "entropy", "patience"] = "softmax",
+    backend: Literal["torch", "onnxruntime", "openvino"] = "torch",
+    precision: Literal["float32", "bf16"] = "float32",
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None,
@@ -35,6 +37,8 @@ def certify(
             early-error: share of wrong answers among images that leave early; drop: accuracy lost.
         per_class: Promise it for the images of each class.
         measure: How an exit's confidence is read off its logits.
+        backend: What runs the network on the images.
+        precision: In which precision. In bf16 the promise is of what this backend answers in bf16, and it is run so.
         out: Write the policy to FILE.
         as_json: Print one JSON object, and nothing else, to standard output.
         root: Folder that holds the data set's files, if it is not where it was in training.
@@ -53,6 +57,8 @@ def certify(
             loss=loss,
             per_class=per_class,
             measure=Measure(measure),
+            backend=backend,
+            precision=precision,
             out=out,
             root=root,
             device=device,

@@ -47,6 +47,7 @@ class Certificate:
         earlier: Other certificates that were made with these images before, as far as the policies' files told.
         copies: Images of the certify half that repeat others of it or images of the search half. The tests were passed
             with them and without them; `counted`, `lost` and `gained` are without them.
+        form: Of which logits it is: `float32`, by any backend, or one backend and precision, such as `openvino, bf16`.
     """
 
     promise: Promise
@@ -65,6 +66,7 @@ class Certificate:
     unknown: tuple[str, ...] = ()
     earlier: int = 0
     copies: int = 0
+    form: str = "float32"
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -143,6 +145,8 @@ class Certificate:
                 f" Of the {self.images} images {self.copies} repeat others, or images of the search half: they are not "
                 "counted here, and the promise stands with them as well."
             )
+        if self.form != "float32":
+            doubts += f" It is of what {self.form} answers, and of nothing else."
         if self.earlier:
             doubts += f" Certificates made before with the same images: at least {self.earlier}."
         return (

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -156,10 +156,19 @@ def pieces(num_images: int, num_outputs: int, most: int | None = None) -> Iterat
 _ABOUT = ("class_names", "split", "fingerprint", "weights", "total", "made_on")
 
 
+class Forward(NamedTuple):
+    """What gives a network's logits in its place: a backend."""
+
+    name: str
+    logits: Callable[[Tensor], Tensor]
+    """From images `[B, channels, height, width]` to `[K, B, C]`."""
+
+
 def record(
     network: EarlyExitNet,
     split: SplitLike,
     *,
+    forward: Forward | None = None,
     device: str | torch.device | None = None,
     batch_size: int | None = None,
     limit: int | None = None,
@@ -170,6 +179,7 @@ def record(
     Args:
         network: Its logits on a batch must be `[K, B, C]`.
         split: A part of a data set, read in its own order; `train.plain()` gives training images test transforms.
+        forward: Runs the network; by default torch does, as it is.
         device: Where to compute; the network's own device if None.
         batch_size: Largest number of images in one forward pass, below the split's own.
         limit: Only the first so many images.
@@ -198,7 +208,8 @@ def record(
         done = 0
         for images_BCHW, targets_B, indices_B in _chunks(split, num_images, batch_size):
             here = slice(done, done + len(targets_B))
-            logits_KSC[:, here] = _logits(network, images_BCHW.to(device, dtype), indices_B, split.name)
+            run = network if forward is None else forward.logits
+            logits_KSC[:, here] = _logits(run, network, images_BCHW.to(device, dtype), indices_B, split.name)
             targets_S[here], indices_S[here] = targets_B, indices_B
             done = here.stop
             if progress is not None:
@@ -219,7 +230,7 @@ def record(
         fingerprint=split.fingerprint(),
         weights=weights_hash(network.state_dict()),
         total=len(split),
-        made_on=f"{describe_device(device)}, torch {torch.__version__}",
+        made_on=f"{describe_device(device)}, torch {torch.__version__}" + (f", {forward.name}" if forward else ""),
     )
 
 
@@ -228,6 +239,7 @@ def recorded(
     split: SplitLike,
     path: str | Path,
     *,
+    forward: Forward | None = None,
     device: str | torch.device | None = None,
     batch_size: int | None = None,
     limit: int | None = None,
@@ -247,7 +259,7 @@ def recorded(
             kept = None  # nothing is lost: it is made again below, from the same weights and images
         if kept is not None and (kept.weights, kept.fingerprint, kept.num_images) == wanted:
             return kept
-    made = record(network, split, device=device, batch_size=batch_size, limit=limit, progress=progress)
+    made = record(network, split, forward=forward, device=device, batch_size=batch_size, limit=limit, progress=progress)
     made.save(path)
     return made
 
@@ -283,8 +295,10 @@ def _chunks(split: SplitLike, num_images: int, batch_size: int | None) -> Iterat
 
 
 @torch.inference_mode()
-def _logits(network: EarlyExitNet, images_BCHW: Tensor, indices_B: Tensor, split: str) -> Tensor:
-    logits_KBC: Tensor = network(images_BCHW).float().cpu()
+def _logits(
+    run: Callable[[Tensor], Tensor], network: EarlyExitNet, images_BCHW: Tensor, indices_B: Tensor, split: str
+) -> Tensor:
+    logits_KBC: Tensor = run(images_BCHW).float().cpu()
     expected = (network.num_exits, len(indices_B), network.num_outputs)
     if logits_KBC.shape != expected:
         raise UsageError(

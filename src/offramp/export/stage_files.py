@@ -263,4 +263,9 @@ def check_policy(network: EarlyExitNet, policy: Policy | None) -> None:
         return
     if policy.num_exits != network.num_exits:
         raise UsageError(f"This policy is for {policy.num_exits} exits; the network has {network.num_exits}.")
+    if policy.certified_form not in (None, "float32"):
+        raise UsageError(
+            f"The policy's certificate is of answers in {policy.certified_form}, and the file computes in float32: "
+            "certify in float32 for it."
+        )
     policy.check_network(weights_hash(network.state_dict()))

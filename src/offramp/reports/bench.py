@@ -5,10 +5,12 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from offramp.checks import check_number
 from offramp.costs import Cost, cost
 from offramp.data import Parts
 from offramp.devices import device_named, with_threads
@@ -18,8 +20,9 @@ from offramp.evaluation.targets import check_target
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.reports import bench_plots, figures
-from offramp.reports.bench_figures import Bench, accuracy
-from offramp.reports.bench_timing import Feed, Rivals, measure, on_test, right, round_of, whole
+from offramp.reports.bench_figures import Bench, Mode, accuracy
+from offramp.reports.bench_timing import TRIALS, Feed, Rivals, in_the_time, measure, on_test, right, round_of, whole
+from offramp.reports.durations import duration_in_words
 from offramp.reports.loading import (
     Bars,
     check_trained_on,
@@ -31,18 +34,21 @@ from offramp.reports.loading import (
 )
 from offramp.reports.sample import pool
 from offramp.runs import RunFolder
-from offramp.runtime import Engine, Form, Plan, usual_forms
+from offramp.runtime import Engine, Form, Plan, Tuning, usual_forms
 from offramp.runtime.program import Backend
 from offramp.runtime.rows import joined
 from offramp.runtime.timing import conditions
 from offramp.storage import write_atomically
 
+Countdown = Callable[[], AbstractContextManager[Callable[[float], object]]]  # shows what share is done, in [0, 1]
 MAX_DROP = 0.2  # percentage points; of the policy that is found where the run has none
 BATCHES = (1, 32, 256)
 ROUNDS = 15
 LEAST_ROUNDS = 5  # of which the lowest and the highest are a 90 % interval
 TUNED_ON = 512  # images
-TUNING, BRIEF = 30.0, 8.0  # seconds; brief where few images are to be timed
+SECONDS = 140.0  # that all may take by default, without setting forms up
+TUNING = 0.2  # the share of it that tuning takes
+OF_STREAM = 3.0  # times as much as a size of batch: short streams are decided by their last, half-full chunks
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,10 @@ class BenchOptions:
     batches: Sequence[int]
     limit: int | None
     rounds: int
+    seconds: float
     forms: Sequence[Form]
     note: Callable[[str], None]
+    countdown: Countdown
 
 
 def bench(
@@ -64,6 +72,7 @@ def bench(
     batches: Sequence[int] = BATCHES,
     limit: int | None = None,
     rounds: int = ROUNDS,
+    seconds: float = SECONDS,
     threads: int | None = None,
     bf16: bool = False,
     backend: Backend | Literal["auto"] = "auto",
@@ -77,6 +86,7 @@ def bench(
     batch_size: int | None = None,
     bars: Bars = contextlib.nullcontext,
     note: Callable[[str], None] = lambda text: None,
+    countdown: Countdown = lambda: contextlib.nullcontext(lambda share: None),
 ) -> Bench:
     """Measure what a run's early exits save in time, beside what they save in operations.
 
@@ -90,9 +100,11 @@ def bench(
             where `max_drop` is given, thresholds are found on `search`.
         max_drop: Percentage points of accuracy that these may lose; 0.2 if they are found and it is not given.
         batches: Sizes of batches to measure. A stream is measured always.
-        limit: Images timed in a round, at most (but a whole batch); by default 100 one at a time, about 256 in
+        limit: Images timed in a round, at most (but a whole batch); at most 100 one at a time, about 256 in
             batches, 4,096 in a stream, of large images fewer: 512 MB.
         rounds: How many times each variant takes its turn.
+        seconds: About how long it may take, a fifth of it for tuning: rounds have as many images as fit. Reading data
+            and making files for libraries are beside it.
         threads: Threads of torch, while it is measured.
         bf16: Let engine and rivals compute in bfloat16 where that is faster and answers stay the same within rounding.
         backend: What may run the network: torch, onnxruntime, openvino; auto tries all there are. Files for the
@@ -106,7 +118,8 @@ def bench(
         device: auto (the GPU if there is one), cpu, cuda or cuda:N.
         batch_size: Largest number of images in one forward pass of the plain network, below the run's own batch size.
         bars: Shows progress while data sets are read; closed before anything is timed.
-        note: Hears in words what is being done.
+        note: Called with progress messages.
+        countdown: Shows what share is done, between rounds, while the context that it gives is open.
 
     Raises:
         UsageError: A network with one exit; a run without held-out images and without a policy; settings that cannot
@@ -114,6 +127,7 @@ def bench(
         OfframpError: A file that cannot be written, which is said before anything is measured.
     """
     _check(policy, max_drop, batches, limit, rounds, threads)
+    check_number("seconds", seconds, "above 0", lambda value: value > 0)
     with with_threads(threads):
         measured_on = conditions(device_named(device))  # before the machine is busy with us
     if plots is not None:
@@ -139,7 +153,7 @@ def bench(
         assert search is not None
         ready = policy_for(search, costs, max_drop=MAX_DROP if max_drop is None else max_drop)
     forms = usual_forms(device_named(device), backend=backend, bf16=bf16)
-    options = BenchOptions(batches, limit, rounds, forms, note)
+    options = BenchOptions(batches, limit, rounds, seconds, forms, note, countdown)
     with with_threads(threads):
         measured = _measured(folder, network, ready, parts, test, costs, options, measured_on)
     measured = dataclasses.replace(measured, policy_file=file)
@@ -199,6 +213,41 @@ def _check_network(network: EarlyExitNet, policy: Policy | None, folder: RunFold
         )
 
 
+def _modes(
+    engine: Engine,
+    tuning: Tuning,
+    parts: Parts,
+    test: Record,
+    costs: Cost,
+    options: BenchOptions,
+    done: Callable[[float], object],
+) -> list[Mode]:
+    """Each size of batch and a stream, timed."""
+    rivals = Rivals(engine, [trial.form for trial in tuning.forms if trial.admitted])
+    sizes = (*options.batches, None)
+    weights = [*[1.0] * len(options.batches), OF_STREAM]
+    image = pool(parts.test, 1).images_SCHW
+    modes, before = [], TUNING
+    for size, weight in zip(sizes, weights, strict=True):
+        options.note(f"Timing {'a stream' if size is None else f'batches of {size}'}.")
+        share = (1 - TUNING) * weight / sum(weights)
+        limit = in_the_time(engine, size, image, options.rounds, share * options.seconds)
+        limit = limit if options.limit is None else min(limit, options.limit)
+        feed = Feed.of(size, pool(parts.test, round_of(size, limit, costs.image_shape)[1]), limit)
+        turns, passed = 2 * (TRIALS + 1) + options.rounds + 2, 0
+
+        def tick(before: float = before, share: float = share, turns: int = turns) -> None:
+            nonlocal passed
+            passed += 1
+            done(before + share * min(1.0, passed / turns))
+
+        exit_ms = tuning.exit_ms[feed.name]
+        modes.append(measure(engine, feed, rivals.fastest(feed, tick), test, costs, options.rounds, exit_ms, tick))
+        before += share
+        done(before)
+    return modes
+
+
 def _measured(
     folder: RunFolder,
     network: EarlyExitNet,
@@ -214,19 +263,15 @@ def _measured(
     # Without held-out images those trained on have to do: on them exits are surer than they will be, so the engine may
     # be set up for other shares of images than come, which costs time and is seen in the figures.
     tuned_on = parts.val.search if held else parts.train
-    options.note(f"Tuning the engine on images of {tuned_on.name}.")
+    options.note(
+        f"Tuning the engine on images of {tuned_on.name}, then timing it: about {duration_in_words(options.seconds)}, "
+        f"and what it takes to set up each of {'; '.join(map(str, options.forms))}."
+    )
     images = pool(tuned_on, max(TUNED_ON, *options.batches)).images_SCHW
-    seconds = TUNING if options.limit is None else BRIEF
-    tuning = engine.tune(images, batch_sizes=options.batches, forms=options.forms, seconds=seconds)
-    rivals = Rivals(engine, [trial.form for trial in tuning.forms if trial.admitted])
-    sizes = (*options.batches, None)
-    shown = pool(parts.test, max(round_of(size, options.limit, costs.image_shape)[1] for size in sizes))
-    modes = []
-    for size in sizes:
-        feed = Feed.of(size, shown, options.limit)
-        options.note(f"Timing {'a stream' if size is None else f'batches of {size}'}.")
-        fastest, exit_ms = rivals.fastest(feed), tuning.exit_ms[feed.name]
-        modes.append(measure(engine, feed, fastest, test, costs, options.rounds, exit_ms))
+    with options.countdown() as done:
+        tuning = engine.tune(images, batch_sizes=options.batches, forms=options.forms, seconds=TUNING * options.seconds)
+        done(TUNING)
+        modes = _modes(engine, tuning, parts, test, costs, options, done)
     options.note(f"Comparing the engine's answers with the policy's on {test.split}.")
     engine = whole(engine)
     answers = joined(engine.stream(batch.images_BCHW for batch in parts.test.batches()))

@@ -31,6 +31,7 @@ from offramp.runtime.tuning import STREAM
 SINGLE, TOGETHER, STREAMED = 100, 256, 4096  # images of a round: one at a time, in batches (about), in a stream
 STREAM_BYTES = 512 * 2**20  # of the images of a stream, at most
 TRIALS = 3  # turns of each
+Tick = Callable[[], object]  # called between rounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +84,24 @@ def round_of(batch: int | None, limit: int | None, image_shape: Sequence[int]) -
     return size, size * max(1, min(wanted, limit or wanted) // size)
 
 
+def in_the_time(engine: Engine, batch: int | None, image: Tensor, rounds: int, seconds: float) -> int:
+    """How many images a round may have so that all rounds of a mode take about so many seconds.
+
+    Args:
+        engine: Tuned; straight on, its time for an image is an upper bound of what a variant takes.
+        batch: The size of a batch; None: a stream.
+        image: `[1, channels, height, width]`.
+        rounds: That count.
+        seconds: For all of the mode.
+    """
+    size = min(batch or 64, 64)
+    straight, images = engine.straight(size), image.expand(size, *image.shape[1:]).contiguous()
+    took = Turn([lambda: straight(images)] * 3, engine.wait)
+    took()
+    turns = (rounds + 2) * (engine.num_exits + 2) + (TRIALS + 1) * 2 * len(CHUNKS)
+    return max(1, int(seconds / (turns * took() / (3 * size))))
+
+
 class Turn:
     """A variant that takes turns: it makes all its calls and gives their seconds; those of each call are kept.
 
@@ -130,26 +149,29 @@ class Rivals:
                 with self._noting(form):
                     self.programs.append(make_program(engine.network, form, engine.device))
 
-    def fastest(self, feed: Feed) -> list[Straight]:
-        """A rival per exit for images fed so: all in the form that is best for the last, each in its best chunk."""
+    def fastest(self, feed: Feed, tick: Tick = lambda: None) -> list[Straight]:
+        """A rival per exit for images fed so, all in the form and the chunk that are best for the last."""
         last = self.engine.num_exits - 1
-        deepest = self._fastest(last, self.programs, feed)
-        return [*(self._fastest(k, [deepest.program], feed) for k in range(last)), deepest]
+        deepest = self._fastest(last, self.programs, feed, tick)
+        shallower = [Straight(deepest.program, self.engine.policy, k, deepest.chunk) for k in range(last)]
+        return [*shallower, deepest]
 
-    def _fastest(self, exit: int, programs: Sequence[Program], feed: Feed) -> Straight:
+    def _fastest(self, exit: int, programs: Sequence[Program], feed: Feed, tick: Tick) -> Straight:
+        """The best of all programs in one chunk, then of that one in all chunks."""
         largest = max(map(len, feed.offers))
         chunks = [*([] if feed.name == STREAM else [None]), *(chunk for chunk in CHUNKS if chunk < largest)]
         if len(programs) > 1:
             programs = self._that_run(programs, exit, feed) or programs
-        tried = {
-            str(number): Straight(program, self.engine.policy, exit, chunk)
-            for number, (program, chunk) in enumerate((program, chunk) for program in programs for chunk in chunks)
-        }
+        usual = 64 if 64 in chunks else chunks[0]
+        best = self._best([Straight(program, self.engine.policy, exit, usual) for program in programs], feed, tick)
+        return self._best([Straight(best.program, self.engine.policy, exit, chunk) for chunk in chunks], feed, tick)
+
+    def _best(self, tried: Sequence[Straight], feed: Feed, tick: Tick) -> Straight:
         if len(tried) == 1:
-            return tried["0"]
-        turns = {name: Turn(_calls(straight, feed.offers), self.engine.wait) for name, straight in tried.items()}
-        seconds = take_turns(turns, TRIALS, warmup=1)
-        return tried[min(seconds, key=lambda name: median(seconds[name]))]
+            return tried[0]
+        turns = {str(n): Turn(_calls(straight, feed.offers), self.engine.wait) for n, straight in enumerate(tried)}
+        seconds = take_turns(turns, TRIALS, warmup=1, after_round=tick)
+        return tried[int(min(seconds, key=lambda name: median(seconds[name])))]
 
     def _that_run(self, programs: Sequence[Program], exit: int, feed: Feed) -> list[Program]:
         """The programs that answer an image: what is compiled is, by some forms, only at the first call."""
@@ -218,6 +240,7 @@ def measure(
     costs: Cost,
     rounds: int,
     exit_ms: Sequence[float],
+    tick: Tick = lambda: None,
 ) -> Mode:
     """Time the engine and its rivals in turns on a feed, whose images are of the test set.
 
@@ -229,7 +252,7 @@ def measure(
     agreed = engine.agreement(joined(fed.answers()), test.logits_KSC[:, feed.positions_S], policy)
     turns = {"engine": fed.turn(), "accounted": fed.accounted()}
     turns |= {str(k): Turn(_calls(rival, feed.offers), engine.wait) for k, rival in enumerate(rivals)}
-    seconds = take_turns(turns, rounds)
+    seconds = take_turns(turns, rounds, after_round=tick)
     names, last = [str(k) for k in range(engine.num_exits)], str(engine.num_exits - 1)
     speeds = {name: _speed(turns[name], seconds[name], seconds[last], feed) for name in ("engine", *names)}
     found = on_test(_chosen(policy, test), policy, engine.operations(fed.plan, costs.image_shape), test)

@@ -15,6 +15,7 @@ from offramp.policy import SOFTMAX, Measure, Policy
 from offramp.reports.loading import Progress, check_trained_on, held_out, network_of, parts_of
 from offramp.reports.policy import PolicyUse, write_policy
 from offramp.runs import RunFolder
+from offramp.runtime.program import Backend, Form, Precision
 from offramp.training.ancestors import check_ancestors
 
 
@@ -26,6 +27,8 @@ def certify(
     loss: Loss = "regret",
     per_class: bool = False,
     measure: Measure = SOFTMAX,
+    backend: Backend = "torch",
+    precision: Precision = "float32",
     out: str | Path | None = None,
     parts: Parts | None = None,
     into: EarlyExitNet | None = None,
@@ -47,6 +50,9 @@ def certify(
         loss: What the risk is the mean of.
         per_class: Promise it for the images of each class.
         measure: How confidence is read off logits.
+        backend: What runs the network on both halves.
+        precision: In which precision. A certificate of float32's answers holds for every backend in float32; one of
+            bf16's for this backend in bf16 alone, and engines run it so.
         out: Another file for the policy.
         parts: The data, for a run that was fit from Python with data made by hand.
         into: A network of the same make, for one that was built by hand.
@@ -67,8 +73,9 @@ def certify(
     parts = parts or parts_of(folder, config, root, "offramp.reports.certify")
     check_trained_on(parts, folder, config)
     unknown = check_ancestors(folder, config, parts)
+    form = Form(backend, precision)
     search, on_certify = held_out(
-        folder, network, parts, ("search", "certify"), batch_size=batch_size, progress=progress
+        folder, network, parts, ("search", "certify"), batch_size=batch_size, progress=progress, form=form
     )
     costs = cost(network, parts.test.image_shape)
     policy = certify_records(
@@ -85,7 +92,8 @@ def certify(
     assert certificate is not None
     written = folder.policy if out is None else Path(out).expanduser()
     before = [one for path in {folder.policy, written} for one in _readable(path)]
-    policy = dataclasses.replace(certificate, unknown=unknown).after(policy, before).on(policy)
+    of_answers = "float32" if precision == "float32" else str(form)
+    policy = dataclasses.replace(certificate, unknown=unknown, form=of_answers).after(policy, before).on(policy)
     return write_policy(policy, on_certify, costs, written)
 
 

@@ -16,10 +16,14 @@ from offramp.data import Inputs, Parts
 from offramp.devices import device_named
 from offramp.errors import UsageError
 from offramp.evaluation import Certificate, Record, recorded
+from offramp.evaluation.record import Forward
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.runs import SPLIT, RunFolder, load, read_json
+from offramp.runtime.backends import make_program
+from offramp.runtime.program import Form
 
+FLOAT32 = Form()  # the network as it is trained
 Progress = Callable[[str, int, int], None]  # called with a part's name, images done and images in all
 Bars = Callable[[], AbstractContextManager[Progress | None]]  # shows progress while it is open
 
@@ -104,10 +108,12 @@ def held_out(
     *,
     batch_size: int | None,
     progress: Progress | None,
+    form: Form = FLOAT32,
 ) -> list[Record]:
     """Records of the held-out halves of these names (`search`, `certify`), kept in the run's folder.
 
-    Data that the run was not trained on, or whose held-out images are others than they were, is refused.
+    They are of the logits that `form` gives: those of torch in float32 are the network's own. Data that the run was not
+    trained on, or whose held-out images are others than they were, is refused.
     """
     config = folder.read_config()
     check_trained_on(parts, folder, config)
@@ -115,11 +121,15 @@ def held_out(
     before = {"search": (config.get("images") or {}).get("search"), **(split.get("fingerprints") or {})}
     if any(before.get(name) not in (None, getattr(parts.val, name).fingerprint()) for name in {"search", *names}):
         raise UsageError(f"The images held out now are not those that were held out when {folder.path} was trained.")
+    own = form == FLOAT32
+    forward = None if own else Forward(str(form), make_program(network, form).logits)
+    ending = "" if own else f"-{form.backend}-{form.precision}"
     return [
         recorded(
             network,
             getattr(parts.val, name),
-            folder.record(name),
+            folder.record(name + ending),
+            forward=forward,
             batch_size=batch_size,
             progress=named(progress, name),
         )

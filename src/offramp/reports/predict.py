@@ -18,11 +18,12 @@ from offramp.data.inputs import MAX_MEGAPIXELS, check_megapixels
 from offramp.devices import device_named
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
-from offramp.policy import CERTIFICATE, EVERYBODY, NOBODY, Policy
+from offramp.policy import EVERYBODY, NOBODY, Policy
 from offramp.reports.image_files import find_images
 from offramp.reports.loading import Progress, given_policy, inputs_of
 from offramp.runs import RunFolder, load, read_json
 from offramp.runtime import Engine, Tuning
+from offramp.runtime.program import check_form
 from offramp.runtime.tuning import adopt
 
 _WINDOW = 8  # batches after which an image that is still under way is hurried on: answers come in the files' order
@@ -215,14 +216,16 @@ def predict(
 def _tuned(engine: Engine, folder: RunFolder) -> tuple[bool, tuple[str, ...]]:
     """Whether the engine now runs as the run's `bench.json` says, and what differs where that was for another machine.
 
-    What was measured for other weights or another policy, or is damaged, is as good as nothing. What was tuned in bf16
-    before the policy was certified is named.
+    What was measured for other weights or another policy, or is damaged, is as good as nothing. What was tuned in
+    one form before the policy was certified in another is named.
     """
     try:
         content = read_json(folder.bench)
         tuning = Tuning.from_json(content["tuning"] if isinstance(content, dict) else content)
-        if tuning.form.precision == "bf16" and CERTIFICATE in engine.policy.found:
-            return False, ("bf16: the policy's certificate is of float32's answers",)
+        try:
+            check_form(tuning.form, engine.policy)
+        except UsageError:
+            return False, (f"{tuning.form}: the certificate is of answers in {engine.policy.certified_form}",)
         differs = adopt(engine, tuning, only_here=True)
     except (UsageError, OfframpError, OSError, KeyError):
         return False, ()

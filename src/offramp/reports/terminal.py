@@ -1,6 +1,6 @@
 """Tables and progress for the terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.box import SIMPLE_HEAD
@@ -38,6 +38,23 @@ def passes() -> Iterator[PassProgress]:
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=total)
             bars.update(tasks[name], completed=done)
+
+        yield show
+
+
+@contextmanager
+def countdown() -> Iterator[Callable[[float], None]]:
+    """A bar with the time left on standard error; drawn only when a share is handed in, for a thread would be timed."""
+    on_stderr = Screen(stderr=True)
+    columns = TextColumn("timing"), BarColumn(), TimeRemainingColumn()
+    with Progress(
+        *columns, console=on_stderr, transient=True, auto_refresh=False, disable=not on_stderr.is_terminal
+    ) as bar:
+        task = bar.add_task("timing", total=1.0)
+
+        def show(share: float) -> None:
+            bar.update(task, completed=share)
+            bar.refresh()
 
         yield show
 

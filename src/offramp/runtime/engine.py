@@ -21,7 +21,7 @@ from offramp.runtime.anytime import each_exit, until
 from offramp.runtime.backends import make_program
 from offramp.runtime.images import Images, as_images
 from offramp.runtime.plan import Plan, Tally, check_sizes
-from offramp.runtime.program import Backend, Form, Program, quiet_torch
+from offramp.runtime.program import Backend, Form, Program, certified_form, check_form, quiet_torch
 from offramp.runtime.rows import Answers, Left, Rows, in_order, join
 from offramp.runtime.straight import Straight, no_answers, note, now, wait
 from offramp.runtime.stream import as_ready, in_turn
@@ -54,14 +54,15 @@ class Engine:
     Args:
         network: Stays as it is; the engine works on a copy.
         policy: For this network, or for any.
-        form: What runs it, in which precision. `tune` measures which is fastest.
+        form: What runs it, in which precision: by default torch in float32, or what a certificate was made with. `tune`
+            measures which is fastest.
         plan: How batches are run, whatever their size. `tune` measures which is fastest for which size.
         device: Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`; the network's own device if None.
         backend: Short for `form=Form(backend=...)`.
 
     Raises:
         UsageError: A policy for another number of exits or other weights, a plan that asks exits that are not there, a
-            form and a backend, a form that network or device cannot be run in, bf16 under a certificate; see `Program`.
+            form and a backend, a form that network or device cannot be run in, or that moves what is certified.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Engine:
             policy.check_network(weights_hash(network.state_dict()))
         self.network, self.policy = network, policy
         self.device = device_named(device) if isinstance(device, str) else device
-        self.use(form or Form(backend=backend or "torch"), {1: plan or Plan()})
+        self.use(form or (Form(backend) if backend else certified_form(policy) or Form()), {1: plan or Plan()})
 
     @property
     def num_exits(self) -> int:
@@ -106,8 +107,7 @@ class Engine:
         check_sizes(plans)
         for plan in filter(None, (*plans.values(), stream)):
             self._check(plan)
-        if form.precision == "bf16" and CERTIFICATE in self.policy.found:
-            raise UsageError("bf16 moves answers, and the policy's certificate is of float32's; take a float32 form.")
+        check_form(form, self.policy)
         self.program = made or make_program(self.network, form, self.device)
         self._arrange(plans, stream, chunks)
 
@@ -142,7 +142,7 @@ class Engine:
                 many are used, evenly spread.
             batch_sizes: For which plans are wanted.
             forms: To choose from, of those whose answers agree with the network as it is; by default `usual_forms`
-                in float32. The network as it is where none agrees. Under a certificate bf16 is not tried.
+                in float32. The network as it is where none agrees. Under a certificate only those that it is of.
             seconds: About how long it may take, without setting forms up: making files for libraries, compiling.
             streams: Whether a plan for streams is wanted too; without it theirs is that for the largest batches, and
                 tuning takes that much less.

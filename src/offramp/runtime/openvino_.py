@@ -138,7 +138,8 @@ class _Model:
                 for number, x in enumerate(outputs.seen):
                     self.request.set_output_tensor(number, x)
                 self.last = outputs
-            self.request.infer()
+            self.request.start_async()  # `infer` would copy all outputs once more
+            self.request.wait()
             return outputs.tensors()
 
     def _seen(self, x: Tensor) -> Any:

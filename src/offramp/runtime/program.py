@@ -17,6 +17,7 @@ from offramp.checks import check_name
 from offramp.devices import borrowed
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet
+from offramp.policy import Policy
 from offramp.runtime.agreement import BF16, FLOAT32
 from offramp.runtime.images import check_images
 
@@ -53,6 +54,35 @@ class Form:
 
     def __str__(self) -> str:
         return f"{self.backend}, {self.precision}"
+
+
+def certified_form(policy: Policy) -> Form | None:
+    """The one form whose answers a policy's certificate is of; None where any in float32 will do, or there is none.
+
+    Raises:
+        UsageError: A form that there is not.
+    """
+    name = policy.certified_form
+    if name in (None, "float32"):
+        return None
+    backend, _, precision = str(name).partition(", ")
+    return Form(backend, precision)  # type: ignore[arg-type]  # it checks them
+
+
+def check_form(form: Form, policy: Policy) -> None:
+    """Refuse a form that moves the answers that a policy's certificate is of.
+
+    Raises:
+        UsageError: It does.
+    """
+    wanted = certified_form(policy)
+    if policy.certified_form is None or (wanted is None and form.precision == "float32") or form == wanted:
+        return
+    way = f"float32 by any backend, or certify with --backend {form.backend} --precision {form.precision}"
+    raise UsageError(
+        f"The policy's certificate is of answers in {policy.certified_form}, and {form} moves some. Run it in "
+        f"{way if wanted is None else wanted}."
+    )
 
 
 class Program(ABC):

@@ -16,22 +16,30 @@ from offramp.errors import UsageError
 KERNELS_KEPT = 1024  # by oneDNN, where it is not told otherwise
 
 
-def take_turns(variants: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+def take_turns(
+    variants: Mapping[str, Callable[[], float]],
+    rounds: int,
+    warmup: int = 2,
+    after_round: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
     """Seconds of each variant in every round; the order turns around from round to round.
 
     Args:
         variants: By name, what runs once and says how many seconds it took.
         rounds: How many times each runs.
         warmup: Rounds before them that are not counted: allocations and caches.
+        after_round: Called after each round, these included, while nothing is timed.
     """
     for _ in range(warmup):
         for step in variants.values():
             step()
+        after_round()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds):
         order = list(variants.items())
         for name, step in order if number % 2 else reversed(order):
             seconds[name].append(step())
+        after_round()
     return seconds
 
 

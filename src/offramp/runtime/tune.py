@@ -22,7 +22,7 @@ from offramp.runtime.agreement import Agreement
 from offramp.runtime.backends import usual_forms
 from offramp.runtime.choice import WORTH, Choice, Expected, Flow, choose, choose_stream, exit_ms
 from offramp.runtime.plan import Plan
-from offramp.runtime.program import Form, Program
+from offramp.runtime.program import Form, Program, certified_form
 from offramp.runtime.rows import joined
 from offramp.runtime.table import batches_of, time_table
 from offramp.runtime.timing import conditions, ratio, take_turns
@@ -56,7 +56,8 @@ def tuned(
     streams: bool,
 ) -> tuple[Tuning, Program]:
     """See `Engine.tune`. The program is that of the tuning's form, which need not be made again."""
-    forms = usual_forms(engine.program.device) if forms is None else forms
+    certified = certified_form(engine.policy)
+    forms = (usual_forms(engine.program.device) if certified is None else (certified,)) if forms is None else forms
     _check(images_SCHW, batch_sizes, forms, seconds)
     images_SCHW = _spread(images_SCHW)
     engine = copy.copy(engine)  # what is tried here does not touch the engine
@@ -156,7 +157,7 @@ def _use_best(
     if len(admitted) > 1:
         form, ms = _best_straight(admitted, images_SCHW, batch_sizes, seconds)
     else:
-        form, ms = next(iter(admitted), Form()), {}
+        form, ms = next(iter(admitted), certified_form(engine.policy) or Form()), {}
     engine.use(form, {1: Plan()}, made=admitted[form].program if form in admitted else None)
     return tuple(replace(one, straight_ms=ms.get(one.form, {})) for one in trials)
 
