@@ -87,7 +87,8 @@ def prepare(folder: Path) -> None:
     assert main([*TRAIN, "--xray", "20", "--out", str(folder / "WATCHED")]) == 0
     network = backbones.build(Spec.parse(PRESET), damping=False)
     names = original_names(network)
-    torch.save({names[here]: tensor for here, tensor in network.state_dict().items()}, folder / "FOREIGN")
+    tensors = {names[here]: tensor for here, tensor in network.state_dict().items()}
+    torch.save({"state_dict": tensors}, folder / "FOREIGN")
 
 
 def run(command: list[str], stream: str | None, folder: Path, program: Sequence[str] = ("-m", "offramp")) -> Ended:
