@@ -98,7 +98,7 @@ def call(way: Way, engines: dict[Form, Engine], size: int | str, images: Tensor)
 def batches_of(size: int | str, images: Tensor) -> list[Tensor]:
     """The batches of a round."""
     if size == 1:
-        return list(images[:SINGLES].split(1))
+        return list(images[: min(SINGLES, len(images) // 4)].split(1))
     return list(images.split(STREAM_BATCH if isinstance(size, str) else size))
 
 
@@ -186,7 +186,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     tried: dict[str, dict[str, float]] = {}
     sizes = (1, 32, STREAM) if options.quick else SIZES
     for name, network, shares in networks():
-        images = torch.randn(IMAGES, *network.image_shape, generator=torch.Generator().manual_seed(1))
+        generator, number = torch.Generator().manual_seed(1), IMAGES // 2 if options.quick else IMAGES
+        images = torch.randn(number, *network.image_shape, generator=generator)
         with torch.inference_mode():
             logits_KSC = torch.cat([network(batch) for batch in images.split(64)], 1)
         policy = policy_for(logits_KSC, network.num_classes, shares)

@@ -138,8 +138,7 @@ class _Model:
                 for number, x in enumerate(outputs.seen):
                     self.request.set_output_tensor(number, x)
                 self.last = outputs
-            self.request.start_async()  # `infer` would copy all outputs once more
-            self.request.wait()
+            self.request.infer(share_outputs=True)  # else it would copy all outputs once more
             return outputs.tensors()
 
     def _seen(self, x: Tensor) -> Any:
