@@ -58,6 +58,10 @@ LEVEL = 1.03  # straight over the library alone, at most
 Call = Callable[[], object]
 
 
+def parser() -> argparse.ArgumentParser:
+    return rows.parser(__doc__, rounds=15, threads=2)
+
+
 def networks() -> Iterator[tuple[str, EarlyExitNet, tuple[float, ...]]]:
     """Names, networks, and the shares of images that leave at each exit."""
     torch.manual_seed(0)
@@ -232,4 +236,4 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    rows.main(rows.parser(__doc__, rounds=15, threads=2).parse_args(), measure)
+    rows.main(parser().parse_args(), measure)

@@ -72,6 +72,6 @@ def test_the_page_says_what_is_recorded() -> None:
     recorded = json.loads((tables.HERE / "recorded.json").read_text())
     assert tables.written(page, recorded) == page
     which = [match[1] for match in tables.BLOCK.finditer(page)]
-    assert which[0] == "goals"
-    assert {one.partition(" ")[0] for one in which[1:]} <= {path.stem for path in tables.HERE.glob("*.py")}
+    assert "goals" in which
+    assert {one.partition(" ")[0] for one in which} - {"goals"} <= {path.stem for path in tables.HERE.glob("*.py")}
     assert page.count("<!-- table: ") == page.count("<!-- end of table -->") == len(which)

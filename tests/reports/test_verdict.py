@@ -22,7 +22,8 @@ from offramp.reports.verdict_figures import Contender, Verdict
 from offramp.reports.verdict_page import verdict_page
 from offramp.reports.verdict_prefixes import Prefixes
 from offramp.reports.verdict_table import remarks
-from offramp.runs import RunFolder, load, read_json
+from offramp.runs import OWNER, RunFolder, load, read_json
+from offramp.storage import load_tensors, save_tensors
 from offramp.training import StoppedError
 from offramp.training.loop import Loop
 
@@ -188,11 +189,19 @@ def test_what_cannot_be_is_refused_before_anything_is_done(settings: dict[str, A
     assert not (run / "verdict").exists()
 
 
+def rewrite(run: Path, config: dict[str, Any]) -> None:
+    """Another configuration, and the weights as if it had been that from the start."""
+    (run / "config.json").write_text(json.dumps(config))
+    folder = RunFolder(run)
+    tensors, metadata = load_tensors(folder.weights)
+    save_tensors(folder.weights, tensors, {**metadata, OWNER: folder.identity()})
+
+
 def test_runs_of_which_nothing_can_be_said(run: Path, tmp_path: Path) -> None:
     config = read_json(run / "config.json")
     config["data"]["holdout"] = 0
     config["images"] = None
-    (run / "config.json").write_text(json.dumps(config))
+    rewrite(run, config)
     with pytest.raises(UsageError, match="held none out"):
         verdict(run)
 
@@ -201,7 +210,7 @@ def test_a_run_with_settings_that_are_gone_is_judged_without_training(run: Path)
     prefixes(run).train(1, 0)
     config = read_json(run / "config.json")
     config["training"]["warp"] = 9
-    (run / "config.json").write_text(json.dumps(config))
+    rewrite(run, config)
     for train in (True, False):
         with pytest.raises(UsageError, match=r"this one lacks \(warp\), so .*: give --no-train, and with --runs a f"):
             verdict(run, train=train, **QUICK)

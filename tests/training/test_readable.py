@@ -61,9 +61,9 @@ def test_each_file_is_looked_at_once(folder: Path, tmp_path: Path, monkeypatch: 
     looked: list[Path] = []
     decode = files.decode
 
-    def counted(path: Path) -> torch.Tensor:
+    def counted(path: Path, max_megapixels: float) -> torch.Tensor:
         looked.append(path)
-        return decode(path)
+        return decode(path, max_megapixels)
 
     def begun(name: str) -> int:
         """Files decoded before the first step."""

@@ -178,8 +178,8 @@ def decode(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:
 
 
 def check_megapixels(value: float) -> None:
-    """Refuse a limit that is no number above 0."""
-    check_number("max-megapixels", value, "above 0", lambda value: value > 0)
+    """Refuse a limit that is no number, or below one pixel."""
+    check_number("max-megapixels", value, "of at least 0.000001, one pixel", lambda value: value >= 1e-6)
 
 
 def _content(path: Path, max_megapixels: float) -> bytearray:

@@ -20,7 +20,7 @@ from offramp.backbones.attached.running import Fields, Shape, eval_twin
 from offramp.backbones.attached.tracing import Traced, trace
 from offramp.backbones.layers import check_choice
 from offramp.checks import check_counts, check_flags
-from offramp.drawing import Drawn, drawing_apart
+from offramp.drawing import ONE_AT_A_TIME, Drawn, drawing_apart
 from offramp.errors import UsageError
 from offramp.inplace import changes_in_place
 from offramp.network import Carry, EarlyExitNet, as_carry
@@ -66,22 +66,23 @@ def attach(
     check_counts(max_carry=max_carry)
     _check_model(model)
     shape = _checked(image_shape_of(model) if image_shape is None else image_shape)
-    traced = trace(model, shape)
-    own_classes = _classes_of(traced)
-    sites = Sites(traced, max_carry)
-    num_classes = own_classes if num_classes is None else num_classes
-    check_counts(num_classes=num_classes)
-    chosen = choose(sites, at)
-    network = _assemble(sites, chosen, num_classes, damping, head, shape)
-    _check_and_own(network, sites, chosen, model)
-    last = _last_exit(network)
-    if num_classes != own_classes:
-        if not with_outputs(last, num_classes + damping):
-            network.exits[-1] = _new_last_exit(sites, num_classes + damping, head)
-    elif damping:
-        with_neuron(last)
-    like = next(model.parameters(), torch.empty(0))
-    network.origin = origin_of(model) | {"at": [site.name for site in chosen]}
+    with ONE_AT_A_TIME:  # what is drawn for new exits is not the model's, which another thread may be trying out
+        traced = trace(model, shape)
+        own_classes = _classes_of(traced)
+        sites = Sites(traced, max_carry)
+        num_classes = own_classes if num_classes is None else num_classes
+        check_counts(num_classes=num_classes)
+        chosen = choose(sites, at)
+        network = _assemble(sites, chosen, num_classes, damping, head, shape)
+        _check_and_own(network, sites, chosen, model)
+        last = _last_exit(network)
+        if num_classes != own_classes:
+            if not with_outputs(last, num_classes + damping):
+                network.exits[-1] = _new_last_exit(sites, num_classes + damping, head)
+        elif damping:
+            with_neuron(last)
+        like = next(model.parameters(), torch.empty(0))
+        network.origin = origin_of(model) | {"at": [site.name for site in chosen]}
     return network.to(like).train(model.training)
 
 
