@@ -8,9 +8,9 @@ for a drop of 0.2 points on Fashion-MNIST's test images for the second. Batches 
 batches of 32.
 
 Straight: the whole network to its last exit, no other head, by every backend that is installed (torch, onnxruntime,
-OpenVINO), by the faster ones in every size of chunk; the fastest counts. Exits: the engine, likewise. `bf16`: both may
-compute in bfloat16; `float32`: neither may. A few rounds sort them out, then the two best backends of either kind take
-turns anew and the better by its median counts. Promised: operations of the whole network over those of the policy.
+OpenVINO), then by the fastest in every size of chunk; the fastest counts. Exits: the engine, likewise. `bf16`: both may
+compute in bfloat16; `float32`: neither may. A few rounds sort them out by their best round, then the two winners take
+turns anew, and nothing else with them. Promised: operations of the whole network over those of the policy.
 
 Before anything is timed the engine's answers are compared with the policy's. One more row holds the engine's straight
 path against OpenVINO called with nothing around it.
@@ -108,8 +108,8 @@ def batches_of(size: int | str, images: Tensor) -> list[Tensor]:
 
 def fastest(
     kind: str, engines: dict[Form, Engine], size: int | str, images: Tensor, tried: dict[str, float]
-) -> dict[str, list[Way]]:
-    """The two fastest ways in each precision: of the forms, then of the chunks. Milliseconds an image go to `tried`."""
+) -> dict[str, Way]:
+    """The fastest way in each precision: of the forms, then of the chunks. Milliseconds an image go to `tried`."""
 
     def sorted_out(ways: Sequence[Way]) -> list[Way]:
         turns = {str(number): seconds(call(way, engines, size, images)) for number, way in enumerate(ways)}
@@ -123,10 +123,10 @@ def fastest(
     order = sorted_out([(kind, form, chunk) for form in engines])
     found = {}
     for precision in ("float32", "bf16"):
-        best = [way for way in order if precision == "bf16" or way[1].precision == "float32"][:2]
+        best = next(way for way in order if precision == "bf16" or way[1].precision == "float32")
         if chunk is not None:
             chunks = (*CHUNKS, *([] if size == STREAM else [None]))
-            best = [sorted_out([(kind, form, one) for one in chunks])[0] for _, form, _ in best]
+            best = sorted_out([(kind, best[1], one) for one in chunks])[0]
         found[precision] = best
     return found
 
@@ -182,6 +182,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The rows, and every way that was tried."""
     torch.set_num_threads(options.threads)
     where = conditions()
+    num_rounds = 5 if options.quick else options.rounds
     results: list[rows.Row] = []
     table = [
         "| network, batch, precision | straight | exits | times as fast | promised |",
@@ -211,13 +212,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             tried[about] = {}
             best = {kind: fastest(kind, engines, size, images, tried[about]) for kind in ("straight", "exits")}
             for precision in ("float32", "bf16"):
-                finalists = [way for kind in best for way in best[kind][precision]]
-                turns = {described(way): seconds(call(way, engines, size, images)) for way in finalists}
-                all_took = take_turns(turns, options.rounds)
-                ways = {
-                    kind: min(best[kind][precision], key=lambda way: median(all_took[described(way)])) for kind in best
-                }
-                took = {kind: all_took[described(way)] for kind, way in ways.items()}
+                ways = {kind: best[kind][precision] for kind in best}
+                turns = {kind: seconds(call(way, engines, size, images)) for kind, way in ways.items()}
+                took = take_turns(turns, num_rounds)
                 goal = GOALS.get((name, precision), {}).get(size)
                 words = "none" if goal is None else f"at least {goal:g}; promised {promised:.2f}"
                 label = f"{about}, {precision}"
@@ -229,11 +226,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 ]
                 ratio = f"{row['ratio']:.2f} [{row['at_least']:.2f}, {row['at_most']:.2f}]"
                 table.append(f"| {label} | {' | '.join(cells)} | {ratio} | {promised:.2f} |")
-        results += against_the_library(name, network, policy, images, options.rounds)
+        results += against_the_library(name, network, policy, images, num_rounds)
     return {
         "what": "early exits over the strongest straight path",
         **where,
-        "rounds": options.rounds,
+        "rounds": num_rounds,
         "quick": options.quick,
         "rows": results,
         "table": table,
