@@ -27,7 +27,7 @@ test: $(VENV)/.dev            ## everything but the slow tests
 test-slow: $(VENV)/.dev       ## the slow tests alone
 	$(BIN)/python -m pytest -m slow
 
-torture: $(VENV)/.dev         ## kills, flipped bits, hostile folders, bombs, closed streams, damaged files, in one table; an hour or two
+torture: $(VENV)/.dev         ## kills, flipped bits, hostile folders, bombs, closed streams, damaged files, in one table; an hour
 	$(BIN)/python tests/torture.py
 
 lint: $(VENV)/.dev
