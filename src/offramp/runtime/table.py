@@ -46,6 +46,8 @@ def time_table(engine: "Engine", images_SCHW: Tensor, most: int, seconds: float)
     medians = [[_medians(columns) for columns in zip(*passes[size], strict=True)] for size in rows]
     enter_R, stages_KR, heads_KR, drops_KR, parts_R = (_by_rows(of_part) for of_part in zip(*medians, strict=True))
     modules = zip(engine.network.stages, engine.network.exits, strict=True)
+    capacity = kernels_kept(engine.program.device) if engine.program.form.backend == "torch" else None
+    unmet = [size for size in UNMET if size <= max(most, UNMET[0])]
     return TimeTable(
         rows_R=tuple(rows),
         enter_R=enter_R[0],
@@ -53,9 +55,12 @@ def time_table(engine: "Engine", images_SCHW: Tensor, most: int, seconds: float)
         heads_KR=heads_KR,
         drops_KR=drops_KR,
         parts_R=tuple(median(of_exits) for of_exits in zip(*parts_R, strict=True)),
-        builds_K=_builds(engine, [batches_of(images_SCHW, size)[0] for size in UNMET if size <= max(most, UNMET[0])]),
+        # Where kernels are not forgotten, none is made again, and a library would compile for nothing.
+        builds_K=(0.0,) * engine.num_exits
+        if capacity is None
+        else _builds(engine, [batches_of(images_SCHW, size)[0] for size in unmet]),
         kernels_K=tuple(_kernels(stage) + _kernels(head) for stage, head in modules),
-        capacity=kernels_kept(engine.program.device) if engine.program.form.backend == "torch" else None,
+        capacity=capacity,
     )
 
 
