@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.progress import Progress
 
 from offramp import processes
 from offramp.data import Split
 from offramp.data.files import check_found
+from offramp.terminal import Screen
 
 
 def check_readable(parts: Sequence[Split]) -> None:
@@ -18,7 +18,7 @@ def check_readable(parts: Sequence[Split]) -> None:
     Raises:
         OfframpError: A line for each of the first twenty files.
     """
-    console = Console(stderr=True, quiet=processes.rank() != 0)
+    console = Screen(stderr=True, quiet=processes.rank() != 0)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("looking at every image", total=sum(map(len, parts)) / processes.world_size())
         found = [line for part in parts for line in part.unreadable(lambda count: bar.advance(task, count))]
