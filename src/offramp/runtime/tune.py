@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -165,14 +164,17 @@ def _use_best(
 def _best_straight(
     admitted: Mapping[Form, "Engine"], images_SCHW: Tensor, batch_sizes: Sequence[int], seconds: float
 ) -> tuple[Form, dict[Form, dict[str, float]]]:
-    """The best of several forms, and milliseconds of each by size of batch."""
+    """The best of several forms, and milliseconds of each in its best round, by size of batch.
+
+    Not the median: in turns with torch, a library loses time that it does not lose alone (docs/LOG.md, 2026-11-30).
+    """
     ms: dict[Form, dict[str, float]] = {form: {} for form in admitted}
     for size in sorted({min(size, 64) for size in (*batch_sizes, 64)}):
         feed = batches_of(images_SCHW, size)
         turns = {str(form): _Turn(twin.straight(size), feed, twin.wait) for form, twin in admitted.items()}
         rounds = _in_turns(turns, (SORTING, PROVING[0]), seconds / 2)
         for form in admitted:
-            ms[form][str(size)] = 1000 * median(rounds[str(form)])
+            ms[form][str(size)] = 1000 * min(rounds[str(form)])
     best = {size: min(of_form[size] for of_form in ms.values()) for size in next(iter(ms.values()))}
     return min(admitted, key=lambda form: max(ms[form][size] / best[size] for size in best)), ms
 
@@ -310,7 +312,7 @@ def _sorted_out(
     if len(near) == 1 and len(hopeful) < 2:
         return near[0], next(iter(hopeful), None)
     turns = {str(number): turn for number, turn in enumerate((*ways, *plans))}
-    took = {int(name): median(values) for name, values in _in_turns(turns, (SORTING, SORTING), seconds).items()}
+    took = {int(name): min(values) for name, values in _in_turns(turns, (SORTING, SORTING), seconds).items()}
     best = min(range(len(near)), key=took.__getitem__)
     if not hopeful:
         return near[best], None
