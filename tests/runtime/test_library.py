@@ -497,6 +497,33 @@ print(sys.modules.get("openvino_telemetry"))
     assert done.stdout.strip() == "None"
 
 
+def test_a_signal_after_engines_of_openvino_are_gone() -> None:
+    """In the order in which they were made: the process died at the next signal, each having had a core of its own."""
+    program = """
+import gc, os, signal
+from torch import nn
+from offramp.network import EarlyExitNet
+from offramp.policy import EVERYBODY, Policy
+from offramp.runtime import Engine
+
+signal.signal(signal.SIGUSR1, lambda number, frame: print("handled"))
+engines = [
+    Engine(
+        EarlyExitNet([nn.ReLU()], [nn.Sequential(nn.Flatten(), nn.Linear(48, 5 + i))], image_shape=(3, 4, 4)),
+        Policy((EVERYBODY,)),
+        backend="openvino",
+    )
+    for i in range(2)
+]
+while engines:
+    del engines[0]
+    gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
 def test_usual_forms(monkeypatch) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert usual_forms(cpu) == (Form(), ONNX, VINO)

@@ -43,11 +43,22 @@ def openvino() -> Any:
     return openvino
 
 
+@functools.cache
+def core() -> Any:
+    """What compiles models: one for the process, kept until it ends.
+
+    Each core of OpenVINO 2026.4 sets the stack that the thread's signal handlers run on, and puts back the one that it
+    found. Of two that are freed in the order in which they were made, the second puts back the first's, which is
+    unmapped by then, and the next signal that has a handler (Ctrl-C, a DataLoader's worker that ends) ends the process.
+    """
+    return openvino().Core()
+
+
 class OpenVino(LibraryProgram):
     """A `LibraryProgram` of OpenVINO, with as many threads as torch has when it is made."""
 
     def __init__(self, network: EarlyExitNet, form: Form, device: torch.device | None = None) -> None:
-        self._core = openvino().Core()
+        core()  # so that a missing package is reported before anything is exported
         self._settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if form.precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -74,7 +85,7 @@ class OpenVino(LibraryProgram):
         return type(error) is RuntimeError
 
     def _compile(self, onnx: bytes, segment: Segment, rows: int | None) -> Model:
-        model = self._core.read_model(onnx, b"")
+        model = core().read_model(onnx, b"")
         steps = openvino().preprocess.PrePostProcessor(model)
         for number, port in enumerate(model.inputs if segment.first else ()):
             self._lay(steps.input(number), port)
@@ -83,7 +94,7 @@ class OpenVino(LibraryProgram):
                 self._lay(steps.output(number), port)
         model = steps.build()
         model.reshape({port: [-1 if rows is None else rows, *_behind_rows(port)] for port in model.inputs})
-        compiled = self._core.compile_model(model, "CPU", self._settings)
+        compiled = core().compile_model(model, "CPU", self._settings)
         return _Model(compiled, self._places(segment), inner=segment.first > 0, logits=segment.exit)
 
     def _lay(self, place: Any, port: Any) -> None:
