@@ -119,16 +119,6 @@ def small_cifar100(make_cifar: Callable[..., SmallCifar]) -> SmallCifar:
     return make_cifar("CIFAR100")
 
 
-def idx(values: np.ndarray) -> bytes:
-    header = bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}i", *values.shape)
-    return header + values.astype(np.uint8).tobytes()
-
-
-@pytest.fixture
-def idx_bytes() -> Callable[[np.ndarray], bytes]:
-    return idx
-
-
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(url: str, *_: object) -> None:

@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,16 +14,20 @@ from offramp.data import fashion
 from offramp.data.memory import statistics
 from offramp.errors import OfframpError
 
-IdxBytes = Callable[[np.ndarray], bytes]
 IMAGES = (np.arange(30)[:, None, None] + np.arange(28)[None, :, None] + np.zeros(28, int)).astype(np.uint8)
 LABELS = np.arange(30) % 10
 
 
+def idx(values: np.ndarray) -> bytes:
+    header = bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}i", *values.shape)
+    return header + values.astype(np.uint8).tobytes()
+
+
 @pytest.fixture
-def contents(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, idx_bytes: IdxBytes) -> dict[str, bytes]:
+def contents(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, bytes]:
     """Four small files, as `name -> unpacked content`, whose checksums are the ones expected."""
     arrays = zip(fashion.MD5, (IMAGES[:20], LABELS[:20], IMAGES[20:], LABELS[20:]), strict=True)
-    contents = {name: idx_bytes(array) for name, array in arrays}
+    contents = {name: idx(array) for name, array in arrays}
     sums = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
     monkeypatch.setattr(fashion, "MD5", sums)
     monkeypatch.setattr(fashion, "DEBIAN", tmp_path / "no-package")

@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100 from their official archives for Python, packed or unpacked.
 
-S images. Krizhevsky, Learning multiple layers of features from tiny images, 2009. torchvision knows their names,
-address and checksums. The archives hold pickles, which are read here: the bytes whose checksum was right, and no others, by an
-unpickler that can build nothing but arrays and plain values. torchvision's own reader runs what a pickle asks for.
+S images. Krizhevsky, Learning multiple layers of features from tiny images, 2009. Names, address and checksums of the
+archives are torchvision's. They hold pickles, which are read here: the bytes whose checksum was right, and no others,
+by an unpickler that can build nothing but arrays and plain values. torchvision's reader runs what a pickle asks for.
 """
 
 import functools
