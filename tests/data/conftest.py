@@ -6,7 +6,6 @@ import pickle
 import struct
 import tarfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import datasets
 
 from offramp import processes
-from offramp.data import Batch, Inputs, Split, cifar
+from offramp.data import Batch, Inputs, Split
 from offramp.data.memory import MemorySplit
 
 
@@ -37,7 +37,7 @@ def python2_pickle(value: Any) -> bytes:
     buffer = io.BytesIO()
     Python2Pickler(buffer, protocol=2).dump(value)
     content = buffer.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
-    return content.replace(pickle.NEWFALSE + pickle.NEWTRUE + b"\x87R", b"K\x00K\x01\x87R")
+    return content.replace(pickle.NEWFALSE + pickle.NEWTRUE + pickle.TUPLE3, b"K\x00K\x01" + pickle.TUPLE3)
 
 
 def cifar_pixels(num: int, offset: int) -> np.ndarray:
@@ -61,82 +61,62 @@ def pack_tar(folder: str, members: Mapping[str, bytes]) -> bytes:
 
 
 class SmallCifar:
-    """A CIFAR archive of 40 training and 10 test images: its content, and the description its checksums fit."""
+    """A CIFAR archive of 40 training and 10 test images: its content, and torchvision's class with its checksums.
 
-    def __init__(self, official: cifar.Archive, labels: list[int]) -> None:
-        key, names_key = official.labels_key, official.names_key
-        per_file = 40 // len(official.train)
-        files: dict[str, Any] = {
-            name: {
-                "data": cifar_pixels(per_file, i * per_file),
-                key: labels[i * per_file : (i + 1) * per_file],
-                "filenames": [f"{name}_{j}.png" for j in range(per_file)],
-            }
-            for i, name in enumerate(official.train)
-        }
-        for name in official.test:
-            files[name] = {"data": cifar_pixels(10, 100), key: [i % 10 for i in range(10)]}
-        for name in official.meta:
-            files[name] = {names_key: [f"class {i}" for i in range(10)], "coarse_label_names": ["all"]}
-        self.files = {name: python2_pickle(value) for name, value in files.items()}
-        self.packed = pack_tar(official.folder, {**self.files, "readme.html": b"<p>"})
+    `others` are files that stand in it in place of those of their names.
+    """
+
+    def __init__(self, official: Any, **others: bytes) -> None:
+        key = official.meta["key"].replace("_names", "s")
+        per_file = 40 // len(official.train_list)
+        files: dict[str, Any] = {official.meta["filename"]: {official.meta["key"]: [f"class {i}" for i in range(10)]}}
+        for i, (name, _) in enumerate(official.train_list):
+            positions = range(i * per_file, (i + 1) * per_file)
+            files[name] = {"data": cifar_pixels(per_file, positions[0]), key: [(7 * j + 3) % 10 for j in positions]}
+        for name, _ in official.test_list:
+            files[name] = {"data": cifar_pixels(10, 100), key: list(range(10)), "filenames": ["0.png"]}
+        self.files = {name: python2_pickle(value) for name, value in files.items()} | others
+        self.packed = pack_tar(official.base_folder, {**self.files, "readme.html": b"<p>"})
         sums = {name: md5(content) for name, content in self.files.items()}
-        self.archive = replace(
-            official,
-            md5=md5(self.packed),
-            train={name: sums[name] for name in official.train},
-            test={name: sums[name] for name in official.test},
-            meta={name: sums[name] for name in official.meta},
-        )
+        published = {
+            "tgz_md5": md5(self.packed),
+            "train_list": [[name, sums[name]] for name, _ in official.train_list],
+            "test_list": [[name, sums[name]] for name, _ in official.test_list],
+            "meta": {**official.meta, "md5": sums[official.meta["filename"]]},
+        }
+        self.published: Any = type(official.__name__, (official,), published)
 
-    def write(self, root: Path) -> Path:
-        path = root / self.archive.name
-        path.write_bytes(self.packed)
-        return path
-
-    def write_folder(self, root: Path) -> Path:
-        folder = root / self.archive.folder
-        folder.mkdir()
+    def write(self, root: Path, packed: bool = True) -> Path:
+        if packed:
+            (root / self.published.filename).write_bytes(self.packed)
+            return root / self.published.filename
+        (root / self.published.base_folder).mkdir()
         for name, content in self.files.items():
-            (folder / name).write_bytes(content)
-        return folder
-
-
-LABELS = [(7 * i + 3) % 10 for i in range(40)]
+            (root / self.published.base_folder / name).write_bytes(content)
+        return root / self.published.base_folder
 
 
 @pytest.fixture
-def small_cifar10(monkeypatch: pytest.MonkeyPatch) -> SmallCifar:
-    small = SmallCifar(cifar.CIFAR10, LABELS)
-    monkeypatch.setattr(cifar, "CIFAR10", small.archive)
-    return small
+def make_cifar(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SmallCifar]:
+    """A small archive, which from then on is what is published."""
+    official = {name: getattr(datasets, name) for name in ("CIFAR10", "CIFAR100")}
 
-
-@pytest.fixture
-def small_cifar100(monkeypatch: pytest.MonkeyPatch) -> SmallCifar:
-    small = SmallCifar(cifar.CIFAR100, LABELS)
-    monkeypatch.setattr(cifar, "CIFAR100", small.archive)
-    return small
-
-
-@pytest.fixture
-def make_cifar100(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], SmallCifar]:
-    def make(labels: list[int]) -> SmallCifar:
-        small = SmallCifar(cifar.CIFAR100, labels)
-        monkeypatch.setattr(cifar, "CIFAR100", small.archive)
+    def make(name: str, **others: bytes) -> SmallCifar:
+        small = SmallCifar(official[name], **others)
+        monkeypatch.setattr(datasets, name, small.published)
         return small
 
     return make
 
 
-def idx(values: np.ndarray) -> bytes:
-    header = bytes((0, 0, 8, values.ndim)) + struct.pack(f">{values.ndim}i", *values.shape)
-    return header + values.astype(np.uint8).tobytes()
+@pytest.fixture
+def small_cifar10(make_cifar: Callable[..., SmallCifar]) -> SmallCifar:
+    return make_cifar("CIFAR10")
 
 
 @pytest.fixture
-def idx_bytes() -> Callable[[np.ndarray], bytes]:
-    return idx
+def small_cifar100(make_cifar: Callable[..., SmallCifar]) -> SmallCifar:
+    return make_cifar("CIFAR100")
 
 
 @pytest.fixture

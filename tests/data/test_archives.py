@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from offramp.data.archives import check_file, download, root_folder
+from offramp.data.archives import check, download, root_folder
 from offramp.errors import OfframpError
 
 CONTENT = b"some published file"
@@ -90,12 +90,9 @@ def test_a_folder_that_cannot_be_written_is_an_error_too(server: str, tmp_path: 
         download(f"{server}/set.tar.gz", tmp_path / "file" / "set.tar.gz", MD5)
 
 
-def test_a_file_with_another_checksum_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "set.tar.gz"
-    path.write_bytes(CONTENT)
-    assert check_file(path, MD5, "Fetch it.") is None
-    path.write_bytes(CONTENT[:-1])
+def test_content_with_another_checksum_is_refused() -> None:
+    assert check(CONTENT, MD5, Path("set.tar.gz"), "Fetch it.") == CONTENT
     with pytest.raises(
-        OfframpError, match=rf"damaged, not fully downloaded, or another file .*expected {MD5}\)\. Fetch"
+        OfframpError, match=rf"set.tar.gz is damaged, not fully downloaded, or another file .*expected {MD5}\)\. Fetch"
     ):
-        check_file(path, MD5, "Fetch it.")
+        check(CONTENT[:-1], MD5, Path("set.tar.gz"), "Fetch it.")

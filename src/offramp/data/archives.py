@@ -14,19 +14,14 @@ def root_folder(root: str | Path | None) -> Path:
     return Path(root or os.environ.get("OFFRAMP_DATA") or "~/.cache/offramp").expanduser()
 
 
-def md5_of(path: Path) -> str:
-    """MD5 of a file, the checksum that the data sets' authors publish."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def check_file(path: Path, md5: str, way_out: str) -> None:
-    """Refuse a file that is not the published one, byte for byte."""
-    found = md5_of(path)
+def check(content: bytes, md5: str, path: Path, way_out: str) -> bytes:
+    """What stands in the file at `path`, if it is the published file, byte for byte; else it is refused."""
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise OfframpError(
             f"{path} is damaged, not fully downloaded, or another file (MD5 {found}, expected {md5}). {way_out}"
         )
+    return content
 
 
 def download(url: str, target: Path, md5: str) -> None:

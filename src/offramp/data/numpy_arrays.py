@@ -14,7 +14,6 @@ from torch import Tensor
 
 from offramp.checks import check_whole
 from offramp.data.base import Parts
-from offramp.data.labels import check_labels
 from offramp.data.memory import Look, MemorySplit, statistics
 from offramp.data.partition import Cut, divide, share_for_test, training_part
 from offramp.data.randomness import IntArray
@@ -67,12 +66,12 @@ def arrays(
     names = _names(train[1]) if class_names is None else tuple(class_names)
     if len(names) < 2:
         raise UsageError(f"There must be at least two classes; found {len(names)}.")
-    check_labels(train[1], len(names), "labels", UsageError)
+    _check_labels(train[1], len(names), "labels")
     if test_images is None or test_labels is None:
         test, (train_S, test_S) = train, share_for_test(train[1])
     else:
         test = _checked(test_images, test_labels, "test_")
-        check_labels(test[1], len(names), "test_labels", UsageError)
+        _check_labels(test[1], len(names), "test_labels")
         _check_same_kind(train[0], test[0])
         train_S, test_S = np.arange(len(train[1])), np.arange(len(test[1]))
     look = Look(*statistics(train[0], training_part(train_S, cut)), padding, flip)
@@ -86,6 +85,15 @@ def _names(labels_S: IntArray) -> tuple[str, ...]:
             f"labels go up to {labels_S.max()} for {len(labels_S)} images; pass class_names if that is right."
         )
     return tuple(str(n) for n in range(labels_S.max() + 1))
+
+
+def _check_labels(labels_S: IntArray, num_classes: int, where: str) -> None:
+    wrong = np.flatnonzero((labels_S < 0) | (labels_S >= num_classes))
+    if len(wrong):
+        index = int(wrong[0])
+        raise UsageError(
+            f"{where}: the label at index {index} is {labels_S[index]}, but the classes are 0 to {num_classes - 1}."
+        )
 
 
 def _check_same_kind(train_SCHW: Tensor, test_SCHW: Tensor) -> None:
