@@ -1,8 +1,9 @@
 """The engine: early exits that really skip work, on any machine."""
 
-from offramp.runtime.agreement import BF16, FLOAT32, Agreement, agreement
+from offramp.runtime.agreement import BF16, FLOAT32, INT8, Agreement, agreement
 from offramp.runtime.backends import usual_forms
 from offramp.runtime.engine import Engine
+from offramp.runtime.kept import calibrate
 from offramp.runtime.plan import SIZES, Plan, Tally
 from offramp.runtime.program import Form, Program
 from offramp.runtime.rows import Answers
@@ -12,6 +13,7 @@ from offramp.runtime.tuning import Tuning
 __all__ = [
     "BF16",
     "FLOAT32",
+    "INT8",
     "SIZES",
     "Agreement",
     "Answers",
@@ -23,5 +25,6 @@ __all__ = [
     "Tally",
     "Tuning",
     "agreement",
+    "calibrate",
     "usual_forms",
 ]

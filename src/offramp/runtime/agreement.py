@@ -12,7 +12,7 @@ from torch import Tensor
 from offramp.policy import NOBODY, PATIENCE, Policy
 from offramp.runtime.rows import Answers
 
-FLOAT32, BF16 = 1e-4, 0.05  # how far rounding may move a probability
+FLOAT32, BF16, INT8 = 1e-4, 0.05, 0.1  # how far rounding may move a probability
 
 
 @dataclass(frozen=True)

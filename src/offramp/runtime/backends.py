@@ -35,7 +35,8 @@ def make_program(network: EarlyExitNet, form: Form, device: torch.device | None 
     """A network, run as a form says. What a library has compiled is shared by all who run the same network so."""
     if form.backend == "torch":
         return TorchProgram(network, form, device)
-    key = kept.place(network), form, device, torch.get_num_threads()
+    scales = kept.scales_of(kept.find_int8(network)) if form.precision == "int8" else None
+    key = kept.place(network), form, scales, device, torch.get_num_threads()
     program = _alive.get(key)
     if program is None:
         _alive[key] = program = PROGRAMS[form.backend](network, form, device)

@@ -21,7 +21,7 @@ from offramp.runtime.anytime import each_exit, until
 from offramp.runtime.backends import make_program
 from offramp.runtime.images import Images, as_images
 from offramp.runtime.plan import Plan, Tally, check_sizes
-from offramp.runtime.program import Backend, Form, Program, certified_form, check_form, quiet_torch
+from offramp.runtime.program import Backend, Form, Program, certified_form, check_form, check_scales, quiet_torch
 from offramp.runtime.rows import Answers, Left, Rows, in_order, join
 from offramp.runtime.straight import Straight, no_answers, note, now, wait
 from offramp.runtime.stream import as_ready, in_turn
@@ -108,7 +108,9 @@ class Engine:
         for plan in filter(None, (*plans.values(), stream)):
             self._check(plan)
         check_form(form, self.policy)
-        self.program = made or make_program(self.network, form, self.device)
+        program = made or make_program(self.network, form, self.device)
+        check_scales(program, self.policy)
+        self.program = program
         self._arrange(plans, stream, chunks)
 
     def under(

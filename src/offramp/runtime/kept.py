@@ -13,21 +13,24 @@ import inspect
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import offramp
 from offramp import export
 from offramp.errors import OfframpError, UsageError
+from offramp.export.int8 import quantized
 from offramp.fast.noticing import plain_values
 from offramp.network import EarlyExitNet
 from offramp.storage import held_folder, kept_on_this_machine, weights_hash
 from offramp.terminal import say
 
 OLD = 24 * 3600.0  # seconds; to make files takes minutes at most
+CALIBRATED = 512  # images
 KEPT = 16  # networks, those used last; a verdict compares about a dozen
 WRITERS = ("onnx", "onnxscript")  # packages that make the files
 SECONDS = 0.03  # to make the files, for each innermost module: 0.025 and 0.013 on MSDNets of 177 and 1,053 of them
@@ -82,11 +85,66 @@ def make(network: EarlyExitNet, folder: Path) -> export.Stages:
         UsageError: The network cannot be exported, or there is nowhere to keep what is made.
     """
     say(f"Making ONNX files (once for these weights on this machine, about {_seconds(network):.0f} s)")
+    return _keep(folder, lambda made: export.stages(network, made))
+
+
+def calibrate(network: EarlyExitNet, images_SCHW: Tensor) -> str:
+    """Make the network's files in int8, with scales from what it makes of these images; kept on this machine.
+
+    From then on `Form("openvino", "int8")` and `Form("onnxruntime", "int8")` run it with these scales.
+
+    Args:
+        network: Stays as it is.
+        images_SCHW: Like those to come, a few hundred, normalised as in training, and none that results are reported
+            on. Of more than 512 so many are used, evenly spread.
+
+    Returns:
+        What the scales are called: a hash of the files.
+
+    Raises:
+        UsageError: The network cannot be exported, onnxruntime is not installed, images of another shape.
+    """
+    folder = place(network)
+    parts = (find(folder) or make(network, folder)).parts()
+    spread = torch.arange(min(len(images_SCHW), CALIBRATED)) * len(images_SCHW) // CALIBRATED
+    chosen = images_SCHW if len(images_SCHW) <= CALIBRATED else images_SCHW[spread]
+    in_int8 = quantized(network, parts, chosen)
+    return scales_of(_keep(_in_int8(folder), lambda made: export.stages(network, made, made=in_int8)))
+
+
+def find_int8(network: EarlyExitNet) -> export.Stages:
+    """The files that `calibrate` made.
+
+    Raises:
+        UsageError: There are none.
+    """
+    found = find(_in_int8(place(network)))
+    if found is None:
+        raise UsageError(
+            "int8 needs scales, and none have been found for this network on this machine: call "
+            "offramp.runtime.calibrate(network, images), or `offramp certify RUN --precision int8`, which takes the "
+            "run's search images."
+        )
+    return found
+
+
+def scales_of(files: export.Stages) -> str:
+    """What the scales in files in int8 are called."""
+    names = [one.file for both in zip(files.stages, files.exits, strict=True) for one in both]
+    return hashlib.sha256(b"".join((files.folder / name).read_bytes() for name in names)).hexdigest()[:12]
+
+
+def _in_int8(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-int8")
+
+
+def _keep(folder: Path, write: Callable[[Path], object]) -> export.Stages:
+    """Let files be written beside `folder`, and put them in its place."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with held_folder(folder.parent, folder.name) as aside:
             made = aside / "made"
-            export.stages(network, made)
+            write(made)
             _forget(folder.parent, KEPT - 1)
             shutil.rmtree(folder, ignore_errors=True)
             try:

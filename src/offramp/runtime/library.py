@@ -64,6 +64,11 @@ class LibraryProgram(Program):
         super().__init__(network, form, device)
         self._check(network)
         self._reads, self._lock = network.reads, threading.RLock()
+        if form.precision == "int8":  # noise, which scales are not made for, tells nothing of it
+            files = kept.find_int8(network)
+            self._take(files)
+            self.scales = kept.scales_of(files)
+            return
         folder = kept.place(network)
         found = kept.find(folder)
         if found is None or not self._serves(found, network):

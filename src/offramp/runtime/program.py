@@ -18,11 +18,11 @@ from offramp.devices import borrowed
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet
 from offramp.policy import Policy
-from offramp.runtime.agreement import BF16, FLOAT32
+from offramp.runtime.agreement import BF16, FLOAT32, INT8
 from offramp.runtime.images import check_images
 
 Backend = Literal["torch", "onnxruntime", "openvino"]
-Precision = Literal["float32", "bf16"]
+Precision = Literal["float32", "bf16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Form:
 
     Attributes:
         backend: `torch` anywhere; `onnxruntime` (extra `onnx`) and `openvino` (extra `openvino`) on a CPU.
-        precision: `bf16`: computed in bfloat16; what follows the logits is float32 all the same. onnxruntime has
-            float32 alone.
+        precision: `bf16`: computed in bfloat16, by torch and openvino; `int8`: weights and maps in 8 bits, by openvino
+            and onnxruntime, with scales that `calibrate` has found. What follows the logits is float32 all the same.
 
     Raises:
         UsageError: A backend or precision that there is not.
@@ -44,13 +44,15 @@ class Form:
     def __post_init__(self) -> None:
         check_name("backend", self.backend, get_args(Backend))
         check_name("precision", self.precision, get_args(Precision))
-        if self.backend == "onnxruntime" and self.precision != "float32":
-            raise UsageError(f"onnxruntime computes in float32, not in {self.precision}; openvino and torch have bf16.")
+        lacks = {"onnxruntime": "bf16", "torch": "int8"}.get(self.backend)
+        if self.precision == lacks:
+            having = "openvino and torch have" if lacks == "bf16" else "openvino and onnxruntime have"
+            raise UsageError(f"{self.backend} does not compute in {lacks}; {having} it.")
 
     @property
     def tolerance(self) -> float:
         """How far rounding may move a probability."""
-        return BF16 if self.precision == "bf16" else FLOAT32
+        return {"float32": FLOAT32, "bf16": BF16, "int8": INT8}[self.precision]
 
     def __str__(self) -> str:
         return f"{self.backend}, {self.precision}"
@@ -65,7 +67,7 @@ def certified_form(policy: Policy) -> Form | None:
     name = policy.certified_form
     if name in (None, "float32"):
         return None
-    backend, _, precision = str(name).partition(", ")
+    backend, precision, *_ = [*str(name).split(", "), ""]
     return Form(backend, precision)  # type: ignore[arg-type]  # it checks them
 
 
@@ -77,12 +79,25 @@ def check_form(form: Form, policy: Policy) -> None:
     """
     wanted = certified_form(policy)
     if policy.certified_form is None or (wanted is None and form.precision == "float32") or form == wanted:
-        return
+        return  # for int8, `check_scales` goes on
     way = f"float32 by any backend, or certify with --backend {form.backend} --precision {form.precision}"
     raise UsageError(
         f"The policy's certificate is of answers in {policy.certified_form}, and {form} moves some. Run it in "
         f"{way if wanted is None else wanted}."
     )
+
+
+def check_scales(program: "Program", policy: Policy) -> None:
+    """Refuse a network in int8 whose scales are others than those of the answers that a policy's certificate is of.
+
+    Raises:
+        UsageError: They are.
+    """
+    if policy.certified_form is not None and program.scales is not None and program.answers != policy.certified_form:
+        raise UsageError(
+            f"The policy's certificate is of answers in {policy.certified_form}, and the scales found on this machine "
+            f"are {program.scales}. Certify again, or calibrate on the images that the certificate's were found on."
+        )
 
 
 class Program(ABC):
@@ -102,8 +117,16 @@ class Program(ABC):
         self.form = form
         self.device = device or parameter.device
         self.dtype = torch.bfloat16 if form.precision == "bf16" else parameter.dtype
+        self.scales: str | None = None
+        """In int8: which scales, a hash of the files that hold them."""
         self.num_exits, self.num_classes = network.num_exits, network.num_classes
         self.image_shape = network.image_shape
+
+    @property
+    def answers(self) -> str:
+        """Of which answers a certificate of this program's logits is: `float32` whatever the backend, or its form."""
+        form = "float32" if self.form.precision == "float32" else str(self.form)
+        return form if self.scales is None else f"{form}, {self.scales}"
 
     def enter(self, images_BCHW: Tensor) -> Carry:
         """The carry before the first stage.
