@@ -355,24 +355,21 @@ class Overflowing(Standard):
     """Leaves a number that is not finite in a buffer, in the optimiser or in what it keeps, after step `at`."""
 
     def __init__(self, where: str, at: int) -> None:
-        self.where, self.at, self.steps = where, at, 0
-
-    def settings(self) -> dict[str, Any]:
-        return {"where": self.where, "at": self.at}
+        self.where, self.at, self._steps = where, at, 0
 
     def step(self, batch: Batch, progress: float) -> Outcome:
         outcome = super().step(batch, progress)
-        self.steps += 1
-        if self.steps == self.at and self.where == "buffer":
+        self._steps += 1
+        if self._steps == self.at and self.where == "buffer":
             self.bench.network.stages[0][1].running_var[2] = float("inf")
-        if self.steps == self.at and self.where == "optimiser":
+        if self._steps == self.at and self.where == "optimiser":
             self.bench.optimizer.state[self.bench.parameters[0]]["momentum_buffer"][0] = float("nan")
         if self.where == "statistic":
             return Outcome(outcome.loss, outcome.logits_KBC, {"odd": outcome.logits_KBC[..., 0] * float("nan")})
         return outcome
 
     def state(self) -> dict[str, Tensor]:
-        kept = self.where == "rule" and self.steps >= self.at
+        kept = self.where == "rule" and self._steps >= self.at
         return {"kept": torch.tensor([0.0, float("nan") if kept else 1.0])}
 
 
