@@ -56,8 +56,8 @@ class Overheard(TrainingRule):
         self.rule = rule
         self.heard: list[tuple[Batch, Outcome]] = []
 
-    def prepare(self, bench: Any) -> None:
-        self.rule.prepare(bench)
+    def set_up(self) -> None:
+        self.rule.prepare(self.bench)
 
     def step(self, batch: Batch, progress: float) -> Outcome:
         outcome = self.rule.step(batch, progress)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from offramp import processes
 from offramp.data import Batch
+from offramp.errors import UsageError
 from offramp.network import EarlyExitNet, Link
 from offramp.objectives import Objective, Terms
 from offramp.objectives.base import settings_of
@@ -86,13 +87,8 @@ class Workbench:
     ) -> Outcome:
         """Forward, loss, backward, update: one step on the objective, with a method's parts where it has any.
 
-        Args:
-            batch: This process's share (it may be empty).
-            progress: Share of the whole training that is done.
-            reweight: Changes the shares of exits and samples before they are added up.
-            link: What stands between stages and exits during this step; afterwards the network's own is back.
-            combine: How much of each exit's gradient the parameters get that exits share, see `surgery`. A rule with
-                it has `needs_plain`.
+        `reweight` changes the shares of exits and samples before they are added up. `link` stands between stages and
+        exits during this step. `combine` weighs the exits' gradients, see `surgery`; a rule with it has `needs_plain`.
         """
         self.optimizer.zero_grad()
         with linked(self.network, link):
@@ -112,11 +108,12 @@ class Workbench:
     def update(self, loss: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
         """One step of the optimiser, or of a method's own, with the gradients that stand in `.grad`.
 
-        They are this process's share of the global mean's: sums them over processes, and lets nothing through where
-        they, or `loss` (this process's share), are not finite, or ever were, whichever optimiser it was. The gate is on
-        the device: no waiting.
+        They are this process's share of the global mean's, as `loss` is: sums them over processes. Once one of them is
+        not finite, nothing gets through any more, of any optimiser. The gate is on the device: no waiting.
         """
         optimizer = optimizer or self.optimizer
+        if not optimizer.defaults.get("fused"):  # it would step through the gate
+            raise UsageError(f"{type(optimizer).__name__} cannot skip a step on the device; make it with fused=True.")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         loss = _sum_gradients(loss.detach(), parameters)
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -152,9 +149,8 @@ def _sum_gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
 class TrainingRule(ABC):
     """What happens to a batch and at the end of an epoch.
 
-    A rule subclasses this and nothing else. It writes `step`, most often as `Workbench.descend` with its parts, and
-    those of the hooks that it needs: `check`, `epochs_together`, `set_up`, `end_epoch`, `state`, `load_state`. Here
-    they are empty.
+    A rule subclasses this and nothing else. It writes `step`, most often as `Workbench.descend` with its parts, and of
+    the methods that do nothing here those that it needs.
     """
 
     needs_plain: ClassVar[bool] = False

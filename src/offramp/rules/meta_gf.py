@@ -199,11 +199,7 @@ class MetaGF(TrainingRule):
         self.passes, self.steps, self.steps_per_pass = state["counts"].tolist()
         self.eta_KM.data.copy_(state["eta"])
         self._eta_before_KM.copy_(state["eta_before"])
-        homes: dict[str, Any] = {
-            "adam": self.adam.state[self.eta_KM],
-            "start": self._start,
-            "trained": self._trained,
-        }
+        homes: dict[str, Any] = {"adam": self.adam.state[self.eta_KM], "start": self._start, "trained": self._trained}
         for full_name, tensor in state.items():
             part, _, name = full_name.partition(".")
             if part in homes:

@@ -144,7 +144,9 @@ class WPN(TrainingRule):
         terms = bench.objective.terms(logits_KBC, train.targets_B, progress=progress)
         features_BI = self.predictor.features(logits_KBC, train.targets_B, bench.network.num_classes)
         if meta is not None and terms.loss_KB.requires_grad:
-            pull_KBC = self._pull(logits_KBC, terms.loss_KB, self.predictor(features_BI))
+            # The gradient of the weighted loss with respect to the logits, as a function of the weights.
+            loss = (self.predictor(features_BI) * terms.loss_KB).sum() / len(train.targets_B)
+            pull_KBC = torch.autograd.grad(loss, logits_KBC, create_graph=True)[0]
             self._learn(train, meta, draws, logits_KBC, pull_KBC)
         with torch.no_grad():
             weight_KB = self.predictor(features_BI)
@@ -155,12 +157,6 @@ class WPN(TrainingRule):
             loss.backward()  # type: ignore[no-untyped-call]
         bench.update(loss)
         return Outcome(terms.loss_KB.detach().sum(), logits_KBC.detach(), terms.stats_KB)
-
-    def _pull(self, logits_KBC: Tensor, loss_KB: Tensor, weight_KB: Tensor) -> Tensor:
-        """The gradient of the weighted loss with respect to the logits, as a function of the weights."""
-        loss = (weight_KB * loss_KB).sum() / loss_KB.shape[1]
-        pull_KBC: Tensor = torch.autograd.grad(loss, logits_KBC, create_graph=True)[0]
-        return pull_KBC
 
     def _learn(self, train: Half, meta: Half, draws: int, logits_KBC: Tensor, pull_KBC: Tensor) -> None:
         """One step of the prediction network, `pull_KBC` being a function of its parameters."""
