@@ -32,7 +32,7 @@ import offramp
 from offramp import backbones, data, objectives
 from offramp.config import Spec, TrainConfig
 from offramp.data import Batch, Parts
-from offramp.rules import Outcome, Standard
+from offramp.rules import Outcome, TrainingRule
 from offramp.runtime.timing import conditions, ratio
 
 WITHIN = 1.05
@@ -45,7 +45,7 @@ def clocks() -> npt.NDArray[np.float64]:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-class Beside(Standard):
+class Beside(TrainingRule):
     """The standard rule, with a bare step beside each."""
 
     def __init__(self, ready: Batch) -> None:
@@ -57,14 +57,14 @@ class Beside(Standard):
         self.started.append(clocks())
         if len(self.started) % 2:
             self._bare_step()
-            return super().step(batch, progress)
-        outcome = super().step(batch, progress)
+            return self.bench.descend(batch, progress)
+        outcome = self.bench.descend(batch, progress)
         self._bare_step()
         return outcome
 
     def _bare_step(self) -> None:
         start = clocks()
-        super().step(self.ready, 0.0)
+        self.bench.descend(self.ready, 0.0)
         self.bare.append(clocks() - start)
 
     def pairs(self) -> npt.NDArray[np.float64]:

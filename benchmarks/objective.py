@@ -26,7 +26,7 @@ from offramp import backbones, objectives
 from offramp.config import Spec, TrainConfig
 from offramp.data import Batch
 from offramp.objectives import Objective
-from offramp.rules import Outcome, Standard
+from offramp.rules import Outcome, TrainingRule
 from offramp.runtime.timing import conditions, ratio, take_turns
 
 CALLS = 50
@@ -58,7 +58,7 @@ def calls(objective: Objective, num_exits: int, num_classes: int, number: int) -
     return turn
 
 
-class Calling(Standard):
+class Calling(TrainingRule):
     """The standard rule; calls one of the objectives after each step, in turns."""
 
     def __init__(self, calls: Mapping[str, Callable[[], float]]) -> None:
@@ -68,7 +68,7 @@ class Calling(Standard):
 
     def step(self, batch: Batch, progress: float) -> Outcome:
         start = time.perf_counter()
-        outcome = super().step(batch, progress)
+        outcome = self.bench.descend(batch, progress)
         self.steps.append(time.perf_counter() - start)
         name = list(self.calls)[(len(self.steps) - 1) % len(self.calls)]
         self.after[name].append(self.calls[name]())

@@ -31,7 +31,7 @@ from data import BATCH, NETWORKS, random_images
 from offramp import backbones, objectives
 from offramp.config import Spec, TrainConfig
 from offramp.data import Batch
-from offramp.rules import Outcome, Standard
+from offramp.rules import Outcome, TrainingRule
 from offramp.runtime.timing import conditions, take_turns
 
 NETWORK = "msdnet7-cifar100"
@@ -40,7 +40,7 @@ WARMUP = 1  # turns
 ONE, SHARED, APART = "one process", "processes that share batches", "runs side by side"
 
 
-class Paced(Standard):
+class Paced(TrainingRule):
     """The standard rule; after so many steps it says how long they took and waits to be told the next number."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Paced(Standard):
                 os._exit(0)  # the one that asks is done; nothing of this run is kept
             self.left, self.started = int(told), time.perf_counter()
         self.left -= 1
-        return super().step(batch, progress)
+        return self.bench.descend(batch, progress)
 
 
 def paced(folder: str, precision: str, threads: str, steps: str) -> None:

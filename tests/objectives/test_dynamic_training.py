@@ -7,8 +7,8 @@ from offramp.objectives import Damping, DynamicWeights, PowerSqrt, dynamic
 
 
 def test_it_is_power_sqrt_under_dynamic_weights_unless_told_otherwise():
-    assert dynamic() == PowerSqrt(weighting="dynamic")
-    assert dynamic("damping", strength=[0.1, 0.2]) == Damping((0.1, 0.2), weighting="dynamic")
+    assert dynamic() == PowerSqrt(weighting=DynamicWeights())
+    assert dynamic("damping", strength=[0.1, 0.2]) == Damping((0.1, 0.2), weighting=DynamicWeights())
 
 
 def test_every_setting_of_the_weights_reaches_them():

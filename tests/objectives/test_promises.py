@@ -16,7 +16,7 @@ VARIANTS = [
     Spec("discard-threshold", {"mean": "kept"}),
     Spec("damping", {"per_sqrt_exits": True}),
     Spec("damping", {"strength": 0}),
-    Spec("damping", {"weighting": "dynamic"}),
+    Spec("dynamic", {"form": "damping"}),
     Spec("power-sqrt", {"root": "batch"}),
     Spec("dynamic", {"reverse": True}),
     Spec("dynamic", {"with_gradient": True}),

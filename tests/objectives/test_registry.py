@@ -74,7 +74,6 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         (["damping", "strength=0.1,0.2"], Damping((0.1, 0.2))),
         (["damping", "strength=[0.1,0.2]", "per_sqrt_exits=true"], Damping((0.1, 0.2), per_sqrt_exits=True)),
         (["power-sqrt", "root=batch"], PowerSqrt(root="batch")),
-        (["power-sqrt", "weighting=dynamic"], PowerSqrt(weighting=DynamicWeights())),
         (["power-sqrt", "weighting={'alpha':0.3}"], PowerSqrt(weighting=DynamicWeights(alpha=0.3))),
         (["dynamic"], PowerSqrt(0.005, weighting=DynamicWeights(alpha=0.8))),
         (["dynamic", "form=damping", "normalisation=tanh"], dynamic("damping", normalisation="tanh")),
@@ -105,6 +104,10 @@ def test_every_published_objective_has_its_name():
         (["damping", "strength=-1"], "strength must be a number of at least 0, not -1"),
         (["dynamic", "alpha=2"], "alpha must be a number in"),
         (["dynamic", "strength=1,2"], "one strength for all exits"),
+        (
+            ["power-sqrt", "weighting=dynamic"],
+            "not 'dynamic'; the objective dynamic is power-sqrt under dynamic weights",
+        ),
     ],
 )
 def test_what_cannot_be_built_says_why(words: list[str], message: str):
@@ -154,13 +157,13 @@ def test_a_description_survives_json_and_builds_the_same_objective(objective: Ob
 
 
 def test_equal_objectives_have_equal_descriptions_however_they_were_made():
-    assert describe(PowerSqrt(weighting="dynamic")) == describe(dynamic())
-    assert describe(PowerSqrt(weighting="dynamic")) != describe(dynamic(alpha=0.7))
+    assert describe(PowerSqrt(weighting=DynamicWeights())) == describe(dynamic())
+    assert describe(dynamic()) != describe(dynamic(alpha=0.7))
     assert describe(Damping([0.1, 0.2])) == describe(Damping((0.1, 0.2)))
 
 
 def test_a_description_names_the_class_and_nests_the_weights():
-    args = describe(PowerSqrt(0.1, weighting="dynamic"))["args"]
+    args = describe(dynamic(strength=0.1))["args"]
     assert describe(PowerSqrt())["name"] == "offramp.objectives.power_sqrt:PowerSqrt"
     assert args["strength"] == 0.1
     assert args["weighting"] == dataclasses.asdict(DynamicWeights())

@@ -210,13 +210,11 @@ def test_settings_outside_their_range_are_refused(settings_: dict, message: str)
         DynamicWeights(**settings_)
 
 
-def test_words_and_mappings_stand_for_weights():
+def test_what_a_run_says_of_weights_stands_for_them():
     assert as_weighting(None) is None
-    assert as_weighting("uniform") is None
-    assert as_weighting("dynamic") == DynamicWeights()
     assert as_weighting({"alpha": 0.3}) == DynamicWeights(alpha=0.3)
-    assert PowerSqrt(weighting="dynamic") == PowerSqrt(weighting=DynamicWeights())
+    assert PowerSqrt(weighting={}) == PowerSqrt(weighting=DynamicWeights())
     with pytest.raises(UsageError, match=r"no argument 'alhpa'\. Did you mean alpha"):
         as_weighting({"alhpa": 0.3})
-    with pytest.raises(UsageError, match="not 'dynamical'"):
-        as_weighting("dynamical")
+    with pytest.raises(UsageError, match="not 'dynamic'; the objective dynamic"):
+        as_weighting("dynamic")

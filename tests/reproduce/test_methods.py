@@ -36,10 +36,8 @@ def test_what_an_added_method_leaves_out_is_the_settings(of, strength: float, al
     assert added(setting, "dynamic alpha=0.5").objective.args == {**dynamic, "alpha": 0.5}
     assert added(setting, "damping strength=0.2").objective.args == {"strength": 0.2}
     assert added(setting, "power-sqrt root=batch").objective.args == {"strength": strength, "root": "batch"}
-    weighted = added(setting, "power-sqrt weighting=dynamic").objective.args
-    assert weighted == {"strength": strength, "weighting": {"alpha": alpha}}
-    weighted = added(setting, "damping weighting={'over':'batch'}").objective.args
-    assert weighted == {"strength": strength, "weighting": {"alpha": alpha, "over": "batch"}}
+    with pytest.raises(UsageError, match="the objective dynamic is power-sqrt under dynamic weights"):
+        added(setting, "power-sqrt weighting=dynamic")
     assert added(setting, "wpn centre=row").rule.args == {"epsilon": alpha, **setting.wpn, "centre": "row"}
     assert added(setting, "dfs ratio=0.3").rule.args == {"ratio": 0.3}
     assert added(setting, "label-smoothing").objective.args == {}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.data import Batch
+from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy
 from offramp.rules import Standard, Workbench
@@ -41,6 +42,36 @@ def test_what_is_not_finite_never_reaches_the_weights(optimizer: str, poison: fl
     assert bench.broken
     step(bench, torch.randn(5, 4))  # the gate stays shut: what is read a step late finds the weights as they were
     assert all(torch.equal(value, before[name]) for name, value in bench.network.state_dict().items())
+
+
+@pytest.mark.parametrize("first", ["network", "own"])
+def test_all_optimisers_of_a_bench_stop_at_one_gate(first: str) -> None:
+    """Whichever met what is not finite: nothing reaches the network's weights, or a rule's own, from then on."""
+    bench = bench_of()
+    own = nn.Parameter(torch.ones(3))
+    adam = torch.optim.Adam([own], lr=0.1, fused=True)
+
+    def update(of: str, gradient: float) -> None:
+        for parameter in bench.parameters if of == "network" else [own]:
+            parameter.grad = torch.full_like(parameter, gradient)
+        bench.update(torch.tensor(1.0), adam if of == "own" else None)
+
+    update("own", 1.0)
+    torch.testing.assert_close(own.detach(), torch.full((3,), 0.9))
+    update(first, float("inf"))
+    before = [weight.detach().clone() for weight in (own, *bench.parameters)]
+    for of in ("own", "network"):
+        update(of, 1.0)
+    assert bench.broken
+    assert all(torch.equal(weight, kept) for weight, kept in zip((own, *bench.parameters), before, strict=True))
+
+
+def test_an_optimiser_that_would_step_through_the_gate_is_refused() -> None:
+    bench, own = bench_of(), nn.Parameter(torch.ones(3))
+    own.grad = torch.ones(3)
+    with pytest.raises(UsageError, match="Adam cannot skip a step on the device; make it with fused=True"):
+        bench.update(torch.tensor(1.0), torch.optim.Adam([own]))
+    assert own.eq(1).all()
 
 
 def test_a_step_moves_the_weights_against_the_gradient() -> None:

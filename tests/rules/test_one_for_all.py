@@ -153,9 +153,10 @@ def test_a_process_without_an_image_takes_part(teacher: str) -> None:
     rule = OneForAll(teacher)
     rule.prepare(Workbench(network=network, forward=network, objective=dynamic(), optimizer=optimizer))
     images_BCHW, none = torch.empty(0, 1, 8, 8), torch.empty(0, dtype=torch.long)
-    rule._taught_BC = rule._ask(images_BCHW)
-    terms = rule._terms(rule._logits(images_BCHW), none, 0.0)
-    assert terms.loss_KB.shape == terms.stats_KB["distillation"].shape == (3, 0)
+    outcome = rule.step(Batch(images_BCHW, none, none, 1), 0.0)
+    assert outcome.loss == 0
+    assert outcome.logits_KBC.shape == (3, 0, 3)
+    assert outcome.stats_KB["distillation"].shape == (3, 0)
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import offramp
 from offramp.cli import main
 from offramp.config import Spec, TrainConfig
 from offramp.data import Batch
 from offramp.errors import UsageError
-from offramp.network import EarlyExitNet, plain_link
-from offramp.objectives import CrossEntropy, PowerSqrt, dynamic
+from offramp.network import Carry, EarlyExitNet, plain_link
+from offramp.objectives import CrossEntropy, PowerSqrt, Terms, dynamic
 from offramp.rules import DFS, RULES, GradientEquilibrium, Standard, TrainingRule, Workbench, build
 from offramp.runs import RunFolder, read_json
 
@@ -47,6 +47,42 @@ def step(rule: TrainingRule, bench: Workbench) -> None:
     rule.prepare(bench)
     torch.manual_seed(0)
     rule.step(Batch(torch.randn(6, 1, 8, 8), torch.tensor([0, 1] * 3), torch.arange(6), 6), 0.0)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_replaces_no_method_of_another(name: str) -> None:
+    """What it writes is its own, or a hook of the contract that does nothing by itself."""
+    hooks = {"step", "check", "epochs_together", "set_up", "end_epoch", "state", "load_state"}
+    assert RULES[name].__bases__ == (TrainingRule,)
+    replaced = {key for key in vars(RULES[name]) if callable(getattr(TrainingRule, key, None)) and key[0] != "_"}
+    assert replaced <= hooks
+
+
+def test_parts_work_together(network_of) -> None:
+    """Weights of the exits, a link that cuts the last exit off, and surgery on what the two others share."""
+
+    def reweight(terms: Terms, logits_KBC: Tensor, targets_B: Tensor, progress: float) -> Terms:
+        assert progress == 0.5
+        assert logits_KBC.shape[:2] == terms.loss_KB.shape == (3, len(targets_B))
+        return terms.weighted(torch.tensor([[1.0], [3.0], [2.0]]))
+
+    def link(k: int, K: int, carry: Carry, reads: int) -> tuple[Tensor, Carry]:
+        return carry[reads], tuple(x.detach() for x in carry) if k == 1 else carry
+
+    network = network_of()
+    weights = {name: weight for name, weight in network.named_parameters() if name.endswith("0.weight")}
+    batch = Batch(torch.randn(6, 1, 8, 8), torch.tensor([0, 1] * 3), torch.arange(6), 6)
+    loss_K = PowerSqrt().terms(network(batch.images_BCHW), batch.targets_B).loss_KB.mean(1)
+    own_K = [torch.autograd.grad(loss, list(weights.values()), retain_graph=True, allow_unused=True) for loss in loss_K]
+    bench = bench_of(network, objective=PowerSqrt())
+    outcome = bench.descend(
+        batch, 0.5, reweight=reweight, link=link, combine=lambda gramian_22: torch.tensor([10.0, 0.0])
+    )
+    assert network.link is plain_link
+    assert outcome.stats_KB["weight"].mean(1).tolist() == [1, 3, 2]
+    wanted = [10 * own_K[0][0], 3 * own_K[1][1], 2 * own_K[2][2]]  # of each stage
+    for weight, gradient in zip(weights.values(), wanted, strict=True):
+        torch.testing.assert_close(weight.grad, gradient)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

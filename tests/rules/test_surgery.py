@@ -11,15 +11,17 @@ from offramp.data import Batch
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, Objective, PowerSqrt, dynamic
-from offramp.rules import CAGrad, PCGrad, Standard, Workbench
-from offramp.rules.surgery import GradientSurgery
+from offramp.rules import CAGrad, Outcome, PCGrad, Standard, TrainingRule, Workbench
 
 
-class Weighted(GradientSurgery):
+class Weighted(TrainingRule):
     """Weights that are known beforehand."""
 
     def __init__(self, *weights: float) -> None:
         self.known = weights
+
+    def step(self, batch: Batch, progress: float) -> Outcome:
+        return self.bench.descend(batch, progress, combine=self.weights)
 
     def weights(self, gramian_KK: Tensor) -> Tensor:
         self.gramian_KK = gramian_KK
@@ -60,8 +62,11 @@ def test_weights_of_one_are_plain_training(
     torch.testing.assert_close(found, step_of(Standard(), network, objective, batch), rtol=1e-9, atol=1e-13)
 
 
-class Blown(GradientSurgery):
+class Blown(TrainingRule):
     """Must not be asked."""
+
+    def step(self, batch: Batch, progress: float) -> Outcome:
+        return self.bench.descend(batch, progress, combine=self.weights)
 
     def weights(self, gramian_KK: Tensor) -> Tensor:
         raise AssertionError("asked")

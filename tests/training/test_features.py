@@ -21,7 +21,7 @@ from offramp.errors import OfframpError, UsageError
 from offramp.evaluation.xray import Xray
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, PowerSqrt
-from offramp.rules import RULES, Outcome, Standard, build
+from offramp.rules import RULES, Outcome, TrainingRule, build
 from offramp.runs import RunFolder
 from offramp.training import features
 from offramp.training.fronts import cut_front
@@ -193,12 +193,12 @@ def test_auto_keeps_what_fits_in_memory_and_says_where_not(
     assert "The trunk is run in every epoch: kept they would take 0.0 MiB" in capsys.readouterr().err
 
 
-class Looks(Standard):
+class Looks(TrainingRule):
     """A rule of somebody's, which may do anything to the images."""
 
     def step(self, batch: Batch, progress: float) -> Outcome:
         self.shape = batch.images_BCHW.shape
-        return super().step(batch, progress)
+        return self.bench.descend(batch, progress)
 
 
 class Needs(Looks):

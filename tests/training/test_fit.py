@@ -19,7 +19,7 @@ from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, Damping, Objective, PowerSqrt
 from offramp.objectives.base import Terms
-from offramp.rules import Outcome, Standard
+from offramp.rules import Outcome, TrainingRule
 from offramp.runs import RunFolder
 from offramp.storage import load_tensors, save_tensors
 from offramp.training.fit import _optimizer
@@ -322,7 +322,7 @@ def test_a_run_is_described_by_its_objective(tmp_path: Path) -> None:
         offramp.fit(network(), objectives.LabelSmoothing(), parts.train, parts.val, QUICK, out=tmp_path)
 
 
-class Curious(Standard):
+class Curious(TrainingRule):
     """Notes what a step finds, looks at the network as in use and leaves it so."""
 
     def __init__(self) -> None:
@@ -331,7 +331,7 @@ class Curious(Standard):
     def step(self, batch: Batch, progress: float) -> Outcome:
         network = self.bench.network
         self.found.append((all(module.training for module in network.modules()), torch.rand(()).item()))
-        outcome = super().step(batch, progress)
+        outcome = self.bench.descend(batch, progress)
         network.eval()
         return outcome
 
@@ -351,28 +351,25 @@ def test_every_step_finds_the_network_in_training_and_its_own_random_numbers(tmp
     assert rule.found[0][1] == torch.rand(()).item()  # the same numbers as on any other device's path
 
 
-class Overflowing(Standard):
+class Overflowing(TrainingRule):
     """Leaves a number that is not finite in a buffer, in the optimiser or in what it keeps, after step `at`."""
 
     def __init__(self, where: str, at: int) -> None:
-        self.where, self.at, self.steps = where, at, 0
-
-    def settings(self) -> dict[str, Any]:
-        return {"where": self.where, "at": self.at}
+        self.where, self.at, self._steps = where, at, 0
 
     def step(self, batch: Batch, progress: float) -> Outcome:
-        outcome = super().step(batch, progress)
-        self.steps += 1
-        if self.steps == self.at and self.where == "buffer":
+        outcome = self.bench.descend(batch, progress)
+        self._steps += 1
+        if self._steps == self.at and self.where == "buffer":
             self.bench.network.stages[0][1].running_var[2] = float("inf")
-        if self.steps == self.at and self.where == "optimiser":
+        if self._steps == self.at and self.where == "optimiser":
             self.bench.optimizer.state[self.bench.parameters[0]]["momentum_buffer"][0] = float("nan")
         if self.where == "statistic":
             return Outcome(outcome.loss, outcome.logits_KBC, {"odd": outcome.logits_KBC[..., 0] * float("nan")})
         return outcome
 
     def state(self) -> dict[str, Tensor]:
-        kept = self.where == "rule" and self.steps >= self.at
+        kept = self.where == "rule" and self._steps >= self.at
         return {"kept": torch.tensor([0.0, float("nan") if kept else 1.0])}
 
 

@@ -10,7 +10,7 @@ import pathlib, tempfile, numpy as np, offramp
 images = np.zeros((192, 3, 32, 32), dtype=np.uint8)
 train, val, test = offramp.data.arrays(images, np.arange(192) % 100, images[:100], np.arange(100), holdout=0)
 net = offramp.backbones.msdnet(exits=7, num_classes=100, damping=True)
-objective = offramp.objectives.PowerSqrt(weighting="dynamic")
+objective = offramp.objectives.dynamic()
 with tempfile.TemporaryDirectory() as out:
     offramp.fit(net, objective, train, val, offramp.TrainConfig(epochs=1), out=out)
 # Not ru_maxrss: a child's starts at its parent's size. VmHWM starts anew with a program, in KiB.

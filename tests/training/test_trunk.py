@@ -19,7 +19,7 @@ from offramp.data import Batch, Parts
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, PowerSqrt
-from offramp.rules import RULES, Outcome, Standard, build
+from offramp.rules import RULES, Outcome, Standard, TrainingRule, build
 from offramp.runs import RunFolder
 from offramp.storage import load_tensors
 from offramp.training.job import Job
@@ -119,7 +119,7 @@ def test_the_backward_pass_does_not_touch_the_stages(tmp_path: Path) -> None:
         assert all((p.grad is None) == freeze_trunk for p in net.stages.parameters())
 
 
-class Spy(Standard):
+class Spy(TrainingRule):
     """Notes the modes and the optimiser's weights, and calls `train` within a step, as rules may."""
 
     def step(self, batch: Batch, progress: float) -> Outcome:
@@ -131,7 +131,7 @@ class Spy(Standard):
         assert all(module.training for module in net.exits.modules())
         held = [id(p) for group in self.bench.optimizer.param_groups for p in group["params"]]
         assert held == [id(p) for p in net.exits.parameters()] == [id(p) for p in self.bench.parameters]
-        return super().step(batch, progress)
+        return self.bench.descend(batch, progress)
 
 
 def test_stages_stay_in_evaluation_mode_whoever_says_otherwise(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from offramp.data import Batch, Parts
 from offramp.errors import UsageError
 from offramp.evaluation.xray import Xray
 from offramp.network import EarlyExitNet
-from offramp.objectives import CrossEntropy, Objective, PowerSqrt, Terms
+from offramp.objectives import CrossEntropy, Objective, PowerSqrt, Terms, dynamic
 from offramp.rules import Outcome, TrainingRule
 from offramp.rules.cgt import CGT
 from offramp.rules.wpn import WPN
@@ -56,8 +56,8 @@ class Overheard(TrainingRule):
         self.rule = rule
         self.heard: list[tuple[Batch, Outcome]] = []
 
-    def prepare(self, bench: Any) -> None:
-        self.rule.prepare(bench)
+    def set_up(self) -> None:
+        self.rule.prepare(self.bench)
 
     def step(self, batch: Batch, progress: float) -> Outcome:
         outcome = self.rule.step(batch, progress)
@@ -91,7 +91,7 @@ def in_order(heard: list[tuple[Batch, Outcome]], values: Callable[[Batch, Outcom
     [
         (CrossEntropy(), rules.Standard()),
         (PowerSqrt(0.3), rules.Standard()),
-        (PowerSqrt(0.3, weighting="dynamic"), CGT()),
+        (dynamic(strength=0.3), CGT()),
         (PowerSqrt(0.3), WPN(hidden=4)),
     ],
     ids=["without the neuron", "gamma", "weights of a rule", "half batches"],
@@ -156,9 +156,7 @@ def test_the_file_is_as_small_as_it_says(tmp_path: Path) -> None:
 def fitting(tmp_path: Path, **more: Any) -> Callable[[str], object]:
     def fit(out: str) -> object:
         parts, config = images(), dataclasses.replace(QUICK, save_every_steps=2, **more)
-        return offramp.fit(
-            network(), PowerSqrt(weighting="dynamic"), parts.train, parts.val, config, out=tmp_path / out
-        )
+        return offramp.fit(network(), dynamic(), parts.train, parts.val, config, out=tmp_path / out)
 
     return fit
 

@@ -14,7 +14,7 @@ import offramp
 from offramp import data
 from offramp.config import TrainConfig
 from offramp.network import EarlyExitNet
-from offramp.objectives import PowerSqrt
+from offramp.objectives import dynamic
 
 
 def main(out: str) -> None:
@@ -26,7 +26,7 @@ def main(out: str) -> None:
     heads = [nn.Sequential(nn.Flatten(), nn.Linear(width, 4)) for width in (36, 4)]
     network = EarlyExitNet(stages, heads, damping=True)
     config = TrainConfig(epochs=2, lr=0.05, xray=13)
-    offramp.fit(network, PowerSqrt(0.3, weighting="dynamic"), parts.train, parts.val, config, out=out)
+    offramp.fit(network, dynamic(strength=0.3), parts.train, parts.val, config, out=out)
 
 
 if __name__ == "__main__":

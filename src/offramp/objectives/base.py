@@ -37,6 +37,11 @@ class Terms:
     loss_KB: Tensor
     stats_KB: Mapping[str, Tensor]
 
+    def weighted(self, weight_KB: Tensor) -> "Terms":
+        """The same under further weights `[K, B]`, which the statistic `weight` holds too."""
+        weight = self.stats_KB.get("weight", 1) * weight_KB.detach()
+        return Terms(weight_KB * self.loss_KB, {**self.stats_KB, "weight": weight})
+
 
 class Objective(ABC):
     """A training loss over all exits. Subclasses are frozen dataclasses whose fields are the method's settings."""

@@ -21,7 +21,7 @@ class Damping(DampedObjective):
 
     Args:
         strength: The paper's lambda, at least 0: one number, or one per exit.
-        weighting: None or "uniform"; "dynamic" or `DynamicWeights(...)`: weight the exits (paper, section 3.5).
+        weighting: Dynamic weights of the exits (paper, section 3.5), as the objective `dynamic` has them; None: all 1.
         per_sqrt_exits: Divide lambda by sqrt(K): the size of damping that power-sqrt has when all exits are alike, a
             control that tells its shape from its size.
     """

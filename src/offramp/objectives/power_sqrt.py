@@ -27,7 +27,7 @@ class PowerSqrt(DampedObjective):
 
     Args:
         strength: The paper's lambda, at least 0.
-        weighting: None or "uniform"; "dynamic" or `DynamicWeights(...)`: weight the exits (paper, section 3.5).
+        weighting: Dynamic weights of the exits (paper, section 3.5), as the objective `dynamic` has them; None: all 1.
         root: Over which values the root is taken: each "sample"'s own, as Eq. 4 says, or the means over the "batch"
             (the global batch, over all processes).
     """

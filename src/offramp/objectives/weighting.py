@@ -115,18 +115,17 @@ def _over_batch(a_KB: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor, Tens
     return total / count, -minus_low, high
 
 
-Weighting: TypeAlias = DynamicWeights | Mapping[str, Any] | Literal["dynamic", "uniform"] | None
+Weighting: TypeAlias = DynamicWeights | Mapping[str, Any] | None
 
 
 def as_weighting(value: Weighting) -> DynamicWeights | None:
-    """None for None and "uniform"; `DynamicWeights` for "dynamic" (the defaults) and for a mapping of its fields."""
-    if value is None or value == "uniform":
-        return None
-    if value == "dynamic":
-        return DynamicWeights()
+    """The same, or what a run's folder says of it: a mapping of its fields."""
     if isinstance(value, Mapping):
         weights: DynamicWeights = build(Spec("dynamic", value), {"dynamic": DynamicWeights}, "weighting")
         return weights
-    if isinstance(value, DynamicWeights):
+    if value is None or isinstance(value, DynamicWeights):
         return value
-    raise UsageError(f"weighting must be 'uniform', 'dynamic' or DynamicWeights(...), not {shown(value)}.")
+    raise UsageError(
+        f"weighting must be DynamicWeights(...) or None, not {shown(value)}; the objective dynamic is power-sqrt under "
+        "dynamic weights, and with form=damping it is damping under them."
+    )

@@ -62,9 +62,6 @@ def fitted(name: str, /, **more: Any) -> Chooser:
 
     def choose(setting: Setting) -> Spec:
         arguments = {**_OF_THE_SETTING[name](setting), **more} if name in _OF_THE_SETTING else more
-        weighting = {} if arguments.get("weighting") == "dynamic" else arguments.get("weighting")
-        if name in ("damping", "power-sqrt") and isinstance(weighting, Mapping):
-            arguments = {**arguments, "weighting": {"alpha": setting.alpha, **weighting}}
         return Spec(name, arguments)
 
     return choose

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from offramp.checks import check_flags, check_size
-from offramp.rules.surgery import GradientSurgery, weighting
+from offramp.data import Batch
+from offramp.rules.base import Outcome, TrainingRule
+from offramp.rules.surgery import weighting
 
 
 @dataclass(eq=False)
-class CAGrad(GradientSurgery):
+class CAGrad(TrainingRule):
     """K times the update d that maximises min_k g_k d subject to |d - g_0| <= c |g_0|, g_0 the mean of the g_k.
 
     d = g_0 + c |g_0| / |g_w| g_w, where g_w, the sum of w_k g_k, minimises g_w g_0 + c |g_0| |g_w| over w of at least 0
@@ -29,6 +31,8 @@ class CAGrad(GradientSurgery):
         UsageError: For a setting out of range, and if torchjd or cvxpy is not installed.
     """
 
+    needs_plain = True
+
     c: float = 0.5
     rescale: bool = True
 
@@ -36,6 +40,10 @@ class CAGrad(GradientSurgery):
         check_size("c", self.c)
         check_flags(rescale=self.rescale)
         self._weighting = weighting("CAGradWeighting", c=float(self.c))
+
+    def step(self, batch: Batch, progress: float) -> Outcome:
+        """A step with a backward pass for each exit."""
+        return self.bench.descend(batch, progress, combine=self.weights)
 
     def weights(self, gramian_KK: Tensor) -> Tensor:
         """K d as weights of the g_k."""

@@ -10,18 +10,19 @@ import torch
 from torch import Tensor
 
 from offramp.checks import check_name, check_number
+from offramp.data import Batch
 from offramp.network import class_log_probs
 from offramp.objectives import Terms
 from offramp.objectives.base import LATER
+from offramp.rules.base import Outcome, TrainingRule
 from offramp.rules.published import by_depth
-from offramp.rules.standard import Standard
 
 _AT_START, _AT_END = (1.0, 0.7, 0.4, 0.1), (0.2, 0.5, 0.8, 1.0)  # lambda, for 4 exits
 _THRESHOLDS = {"hard": 0.5, "soft": 0.9}
 
 
 @dataclass(eq=False)
-class CGT(Standard):
+class CGT(TrainingRule):
     """The share of each exit and sample in the objective is multiplied by a weight, a constant to the gradient.
 
     The weight of exit k is lambda_k times what earlier exits left, plus `leak`; then a sample's weights are divided by
@@ -57,12 +58,13 @@ class CGT(Standard):
         check_number("leak", self.leak, "above 0", lambda value: value > 0)
         check_name("total", self.total, ("one", "exits"))
 
-    def _terms(self, logits_KBC: Tensor, targets_B: Tensor, progress: float) -> Terms:
-        terms = super()._terms(logits_KBC, targets_B, progress)
+    def step(self, batch: Batch, progress: float) -> Outcome:
+        """A step on weighted shares."""
+        return self.bench.descend(batch, progress, reweight=self._reweight)
+
+    def _reweight(self, terms: Terms, logits_KBC: Tensor, targets_B: Tensor, progress: float) -> Terms:
         log_probs_KBN = class_log_probs(logits_KBC.detach(), self.bench.network.num_classes)
-        weight_KB = self.weights(log_probs_KBN, targets_B, progress)
-        stats_KB = {**terms.stats_KB, "weight": terms.stats_KB.get("weight", 1) * weight_KB}
-        return Terms(weight_KB * terms.loss_KB, stats_KB)
+        return terms.weighted(self.weights(log_probs_KBN, targets_B, progress))
 
     def weights(self, log_probs_KBN: Tensor, targets_B: Tensor, progress: float) -> Tensor:
         """Weights `[K, B]` for log-probabilities of the classes."""

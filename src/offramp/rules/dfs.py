@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from offramp.checks import check_name, check_number
+from offramp.data import Batch
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet, last_linear
-from offramp.rules.linked import Linked, exchanged
+from offramp.rules.base import Outcome, TrainingRule
+from offramp.rules.linked import exchanged
 
 
 @dataclass(eq=False)
-class DFS(Linked):
+class DFS(TrainingRule):
     """Feature partition and referencing: both sides see all channels of a map, not both send gradients to all of them.
 
     Of the C channels of the map that exit k reads, deeper exits send gradients to the first `round(ratio * C)` only.
@@ -57,6 +59,11 @@ class DFS(Linked):
                 "use dropout=0, or put dropout into the network."
             )
 
+    def step(self, batch: Batch, progress: float) -> Outcome:
+        """A step under the link, with dropout."""
+        with self._dropping():
+            return self.bench.descend(batch, progress, link=self.link)
+
     def link(self, k: int, K: int, carry: Carry, reads: int) -> tuple[Tensor, Carry]:
         """The map with gradients cut, on the way to the head and on the way on."""
         x = carry[reads]
@@ -71,8 +78,8 @@ class DFS(Linked):
         return seen, exchanged(carry, reads, onward)
 
     @contextmanager
-    def _switched_on(self) -> Iterator[None]:
-        with super()._switched_on(), ExitStack() as hooks:
+    def _dropping(self) -> Iterator[None]:
+        with ExitStack() as hooks:
             if self.dropout:
                 linears = [last_linear(head) for head in self.bench.network.exits]
                 for linear in dict.fromkeys(linear for linear in linears if linear is not None):

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offramp.data import Batch
 from offramp.network import Carry
-from offramp.rules.linked import Linked, exchanged
+from offramp.rules.base import Outcome, TrainingRule
+from offramp.rules.linked import exchanged
 
 
-class GradientEquilibrium(Linked):
+class GradientEquilibrium(TrainingRule):
     """The gradients that reach the map of an exit are averaged with fixed weights.
 
     Through the map that exit k reads (k from 1), the trunk gets (g_head + (K - k) g_deeper) / (K - k + 1): g_head from
@@ -21,6 +23,10 @@ class GradientEquilibrium(Linked):
     A fault of the authors' program that is not repeated here: of this first stage of IMTA it keeps the epoch with the
     lowest test accuracy, because the comparison was written for errors. The second stage starts from that.
     """
+
+    def step(self, batch: Batch, progress: float) -> Outcome:
+        """A step under the link."""
+        return self.bench.descend(batch, progress, link=self.link)
 
     def link(self, k: int, K: int, carry: Carry, reads: int) -> tuple[Tensor, Carry]:
         """The map, whose gradients are rescaled before the fork and on the way on."""

@@ -15,16 +15,15 @@ from offramp.data import Batch
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import Terms
-from offramp.rules.base import Outcome, Workbench
+from offramp.rules.base import Outcome, TrainingRule
 from offramp.rules.published import by_depth
-from offramp.rules.standard import Standard
 
 _AUXILIARY = (1.0, 1.0, 0.6, 0.6, 0.75, 0.9, 1.0)  # a, for 7 exits
 _LARGEST = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0)  # C for 7 exits; that of the last is its constant weight
 
 
 @dataclass(eq=False)
-class MetaGF(Standard):
+class MetaGF(TrainingRule):
     """K + 1 passes over the images make one epoch of the method; the number of epochs must be a multiple of K + 1.
 
     1. From the same weights, each exit k in turn trains for one pass, on L_k + auxiliary * sum over j != k of a_j L_j,
@@ -68,20 +67,19 @@ class MetaGF(Standard):
         """One pass for each exit, and one for eta."""
         return network.num_exits + 1
 
-    def prepare(self, bench: Workbench) -> None:
-        """Set up eta and its optimiser."""
-        super().prepare(bench)
+    def set_up(self) -> None:
+        """Make eta and its optimiser."""
+        bench = self.bench
         self.names = [name for name, weight in bench.network.named_parameters() if weight.requires_grad]
         self.passes = self.steps = self.steps_per_pass = 0  # finished ones; those of this pass; those of any
         self._reach_KM: Tensor | None = None  # known from the first step on
         self._start: dict[str, Tensor] = {}  # the weights that all exits start from
         self._trained: dict[str, Tensor] = {}  # [R, P]: what the exits that reach a weight made of it, so far
         dtype = torch.promote_types(bench.parameters[0].dtype, torch.float32)
-        self.mixture = Mixture(bench.network.num_exits, len(self.names)).to(bench.broken.device, dtype)
-        self._eta_before_KM = self.mixture.eta_KM.detach().clone()
-        adam = torch.optim.Adam(self.mixture.parameters(), lr=self.eta_lr, fused=True)
-        # The same gate as the network's: a bench asks no more of its network than to have parameters.
-        self._eta_bench = Workbench(self.mixture, self.mixture, bench.objective, adam)  # type: ignore[arg-type]
+        ones_KM = torch.ones(bench.network.num_exits, len(self.names), dtype=dtype, device=bench.broken.device)
+        self.eta_KM = nn.Parameter(ones_KM)
+        self._eta_before_KM = ones_KM.clone()
+        self.adam = torch.optim.Adam([self.eta_KM], lr=self.eta_lr, fused=True)
 
     def step(self, batch: Batch, progress: float) -> Outcome:
         """A step of the exit whose turn it is, or of eta."""
@@ -94,7 +92,7 @@ class MetaGF(Standard):
         else:
             if self._turn == 0 and self.steps == 0:
                 self._start = {name: weight.detach().clone() for name, weight in self._weights()}
-            outcome = super().step(batch, progress)
+            outcome = self.bench.descend(batch, progress, reweight=self._reweight)
         self.steps += 1
         return outcome
 
@@ -104,11 +102,11 @@ class MetaGF(Standard):
         if self._turn < K:
             self._put_aside()
         if self._turn == K - 1:
-            self._eta_before_KM = self.mixture.eta_KM.detach().clone()
+            self._eta_before_KM = self.eta_KM.detach().clone()
             self._merge()
         if self._turn == K:
             with torch.no_grad():
-                self.mixture.eta_KM.lerp_(self._eta_before_KM, self.kept)
+                self.eta_KM.lerp_(self._eta_before_KM, self.kept)
             self._start, self._trained = {}, {}
         self.passes, self.steps_per_pass, self.steps = self.passes + 1, self.steps, 0
 
@@ -120,8 +118,7 @@ class MetaGF(Standard):
     def _weights(self) -> list[tuple[str, nn.Parameter]]:
         return list(zip(self.names, self.bench.parameters, strict=True))
 
-    def _terms(self, logits_KBC: Tensor, targets_B: Tensor, progress: float) -> Terms:
-        terms = super()._terms(logits_KBC, targets_B, progress)
+    def _reweight(self, terms: Terms, logits_KBC: Tensor, targets_B: Tensor, progress: float) -> Terms:
         factors = self._factors(progress)
         rows = [factor * loss_B for factor, loss_B in zip(factors, terms.loss_KB, strict=True)]
         return Terms(torch.stack(rows), terms.stats_KB)
@@ -141,32 +138,32 @@ class MetaGF(Standard):
         return (self.passes // together) / round(passes / progress / together)
 
     def _eta_step(self, batch: Batch, progress: float) -> Outcome:
-        bench, own = self.bench, self._eta_bench
+        bench = self.bench
         bench.optimizer.zero_grad()
-        logits_KBC = self._logits(batch.images_BCHW)
-        terms = self._terms(logits_KBC, batch.targets_B, progress)
+        logits_KBC = bench.logits(batch.images_BCHW)
+        terms = bench.objective.terms(logits_KBC, batch.targets_B, progress=progress)
+        terms = self._reweight(terms, logits_KBC, batch.targets_B, progress)
         loss = terms.loss_KB.sum() / batch.size
-        own.optimizer.zero_grad()
+        self.adam.zero_grad()
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
             torch.autograd.backward(self._shares(), self._pull())
-        for group in own.optimizer.param_groups:
+        for group in self.adam.param_groups:
             group["lr"] = self.eta_lr * (1.0 if self._share_of_epochs(progress) < 0.5 else 0.1)
-        own.broken = bench.broken
-        own.update(loss)
-        bench.broken = own.broken
+        bench.update(loss, self.adam)
         bench.optimizer.zero_grad()
         self._merge()
         return Outcome(loss.detach(), logits_KBC.detach(), terms.stats_KB)
 
     def _shares(self) -> Tensor:
+        """Of the exits in each weight, `[K, M]`: they add up to 1 over those that reach it (0 where none does)."""
         assert self._reach_KM is not None
-        shares_KM: Tensor = self.mixture(self._reach_KM)
-        return shares_KM
+        sizes_KM = self.eta_KM.sigmoid() * self._reach_KM
+        return sizes_KM / sizes_KM.sum(0).clamp_min(torch.finfo(sizes_KM.dtype).tiny)
 
     def _pull(self) -> Tensor:
         """The gradient with respect to the shares, up to a number for each weight: shares of a weight add up to 1."""
-        pull_KM = torch.zeros_like(self.mixture.eta_KM)
+        pull_KM = torch.zeros_like(self.eta_KM)
         for m, (name, weight) in enumerate(self._weights()):
             if name in self._trained and weight.grad is not None:
                 difference_RP = self._trained[name] - weight.detach().reshape(-1)
@@ -191,41 +188,22 @@ class MetaGF(Standard):
 
     def state(self) -> dict[str, Tensor]:
         """Where the passes stand, the weights put aside, and eta with its optimiser's memory."""
-        eta_KM = self.mixture.eta_KM
-        tensors = {"eta": eta_KM.detach(), "eta_before": self._eta_before_KM}
-        tensors |= {f"adam.{key}": value for key, value in self._eta_bench.optimizer.state.get(eta_KM, {}).items()}
+        tensors = {"eta": self.eta_KM.detach(), "eta_before": self._eta_before_KM}
+        tensors |= {f"adam.{key}": value for key, value in self.adam.state.get(self.eta_KM, {}).items()}
         tensors |= {f"start.{name}": weight for name, weight in self._start.items()}
         tensors |= {f"trained.{name}": rows for name, rows in self._trained.items()}
         return tensors | {"counts": torch.tensor([self.passes, self.steps, self.steps_per_pass])}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
-        device, eta_KM = self.bench.broken.device, self.mixture.eta_KM
         self.passes, self.steps, self.steps_per_pass = state["counts"].tolist()
-        eta_KM.data.copy_(state["eta"])
+        self.eta_KM.data.copy_(state["eta"])
         self._eta_before_KM.copy_(state["eta_before"])
-        homes: dict[str, Any] = {
-            "adam": self._eta_bench.optimizer.state[eta_KM],
-            "start": self._start,
-            "trained": self._trained,
-        }
+        homes: dict[str, Any] = {"adam": self.adam.state[self.eta_KM], "start": self._start, "trained": self._trained}
         for full_name, tensor in state.items():
             part, _, name = full_name.partition(".")
             if part in homes:
-                homes[part][name] = tensor.to(device, copy=True)
-
-
-class Mixture(nn.Module):
-    """The shares of the exits in each weight, from one number `eta` for each exit and weight."""
-
-    def __init__(self, num_exits: int, num_weights: int) -> None:
-        super().__init__()
-        self.eta_KM = nn.Parameter(torch.ones(num_exits, num_weights))
-
-    def forward(self, reach_KM: Tensor) -> Tensor:
-        """Shares `[K, M]` of the exits with `reach` 1: they add up to 1 for each weight (0 where there is none)."""
-        sizes_KM = self.eta_KM.sigmoid() * reach_KM
-        return sizes_KM / sizes_KM.sum(0).clamp_min(torch.finfo(sizes_KM.dtype).tiny)
+                homes[part][name] = tensor.to(self.eta_KM.device, copy=True)
 
 
 def reach(network: EarlyExitNet, parameters: Sequence[nn.Parameter], images_BCHW: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ K exits, B images here, C outputs.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -17,14 +18,13 @@ from offramp.errors import OfframpError, UsageError
 from offramp.network import Carry, EarlyExitNet
 from offramp.objectives import Terms
 from offramp.objectives.base import LATER, log_softmax
-from offramp.rules.base import Outcome, Workbench
-from offramp.rules.standard import Standard
+from offramp.rules.base import Outcome, TrainingRule
 from offramp.runs import load
 from offramp.storage import weights_hash
 
 
 @dataclass(eq=False)
-class OneForAll(Standard):
+class OneForAll(TrainingRule):
     """The share L_k of every exit but the last in the objective becomes (1 - share) L_k + share T² KL(t/T, z_k/T).
 
     KL is that of the softmax of the teacher's last logits t to the softmax of the exit's logits z_k, both divided by
@@ -70,15 +70,14 @@ class OneForAll(Standard):
                 f"{network.image_shape}; take another."
             )
 
-    def prepare(self, bench: Workbench) -> None:
+    def set_up(self) -> None:
         """Put the teacher where the network is."""
-        super().prepare(bench)
-        self._teacher().to(bench.broken.device, bench.parameters[0].dtype)
+        self._teacher().to(self.bench.broken.device, self.bench.parameters[0].dtype)
 
     def step(self, batch: Batch, progress: float) -> Outcome:
-        """Ask the teacher, then a plain step."""
-        self._taught_BC = self._ask(batch.images_BCHW)
-        return super().step(batch, progress)
+        """Ask the teacher, then a step on shares that its answers are part of."""
+        taught_BC = self._ask(batch.images_BCHW)
+        return self.bench.descend(batch, progress, reweight=partial(self._reweight, taught_BC))
 
     def _teacher(self) -> EarlyExitNet:
         if self._network is None:
@@ -97,9 +96,11 @@ class OneForAll(Standard):
                 carry = teacher.run_stage(k, carry)
             return teacher.run_exit(teacher.num_exits - 1, carry)
 
-    def _terms(self, logits_KBC: Tensor, targets_B: Tensor, progress: float) -> Terms:
-        terms, T = super()._terms(logits_KBC, targets_B, progress), self.temperature
-        told_KBC, taught_BC = log_softmax(logits_KBC[:-1] / T), log_softmax(self._taught_BC / T)
+    def _reweight(
+        self, taught_BC: Tensor, terms: Terms, logits_KBC: Tensor, targets_B: Tensor, progress: float
+    ) -> Terms:
+        T = self.temperature
+        told_KBC, taught_BC = log_softmax(logits_KBC[:-1] / T), log_softmax(taught_BC / T)
         distance_KB = kl_div(told_KBC, taught_BC.expand_as(told_KBC), reduction="none", log_target=True).sum(-1) * T**2
         if self.reduction == "outputs":
             distance_KB = distance_KB / logits_KBC.shape[-1]

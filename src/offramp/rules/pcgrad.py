@@ -5,10 +5,12 @@ K exits.
 
 from torch import Tensor
 
-from offramp.rules.surgery import GradientSurgery, weighting
+from offramp.data import Batch
+from offramp.rules.base import Outcome, TrainingRule
+from offramp.rules.surgery import weighting
 
 
-class PCGrad(GradientSurgery):
+class PCGrad(TrainingRule):
     """The sum of the exits' gradients, each projected off the others that it conflicts with.
 
     For each exit k, d_k starts as g_k and visits the other exits in random order; where d_k g_j < 0, it is replaced by
@@ -19,8 +21,14 @@ class PCGrad(GradientSurgery):
         UsageError: If torchjd is not installed.
     """
 
+    needs_plain = True
+
     def __init__(self) -> None:
         self._weighting = weighting("PCGradWeighting")
+
+    def step(self, batch: Batch, progress: float) -> Outcome:
+        """A step with a backward pass for each exit."""
+        return self.bench.descend(batch, progress, combine=self.weights)
 
     def weights(self, gramian_KK: Tensor) -> Tensor:
         """The sum of the d_k, as weights of the g_k."""

@@ -20,9 +20,8 @@ from offramp.errors import UsageError, first_line
 from offramp.evaluation.thresholds import geometric_shares
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy
-from offramp.rules.base import Outcome, Workbench
+from offramp.rules.base import Outcome, TrainingRule
 from offramp.rules.pseudo_update import next_weights, step_of
-from offramp.rules.standard import Standard
 from offramp.rules.weight_prediction import Centre, Inputs, WeightPredictor
 
 
@@ -34,7 +33,7 @@ class Half(NamedTuple):
 
 
 @dataclass(eq=False)
-class WPN(Standard):
+class WPN(TrainingRule):
     """Two optimiser steps a batch, one on each half, with weights from a network that has just learned on the other.
 
     Each half is `train` once, the other then being `meta`:
@@ -101,22 +100,20 @@ class WPN(Standard):
                 "use centre=row or centre=mat, or the rule standard."
             )
 
-    def prepare(self, bench: Workbench) -> None:
+    def set_up(self) -> None:
         """Build the prediction network and its optimiser.
 
         Raises:
             UsageError: An optimiser whose next step is not known.
         """
-        super().prepare(bench)
+        bench = self.bench
         step_of(bench.optimizer)
         self.batches = 0  # finished ones
         dtype = torch.promote_types(bench.parameters[0].dtype, torch.float32)
         self.predictor = self._fresh_predictor().to(bench.broken.device, dtype)
-        adam = torch.optim.Adam(
+        self.adam = torch.optim.Adam(
             self.predictor.parameters(), lr=self.meta_lr, weight_decay=self.meta_weight_decay, fused=True
         )
-        # The same gate as the network's: a bench asks no more of its network than to have parameters.
-        self._meta_bench = Workbench(self.predictor, self.predictor, bench.objective, adam)  # type: ignore[arg-type]
 
     def step(self, batch: Batch, progress: float) -> Outcome:
         """Both halves, each in turn."""
@@ -143,32 +140,27 @@ class WPN(Standard):
         bench.optimizer.zero_grad()
         draws = int(torch.randint(2**63 - 1, ()))  # for what is random in the network, so that it can be run again
         with self._drawing(draws):
-            logits_KBC = self._logits(train.images_BCHW)
+            logits_KBC = bench.logits(train.images_BCHW)
         terms = bench.objective.terms(logits_KBC, train.targets_B, progress=progress)
         features_BI = self.predictor.features(logits_KBC, train.targets_B, bench.network.num_classes)
         if meta is not None and terms.loss_KB.requires_grad:
-            pull_KBC = self._pull(logits_KBC, terms.loss_KB, self.predictor(features_BI))
+            # The gradient of the weighted loss with respect to the logits, as a function of the weights.
+            loss = (self.predictor(features_BI) * terms.loss_KB).sum() / len(train.targets_B)
+            pull_KBC = torch.autograd.grad(loss, logits_KBC, create_graph=True)[0]
             self._learn(train, meta, draws, logits_KBC, pull_KBC)
         with torch.no_grad():
             weight_KB = self.predictor(features_BI)
-        loss_KB = weight_KB * terms.loss_KB
+        terms = terms.weighted(weight_KB)
         count = processes.sum_over_all(bench.broken.new_full((), len(train.targets_B)))
-        loss = loss_KB.sum() / count
+        loss = terms.loss_KB.sum() / count
         if loss.requires_grad:
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         bench.update(loss)
-        stats_KB = {**terms.stats_KB, "weight": terms.stats_KB.get("weight", 1) * weight_KB}
-        return Outcome(loss_KB.detach().sum(), logits_KBC.detach(), stats_KB)
-
-    def _pull(self, logits_KBC: Tensor, loss_KB: Tensor, weight_KB: Tensor) -> Tensor:
-        """The gradient of the weighted loss with respect to the logits, as a function of the weights."""
-        loss = (weight_KB * loss_KB).sum() / loss_KB.shape[1]
-        pull_KBC: Tensor = torch.autograd.grad(loss, logits_KBC, create_graph=True)[0]
-        return pull_KBC
+        return Outcome(terms.loss_KB.detach().sum(), logits_KBC.detach(), terms.stats_KB)
 
     def _learn(self, train: Half, meta: Half, draws: int, logits_KBC: Tensor, pull_KBC: Tensor) -> None:
         """One step of the prediction network, `pull_KBC` being a function of its parameters."""
-        bench, own = self.bench, self._meta_bench
+        bench = self.bench
         network = {name: weight for name, weight in bench.network.named_parameters() if weight.requires_grad}
         found = torch.autograd.grad(
             logits_KBC, list(network.values()), pull_KBC.detach(), retain_graph=True, allow_unused=True
@@ -181,15 +173,13 @@ class WPN(Standard):
         loss = self._meta_loss(meta_KBC, meta.targets_B) / processes.world_size()
         wanted = torch.autograd.grad(loss, list(gradients.values()), allow_unused=True)
         direction = {name: way for name, way in zip(gradients, wanted, strict=True) if way is not None}
-        own.optimizer.zero_grad()
+        self.adam.zero_grad()
         change_KBC = self._change(network, direction, train.images_BCHW, draws).to(pull_KBC.dtype)
-        torch.autograd.backward(pull_KBC, change_KBC, inputs=own.parameters)
+        torch.autograd.backward(pull_KBC, change_KBC, inputs=list(self.predictor.parameters()))
         first_rate, rate = bench.optimizer.defaults["lr"], bench.optimizer.param_groups[0]["lr"]
-        for group in own.optimizer.param_groups:
+        for group in self.adam.param_groups:
             group["lr"] = self.meta_lr * rate / first_rate if first_rate else 0.0
-        own.broken = bench.broken
-        own.update(loss)
-        bench.broken = own.broken
+        bench.update(loss, self.adam)
 
     def _meta_loss(self, logits_KBC: Tensor, targets_B: Tensor) -> Tensor:
         """The sum over exits of the mean cross-entropy of each on the samples that it takes."""
@@ -256,7 +246,7 @@ class WPN(Standard):
 
     def state(self) -> dict[str, Tensor]:
         """The prediction network, its optimiser's memory, and the number of batches."""
-        memory = self._meta_bench.optimizer.state
+        memory = self.adam.state
         tensors = {f"predictor.{name}": weight for name, weight in self.predictor.state_dict().items()}
         for name, weight in self.predictor.named_parameters():
             tensors |= {f"adam.{key}.{name}": value for key, value in memory.get(weight, {}).items()}
@@ -272,7 +262,7 @@ class WPN(Standard):
                 weights[rest].data.copy_(tensor)
             elif part == "adam":
                 key, _, name = rest.partition(".")
-                self._meta_bench.optimizer.state[weights[name]][key] = tensor.to(weights[name].device, copy=True)
+                self.adam.state[weights[name]][key] = tensor.to(weights[name].device, copy=True)
 
 
 def taken(confidence_KB: Tensor, shares_K: Tensor) -> Tensor:
