@@ -1,4 +1,3 @@
-import inspect
 import json
 from functools import partialmethod
 from pathlib import Path
@@ -6,9 +5,7 @@ from pathlib import Path
 import pytest
 
 from offramp.cli import main
-from offramp.cli.bench import bench as command
 from offramp.policy import EVERYBODY, NOBODY, Policy
-from offramp.reports import bench
 from offramp.runtime import Engine
 
 QUICK = ["--batches", "1", "8", "--limit", "16", "--rounds", "5", "--seconds", "2", "--threads", "1"]
@@ -74,7 +71,7 @@ def test_json_is_one_object_and_agrees_with_the_file(make_run, tmp_path, capsys)
         ({"holdout": 0}, [], "give a policy, or train with a holdout"),
         ({"images": {"train": "another"}}, [], "training images found now are not those"),
         ({"images": {"search": "another"}}, [], "held out now are not those"),
-        ({"data": None}, [], "offramp.reports.bench("),
+        ({"data": None}, [], "offramp.commands.bench("),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(settings, arguments, says, make_run, tmp_path, capsys):
@@ -84,10 +81,3 @@ def test_what_cannot_be_is_refused_in_one_line(settings, arguments, says, make_r
     assert says in captured.err
     assert len(captured.err.splitlines()) == 1
     assert not (tmp_path / "run" / "bench.json").exists()
-
-
-def test_defaults_are_those_of_python():
-    ours, theirs = inspect.signature(command).parameters, inspect.signature(bench).parameters
-    shared = ours.keys() & theirs.keys() - {"run"}
-    assert {name: ours[name].default for name in shared} == {name: theirs[name].default for name in shared}
-    assert shared == ours.keys() - {"run", "as_json"}

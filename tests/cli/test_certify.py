@@ -1,4 +1,3 @@
-import inspect
 import json
 from pathlib import Path
 
@@ -6,14 +5,12 @@ import pytest
 import torch
 
 from offramp.cli import main
-from offramp.cli.certify import certify as command
 from offramp.costs import cost
 from offramp.errors import UsageError
 from offramp.evaluation import Certificate, Record
 from offramp.evaluation.bounds import binomial_p_value
 from offramp.evaluation.certify import certify as certify_records
 from offramp.policy import Policy
-from offramp.reports import certify
 from offramp.runtime import Engine, Form
 from offramp.runtime.backends import make_program
 from offramp.training import ancestors
@@ -78,7 +75,7 @@ def test_options_reach_the_policy(make_run, tmp_path):
         ({}, ["--loss", "early-error", "--risk", "0.021", "--confidence", "0.95"], 1, "policies that let images leave"),
         ({"images": {"train": "another"}}, PROMISE, 2, "training images found now are not those"),
         ({"images": {"search": "another"}}, PROMISE, 2, "held out now are not those"),
-        ({"data": None}, PROMISE, 2, "offramp.reports.certify("),
+        ({"data": None}, PROMISE, 2, "offramp.commands.certify("),
     ],
 )
 def test_what_cannot_be_certified_is_refused_in_one_line(settings, arguments, status, says, make_run, tmp_path, capsys):
@@ -185,11 +182,3 @@ def test_a_certificate_is_of_what_runs(backend, precision, make_run, tiny, parts
             Engine(tiny, policy, form=other)
     assert main(["export", run, "--to", "onnx"]) == 2
     assert f"certificate is of answers in {form}, and the file computes in float32" in capsys.readouterr().err
-
-
-def test_defaults_are_those_of_python():
-    ours, theirs = inspect.signature(command).parameters, inspect.signature(certify).parameters
-    shared = ours.keys() & theirs.keys() - {"run", "measure"}
-    assert {name: ours[name].default for name in shared} == {name: theirs[name].default for name in shared}
-    assert theirs["measure"].default.name == ours["measure"].default
-    assert shared == ours.keys() - {"run", "measure", "as_json"}

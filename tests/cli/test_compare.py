@@ -83,7 +83,7 @@ def test_the_plot_as_a_file(run, tmp_path, capsys, name, start):
 
 
 def test_without_matplotlib_a_plot_is_refused_before_anything_is_evaluated(run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("offramp.reports.figures.available", lambda: False)
+    monkeypatch.setattr("offramp.show.figures.available", lambda: False)
     folder = run("a", [50.0])
     (tmp_path / "a" / "evaluation.json").unlink()
     assert main(["compare", folder, "--plot", str(tmp_path / "plot.svg")]) == 2

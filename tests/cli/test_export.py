@@ -1,4 +1,3 @@
-import inspect
 import json
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from torch import nn
 
 from offramp import data
 from offramp.cli import main
-from offramp.cli.export import export as command
 from offramp.export import Stages, one_file, stage_files
 from offramp.export import parts as parts_of
 from offramp.network import EarlyExitNet, builder
@@ -147,8 +145,3 @@ def test_where_the_network_does_not_say_which_images_it_is_for_the_run_does(know
 def test_a_run_whose_network_was_built_by_hand_says_so(make_run, capsys):
     assert main(["export", make_run(network=None), "--to", "onnx"]) == 2
     assert "was built by hand" in capsys.readouterr().err
-
-
-def test_every_option_is_described():
-    described = inspect.getdoc(command)
-    assert all(f"{name}: " in described for name in inspect.signature(command).parameters)

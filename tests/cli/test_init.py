@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -95,7 +96,7 @@ def test_what_the_system_refuses_is_one_line_and_a_mistake_keeps_its_traceback(
         def fail(arguments: list[str]) -> None:
             raise error
 
-        monkeypatch.setattr("offramp.cli._parse", fail)
+        monkeypatch.setattr("offramp.cli.parse", fail)
         return main([])
 
     assert main_with(OSError(errno.ENOSPC, "No space left on device", "/full")) == 1
@@ -112,7 +113,7 @@ def test_what_the_system_refuses_is_one_line_and_a_mistake_keeps_its_traceback(
 def test_names_that_are_not_utf8_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setattr("offramp.cli._parse", lambda arguments: lambda: print("caf\udce9"))
+    monkeypatch.setattr("offramp.cli.parse", lambda arguments: SimpleNamespace(main=lambda: print("caf\udce9")))
     assert main([]) == 0
     assert out.buffer.getvalue() == b"caf?\n"  # type: ignore[attr-defined]
 

@@ -1,14 +1,11 @@
-import inspect
 import json
 
 import pytest
 
 from offramp.cli import main
-from offramp.cli.policy import policy as command
 from offramp.costs import cost
 from offramp.evaluation import Record, fit_temperatures, policy_for
 from offramp.policy import Policy
-from offramp.reports import find_policy
 from offramp.storage import weights_hash
 
 TIMES = [0.5, 1.4, 1.6]
@@ -118,7 +115,7 @@ def test_a_certificate_that_is_lost_is_told_on_standard_error(measured, capsys):
         ({"holdout": 0}, ["--budget", "0.5"], "with holdout=0 every training image was trained on"),
         ({"images": {"train": "another"}}, ["--budget", "0.5"], "training images found now are not those"),
         ({"images": {"search": "another"}}, ["--budget", "0.5"], "held out now are not those"),
-        ({"data": None}, ["--budget", "0.5"], "offramp.reports.find_policy("),
+        ({"data": None}, ["--budget", "0.5"], "offramp.commands.find_policy(PolicyOptions("),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(settings, arguments, says, make_run, tmp_path, capsys):
@@ -133,11 +130,3 @@ def test_what_cannot_be_is_refused_in_one_line(settings, arguments, says, make_r
 def test_a_folder_that_is_no_run(tmp_path, capsys):
     assert main(["policy", str(tmp_path), "--budget", "0.5"]) == 2
     assert "is not a run" in capsys.readouterr().err
-
-
-def test_defaults_are_those_of_python():
-    ours, theirs = inspect.signature(command).parameters, inspect.signature(find_policy).parameters
-    shared = ours.keys() & theirs.keys() - {"run", "measure"}
-    assert {name: ours[name].default for name in shared} == {name: theirs[name].default for name in shared}
-    assert theirs["measure"].default.name == ours["measure"].default
-    assert shared == ours.keys() - {"run", "measure", "renormalise", "as_json"}

@@ -1,7 +1,6 @@
 import contextlib
 import csv
 import dataclasses
-import inspect
 import io
 import json
 import os
@@ -13,9 +12,8 @@ import pytest
 from PIL import Image
 
 from offramp.cli import main
-from offramp.cli.predict import predict as command
+from offramp.commands import PredictOptions, predict
 from offramp.policy import EVERYBODY, NOBODY, Policy
-from offramp.reports import predict
 from offramp.runtime import Engine, Form, Plan
 
 NAMES = ["a [bold].png", 'b,"quoted".png', "sub/c.png", "sub/d.png", "sub/e.png"]
@@ -40,7 +38,7 @@ def run(make_run, parts, tmp_path):
 
 
 def test_csv_and_json_lines_say_the_same_as_python(run, images, capsys):
-    expected = list(predict(run, [images]))
+    expected = list(predict(PredictOptions(run, [images])))
     assert len(expected) == 5
     assert main(["predict", run, str(images), "--format", "csv", "--batch", "2"]) == 0
     captured = capsys.readouterr()
@@ -55,7 +53,7 @@ def test_csv_and_json_lines_say_the_same_as_python(run, images, capsys):
 
 
 def test_a_summary_goes_to_standard_error(run, images, capsys):
-    found = [one.exit for one in predict(run, [images])]
+    found = [one.exit for one in predict(PredictOptions(run, [images]))]
     assert main(["predict", run, str(images), "--format", "csv"]) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"5 images under {run}/policy.json: {found.count(1) / 5:.1%} at exit 1, 0.0% at exit 2, ")
@@ -85,13 +83,13 @@ def test_a_tuning_is_named_in_the_summary_and_one_line_says_why_it_is_not_used(
 
 @pytest.mark.parametrize(("page", "headers"), [(2, 3), (5, 1), (100, 1)])
 def test_tables_for_people_have_a_row_an_image(page, headers, run, images, capsys, monkeypatch):
-    monkeypatch.setattr(sys.modules["offramp.cli.predict"], "PAGE", page)
+    monkeypatch.setattr(sys.modules["offramp.commands.predict"], "PAGE", page)
     monkeypatch.chdir(images)
     assert main(["predict", run, "."]) == 0
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert sum(line.endswith("confidence   operations") for line in lines) == headers
     rows = [line for line in lines if line.endswith("%")]
-    expected = list(predict(run, ["."]))
+    expected = list(predict(PredictOptions(run, ["."])))
     for row, one in zip(rows, expected, strict=True):
         assert row.startswith(f" {one.file} ")
         numbers = [one.class_name, str(one.exit), f"{one.confidence:.4f}", f"{one.operations:.1%}"]
@@ -262,10 +260,3 @@ def test_an_image_of_too_many_pixels_is_named_and_the_list_goes_on(run, images, 
     assert f"{images / 'fifo.png'} cannot be read as an image (it is no regular file)" in captured.err
     assert main(["predict", run, str(images / "large.png"), "--format", "csv"]) == 0
     assert main(["predict", run, str(images), "--max-megapixels", "0"]) == 2
-
-
-def test_defaults_are_those_of_python():
-    ours, theirs = inspect.signature(command).parameters, inspect.signature(predict).parameters
-    shared = ours.keys() & theirs.keys() - {"run", "images"}
-    assert {name: ours[name].default for name in shared} == {name: theirs[name].default for name in shared}
-    assert shared == ours.keys() - {"run", "images", "format"}

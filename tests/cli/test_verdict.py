@@ -1,12 +1,9 @@
-import inspect
 import json
 from pathlib import Path
 
 import pytest
 
 from offramp.cli import main
-from offramp.cli.verdict import verdict as command
-from offramp.reports import verdict
 
 QUICK = ["--no-train", "--images", "10", "--rounds", "5", "--seconds", "0.2", "--batch-size", "2", "--backend", "torch"]
 
@@ -37,7 +34,7 @@ def test_a_run_is_judged_and_the_table_says_what_the_file_says(make_run, capsys)
 
 
 def test_json_is_one_object_and_agrees_with_the_file(make_run, capsys, without_matplotlib, monkeypatch):
-    monkeypatch.setattr("offramp.reports.figures.available", lambda: False)
+    monkeypatch.setattr("offramp.show.figures.available", lambda: False)
     run = make_run()
     assert main(["verdict", run, *QUICK, "--json"]) == 0
     captured = capsys.readouterr()
@@ -54,7 +51,7 @@ def test_json_is_one_object_and_agrees_with_the_file(make_run, capsys, without_m
         ({}, ["--policy", "nowhere.json"], "There is no file nowhere.json"),
         ({"holdout": 0}, [], "held none out"),
         ({"images": {"train": "another"}}, [], "training images found now are not those"),
-        ({"data": None}, [], "offramp.reports.verdict"),
+        ({"data": None}, [], "offramp.commands.verdict"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(settings, arguments, says, make_run, capsys):
@@ -63,10 +60,3 @@ def test_what_cannot_be_is_refused_in_one_line(settings, arguments, says, make_r
     assert captured.out == ""
     assert says in captured.err
     assert len(captured.err.splitlines()) == 1
-
-
-def test_defaults_are_those_of_python():
-    ours, theirs = inspect.signature(command).parameters, inspect.signature(verdict).parameters
-    shared = ours.keys() & theirs.keys() - {"run"}
-    assert {name: ours[name].default for name in shared} == {name: theirs[name].default for name in shared}
-    assert ours.keys() - shared == {"run", "as_json", "no_train"}

@@ -170,7 +170,7 @@ def certify(
 ) -> Policy:
     """The cheapest policy certified to keep a promise, with its `Certificate`.
 
-    What the network learnt from before is not looked at here: `offramp.reports.certify` knows it of runs.
+    What the network learnt from before is not looked at here: `offramp.commands.certify` knows it of runs.
 
     Images that repeat others, told by equal logits (`evaluation.copies`), prove nothing: a promise that rested on them
     would be broken more often than it says. So a policy has to pass on the certify images without them, and, because
