@@ -116,16 +116,6 @@ def test_the_file_is_named_on_standard_error_with_json(run, tmp_path, capsys):
     assert captured.err == f"{out}\n"
 
 
-def test_unfinished_runs_in_a_folder_are_noted(run, tmp_path, capsys):
-    run("a/seed-0", [50.0])
-    run("a/seed-1", [50.0], 1)
-    (tmp_path / "a" / "seed-1" / "weights.safetensors").unlink()
-    assert main(["compare", str(tmp_path / "a"), "--json"]) == 0
-    captured = capsys.readouterr()
-    assert json.loads(captured.out)["groups"][0]["seeds"] == [0]
-    assert captured.err == f"{tmp_path}/a/seed-1 is not finished and was left out.\n"
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -2,7 +2,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 
 from offramp import data
@@ -64,12 +63,6 @@ def test_otherwise_a_table_and_where_the_files_lie(run, capsys):
     assert all((run / name).is_file() for name in names)
 
 
-def test_options_reach_the_evaluation(run, capsys):
-    assert main(["evaluate", str(run), "--json", "--renormalise", "--train-limit", "5", "--batch-size", "2"]) == 0
-    values = json.loads(capsys.readouterr().out)
-    assert (values["renormalised"], values["train_images"]) == (True, 5)
-
-
 @pytest.mark.usefixtures("without_matplotlib")
 def test_without_matplotlib_table_and_json_still_work(run, capsys):
     assert main(["evaluate", str(run)]) == 0
@@ -77,22 +70,3 @@ def test_without_matplotlib_table_and_json_still_work(run, capsys):
     assert "top-1 %" in captured.out
     assert captured.err == "No report.html: plots need matplotlib: pip install 'offramp[report]'\n"
     assert main(["evaluate", str(run), "--plots", "png"]) == 2
-
-
-@pytest.mark.parametrize("where", ["nowhere", "."])
-def test_what_is_no_run_is_wrong_use(where, tmp_path, capsys):
-    assert main(["evaluate", str(tmp_path / where)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("offramp: ")
-    assert len(captured.err.splitlines()) == 1
-
-
-def test_weights_that_are_not_finite_are_a_failure(run, capsys):
-    network = tiny_network()
-    torch.nn.init.constant_(network.exits[1][1].bias, float("inf"))
-    save_tensors(run / "weights.safetensors", network.state_dict())
-    assert main(["evaluate", str(run), "--json"]) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "Exit 2 gives logits that are not finite" in captured.err

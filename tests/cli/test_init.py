@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -132,3 +133,13 @@ def test_unknown_commands_and_options_are_wrong_use(capsys: pytest.CaptureFixtur
             main(arguments)
         assert stop.value.code == 2
     assert "trian" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which is the docstring under its field: tyro reads it from the source, and says nothing where it finds none."""
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    words = " ".join(line.strip(" │|") for line in capsys.readouterr().out.splitlines())
+    assert "--" in words
+    assert not re.findall(r"--[a-z-]+(?: [A-Z{\[]\S*)* \((?:default|required)", words)

@@ -4,7 +4,7 @@ import pytest
 
 from offramp.cli import main
 from offramp.costs import cost
-from offramp.evaluation import Record, fit_temperatures, policy_for
+from offramp.evaluation import Record, policy_for
 from offramp.policy import Policy
 from offramp.storage import weights_hash
 
@@ -73,14 +73,6 @@ def test_json_is_one_object_and_agrees_with_the_file(measured, tmp_path, capsys)
     assert top1 == pytest.approx(values["top1"]) == pytest.approx(policy.found["accuracy"])
 
 
-def test_options_reach_the_policy(measured):
-    options = ["--measure", "entropy", "--temperature", "--renormalise", "--batch-size", "7", "--device", "cpu"]
-    assert main(["policy", measured, "--budget", "0.5", *options]) == 0
-    measure = Policy.load(f"{measured}/policy.json").measure
-    assert (measure.name, measure.renormalise) == ("entropy", True)
-    assert measure.temperatures == fit_temperatures(kept(measured), renormalise=True)
-
-
 def test_where_few_images_show_no_small_drop_that_is_said(measured, capsys):
     assert main(["policy", measured, "--max-drop", "0.1"]) == 0
     said = capsys.readouterr().err
@@ -125,8 +117,3 @@ def test_what_cannot_be_is_refused_in_one_line(settings, arguments, says, make_r
     assert says in captured.err
     assert len(captured.err.splitlines()) == 1
     assert not (tmp_path / "run" / "policy.json").exists()
-
-
-def test_a_folder_that_is_no_run(tmp_path, capsys):
-    assert main(["policy", str(tmp_path), "--budget", "0.5"]) == 2
-    assert "is not a run" in capsys.readouterr().err

@@ -159,12 +159,6 @@ def test_wrong_use_is_one_line_before_any_work(arguments, words, run, images, ca
     assert words in captured.err
 
 
-def test_a_policy_for_other_weights_is_refused(run, images, tmp_path, capsys):
-    Policy((EVERYBODY,) * 3, network="0" * 64).save(tmp_path / "run" / "policy.json")
-    assert main(["predict", run, str(images)]) == 2
-    assert "was found for the network with weights 000000000000" in capsys.readouterr().err
-
-
 def test_lines_go_to_standard_output_also_when_progress_is_shown_and_names_keep_their_bytes(run, images):
     odd = os.fsencode(images / "sub") + b"/caf\xe9.png"
     os.rename(os.fsencode(images / "sub" / "c.png"), odd)

@@ -45,21 +45,6 @@ def test_json_is_one_object_on_standard_output(run: Path, capsys: pytest.Capture
     assert captured.err.splitlines() == [str(run / "xray.html")]
 
 
-def test_a_run_without_a_record_gets_one_line_that_says_how(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*TRAIN[:-1], "1", "--out", str(tmp_path / "run")]) == 0
-    capsys.readouterr()
-    assert main(["xray", str(tmp_path / "run")]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert len(captured.err.splitlines()) == 1
-    assert "--xray 256" in captured.err
-
-
-def test_what_is_no_run_is_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["xray", str(tmp_path)]) == 2
-    assert "is not a run" in capsys.readouterr().err
-
-
 @pytest.mark.usefixtures("without_matplotlib")
 def test_without_matplotlib_there_is_a_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["xray", str(run)]) == 0

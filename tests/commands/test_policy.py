@@ -70,8 +70,8 @@ def test_a_batch_makes_the_cheapest_one_of_milliseconds(run):
 
 def test_temperatures_are_those_that_fit_the_search_half(run):
     for renormalise in (False, True):
-        measure = Measure("entropy", renormalise=renormalise)
-        found = find_policy(PolicyOptions(run, device="cpu", budget=0.7, temperature=True), measure=measure)
+        measure = {"measure": "entropy", "renormalise": renormalise}
+        found = find_policy(PolicyOptions(run, device="cpu", budget=0.7, temperature=True, **measure))
         assert found.policy.measure.temperatures == fit_temperatures(kept(run), renormalise=renormalise)
         assert (found.policy.measure.name, found.policy.measure.renormalise) == ("entropy", renormalise)
 

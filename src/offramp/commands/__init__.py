@@ -1,5 +1,6 @@
 """Commands as functions of their options: `evaluate(EvaluateOptions("runs/photos"))`. Importing this loads no torch."""
 
+from offramp.commands.audit import AuditOptions, audit
 from offramp.commands.bench import BenchOptions, bench
 from offramp.commands.certify import CertifyOptions, certify
 from offramp.commands.compare import CompareOptions, compare
@@ -12,6 +13,7 @@ from offramp.commands.xray import XrayOptions, xray
 from offramp.show.watch import Watch
 
 __all__ = [
+    "AuditOptions",
     "BenchOptions",
     "CertifyOptions",
     "CompareOptions",
@@ -22,6 +24,7 @@ __all__ = [
     "VerdictOptions",
     "Watch",
     "XrayOptions",
+    "audit",
     "bench",
     "certify",
     "compare",

@@ -72,12 +72,8 @@ def certify(
     Logits are kept in `records/` and used again as long as weights and images are the same. The policy is written to
     `policy.json` in the run's folder, or to `out`. What it does on the certify images comes back with it.
 
-    Args:
-        options: What is asked.
-        measure: How confidence is read off logits, where a name does not say it all.
-        parts: The data, for a run that was fit from Python with data made by hand.
-        into: A network of the same make, for one that was built by hand.
-        watch: What shows how far it is.
+    `parts` are the data, and `into` is a network of the same make, of a run that was fit from Python with those made by
+    hand. `measure` is how confidence is read off logits, where a name does not say it all.
 
     Raises:
         UsageError: No run, an unfinished one, one without held-out images or with too few; other data; a run that began
@@ -91,14 +87,7 @@ def certify(
     from offramp.runtime import Form
     from offramp.training.ancestors import check_ancestors
 
-    run = OpenRun(
-        options,
-        "certify",
-        "logits and the policy are written there",
-        parts=parts,
-        into=into,
-        batch_size=options.batch_size,
-    )
+    run = OpenRun(options, "certify", "logits and the policy are written there", parts, into)
     unknown = check_ancestors(run.folder, run.config, run.parts)
     form = Form(options.backend, options.precision)
     with watch.bars() as progress:

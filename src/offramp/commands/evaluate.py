@@ -64,12 +64,8 @@ def evaluate(
     `evaluation.json`, `report.html` (where matplotlib is installed) and, on request, `plots/`. `renormalise` is reading
     A9(a) of the method, the default A9(b).
 
-    Args:
-        options: What is asked.
-        parts: The data, for a run that was fit from Python with data made by hand.
-        into: A network of the same make, for one that was built by hand.
-        page: Whether to write `report.html`.
-        watch: What shows how far it is.
+    `parts` are the data, and `into` is a network of the same make, of a run that was fit from Python with those made by
+    hand. Without `page` no `report.html` is written.
 
     Raises:
         UsageError: No run, an unfinished one, data that cannot be found again or is not what the run was trained on.
@@ -86,14 +82,7 @@ def evaluate(
 
     if options.plots is not None:
         figures.require()
-    run = OpenRun(
-        options,
-        "evaluate",
-        "evaluation writes its logits and figures there",
-        parts=parts,
-        into=into,
-        batch_size=options.batch_size,
-    )
+    run = OpenRun(options, "evaluate", "evaluation writes its logits and figures there", parts, into)
     folder, parts, renormalise = run.folder, run.parts, options.renormalise
     train, found = None, None
     with watch.bars() as progress:

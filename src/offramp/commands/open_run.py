@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from offramp import data
-from offramp.commands.options import OnDevice
+from offramp.commands.options import OnDevice, RecordsLogits
 from offramp.config import DataConfig, Spec
 from offramp.costs import Cost, cost
 from offramp.data import Inputs, Parts, Split
@@ -35,7 +35,6 @@ class OpenRun:
         written: What is written into the folder, to say where that is refused.
         parts: The data, for a run that was fit from Python with data made by hand.
         into: A network of the same make, for one that was built by hand.
-        batch_size: Largest number of images in one forward pass, below the run's own batch size.
 
     Raises:
         UsageError: No run, an unfinished one, a folder that cannot be written to, data that cannot be found again or
@@ -47,10 +46,8 @@ class OpenRun:
         options: OnDevice,
         function: str,
         written: str,
-        *,
         parts: Parts | None,
         into: EarlyExitNet | None,
-        batch_size: int | None = None,
     ) -> None:
         self.folder = RunFolder(options.run, options.allow_code)
         self.config = self.folder.read_config()
@@ -59,9 +56,8 @@ class OpenRun:
         if not os.access(self.folder.path, os.W_OK):
             raise UsageError(f"{self.folder.path} is not writable; {written}.")
         call = f"offramp.commands.{function}({type(options).__name__}({str(self.folder.path)!r}), parts=...)."
-        self.parts = parts or parts_of(self.folder, self.config, options.root, call)
-        check_trained_on(self.parts, self.folder, self.config)
-        self._batch_size = batch_size
+        self.parts = parts_of(self.folder, self.config, options.root, call, parts)
+        self._batch_size = options.batch_size if isinstance(options, RecordsLogits) else None
 
     @functools.cached_property
     def cost(self) -> Cost:
@@ -119,24 +115,25 @@ class OpenRun:
         ]
 
 
-def parts_of(folder: RunFolder, config: dict[str, Any], root: str | None, call: str) -> Parts:
-    """The data that a run was trained on, built again; `call` says what to do from Python where they cannot be."""
-    if config["data"] is None:
+def parts_of(
+    folder: RunFolder, config: dict[str, Any], root: str | None, call: str, parts: Parts | None = None
+) -> Parts:
+    """The data that a run was trained on, built again unless `parts` are they.
+
+    Raises:
+        UsageError: Data made by hand, which `call` says from Python; training images that are not those of the run.
+    """
+    if parts is None and config["data"] is None:
         raise UsageError(
             f"{folder.path} was trained on data made by hand, which its folder cannot bring back. From Python: {call}"
         )
-    source = Spec.from_json(config["data"]["source"])
-    values = {**config["data"], "source": source}
-    with folder.naming(config):
-        parts = data.load(DataConfig(**(values if root is None else {**values, "root": root})))
-    check_trained_on(parts, folder, config)
-    return parts
-
-
-def check_trained_on(parts: Parts, folder: RunFolder, config: dict[str, Any]) -> None:
-    """Refuse data whose training images are not those of the run."""
+    if parts is None:
+        values = {**config["data"], "source": Spec.from_json(config["data"]["source"])}
+        with folder.naming(config):
+            parts = data.load(DataConfig(**(values if root is None else {**values, "root": root})))
     if (config.get("images") or {}).get("train", parts.train.fingerprint()) != parts.train.fingerprint():
         raise UsageError(f"The training images found now are not those that {folder.path} was trained on.")
+    return parts
 
 
 def inputs_of(folder: RunFolder, config: dict[str, Any], root: str | None) -> Inputs:

@@ -83,12 +83,8 @@ def find_policy(
     Logits are kept in `records/` and used again as long as weights and images are the same. The policy is written to
     `policy.json` in the run's folder, or to `out`.
 
-    Args:
-        options: What is asked.
-        measure: How confidence is read off logits, where `options.measure` and `options.renormalise` do not say it all.
-        parts: The data, for a run that was fit from Python with data made by hand.
-        into: A network of the same make, for one that was built by hand.
-        watch: What shows how far it is.
+    `parts` are the data, and `into` is a network of the same make, of a run that was fit from Python with those made by
+    hand. `measure` is how confidence is read off logits, where a name does not say it all.
 
     Raises:
         UsageError: Not exactly one target or one that cannot be met; no run, an unfinished one, one without held-out
@@ -106,14 +102,7 @@ def find_policy(
     check_one(**target)
     if options.budget is not None and options.batch is not None:
         raise UsageError("A budget counts operations, whatever the batch; for milliseconds give a latency.")
-    run = OpenRun(
-        options,
-        "find_policy",
-        "logits and the policy are written there",
-        parts=parts,
-        into=into,
-        batch_size=options.batch_size,
-    )
+    run = OpenRun(options, "find_policy", "logits and the policy are written there", parts, into)
     times: tuple[float, ...] | None = None
     where: dict[str, str] = {}
     if options.latency is not None or options.batch is not None:

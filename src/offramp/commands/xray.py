@@ -48,7 +48,7 @@ def xray(options: XrayOptions, *, parts: "Parts | None" = None) -> "XrayReport":
     Raises:
         UsageError: No run, or one that wrote nothing down.
     """
-    from offramp.commands.open_run import check_trained_on, parts_of
+    from offramp.commands.open_run import parts_of
     from offramp.evaluation.xray import Xray
     from offramp.results.xray import XrayReport
     from offramp.runs import RunFolder
@@ -68,8 +68,7 @@ def xray(options: XrayOptions, *, parts: "Parts | None" = None) -> "XrayReport":
     images, no_images = None, None
     try:
         call = f"offramp.commands.xray(XrayOptions({str(folder.path)!r}), parts=...)."
-        parts = parts or parts_of(folder, config, options.root, call)
-        check_trained_on(parts, folder, config)
+        parts = parts_of(folder, config, options.root, call, parts)
         images = sheet((report.shallow_first, report.deep_first, report.last), parts.train)
     except UsageError as error:  # the rest of the page needs no pictures
         no_images = str(error)

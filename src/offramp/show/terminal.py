@@ -25,7 +25,8 @@ def print_result(
 ) -> None:
     """A table and the files written; with `as_json` one JSON object alone on standard output, the files elsewhere.
 
-    A `remark` stands under the table."""
+    A `remark` stands under the table.
+    """
     if as_json:
         print(json.dumps(to_json()))
     else:

@@ -107,12 +107,8 @@ def bench(
     A fifth of `seconds` is for tuning; reading data and making files for libraries, once for these weights, are beside
     it.
 
-    Args:
-        options: What is asked.
-        policy: Who leaves where, instead of a file.
-        parts: The data, for a run that was fit from Python with data made by hand.
-        into: A network of the same make, for one that was built by hand.
-        watch: What shows how far it is.
+    `parts` are the data, and `into` is a network of the same make, of a run that was fit from Python with those made by
+    hand. `policy` may be given instead of a file.
 
     Raises:
         UsageError: A network with one exit; a run without held-out images and without a policy; other data; a policy
@@ -137,14 +133,7 @@ def bench(
         measured_on = conditions(device_named(options.device))  # before the machine is busy with us
     if options.plots is not None:
         figures.require()
-    run = OpenRun(
-        options,
-        "bench",
-        "logits of the test set are kept in its records, wherever `out` is",
-        parts=parts,
-        into=into,
-        batch_size=options.batch_size,
-    )
+    run = OpenRun(options, "bench", "logits of the test set are kept in its records, wherever `out` is", parts, into)
     target = _target(run.folder, options.out)
     file = None
     if options.max_drop is None:

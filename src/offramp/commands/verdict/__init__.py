@@ -101,12 +101,8 @@ def verdict(
     test images. Thresholds are found, and rivals chosen, on `search`. Written are `verdict.json` and, where matplotlib
     is installed, `verdict.html` in the run's folder.
 
-    Args:
-        options: What is asked, of the folder of a finished run that held images out.
-        policy: Also compare this policy, instead of one in a file.
-        parts: The data, for a run that was fit from Python with data made by hand.
-        into: A network of the same make, for one that was built by hand.
-        watch: What shows how far it is.
+    `parts` are the data, and `into` is a network of the same make, of a run that was fit from Python with those made by
+    hand. `policy` may be given instead of a file.
 
     Raises:
         UsageError: A network with one exit, an exit that writes into a map that a later part reads, a run without
@@ -133,7 +129,7 @@ def verdict(
     measured_on = conditions(device_named(options.device))  # before the machine is busy with us
     folder = RunFolder(options.run, options.allow_code)
     _check_code(folder, folder.read_config())
-    run = OpenRun(options, "verdict", "the verdict is written there", parts=parts, into=into)
+    run = OpenRun(options, "verdict", "the verdict is written there", parts, into)
     parts, network = run.parts, run.network
     wanted = _exits(run, options.exits)
     ready, file = given_policy(policy or options.policy, folder)
