@@ -13,6 +13,7 @@ PACKAGE = Path(offramp.__file__).parent
 BOTTOM = [
     "errors",
     "terminal",
+    "choices",
     "checks",
     "trust",
     "config",

@@ -1,10 +1,11 @@
 """`offramp audit`: how often a procedure that promises a risk breaks its promise."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from offramp.choices import Loss
 from offramp.commands.options import PrintsJson
 from offramp.errors import OfframpError, UsageError
 from offramp.show.terminal import print_result
@@ -27,7 +28,7 @@ class AuditOptions(PrintsJson):
     """The promised risk; above 1/6 not all of the populations exist."""
     confidence: float = 0.9
     """How often the promise is to be kept."""
-    loss: Literal["regret", "early-error", "drop"] = "regret"
+    loss: Loss = "regret"
     """What the risk is the mean of: see `offramp certify --help`."""
     trials: int = 1000
     """Calibration sets drawn in each setting."""

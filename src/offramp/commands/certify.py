@@ -3,8 +3,9 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from offramp.choices import Backend, Loss, MeasureName, Precision
 from offramp.commands.options import File, Flag, RecordsLogits
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
@@ -28,16 +29,16 @@ class CertifyOptions(RecordsLogits):
     """What the risk is to be at most, between 0 and 1."""
     confidence: float = 0.95
     """How sure the promise is to be, between 0 and 1."""
-    loss: Literal["regret", "early-error", "drop"] = "regret"
+    loss: Loss = "regret"
     """regret: share of images that leave early with a wrong answer though the full network is right; early-error: share
     of wrong answers among images that leave early; drop: accuracy lost."""
     per_class: Flag = False
     """Promise it for the images of each class."""
-    measure: Literal["softmax", "margin", "entropy", "patience"] = "softmax"
+    measure: MeasureName = "softmax"
     """How an exit's confidence is read off its logits."""
-    backend: Literal["torch", "onnxruntime", "openvino"] = "torch"
+    backend: Backend = "torch"
     """What runs the network on the images."""
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Precision = "float32"
     """In which precision. A promise in float32 is of every backend's answers in float32; one in bf16 is of what this
     backend answers in bf16, and it is run so."""
     out: File = None

@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from offramp.commands.options import Flag, Plots, RecordsLogits
+from offramp.choices import Plots
+from offramp.commands.options import Flag, RecordsLogits
 from offramp.errors import UsageError
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
@@ -23,7 +24,7 @@ class EvaluateOptions(RecordsLogits):
     Writes RUN/evaluation.json and RUN/report.html. Logits are kept in RUN/records and used again.
     """
 
-    plots: Plots = None
+    plots: Plots | None = None
     """Also write the plots as files of this kind, to RUN/plots."""
     train_limit: int = 10_000
     """Training images, evenly spread, on which the exits are measured too; 0 for none."""

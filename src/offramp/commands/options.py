@@ -11,11 +11,12 @@ from typing import Annotated, Literal
 
 import tyro
 
+from offramp.choices import Backend
+
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 File = Annotated[str | Path | None, tyro.conf.arg(metavar="FILE")]
 Folder = Annotated[str | Path | None, tyro.conf.arg(metavar="DIR")]
-Plots = Literal["svg", "png"] | None
-AnyBackend = Literal["auto", "torch", "onnxruntime", "openvino"]
+AnyBackend = Literal["auto", Backend]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,9 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from offramp.choices import MeasureName
 from offramp.commands.options import File, Flag, RecordsLogits
 from offramp.errors import UsageError
 from offramp.show.terminal import IN_TERMINAL, print_result
@@ -37,7 +38,7 @@ class PolicyOptions(RecordsLogits):
     batch: str | None = None
     """Batch size whose measured times count, or stream; 1 with --latency if not given. With --max-drop, cost is then
     counted in milliseconds, not in operations."""
-    measure: Literal["softmax", "margin", "entropy", "patience"] = "softmax"
+    measure: MeasureName = "softmax"
     """How an exit's confidence is read off its logits."""
     temperature: Flag = False
     """Divide each exit's logits by a temperature, the one that fits the search half best."""

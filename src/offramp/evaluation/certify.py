@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from offramp.choices import Loss
 from offramp.costs import Cost
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation.bounds import IntArray
 from offramp.evaluation.copies import repeats
-from offramp.evaluation.promises import BoolArray, Loss, Promise, Tally, events, learn_then_test
+from offramp.evaluation.promises import BoolArray, Promise, Tally, events, learn_then_test
 from offramp.evaluation.record import Record
 from offramp.evaluation.search import candidates as found_on
 from offramp.evaluation.thresholds import check_search, policies

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from offramp.choices import Plots
 from offramp.errors import UsageError
 from offramp.evaluation import Anytime, Reliability
 from offramp.evaluation.damping import EDGES
@@ -87,7 +88,7 @@ def style() -> "AbstractContextManager[None]":
     )
 
 
-def render(figure: "Figure", kind: Literal["svg", "png"], name: str, *, transparent: bool = False) -> bytes:
+def render(figure: "Figure", kind: Plots, name: str, *, transparent: bool = False) -> bytes:
     """The figure as a file's content; the same figure gives the same bytes. `name` keeps ids of several SVGs apart."""
     import matplotlib
 

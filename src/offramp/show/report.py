@@ -3,9 +3,10 @@
 import dataclasses
 from math import sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import offramp
+from offramp.choices import Plots
 from offramp.config import Spec
 from offramp.data import Split
 from offramp.evaluation.bounds import Z95
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def report_files(
-    evaluation: Evaluation, test: Split, *, page: bool, plots: Literal["svg", "png"] | None
-) -> dict[Path, bytes]:
+def report_files(evaluation: Evaluation, test: Split, *, page: bool, plots: Plots | None) -> dict[Path, bytes]:
     """The page of a run, where matplotlib is installed, and its plots as files of a kind; `test` are the images."""
     folder, files = evaluation.run, {}
     page = page and figures.available()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from statistics import fmean
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group as Lines
@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from offramp.choices import Plots
 from offramp.results.comparison import Comparison, Group, Paired, Spread
 from offramp.show import figures
 from offramp.show.page import inline_svg, page
@@ -103,7 +104,7 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(escaped)} |"
 
 
-def plot(comparison: Comparison, kind: Literal["svg", "png"]) -> bytes:
+def plot(comparison: Comparison, kind: Plots) -> bytes:
     """Accuracy against operations, a line per group, as a file's content; needs matplotlib."""
     with figures.style():
         return figures.render(_accuracy(comparison), kind, "accuracy")

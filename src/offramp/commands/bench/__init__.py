@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.checks import check_number
+from offramp.choices import Plots
 from offramp.commands.before_torch import before_torch
-from offramp.commands.options import AnyBackend, File, Flag, Plots, RecordsLogits
+from offramp.commands.options import AnyBackend, File, Flag, RecordsLogits
 from offramp.errors import OfframpError, UsageError
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
@@ -60,7 +61,7 @@ class BenchOptions(RecordsLogits):
     """What may run the network; auto tries all that are installed."""
     out: File = None
     """Write to FILE instead of RUN/bench.json, which offramp policy reads."""
-    plots: Plots = None
+    plots: Plots | None = None
     """Draw accuracy against operations and against time as files of this kind, to RUN/plots."""
 
     def __post_init__(self) -> None:

@@ -1,8 +1,9 @@
 """The plots of what was measured: accuracy against operations, and against time."""
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from offramp.choices import Plots
 from offramp.costs import Cost
 from offramp.evaluation import Record, budgeted, curve, search_thresholds
 from offramp.results.bench import Bench, Mode
@@ -18,9 +19,7 @@ STAR: dict[str, Any] = {"marker": "*", "markersize": 13, "linestyle": "none", "c
 EXITS: dict[str, Any] = {"marker": "D", "markersize": 5, "linewidth": 1, "color": figures.MUTED}
 
 
-def drawn(
-    bench: Bench, search: Record | None, test: Record, costs: Cost, kind: Literal["svg", "png"]
-) -> dict[str, bytes]:
+def drawn(bench: Bench, search: Record | None, test: Record, costs: Cost, kind: Plots) -> dict[str, bytes]:
     """The plots by name, as files' contents; without a record of `search` no thresholds are varied."""
     with figures.style():
         plots = {"bench-operations": _operations(bench, search, test, costs), "bench-time": _time(bench)}
