@@ -7,6 +7,7 @@ import torch
 
 import offramp
 from offramp import data
+from offramp.cli import main
 from offramp.commands import EvaluateOptions, Watch, evaluate
 from offramp.commands.sample import Sample
 from offramp.errors import OfframpError, UsageError
@@ -294,3 +295,42 @@ def test_without_matplotlib_there_are_figures_but_no_page(make_run):
     assert evaluate(EvaluateOptions(run)).written == (run / "evaluation.json",)
     with pytest.raises(UsageError, match=r"pip install 'offramp\[report\]'"):
         evaluate(EvaluateOptions(run, plots="png"))
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def test_json_is_one_object_on_standard_output_and_notes_go_elsewhere(make_run, capsys):
+    run = make_run()
+    assert main(["evaluate", str(run), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 1
+    values = json.loads(captured.out)
+    assert values == json.loads((run / "evaluation.json").read_text())
+    assert len(values["exits"]) == 3
+    for exit in values["exits"]:
+        assert all(isinstance(exit[key], float) for key in ("top1", "nll", "ece", "damping"))
+        assert all(isinstance(exit[key], int) for key in ("operations", "parameters"))
+    assert values["mean_top1"] == pytest.approx(sum(exit["top1"] for exit in values["exits"]) / 3)
+    assert captured.err.splitlines() == [str(run / "evaluation.json"), str(run / "report.html")]
+
+
+def test_otherwise_a_table_and_where_the_files_lie(make_run, capsys):
+    run = make_run()
+    assert main(["evaluate", str(run), "--plots", "svg"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("top-1 %" in line and "F[N+1] train" in line for line in lines)
+    plots = ("accuracy", "dynamic", "training", "reliability", "damping")
+    names = ["evaluation.json", "report.html", *(f"plots/{n}.svg" for n in plots)]
+    assert lines[-7:] == [str(run / name) for name in names]
+    assert all((run / name).is_file() for name in names)
+
+
+@pytest.mark.usefixtures("without_matplotlib")
+def test_without_matplotlib_table_and_json_still_work(make_run, capsys):
+    run = make_run()
+    assert main(["evaluate", str(run)]) == 0
+    captured = capsys.readouterr()
+    assert "top-1 %" in captured.out
+    assert captured.err == "No report.html: plots need matplotlib: pip install 'offramp[report]'\n"
+    assert main(["evaluate", str(run), "--plots", "png"]) == 2

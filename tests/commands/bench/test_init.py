@@ -1,10 +1,12 @@
 import json
 import os
 from functools import partialmethod
+from pathlib import Path
 
 import pytest
 import torch
 
+from offramp.cli import main
 from offramp.commands import BenchOptions, Watch, bench
 from offramp.commands.bench.exit_times import exit_times
 from offramp.costs import cost
@@ -212,3 +214,75 @@ def test_folders_that_are_not_there_are_made(make_run, tmp_path):
     measured = bench(BenchOptions(make_run(), out=tmp_path / "new" / "mine.json", **QUICK), policy=LEAVING)
     assert measured.written == (tmp_path / "new" / "mine.json",)
     assert (tmp_path / "new" / "mine.json").is_file()
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+WORDS = ["--batches", "1", "8", "--limit", "16", "--rounds", "5", "--seconds", "2", "--threads", "1"]
+
+
+def test_a_run_is_timed(make_trained, capsys):
+    run = make_trained()
+    assert main(["bench", run, *WORDS, "--max-drop", "5"]) == 0
+    captured = capsys.readouterr()
+    values = json.loads(Path(run, "bench.json").read_text())
+    assert values["policy"]["found"]["max_drop"] == 5
+    assert list(values["exit_ms"]) == ["1", "8", "stream"]
+    assert captured.out.rstrip().endswith("bench.json")
+    out = " ".join(captured.out.split())
+    for words in ("3, straight", "engine", "batch 8:", "times as fast as straight", "1 thread,"):
+        assert words in out
+    assert captured.err.splitlines()[0].startswith("Tuning the engine on images of ")
+    # What was measured is what policies for a latency are found with.
+    half = (values["exit_ms"]["8"][0] + values["exit_ms"]["8"][-1]) / 2
+    assert main(["policy", run, "--latency", str(half), "--batch", "8"]) == 0
+    assert Policy.load(f"{run}/policy.json").found["times"] == values["exit_ms"]["8"]
+
+
+def test_an_engine_that_answers_otherwise_is_an_error_after_the_file_is_written(make_trained, monkeypatch, capsys):
+    run, fed = make_trained(), Engine.stream
+
+    def wrong(engine, batches, **more):
+        return (one._replace(labels_B=(one.labels_B + 1) % 3) for one in fed(engine, batches, **more))
+
+    monkeypatch.setattr(Engine, "stream", wrong)
+    assert main(["bench", run, *WORDS, "--max-drop", "5"]) == 1
+    captured = capsys.readouterr()
+    assert "The engine's answers are not all the policy's" in captured.err.splitlines()[-1]
+    values = json.loads(Path(run, "bench.json").read_text())
+    assert values["agreement"]["wrong"] > 0
+    assert values["top1"] < values["exits"][-1]["top1"] - 20
+    assert "by more than that" in " ".join(captured.out.split())
+
+
+def test_json_is_one_object_and_agrees_with_the_file(make_trained, tmp_path, capsys):
+    file, policy = tmp_path / "mine.json", tmp_path / "policy.json"
+    Policy((0.5, NOBODY, EVERYBODY)).save(policy)
+    run = make_trained()
+    assert main(["bench", run, *WORDS, "--json", "--out", str(file), "--policy", str(policy)]) == 0
+    captured = capsys.readouterr()
+    values = json.loads(captured.out)
+    assert values == json.loads(file.read_text())
+    assert values["policy_file"] == str(policy)
+    assert captured.err.splitlines()[-1] == str(file)
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "says"),
+    [
+        ({}, ["--rounds", "2"], "rounds must be at least 5"),
+        ({}, ["--batches", "0"], "Each of batches must be at least 1"),
+        ({}, ["--policy", "nowhere.json"], "There is no file nowhere.json"),
+        ({"holdout": 0}, [], "give a policy, or train with a holdout"),
+        ({"images": {"train": "another"}}, [], "training images found now are not those"),
+        ({"images": {"search": "another"}}, [], "held out now are not those"),
+        ({"data": None}, [], "offramp.commands.bench("),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(settings, arguments, says, make_trained, tmp_path, capsys):
+    assert main(["bench", make_trained(**settings), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert says in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert not (tmp_path / "run" / "bench.json").exists()

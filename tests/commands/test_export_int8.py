@@ -14,8 +14,8 @@ from offramp.runtime import Engine
 
 
 @pytest.fixture
-def run(make_run) -> str:
-    run = make_run()
+def run(make_trained) -> str:
+    run = make_trained()
     Policy((0.4, 0.4, EVERYBODY), found={"procedure": "by hand"}).save(f"{run}/policy.json")
     return run
 
@@ -61,7 +61,7 @@ def test_int8_is_for_onnx(run, capsys) -> None:
     assert "--int8 is for --to onnx" in capsys.readouterr().err
 
 
-def test_data_made_by_hand_cannot_be_calibrated_with(make_run, capsys) -> None:
-    run = make_run(data=None)
+def test_data_made_by_hand_cannot_be_calibrated_with(make_trained, capsys) -> None:
+    run = make_trained(data=None)
     assert main(["export", run, "--to", "onnx", "--int8", "--stages"]) == 2
     assert "From Python: offramp.export.quantized(network, " in capsys.readouterr().err

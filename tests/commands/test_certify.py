@@ -18,8 +18,8 @@ from offramp.training import ancestors
 PROMISE = ["--risk", "0.1", "--confidence", "0.9"]
 
 
-def test_a_run_gets_a_policy_with_its_certificate(make_run, tiny, parts, tmp_path, capsys):
-    run = make_run()
+def test_a_run_gets_a_policy_with_its_certificate(make_trained, tiny, parts, tmp_path, capsys):
+    run = make_trained()
     assert main(["certify", run, *PROMISE]) == 0
     out = " ".join(capsys.readouterr().out.split())
     policy = Policy.load(tmp_path / "run" / "policy.json")
@@ -37,9 +37,9 @@ def test_a_run_gets_a_policy_with_its_certificate(make_run, tiny, parts, tmp_pat
     assert certify_records(*records, cost(tiny), risk=0.1, confidence=0.9) == policy
 
 
-def test_json_is_one_object_and_agrees_with_the_file(make_run, tiny, tmp_path, capsys):
+def test_json_is_one_object_and_agrees_with_the_file(make_trained, tiny, tmp_path, capsys):
     file = tmp_path / "mine.json"
-    assert main(["certify", make_run(), *PROMISE, "--json", "--loss", "drop", "--out", str(file)]) == 0
+    assert main(["certify", make_trained(), *PROMISE, "--json", "--loss", "drop", "--out", str(file)]) == 0
     captured = capsys.readouterr()
     values = json.loads(captured.out)
     assert captured.err.splitlines() == [str(file)]
@@ -57,8 +57,8 @@ def test_json_is_one_object_and_agrees_with_the_file(make_run, tiny, tmp_path, c
     assert drop == pytest.approx((certificate["lost"] - certificate["gained"]) / 150)
 
 
-def test_options_reach_the_policy(make_run, tmp_path):
-    run = make_run()
+def test_options_reach_the_policy(make_trained, tmp_path):
+    run = make_trained()
     options = ["--per-class", "--measure", "margin", "--batch-size", "7"]
     assert main(["certify", run, "--risk", "0.2", "--confidence", "0.8", *options]) == 0
     policy = Policy.load(tmp_path / "run" / "policy.json")
@@ -78,8 +78,10 @@ def test_options_reach_the_policy(make_run, tmp_path):
         ({"data": None}, PROMISE, 2, "offramp.commands.certify("),
     ],
 )
-def test_what_cannot_be_certified_is_refused_in_one_line(settings, arguments, status, says, make_run, tmp_path, capsys):
-    assert main(["certify", make_run(**settings), *arguments]) == status
+def test_what_cannot_be_certified_is_refused_in_one_line(
+    settings, arguments, status, says, make_trained, tmp_path, capsys
+):
+    assert main(["certify", make_trained(**settings), *arguments]) == status
     captured = capsys.readouterr()
     assert captured.out == ""
     assert says in captured.err
@@ -87,8 +89,8 @@ def test_what_cannot_be_certified_is_refused_in_one_line(settings, arguments, st
     assert not (tmp_path / "run" / "policy.json").exists()
 
 
-def test_another_certificate_on_the_same_images_is_said_and_counted(make_run, tmp_path, capsys):
-    run = make_run()
+def test_another_certificate_on_the_same_images_is_said_and_counted(make_trained, tmp_path, capsys):
+    run = make_trained()
     file = tmp_path / "run" / "policy.json"
 
     def told(*arguments: str) -> tuple[int, str]:
@@ -109,15 +111,15 @@ def test_another_certificate_on_the_same_images_is_said_and_counted(make_run, tm
     assert told(*PROMISE) == (0, "")  # what is damaged tells nothing
 
 
-def ancestor(make_run, holdout: int) -> dict:
+def ancestor(make_trained, holdout: int) -> dict:
     """What `origin.json` would say of a run on the same data that held out so many images."""
-    (given, *_) = ancestors.ancestor("init", Path(make_run(holdout)))
+    (given, *_) = ancestors.ancestor("init", Path(make_trained(holdout)))
     return {**given, "division": {"training_images": 720, "limit": None, "holdout": holdout, "split_seed": 0}}
 
 
-def test_images_that_an_ancestor_was_trained_on_certify_nothing(make_run, tmp_path, capsys):
-    before = {holdout: ancestor(make_run, holdout) for holdout in (0, 100, 400)}
-    run = make_run()
+def test_images_that_an_ancestor_was_trained_on_certify_nothing(make_trained, tmp_path, capsys):
+    before = {holdout: ancestor(make_trained, holdout) for holdout in (0, 100, 400)}
+    run = make_trained()
     origin = tmp_path / "run" / "origin.json"
     for holdout, shared in ((0, 150), (100, 50)):
         origin.write_text(json.dumps({"ancestors": [before[400], before[holdout]]}))
@@ -133,26 +135,26 @@ def test_images_that_an_ancestor_was_trained_on_certify_nothing(make_run, tmp_pa
     assert "origin.json is damaged" in capsys.readouterr().err
 
 
-def test_of_foreign_weights_the_certificate_says_that_it_cannot_be_known(make_run, tmp_path, capsys):
-    run = make_run(rule={"name": "one-for-all", "args": {"teacher": "runs/old"}})
+def test_of_foreign_weights_the_certificate_says_that_it_cannot_be_known(make_trained, tmp_path, capsys):
+    run = make_trained(rule={"name": "one-for-all", "args": {"teacher": "runs/old"}})
     (tmp_path / "run" / "origin.json").write_text(json.dumps({"model": "timm/resnet18", "weights": "hub"}))
     assert main(["certify", run, *PROMISE]) == 0
     said = "Not known: whether these images were among those that trained timm/resnet18 (model), old (teacher)."
     assert said in " ".join(capsys.readouterr().out.split())
 
 
-def test_certify_images_that_are_others_than_they_were_are_refused(make_run, tmp_path, capsys):
-    run = make_run()
+def test_certify_images_that_are_others_than_they_were_are_refused(make_trained, tmp_path, capsys):
+    run = make_trained()
     (tmp_path / "run" / "split.json").write_text(json.dumps({"fingerprints": {"certify": "another"}}))
     assert main(["certify", run, *PROMISE]) == 2
     assert "held out now are not those" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("backend", "precision"), [("torch", "bf16"), ("openvino", "float32"), ("openvino", "bf16")])
-def test_a_certificate_is_of_what_runs(backend, precision, make_run, tiny, parts, tmp_path, monkeypatch, capsys):
+def test_a_certificate_is_of_what_runs(backend, precision, make_trained, tiny, parts, tmp_path, monkeypatch, capsys):
     """Found and tested on the answers of the form that runs; others are refused, which once was bf16 as a whole."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    run, form = make_run(), Form(backend, precision)
+    run, form = make_trained(), Form(backend, precision)
     assert main(["certify", run, *PROMISE, "--backend", backend, "--precision", precision]) == 0
     policy = Policy.load(tmp_path / "run" / "policy.json")
     records = [

@@ -61,8 +61,8 @@ def parts() -> data.Parts:
 
 
 @pytest.fixture
-def make_run(weights: dict[str, Tensor], tmp_path: Path) -> Callable[..., str]:
-    """`make_run(holdout=300, ...)` gives the folder `run`; what is given changes entries of its config.json."""
+def make_trained(weights: dict[str, Tensor], tmp_path: Path) -> Callable[..., str]:
+    """`make_trained(holdout=300, ...)` gives the folder `run`; what is given changes entries of its config.json."""
 
     def make(holdout: int = 300, **more: Any) -> str:
         config = {
