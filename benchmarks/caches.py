@@ -1,5 +1,5 @@
 """The settings that the commands of offramp make before torch is loaded, for whoever imports this before torch."""
 
-from offramp.cli.before_torch import before_torch
+from offramp.commands.before_torch import before_torch
 
 before_torch()

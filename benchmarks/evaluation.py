@@ -33,7 +33,7 @@ from offramp.costs import Cost, Count
 from offramp.data import Batch
 from offramp.evaluation import Record, anytime, budgeted, fit_temperatures, gains, geometric_policies, record
 from offramp.policy import SOFTMAX, Policy
-from offramp.reports.dynamic import dynamic
+from offramp.results.dynamic import dynamic
 from offramp.runtime.timing import conditions, take_turns
 
 EXITS, CLASSES = 5, 1000

@@ -21,15 +21,16 @@ from typing import Any
 from torchvision.io import write_png
 
 from offramp import objectives, shipped
+from offramp.commands import EvaluateOptions, evaluate
+from offramp.commands.open_run import parts_of
 from offramp.data import Split
 from offramp.data.memory import MemorySplit
 from offramp.errors import OfframpError, UsageError
-from offramp.reports import Evaluation, evaluate
-from offramp.reports.loading import parts_of
-from offramp.reports.report import with_error
+from offramp.results.evaluation import Evaluation
 from offramp.runs import RunFolder, read_json
 from offramp.runtime.timing import conditions
 from offramp.shipped.card import CARD, Card
+from offramp.show.report import with_error
 from offramp.storage import write_atomically
 
 SHIPPED = Path(shipped.__file__).parent
@@ -83,7 +84,7 @@ def ship(run: Path, name: str, chosen: str, to: Path = SHIPPED, root: str | None
         _write_json(made.environment, [scrubbed(source.read_starts(), name)])
         for file in KEPT:
             shutil.copyfile(source.path / file, made.path / file)
-        evaluation = evaluate(made.path, root=root, device="cpu", page=False)
+        evaluation = evaluate(EvaluateOptions(made.path, root=root, device="cpu"), page=False)
         shutil.rmtree(made.records)
         test = parts_of(made, config, root, "ship").test
         inputs = test.inputs()  # as `offramp train` writes it; a run from before it did so lacks it

@@ -13,6 +13,7 @@ PACKAGE = Path(offramp.__file__).parent
 BOTTOM = [
     "errors",
     "terminal",
+    "choices",
     "checks",
     "trust",
     "config",
@@ -32,9 +33,11 @@ LEVELS = {
     **dict.fromkeys(["backbones", "objectives", "data", "evaluation", "fast", "shipped"], 1),
     **dict.fromkeys(["rules", "export"], 2),
     **dict.fromkeys(["training", "runtime"], 3),
-    "reports": 4,
-    "reproduce": 5,
-    "cli": 6,
+    "results": 4,
+    "show": 5,
+    "commands": 6,
+    "reproduce": 7,
+    "cli": 8,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -71,7 +74,7 @@ def test_every_room_has_a_level() -> None:
     assert {room(path) for path in MODULES} - {"__init__", "__main__"} == set(LEVELS)
 
 
-@pytest.mark.parametrize("module", ["offramp", "offramp.config", "offramp.cli"])
+@pytest.mark.parametrize("module", ["offramp", "offramp.config", "offramp.commands", "offramp.cli"])
 def test_no_torch_before_a_command_runs(module: str) -> None:
     code = f"import sys, {module}; assert not {{'torch', 'numpy', 'matplotlib'}} & set(sys.modules), 'loaded'"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offramp import backbones, data, evaluation, export, objectives, reports, rules, runtime, shipped
+    from offramp import backbones, commands, data, evaluation, export, objectives, rules, runtime, shipped
     from offramp.config import DataConfig, Run, Spec, TrainConfig
     from offramp.costs import cost
     from offramp.network import EarlyExitNet, class_log_probs
@@ -30,7 +30,7 @@ _HOME = {  # public name -> module that defines it
     "load": "offramp.runs",
     "train": "offramp.training",
 }
-_ROOMS = ("backbones", "data", "evaluation", "export", "objectives", "reports", "rules", "runtime", "shipped")
+_ROOMS = ("backbones", "commands", "data", "evaluation", "export", "objectives", "rules", "runtime", "shipped")
 
 __all__ = [
     "DataConfig",
@@ -43,6 +43,7 @@ __all__ = [
     "TrainConfig",
     "backbones",
     "class_log_probs",
+    "commands",
     "cost",
     "data",
     "evaluation",
@@ -50,7 +51,6 @@ __all__ = [
     "fit",
     "load",
     "objectives",
-    "reports",
     "rules",
     "runtime",
     "shipped",

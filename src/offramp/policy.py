@@ -13,12 +13,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from offramp.checks import did_you_mean
+from offramp.choices import MeasureName
 from offramp.errors import OfframpError, UsageError
 from offramp.network import class_log_probs
 from offramp.storage import parse_json, write_atomically
@@ -79,7 +80,7 @@ class Measure:
     temperatures: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        known = [*_MEASURES, PATIENCE]
+        known = get_args(MeasureName)
         if self.name not in known:
             raise UsageError(f"Unknown confidence measure {self.name!r}.{did_you_mean(str(self.name), known)}")
         if self.name == PATIENCE and (self.renormalise or self.temperatures is not None):

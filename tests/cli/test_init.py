@@ -3,9 +3,11 @@
 import errno
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -95,7 +97,7 @@ def test_what_the_system_refuses_is_one_line_and_a_mistake_keeps_its_traceback(
         def fail(arguments: list[str]) -> None:
             raise error
 
-        monkeypatch.setattr("offramp.cli._parse", fail)
+        monkeypatch.setattr("offramp.cli.parse", fail)
         return main([])
 
     assert main_with(OSError(errno.ENOSPC, "No space left on device", "/full")) == 1
@@ -112,7 +114,7 @@ def test_what_the_system_refuses_is_one_line_and_a_mistake_keeps_its_traceback(
 def test_names_that_are_not_utf8_can_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setattr("offramp.cli._parse", lambda arguments: lambda: print("caf\udce9"))
+    monkeypatch.setattr("offramp.cli.parse", lambda arguments: SimpleNamespace(main=lambda: print("caf\udce9")))
     assert main([]) == 0
     assert out.buffer.getvalue() == b"caf?\n"  # type: ignore[attr-defined]
 
@@ -131,3 +133,13 @@ def test_unknown_commands_and_options_are_wrong_use(capsys: pytest.CaptureFixtur
             main(arguments)
         assert stop.value.code == 2
     assert "trian" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which is the docstring under its field: tyro reads it from the source, and says nothing where it finds none."""
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    words = " ".join(line.strip(" │|") for line in capsys.readouterr().out.splitlines())
+    assert "--" in words
+    assert not re.findall(r"--[a-z-]+(?: [A-Z{\[]\S*)* \((?:default|required)", words)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torchvision.io import write_png
 
-from offramp.cli import _parse
+from offramp.cli import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -67,7 +67,7 @@ def test_examples_of(page: Path, tmp_path: Path) -> None:
         elif kind == "sh":
             for line in text.replace("\\\n", " ").splitlines():
                 if line.startswith("offramp "):
-                    assert callable(_parse(shlex.split(line, comments=True)[1:]))
+                    assert parse(shlex.split(line, comments=True)[1:])
 
 
 def test_there_are_examples() -> None:

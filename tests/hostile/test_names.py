@@ -13,10 +13,12 @@ import torch
 from torchvision.io import write_png
 
 import offramp
-from offramp import backbones, objectives, reports, rules, trust
+from offramp import backbones, objectives, rules, trust
 from offramp.backbones.collaboration import collaborating
 from offramp.backbones.prefix import prefix
-from offramp.cli import OPENING, main
+from offramp.cli import COMMANDS, main
+from offramp.commands import EvaluateOptions, VerdictOptions, evaluate, verdict
+from offramp.commands.options import OpensRuns
 from offramp.config import Spec
 from offramp.data import REGISTRY
 from offramp.errors import UsageError
@@ -67,7 +69,7 @@ def test_every_name_as_a_network_runs_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["data", "objective", "rule"])
 def test_every_name_as_data_objective_and_rule_runs_nothing(kind: str, files, canary: Path, tmp_path: Path) -> None:
-    opened = {"data": reports.evaluate, "objective": reports.verdict, "rule": reports.verdict}[kind]
+    options, function = (EvaluateOptions, evaluate) if kind == "data" else (VerdictOptions, verdict)
     for case in [*names.named(canary), *names.recipes(tmp_path / "evil", canary)]:
         if case.kind == kind:
             run = names.stranger(tmp_path / "run", files, **{kind: case.spec})
@@ -77,7 +79,7 @@ def test_every_name_as_data_objective_and_rule_runs_nothing(kind: str, files, ca
                     {"objective": objectives, "rule": rules}[kind].build(Spec.from_json(case.spec))
                 continue
             with pytest.raises(UsageError) as caught:
-                opened(run)
+                function(options(run))
             assert str(caught.value).isprintable(), case
             assert not canary.exists(), case
 
@@ -100,7 +102,8 @@ def test_every_command_that_opens_a_run_refuses(command: str, files, canary: Pat
 
 def test_no_command_is_left_out() -> None:
     """`reproduce` opens only runs that it trains itself."""
-    assert {command.words[0] for command in names.COMMANDS.values()} == OPENING - {"reproduce"}
+    opening = {name for name, options in COMMANDS.items() if issubclass(options, OpensRuns)}
+    assert {command.words[0] for command in names.COMMANDS.values()} == opening - {"reproduce"}
 
 
 @pytest.mark.slow

@@ -3,7 +3,8 @@ import shlex
 
 import pytest
 
-from offramp.cli import _parse
+from offramp.cli import parse
+from offramp.commands.train import TrainOptions
 from offramp.config import DataConfig, Run, Spec, TrainConfig
 from offramp.reproduce import experiments
 from offramp.reproduce.identity import command, run_hash, run_name
@@ -43,9 +44,9 @@ def test_a_field_that_is_new_changes_no_hash(monkeypatch: pytest.MonkeyPatch) ->
 
 def trained_by(line: str) -> Run:
     """The configuration that `offramp train` would train."""
-    later = _parse(shlex.split(line)[1:])
-    run: Run = later.keywords["run"]
-    return run
+    options = parse(shlex.split(line)[1:])
+    assert isinstance(options, TrainOptions)
+    return options.run
 
 
 def test_the_command_trains_the_run() -> None:

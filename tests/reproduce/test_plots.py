@@ -2,11 +2,11 @@
 
 import pytest
 
-from offramp.reports import figures
 from offramp.reproduce import experiments
 from offramp.reproduce.plots import draw
 from offramp.reproduce.results import BUDGETS, Figures, Results
 from offramp.reproduce.scales import PAPER, POCKET
+from offramp.show import figures
 
 
 def test_the_threshold_sweep() -> None:

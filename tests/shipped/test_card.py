@@ -13,11 +13,11 @@ from torchvision.io import decode_png, read_file
 import offramp
 from offramp import shipped
 from offramp.cli import main
+from offramp.commands import EvaluateOptions, PredictOptions, evaluate, predict
 from offramp.data import Inputs
 from offramp.errors import UsageError
 from offramp.evaluation import Certificate, record
 from offramp.policy import Policy
-from offramp.reports import evaluate, predict
 from offramp.runs import RunFolder
 from offramp.storage import weights_hash
 
@@ -119,7 +119,7 @@ def test_images_are_those_of_the_test_set() -> None:
 def test_figures_are_found_again(tmp_path) -> None:
     shipped.copy("digits", tmp_path / "run")
     told = shipped.card("digits").evaluation
-    found = evaluate(tmp_path / "run", page=False, train_limit=0, device="cpu").to_json()
+    found = evaluate(EvaluateOptions(tmp_path / "run", train_limit=0, device="cpu"), page=False).to_json()
     assert (found["weights"], found["fingerprint"]) == (told["weights"], told["fingerprint"])
     for here, there in zip(found["exits"], told["exits"], strict=True):
         # Another machine rounds otherwise, so an image on the edge may change sides; not two.
@@ -141,7 +141,8 @@ def test_it_can_be_certified_with_the_default_promise(tmp_path) -> None:
 def test_predicting_the_images_gives_what_the_network_answers_on_the_test_set(tmp_path) -> None:
     shipped.copy("digits", tmp_path / "run")
     answers = {
-        Path(one.file).name: one for one in predict(tmp_path / "run", [tmp_path / "run" / "images"], device="cpu")
+        Path(one.file).name: one
+        for one in predict(PredictOptions(tmp_path / "run", [tmp_path / "run" / "images"], device="cpu"))
     }
     seen = record(offramp.load(tmp_path / "run"), offramp.data.digits().test)
     places = {index: place for place, index in enumerate(seen.indices_S.tolist())}

@@ -1,68 +1,54 @@
-"""The command `offramp`: one thin file a command. Nothing here imports torch; a command does when it runs."""
+"""The command `offramp`, made from the options of commands. Nothing here imports torch; a command does when it runs."""
 
 import contextlib
 import errno
-import functools
-import inspect
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
 
 import tyro
 
 import offramp
 from offramp import trust
-from offramp.cli.audit import audit
-from offramp.cli.bench import bench
-from offramp.cli.certify import certify
-from offramp.cli.compare import compare
-from offramp.cli.cost import cost
-from offramp.cli.evaluate import evaluate
-from offramp.cli.example import example
-from offramp.cli.export import export
-from offramp.cli.import_ import import_
-from offramp.cli.layers import layers
-from offramp.cli.policy import policy
-from offramp.cli.predict import predict
-from offramp.cli.reproduce import reproduce
-from offramp.cli.train import train
-from offramp.cli.verdict import verdict
-from offramp.cli.xray import xray
+from offramp.cli.reproduce import ReproduceOptions
+from offramp.commands.audit import AuditOptions
+from offramp.commands.bench import BenchOptions
+from offramp.commands.certify import CertifyOptions
+from offramp.commands.compare import CompareOptions
+from offramp.commands.cost import CostOptions
+from offramp.commands.evaluate import EvaluateOptions
+from offramp.commands.example import ExampleOptions
+from offramp.commands.export import ExportOptions
+from offramp.commands.import_ import ImportOptions
+from offramp.commands.layers import LayersOptions
+from offramp.commands.options import OpensRuns, Options
+from offramp.commands.policy import PolicyOptions
+from offramp.commands.predict import PredictOptions
+from offramp.commands.train import TrainOptions
+from offramp.commands.verdict import VerdictOptions
+from offramp.commands.xray import XrayOptions
 from offramp.errors import OfframpError, SeveralErrors, UsageError
 from offramp.terminal import OutputError, escaped_lines, say, standard_streams
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "train": train,
-    "evaluate": evaluate,
-    "predict": predict,
-    "compare": compare,
-    "policy": policy,
-    "certify": certify,
-    "audit": audit,
-    "bench": bench,
-    "export": export,
-    "verdict": verdict,
-    "xray": xray,
-    "cost": cost,
-    "layers": layers,
-    "import": import_,
-    "reproduce": reproduce,
-    "example": example,
+COMMANDS: Mapping[str, type[Options]] = {
+    "train": TrainOptions,
+    "evaluate": EvaluateOptions,
+    "predict": PredictOptions,
+    "compare": CompareOptions,
+    "policy": PolicyOptions,
+    "certify": CertifyOptions,
+    "audit": AuditOptions,
+    "bench": BenchOptions,
+    "export": ExportOptions,
+    "verdict": VerdictOptions,
+    "xray": XrayOptions,
+    "cost": CostOptions,
+    "layers": LayersOptions,
+    "import": ImportOptions,
+    "reproduce": ReproduceOptions,
+    "example": ExampleOptions,
 }
-
-OPENING = frozenset(COMMANDS) - {"audit", "example", "layers"}
-"""Commands that may open a run's folder and build what it names: they take `--allow-code`."""
-_AllowCode = tyro.conf.UseAppendAction[
-    Annotated[
-        tuple[str, ...],
-        tyro.conf.arg(
-            metavar="PACKAGE",
-            help="Let runs that were not made here name code of this package, which is run then.",
-        ),
-    ]
-]
 
 _NAMES = ("EACCES", "EDQUOT", "EIO", "ELOOP", "EMFILE", "ENAMETOOLONG", "ENFILE", "ENOSPC", "EPERM", "EROFS", "ESTALE")
 REFUSALS = {getattr(errno, name) for name in _NAMES if hasattr(errno, name)}
@@ -117,25 +103,27 @@ def _run(arguments: Sequence[str]) -> None:
         if list(arguments) == ["--version"]:
             print(f"offramp {offramp.__version__}")
         else:
-            _parse(arguments)()
+            options = parse(arguments)
+            with trust.allowing(options.allow_code if isinstance(options, OpensRuns) else ()):
+                options.main()
     except SystemExit:  # after --help, too
         sys.stdout.flush()
         raise
     sys.stdout.flush()
 
 
-def _parse(arguments: Sequence[str]) -> Callable[[], None]:
-    """The command with its arguments, not yet run. What a configuration refuses is raised as it was, not in a box."""
+def parse(arguments: Sequence[str]) -> Options:
+    """What is asked of which command. What its options refuse is raised as it was, not in a box."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            command: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
-                {name: _later(function, opens=name in OPENING) for name, function in COMMANDS.items()},
+            options: Options = tyro.extras.subcommand_cli_from_dict(
+                dict(COMMANDS),
                 prog="offramp",
                 description="Early-exiting image classifiers: train, evaluate, compare.",
                 args=arguments,
             )
-            return command
+            return options
     except SystemExit as stop:
         cause: BaseException | None = stop
         while cause is not None and not isinstance(cause, UsageError):
@@ -144,24 +132,3 @@ def _parse(arguments: Sequence[str]) -> Callable[[], None]:
             raise cause from None
         print(escaped_lines(said.getvalue()), end="", file=sys.stderr)
         raise
-
-
-def _later(function: Callable[..., None], *, opens: bool) -> Callable[..., Callable[[], None]]:
-    """The command: called, it gives what runs it. Where it `opens` runs, it has the option `--allow-code`."""
-
-    @functools.wraps(function)
-    def bind(*args: Any, allow_code: tuple[str, ...] = (), **kwargs: Any) -> Callable[[], None]:
-        @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> None:
-            with trust.allowing(allow_code):
-                function(*args, **kwargs)
-
-        return functools.partial(run, *args, **kwargs)
-
-    if opens:
-        signature = inspect.signature(function)
-        allow_code = inspect.Parameter("allow_code", inspect.Parameter.KEYWORD_ONLY, default=(), annotation=_AllowCode)
-        bind.__signature__ = signature.replace(parameters=[*signature.parameters.values(), allow_code])  # type: ignore[attr-defined]
-        bind.__annotations__ = {**function.__annotations__, "allow_code": _AllowCode}
-        del bind.__wrapped__  # tyro would look at it instead
-    return bind

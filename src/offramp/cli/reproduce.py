@@ -1,4 +1,4 @@
-"""`offramp reproduce`."""
+"""`offramp reproduce`: tables and figures of the paper. It stands here because its room uses the other commands."""
 
 import contextlib
 import itertools
@@ -6,12 +6,14 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from offramp.commands.options import Flag, OpensRuns
 from offramp.config import SpecFlag
 from offramp.errors import UsageError
 from offramp.terminal import escaped, say
@@ -23,89 +25,96 @@ if TYPE_CHECKING:
 RESULTS = Path("docs", "results")
 
 
-def reproduce(
-    what: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TABLE|FIGURE")],
-    *,
-    scale: Annotated[str, tyro.conf.arg(metavar="paper|pocket")] = "paper",
-    seeds: int = 5,
-    first_seed: int = 0,
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("reproduce"),
-    known: tyro.conf.UseAppendAction[Annotated[tuple[tuple[Path, ...], ...], tyro.conf.arg(metavar="DIR")]] = (),
-    only: tyro.conf.UseAppendAction[Annotated[tuple[tuple[str, ...], ...], tyro.conf.arg(metavar="ROW")]] = (),
-    also: tyro.conf.UseAppendAction[tuple[SpecFlag, ...]] = (),
-    times: int = 1,
-    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None,
-    workers: int = 0,
-    jobs: int = 1,
-    threads: int | None = None,
-    on: Literal["here", "ray"] = "here",
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    page_only: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    rate: Annotated[float | None, tyro.conf.arg(metavar="OPERATIONS")] = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ReproduceOptions(OpensRuns):
     """Train what a table or figure of the paper is made of, and show it beside the published numbers, with verdicts.
 
     Runs that are finished are not run again, runs that were killed go on. Writes DIR/NAME.html and DIR/NAME.md.
-
-    Args:
-        what: table1 to table8, figure3, figure4, league (all methods in Table 1's setting), or all.
-        scale: paper (CIFAR and ImageNet, the recipe to the letter), pocket (Fashion-MNIST, minutes a run), or
-            package.module:Name, a Scale of your own.
-        seeds: Number of seeds of every row.
-        first_seed: The first of them, so that a study can be done in pieces.
-        out: Folder of the study: runs, manifests, pages.
-        known: Folders with manifests of runs done elsewhere (default: docs/results, where it is there). Also repeated.
-        only: Only these rows, by the names that they have in the tables. May be repeated.
-        also: A method of your own in every table: an objective or a rule, NAME [KEY=VALUE ...]. May be repeated.
-        times: So many times the scale's epochs.
-        root: Folder that holds the data set's files.
-        workers: Worker processes of each run that decode images.
-        jobs: Runs side by side on this machine.
-        threads: CPU threads of each; by default the cores are shared out evenly.
-        on: here (processes of this machine), or ray (a Ray cluster; extra `ray`).
-        dry_run: Train nothing; list tables and figures with the estimated hours.
-        page_only: Train nothing; write the page of what is there.
-        rate: Operations a second of training that the estimates go by; by default it is measured for a second.
     """
-    least = {"seeds": (seeds, 1), "first-seed": (first_seed, 0), "jobs": (jobs, 1), "threads": (threads, 1)}
-    for name, (value, bound) in least.items():
-        if value is not None and value < bound:
-            raise UsageError(f"{name} must be at least {bound}, not {value}.")
-    if rate is not None and not rate > 0:
-        raise UsageError(f"rate must be above 0, not {rate}.")
-    threads = threads or _threads(jobs)
-    from offramp.reproduce.page import write
-    from offramp.reproduce.scales import scale as named
-    from offramp.reproduce.study import Study
 
-    study = Study(
-        names=what,
-        scale=named(scale).times(times),
-        seeds=tuple(range(first_seed, first_seed + seeds)),
-        out=out,
-        known=tuple(itertools.chain(*known)) or ((RESULTS,) if RESULTS.is_dir() else ()),
-        only=tuple(itertools.chain(*only)),
-        also=also,
-        root=root,
-        workers=workers,
-    )
-    if dry_run:
-        _list(study, rate or _measured(study, jobs, threads), jobs)
-        return
-    if on == "ray" and not page_only:
-        from offramp.reproduce.on_ray import installed
+    what: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TABLE|FIGURE")] = field(kw_only=False)
+    """table1 to table8, figure3, figure4, league (all methods in Table 1's setting), or all."""
+    scale: Annotated[str, tyro.conf.arg(metavar="paper|pocket")] = "paper"
+    """paper (CIFAR and ImageNet, the recipe to the letter), pocket (Fashion-MNIST, minutes a run), or
+    package.module:Name, a Scale of your own."""
+    seeds: int = 5
+    """Number of seeds of every row."""
+    first_seed: int = 0
+    """The first of them, so that a study can be done in pieces."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("reproduce")
+    """Folder of the study: runs, manifests, pages."""
+    known: tyro.conf.UseAppendAction[Annotated[tuple[tuple[Path, ...], ...], tyro.conf.arg(metavar="DIR")]] = ()
+    """Folders with manifests of runs done elsewhere (default: docs/results, where it is there). Also repeated."""
+    only: tyro.conf.UseAppendAction[Annotated[tuple[tuple[str, ...], ...], tyro.conf.arg(metavar="ROW")]] = ()
+    """Only these rows, by the names that they have in the tables. May be repeated."""
+    also: tyro.conf.UseAppendAction[tuple[SpecFlag, ...]] = ()
+    """A method of your own in every table: an objective or a rule, NAME [KEY=VALUE ...]. May be repeated."""
+    times: int = 1
+    """So many times the scale's epochs."""
+    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder that holds the data set's files."""
+    workers: int = 0
+    """Worker processes of each run that decode images."""
+    jobs: int = 1
+    """Runs side by side on this machine."""
+    threads: int | None = None
+    """CPU threads of each; by default the cores are shared out evenly."""
+    on: Literal["here", "ray"] = "here"
+    """here (processes of this machine), or ray (a Ray cluster; extra `ray`)."""
+    dry_run: Flag = False
+    """Train nothing; list tables and figures with the estimated hours."""
+    page_only: Flag = False
+    """Train nothing; write the page of what is there."""
+    rate: Annotated[float | None, tyro.conf.arg(metavar="OPERATIONS")] = None
+    """Operations a second of training that the estimates go by; by default it is measured for a second."""
 
-        installed()  # said before anything is announced or written
-    try:
-        with _stopped_by_sigterm():
-            if not page_only:
-                _run(study, rate, jobs, threads, on)
-    except (KeyboardInterrupt, SystemExit):
-        say("Stopped; the same command continues.")
-        raise
-    finally:  # also where some runs failed, or somebody stopped: what is there is shown
-        for path in write(study):
-            print(escaped(path))
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("seeds", self.seeds, 1),
+            ("first-seed", self.first_seed, 0),
+            ("jobs", self.jobs, 1),
+            ("threads", self.threads, 1),
+        ):
+            if value is not None and value < least:
+                raise UsageError(f"{name} must be at least {least}, not {value}.")
+        if self.rate is not None and not self.rate > 0:
+            raise UsageError(f"rate must be above 0, not {self.rate}.")
+
+    def main(self) -> None:
+        """See `Options.main`."""
+        from offramp.reproduce.page import write
+        from offramp.reproduce.scales import scale
+        from offramp.reproduce.study import Study
+
+        threads = self.threads or _threads(self.jobs)
+        study = Study(
+            names=self.what,
+            scale=scale(self.scale).times(self.times),
+            seeds=tuple(range(self.first_seed, self.first_seed + self.seeds)),
+            out=self.out,
+            known=tuple(itertools.chain(*self.known)) or ((RESULTS,) if RESULTS.is_dir() else ()),
+            only=tuple(itertools.chain(*self.only)),
+            also=self.also,
+            root=self.root,
+            workers=self.workers,
+        )
+        if self.dry_run:
+            _list(study, self.rate or _measured(study, self.jobs, threads), self.jobs)
+            return
+        if self.on == "ray" and not self.page_only:
+            from offramp.reproduce.on_ray import installed
+
+            installed()  # said before anything is announced or written
+        try:
+            with _stopped_by_sigterm():
+                if not self.page_only:
+                    _run(study, self.rate, self.jobs, threads, self.on)
+        except (KeyboardInterrupt, SystemExit):
+            say("Stopped; the same command continues.")
+            raise
+        finally:  # also where some runs failed, or somebody stopped: what is there is shown
+            for path in write(study):
+                print(escaped(path))
 
 
 @contextlib.contextmanager
@@ -138,9 +147,9 @@ def _list(study: "Study", rate: float, jobs: int) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from offramp.reports.figures import short
-    from offramp.reports.terminal import console
     from offramp.reproduce.study import distinct
+    from offramp.show.figures import short
+    from offramp.show.terminal import console
 
     manifests = study.manifests()
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -168,7 +177,7 @@ def _measured(study: "Study", jobs: int, threads: int) -> float:
 
 
 def _time(tasks: "Sequence[Task]", rate: float) -> str:
-    from offramp.reports.durations import duration_in_words
+    from offramp.show.durations import duration_in_words
 
     return duration_in_words(sum(task.operations for task in tasks) / rate) if tasks else "done"
 

@@ -14,6 +14,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 LARGEST_BET = 0.9  # of what is possible: one loss costs at most nine tenths of the wealth
+Z95 = 1.96  # two-sided 95 % of a normal distribution
 
 
 def binomial_p_value(lost: npt.ArrayLike, images: npt.ArrayLike, risk: float) -> FloatArray:

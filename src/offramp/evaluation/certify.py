@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from offramp.choices import Loss
 from offramp.costs import Cost
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation.bounds import IntArray
 from offramp.evaluation.copies import repeats
-from offramp.evaluation.promises import BoolArray, Loss, Promise, Tally, events, learn_then_test
+from offramp.evaluation.promises import BoolArray, Promise, Tally, events, learn_then_test
 from offramp.evaluation.record import Record
 from offramp.evaluation.search import candidates as found_on
 from offramp.evaluation.thresholds import check_search, policies
@@ -170,7 +171,7 @@ def certify(
 ) -> Policy:
     """The cheapest policy certified to keep a promise, with its `Certificate`.
 
-    What the network learnt from before is not looked at here: `offramp.reports.certify` knows it of runs.
+    What the network learnt from before is not looked at here: `offramp.commands.certify` knows it of runs.
 
     Images that repeat others, told by equal logits (`evaluation.copies`), prove nothing: a promise that rested on them
     would be broken more often than it says. So a policy has to pass on the certify images without them, and, because

@@ -14,9 +14,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from offramp.choices import Loss
 from offramp.errors import UsageError
 from offramp.evaluation.bounds import FloatArray, IntArray
-from offramp.evaluation.promises import BoolArray, Events, Loss, Tally, events
+from offramp.evaluation.promises import BoolArray, Events, Tally, events
 
 MOST = 1 / 6  # the largest risk that every population here has room for: `up_and_down` is the narrowest
 BINS = 100  # confidences that a smooth population has

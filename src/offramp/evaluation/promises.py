@@ -9,17 +9,17 @@ and how much is bet; from `certify` come p-values, and nothing else.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from offramp.checks import did_you_mean
+from offramp.choices import Loss
 from offramp.errors import UsageError
 from offramp.evaluation.bounds import FloatArray, IntArray, best_bet, betting_p_value, binomial_p_value
 
 BoolArray = npt.NDArray[np.bool_]
-Loss = Literal["regret", "early-error", "drop"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 MOST_IMAGES = 10**9  # where `images_needed` gives up
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from offramp.reports import figures
-from offramp.reports.page import inline_svg, page
 from offramp.reproduce import statistics
 from offramp.reproduce.claims import CLAIMS
 from offramp.reproduce.experiments import ALL, EXPERIMENTS, Experiment
@@ -20,6 +18,8 @@ from offramp.reproduce.plots import draw
 from offramp.reproduce.results import Results, device_of, manifest_of, measured
 from offramp.reproduce.study import Study, distinct
 from offramp.reproduce.tables import Cell, Table, anchor, claims_table, not_run, tables
+from offramp.show import figures
+from offramp.show.page import inline_svg, page
 from offramp.storage import write_atomically
 
 HOW_TO_READ = (

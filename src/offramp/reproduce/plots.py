@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from offramp.reports import figures
 from offramp.reproduce.experiments import Experiment
 from offramp.reproduce.results import BUDGETS, Figures, Results
+from offramp.show import figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

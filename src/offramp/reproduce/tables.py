@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from offramp.reports.compare import Spread
-from offramp.reports.side_by_side import spread_text
 from offramp.reproduce import statistics
 from offramp.reproduce.experiments import Experiment, Row
 from offramp.reproduce.identity import run_hash
@@ -30,6 +28,8 @@ from offramp.reproduce.results import (
     published,
     published_row,
 )
+from offramp.results.comparison import Spread
+from offramp.show.side_by_side import spread_text
 
 NOTHING = "–"
 LAST_EPOCH: tuple[tuple[What, str, int], ...] = (

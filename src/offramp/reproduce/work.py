@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from offramp import trust
+from offramp.commands import EvaluateOptions, evaluate
 from offramp.config import DataConfig, Run, Spec, TrainConfig, to_json
 from offramp.errors import OfframpError, UsageError
-from offramp.reports import evaluate
-from offramp.reports.evaluation import current_json
 from offramp.reproduce.manifest import Manifest
+from offramp.results.evaluation import current_json
 from offramp.runs import RunFolder
 from offramp.terminal import say
 from offramp.training import train
@@ -36,7 +36,8 @@ def work(run: Run, folder: Path, jobs: int = 1) -> Manifest:
         train(run, folder)
         load = None if begun else (before, os.getloadavg()[0])  # of a run that is continued nobody knows the first part
         with trust.allowing(trust.packages_in(to_json(run))):  # the user named them, wherever this machine keeps that
-            figures = current_json(place) or evaluate(folder, root=run.data.root, page=False).to_json()
+            asked = EvaluateOptions(folder, root=run.data.root)
+            figures = current_json(place) or evaluate(asked, page=False).to_json()
         manifest = Manifest.of(run, place, figures, jobs, load)
         manifest.save(manifest.path)
     return manifest

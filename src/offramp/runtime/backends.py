@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import torch
 
+from offramp.choices import Backend
 from offramp.network import EarlyExitNet
 from offramp.runtime import kept
 from offramp.runtime.onnxruntime_ import OnnxRuntime
 from offramp.runtime.openvino_ import OpenVino
-from offramp.runtime.program import Backend, Form, Program
+from offramp.runtime.program import Form, Program
 from offramp.runtime.torch_ import TorchProgram
 
 PROGRAMS: Mapping[Backend, Callable[[EarlyExitNet, Form, torch.device | None], Program]] = {
@@ -49,7 +50,7 @@ def is_installed(backend: Backend) -> bool:
 
 
 def usual_forms(
-    device: torch.device, *, backend: Backend | Literal["auto"] = "auto", bf16: bool = False
+    device: torch.device, *, backend: Literal["auto", Backend] = "auto", bf16: bool = False
 ) -> tuple[Form, ...]:
     """The forms worth trying on a device, in float32 and, if wanted, in bf16.
 

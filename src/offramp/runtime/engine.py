@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from offramp.choices import Backend
 from offramp.costs import cost
 from offramp.devices import device_named
 from offramp.errors import UsageError
@@ -21,7 +22,7 @@ from offramp.runtime.anytime import each_exit, until
 from offramp.runtime.backends import make_program
 from offramp.runtime.images import Images, as_images
 from offramp.runtime.plan import Plan, Tally, check_sizes
-from offramp.runtime.program import Backend, Form, Program, certified_form, check_form, check_scales, quiet_torch
+from offramp.runtime.program import Form, Program, certified_form, check_form, check_scales, quiet_torch
 from offramp.runtime.rows import Answers, Left, Rows, in_order, join
 from offramp.runtime.straight import Straight, no_answers, note, now, wait
 from offramp.runtime.stream import as_ready, in_turn

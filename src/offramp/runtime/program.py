@@ -8,21 +8,19 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from offramp.checks import check_name
+from offramp.choices import Backend, Precision
 from offramp.devices import borrowed
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet
 from offramp.policy import Policy
 from offramp.runtime.agreement import BF16, FLOAT32, INT8
 from offramp.runtime.images import check_images
-
-Backend = Literal["torch", "onnxruntime", "openvino"]
-Precision = Literal["float32", "bf16", "int8"]
 
 
 @dataclass(frozen=True)

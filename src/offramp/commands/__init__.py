@@ -1,0 +1,37 @@
+"""Commands as functions of their options: `evaluate(EvaluateOptions("runs/photos"))`. Importing this loads no torch."""
+
+from offramp.commands.audit import AuditOptions, audit
+from offramp.commands.bench import BenchOptions, bench
+from offramp.commands.certify import CertifyOptions, certify
+from offramp.commands.compare import CompareOptions, compare
+from offramp.commands.evaluate import EvaluateOptions, evaluate
+from offramp.commands.export import ExportOptions, export
+from offramp.commands.policy import PolicyOptions, find_policy
+from offramp.commands.predict import PredictOptions, predict
+from offramp.commands.verdict import VerdictOptions, verdict
+from offramp.commands.xray import XrayOptions, xray
+from offramp.show.watch import Watch
+
+__all__ = [
+    "AuditOptions",
+    "BenchOptions",
+    "CertifyOptions",
+    "CompareOptions",
+    "EvaluateOptions",
+    "ExportOptions",
+    "PolicyOptions",
+    "PredictOptions",
+    "VerdictOptions",
+    "Watch",
+    "XrayOptions",
+    "audit",
+    "bench",
+    "certify",
+    "compare",
+    "evaluate",
+    "export",
+    "find_policy",
+    "predict",
+    "verdict",
+    "xray",
+]

@@ -1,0 +1,187 @@
+"""`offramp bench`: do early exits really skip work on this machine, and where does the time go?"""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from offramp.checks import check_number
+from offramp.choices import Plots
+from offramp.commands.before_torch import before_torch
+from offramp.commands.options import AnyBackend, File, Flag, RecordsLogits
+from offramp.errors import OfframpError, UsageError
+from offramp.show.terminal import IN_TERMINAL, print_result
+from offramp.show.watch import QUIET, Watch
+
+if TYPE_CHECKING:
+    from offramp.commands.open_run import OpenRun
+    from offramp.data import Parts
+    from offramp.network import EarlyExitNet
+    from offramp.policy import Policy
+    from offramp.results.bench import Bench
+    from offramp.runs import RunFolder
+
+MAX_DROP = 0.2  # percentage points; of the policy that is found where the run has none
+ROUNDS = 15
+LEAST_ROUNDS = 5  # of which the lowest and the highest are a 90 % interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(RecordsLogits):
+    """Measure on this machine how much time early exits save, beside how many operations, and where the rest goes.
+
+    The engine takes turns with the network run straight to its last exit and with the network cut at each exit, on the
+    same test images: one at a time, in batches, in a stream. Writes RUN/bench.json. Let nothing else run meanwhile.
+
+    On a CPU oneDNN is told to keep 16,384 kernels, as in offramp predict: it usually keeps 1,024, and variants that
+    take turns would throw out each other's. Programs of your own get that by ONEDNN_PRIMITIVE_CACHE_CAPACITY=16384.
+    """
+
+    policy: File = None
+    """Thresholds, as offramp policy and offramp certify write them. Default: RUN/policy.json; without one they are
+    found as with --max-drop."""
+    max_drop: float | None = None
+    """Find thresholds that lose at most so many percentage points of accuracy; 0.2 where there are none and it is not
+    given."""
+    batches: tuple[int, ...] = (1, 32, 256)
+    """Sizes of batches to measure, beside a stream."""
+    limit: int | None = None
+    """Images timed in a round, at most (but one whole batch). Never more than 100 one at a time, 256 in batches, 4,096
+    in a stream, of large images fewer (512 MB)."""
+    rounds: int = ROUNDS
+    """How many times each variant takes its turn, at least 5."""
+    seconds: float = 140
+    """About how long it may take, setting libraries up aside: rounds have as many images as fit."""
+    threads: int | None = None
+    """CPU threads of torch."""
+    bf16: Flag = False
+    """Try bfloat16 too, for the engine and what it is compared with."""
+    backend: AnyBackend = "auto"
+    """What may run the network; auto tries all that are installed."""
+    out: File = None
+    """Write to FILE instead of RUN/bench.json, which offramp policy reads."""
+    plots: Plots | None = None
+    """Draw accuracy against operations and against time as files of this kind, to RUN/plots."""
+
+    def __post_init__(self) -> None:
+        if self.policy is not None and self.max_drop is not None:
+            raise UsageError("Give a policy or max_drop, for which one is found, not both.")
+        if not self.batches or len(set(self.batches)) < len(self.batches):
+            raise UsageError(f"batches must be one size or more, each once, not {list(self.batches)}.")
+        for name, value, least in (
+            ("Each of batches", min(self.batches), 1),
+            ("limit", self.limit, 1),
+            ("threads", self.threads, 1),
+            ("rounds", self.rounds, LEAST_ROUNDS),
+        ):
+            if value is not None and value < least:
+                raise UsageError(f"{name} must be at least {least}, not {value}.")
+        check_number("seconds", self.seconds, "above 0", lambda value: value > 0)
+
+    def main(self) -> None:
+        """See `Options.main`."""
+        before_torch()
+        measured = bench(self, watch=IN_TERMINAL)
+        from offramp.show.bench.table import bench_table
+
+        print_result(measured.to_json, lambda: bench_table(measured), measured.written, as_json=self.json)
+        if measured.wrong:
+            where = ", ".join(f"{count:,} in {name}" for name, count in measured.wrong.items())
+            raise OfframpError(f"The engine's answers are not all the policy's ({where}): its times are worth nothing.")
+
+
+def bench(
+    options: BenchOptions,
+    *,
+    policy: "Policy | None" = None,
+    parts: "Parts | None" = None,
+    into: "EarlyExitNet | None" = None,
+    watch: Watch = QUIET,
+) -> "Bench":
+    """Measure what a run's early exits save in time, beside what they save in operations.
+
+    The engine, tuned on `search`, takes turns with the network run straight to its last exit, and with the network cut
+    at each exit, all in one process and on the same test images. Written is `bench.json` in the run's folder, which
+    `find_policy` reads for latencies. Where answers are not the policy's, `Bench.wrong` counts them.
+
+    A fifth of `seconds` is for tuning; reading data and making files for libraries, once for these weights, are beside
+    it.
+
+    `parts` are the data, and `into` is a network of the same make, of a run that was fit from Python with those made by
+    hand. `policy` may be given instead of a file.
+
+    Raises:
+        UsageError: A network with one exit; a run without held-out images and without a policy; other data; a policy
+            for another network; a folder as `out`.
+        OfframpError: A file that cannot be written, which is said before anything is measured.
+    """
+    from offramp.commands.bench.measuring import measured
+    from offramp.commands.open_run import OpenRun
+    from offramp.commands.policy_files import given_policy
+    from offramp.commands.writing import write_result
+    from offramp.devices import device_named, with_threads
+    from offramp.evaluation import policy_for
+    from offramp.evaluation.targets import check_target
+    from offramp.runtime import usual_forms
+    from offramp.runtime.timing import conditions
+    from offramp.show import figures
+    from offramp.show.bench.plots import drawn
+
+    if policy is not None and options.max_drop is not None:
+        raise UsageError("Give a policy or max_drop, for which one is found, not both.")
+    with with_threads(options.threads):
+        measured_on = conditions(device_named(options.device))  # before the machine is busy with us
+    if options.plots is not None:
+        figures.require()
+    run = OpenRun(options, "bench", "logits of the test set are kept in its records, wherever `out` is", parts, into)
+    target = _target(run.folder, options.out)
+    file = None
+    if options.max_drop is None:
+        policy, file = given_policy(policy or options.policy, run.folder)
+    _check_network(run, policy)
+    if options.max_drop is not None:
+        check_target(run.cost, max_drop=options.max_drop)
+    with watch.bars() as progress:
+        search = None
+        if run.parts.val.splits() and (policy is None or options.plots is not None):
+            (search,) = run.held_out("search", progress=progress)
+        test = run.record(run.parts.test, "test", progress)
+    if policy is None:
+        assert search is not None
+        policy = policy_for(search, run.cost, max_drop=MAX_DROP if options.max_drop is None else options.max_drop)
+    forms = usual_forms(device_named(options.device), backend=options.backend, bf16=options.bf16)
+    with with_threads(options.threads):
+        found = measured(run, policy, file, test, forms, options, watch, measured_on)
+    plots: dict[Path, bytes] = {}
+    if options.plots is not None:
+        contents = drawn(found, search, test, run.cost, options.plots)
+        plots = {run.folder.plots / f"{name}.{options.plots}": content for name, content in contents.items()}
+    return dataclasses.replace(found, written=write_result(found.to_json(), target, plots))
+
+
+def _target(folder: "RunFolder", out: str | Path | None) -> Path:
+    """The file to write. Where it cannot be, that is said before minutes of timing and not after."""
+    target = folder.bench if out is None else Path(out).expanduser()
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder; name a file for what is measured.")
+    above = next(place for place in target.absolute().parents if os.path.lexists(place))
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        reason = "not writable" if above.is_dir() else "no folder"
+        raise OfframpError(f"{target} cannot be written: {above} is {reason}. Name another file.")
+    return target
+
+
+def _check_network(run: "OpenRun", policy: "Policy | None") -> None:
+    """Refuse what cannot be measured before anything is read."""
+    from offramp.runtime import Engine
+
+    if run.network.num_exits == 1:
+        raise UsageError(f"The network of {run.folder.path} has one exit, so no image can leave early.")
+    if policy is not None:
+        Engine(run.network, policy)  # refuses a policy for another network
+    elif not run.parts.val.splits():
+        raise UsageError(
+            f"Thresholds are found on held-out images, and {run.folder.path} held none out (holdout=0): give a policy, "
+            "or train with a holdout."
+        )

@@ -1,0 +1,112 @@
+"""A run's engine tuned, and timed in turns with its rivals."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from offramp.commands.bench import BenchOptions
+from offramp.commands.bench.timing import TRIALS, Feed, Rivals, in_the_time, measure, on_test, right, round_of, whole
+from offramp.commands.open_run import OpenRun
+from offramp.commands.sample import pool
+from offramp.costs import Cost
+from offramp.data import Parts
+from offramp.evaluation import Record
+from offramp.policy import Policy
+from offramp.results.bench import Bench, Mode, accuracy
+from offramp.runtime import Engine, Form, Plan, Tuning
+from offramp.runtime.rows import joined
+from offramp.show.durations import duration_in_words
+from offramp.show.watch import Watch
+
+TUNED_ON = 512  # images
+TUNING = 0.2  # the share of the time that tuning takes
+OF_STREAM = 3.0  # times as much as a size of batch: short streams are decided by their last, half-full chunks
+
+
+def measured(
+    run: OpenRun,
+    policy: Policy,
+    policy_file: Path | None,
+    test: Record,
+    forms: Sequence[Form],
+    options: BenchOptions,
+    watch: Watch,
+    conditions: dict[str, Any],
+) -> Bench:
+    """What early exits save; `conditions` are those of the machine before it was busy."""
+    parts, costs = run.parts, run.cost
+    engine = Engine(run.network, policy)
+    held = parts.val.splits()
+    # Without held-out images those trained on have to do: on them exits are surer than they will be, so the engine may
+    # be set up for other shares of images than come, which costs time and is seen in the figures.
+    tuned_on = parts.val.search if held else parts.train
+    watch.note(
+        f"Tuning the engine on images of {tuned_on.name}, then timing it: about {duration_in_words(options.seconds)}, "
+        f"and what it takes to set up each of {'; '.join(map(str, forms))}."
+    )
+    images = pool(tuned_on, max(TUNED_ON, *options.batches)).images_SCHW
+    with watch.countdown() as done:
+        tuning = engine.tune(images, batch_sizes=options.batches, forms=forms, seconds=TUNING * options.seconds)
+        done(TUNING)
+        modes = _modes(engine, tuning, parts, test, costs, options, watch, done)
+    watch.note(f"Comparing the engine's answers with the policy's on {test.split}.")
+    engine = whole(engine)
+    answers = joined(engine.stream(batch.images_BCHW for batch in parts.test.batches()))
+    found = on_test(answers, policy, engine.operations(Plan(), costs.image_shape), test)
+    full_S = right(policy, test, -1)
+    return Bench(
+        run=run.folder,
+        policy=policy,
+        policy_file=policy_file,
+        weights=test.weights,
+        device=conditions["device"],
+        conditions=conditions,
+        tuning=tuning,
+        tuned_on=tuned_on.name,
+        test=test.split,
+        fingerprint=test.fingerprint,
+        images=test.num_images,
+        accuracy=found.accuracy,
+        operations=found.operations_S.mean().item(),
+        asks=tuple(k + 1 for k in engine.asks(engine.stream_plan)),
+        exits=tuple(accuracy(right(policy, test, k), full_S) for k in range(run.network.num_exits)),
+        exit_operations=tuple(count.operations for count in costs.path),
+        modes=tuple(modes),
+        agreement=engine.agreement(answers, test.logits_KSC, policy),
+    )
+
+
+def _modes(
+    engine: Engine,
+    tuning: Tuning,
+    parts: Parts,
+    test: Record,
+    costs: Cost,
+    options: BenchOptions,
+    watch: Watch,
+    done: Callable[[float], object],
+) -> list[Mode]:
+    """Each size of batch and a stream, timed."""
+    rivals = Rivals(engine, [trial.form for trial in tuning.forms if trial.admitted])
+    sizes = (*options.batches, None)
+    weights = [*[1.0] * len(options.batches), OF_STREAM]
+    image = pool(parts.test, 1).images_SCHW
+    modes, before = [], TUNING
+    for size, weight in zip(sizes, weights, strict=True):
+        watch.note(f"Timing {'a stream' if size is None else f'batches of {size}'}.")
+        share = (1 - TUNING) * weight / sum(weights)
+        limit = in_the_time(engine, size, image, options.rounds, share * options.seconds)
+        limit = limit if options.limit is None else min(limit, options.limit)
+        feed = Feed.of(size, pool(parts.test, round_of(size, limit, costs.image_shape)[1]), limit)
+        turns, passed = 2 * (TRIALS + 1) + options.rounds + 2, 0
+
+        def tick(before: float = before, share: float = share, turns: int = turns) -> None:
+            nonlocal passed
+            passed += 1
+            done(before + share * min(1.0, passed / turns))
+
+        exit_ms = tuning.exit_ms[feed.name]
+        modes.append(measure(engine, feed, rivals.fastest(feed, tick), test, costs, options.rounds, exit_ms, tick))
+        before += share
+        done(before)
+    return modes

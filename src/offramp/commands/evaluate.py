@@ -1,0 +1,116 @@
+"""`offramp evaluate`: every exit of a finished run on its test set, and what thresholds do."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from offramp.choices import Plots
+from offramp.commands.options import Flag, RecordsLogits
+from offramp.errors import UsageError
+from offramp.show.terminal import IN_TERMINAL, print_result
+from offramp.show.watch import QUIET, Watch
+from offramp.terminal import say
+
+if TYPE_CHECKING:
+    from offramp.data import Parts
+    from offramp.network import EarlyExitNet
+    from offramp.results.evaluation import Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(RecordsLogits):
+    """Measure every exit of a finished run on its test set: accuracy, cost, likelihood, calibration, damping.
+
+    Writes RUN/evaluation.json and RUN/report.html. Logits are kept in RUN/records and used again.
+    """
+
+    plots: Plots | None = None
+    """Also write the plots as files of this kind, to RUN/plots."""
+    train_limit: int = 10_000
+    """Training images, evenly spread, on which the exits are measured too; 0 for none."""
+    renormalise: Flag = False
+    """Likelihood, calibration and confidence of classes that sum to 1, without the damping neuron."""
+
+    def __post_init__(self) -> None:
+        if self.train_limit < 0:
+            raise UsageError(f"train-limit must be at least 0, not {self.train_limit}.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, not {self.batch_size}.")
+
+    def main(self) -> None:
+        """See `Options.main`."""
+        evaluation = evaluate(self, watch=IN_TERMINAL)
+        from offramp.show.figures import HOW_TO_GET_IT, available
+        from offramp.show.tables import run_table
+
+        print_result(evaluation.to_json, lambda: run_table(evaluation), evaluation.written, as_json=self.json)
+        if not available():
+            say(f"No {evaluation.run.report.name}: {HOW_TO_GET_IT}")
+
+
+def evaluate(
+    options: EvaluateOptions,
+    *,
+    parts: "Parts | None" = None,
+    into: "EarlyExitNet | None" = None,
+    page: bool = True,
+    watch: Watch = QUIET,
+) -> "Evaluation":
+    """Measure every exit of a finished run on its test set, and write what was found into its folder.
+
+    Where images were held out, also what thresholds do: the published curve, searched thresholds, and one policy in
+    detail, the run's own (`policy.json`) or one found here. Where that cannot be said, the result says why.
+
+    Logits are kept in `records/` and used again as long as weights and images are the same. Written are
+    `evaluation.json`, `report.html` (where matplotlib is installed) and, on request, `plots/`. `renormalise` is reading
+    A9(a) of the method, the default A9(b).
+
+    `parts` are the data, and `into` is a network of the same make, of a run that was fit from Python with those made by
+    hand. Without `page` no `report.html` is written.
+
+    Raises:
+        UsageError: No run, an unfinished one, data that cannot be found again or is not what the run was trained on.
+    """
+    from offramp.commands.open_run import OpenRun
+    from offramp.commands.sample import Sample
+    from offramp.commands.writing import write_result
+    from offramp.evaluation import anytime
+    from offramp.policy import Measure
+    from offramp.results.dynamic import dynamic
+    from offramp.results.evaluation import Evaluation
+    from offramp.show import figures
+    from offramp.show.report import report_files
+
+    if options.plots is not None:
+        figures.require()
+    run = OpenRun(options, "evaluate", "evaluation writes its logits and figures there", parts, into)
+    folder, parts, renormalise = run.folder, run.parts, options.renormalise
+    train, found = None, None
+    with watch.bars() as progress:
+        test = run.record(parts.test, "test", progress)
+        if options.train_limit:
+            sample = Sample(parts.train, options.train_limit)
+            train = anytime(run.record(sample, "train", progress), renormalise=renormalise)
+        no_dynamic = run.no_thresholds()
+        if no_dynamic is None:
+            search = run.record(parts.val.search, "search", progress)
+            try:
+                found = dynamic(search, test, run.cost, folder.policy, Measure(renormalise=renormalise))
+            except UsageError as error:  # parts of one's own may have names by which nobody knows what they are for
+                no_dynamic = str(error)
+    evaluation = Evaluation(
+        run=folder,
+        config=run.config,
+        starts=folder.read_starts(),
+        metrics=folder.read_metrics(),
+        test=anytime(test, renormalise=renormalise),
+        train=train,
+        cost=run.cost,
+        dynamic=found,
+        no_dynamic=no_dynamic,
+        weights=test.weights,
+        fingerprint=test.fingerprint,
+        made_on=test.made_on,
+    )
+    drawn = report_files(evaluation, parts.test, page=page, plots=options.plots)
+    return dataclasses.replace(evaluation, written=write_result(evaluation.to_json(), folder.evaluation, drawn))

@@ -1,0 +1,63 @@
+"""`offramp example`: a small trained network, to try the other commands on."""
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from offramp.commands.options import Flag, Options
+from offramp.terminal import escaped
+
+if TYPE_CHECKING:
+    from offramp.shipped import Card
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleOptions(Options):
+    """Copy a small trained network that ships with offramp, to try the other commands on."""
+
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")] = field(default="digits", kw_only=False)
+    """Which one."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder to copy it to, a finished run's (default: runs/NAME)."""
+    names: Annotated[Flag, tyro.conf.arg(name="list")] = False
+    """List the networks instead, one a line."""
+
+    def main(self) -> None:
+        """See `Options.main`."""
+        from offramp import shipped
+
+        if self.names:
+            known = shipped.names()
+            width = max(map(len, known))
+            for name in known:
+                print(f"{name:<{width}}  {shipped.card(name).summary}")
+            return
+        out = Path("runs", self.name) if self.out is None else self.out
+        copied = shipped.copy(self.name, out)
+        _print_card(self.name, shipped.card(self.name))
+        print(escaped(f"Copied to {out}." if copied else f"{out} holds it already; nothing to do."))
+        print("Next:", *(f"  {escaped(line)}" for line in next_commands(out)), sep="\n")
+
+
+def next_commands(out: Path) -> list[str]:
+    """What to try on a copy."""
+    run, images = shlex.quote(str(out)), shlex.quote(str(out / "images"))
+    return [f"offramp certify {run}", f"offramp bench {run}", f"offramp predict {run} {images}"]
+
+
+def _print_card(name: str, card: "Card") -> None:
+    from offramp.show.figures import short
+    from offramp.show.report import with_error
+
+    print(f"{name}: {card.summary}")
+    print(f"Data: {card.data['about']} Licence: {card.data['licence']}. {card.data['source']}")
+    print(f"Recipe: {card.command}")
+    print(f"Trained in {card.training}.")
+    images = card.evaluation["images"]
+    for exit in card.evaluation["exits"]:
+        top1 = with_error(exit["top1"], exit["top1_se"], images)
+        print(f"Exit {exit['exit']}: top-1 {top1} %, {short(exit['operations'])} operations")
+    print(f"Measured on the {images} test images; ±: standard error over the images.")

@@ -1,0 +1,166 @@
+"""A finished run, opened for a command: network, data, costs, records of logits, what a file has to become.
+
+Everything is checked against what the run was trained on.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+from offramp import data
+from offramp.commands.options import OnDevice, RecordsLogits
+from offramp.config import DataConfig, Spec
+from offramp.costs import Cost, cost
+from offramp.data import Inputs, Parts, Split
+from offramp.devices import device_named
+from offramp.errors import UsageError
+from offramp.evaluation import Record, recorded
+from offramp.evaluation.record import Forward
+from offramp.network import EarlyExitNet
+from offramp.runs import SPLIT, RunFolder, load, read_json
+from offramp.runtime.backends import make_program
+from offramp.runtime.program import Form
+from offramp.show.watch import Progress
+
+FLOAT32 = Form()  # the network as it is trained
+
+
+class OpenRun:
+    """A finished run: its folder, configuration, network and data.
+
+    Args:
+        options: Which run, and where it runs.
+        function: The command's function, to name in an error.
+        written: What is written into the folder, to say where that is refused.
+        parts: The data, for a run that was fit from Python with data made by hand.
+        into: A network of the same make, for one that was built by hand.
+
+    Raises:
+        UsageError: No run, an unfinished one, a folder that cannot be written to, data that cannot be found again or
+            are not what the run was trained on.
+    """
+
+    def __init__(
+        self,
+        options: OnDevice,
+        function: str,
+        written: str,
+        parts: Parts | None,
+        into: EarlyExitNet | None,
+    ) -> None:
+        self.folder = RunFolder(options.run, options.allow_code)
+        self.config = self.folder.read_config()
+        network = load(self.folder.path, into, allow_code=options.allow_code)
+        self.network = network.to(device_named(options.device))
+        if not os.access(self.folder.path, os.W_OK):
+            raise UsageError(f"{self.folder.path} is not writable; {written}.")
+        call = f"offramp.commands.{function}({type(options).__name__}({str(self.folder.path)!r}), parts=...)."
+        self.parts = parts_of(self.folder, self.config, options.root, call, parts)
+        self._batch_size = options.batch_size if isinstance(options, RecordsLogits) else None
+
+    @functools.cached_property
+    def cost(self) -> Cost:
+        """What the network costs on the run's images."""
+        return cost(self.network, self.parts.test.image_shape)
+
+    def no_thresholds(self) -> str | None:
+        """Why nothing can be said of thresholds; None where something can."""
+        if self.network.num_exits == 1:
+            return "The network has one exit, so no image can leave early."
+        if not self.parts.val.splits():
+            return "Thresholds are found on held-out images, and with holdout=0 nothing was held out."
+        before = (self.config.get("images") or {}).get("search")
+        if before not in (None, self.parts.val.search.fingerprint()):
+            return "The images held out now are not those that were held out when the run was trained."
+        return None
+
+    def record(
+        self,
+        split: Split,
+        name: str,
+        progress: Progress | None,
+        *,
+        shown_as: str | None = None,
+        forward: Forward | None = None,
+    ) -> Record:
+        """Logits on a part, kept in the run's folder by this name as long as weights and images are the same."""
+        return recorded(
+            self.network,
+            split,
+            self.folder.record(name),
+            forward=forward,
+            batch_size=self._batch_size,
+            progress=named(progress, shown_as or name),
+        )
+
+    def held_out(self, *names: str, progress: Progress | None, form: Form = FLOAT32) -> list[Record]:
+        """Records of the held-out halves of these names (`search`, `certify`).
+
+        They are of the logits that `form` gives: those of torch in float32 are the network's own. Data whose held-out
+        images are others than they were are refused.
+        """
+        split = read_json(self.folder.split, SPLIT) if self.folder.split.is_file() else {}
+        before = {"search": (self.config.get("images") or {}).get("search"), **(split.get("fingerprints") or {})}
+        val = self.parts.val
+        if any(before.get(name) not in (None, getattr(val, name).fingerprint()) for name in {"search", *names}):
+            raise UsageError(
+                f"The images held out now are not those that were held out when {self.folder.path} was trained."
+            )
+        own = form == FLOAT32
+        forward = None if own else Forward(str(form), make_program(self.network, form).logits)
+        ending = "" if own else f"-{form.backend}-{form.precision}"
+        return [
+            self.record(getattr(val, name), name + ending, progress, shown_as=name, forward=forward) for name in names
+        ]
+
+
+def parts_of(
+    folder: RunFolder, config: dict[str, Any], root: str | None, call: str, parts: Parts | None = None
+) -> Parts:
+    """The data that a run was trained on, built again unless `parts` are they.
+
+    Raises:
+        UsageError: Data made by hand, which `call` says from Python; training images that are not those of the run.
+    """
+    if parts is None and config["data"] is None:
+        raise UsageError(
+            f"{folder.path} was trained on data made by hand, which its folder cannot bring back. From Python: {call}"
+        )
+    if parts is None:
+        values = {**config["data"], "source": Spec.from_json(config["data"]["source"])}
+        with folder.naming(config):
+            parts = data.load(DataConfig(**(values if root is None else {**values, "root": root})))
+    if (config.get("images") or {}).get("train", parts.train.fingerprint()) != parts.train.fingerprint():
+        raise UsageError(f"The training images found now are not those that {folder.path} was trained on.")
+    return parts
+
+
+def inputs_of(folder: RunFolder, config: dict[str, Any], root: str | None) -> Inputs:
+    """How a file becomes the input of a run's network: what `input.json` says.
+
+    A run from before there was such a file builds its data once, and gets one.
+    """
+    if folder.input.is_file():
+        return Inputs.load(folder.input)
+    call = f"offramp.commands.predict(PredictOptions({str(folder.path)!r}, ...), inputs=offramp.data.Inputs(...))."
+    if config["data"] is None:
+        raise UsageError(
+            f"{folder.path} does not say how an image file becomes its network's input: it was trained on data made by "
+            f"hand, and has no {folder.input.name}. From Python: {call}"
+        )
+    parts = parts_of(folder, config, root, call)
+    inputs = parts.train.inputs()
+    if inputs is None:
+        raise UsageError(
+            f"There is no known way from an image file to the input of {folder.path}: the images of {parts.train.name} "
+            f"are not 8-bit pixels, grey or RGB, or their Split does not say `inputs`. From Python: {call}"
+        )
+    if os.access(folder.path, os.W_OK):
+        inputs.save(folder.input)
+    return inputs
+
+
+def named(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
+    """`progress` for the part of this name."""
+    return None if progress is None else functools.partial(progress, name)

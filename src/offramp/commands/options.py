@@ -1,0 +1,70 @@
+"""What a command is asked, and the options that several commands have, each written once. Nothing here imports torch.
+
+The command line is made from these classes: a field is an option, the docstring under it is its help. In Python a
+command is a function of its options: `evaluate(EvaluateOptions("runs/photos", plots="svg"))`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from offramp.choices import Backend
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+File = Annotated[str | Path | None, tyro.conf.arg(metavar="FILE")]
+Folder = Annotated[str | Path | None, tyro.conf.arg(metavar="DIR")]
+AnyBackend = Literal["auto", Backend]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(ABC):
+    """What a command is asked."""
+
+    @abstractmethod
+    def main(self) -> None:
+        """Run the command, and print what comes of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpensRuns(Options):
+    """Of a command that may build what the folder of a run names."""
+
+    allow_code: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="PACKAGE")]] = ()
+    """Let runs that were not made here name code of this package, which is run then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnRun(OpensRuns):
+    """Of a command on one run."""
+
+    run: Annotated[tyro.conf.Positional[str | Path], tyro.conf.arg(metavar="RUN")] = field(kw_only=False)
+    """Folder of a finished run."""
+    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder that holds the data set's files, if it is not where it was in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDevice(OnRun):
+    """Of a command that runs the network of a run."""
+
+    device: str = "auto"
+    """auto (the GPU if there is one), cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrintsJson(Options):
+    """Of a command that prints a table."""
+
+    json: Flag = False
+    """Print one JSON object, and nothing else, to standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordsLogits(OnDevice, PrintsJson):
+    """Of a command that keeps the logits of a run's network in `records/`, and uses them again."""
+
+    batch_size: int | None = None
+    """Largest number of images in one forward pass, below the run's own batch size."""

@@ -1,0 +1,154 @@
+"""Predictions of image files, made as they are asked for.
+
+K exits, B images of a batch.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from offramp.costs import cost
+from offramp.data import Inputs
+from offramp.data.inputs import MAX_MEGAPIXELS
+from offramp.errors import OfframpError, UsageError
+from offramp.network import EarlyExitNet
+from offramp.policy import Policy
+from offramp.results.prediction import Prediction
+from offramp.runs import RunFolder, read_json
+from offramp.runtime import Engine, Tuning
+from offramp.runtime.program import check_form
+from offramp.runtime.tuning import adopt
+from offramp.show.watch import Progress
+
+_WINDOW = 8  # batches after which an image that is still under way is hurried on: answers come in the files' order
+
+
+class Predictions(Iterator[Prediction]):
+    """What `predict` returns: predictions in the order of the files, made as they are asked for.
+
+    Attributes:
+        files: The files, all of them.
+        policy: What is followed, but for exits that a tuning leaves unasked; None: the last exit answers every image.
+        policy_file: Where it was read, if it was.
+        tuned: Whether the engine runs as was found to be fastest for this policy on this machine, by the run's
+            `bench.json`. It may then leave exits unasked: such an exit takes nobody.
+        asks: The exits that are asked, from 1, the last one included.
+        differs: Why a tuning that is there for this policy is not used: what is other here than where it was made; or
+            that it is in bf16 and the policy has a certificate.
+        exits_K: Images answered by each exit so far.
+        operations_K: Operations spent on an image that leaves at each exit, in units of running straight to the last
+            exit and asking no other; the heads asked on the way may take the last one above 1.
+        unreadable: Files that could not be read so far.
+        progress: Called now and then with `images`, files read and files in all.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        inputs: Inputs,
+        files: list[str],
+        policy: Policy | None,
+        policy_file: Path | None,
+        batch_size: int,
+        on_unreadable: Callable[[OfframpError], None] | None,
+        *,
+        tuned: bool = False,
+        differs: tuple[str, ...] = (),
+        max_megapixels: float = MAX_MEGAPIXELS,
+    ) -> None:
+        self.files, self.policy, self.policy_file = files, policy, policy_file
+        self.tuned, self.differs = tuned, differs
+        self.asks = tuple(k + 1 for k in engine.asks(engine.stream_plan))
+        self.exits_K = [0] * engine.num_exits
+        straight = cost(engine.network, inputs.image_shape).path[-1].operations
+        spent_K = engine.operations(engine.stream_plan, inputs.image_shape)
+        self.operations_K = [spent / max(straight, 1) for spent in spent_K]
+        self.unreadable = 0
+        self.progress: Progress | None = None
+        self._inputs, self._batch_size, self._on_unreadable = inputs, batch_size, on_unreadable
+        self._max_megapixels = max_megapixels
+        self._under_way: deque[list[str]] = deque()  # the files of each batch that the engine has been given
+        self._predictions = self._predict(engine)
+
+    @property
+    def mean_operations(self) -> float:
+        """Mean of `operations` so far; NaN before the first image."""
+        spent = sum(count * share for count, share in zip(self.exits_K, self.operations_K, strict=True))
+        return spent / sum(self.exits_K) if any(self.exits_K) else math.nan
+
+    def __next__(self) -> Prediction:
+        return next(self._predictions)
+
+    def _predict(self, engine: Engine) -> Iterator[Prediction]:
+        for answers in engine.stream(self._batches(), window=_WINDOW * self._batch_size):
+            files = self._under_way.popleft()
+            rows = zip(files, *(column_B.tolist() for column_B in answers), strict=True)
+            for file, label, k, confidence in rows:
+                if math.isnan(confidence):
+                    raise OfframpError(
+                        f"Exit {k + 1} gives logits that are not finite for {file}: its weights are not."
+                    )
+                self.exits_K[k] += 1
+                name = self._inputs.class_names[label]
+                yield Prediction(file, label, name, k + 1, confidence, self.operations_K[k])
+
+    def _batches(self) -> Iterator[Tensor]:
+        """The images that can be read, a batch at a time."""
+        files: list[str] = []
+        images: list[Tensor] = []
+        for done, file in enumerate(self.files):
+            if self.progress is not None and done % self._batch_size == 0:
+                self.progress("images", done, len(self.files))
+            try:
+                image_CHW = self._inputs.read(file, max_megapixels=self._max_megapixels)
+            except OfframpError as error:
+                self.unreadable += 1
+                if self._on_unreadable is None:
+                    raise
+                self._on_unreadable(error)
+                continue
+            files.append(file)
+            images.append(image_CHW)
+            if len(files) == self._batch_size:
+                self._under_way.append(files)
+                yield torch.stack(images)
+                files, images = [], []
+        if files:
+            self._under_way.append(files)
+            yield torch.stack(images)
+
+
+def tuned(engine: Engine, folder: RunFolder) -> tuple[bool, tuple[str, ...]]:
+    """Whether the engine now runs as the run's `bench.json` says, and what differs where that was for another machine.
+
+    What was measured for other weights or another policy, or is damaged, is as good as nothing. What was tuned in
+    one form before the policy was certified in another is named.
+    """
+    try:
+        content = read_json(folder.bench)
+        tuning = Tuning.from_json(content["tuning"] if isinstance(content, dict) else content)
+        try:
+            check_form(tuning.form, engine.policy)
+        except UsageError:
+            return False, (f"{tuning.form}: the certificate is of answers in {engine.policy.certified_form}",)
+        differs = adopt(engine, tuning, only_here=True)
+    except (UsageError, OfframpError, OSError, KeyError):
+        return False, ()
+    return not differs, differs
+
+
+def check_fits(inputs: Inputs, network: EarlyExitNet, folder: RunFolder) -> None:
+    """Refuse inputs of other classes or another shape than the network's."""
+    if len(inputs.class_names) != network.num_classes:
+        raise UsageError(
+            f"{folder.path}: there are {len(inputs.class_names)} class names for {network.num_classes} classes."
+        )
+    if network.image_shape is not None and tuple(network.image_shape) != tuple(inputs.image_shape):
+        raise UsageError(
+            f"{folder.path}: the network was made for images of shape {tuple(network.image_shape)}, not "
+            f"{tuple(inputs.image_shape)} (channels, height, width)."
+        )

@@ -1,0 +1,202 @@
+"""`offramp verdict`: is early exit worth it for this network, data and machine?"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offramp import trust
+from offramp.commands.before_torch import before_torch
+from offramp.commands.bench import LEAST_ROUNDS, ROUNDS
+from offramp.commands.options import AnyBackend, File, Flag, Folder, OnDevice, PrintsJson
+from offramp.config import Spec
+from offramp.errors import UsageError
+from offramp.show.terminal import IN_TERMINAL, print_result
+from offramp.show.watch import QUIET, Watch
+from offramp.terminal import say
+
+if TYPE_CHECKING:
+    from offramp.commands.open_run import OpenRun
+    from offramp.data import Parts
+    from offramp.network import EarlyExitNet
+    from offramp.policy import Policy
+    from offramp.results.verdict.values import Verdict
+    from offramp.runs import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerdictOptions(OnDevice, PrintsJson):
+    """Is early exit worth it here? The engine against the best single smaller network of the same time per image.
+
+    Smaller networks are this one cut at each exit, and networks up to each exit trained with that exit alone, as the
+    run was trained: runs of their own, trained first, continued where they were interrupted. Says yes, no or not
+    resolved, from intervals over test images and rounds of timing. Writes RUN/verdict.json and RUN/verdict.html. Let
+    nothing else run meanwhile.
+    """
+
+    policy: File = None
+    """Compare this policy too. Default: RUN/policy.json, or one found to lose at most 0.2 points. For the time of each
+    exit a policy is found anyway."""
+    exits: tuple[int, ...] | None = None
+    """Train the smaller networks of these exits only, from 1; by default of all."""
+    no_train: Flag = False
+    """Train nothing: compare with what is there. The page says what is missing."""
+    runs: Folder = None
+    """Folder of the smaller networks' runs. Default: RUN/verdict."""
+    seeds: int = 1
+    """Train each smaller network so many times, from the run's seed on, and take the mean. The run itself stays one
+    training."""
+    batch_size: int = 1
+    """Images answered at a time."""
+    images: int | None = None
+    """Images timed in a round, at most. Default: 100 one at a time, 256 in batches."""
+    rounds: int = ROUNDS
+    """How many times each contender takes its turn, at least 5."""
+    seconds: float = 60.0
+    """About how long engines are tuned, all together."""
+    least_gain: float = 0.0
+    """Percentage points that early exits have to gain to be worth it."""
+    backend: AnyBackend = "auto"
+    """What may run the networks; auto tries all that are installed."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("seeds", self.seeds, 1),
+            ("batch-size", self.batch_size, 1),
+            ("images", self.images, 1),
+            ("rounds", self.rounds, LEAST_ROUNDS),
+            ("least-gain", self.least_gain, 0),
+        ):
+            if value is not None and not value >= least:
+                raise UsageError(f"{name} must be at least {least}, not {value}.")
+        if not self.seconds > 0:
+            raise UsageError(f"seconds must be above 0, not {self.seconds!r}.")
+
+    def main(self) -> None:
+        """See `Options.main`."""
+        before_torch()
+        found = verdict(self, watch=IN_TERMINAL)
+        from offramp.show.figures import HOW_TO_GET_IT, available
+        from offramp.show.verdict.table import verdict_table
+
+        print_result(found.to_json, lambda: verdict_table(found), found.written, as_json=self.json)
+        if not available():
+            say(f"No verdict.html: {HOW_TO_GET_IT}")
+
+
+def verdict(
+    options: VerdictOptions,
+    *,
+    policy: "Policy | None" = None,
+    parts: "Parts | None" = None,
+    into: "EarlyExitNet | None" = None,
+    watch: Watch = QUIET,
+) -> "Verdict":
+    """Compare early exits with the best single smaller network that takes the same time per image.
+
+    Smaller networks are this one cut at each exit, and networks of the same shape trained with that exit alone; these
+    are trained first, into runs of their own: what is finished is not trained again, what was interrupted goes on. All
+    are run in their fastest form without computing what they do not need, and take turns with the engine on the same
+    test images. Thresholds are found, and rivals chosen, on `search`. Written are `verdict.json` and, where matplotlib
+    is installed, `verdict.html` in the run's folder.
+
+    `parts` are the data, and `into` is a network of the same make, of a run that was fit from Python with those made by
+    hand. `policy` may be given instead of a file.
+
+    Raises:
+        UsageError: A network with one exit, an exit that writes into a map that a later part reads, a run without
+            held-out images, other data, a policy for another network, a folder of smaller networks that holds something
+            else.
+        OfframpError: A file that cannot be written, a training that fails.
+    """
+    from offramp.commands.open_run import OpenRun
+    from offramp.commands.policy_files import given_policy
+    from offramp.commands.verdict.measuring import measured, train, trained_alone
+    from offramp.commands.verdict.prefixes import Prefixes
+    from offramp.commands.writing import write_result
+    from offramp.devices import device_named
+    from offramp.fast.writes import check_skippable
+    from offramp.results.verdict.comparison import at_equal_time, frontier
+    from offramp.results.verdict.conclusion import conclude
+    from offramp.results.verdict.values import Verdict
+    from offramp.runs import RunFolder
+    from offramp.runtime import Engine
+    from offramp.runtime.timing import conditions
+    from offramp.show import figures
+    from offramp.show.verdict.page import verdict_page
+
+    measured_on = conditions(device_named(options.device))  # before the machine is busy with us
+    folder = RunFolder(options.run, options.allow_code)
+    _check_code(folder, folder.read_config())
+    run = OpenRun(options, "verdict", "the verdict is written there", parts, into)
+    parts, network = run.parts, run.network
+    wanted = _exits(run, options.exits)
+    ready, file = given_policy(policy or options.policy, folder)
+    if ready is not None:
+        Engine(network, ready)  # refuses a policy for another network
+    check_skippable(network, parts.test.image_shape)
+    _ = run.cost  # before anything is trained: what cannot be counted fails here
+    where = folder.verdict_runs if options.runs is None else Path(options.runs).expanduser()
+    prefixes = Prefixes(folder, network, run.config, parts, where)
+    seeds = range(prefixes.seed, prefixes.seed + options.seeds)
+    if not options.no_train:
+        train(prefixes, [(exit, seed) for exit in wanted for seed in seeds], watch.note)
+    with watch.bars() as progress:
+        (search,) = run.held_out("search", progress=progress)
+        test = run.record(parts.test, "test", progress)
+        alone = trained_alone(prefixes, network, parts, seeds, progress)
+    timed = measured(run, test, search, ready, file, alone, options, watch)
+    engines = [one for one in timed.contenders if one.kind == "engine"]
+    rivals = [one for one in timed.contenders if one.kind != "engine"]
+    comparisons = at_equal_time(engines, rivals)
+    found = Verdict(
+        run=folder,
+        conclusion=conclude(comparisons, rivals, test.num_images, least_gain=options.least_gain),
+        comparisons=comparisons,
+        contenders=tuple(timed.contenders),
+        frontier=tuple(one.name for one in frontier(rivals)),
+        missing=tuple(k for k in range(1, network.num_exits + 1) if k not in {one.exit for one in alone}),
+        least_gain=options.least_gain,
+        batch_size=options.batch_size,
+        timed=timed.images,
+        test=test.split,
+        fingerprint=test.fingerprint,
+        images=test.num_images,
+        searched=search.num_images,
+        weights=test.weights,
+        device=measured_on["device"],
+        conditions=measured_on,
+        form=timed.form,
+        trained=prefixes.words() if alone else (),
+        wrong=timed.wrong,
+        left_out=timed.left_out,
+    )
+    page = {folder.verdict_page: verdict_page(found).encode()} if figures.available() else {}
+    return dataclasses.replace(found, written=write_result(found.to_json(), folder.verdict, page))
+
+
+def _check_code(folder: "RunFolder", config: dict[str, Any]) -> None:
+    """Refuse names that the run may not have called, before anything is read: a verdict comes to them late."""
+    with folder.naming(config):
+        for kind in ("objective", "rule"):
+            name = Spec.from_json(config[kind]).name if config.get(kind) is not None else ""
+            if ":" in name:
+                trust.check(name, kind)
+
+
+def _exits(run: "OpenRun", exits: Sequence[int] | None) -> tuple[int, ...]:
+    """The exits asked for; a run of which nothing can be said is refused before anything is trained."""
+    last = run.network.num_exits
+    if last == 1:
+        raise UsageError(f"The network of {run.folder.path} has one exit, so no image can leave early.")
+    if not run.parts.val.splits():
+        raise UsageError(
+            f"Thresholds are found and rivals chosen on held-out images, and {run.folder.path} held none out "
+            "(holdout=0): train with a holdout."
+        )
+    wanted = tuple(range(1, last + 1)) if exits is None else tuple(sorted(set(exits)))
+    for exit in wanted:
+        if not 1 <= exit <= last:
+            raise UsageError(f"exits are numbered from 1 to {last}; there is no {exit}.")
+    return wanted

@@ -1,0 +1,155 @@
+"""What was found out about a run, and its form in `evaluation.json`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import offramp
+from offramp.config import Spec
+from offramp.costs import Cost
+from offramp.errors import OfframpError
+from offramp.evaluation import Anytime, ExitFigures
+from offramp.evaluation.damping import EDGES
+from offramp.results.dynamic import Dynamic
+from offramp.runs import RunFolder, read_json
+from offramp.storage import load_tensors, weights_hash
+
+FORMAT = 1  # of evaluation.json; one more key is no new format
+_READ: dict[str, type | tuple[type, ...]] = {
+    "format": int,
+    "renormalised": bool,
+    "weights": str,
+    "data": str,
+    "fingerprint": str,
+    "mean_top1": (int, float),
+    "exits": list,
+}
+_READ_OF_EXITS = ("operations", "top1", "nll", "ece")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found out about a run.
+
+    Attributes:
+        run: Its folder.
+        config: What its `config.json` holds.
+        starts: What its `environment.json` holds, one dictionary a start.
+        metrics: One dictionary an epoch.
+        test: Every exit on the test set.
+        train: Every exit on training images with test transforms; None where they were not asked for.
+        cost: Operations and parameters.
+        dynamic: What thresholds do; None where that cannot be said.
+        no_dynamic: Why it cannot be said; None where it can.
+        weights: Hash of the network's weights.
+        fingerprint: Hash of the test set.
+        made_on: Device and version of torch that made the logits.
+        written: Files written: `evaluation.json`, the report, the plots.
+    """
+
+    run: RunFolder
+    config: dict[str, Any]
+    starts: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
+    test: Anytime
+    train: Anytime | None
+    cost: Cost
+    dynamic: Dynamic | None
+    no_dynamic: str | None
+    weights: str
+    fingerprint: str
+    made_on: str
+    written: tuple[Path, ...] = ()
+
+    @property
+    def data_name(self) -> str:
+        """The data set, as the run's configuration names it."""
+        data = self.config["data"]
+        return "data of your own" if data is None else str(Spec.from_json(data["source"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """What `evaluation.json` holds and scripts may rely on. Accuracies in percent, likelihoods in nats."""
+        test = self.test
+        return {
+            "format": FORMAT,
+            "offramp": offramp.__version__,
+            "made_on": self.made_on,
+            "weights": self.weights,
+            "data": self.data_name,
+            "split": test.split,
+            "images": test.num_images,
+            "fingerprint": self.fingerprint,
+            "train_images": None if self.train is None else self.train.num_images,
+            "renormalised": test.renormalised,
+            "exits": [self._exit_json(k) for k in range(len(test.exits))],
+            "mean_top1": test.mean_top1,
+            "mean_top1_se": test.mean_top1_se,
+            "classes": [
+                {"name": name, "images": images, "known_from_exit": None if k is None else k + 1}
+                for name, images, k in zip(test.class_names, test.class_images, test.knows_from, strict=True)
+            ],
+            "deep_only": list(test.deep_only),
+            "damping_edges": None if test.exits[0].damping is None else list(EDGES),
+            "dynamic": None if self.dynamic is None else self.dynamic.to_json(),
+            "no_dynamic": self.no_dynamic,
+        }
+
+    def _exit_json(self, k: int) -> dict[str, Any]:
+        exit, count = self.test.exits[k], self.cost.exits[k]
+        return {
+            "exit": k + 1,
+            "operations": count.operations,
+            "multiply_adds": count.multiply_adds,
+            "parameters": count.parameters,
+            "path_operations": self.cost.path[k].operations,
+            **_figures_json(exit),
+            "train": None if self.train is None else _figures_json(self.train.exits[k]),
+            "class_top1": list(exit.class_top1),
+            "reliability": {
+                "images": list(exit.reliability.images),
+                "confidence": list(exit.reliability.confidence),
+                "accuracy": list(exit.reliability.accuracy),
+            },
+            "damping_histogram": None if exit.damping is None else list(exit.damping.histogram),
+        }
+
+
+def _figures_json(exit: ExitFigures) -> dict[str, Any]:
+    damping = exit.damping
+    return {
+        "top1": exit.top1,
+        "top1_se": exit.top1_se,
+        "top5": exit.top5,
+        "nll": exit.nll,
+        "ece": exit.ece,
+        "damping": None if damping is None else damping.mean,
+        "a": None if damping is None else damping.a,
+        "damping_wins": None if damping is None else damping.wins,
+    }
+
+
+def current_json(folder: RunFolder) -> dict[str, Any] | None:
+    """The run's `evaluation.json` if it is of the weights that stand there now and of default settings; else None."""
+    if not folder.evaluation.is_file():
+        return None
+    try:
+        kept = read_json(folder.evaluation)
+    except OfframpError:  # damaged: nothing is lost, it is made again from the record
+        return None
+    if not _is_whole(kept) or kept["format"] != FORMAT or kept["renormalised"]:
+        return None
+    return kept if kept["weights"] == weights_hash(load_tensors(folder.weights)[0]) else None
+
+
+def _is_whole(kept: Any) -> bool:
+    """Whether a JSON value has what comparisons read of an `evaluation.json`; older ones have less beside it."""
+    if not isinstance(kept, dict) or not kept.keys() >= _READ.keys():
+        return False
+    if not all(isinstance(kept[key], kind) for key, kind in _READ.items()):
+        return False
+    return bool(kept["exits"]) and all(
+        isinstance(exit, dict)
+        and "damping" in exit
+        and all(isinstance(exit.get(key), int | float) for key in _READ_OF_EXITS)
+        for exit in kept["exits"]
+    )

@@ -1,0 +1,1 @@
+"""Is early exit worth it? Contenders, comparisons at equal time, and what follows from them."""

@@ -1,0 +1,1 @@
+"""What `offramp bench` measured, as a table and as plots."""

@@ -1,0 +1,97 @@
+"""The plots of what was measured: accuracy against operations, and against time."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from offramp.choices import Plots
+from offramp.costs import Cost
+from offramp.evaluation import Record, budgeted, curve, search_thresholds
+from offramp.results.bench import Bench, Mode
+from offramp.results.dynamic import BUDGETS
+from offramp.show import figures
+from offramp.show.bench.table import title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STAR: dict[str, Any] = {"marker": "*", "markersize": 13, "linestyle": "none", "color": figures.GROUPS[1], "zorder": 3}
+EXITS: dict[str, Any] = {"marker": "D", "markersize": 5, "linewidth": 1, "color": figures.MUTED}
+
+
+def drawn(bench: Bench, search: Record | None, test: Record, costs: Cost, kind: Plots) -> dict[str, bytes]:
+    """The plots by name, as files' contents; without a record of `search` no thresholds are varied."""
+    with figures.style():
+        plots = {"bench-operations": _operations(bench, search, test, costs), "bench-time": _time(bench)}
+        return {name: figures.render(figure, kind, name) for name, figure in plots.items()}
+
+
+def _operations(bench: Bench, search: Record | None, test: Record, costs: Cost) -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(figures.WIDTH, 3.9), layout="constrained")
+    axes = figure.add_subplot()
+    if search is not None:
+        measure = bench.policy.measure
+        published = sorted((p.operations, p.accuracy) for p in budgeted(search, test, costs, measure=measure).points)
+        axes.plot(
+            *zip(*published, strict=True),
+            "o-",
+            markersize=3,
+            color=figures.GROUPS[0],
+            label="geometric shares, all heads",
+        )
+        first, last = costs.exits[0].operations, costs.exits[-1].operations
+        budgets = [first + (last - first) * step / BUDGETS for step in range(1, BUDGETS + 1)]
+        searched = curve(search_thresholds(search, costs, budgets, measure=measure), test, costs).points
+        points = [(point.operations, point.accuracy) for point in searched]
+        axes.plot(
+            *zip(*points, strict=True),
+            "s",
+            markersize=5.5,
+            color=figures.GROUPS[2],
+            label="searched thresholds, all heads",
+        )
+    top1 = [exit.top1 for exit in bench.exits]
+    axes.plot(bench.exit_operations, top1, **EXITS, label="network cut at one exit")
+    _number(axes, bench.exit_operations, top1)
+    axes.plot(bench.operations, bench.accuracy.top1, **STAR, label="engine, heads that may answer")
+    figure.legend(loc="outside upper left", ncols=2)
+    axes.xaxis.set_major_formatter(lambda value, _: figures.short(value, zeros=False))
+    axes.set(xlabel="operations per image", ylabel="top-1 accuracy, %")
+    axes.margins(x=0.06, y=0.12)
+    return figure
+
+
+def _time(bench: Bench) -> "Figure":
+    """A panel for each way of feeding the engine."""
+    from matplotlib.figure import Figure
+
+    rows = math.ceil(len(bench.modes) / 2)
+    figure = Figure(figsize=(figures.WIDTH, 2.6 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, 2, sharey=True, squeeze=False).flatten()
+    for axes, mode in zip(panels, bench.modes, strict=False):
+        _panel(axes, bench, mode)
+    for axes in panels[len(bench.modes) :]:
+        axes.remove()
+    for axes in panels[::2]:
+        axes.set_ylabel("top-1 accuracy, %")
+    lines = {label: line for line, label in zip(*panels[0].get_legend_handles_labels(), strict=True)}
+    figure.legend(lines.values(), lines.keys(), loc="outside upper left", ncols=2)
+    return figure
+
+
+def _panel(axes: "Axes", bench: Bench, mode: Mode) -> None:
+    times, top1 = [speed.ms for speed in mode.exits], [exit.top1 for exit in bench.exits]
+    axes.plot(times, top1, **EXITS, label="network cut at one exit")
+    _number(axes, times, top1)
+    axes.plot(mode.engine.ms, mode.accuracy.top1, **STAR, label="engine")
+    axes.set(title=title(mode), xlabel="milliseconds per image")
+    axes.set_xlim(0, 1.1 * max(*times, mode.engine.ms))
+    axes.locator_params("x", nbins=5)
+    axes.margins(y=0.14)
+
+
+def _number(axes: "Axes", x: "list[float] | tuple[int, ...]", y: list[float]) -> None:
+    for k, point in enumerate(zip(x, y, strict=True), 1):
+        axes.annotate(f"{k}", point, xytext=(6, -9), textcoords="offset points", color=figures.MUTED, fontsize=8.5)

@@ -1,0 +1,148 @@
+"""The page and the plots of one run."""
+
+import dataclasses
+from math import sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import offramp
+from offramp.choices import Plots
+from offramp.config import Spec
+from offramp.data import Split
+from offramp.evaluation.bounds import Z95
+from offramp.results.evaluation import Evaluation
+from offramp.results.labels import short_name, summary
+from offramp.show import figures
+from offramp.show.dynamic import CLASSES_SHOWN, plot, section
+from offramp.show.page import inline_svg, page
+from offramp.show.sheet import Sheet, sheet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def report_files(evaluation: Evaluation, test: Split, *, page: bool, plots: Plots | None) -> dict[Path, bytes]:
+    """The page of a run, where matplotlib is installed, and its plots as files of a kind; `test` are the images."""
+    folder, files = evaluation.run, {}
+    page = page and figures.available()
+    if page or plots is not None:
+        with figures.style():
+            drawn = draw(evaluation)
+            if page:
+                images = None if evaluation.dynamic is None else sheet(evaluation.dynamic.picked, test)
+                files[folder.report] = report(evaluation, drawn, images).encode()
+            if plots is not None:
+                for name, figure in drawn.items():
+                    files[folder.plots / f"{name}.{plots}"] = figures.render(figure, plots, name)
+    return files
+
+
+def draw(evaluation: Evaluation) -> "dict[str, Figure]":
+    """The plots of a run by name; to be called, and rendered, inside `figures.style()`."""
+    test = evaluation.test
+    top1 = [exit.top1 for exit in test.exits]
+    operations = [count.operations for count in evaluation.cost.exits]
+    curve = figures.Curve("test", operations, top1, [_wilson(value, test.num_images) for value in top1])
+    drawn = {"accuracy": figures.accuracy([curve])}
+    if evaluation.dynamic is not None:
+        drawn["dynamic"] = plot(evaluation.dynamic, dataclasses.replace(curve, label="one exit for all images"))
+    if evaluation.metrics:
+        drawn["training"] = figures.training(evaluation.metrics)
+    drawn["reliability"] = figures.reliability([exit.reliability for exit in test.exits])
+    if test.exits[0].damping is not None:
+        drawn["damping"] = figures.damping(test)
+    return drawn
+
+
+def report(evaluation: Evaluation, drawn: "dict[str, Figure]", images: Sheet | None = None) -> str:
+    """The page of a run: one file, the same for the same run. `images` are those that its dynamic part picks."""
+    network = evaluation.config["network"]
+    return page(
+        "run.html.j2",
+        title=" · ".join(
+            [
+                short_name(evaluation.config["objective"]),
+                "a network of your own" if network is None else short_name(network),
+                evaluation.data_name,
+            ]
+        ),
+        objective=summary(evaluation.config["objective"]),
+        evaluation=evaluation,
+        test=evaluation.test,
+        train=evaluation.train,
+        cost=evaluation.cost,
+        plots={name: inline_svg(figure, name) for name, figure in drawn.items()},
+        with_error=with_error,
+        classes=_classes(evaluation),
+        dynamic=evaluation.dynamic,
+        **({} if evaluation.dynamic is None else section(evaluation.dynamic, images)),
+        facts=_facts(evaluation),
+    )
+
+
+def with_error(value: float, standard_error: float, num_images: int) -> str:
+    """`92.35 ±0.27`: a percentage and its standard error over images, but at least 100 / (S + 1).
+
+    Where all answers are right, the standard error is 0, which would claim certainty. Wilson's interval of one standard
+    error reaches 100 / (S + 1) down from there; between 0 and 100 % an exit's standard error is always larger.
+    """
+    return f"{value:.2f} ±{max(standard_error, 100 / (num_images + 1)):.2f}"
+
+
+def _wilson(top1: float, num_images: int) -> tuple[float, float]:
+    """How far the 95 % interval of a percentage reaches down and up (Wilson's, which stays inside 0 and 100)."""
+    share, z2 = top1 / 100, Z95**2
+    centre = (share + z2 / (2 * num_images)) / (1 + z2 / num_images)
+    half = Z95 / (1 + z2 / num_images) * sqrt(share * (1 - share) / num_images + z2 / (4 * num_images**2))
+    # At 0 and 100 % one end is the percentage itself, up to rounding.
+    return max(0.0, 100 * (share - centre + half)), max(0.0, 100 * (centre + half - share))
+
+
+def _classes(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The classes with images, by what the last exit gains over the first, largest first."""
+    test = evaluation.test
+    rows = [
+        {"name": name, "images": images, "top1": top1, "gain": top1[-1] - top1[0]}
+        for name, images, *top1 in zip(
+            test.class_names, test.class_images, *(exit.class_top1 for exit in test.exits), strict=True
+        )
+        if images
+    ]
+    return sorted(rows, key=lambda row: -row["gain"])[:CLASSES_SHOWN]
+
+
+def _facts(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """What a reader needs to make the run again, as far as the run's folder says it."""
+    config = evaluation.config
+    training = config.get("training") or {}
+    facts = [
+        ("data", evaluation.data_name if config["data"] is None else _settings(config["data"])),
+        ("network", "built by hand" if config["network"] is None else str(_spec(config["network"]))),
+        ("objective", str(_spec(config["objective"]))),
+        ("rule", str(_spec(config["rule"])) if config.get("rule") else ""),
+        ("training", _settings(training)),
+        ("seed", str(training.get("seed", ""))),
+    ]
+    if evaluation.starts:
+        last = evaluation.starts[-1]
+        git = last.get("git") or {}
+        facts += [
+            ("trained on", last.get("device", "")),
+            ("versions", ", ".join(f"{key} {last[key]}" for key in ("offramp", "torch", "python") if key in last)),
+            ("git", git.get("commit", "") + (" (changed)" if git.get("changed") else "")),
+            ("command", last.get("command", "")),
+        ]
+    facts += [
+        ("evaluated by", f"offramp {offramp.__version__}, {evaluation.made_on}"),
+        ("weights", f"{evaluation.weights[:16]}…"),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _settings(config: dict[str, Any]) -> str:
+    shown = {key: Spec.from_json(value) if key == "source" else value for key, value in config.items()}
+    return ", ".join(f"{key} {value}" for key, value in shown.items() if value is not None)
+
+
+def _spec(value: dict[str, Any]) -> Spec:
+    return Spec(value.get("name") or value["class"], value["args"])

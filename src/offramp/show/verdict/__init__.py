@@ -1,0 +1,1 @@
+"""A verdict as a table and as a page."""

@@ -1,0 +1,83 @@
+"""A verdict for the terminal: the conclusion, then early exits beside the smaller networks of their times."""
+
+from collections.abc import Iterator
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from offramp.results.verdict.conclusion import against
+from offramp.results.verdict.values import CONFIDENCE, Contender, Verdict
+from offramp.show.figures import short
+
+PERCENT = f"{100 * CONFIDENCE:.0f} %"
+SAID = {"yes": "gain", "no": "no gain", "open": "not resolved"}
+
+
+def verdict_table(verdict: Verdict) -> RenderableType:
+    """All that was measured, and what follows."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in ("top-1 %", "ms", "operations"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for kind in ("cut", "alone", "engine"):
+        for one in (one for one in verdict.contenders if one.kind == kind):
+            table.add_row(label(one), f"{one.top1:.2f}", milliseconds(one), short(one.operations))
+        table.add_section()
+    gains = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("ms", "early exits %", "best smaller %"):
+        gains.add_column(name, justify="right", no_wrap=True)
+    gains.add_column(f"gain ({PERCENT})", justify="right", no_wrap=True)
+    for name in ("", "best smaller network of that time"):
+        gains.add_column(name)
+    for found in verdict.comparisons:
+        gains.add_row(
+            f"{found.ms:.3g}",
+            f"{found.top1:.2f}",
+            f"{found.rival_top1:.2f}",
+            "straight on" if found.straight else f"{found.gain:+.2f} ({found.low:.2f} to {found.high:.2f})",
+            SAID[found.answer(verdict.least_gain)],
+            against(found),
+        )
+    lines = [verdict.conclusion.headline, *verdict.conclusion.details, "", *remarks(verdict)]
+    return Group(table, gains, *map(Text, lines))
+
+
+def label(one: Contender) -> str:
+    """Its name, with what is to be known of it."""
+    more = [f"mean of {one.seeds} seeds"] if one.seeds > 1 else []
+    more += ["runs straight on"] if one.straight else []
+    return f"{one.name} ({', '.join(more)})" if more else one.name
+
+
+def milliseconds(one: Contender) -> str:
+    """`1.32 (1.30 to 1.35)`."""
+    low, high = one.spread
+    return f"{one.ms:.3g} ({low:.3g} to {high:.3g})"
+
+
+def remarks(verdict: Verdict) -> Iterator[str]:
+    """What the figures are worth, in sentences."""
+    where, batch = verdict.conditions, verdict.batch_size
+    threads = where["threads"]
+    yield (
+        f"{verdict.images:,} images of {verdict.test}; {'one image' if batch == 1 else f'{batch} images'} at a time, "
+        f"{verdict.timed:,} timed in a round; {verdict.device}, {threads} thread{'' if threads == 1 else 's'}, torch "
+        f"{where['torch']}, load before it {where['load_average']}."
+    )
+    yield (
+        f"The {PERCENT} intervals of gains hold together. They cover which images were tested and the rounds of "
+        "timing, each on other images; they do not cover other trainings: the run is one."
+    )
+    yield (
+        f"Thresholds were found, and the best smaller networks chosen, on {verdict.searched:,} held-out images; a gain "
+        "has to hold against those best on the test images as well. Times are medians of rounds (90 % interval)."
+    )
+    yield from verdict.trained
+    yield from verdict.left_out
+    if verdict.missing:
+        exits = ", ".join(map(str, verdict.missing))
+        yield f"Missing: the smaller networks up to exit {exits}, trained alone. Without --no-train they are trained."
+    if verdict.wrong:
+        yield f"{verdict.wrong} timed answers differ from those of the plain networks by more than rounding."

@@ -1,0 +1,1 @@
+"""A record of gradients, as plots and as a page."""

@@ -1,0 +1,59 @@
+"""`offramp example`."""
+
+from pathlib import Path
+
+import pytest
+
+from offramp import shipped
+from offramp.cli import COMMANDS, main
+from offramp.commands.example import next_commands
+from offramp.show.report import with_error
+
+
+def test_the_example_is_copied_and_says_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["example"]) == 0
+    out, card = capsys.readouterr().out, shipped.card("digits")
+    assert (tmp_path / "runs" / "digits" / "weights.safetensors").is_file()
+    assert card.command in out
+    assert card.data["licence"] in out
+    for exit in card.evaluation["exits"]:
+        assert with_error(exit["top1"], exit["top1_se"], card.evaluation["images"]) in out
+    assert "Copied to runs/digits." in out
+    commands = [line.strip() for line in out.partition("Next:\n")[2].splitlines()]
+    assert commands == next_commands(Path("runs/digits"))
+    assert {command.split()[1] for command in commands} <= COMMANDS.keys()
+    assert main(["example", "digits"]) == 0
+    assert "runs/digits holds it already; nothing to do." in capsys.readouterr().out
+
+
+def test_the_list_has_every_network_and_copies_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["example", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == shipped.names()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").touch()
+    for arguments, words in (
+        (["digitz", "--out", str(tmp_path / "out")], "Unknown example 'digitz'. Did you mean digits?"),
+        (["--out", str(tmp_path / "mine")], "is not empty and is no whole copy of the example digits"),
+    ):
+        assert main(["example", *arguments]) == 2
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert len(output.err.splitlines()) == 1
+        assert words in output.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_with_a_space_gives_commands_a_shell_understands() -> None:
+    assert next_commands(Path("my runs/a"))[0] == "offramp certify 'my runs/a'"
+    assert next_commands(Path("my runs/a"))[2] == "offramp predict 'my runs/a' 'my runs/a/images'"
