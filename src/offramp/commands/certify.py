@@ -39,8 +39,8 @@ class CertifyOptions(RecordsLogits):
     backend: Backend = "torch"
     """What runs the network on the images."""
     precision: Precision = "float32"
-    """In which precision. A promise in float32 is of every backend's answers in float32; one in bf16 is of what this
-    backend answers in bf16, and it is run so."""
+    """In which precision. A promise in float32 is of every backend's answers in float32; one in bf16 or int8 is of what
+    this backend answers in it, and it is run so. Scales of int8 are found on the search images."""
     out: File = None
     """Write the policy to FILE."""
 
@@ -86,6 +86,7 @@ def certify(
     from offramp.commands.policy_files import certified_before, write_policy
     from offramp.policy import Measure
     from offramp.runtime import Form
+    from offramp.runtime.backends import make_program
     from offramp.training.ancestors import check_ancestors
 
     run = OpenRun(options, "certify", "logits and the policy are written there", parts, into)
@@ -108,6 +109,6 @@ def certify(
     own = run.folder.policy
     written = own if options.out is None else Path(options.out).expanduser()
     before = [policy for path in {own, written} for policy in certified_before(path)]
-    of_answers = "float32" if options.precision == "float32" else str(form)
-    policy = dataclasses.replace(certificate, unknown=unknown, form=of_answers).after(policy, before).on(policy)
+    answers = "float32" if options.precision == "float32" else make_program(run.network, form).answers
+    policy = dataclasses.replace(certificate, unknown=unknown, form=answers).after(policy, before).on(policy)
     return write_policy(policy, on_certify, run.cost, written)

@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from offramp import data
 from offramp.commands.options import OnDevice, RecordsLogits
 from offramp.config import DataConfig, Spec
@@ -19,6 +21,7 @@ from offramp.evaluation import Record, recorded
 from offramp.evaluation.record import Forward
 from offramp.network import EarlyExitNet
 from offramp.runs import SPLIT, RunFolder, load, read_json
+from offramp.runtime import calibrate
 from offramp.runtime.backends import make_program
 from offramp.runtime.program import Form
 from offramp.show.watch import Progress
@@ -97,8 +100,8 @@ class OpenRun:
     def held_out(self, *names: str, progress: Progress | None, form: Form = FLOAT32) -> list[Record]:
         """Records of the held-out halves of these names (`search`, `certify`).
 
-        They are of the logits that `form` gives: those of torch in float32 are the network's own. Data whose held-out
-        images are others than they were are refused.
+        They are of the logits that `form` gives: those of torch in float32 are the network's own; scales of int8 are
+        found on `search`. Data whose held-out images are others than they were are refused.
         """
         split = read_json(self.folder.split, SPLIT) if self.folder.split.is_file() else {}
         before = {"search": (self.config.get("images") or {}).get("search"), **(split.get("fingerprints") or {})}
@@ -108,7 +111,12 @@ class OpenRun:
                 f"The images held out now are not those that were held out when {self.folder.path} was trained."
             )
         own = form == FLOAT32
-        forward = None if own else Forward(str(form), make_program(self.network, form).logits)
+        if form.precision == "int8":
+            calibrate(self.network, torch.cat([batch.images_BCHW for batch in val.search.plain().batches()]))
+        forward = None
+        if not own:
+            program = make_program(self.network, form)
+            forward = Forward(f"{form} {program.scales or ''}".strip(), program.logits)
         ending = "" if own else f"-{form.backend}-{form.precision}"
         return [
             self.record(getattr(val, name), name + ending, progress, shown_as=name, forward=forward) for name in names
