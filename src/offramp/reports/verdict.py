@@ -16,7 +16,6 @@ from offramp.data import Parts
 from offramp.devices import device_named
 from offramp.errors import UsageError
 from offramp.evaluation import Record, policy_for, recorded
-from offramp.fast.writes import check_skippable
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.reports import figures
@@ -44,6 +43,7 @@ from offramp.runtime import Engine, usual_forms
 from offramp.runtime.program import Backend
 from offramp.runtime.timing import conditions
 from offramp.storage import write_atomically
+from offramp.writes import check_skippable
 
 SECONDS = 60.0  # for tuning all engines
 FIRST = 0.4  # the first one's share of them: forms are tried with it alone
