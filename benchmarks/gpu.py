@@ -11,12 +11,12 @@ second. One form at a time is there, in one precision, and takes turns with plai
 matrices, the device's peak: the best of a turn's, warm, into memory that is there. Then all its memory is given back. A
 form that fails, at whatever moment, has a row that says why. What is measured so far is written after each form, to
 --out and to standard error: a run that is stopped has lost the form that it was at. Compiling takes minutes a form;
-`--forms plain merged graphs` leaves that out, and `--skip` takes `steps`, `seeds` and `profile`.
+`--forms plain` leaves that out, and `--skip` takes `steps`, `seeds` and `profile`.
 
-End to end: `offramp.fit` on random images of CIFAR's size, objective dynamic, form graphs, bf16, deterministic kernels
-off; images are cut out of pixels on the device. Its epochs end as always (checkpoint, metrics). Five such processes,
-with seeds of their own, are told to take as many steps at the same time as one takes alone. Processes take turns on a
-GPU, unless NVIDIA's MPS (`nvidia-cuda-mps-control -d`, before this) lets their kernels run at the same time.
+End to end: `offramp.fit` on random images of CIFAR's size, objective dynamic, form compiled, bf16, kernels not
+deterministic; images are cut out of pixels on the device. Its epochs end as always (checkpoint, metrics). Five such
+processes, with seeds of their own, are told to take as many steps at the same time as one takes alone. They take turns
+on a GPU, unless NVIDIA's MPS (`nvidia-cuda-mps-control -d`, before this) lets their kernels run at the same time.
 """
 
 import argparse
@@ -51,11 +51,11 @@ from offramp.costs import cost
 from offramp.data import Batch
 from offramp.devices import device_named
 from offramp.errors import OfframpError
-from offramp.fast import training_form
 from offramp.network import EarlyExitNet
 from offramp.rules import Outcome, Standard, Workbench
 from offramp.runs import RunFolder
 from offramp.runtime.timing import conditions, ratio, take_turns
+from offramp.training.form import Compiled
 from offramp.training.loop import Loop
 from offramp.training.monitor import Placement
 
@@ -66,7 +66,7 @@ PARTS = ("steps", "seeds", "profile")
 FAILURES = (
     OfframpError,
     RuntimeError,
-)  # of forms: what cannot be captured or compiled, memory that is not there
+)  # of forms: what cannot be compiled, memory that is not there
 
 
 class Case(NamedTuple):
@@ -98,8 +98,8 @@ class Size(NamedTuple):
     seeds: int
 
 
-ON_GPU = Size(CASES, ("plain", "merged", "compiled", "reduce-overhead", "graphs"), 20, 50_000, 8192, SEEDS)
-ON_CPU = Size(SMALL, ("plain", "merged"), 1, 24, 256, 2)
+ON_GPU = Size(CASES, ("plain", "compiled", "reduce-overhead"), 20, 50_000, 8192, SEEDS)
+ON_CPU = Size(SMALL, ("plain", "traced"), 1, 24, 256, 2)
 
 
 def clocked(work: Callable[[], object], steps: int, device: torch.device) -> Callable[[], float]:
@@ -128,10 +128,13 @@ def built(case: Case, device: torch.device) -> EarlyExitNet:
 def bench_of(case: Case, form: str, precision: str, device: torch.device, objective: str) -> Workbench:
     """Network, form and optimiser, as `offramp.fit` makes them."""
     network = built(case, device)
+    forward: Callable[[torch.Tensor], torch.Tensor] = network
     if form == "reduce-overhead":  # not a form of offramp's
         forward = torch.compile(network, mode=form, dynamic=False)
-    else:
-        forward = training_form(network, form, device)  # type: ignore[arg-type]
+    elif form == "traced":  # in the place of compiled where the script is tried: nothing is compiled
+        forward = torch.compile(network, dynamic=False, backend="eager")
+    elif form == "compiled":
+        forward = Compiled(network, case.batch, print)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
     return Workbench(network, forward, objectives.build(Spec(objective)), optimizer, precision)  # type: ignore[arg-type]
 
@@ -143,7 +146,7 @@ def step_of(case: Case, form: str, precision: str, device: torch.device, steps: 
     batch = Batch(images_BCHW, targets_B, torch.arange(case.batch), case.batch)
     rule = Standard()
     rule.prepare(bench_of(case, form, precision, device, "cross-entropy"))
-    clocked(lambda: rule.step(batch, 0.0), 3, device)()  # compiles and captures
+    clocked(lambda: rule.step(batch, 0.0), 3, device)()  # compiles
     return clocked(lambda: rule.step(batch, 0.0), steps, device)
 
 
@@ -187,7 +190,7 @@ def form_of(
 
 
 def give_back(device: torch.device) -> None:
-    """The memory of what nobody needs any more: networks, graphs, what was compiled."""
+    """The memory of what nobody needs any more: networks, what was compiled."""
     torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":
@@ -326,7 +329,7 @@ def there(name: str) -> tuple[torch.device, str, Size]:
     device = device_named(name)
     torch.set_float32_matmul_precision("high")  # TF32, of which a CPU knows nothing
     torch.backends.cudnn.benchmark = True  # as `offramp.fit` without deterministic kernels
-    return (device, "graphs", ON_GPU) if device.type == "cuda" else (device, "auto", ON_CPU)
+    return (device, "compiled", ON_GPU) if device.type == "cuda" else (device, "plain", ON_CPU)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -372,7 +375,13 @@ def parser() -> argparse.ArgumentParser:
     made = rows.parser(__doc__, rounds=15, threads=1)
     made.add_argument("--device", default="cuda", help="cuda or cuda:N; cpu tries the script (default cuda)")
     made.add_argument("--networks", nargs="+", choices=CASES, metavar="NAME", help="steps of these alone")
-    made.add_argument("--forms", nargs="+", choices=ON_GPU.forms, metavar="NAME", help="these forms alone")
+    made.add_argument(
+        "--forms",
+        nargs="+",
+        choices=dict.fromkeys((*ON_GPU.forms, *ON_CPU.forms)),
+        metavar="NAME",
+        help="these forms alone",
+    )
     made.add_argument("--skip", nargs="+", choices=PARTS, default=(), metavar="PART", help="what not to measure")
     return made
 

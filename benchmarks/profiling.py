@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 KINDS = {  # of operators, by what their names have in them; the first that fits
     "convolutions, backward": ("convolution_backward",),
     "convolutions, forward": ("convolution",),
-    "batch norm and ReLU": ("batch_norm", "norm_relu", "relu", "threshold"),
+    "batch norm and ReLU": ("batch_norm", "relu", "threshold"),
     "matrix products": ("mm", "matmul", "linear"),
     "copies": ("copy", "clone", "cat", "zero_", "fill_", "contiguous"),
 }

@@ -24,13 +24,15 @@ BOTTOM = [
     "contexts",
     "inplace",
     "network",
+    "folding",
+    "writes",
     "policy",
     "runs",
     "costs",
 ]  # each may import those before it
 LEVELS = {
     **dict.fromkeys(BOTTOM, 0),
-    **dict.fromkeys(["backbones", "objectives", "data", "evaluation", "fast", "shipped"], 1),
+    **dict.fromkeys(["backbones", "objectives", "data", "evaluation", "shipped"], 1),
     **dict.fromkeys(["rules", "export"], 2),
     **dict.fromkeys(["training", "runtime"], 3),
     "results": 4,

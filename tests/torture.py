@@ -84,7 +84,7 @@ KILLS: dict[str, list[str]] = {
     "WPN": [*_DIGITS, *_KILLED, "--rule", "wpn"],
     "Meta-GF": [*_DIGITS, *_KILLED, "--rule", "meta-gf", "--epochs", "21"],
     "DFS": [*_DIGITS, *_KILLED, "--rule", "dfs"],
-    "kernels, bf16": [*_DIGITS, *_KILLED, "--form", "kernels", "--precision", "bf16"],
+    "compiled, bf16": [*_DIGITS, *_KILLED, "--form", "compiled", "--precision", "bf16"],
     "plain, AdamW": [*_DIGITS, *_KILLED, "--form", "plain", "--optimizer", "adamw", "--lr", "0.001"],
     "frozen trunk, gradients watched": [*_DIGITS, *_KILLED, "--freeze-trunk", "--no-augment", "--xray", "20"],
     "folder of images, two workers": ["train", "--data", "folder:PHOTOS", "image_size=16", *_KILLED, "--workers", "2"],
@@ -101,7 +101,7 @@ def kills(task: str, plan: Plan) -> Iterator[Tried]:
             found = torture(plan.folder / name, 3, plan.seed, KILLS["standard"], sabotage)
             yield Tried(name, ", ".join(found["different"]) or ("" if found["continued"] else "never continued"))
         return
-    if "kernels" in task and not (shutil.which("c++") or shutil.which("g++")):
+    if "compiled" in task and not (shutil.which("c++") or shutil.which("g++")):
         return
     photos(plan.folder / "photos")
     arguments = [word.replace("PHOTOS", str(plan.folder / "photos")) for word in KILLS[task]]

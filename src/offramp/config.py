@@ -29,6 +29,7 @@ from offramp.errors import UsageError
 
 PAPER_EPOCHS = 300  # CIFAR; ImageNet: 100 (paper, section 4)
 _MOST_WORKERS = 1024  # processes or threads
+FORMER_FORMS = ("merged", "kernels", "graphs")  # of training, that an older offramp had
 MOST_WATCHED = 2048  # images; what is written of them stands in every checkpoint, 39 MB after the paper's run
 
 
@@ -242,10 +243,9 @@ class TrainConfig:
     """bf16: autocast, with float32 master weights."""
     channels_last: bool = False
     """Memory layout of images and weights."""
-    form: Literal["auto", "plain", "merged", "kernels", "compiled", "graphs"] = "auto"
-    """How the network is run in training. plain: module by module; merged: small convolutions joined, maps in place;
-    kernels: merged, batch norm and ReLU by a C++ compiler; compiled: torch.compile; graphs: CUDA graphs;
-    auto: merged where it may be."""
+    form: Literal["auto", "plain", "compiled"] = "auto"
+    """How the network is run in training. plain: module by module; compiled: by torch.compile, which takes minutes at
+    the start and on a CPU a C++ compiler; auto: compiled on a CPU where the run is long enough to earn that back."""
     deterministic: bool = True
     """On a GPU: deterministic kernels where there are any; else the fastest, found by trying."""
     device: str = "auto"

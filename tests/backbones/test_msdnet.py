@@ -3,11 +3,12 @@
 import itertools
 import json
 import math
+from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from offramp.backbones import msdnet
 from offramp.backbones.msdnet import Layer, Transition
@@ -355,3 +356,59 @@ def test_parameters_without_gradient_are_those_of_maps_that_no_exit_reads() -> N
     two_left = msdnet(**SMALL, step_mode="even")  # of three scales, after four layers
     expected = {name for name, _ in two_left.named_parameters() if name.startswith("stages.3.parts.0.scales.0.")}
     assert without_gradient(two_left) == expected != set()
+
+
+MERGED = {
+    "three scales": {"growth_factors": (1, 2, 4), "image_size": 20},
+    "as late as possible": {"growth_factors": (1, 2), "prune": "min", "image_size": 12},
+    "without bottlenecks": {"growth_factors": (1, 2), "bottleneck": False, "image_size": 12},
+}
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_a_compiled_network_joins_units_that_read_the_same_map(name: str) -> None:
+    """To 1e-9 what it is by itself: logits, gradients, statistics; with fewer convolutions where there are such."""
+    torch.manual_seed(0)
+    knobs = {"exits": 2, "num_classes": 3, "base": 2, "channels": 4, "growth": 4, "head_channels": 4, "in_channels": 1}
+    network = msdnet(**knobs, **MERGED[name]).double()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    twin, convolutions = deepcopy(network), []
+
+    def backend(graph: fx.GraphModule, _: list[torch.Tensor]) -> Any:
+        convolutions.extend(n for n in graph.graph.nodes if "conv2d" in str(n.target))
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(network, dynamic=False, backend=backend)
+    images = torch.randn(5, *network.image_shape, dtype=torch.float64)
+    for _ in range(2):
+        logits = [run(images) for run in (compiled, twin)]
+        torch.testing.assert_close(*logits, rtol=1e-9, atol=1e-9)
+        for each in logits:
+            each.square().sum().backward()
+    there = sum(isinstance(module, nn.Conv2d) for module in network.modules())
+    assert (len(convolutions) < there) == (name != "without bottlenecks")
+    for (parameter, mine), theirs in zip(network.named_parameters(), twin.parameters(), strict=True):
+        assert (mine.grad is None) == (theirs.grad is None), parameter
+        if mine.grad is not None:
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(dict(network.named_buffers()), dict(twin.named_buffers()), rtol=1e-9, atol=1e-9)
+
+
+def test_a_batch_norm_that_trains_otherwise_is_not_joined() -> None:
+    torch.manual_seed(0)
+    network = msdnet(exits=1, num_classes=3, base=2, channels=4, growth_factors=(1, 2), image_size=12).double()
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for number, norm in enumerate(norms):
+        if number % 3:
+            norm.momentum = 0.5
+        elif number % 2:
+            norm.eval()
+    twin = deepcopy(network)
+    torch._dynamo.reset()
+    images = torch.randn(5, *network.image_shape, dtype=torch.float64)
+    compiled = torch.compile(network, dynamic=False, backend="eager")
+    torch.testing.assert_close(compiled(images), twin(images), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(dict(network.named_buffers()), dict(twin.named_buffers()), rtol=1e-9, atol=1e-9)

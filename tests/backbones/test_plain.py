@@ -1,6 +1,5 @@
-"""Our networks, and every form in which they are trained, against the textbook's: same values, same training.
+"""Our networks, as they are and compiled, against the textbook's: same values, same training.
 
-A form makes of a network a function from images to logits `[K, B, C]` whose gradients land in the network's parameters.
 B images, K exits, C outputs.
 """
 
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 
 from offramp.backbones import msdnet, ranet
 from offramp.data import Batch
-from offramp.fast import Compiled, Merged
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy
 from offramp.rules import Standard, Workbench
@@ -37,16 +35,9 @@ def _plain() -> ModuleType:
 plain = _plain()
 
 Forward = Callable[[Tensor], Tensor]
-Form = Callable[[EarlyExitNet], Forward]
 Batches = Sequence[tuple[Tensor, Tensor]]
 Training = Callable[[nn.Module, Forward, Batches], list[Tensor]]
 DRAWS = 8  # of batches, where rounding is compared
-FORMS: dict[str, Form] = {
-    "as it is": lambda network: network,
-    "merged": Merged,
-    "kernels": lambda network: Merged(network, Compiled()),
-}
-any_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
 
 class Case(NamedTuple):
@@ -119,11 +110,15 @@ def batches_for(network: EarlyExitNet, sizes: Sequence[int]) -> Batches:
 
 
 def train_ours(
-    network: EarlyExitNet, form: Form, batches: Batches, steps: int, dtype: torch.dtype, precision: Any = "float32"
+    network: EarlyExitNet,
+    forward: Forward,
+    batches: Batches,
+    steps: int,
+    dtype: torch.dtype,
+    precision: Any = "float32",
 ) -> list[float]:
     """What `plain.train_steps` does, done by our rule; the objective is cross-entropy."""
     network.to(dtype).train()
-    forward = form(network)
     rule = Standard()
     rule.prepare(Workbench(network, forward, CrossEntropy(), plain.sgd(network, fused=True), precision))
     losses = []
@@ -139,19 +134,17 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
     return ((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-300)).item()
 
 
-@any_form
 @pytest.mark.parametrize("case", ALL.values(), ids=ALL)
-def test_logits_are_the_textbooks_in_training_and_in_evaluation(case: Case, form: Form) -> None:
+def test_logits_are_the_textbooks_in_training_and_in_evaluation(case: Case) -> None:
     ours, textbook = case.build()
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in textbook.parameters())
-    forward = form(ours)
     images = torch.randn(3, *ours.image_shape, dtype=torch.float64)
     with torch.no_grad():
         for training in (True, False):  # training first: evaluation then runs with statistics of its own
             ours.train(training), textbook.train(training)
             wanted = textbook(images)
             assert wanted.std(1).min() > 0, "these logits would not tell images apart"
-            assert relative_error(forward(images), wanted) <= 1e-12
+            assert relative_error(ours(images), wanted) <= 1e-12
 
 
 def assert_same_weights(ours: EarlyExitNet, textbook: nn.Module) -> None:
@@ -164,13 +157,24 @@ def assert_same_weights(ours: EarlyExitNet, textbook: nn.Module) -> None:
             assert relative_error(mine, like) <= 1e-9, name
 
 
-@any_form
 @small_and_slow(SMALL_BATCHES, LARGE_BATCHES)
-def test_twenty_steps_in_float64_are_the_textbooks(name: str, size: Sequence[int], form: Form) -> None:
+def test_twenty_steps_in_float64_are_the_textbooks(name: str, size: Sequence[int]) -> None:
     """In RANet-6 rounding grows to 1e-10 in twenty steps of 16 images, and to 1e-7 in steps of 6: hence the sizes."""
+    takes_the_textbooks_steps(name, size, lambda network: network)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_twenty_compiled_steps_in_float64_are_the_textbooks(name: str) -> None:
+    """With MSDNet's units merged, and torch's own operators."""
+    torch._dynamo.reset()
+    takes_the_textbooks_steps(name, SMALL_BATCHES, lambda net: torch.compile(net, dynamic=False, backend="aot_eager"))
+
+
+def takes_the_textbooks_steps(name: str, size: Sequence[int], form: Callable[[EarlyExitNet], Forward]) -> None:
     ours, textbook = ALL[name].build()
     batches = batches_for(ours, size)
-    found = train_ours(ours, form, batches, len(batches), torch.float64)
+    found = train_ours(ours, form(ours), batches, len(batches), torch.float64)
     wanted = plain.train_steps(textbook, batches, len(batches), torch.float64)
     assert found == pytest.approx(wanted, rel=1e-9)
     assert_same_weights(ours, textbook)
@@ -211,17 +215,16 @@ def batch_of(network: EarlyExitNet, size: int, draw: int) -> Batches:
 
 
 @functools.lru_cache(maxsize=1)
-def formed(name: str, form: Form) -> tuple[EarlyExitNet, Forward]:
-    network = deepcopy(built(name)[0])
-    return network, form(network)
+def twin_of(name: str) -> EarlyExitNet:
+    return deepcopy(built(name)[0])
 
 
-def our_step(name: str, size: int, draw: int, form: Form, precision: str) -> Step:
+def our_step(name: str, size: int, draw: int, precision: str) -> Step:
     ours, _, names, _ = built(name)
-    network, forward = formed(name, form)
+    network = twin_of(name)
     network.load_state_dict(ours.state_dict())
     batch = batch_of(ours, size, draw)
-    return step_of(network, names, train_ours(network, lambda _: forward, batch, 1, torch.float32, precision))
+    return step_of(network, names, train_ours(network, network, batch, 1, torch.float32, precision))
 
 
 @functools.lru_cache(maxsize=100)
@@ -235,9 +238,8 @@ def textbook_step(
     return step_of(textbook, names, plain.train_steps(textbook, batch_of(ours, size, draw), 1, dtype, precision))
 
 
-@any_form
 @small_and_slow(8, 2)
-def test_a_step_in_float32_is_the_textbooks_to_rounding(name: str, size: int, form: Form) -> None:
+def test_a_step_in_float32_is_the_textbooks_to_rounding(name: str, size: int) -> None:
     """Rounding is what the textbook's own float32 errs by, in the worse of two layouts: they sum in other orders.
 
     Gradients jump by a thousandth where rounding carries an activation over the kink of ReLU, in deep networks in about
@@ -247,16 +249,15 @@ def test_a_step_in_float32_is_the_textbooks_to_rounding(name: str, size: int, fo
     for draw in range(DRAWS):
         truth = textbook_step(name, size, draw, torch.float64)
         layouts = [textbook_step(name, size, draw, torch.float32, channels_last=layout) for layout in (False, True)]
-        ours.append(our_step(name, size, draw, form, "float32").errors(truth))
+        ours.append(our_step(name, size, draw, "float32").errors(truth))
         textbooks.append(map(max, *(step.errors(truth) for step in layouts)))
     (state, gradient), (plain_state, plain_gradient) = zip(*ours, strict=True), zip(*textbooks, strict=True)
     assert max(state) <= 2 * max(plain_state)
     assert sorted(gradient)[1] <= 2 * sorted(plain_gradient)[1]
 
 
-@any_form
 @small_and_slow(8, 8)
-def test_gradients_in_bf16_err_no_more_than_plain_autocasts(name: str, size: int, form: Form) -> None:
+def test_gradients_in_bf16_err_no_more_than_plain_autocasts(name: str, size: int) -> None:
     """Errors over plain autocast's on the same batch, their geometric mean over eight draws.
 
     Another layout alone changes the error of a draw by 5 % this way or that, so the mean by 2 % (one standard
@@ -266,7 +267,7 @@ def test_gradients_in_bf16_err_no_more_than_plain_autocasts(name: str, size: int
     for draw in range(DRAWS):
         truth = textbook_step(name, size, draw, torch.float64)
         _, wanted = textbook_step(name, size, draw, torch.float32, "bf16").errors(truth)
-        _, found = our_step(name, size, draw, form, "bf16").errors(truth)
+        _, found = our_step(name, size, draw, "bf16").errors(truth)
         ratios.append(found / wanted)
     assert geometric_mean(ratios) <= 1.05
 
@@ -295,20 +296,18 @@ def adding_gradients_up(network: nn.Module, forward: Forward, batches: Batches) 
     return [loss.detach() for loss in losses]
 
 
-@any_form
 @small
 @pytest.mark.parametrize("train", [evaluating_in_between, adding_gradients_up])
-def test_however_it_is_trained_it_is_trained_as_the_textbooks(case: Case, form: Form, train: Training) -> None:
+def test_however_it_is_trained_it_is_trained_as_the_textbooks(case: Case, train: Training) -> None:
     ours, textbook = case.build()
     batches = batches_for(ours, [4, 5, 6, 4, 4, 2])
-    found, wanted = train(ours, form(ours), batches), train(textbook, textbook, batches)
+    found, wanted = train(ours, ours, batches), train(textbook, textbook, batches)
     assert all(relative_error(mine, like) <= 1e-9 for mine, like in zip(found, wanted, strict=True))
     assert_same_weights(ours, textbook)
 
 
-@any_form
 @small
-def test_frozen_weights_stay_and_the_others_are_trained_all_the_same(case: Case, form: Form) -> None:
+def test_frozen_weights_stay_and_the_others_are_trained_all_the_same(case: Case) -> None:
     ours, textbook = case.build()
     pairs = [(mine, like) for _, mine, like in plain.matched(ours, textbook) if mine.requires_grad]
     frozen = pairs[::4]  # in turn convolutions, gains and shifts
@@ -317,7 +316,7 @@ def test_frozen_weights_stay_and_the_others_are_trained_all_the_same(case: Case,
             parameter.requires_grad_(False)
     before = [mine.clone() for mine, _ in frozen]
     batches = batches_for(ours, [4, 5, 6])
-    train_ours(ours, form, batches, 3, torch.float64)
+    train_ours(ours, ours, batches, 3, torch.float64)
     plain.train_steps(textbook, batches, 3, torch.float64)
     assert_same_weights(ours, textbook)
     assert all(torch.equal(mine, was) for (mine, _), was in zip(frozen, before, strict=True))

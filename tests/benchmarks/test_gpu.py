@@ -39,7 +39,7 @@ def test_everything_it_measures_is_measured_small_on_a_cpu(tmp_path: Path) -> No
     found = json.loads(said)
     assert found == json.loads(out.read_text())
     names = [row["name"] for row in found["rows"]]
-    steps = [f"small MSDNet, {form}, {p}" for form in ("plain", "merged") for p in ("float32", "bf16")]
+    steps = [f"small MSDNet, {form}, {p}" for form in ("plain", "traced") for p in ("float32", "bf16")]
     assert names == [*steps, "fit, data path included", "2 seeds side by side / one"]
     assert all({"name", "unit", "goal", "met"} <= row.keys() for row in found["rows"])
     assert all(row["value"] > 0 for row in found["rows"][:-1])
@@ -75,18 +75,18 @@ def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., di
 def test_a_form_that_fails_when_it_is_timed_has_a_row_and_the_others_go_on(measure) -> None:
     found = measure({"plain": RuntimeError("CUDA out of memory.\nTried to allocate")})["rows"]
     assert [row.get("why") for row in found] == ["CUDA out of memory."] * 4  # the others are compared with plain
-    found = measure({"merged": RuntimeError("CUDA out of memory.\nTried to allocate")})["rows"]
+    found = measure({"traced": RuntimeError("CUDA out of memory.\nTried to allocate")})["rows"]
     assert [(row["value"], row.get("why")) for row in found] == [(8.0, None)] * 2 + [(None, "CUDA out of memory.")] * 2
 
 
 def test_what_was_measured_before_a_run_is_stopped_is_there(measure) -> None:
-    found = measure({"merged": KeyboardInterrupt()})
+    found = measure({"traced": KeyboardInterrupt()})
     assert [row["name"] for row in found["rows"]] == ["small MSDNet, plain, float32", "small MSDNet, plain, bf16"]
     assert len(found["details"]) == 2
 
 
 def test_forms_can_be_chosen(measure) -> None:
-    assert [row["name"] for row in measure({}, "--forms", "merged")["rows"]] == [
-        "small MSDNet, merged, float32",
-        "small MSDNet, merged, bf16",
+    assert [row["name"] for row in measure({}, "--forms", "traced")["rows"]] == [
+        "small MSDNet, traced, float32",
+        "small MSDNet, traced, bf16",
     ]

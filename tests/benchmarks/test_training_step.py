@@ -15,7 +15,7 @@ import training_step
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("form", "loss"), [(("merged", "float32"), 2.001), (("merged", "bf16"), 2.1)])
+@pytest.mark.parametrize(("form", "loss"), [(("compiled", "float32"), 2.001), (("compiled", "bf16"), 2.1)])
 def test_who_has_another_loss_is_not_timed(form, loss) -> None:
     steps = {training_step.PLAIN: lambda: torch.tensor(2.0), form: lambda: torch.tensor(loss)}
     with pytest.raises(SystemExit, match="its loss is off by"):
@@ -23,9 +23,9 @@ def test_who_has_another_loss_is_not_timed(form, loss) -> None:
 
 
 def test_rounding_is_let_through_and_nan_is_not() -> None:
-    steps = {training_step.PLAIN: lambda: torch.tensor(2.0), ("merged", "bf16"): lambda: torch.tensor(2.001)}
-    assert training_step.check("a network", steps) == {"plain, float32": 0.0, "merged, bf16": 0.0005}
-    steps["merged", "bf16"] = lambda: torch.tensor(torch.nan)
+    steps = {training_step.PLAIN: lambda: torch.tensor(2.0), ("compiled", "bf16"): lambda: torch.tensor(2.001)}
+    assert training_step.check("a network", steps) == {"plain, float32": 0.0, "compiled, bf16": 0.0005}
+    steps["compiled", "bf16"] = lambda: torch.tensor(torch.nan)
     with pytest.raises(SystemExit, match="nan"):
         training_step.check("a network", steps)
 
@@ -38,7 +38,6 @@ def test_rounding_is_let_through_and_nan_is_not() -> None:
         ("mkldnn_convolution", "convolutions, forward"),
         ("convolution_backward", "convolutions, backward"),
         ("native_batch_norm_backward", "batch norm and ReLU"),
-        ("norm_relu", "batch norm and ReLU"),
         ("copy_", "copies"),
         ("_fused_sgd_", profiling.OTHERS),
     ],

@@ -84,7 +84,7 @@ def test_the_best_weights_are_kept_on_request(tmp_path: Path) -> None:
     assert [exit_.top1 for exit_ in anytime(search).exits] == pytest.approx(best["search_top1"])
 
 
-@pytest.mark.parametrize("form", ["merged", "kernels", pytest.param("compiled", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["plain", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_training_in_every_form_resumes_to_the_same_bytes(form: str, tmp_path: Path) -> None:
     command = [*QUICK, "--epochs", "2", "--form", form, "--save-every-steps", "1"]
     assert main([*command, "--out", str(tmp_path / "calm")]) == 0

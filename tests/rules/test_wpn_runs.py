@@ -54,9 +54,9 @@ def test_one_exit(images, network_of, tmp_path: Path) -> None:
 def test_a_form_is_said_to_have_no_effect(
     images, network_of, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = TrainConfig(epochs=1, lr=0.02, form="merged")
+    config = TrainConfig(epochs=1, lr=0.02, form="compiled")
     offramp.fit(network_of(), dynamic(), images().train, config=config, out=tmp_path, rule=WPN())
-    assert "WPN trains the network as it is; form merged has no effect" in capsys.readouterr().err
+    assert "WPN trains the network as it is; form compiled has no effect" in capsys.readouterr().err
 
 
 def test_two_processes_with_the_same_images_take_the_steps_of_one(tmp_path: Path) -> None:

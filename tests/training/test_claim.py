@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from offramp.config import DataConfig, Spec, TrainConfig, to_json
+from offramp.config import FORMER_FORMS, DataConfig, Spec, TrainConfig, to_json
 from offramp.errors import OfframpError, UsageError
 from offramp.runs import FORMAT, RunFolder
 from offramp.training.claim import claimed
@@ -26,6 +26,21 @@ def test_a_new_folder_is_made_and_explains_itself(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a" / "b")
     with claimed(folder, config()):
         assert json.loads(folder.config.read_text()) == json.loads(json.dumps(config()))
+
+
+@pytest.mark.parametrize("form", FORMER_FORMS)
+def test_a_run_in_a_form_that_is_gone_is_one_line(tmp_path: Path, form: str) -> None:
+    folder = RunFolder(tmp_path)
+    with claimed(folder, config()):
+        pass
+    folder.config.write_text(folder.config.read_text().replace('"form": "auto"', f'"form": "{form}"'))
+    with (
+        pytest.raises(
+            UsageError, match=f"was trained in form {form}, which this offramp does not have.*another folder"
+        ),
+        claimed(folder, config()),
+    ):
+        pytest.fail("entered")
 
 
 def test_another_configuration_is_refused_with_the_fields(tmp_path: Path) -> None:

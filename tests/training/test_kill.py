@@ -26,8 +26,8 @@ def torture(tmp_path: Path, num_kills: int, seed: int, *more: str) -> dict[str, 
 
 @pytest.mark.parametrize(
     "more",
-    [(), pytest.param(("--form", "kernels", "--precision", "bf16"), marks=needs_compiler)],
-    ids=["auto", "kernels"],
+    [(), pytest.param(("--form", "compiled", "--precision", "bf16"), marks=[needs_compiler, pytest.mark.slow])],
+    ids=["auto", "compiled"],
 )
 def test_three_kills(tmp_path: Path, more: tuple[str, ...]) -> None:
     result = torture(tmp_path, 3, 1, "--epochs", "4", *more)

@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from offramp import data, objectives
 from offramp.config import Spec, TrainConfig
-from offramp.fast import FormName, training_form
 from offramp.network import EarlyExitNet
 from offramp.rules import Workbench, build
 from offramp.runs import RunFolder
+from offramp.training.form import Compiled
 from offramp.training.loop import Loop
 from offramp.training.monitor import Placement
 
@@ -113,16 +113,17 @@ def test_whatever_waits_is_noticed(ask: Any) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
-@pytest.mark.parametrize("form", ["plain", "graphs"])
+@pytest.mark.parametrize("form", ["plain", "compiled"])
 @pytest.mark.parametrize("rule", RULES)
-def test_a_step_on_a_gpu_waits_for_nothing(tmp_path: Path, rule: str, form: FormName) -> None:
+def test_a_step_on_a_gpu_waits_for_nothing(tmp_path: Path, rule: str, form: str) -> None:
     loop = loop_of(tmp_path, rule, "dynamic", num_steps=5)
     device = torch.device("cuda")
     loop.bench.network.to(device)
-    loop.bench.forward = training_form(loop.bench.network, form, device)
+    if form == "compiled":
+        loop.bench.forward = Compiled(loop.bench.network, loop.train.batch_size, pytest.fail)
     loop.bench.broken = loop.bench.broken.to(device)
     loop.place, loop.train = Placement(device, channels_last=True), loop.train.on(device)
-    for number in range(3):  # a graph is captured in the second
+    for number in range(3):  # the first compiles
         step(loop, number)
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -207,7 +207,7 @@ def test_rules_for_the_trunks_gradients_are_plain_training_without_them(tmp_path
     torch.testing.assert_close(nets[0].state_dict(), nets[1].state_dict())
 
 
-@pytest.mark.parametrize("form", ["plain", "merged"])
+@pytest.mark.parametrize("form", ["plain", pytest.param("compiled", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_forms_and_precisions_train_heads_on_a_frozen_trunk(tmp_path: Path, form: Any, precision: Any) -> None:
     parts, net = images(), network()

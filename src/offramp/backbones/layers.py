@@ -21,6 +21,9 @@ HEAD_SIDES = (5, 12)  # two strided convolutions and a 2 x 2 pool leave one pixe
 class Unit(nn.Sequential):
     """Convolution without bias (padded to keep the side, for stride 1), batch norm, ReLU."""
 
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d
+
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
         conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
         super().__init__(OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels), relu=nn.ReLU(inplace=True)))

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,12 +55,21 @@ class Layer(nn.Module):
         factors: Growth factor of each scale that comes in, finest first.
         bottlenecks: Bottleneck factor of each of them (None: no bottleneck).
         num_discarded: How many of them, the finest, do not go on.
+        num_after: Layers that follow in the network. Exits read the coarsest scale, and a layer hands on one scale
+            down: finer ones than these reach have no reader.
     """
 
     def __init__(
-        self, base: int, growth: int, factors: Sequence[int], bottlenecks: Sequence[int | None], num_discarded: int
+        self,
+        base: int,
+        growth: int,
+        factors: Sequence[int],
+        bottlenecks: Sequence[int | None],
+        num_discarded: int,
+        num_after: int,
     ) -> None:
         super().__init__()
+        self.num_after = num_after
         self.scales = nn.ModuleList()
         for i in range(num_discarded, len(factors)):
             here, new = base * factors[i], growth * factors[i]
@@ -74,7 +83,60 @@ class Layer(nn.Module):
     def forward(self, *maps: Tensor) -> Carry:
         """The grown maps of the scales that go on."""
         first = len(maps) - len(self.scales)
+        if self.training and torch.compiler.is_dynamo_compiling():
+            return self._merged(maps, first)
         return tuple(scale(maps[i], maps[i - 1] if i else None) for i, scale in enumerate(self.scales, first))
+
+    def _merged(self, maps: Carry, first: int) -> Carry:
+        """The same for a compiler, 1 x 1 units that read the same map merged: one wide unit is faster than two.
+
+        Not where the finer scale has no reader: merged, its unit would get gradients, though only zeros.
+        """
+        scales: Sequence[Any] = list(self.scales)
+        grown: list[Tensor] = []
+        finer: Tensor | None = None  # what the first unit of `down` makes of its map, where that was merged
+        for i, scale in enumerate(scales, first):
+            parts = [maps[i]]
+            if scale.down is not None:
+                parts.append(scale.down(maps[i - 1]) if finer is None else scale.down[1](finer))
+            coarser = scales[i + 1 - first].down if i + 1 < len(maps) else None
+            is_read = len(maps) - 1 - i <= self.num_after
+            if coarser is not None and is_read and _can_merge(scale.same, coarser):
+                narrow, finer = _merged_units(maps[i], scale.same[0], coarser[0])
+                parts.append(scale.same[1](narrow))
+            else:
+                parts.append(scale.same(maps[i]))
+                finer = None
+            grown.append(torch.cat(parts, dim=1))
+        return tuple(grown)
+
+
+def _can_merge(same: nn.Sequential, down: nn.Sequential) -> bool:
+    """Whether both branches begin with a 1 x 1 unit, and the batch norms of these train alike."""
+    units: Sequence[Any] = [same[0], down[0]]
+    if not all(unit.conv.kernel_size == (1, 1) for unit in units):
+        return False
+    one, other = ((n.training, n.track_running_stats, n.momentum, n.eps) for n in (unit.norm for unit in units))
+    return one == other and one[0] and one[1] and one[2] is not None
+
+
+def _merged_units(x: Tensor, one: Unit, other: Unit) -> tuple[Tensor, Tensor]:
+    """What two 1 x 1 units that train make of a map, by one convolution and one batch norm, each channel as before."""
+    norms = one.norm, other.norm
+    sizes = [norm.num_features for norm in norms]
+    mean, var, gain, shift = (
+        torch.cat([getattr(norm, name) for norm in norms]) for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    y = nn.functional.conv2d(x, torch.cat([one.conv.weight, other.conv.weight]))
+    y = nn.functional.batch_norm(y, mean, var, gain, shift, True, norms[0].momentum or 0.0, norms[0].eps)
+    for norm, own_mean, own_var in zip(norms, torch.split(mean, sizes), torch.split(var, sizes), strict=True):
+        for kept, new in ((norm.running_mean, own_mean), (norm.running_var, own_var)):
+            assert kept is not None
+            kept.copy_(new)
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.add_(1)
+    first, second = torch.split(y.relu(), sizes, dim=1)
+    return first, second
 
 
 class Transition(nn.Module):
@@ -144,9 +206,9 @@ class _Trunk:
             parts: list[nn.Module] = []
             for number in itertools.islice(numbers, num_layers):
                 num_discarded = num_scales - self.scales_after(number)
-                parts.append(
-                    Layer(base, self.growth, self.factors[-num_scales:], bottlenecks[-num_scales:], num_discarded)
-                )
+                factors, own_bottlenecks = self.factors[-num_scales:], bottlenecks[-num_scales:]
+                num_after = sum(self.layers_per_block) - number
+                parts.append(Layer(base, self.growth, factors, own_bottlenecks, num_discarded, num_after))
                 base, num_scales = base + self.growth, num_scales - num_discarded
                 if self.has_transition(number, num_discarded):
                     new_base = math.floor(self.reduction * base)  # the floor is taken before the factors come in

@@ -24,7 +24,6 @@ import offramp
 from offramp import export
 from offramp.errors import OfframpError, UsageError
 from offramp.export.int8 import quantized
-from offramp.fast.noticing import plain_values
 from offramp.network import EarlyExitNet
 from offramp.storage import held_folder, kept_on_this_machine, weights_hash
 from offramp.terminal import say
@@ -33,6 +32,7 @@ OLD = 24 * 3600.0  # seconds; to make files takes minutes at most
 CALIBRATED = 512  # images
 KEPT = 16  # networks, those used last; a verdict compares about a dozen
 WRITERS = ("onnx", "onnxscript")  # packages that make the files
+_OF_ALL = frozenset(vars(nn.Module()))  # names of what every module holds, such as its hooks
 SECONDS = 0.03  # to make the files, for each innermost module: 0.025 and 0.013 on MSDNets of 177 and 1,053 of them
 
 
@@ -57,7 +57,14 @@ def _described(module: nn.Module) -> str:
     """What a module computes, beside its weights: settings that are values, and the text that says what is done."""
     kind: Any = type(module)
     code = getattr(module, "code", "")  # what torch.fx has written
-    return f"{kind.__module__} {kind.__qualname__} {plain_values(module)} {code} {_source(kind)}"
+    return f"{kind.__module__} {kind.__qualname__} {_plain_values(module)} {code} {_source(kind)}"
+
+
+def _plain_values(module: nn.Module) -> dict[str, Any]:
+    """What is set on a module and is a value: a number, a string, None, a tuple or a list; in the order of names."""
+    held = vars(module)
+    own = sorted(held.keys() - _OF_ALL)
+    return {name: held[name] for name in own if isinstance(held[name], bool | int | float | str | tuple | list | None)}
 
 
 @functools.cache

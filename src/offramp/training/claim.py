@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp import trust
-from offramp.config import DataConfig, TrainConfig, determining, differences, free_fields
+from offramp.config import FORMER_FORMS, DataConfig, TrainConfig, determining, differences, free_fields
 from offramp.errors import OfframpError, UsageError
 from offramp.runs import RunFolder, read_json
 from offramp.storage import write_atomically
@@ -72,7 +72,14 @@ def _as_begun(folder: RunFolder, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_another(folder: RunFolder, config: Mapping[str, Any]) -> None:
-    lines = differences(determining(folder.read_config()), determining(config))
+    begun = folder.read_config()
+    form = begun["training"].get("form")
+    if form in FORMER_FORMS:
+        raise UsageError(
+            f"{folder.path} was trained in form {form}, which this offramp does not have: it can be evaluated, but not "
+            "trained further. Choose another folder."
+        )
+    lines = differences(determining(begun), determining(config))
     if lines:
         raise UsageError(
             f"{folder.path} holds a run of another configuration ({'; '.join(lines)}). Choose another folder, or the "

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from offramp import backbones, data, fast, objectives, processes, rules
+from offramp import backbones, data, objectives, processes, rules
 from offramp.config import Run, TrainConfig
 from offramp.data import HeldOut, Split
 from offramp.devices import device_named, with_kernels, with_threads
@@ -23,6 +23,7 @@ from offramp.training import environment
 from offramp.training.checkpoints import CheckpointStore
 from offramp.training.claim import claimed, write_json
 from offramp.training.features import Features, in_words, planned
+from offramp.training.form import Form, form_of, training_form
 from offramp.training.job import Job, summary_writer
 from offramp.training.loop import Loop
 from offramp.training.monitor import Placement
@@ -98,9 +99,10 @@ def fit(
         place = Placement(device, config.channels_last)
         network.to(device=device, memory_format=place.layout)  # type: ignore[call-overload]
         features, why_not = planned(job)
-        trained = network if features is None else features.heads
-        form = trained if job.rule.needs_plain else fast.training_form(trained, config.form, device)
-        held.enter_context(_claimed_by_the_first(folder, job, device, begins))
+        form = Form("plain")
+        if not folder.weights.is_file():
+            form = form_of(job, device, heads_alone=features is not None).checked()
+        held.enter_context(_claimed_by_the_first(folder, job, device, begins, form))
         if folder.weights.is_file():
             _say(f"{folder.path} is finished; nothing to do.")
             return load(folder.path, into=network).cpu()
@@ -138,16 +140,15 @@ def _train_in(
     folder: RunFolder,
     job: Job,
     place: Placement,
-    form: Callable[[torch.Tensor], torch.Tensor],
+    form: Form,
     features: Features | None,
 ) -> EarlyExitNet:
     network, config, rule = job.network, job.config, job.rule
-    if rule.needs_plain and config.form not in ("auto", "plain"):
-        _say(f"{type(rule).__name__} trains the network as it is; form {config.form} has no effect.")
+    _say(form.message)
     trained = network if features is None else features.heads
     bench = Workbench(
         network=trained,
-        forward=form,
+        forward=training_form(trained, form, min(job.train.batch_size, len(job.train)), _say),
         objective=job.objective,
         optimizer=_optimizer(trained, config),
         precision=config.precision,
@@ -157,7 +158,7 @@ def _train_in(
     loop = Loop(folder, bench, rule, job.train, job.val.search if job.val else None, config, place, network)
     if loop.restore(_say):
         _say(f"Continuing after {loop.epoch} epochs and {loop.step} steps of {folder.path}.")
-        _note_changes(folder)
+        _note_changes(folder, form)
     if features is not None:
         _keep(features, loop, folder)
     with _listeners(folder, config) as listeners:
@@ -178,9 +179,12 @@ def _keep(features: Features, loop: Loop, folder: RunFolder) -> None:
     loop.place = Placement(loop.place.device, channels_last=False)  # rows have no layout
 
 
-def _note_changes(folder: RunFolder) -> None:
-    """The promise of equal bytes holds for the same number of threads and processes: say where it is another."""
+def _note_changes(folder: RunFolder, form: Form) -> None:
+    """The promise of equal bytes holds for the same form, threads and processes: say where these are others."""
     first = folder.read_starts()[0]
+    before = first.get("form", "of an older offramp")
+    if before != form.name:
+        _say(f"It was started in form {before} and goes on in form {form.name}: the weights will differ a little.")
     for what, now in (("threads", torch.get_num_threads()), ("processes", processes.world_size())):
         before = first.get(what)
         if before != now:
@@ -206,7 +210,9 @@ def _optimizer(network: EarlyExitNet, config: TrainConfig) -> torch.optim.Optimi
 
 
 @contextmanager
-def _claimed_by_the_first(folder: RunFolder, job: Job, device: torch.device, begins: bool) -> Iterator[None]:
+def _claimed_by_the_first(
+    folder: RunFolder, job: Job, device: torch.device, begins: bool, form: Form
+) -> Iterator[None]:
     """The first process claims the folder and writes what explains the run; the others wait until it has."""
     if processes.rank() != 0:
         processes.wait_for_all()
@@ -214,7 +220,7 @@ def _claimed_by_the_first(folder: RunFolder, job: Job, device: torch.device, beg
         return
     with claimed(folder, job.describe()):
         if not folder.weights.is_file():
-            write_json(folder.environment, [*folder.read_starts(), environment.describe(device)])
+            write_json(folder.environment, [*folder.read_starts(), environment.describe(device) | {"form": form.name}])
             write_json(folder.split, job.val.description())
             inputs = job.train.inputs()
             if inputs is not None:

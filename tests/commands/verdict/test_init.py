@@ -219,7 +219,7 @@ def test_a_run_with_settings_that_are_gone_is_judged_without_training(run: Path)
     assert verdict(VerdictOptions(run, no_train=True, runs=run / "none", **QUICK)).missing == (1, 2)
 
 
-@pytest.mark.parametrize("looks", ["offramp.commands.open_run.cost", "offramp.fast.writes.check_skippable"])
+@pytest.mark.parametrize("looks", ["offramp.commands.open_run.cost", "offramp.writes.check_skippable"])
 def test_a_network_that_cannot_be_is_refused_before_anything_is_trained(run: Path, looks, monkeypatch) -> None:
     def refuse(network: EarlyExitNet, image_shape: tuple[int, int, int]) -> None:
         assert image_shape == prefixes(run).parts.test.image_shape

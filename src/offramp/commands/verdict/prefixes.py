@@ -22,7 +22,7 @@ import torch
 from offramp import objectives, rules
 from offramp.backbones.attached import zoo
 from offramp.backbones.prefix import shortened, shorter
-from offramp.config import Spec, TrainConfig, determining, differences
+from offramp.config import FORMER_FORMS, Spec, TrainConfig, determining, differences
 from offramp.costs import cost
 from offramp.data import Parts
 from offramp.devices import device_named
@@ -254,6 +254,8 @@ class Prefixes:
                 "give --no-train, and with --runs a folder that holds none."
             )
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.config["training"].items()}
+        if values.get("form") in FORMER_FORMS:
+            values["form"] = "auto"
         whole = TrainConfig(**values)
         return dataclasses.replace(whole, init=None, threads=None, xray=0, tensorboard=False, keep_best=False)
 

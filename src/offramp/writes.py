@@ -1,9 +1,8 @@
-"""Whether a network's stages and exits write into maps that they are given, and whether later parts read these.
+"""Whether a network's exits write into maps that they are given, and whether later parts read these.
 
-In a network of modules whoever reads the map later sees what was written. In a fast form several maps lie in the same
-memory, of which the same write would change others too, and autograd lets nobody write into what a plan gives: then no
-part is run in a fast form. And where an exit writes into a map that a later part reads, the later answers hang on
-whether the exit was run: such a network trains, but exits that skip work, and files of its parts, are refused.
+Whoever reads the map later sees what was written. Where an exit writes into a map that a later part reads, the later
+answers hang on whether the exit was run: such a network trains, but exits that skip work, and files of its parts, are
+refused.
 """
 
 import contextlib
@@ -16,26 +15,10 @@ from torch import Tensor
 
 from offramp.drawing import drawing_apart
 from offramp.errors import UsageError
-from offramp.fast.tracing import anybody_hears, trial
 from offramp.network import EarlyExitNet, as_carry
 
 LOUD = 30.0  # times the other image's noise, for what cuts off large values alone, as ReLU6 does
 ROUNDING = 1e-5  # of the largest value of an image; the same kernels are run twice
-
-
-def why_as_it_is(network: EarlyExitNet, images: Tensor) -> str | None:
-    """Why all stages and exits have to be run as they are, if so: tried on copies, with two images of noise.
-
-    Args:
-        network: In the mode in which it is to run. Nothing in it changes, and nobody's random numbers do.
-        images: Of the shape, in the type and on the device of those to come.
-    """
-    try:
-        with trial():
-            name = next((name for name, _ in _who_writes(_Copy(network), _noise(images))), None)
-    except Exception as error:  # anything may happen in code that is run on a copy; the network itself then decides
-        return f"it cannot be tried on two images: {error}"
-    return None if name is None else f"{name} writes into a map that it is given"
 
 
 def check_skippable(network: EarlyExitNet, image_shape: Sequence[int]) -> None:
@@ -51,13 +34,13 @@ def check_skippable(network: EarlyExitNet, image_shape: Sequence[int]) -> None:
     Raises:
         UsageError: Which exit writes, and who reads.
     """
-    if anybody_hears([]):
+    if torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return
     found: tuple[int, str] | None = None
     parameter = next(network.parameters(), torch.empty(0))
-    with contextlib.suppress(Exception), trial():  # as above
+    with contextlib.suppress(Exception), _trial():  # anything may happen in code that is run on a copy
         like = torch.empty(1, *image_shape, dtype=parameter.dtype, device=parameter.device)
-        writes = _who_writes(_Copy(network, answers=True), _noise(like))
+        writes = _who_writes(_Copy(network), _noise(like))
         writers = [k for name, k in writes if name.startswith("exit") and k < network.num_exits - 1]
         readers = ((k, _reader(network, _noise(like), k)) for k in writers)
         found = next(((k, reader) for k, reader in readers if reader is not None), None)
@@ -69,17 +52,12 @@ def check_skippable(network: EarlyExitNet, image_shape: Sequence[int]) -> None:
 
 
 class _Copy:
-    """Stages and exits of a network, to be run in turn without consequences.
+    """Stages and exits of a network in evaluation mode, to be run in turn without consequences: no hook is called."""
 
-    Args:
-        network: Stays as it is.
-        answers: Whether it is run to answer: in evaluation mode, and nobody who listens to a module hears of it.
-    """
-
-    def __init__(self, network: EarlyExitNet, *, answers: bool = False) -> None:
+    def __init__(self, network: EarlyExitNet) -> None:
         self.stages, self.exits = copy.deepcopy((network.stages, network.exits))
         self.reads = network.reads
-        for parts in (self.stages, self.exits) if answers else ():
+        for parts in (self.stages, self.exits):
             for module in parts.eval().modules():
                 module._forward_hooks.clear()
                 module._forward_pre_hooks.clear()
@@ -93,6 +71,14 @@ class _Copy:
         seen = carry[self.reads[k]]
         logits_BC: Tensor = self.exits[k](seen.clone() if on_a_copy else seen)
         return logits_BC
+
+
+@contextlib.contextmanager
+def _trial() -> Iterator[None]:
+    """A network is run on noise: without gradients, and the random numbers that it draws leave no trace."""
+    # Not in inference mode, even where the caller is: its tensors do not count how often they are written.
+    with torch.inference_mode(False), torch.no_grad(), drawing_apart():
+        yield
 
 
 def _noise(images: Tensor) -> Tensor:
@@ -123,7 +109,7 @@ def _reader(network: EarlyExitNet, noise: Tensor, writer: int) -> str | None:
     The network is run twice in step: once that exit writes into the map itself, once into a copy, as all others do.
     """
     noise[1] *= LOUD
-    one, other = (_Copy(network, answers=True) for _ in range(2))
+    one, other = (_Copy(network) for _ in range(2))
     with_it: tuple[Any, ...] = (noise,)
     without: tuple[Any, ...] = (noise.clone(),)
     reader = None
