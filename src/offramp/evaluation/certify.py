@@ -1,6 +1,6 @@
 """Policies with a promise: candidates from the search half, tested on the certify half, the cheapest that passes.
 
-K exits, S images, N classes, J candidates. What is promised, and by which argument: docs/design.md, "Promises".
+K exits, S images, N classes, J candidates. What is promised, and by which argument: docs/method.md, "Promises".
 """
 
 from collections.abc import Mapping, Sequence

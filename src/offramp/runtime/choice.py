@@ -52,7 +52,7 @@ class Flow:
     Attributes:
         takes_KS: Which images each exit takes of those that reach it; the last takes all.
         open: Exits, the last aside, that may be asked.
-        whole: Whether all of them are asked or none (docs/design.md, "The engine").
+        whole: Whether all of them are asked or none (docs/runtime.md, "The engine").
     """
 
     takes_KS: NDArray[np.bool_]
