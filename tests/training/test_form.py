@@ -294,10 +294,10 @@ def test_going_on_in_another_form_is_said(tmp_path: Path, capsys: pytest.Capture
     offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path)
     folder.weights.unlink()
     text = folder.environment.read_text()
-    for before, found in (("of an older offramp", text.replace('"form"', '"no form"')), ("compiled", text)):
+    for before, found in (("by an older offramp", text.replace('"form"', '"no form"')), ("in form compiled", text)):
         folder.environment.write_text(found.replace('"plain"', '"compiled"'))
         offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path)
-        assert f"It was started in form {before} and goes on in form plain" in capsys.readouterr().err
+        assert f"It was started {before} and goes on in form plain" in capsys.readouterr().err
         folder.weights.unlink()
 
 

@@ -30,6 +30,8 @@ def torture(tmp_path: Path, num_kills: int, seed: int, *more: str) -> dict[str, 
     ids=["auto", "compiled"],
 )
 def test_three_kills(tmp_path: Path, more: tuple[str, ...]) -> None:
+    if "compiled" in more:  # kills are timed by a run that finds what torch compiled once on this machine
+        torture(tmp_path / "first", 0, 1, "--epochs", "4", *more)
     result = torture(tmp_path, 3, 1, "--epochs", "4", *more)
     assert result["kills"] == 3
     assert len(result["compared"]) == 5

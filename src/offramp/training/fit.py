@@ -158,7 +158,7 @@ def _train_in(
     loop = Loop(folder, bench, rule, job.train, job.val.search if job.val else None, config, place, network)
     if loop.restore(_say):
         _say(f"Continuing after {loop.epoch} epochs and {loop.step} steps of {folder.path}.")
-        _note_changes(folder, form)
+        _note_changes(folder, form, config.form)
     if features is not None:
         _keep(features, loop, folder)
     with _listeners(folder, config) as listeners:
@@ -179,12 +179,12 @@ def _keep(features: Features, loop: Loop, folder: RunFolder) -> None:
     loop.place = Placement(loop.place.device, channels_last=False)  # rows have no layout
 
 
-def _note_changes(folder: RunFolder, form: Form) -> None:
+def _note_changes(folder: RunFolder, form: Form, wanted: str) -> None:
     """The promise of equal bytes holds for the same form, threads and processes: say where these are others."""
     first = folder.read_starts()[0]
-    before = first.get("form", "of an older offramp")
-    if before != form.name:
-        _say(f"It was started in form {before} and goes on in form {form.name}: the weights will differ a little.")
+    began = f"in form {first['form']}" if "form" in first else "by an older offramp"
+    if first.get("form", wanted) != form.name:
+        _say(f"It was started {began} and goes on in form {form.name}: the weights will differ a little.")
     for what, now in (("threads", torch.get_num_threads()), ("processes", processes.world_size())):
         before = first.get(what)
         if before != now:

@@ -104,6 +104,12 @@ def given_weights(run: Path, init: Path, runs: Path) -> Prefixes:
     return Prefixes(RunFolder(run), load(run), config, prefixes(run).parts, runs)
 
 
+def test_a_run_in_a_form_of_training_that_is_gone_has_them_trained_in_another(run: Path, tmp_path: Path) -> None:
+    config = RunFolder(run).read_config()
+    config["training"]["form"] = "merged"
+    assert Prefixes(RunFolder(run), load(run), config, prefixes(run).parts, tmp_path).training.form == "auto"
+
+
 class Tiny(nn.Module):
     """A library's model: with the hub's weights they are all 0.5."""
 
