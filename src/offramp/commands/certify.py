@@ -86,14 +86,13 @@ def certify(
     from offramp.commands.policy_files import certified_before, write_policy
     from offramp.policy import Measure
     from offramp.runtime import Form
-    from offramp.runtime.backends import make_program
     from offramp.training.ancestors import check_ancestors
 
     run = OpenRun(options, "certify", "logits and the policy are written there", parts, into)
     unknown = check_ancestors(run.folder, run.config, run.parts)
-    form = Form(options.backend, options.precision)
+    program = run.program(Form(options.backend, options.precision))
     with watch.bars() as progress:
-        search, on_certify = run.held_out("search", "certify", progress=progress, form=form)
+        search, on_certify = run.held_out("search", "certify", progress=progress, program=program)
     policy = evaluation.certify(
         search,
         on_certify,
@@ -109,6 +108,6 @@ def certify(
     own = run.folder.policy
     written = own if options.out is None else Path(options.out).expanduser()
     before = [policy for path in {own, written} for policy in certified_before(path)]
-    answers = "float32" if options.precision == "float32" else make_program(run.network, form).answers
+    answers = "float32" if program is None else program.answers
     policy = dataclasses.replace(certificate, unknown=unknown, form=answers).after(policy, before).on(policy)
     return write_policy(policy, on_certify, run.cost, written)

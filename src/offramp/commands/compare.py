@@ -57,10 +57,10 @@ def compare(options: CompareOptions, *, watch: Watch = QUIET) -> "Comparison":
     Raises:
         UsageError: No finished run, or one run twice.
     """
+    from offramp.commands.writing import write_files
     from offramp.results.comparison import Comparison, Measured, grouped
     from offramp.results.evaluation import current_json
     from offramp.show import figures, side_by_side
-    from offramp.storage import write_atomically
 
     if options.plot is not None:
         figures.require()
@@ -83,9 +83,7 @@ def compare(options: CompareOptions, *, watch: Watch = QUIET) -> "Comparison":
     if options.plot is not None:
         plot = Path(options.plot)
         files[plot] = side_by_side.plot(comparison, "svg" if plot.suffix == ".svg" else "png")
-    for path, content in files.items():
-        write_atomically(path, content)
-    return dataclasses.replace(comparison, written=tuple(files))
+    return dataclasses.replace(comparison, written=write_files(files))
 
 
 def _refuse_unless_writable(option: str, file: str | Path | None, endings: tuple[str, str]) -> None:

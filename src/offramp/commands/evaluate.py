@@ -9,7 +9,6 @@ from offramp.commands.options import Flag, RecordsLogits
 from offramp.errors import UsageError
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
-from offramp.terminal import say
 
 if TYPE_CHECKING:
     from offramp.data import Parts
@@ -40,12 +39,11 @@ class EvaluateOptions(RecordsLogits):
     def main(self) -> None:
         """See `Options.main`."""
         evaluation = evaluate(self, watch=IN_TERMINAL)
-        from offramp.show.figures import HOW_TO_GET_IT, available
+        from offramp.show.figures import note_missing
         from offramp.show.tables import run_table
 
         print_result(evaluation.to_json, lambda: run_table(evaluation), evaluation.written, as_json=self.json)
-        if not available():
-            say(f"No {evaluation.run.report.name}: {HOW_TO_GET_IT}")
+        note_missing(evaluation.run.report.name)
 
 
 def evaluate(

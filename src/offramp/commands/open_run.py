@@ -8,10 +8,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from offramp import data
+from offramp.commands.int8 import CALIBRATED_ON
 from offramp.commands.options import OnDevice, RecordsLogits
+from offramp.commands.sample import pool
 from offramp.config import DataConfig, Spec
 from offramp.costs import Cost, cost
 from offramp.data import Inputs, Parts, Split
@@ -23,10 +23,8 @@ from offramp.network import EarlyExitNet
 from offramp.runs import SPLIT, RunFolder, load, read_json
 from offramp.runtime import calibrate
 from offramp.runtime.backends import make_program
-from offramp.runtime.program import Form
+from offramp.runtime.program import Form, Program
 from offramp.show.watch import Progress
-
-FLOAT32 = Form()  # the network as it is trained
 
 
 class OpenRun:
@@ -97,12 +95,32 @@ class OpenRun:
             progress=named(progress, shown_as or name),
         )
 
-    def held_out(self, *names: str, progress: Progress | None, form: Form = FLOAT32) -> list[Record]:
-        """Records of the held-out halves of these names (`search`, `certify`).
+    def held_out(self, *names: str, progress: Progress | None, program: Program | None = None) -> list[Record]:
+        """Records of the held-out halves of these names (`search`, `certify`): of a program's logits, or the network's.
 
-        They are of the logits that `form` gives: those of torch in float32 are the network's own; scales of int8 are
-        found on `search`. Data whose held-out images are others than they were are refused.
+        Data whose held-out images are others than they were are refused.
         """
+        self._check_held_out(*names)
+        forward, ending = None, ""
+        if program is not None:
+            form = program.form
+            forward = Forward(f"{form} {program.scales or ''}".strip(), program.logits)
+            ending = f"-{form.backend}-{form.precision}"
+        val = self.parts.val
+        return [
+            self.record(getattr(val, name), name + ending, progress, shown_as=name, forward=forward) for name in names
+        ]
+
+    def program(self, form: Form) -> Program | None:
+        """What runs the network in a form; None: it is run as it is. Scales of int8 are found on `search`."""
+        if form == Form():
+            return None
+        self._check_held_out("search", "certify")  # before files are made
+        if form.precision == "int8":
+            calibrate(self.network, pool(self.parts.val.search, CALIBRATED_ON).images_SCHW)
+        return make_program(self.network, form)
+
+    def _check_held_out(self, *names: str) -> None:
         split = read_json(self.folder.split, SPLIT) if self.folder.split.is_file() else {}
         before = {"search": (self.config.get("images") or {}).get("search"), **(split.get("fingerprints") or {})}
         val = self.parts.val
@@ -110,17 +128,6 @@ class OpenRun:
             raise UsageError(
                 f"The images held out now are not those that were held out when {self.folder.path} was trained."
             )
-        own = form == FLOAT32
-        if form.precision == "int8":
-            calibrate(self.network, torch.cat([batch.images_BCHW for batch in val.search.plain().batches()]))
-        forward = None
-        if not own:
-            program = make_program(self.network, form)
-            forward = Forward(f"{form} {program.scales or ''}".strip(), program.logits)
-        ending = "" if own else f"-{form.backend}-{form.precision}"
-        return [
-            self.record(getattr(val, name), name + ending, progress, shown_as=name, forward=forward) for name in names
-        ]
 
 
 def parts_of(

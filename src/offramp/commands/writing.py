@@ -1,4 +1,4 @@
-"""The files that a command writes into the folder of a run."""
+"""The files that commands write."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,11 @@ from offramp.storage import write_atomically
 
 def write_result(values: dict[str, Any], path: Path, more: Mapping[Path, bytes]) -> tuple[Path, ...]:
     """Write a result's JSON values to `path`, and what was drawn of it; gives all files."""
-    files = {path: (json.dumps(values, indent=1) + "\n").encode(), **more}
-    for file, content in files.items():
-        write_atomically(file, content)
+    return write_files({path: (json.dumps(values, indent=1) + "\n").encode(), **more})
+
+
+def write_files(files: Mapping[Path, bytes]) -> tuple[Path, ...]:
+    """Write each; gives their paths."""
+    for path, content in files.items():
+        write_atomically(path, content)
     return tuple(files)

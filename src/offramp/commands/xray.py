@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from offramp.commands.options import OnRun, PrintsJson
 from offramp.errors import UsageError
 from offramp.show.terminal import print_result
-from offramp.terminal import say
 
 if TYPE_CHECKING:
     from offramp.data import Parts
@@ -28,14 +27,13 @@ class XrayOptions(OnRun, PrintsJson):
     def main(self) -> None:
         """See `Options.main`."""
         report = xray(self)
-        from offramp.show.figures import HOW_TO_GET_IT, available
+        from offramp.show.figures import note_missing
         from offramp.show.tables import xray_table
 
         why = report.no_telling
         remark = None if why is None else f"The damping value against correctness on test: {why}"
         print_result(report.to_json, lambda: xray_table(report), report.written, as_json=self.json, remark=remark)
-        if not available():
-            say(f"No xray.html: {HOW_TO_GET_IT}")
+        note_missing("xray.html")
 
 
 def xray(options: XrayOptions, *, parts: "Parts | None" = None) -> "XrayReport":
@@ -49,13 +47,13 @@ def xray(options: XrayOptions, *, parts: "Parts | None" = None) -> "XrayReport":
         UsageError: No run, or one that wrote nothing down.
     """
     from offramp.commands.open_run import parts_of
+    from offramp.commands.writing import write_files
     from offramp.evaluation.xray import Xray
     from offramp.results.xray import XrayReport
     from offramp.runs import RunFolder
     from offramp.show import figures
     from offramp.show.sheet import sheet
     from offramp.show.xray.page import xray_page
-    from offramp.storage import write_atomically
 
     folder = RunFolder(options.run, options.allow_code)
     config = folder.read_config()
@@ -72,8 +70,8 @@ def xray(options: XrayOptions, *, parts: "Parts | None" = None) -> "XrayReport":
         images = sheet((report.shallow_first, report.deep_first, report.last), parts.train)
     except UsageError as error:  # the rest of the page needs no pictures
         no_images = str(error)
-    write_atomically(folder.xray_page, xray_page(report, images, no_images).encode())
-    return dataclasses.replace(report, written=(folder.xray_page,))
+    page = {folder.xray_page: xray_page(report, images, no_images).encode()}
+    return dataclasses.replace(report, written=write_files(page))
 
 
 def _why_nothing(folder: "RunFolder", config: dict[str, Any]) -> str:

@@ -7,10 +7,12 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from offramp.choices import Backend
 from offramp.network import EarlyExitNet
 from offramp.runtime import kept
+from offramp.runtime.images import spread
 from offramp.runtime.onnxruntime_ import OnnxRuntime
 from offramp.runtime.openvino_ import OpenVino
 from offramp.runtime.program import Form, Program
@@ -27,7 +29,7 @@ NEEDS: Mapping[Backend, tuple[str, ...]] = {
     "openvino": ("onnx", "onnxscript", "openvino"),
 }
 """Packages that a backend needs, by the names they are imported by."""
-
+CALIBRATED = 512  # images, at most
 
 _alive: "weakref.WeakValueDictionary[Any, Program]" = weakref.WeakValueDictionary()
 
@@ -42,6 +44,26 @@ def make_program(network: EarlyExitNet, form: Form, device: torch.device | None 
     if program is None:
         _alive[key] = program = PROGRAMS[form.backend](network, form, device)
     return program
+
+
+def calibrate(network: EarlyExitNet, images_SCHW: Tensor) -> str:
+    """Make a network's files in int8, with scales from what it makes of these images; kept on this machine.
+
+    From then on `Form("openvino", "int8")` and `Form("onnxruntime", "int8")` run it with these scales.
+
+    Args:
+        network: Stays as it is.
+        images_SCHW: Like those to come, a few hundred, normalised as in training, and none that results are reported
+            on. Of more than 512 so many are used, evenly spread.
+
+    Returns:
+        What the scales are called: a hash of the files.
+
+    Raises:
+        UsageError: The network cannot be exported, onnxruntime is not installed, images of another shape.
+    """
+    make_program(network, Form("onnxruntime"))  # makes the files in float32, or compares those kept with the network
+    return kept.scales_of(kept.make_int8(network, spread(images_SCHW, CALIBRATED)))
 
 
 def is_installed(backend: Backend) -> bool:

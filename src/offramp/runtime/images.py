@@ -45,6 +45,14 @@ def check_images(images_BCHW: Tensor, image_shape: Sequence[int] | None) -> None
         raise UsageError(f"Images must be floats, normalised as in training, not {images_BCHW.dtype}.")
 
 
+def spread(images_SCHW: Tensor, most: int) -> Tensor:
+    """The images, or `most` of them, evenly spread."""
+    given = len(images_SCHW)
+    if given <= most:
+        return images_SCHW
+    return images_SCHW[torch.arange(most, device=images_SCHW.device) * given // most]
+
+
 def _tensor(images: Any) -> Tensor:
     if isinstance(images, Tensor):
         return images

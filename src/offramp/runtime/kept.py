@@ -2,7 +2,8 @@
 
 To make them takes torch's exporter seconds to a minute, to load them some milliseconds: `predict` and every program
 that adopts a tuning would wait for it at each start. What is kept is never taken on trust: `LibraryProgram` compares it
-with the network before it is used, so that a name need not stand for everything that answers depend on.
+with the network before it is used, so that a name need not stand for everything that answers depend on. Files in int8
+are another function than the network: they are made of files that were compared, and certificates name a hash of them.
 """
 
 import contextlib
@@ -29,7 +30,6 @@ from offramp.storage import held_folder, kept_on_this_machine, weights_hash
 from offramp.terminal import say
 
 OLD = 24 * 3600.0  # seconds; to make files takes minutes at most
-CALIBRATED = 512  # images
 KEPT = 16  # networks, those used last; a verdict compares about a dozen
 WRITERS = ("onnx", "onnxscript")  # packages that make the files
 _OF_ALL = frozenset(vars(nn.Module()))  # names of what every module holds, such as its hooks
@@ -95,28 +95,15 @@ def make(network: EarlyExitNet, folder: Path) -> export.Stages:
     return _keep(folder, lambda made: export.stages(network, made))
 
 
-def calibrate(network: EarlyExitNet, images_SCHW: Tensor) -> str:
-    """Make the network's files in int8, with scales from what it makes of these images; kept on this machine.
-
-    From then on `Form("openvino", "int8")` and `Form("onnxruntime", "int8")` run it with these scales.
-
-    Args:
-        network: Stays as it is.
-        images_SCHW: Like those to come, a few hundred, normalised as in training, and none that results are reported
-            on. Of more than 512 so many are used, evenly spread.
-
-    Returns:
-        What the scales are called: a hash of the files.
+def make_int8(network: EarlyExitNet, images_SCHW: Tensor) -> export.Stages:
+    """Make the files in int8, of those in float32, with scales from what these make of images.
 
     Raises:
-        UsageError: The network cannot be exported, onnxruntime is not installed, images of another shape.
+        UsageError: The network cannot be exported; onnxruntime is not installed; images of another shape, or none.
     """
     folder = place(network)
-    parts = (find(folder) or make(network, folder)).parts()
-    spread = torch.arange(min(len(images_SCHW), CALIBRATED)) * len(images_SCHW) // CALIBRATED
-    chosen = images_SCHW if len(images_SCHW) <= CALIBRATED else images_SCHW[spread]
-    in_int8 = quantized(network, parts, chosen)
-    return scales_of(_keep(_in_int8(folder), lambda made: export.stages(network, made, made=in_int8)))
+    in_int8 = quantized(network, (find(folder) or make(network, folder)).parts(), images_SCHW)
+    return _keep(_in_int8(folder), lambda made: export.stages(network, made, made=in_int8))
 
 
 def find_int8(network: EarlyExitNet) -> export.Stages:

@@ -20,6 +20,7 @@ from offramp.runtime import kept
 from offramp.runtime.agreement import Agreement
 from offramp.runtime.backends import usual_forms
 from offramp.runtime.choice import WORTH, Choice, Expected, Flow, choose, choose_stream, exit_ms
+from offramp.runtime.images import spread
 from offramp.runtime.plan import Plan
 from offramp.runtime.program import Form, Program, certified_form
 from offramp.runtime.rows import joined
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 STREAM_BATCH = 32  # images that come together in the stream that is tried
 STREAMED = 256, 4096  # how many come in all, at least and at most: long, or the last, half-full chunks would decide
-LOOKED_AT = 1024  # images given, at most
+LOOKED_AT = 1024  # images given, at most: each of them is run under every form
 CLOSE = 1.15  # ways straight on that are expected within this factor of the best are tried
 TRIED = 3  # ways straight on, and plans with exits, at most
 ROTATED = 3  # rounds until batches come again
@@ -58,7 +59,7 @@ def tuned(
     certified = certified_form(engine.policy)
     forms = (usual_forms(engine.program.device) if certified is None else (certified,)) if forms is None else forms
     _check(images_SCHW, batch_sizes, forms, seconds)
-    images_SCHW = _spread(images_SCHW)
+    images_SCHW = spread(images_SCHW, LOOKED_AT)
     engine = copy.copy(engine)  # what is tried here does not touch the engine
     logits_KSC = _plain_logits(engine, images_SCHW)
     flow = _flow(engine, logits_KSC)
@@ -102,14 +103,6 @@ def _check(images_SCHW: Tensor, batch_sizes: Sequence[int], forms: Sequence[Form
         raise UsageError("forms must name one form or more; None means the usual ones.")
     if not seconds > 0:
         raise UsageError(f"seconds must be above 0, not {seconds!r}.")
-
-
-def _spread(images_SCHW: Tensor) -> Tensor:
-    """The images, or as many of them as are looked at, evenly spread: each of them is run under every form."""
-    given = len(images_SCHW)
-    if given <= LOOKED_AT:
-        return images_SCHW
-    return images_SCHW[torch.arange(LOOKED_AT, device=images_SCHW.device) * given // LOOKED_AT]
 
 
 def _plain_logits(engine: "Engine", images_SCHW: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from offramp.choices import Plots
 from offramp.errors import UsageError
 from offramp.evaluation import Anytime, Reliability
 from offramp.evaluation.damping import EDGES
+from offramp.terminal import say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,6 +44,12 @@ STATISTICS = {  # of `metrics.jsonl`, in the paper's words
 
 
 HOW_TO_GET_IT = "plots need matplotlib: pip install 'offramp[report]'"
+
+
+def note_missing(page: str) -> None:
+    """Say that a page was not written, where it was not, and how to get it."""
+    if not available():
+        say(f"No {page}: {HOW_TO_GET_IT}")
 
 
 def available() -> bool:

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from offramp import training
+from offramp.commands.open_run import parts_of
+from offramp.commands.verdict.prefixes import Prefixes
 from offramp.config import DataConfig, Run, Spec, TrainConfig
+from offramp.runs import RunFolder, load
 
 
 def _trained(folder: Path, objective: str = "power-sqrt", rule: str = "standard", **settings: Any) -> Path:
@@ -32,10 +35,22 @@ def judged_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def judged(judged_once: Path, tmp_path: Path) -> Path:
+def run(judged_once: Path, tmp_path: Path) -> Path:
     """A small run that a verdict may judge, without anything made later."""
     folder = tmp_path / "run"
     folder.mkdir()
     for name in ("config.json", "weights.safetensors", "split.json", "metrics.jsonl"):
         (folder / name).write_bytes((judged_once / name).read_bytes())
     return folder
+
+
+@pytest.fixture(scope="session")
+def prefixes() -> Callable[..., Prefixes]:
+    """A function from a run, and the folder of their runs, to its smaller networks."""
+
+    def made(run: Path, runs: Path | None = None) -> Prefixes:
+        folder = RunFolder(run)
+        config = folder.read_config()
+        return Prefixes(folder, load(run), config, parts_of(folder, config, None, ""), runs or run / "verdict")
+
+    return made

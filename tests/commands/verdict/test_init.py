@@ -13,9 +13,7 @@ import torch
 from offramp.cli import main
 from offramp.commands import VerdictOptions, Watch, verdict
 from offramp.commands.bench import timing as bench_timing
-from offramp.commands.open_run import parts_of
 from offramp.commands.verdict import measuring
-from offramp.commands.verdict.prefixes import Prefixes
 from offramp.errors import OfframpError, UsageError
 from offramp.network import EarlyExitNet
 from offramp.policy import NOBODY, Policy
@@ -39,22 +37,10 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("offramp.runtime.tune.STREAMED", (32, 32))
 
 
-@pytest.fixture
-def run(judged: Path) -> Path:
-    """A small run without anything made later."""
-    return judged
-
-
-def prefixes(run: Path, runs: Path | None = None) -> Prefixes:
-    folder = RunFolder(run)
-    config = folder.read_config()
-    return Prefixes(folder, load(run), config, parts_of(folder, config, None, ""), runs or run / "verdict")
-
-
 # -- the smaller networks ----------------------------------------------------------------------------------------------
 
 
-def test_stopped_and_started_again_it_ends_the_same(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_stopped_and_started_again_it_ends_the_same(run: Path, tmp_path: Path, monkeypatch, capsys, prefixes) -> None:
     """Ctrl-C in the second training: the first is not repeated, the second goes on, and its weights are as if never
     stopped; then everything is measured.
     """
@@ -85,10 +71,10 @@ def test_stopped_and_started_again_it_ends_the_same(run: Path, tmp_path: Path, m
     assert first.weights.stat().st_mtime_ns == before
     prefixes(run, tmp_path / "calm").train(2, 0)
     assert second.weights.read_bytes() == (tmp_path / "calm" / "prefix-2" / "weights.safetensors").read_bytes()
-    check(found, run)
+    check(found, run, prefixes)
 
 
-def check(found: Verdict, run: Path) -> None:
+def check(found: Verdict, run: Path, prefixes) -> None:
     """Everything was measured, and the file and the page say what was found."""
     kinds = [(one.kind, one.exit) for one in found.contenders if one.kind != "engine"]
     assert kinds == [("cut", 1), ("cut", 2), ("alone", 1), ("alone", 2)]
@@ -116,7 +102,7 @@ def check(found: Verdict, run: Path) -> None:
     assert found.conclusion == conclude(found.comparisons, rivals, found.images)
 
 
-def test_without_training_it_says_what_is_missing(run: Path, monkeypatch) -> None:
+def test_without_training_it_says_what_is_missing(run: Path, monkeypatch, prefixes) -> None:
     """And which forms some networks could not be run in: here all smaller ones, in any but the first."""
 
     def refuse(network: EarlyExitNet, *_: Any) -> None:
@@ -155,7 +141,7 @@ def test_a_form_that_the_engine_cannot_be_run_in_is_named(run: Path, monkeypatch
         assert said in remarks(found)
 
 
-def test_several_seeds_count_by_their_mean(run: Path) -> None:
+def test_several_seeds_count_by_their_mean(run: Path, prefixes) -> None:
     made = prefixes(run)
     trained = [made.train(1, seed) for seed in (0, 2)]
     assert sorted(folder.name for folder in (run / "verdict").iterdir()) == ["prefix-1", "prefix-1-seed-2"]
@@ -207,7 +193,7 @@ def test_runs_of_which_nothing_can_be_said(run: Path, tmp_path: Path) -> None:
         verdict(VerdictOptions(run))
 
 
-def test_a_run_with_settings_that_are_gone_is_judged_without_training(run: Path) -> None:
+def test_a_run_with_settings_that_are_gone_is_judged_without_training(run: Path, prefixes) -> None:
     prefixes(run).train(1, 0)
     config = read_json(run / "config.json")
     config["training"]["warp"] = 9
@@ -220,7 +206,9 @@ def test_a_run_with_settings_that_are_gone_is_judged_without_training(run: Path)
 
 
 @pytest.mark.parametrize("looks", ["offramp.commands.open_run.cost", "offramp.writes.check_skippable"])
-def test_a_network_that_cannot_be_is_refused_before_anything_is_trained(run: Path, looks, monkeypatch) -> None:
+def test_a_network_that_cannot_be_is_refused_before_anything_is_trained(
+    run: Path, looks, monkeypatch, prefixes
+) -> None:
     def refuse(network: EarlyExitNet, image_shape: tuple[int, int, int]) -> None:
         assert image_shape == prefixes(run).parts.test.image_shape
         raise UsageError("It cannot be.")

@@ -13,7 +13,6 @@ from torch import nn
 from offramp import data
 from offramp.backbones.attached import zoo
 from offramp.backbones.prefix import shortened
-from offramp.commands.open_run import parts_of
 from offramp.commands.verdict.prefixes import Prefixes
 from offramp.config import Spec, TrainConfig, to_json
 from offramp.errors import UsageError
@@ -22,18 +21,6 @@ from offramp.rules import DFS, Standard
 from offramp.runs import RunFolder, load
 
 fit = importlib.import_module("offramp.training.fit")
-
-
-@pytest.fixture
-def run(judged: Path) -> Path:
-    """A small run without anything made later."""
-    return judged
-
-
-def prefixes(run: Path, runs: Path | None = None) -> Prefixes:
-    folder = RunFolder(run)
-    config = folder.read_config()
-    return Prefixes(folder, load(run), config, parts_of(folder, config, None, ""), runs or run / "verdict")
 
 
 # -- how they are trained ----------------------------------------------------------------------------------------------
@@ -48,7 +35,7 @@ def prefixes(run: Path, runs: Path | None = None) -> Prefixes:
     ],
 )
 def test_they_are_trained_as_the_run_but_for_what_is_for_several_exits(
-    objective: str, rule: str, kept: str, neuron: bool, says: str, tmp_path: Path, run_of
+    objective: str, rule: str, kept: str, neuron: bool, says: str, tmp_path: Path, run_of, prefixes
 ) -> None:
     run = run_of(tmp_path / "run", objective, rule, xray=8, weight_decay=0.01)
     made = prefixes(run)
@@ -64,7 +51,9 @@ def test_they_are_trained_as_the_run_but_for_what_is_for_several_exits(
     assert any(says in sentence for sentence in made.words())
 
 
-def test_they_start_from_the_random_weights_of_the_run(run: Path, run_of, tmp_path: Path, monkeypatch) -> None:
+def test_they_start_from_the_random_weights_of_the_run(
+    run: Path, run_of, tmp_path: Path, monkeypatch, prefixes
+) -> None:
     """Also where the run has the damping neuron and they have not: its row of the exit is all that is missing."""
     began: list[EarlyExitNet] = []
     with monkeypatch.context() as patch:
@@ -85,9 +74,11 @@ def same_but_for_the_neuron(given: EarlyExitNet, wanted: EarlyExitNet) -> None:
         assert torch.equal(tensor, tensors[name][: len(tensor)] if tensor.shape[:1] == (10,) else tensors[name])
 
 
-def test_they_start_from_the_weights_that_the_run_was_given(run: Path, judged_once: Path, tmp_path: Path) -> None:
+def test_they_start_from_the_weights_that_the_run_was_given(
+    run: Path, judged_once: Path, tmp_path: Path, prefixes
+) -> None:
     """Without the damping neuron, as from random ones; and from no others."""
-    made = given_weights(run, judged_once, tmp_path)
+    made = given_weights(run, judged_once, tmp_path, prefixes)
     same_but_for_the_neuron(made.built(1, 0), shortened(load(judged_once), 1))
     assert made.training.init is None
     assert any("start from the weights" in sentence for sentence in made.words())
@@ -95,16 +86,18 @@ def test_they_start_from_the_weights_that_the_run_was_given(run: Path, judged_on
     with pytest.raises(UsageError, match=r"holds other weights now, so .* give --no-train"):
         made.built(1, 0)
     with pytest.raises(UsageError, match=r"cannot be read now, so .* give --no-train"):
-        given_weights(run, tmp_path / "nowhere.safetensors", tmp_path).built(1, 0)
+        given_weights(run, tmp_path / "nowhere.safetensors", tmp_path, prefixes).built(1, 0)
 
 
-def given_weights(run: Path, init: Path, runs: Path) -> Prefixes:
+def given_weights(run: Path, init: Path, runs: Path, prefixes) -> Prefixes:
     config = RunFolder(run).read_config()
     config["training"]["init"] = str(init)
     return Prefixes(RunFolder(run), load(run), config, prefixes(run).parts, runs)
 
 
-def test_a_run_in_a_form_of_training_that_is_gone_has_them_trained_in_another(run: Path, tmp_path: Path) -> None:
+def test_a_run_in_a_form_of_training_that_is_gone_has_them_trained_in_another(
+    run: Path, tmp_path: Path, prefixes
+) -> None:
     config = RunFolder(run).read_config()
     config["training"]["form"] = "merged"
     assert Prefixes(RunFolder(run), load(run), config, prefixes(run).parts, tmp_path).training.form == "auto"
@@ -164,7 +157,7 @@ def test_they_start_from_the_hubs_weights_or_not_at_all(tmp_path: Path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_rule_of_somebodys_own_is_kept(run: Path) -> None:
+def test_a_rule_of_somebodys_own_is_kept(run: Path, prefixes) -> None:
     class Mine(Standard):
         pass
 
@@ -181,7 +174,7 @@ class Known(Standard):
 # -- whose folder it is ------------------------------------------------------------------------------------------------
 
 
-def test_a_smaller_network_trained_in_another_way(run: Path) -> None:
+def test_a_smaller_network_trained_in_another_way(run: Path, prefixes) -> None:
     """Finished or only begun, it is none of this run's, whatever the difference."""
     made = prefixes(run)
     made.train(1, 0)
@@ -208,7 +201,7 @@ def test_a_smaller_network_trained_in_another_way(run: Path) -> None:
         made.train(1, 0)
 
 
-def test_the_estimate_counts_what_is_left(run: Path) -> None:
+def test_the_estimate_counts_what_is_left(run: Path, prefixes) -> None:
     made = prefixes(run)
     both = made.seconds([(1, 0), (2, 0)])
     assert both > 0

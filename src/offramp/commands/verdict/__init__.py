@@ -14,7 +14,6 @@ from offramp.config import Spec
 from offramp.errors import UsageError
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
-from offramp.terminal import say
 
 if TYPE_CHECKING:
     from offramp.commands.open_run import OpenRun
@@ -77,12 +76,11 @@ class VerdictOptions(OnDevice, PrintsJson):
         """See `Options.main`."""
         before_torch()
         found = verdict(self, watch=IN_TERMINAL)
-        from offramp.show.figures import HOW_TO_GET_IT, available
+        from offramp.show.figures import note_missing
         from offramp.show.verdict.table import verdict_table
 
         print_result(found.to_json, lambda: verdict_table(found), found.written, as_json=self.json)
-        if not available():
-            say(f"No verdict.html: {HOW_TO_GET_IT}")
+        note_missing("verdict.html")
 
 
 def verdict(
