@@ -27,9 +27,9 @@ from offramp import EarlyExitNet
 from offramp.backbones import msdnet, ranet
 from offramp.policy import EVERYBODY, SOFTMAX, Policy
 from offramp.runtime import Answers, Engine
+from offramp.runtime.plan import STREAM
 from offramp.runtime.timing import conditions, ratio, take_turns
 from offramp.runtime.tune import STREAM_BATCH
-from offramp.runtime.tuning import STREAM
 
 ALLOWED = 1.02
 WRONG = 0.05  # of all cells together

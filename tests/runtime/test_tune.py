@@ -148,14 +148,14 @@ def test_straight_on_is_timed_as_the_stream_it_would_be(clock, monkeypatch) -> N
     net = network()
     engine = Engine(net, policy(net, 0.75))
     streamed: set[tuple[bool, int]] = set()
-    stream = Engine.stream
+    in_turn = tune.in_turn
 
-    def noted(engine, batches):
+    def noted(runner, batches):
         batches = list(batches)
-        streamed.update((engine.stream_plan.straight, len(batch)) for batch in batches)
-        return stream(engine, batches)
+        streamed.update((runner.stream_plan.straight, len(batch)) for batch in batches)
+        return in_turn(runner, batches)
 
-    monkeypatch.setattr(Engine, "stream", noted)
+    monkeypatch.setattr(tune, "in_turn", noted)
     found = tuned(engine, batch_sizes=(8,), seconds=3.0, streams=True)
     assert found.gains["stream"].measured is not None
     assert streamed == {(True, 32), (False, 32)}

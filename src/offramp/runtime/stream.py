@@ -11,7 +11,6 @@ runs right through.
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,9 +20,7 @@ from offramp.runtime.chunks import Chunk, Queue, check_size
 from offramp.runtime.plan import Plan, Tally
 from offramp.runtime.program import quiet_torch
 from offramp.runtime.rows import Answers, Left, Rows
-
-if TYPE_CHECKING:
-    from offramp.runtime.engine import Engine
+from offramp.runtime.runner import Runner
 
 WINDOW = 32  # chunks
 
@@ -32,17 +29,17 @@ class Queues:
     """The images under way in a stream.
 
     Args:
-        engine: What runs.
+        runner: What runs.
         plan: Its chunk is what stages are run on; 64 where it has none.
         window: An image is fetched when so many images have come in after it.
         tally: Gets what is spent.
     """
 
-    def __init__(self, engine: "Engine", plan: Plan, window: int | None, tally: Tally | None) -> None:
-        self.engine, self.plan, self.tally = engine, plan, tally
+    def __init__(self, runner: Runner, plan: Plan, window: int | None, tally: Tally | None) -> None:
+        self.runner, self.plan, self.tally = runner, plan, tally
         self.chunk = plan.chunk or 64
         self.window = _window(window, self.chunk)
-        self.segments = engine.segments(plan)
+        self.segments = runner.segments(plan)
         self.waiting = [Queue(self.chunk) for _ in self.segments]  # before each segment
         self.seen = 0  # images that have come in
 
@@ -51,8 +48,8 @@ class Queues:
         """Take in images; their ids go on from those before."""
         if len(images_BCHW) == 0:
             return
-        with quiet_torch(self.engine.program):
-            carry = self.engine.program.enter(images_BCHW)
+        with quiet_torch(self.runner.program):
+            carry = self.runner.program.enter(images_BCHW)
             ids_B = torch.arange(self.seen, self.seen + len(images_BCHW))
             self.seen += len(images_BCHW)
             self.waiting[0].put(Rows(ids_B.to(carry[0].device), carry))
@@ -84,10 +81,10 @@ class Queues:
         return None
 
     def _step(self, number: int) -> Iterator[Left]:
-        with quiet_torch(self.engine.program):
+        with quiet_torch(self.runner.program):
             rows = self.waiting[number].take()
             rows = rows.compact(self.plan.rows(len(rows)))
-            left, onward = self.engine.advance(*self.segments[number], rows, self.tally)
+            left, onward = self.runner.advance(*self.segments[number], rows, self.tally)
             if onward is not None:
                 self.waiting[number + 1].put(onward)
         if left is not None:
@@ -102,9 +99,9 @@ class Gathered:
     A batch that is a chunk or larger is not copied, and not held back. Arguments are those of `Queues`.
     """
 
-    def __init__(self, engine: "Engine", plan: Plan, window: int | None, tally: Tally | None) -> None:
-        self.engine, self.tally = engine, tally
-        self.call = engine.straight(None)
+    def __init__(self, runner: Runner, plan: Plan, window: int | None, tally: Tally | None) -> None:
+        self.runner, self.tally = runner, tally
+        self.call = runner.straight(None)
         self.size = plan.chunk or 64
         self.window = _window(window, self.size)
         self.chunk: Chunk | None = None
@@ -116,8 +113,8 @@ class Gathered:
         """Take in images, before `run`."""
         if len(images_BCHW):
             whole = len(images_BCHW) >= self.size
-            with quiet_torch(self.engine.program):
-                carry = (images_BCHW,) if whole else self.engine.program.enter(images_BCHW)
+            with quiet_torch(self.runner.program):
+                carry = (images_BCHW,) if whole else self.runner.program.enter(images_BCHW)
             self.come = Rows(torch.arange(self.seen, self.seen + len(images_BCHW)), carry)
             self.seen += len(images_BCHW)
 
@@ -161,14 +158,14 @@ def _window(window: int | None, chunk: int) -> int:
 
 
 def as_ready(
-    engine: "Engine", batches: Iterable[Tensor], *, window: int | None = None, tally: Tally | None = None
+    runner: Runner, batches: Iterable[Tensor], *, window: int | None = None, tally: Tally | None = None
 ) -> Iterator[tuple[Tensor, Answers]]:
     """Positions `[B]` (int64, counted over the whole stream) and answers of images, as soon as they are there."""
-    plan = engine.stream_plan
-    way = (Gathered if plan.straight else Queues)(engine, plan, window, tally)
+    plan = runner.stream_plan
+    way = (Gathered if plan.straight else Queues)(runner, plan, window, tally)
     size: torch.Size | None = None
     for images_BCHW in batches:
-        if len(images_BCHW) and engine.program.image_shape is None:  # else the program looks
+        if len(images_BCHW) and runner.program.image_shape is None:  # else the program looks
             size = images_BCHW.shape[1:] if size is None else size
             check_size(size, images_BCHW.shape[1:])
         way.put(images_BCHW)
@@ -183,7 +180,7 @@ def _on_cpu(left: Left) -> tuple[Tensor, Answers]:
 
 
 def in_turn(
-    engine: "Engine", batches: Iterable[Tensor], *, window: int | None = None, tally: Tally | None = None
+    runner: Runner, batches: Iterable[Tensor], *, window: int | None = None, tally: Tally | None = None
 ) -> Iterator[Answers]:
     """The answers of each batch, on the CPU, batch by batch in order, as soon as it and those before are complete."""
     sizes: deque[int] = deque()
@@ -193,9 +190,9 @@ def in_turn(
             sizes.append(len(images_BCHW))
             yield images_BCHW
 
-    none = Answers(*(column_B.cpu() for column_B in engine.nothing()))
-    shelf = (_Line if engine.stream_plan.straight else _Shelf)(none)
-    for positions_B, answers in as_ready(engine, counted(), window=window, tally=tally):
+    none = Answers(*(column_B.cpu() for column_B in runner.nothing()))
+    shelf = (_Line if runner.stream_plan.straight else _Shelf)(none)
+    for positions_B, answers in as_ready(runner, counted(), window=window, tally=tally):
         shelf.put(positions_B, answers)
         while sizes and shelf.holds(sizes[0]):
             yield shelf.take(sizes.popleft())

@@ -6,17 +6,14 @@ B images of a batch, K exits, S images, R numbers of rows.
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from offramp.runtime.choice import TimeTable
 from offramp.runtime.rows import Rows
+from offramp.runtime.runner import Runner
 from offramp.runtime.timing import kernels_kept
-
-if TYPE_CHECKING:
-    from offramp.runtime.engine import Engine
 
 UNMET = (5, 7, 11, 13, 19)  # numbers of rows that are none of `SIZES`
 
@@ -28,25 +25,25 @@ def batches_of(images_SCHW: Tensor, size: int) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def time_table(engine: "Engine", images_SCHW: Tensor, most: int, seconds: float) -> TimeTable:
-    """Times of the engine's stages and exits for 1, 2, 4 ... up to `most` rows, as far as the time allows."""
+def time_table(runner: Runner, images_SCHW: Tensor, most: int, seconds: float) -> TimeTable:
+    """Times of a runner's stages and exits for 1, 2, 4 ... up to `most` rows, as far as the time allows."""
     rows: list[int] = []
     passes: dict[int, list[list[list[float]]]] = {}
     size, end = 1, time.perf_counter() + seconds
     while size <= most:
         began = time.perf_counter()
-        passes[size] = _passes(engine, batches_of(images_SCHW, size)[0], (end - began) / 12)
+        passes[size] = _passes(runner, batches_of(images_SCHW, size)[0], (end - began) / 12)
         took = time.perf_counter() - began
         rows.append(size)
         size *= 2
         if size > 8 and time.perf_counter() + 4 * took > end:
             break
     for size in rows:  # once more, for what the machine did meanwhile
-        passes[size] += _passes(engine, batches_of(images_SCHW, size)[0], (end - time.perf_counter()) / 12)
+        passes[size] += _passes(runner, batches_of(images_SCHW, size)[0], (end - time.perf_counter()) / 12)
     medians = [[_medians(columns) for columns in zip(*passes[size], strict=True)] for size in rows]
     enter_R, stages_KR, heads_KR, drops_KR, parts_R = (_by_rows(of_part) for of_part in zip(*medians, strict=True))
-    modules = zip(engine.network.stages, engine.network.exits, strict=True)
-    capacity = kernels_kept(engine.program.device) if engine.program.form.backend == "torch" else None
+    modules = zip(runner.network.stages, runner.network.exits, strict=True)
+    capacity = kernels_kept(runner.program.device) if runner.program.form.backend == "torch" else None
     unmet = [size for size in UNMET if size <= max(most, UNMET[0])]
     return TimeTable(
         rows_R=tuple(rows),
@@ -56,30 +53,30 @@ def time_table(engine: "Engine", images_SCHW: Tensor, most: int, seconds: float)
         drops_KR=drops_KR,
         parts_R=tuple(median(of_exits) for of_exits in zip(*parts_R, strict=True)),
         # Where kernels are not forgotten, none is made again, and a library would compile for nothing.
-        builds_K=(0.0,) * engine.num_exits
+        builds_K=(0.0,) * runner.num_exits
         if capacity is None
-        else _builds(engine, [batches_of(images_SCHW, size)[0] for size in unmet]),
+        else _builds(runner, [batches_of(images_SCHW, size)[0] for size in unmet]),
         kernels_K=tuple(_kernels(stage) + _kernels(head) for stage, head in modules),
         capacity=capacity,
     )
 
 
-def _builds(engine: "Engine", batches: Sequence[Tensor]) -> tuple[float, ...]:
+def _builds(runner: Runner, batches: Sequence[Tensor]) -> tuple[float, ...]:
     """How much longer each stage takes for a number of rows that it has not met."""
     lost = []
     for batch in batches:
-        (_, cold_K, *_), (_, warm_K, *_) = (_one_pass(engine, batch) for _ in range(2))
+        (_, cold_K, *_), (_, warm_K, *_) = (_one_pass(runner, batch) for _ in range(2))
         lost.append([max(0.0, cold - warm) for cold, warm in zip(cold_K, warm_K, strict=True)])
     return tuple(median(of_batches) for of_batches in zip(*lost, strict=True))
 
 
-def _passes(engine: "Engine", images_BCHW: Tensor, seconds: float) -> list[list[list[float]]]:
+def _passes(runner: Runner, images_BCHW: Tensor, seconds: float) -> list[list[list[float]]]:
     """Two passes or more, after one that is not counted."""
-    _one_pass(engine, images_BCHW)
+    _one_pass(runner, images_BCHW)
     started = time.perf_counter()
-    first = _one_pass(engine, images_BCHW)
+    first = _one_pass(runner, images_BCHW)
     more = int(seconds / (time.perf_counter() - started))
-    return [first, *(_one_pass(engine, images_BCHW) for _ in range(min(8, max(1, more))))]
+    return [first, *(_one_pass(runner, images_BCHW) for _ in range(min(8, max(1, more))))]
 
 
 def _medians(columns: Sequence[Sequence[float]]) -> list[float]:
@@ -92,24 +89,24 @@ def _by_rows(ms_RK: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(min(ms_R[i:]) for i in range(len(ms_R))) for ms_R in columns)
 
 
-def _one_pass(engine: "Engine", images_BCHW: Tensor) -> list[list[float]]:
+def _one_pass(runner: Runner, images_BCHW: Tensor) -> list[list[float]]:
     """Milliseconds of entering, and of each stage, exit, copy of the carry and parting of those that leave."""
-    clock = _Clock(engine.wait)
-    carry = engine.program.enter(images_BCHW)
+    clock = _Clock(runner.wait)
+    carry = runner.program.enter(images_BCHW)
     enter = clock.ms()
     rows = Rows(torch.arange(len(images_BCHW), device=carry[0].device), carry)
     stages, heads, drops, parts = [], [], [], []
-    for k in range(engine.num_exits):
+    for k in range(runner.num_exits):
         clock.ms()
-        engine.program.segment(k, k, rows.carry, head=False)
+        runner.program.segment(k, k, rows.carry, head=False)
         stages.append(clock.ms())
-        passed, asked = engine.reach(k, k, rows)
+        passed, asked = runner.reach(k, k, rows)
         heads.append(max(0.0, clock.ms() - stages[k]))
         some_B = rows.ids_B % 2 == 1
         clock.ms()
-        engine.divide(0, passed, asked._replace(takes_B=torch.zeros_like(some_B)))  # 0: the last one takes all
+        runner.divide(0, passed, asked._replace(takes_B=torch.zeros_like(some_B)))  # 0: the last one takes all
         nobody = clock.ms()
-        engine.divide(0, passed, asked._replace(takes_B=some_B))
+        runner.divide(0, passed, asked._replace(takes_B=some_B))
         parts.append(max(0.0, clock.ms() - nobody))
         heads[k] += nobody
         kept = passed.keep(rows.ids_B)

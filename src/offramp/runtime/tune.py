@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,17 +21,16 @@ from offramp.runtime.agreement import Agreement
 from offramp.runtime.backends import usual_forms
 from offramp.runtime.choice import WORTH, Choice, Expected, Flow, choose, choose_stream, exit_ms
 from offramp.runtime.images import spread
-from offramp.runtime.plan import Plan
+from offramp.runtime.plan import STREAM, Plan
 from offramp.runtime.program import Form, Program, certified_form
 from offramp.runtime.rows import joined
+from offramp.runtime.runner import Runner
+from offramp.runtime.stream import in_turn
 from offramp.runtime.table import batches_of, time_table
 from offramp.runtime.timing import conditions, ratio, take_turns
 from offramp.runtime.torch_ import TorchProgram
-from offramp.runtime.tuning import STREAM, Gain, Trial, Tuning, described
+from offramp.runtime.tuning import Gain, Trial, Tuning, described
 from offramp.storage import weights_hash
-
-if TYPE_CHECKING:
-    from offramp.runtime.engine import Engine
 
 STREAM_BATCH = 32  # images that come together in the stream that is tried
 STREAMED = 256, 4096  # how many come in all, at least and at most: long, or the last, half-full chunks would decide
@@ -48,7 +47,7 @@ TABLE, FORM = 0.3, 0.1  # shares of the time; the rest is for trying plans
 
 
 def tuned(
-    engine: "Engine",
+    runner: Runner,
     images_SCHW: Tensor,
     batch_sizes: Sequence[int],
     forms: Sequence[Form] | None,
@@ -56,27 +55,27 @@ def tuned(
     streams: bool,
 ) -> tuple[Tuning, Program]:
     """See `Engine.tune`. The program is that of the tuning's form, which need not be made again."""
-    certified = certified_form(engine.policy)
-    forms = (usual_forms(engine.program.device) if certified is None else (certified,)) if forms is None else forms
+    certified = certified_form(runner.policy)
+    forms = (usual_forms(runner.program.device) if certified is None else (certified,)) if forms is None else forms
     _check(images_SCHW, batch_sizes, forms, seconds)
     images_SCHW = spread(images_SCHW, LOOKED_AT)
-    engine = copy.copy(engine)  # what is tried here does not touch the engine
-    logits_KSC = _plain_logits(engine, images_SCHW)
-    flow = _flow(engine, logits_KSC)
-    trials = _use_best(engine, forms, images_SCHW, logits_KSC, batch_sizes, FORM * seconds)
-    table = time_table(engine, images_SCHW, max(*batch_sizes, 128), TABLE * seconds)
+    runner = copy.copy(runner)  # what is tried here does not touch the runner
+    logits_KSC = _plain_logits(runner, images_SCHW)
+    flow = _flow(runner, logits_KSC)
+    trials = _use_best(runner, forms, images_SCHW, logits_KSC, batch_sizes, FORM * seconds)
+    table = time_table(runner, images_SCHW, max(*batch_sizes, 128), TABLE * seconds)
     share = (1 - TABLE - FORM) * seconds / (len(batch_sizes) + 1)
     found: dict[str, _Found] = {}
     for size in sorted(batch_sizes):
         feed = batches_of(images_SCHW, size)
-        found[str(size)] = _proven(engine, choose(table, flow, size), feed, share, _of_batches(size))
+        found[str(size)] = _proven(runner, choose(table, flow, size), feed, share, _of_batches(size))
     plans = {size: found[str(size)].plan for size in sorted(batch_sizes)}
     if streams:
         choice = choose_stream(table, flow)
         length = min(STREAMED[1], max(STREAMED[0], int(1000 * share / choice.straight[0].ms / 6)))
-        found[STREAM] = _proven(engine, choice, batches_of(images_SCHW, length)[:1], share, _of_stream)
+        found[STREAM] = _proven(runner, choice, batches_of(images_SCHW, length)[:1], share, _of_stream)
     tuning = Tuning(
-        form=engine.program.form,
+        form=runner.program.form,
         plans=plans,
         stream=found[STREAM].plan if streams else plans[max(plans)],
         gains={name: one.gain for name, one in found.items()},
@@ -87,11 +86,11 @@ def tuned(
         },
         table=table,
         forms=trials,
-        conditions=conditions(engine.program.device),
-        weights=weights_hash(engine.network.state_dict()),
-        policy=described(engine.policy),
+        conditions=conditions(runner.program.device),
+        weights=weights_hash(runner.network.state_dict()),
+        policy=described(runner.policy),
     )
-    return tuning, engine.program
+    return tuning, runner.program
 
 
 def _check(images_SCHW: Tensor, batch_sizes: Sequence[int], forms: Sequence[Form], seconds: float) -> None:
@@ -105,45 +104,45 @@ def _check(images_SCHW: Tensor, batch_sizes: Sequence[int], forms: Sequence[Form
         raise UsageError(f"seconds must be above 0, not {seconds!r}.")
 
 
-def _plain_logits(engine: "Engine", images_SCHW: Tensor) -> Tensor:
+def _plain_logits(runner: Runner, images_SCHW: Tensor) -> Tensor:
     """Logits `[K, S, C]` of every exit by the network as it is, on the CPU."""
-    return _logits(TorchProgram(engine.network, Form(), engine.device, as_it_is=True), images_SCHW)
+    return _logits(TorchProgram(runner.network, Form(), runner.device, as_it_is=True), images_SCHW)
 
 
 def _logits(program: Program, images_SCHW: Tensor) -> Tensor:
     return torch.cat([program.logits(images_BCHW).cpu() for images_BCHW in torch.split(images_SCHW, 64)], 1)
 
 
-def _flow(engine: "Engine", logits_KSC: Tensor) -> Flow:
-    policy = engine.policy
-    confidence_KS, _ = policy.measure.over(logits_KSC, engine.network.num_classes)
+def _flow(runner: Runner, logits_KSC: Tensor) -> Flow:
+    policy = runner.policy
+    confidence_KS, _ = policy.measure.over(logits_KSC, runner.network.num_classes)
     takes_KS = torch.stack([policy.takes(k, confidence_S) for k, confidence_S in enumerate(confidence_KS)])
     whole = CERTIFICATE in policy.found or policy.measure.name == PATIENCE
-    return Flow(takes_KS.numpy(), engine.asks(Plan())[:-1], whole)
+    return Flow(takes_KS.numpy(), runner.asks(Plan())[:-1], whole)
 
 
 def _use_best(
-    engine: "Engine",
+    runner: Runner,
     forms: Sequence[Form],
     images_SCHW: Tensor,
     logits_KSC: Tensor,
     batch_sizes: Sequence[int],
     seconds: float,
 ) -> tuple[Trial, ...]:
-    """Make the engine run in the form that is best straight on, of those that answer as the plain network does.
+    """Make the runner run in the form that is best straight on, of those that answer as the plain network does.
 
     One form is for all sizes: the one whose worst loss against the best at any size is the smallest.
     """
     trials: list[Trial] = []
-    admitted: dict[Form, Engine] = {}
+    admitted: dict[Form, Runner] = {}
     for form in dict.fromkeys(forms):
-        twin, started = copy.copy(engine), time.perf_counter()
+        twin, started = copy.copy(runner), time.perf_counter()
         reason = _set_up(twin, form, images_SCHW)
         took = time.perf_counter() - started
         if reason is not None:
             trials.append(Trial(form, False, 0, 0, {}, took, reason))
             continue
-        # Of int8 only that the engine answers as its own logits say: what it costs is not rounding, and was asked for.
+        # Of int8 only that the runner answers as its own logits say: what it costs is not rounding, and was asked for.
         own = logits_KSC if form.precision != "int8" else _logits(twin.program, images_SCHW)
         found = _agreements(twin, images_SCHW, own)
         admitted_too = all(one.is_rounding(twin.num_exits) for one in found)
@@ -154,13 +153,13 @@ def _use_best(
     if len(admitted) > 1:
         form, ms = _best_straight(admitted, images_SCHW, batch_sizes, seconds)
     else:
-        form, ms = next(iter(admitted), certified_form(engine.policy) or Form()), {}
-    engine.use(form, {1: Plan()}, made=admitted[form].program if form in admitted else None)
+        form, ms = next(iter(admitted), certified_form(runner.policy) or Form()), {}
+    runner.use(form, {1: Plan()}, made=admitted[form].program if form in admitted else None)
     return tuple(replace(one, straight_ms=ms.get(one.form, {})) for one in trials)
 
 
 def _best_straight(
-    admitted: Mapping[Form, "Engine"], images_SCHW: Tensor, batch_sizes: Sequence[int], seconds: float
+    admitted: Mapping[Form, Runner], images_SCHW: Tensor, batch_sizes: Sequence[int], seconds: float
 ) -> tuple[Form, dict[Form, dict[str, float]]]:
     """The best of several forms, and milliseconds of each in its best round, by size of batch.
 
@@ -177,33 +176,33 @@ def _best_straight(
     return min(admitted, key=lambda form: max(ms[form][size] / best[size] for size in best)), ms
 
 
-def _set_up(engine: "Engine", form: Form, images_SCHW: Tensor) -> str | None:
-    """Make the engine run in a form, and run it for the first time; the reason where it cannot."""
-    if form.backend != "torch" and (seconds := kept.expected_seconds(engine.network)) > SETTING_UP:
+def _set_up(runner: Runner, form: Form, images_SCHW: Tensor) -> str | None:
+    """Make the runner run in a form, and run it for the first time; the reason where it cannot."""
+    if form.backend != "torch" and (seconds := kept.expected_seconds(runner.network)) > SETTING_UP:
         return (
             f"its files would take about {seconds:.0f} s to make, more than {SETTING_UP:.0f}; "
             f"Engine(network, policy, backend={form.backend!r}) makes them, and they are kept"
         )
     try:
-        engine.use(form, {1: Plan()})
-        _run_first(engine, images_SCHW)
+        runner.use(form, {1: Plan()})
+        _run_first(runner, images_SCHW)
     except (UsageError, OfframpError) as error:
         return str(error)
     return None
 
 
-def _run_first(engine: "Engine", images_SCHW: Tensor) -> None:
+def _run_first(runner: Runner, images_SCHW: Tensor) -> None:
     """Run what is compiled when it is first run: torch does so for a number of rows, for any, and for a single one."""
     for rows in FIRST:
-        engine.program.logits(images_SCHW[:rows])
-    engine.wait()
+        runner.program.logits(images_SCHW[:rows])
+    runner.wait()
 
 
-def _agreements(engine: "Engine", images_SCHW: Tensor, logits_KSC: Tensor) -> list[Agreement]:
+def _agreements(runner: Runner, images_SCHW: Tensor, logits_KSC: Tensor) -> list[Agreement]:
     """How the engine's form answers with exits, and straight on."""
     found = []
     for plan in (Plan(), Plan(straight=True)):
-        variant = engine.under({1: plan})
+        variant = runner.under({1: plan})
         answers = joined(variant(images_BCHW) for images_BCHW in torch.split(images_SCHW, 64))
         found.append(variant.agreement(answers, logits_KSC, variant.policy_under(plan)))
     return found
@@ -264,24 +263,24 @@ class _Found(NamedTuple):
     with_exits: Plan
 
 
-_Runs = Callable[["Engine", Plan], Callable[[Tensor], object]]
+_Runs = Callable[[Runner, Plan], Callable[[Tensor], object]]
 
 
 def _of_batches(size: int) -> _Runs:
-    return lambda engine, plan: engine.under({size: plan}).runs(size)
+    return lambda runner, plan: runner.under({size: plan}).runs(size)
 
 
-def _of_stream(engine: "Engine", plan: Plan) -> Callable[[Tensor], object]:
+def _of_stream(runner: Runner, plan: Plan) -> Callable[[Tensor], object]:
     """What a plan is called with all images of a stream for: they come in batches, and answers leave in batches."""
-    variant = engine.under({1: plan})
-    return lambda images_SCHW: list(variant.stream(torch.split(images_SCHW, STREAM_BATCH)))
+    variant = runner.under({1: plan})
+    return lambda images_SCHW: list(in_turn(variant, torch.split(images_SCHW, STREAM_BATCH)))
 
 
-def _proven(engine: "Engine", choice: Choice, feed: Sequence[Tensor], seconds: float, runs: _Runs) -> _Found:
+def _proven(runner: Runner, choice: Choice, feed: Sequence[Tensor], seconds: float, runs: _Runs) -> _Found:
     """The best way straight on, or the best plan with exits where it is faster than that beyond doubt."""
 
     def turn(plan: Plan) -> _Turn:
-        return _Turn(runs(engine, plan), feed, engine.wait)
+        return _Turn(runs(runner, plan), feed, runner.wait)
 
     near = [one for one in choice.straight if one.ms <= CLOSE * choice.straight[0].ms][:TRIED]
     hopeful = choice.adaptive[:TRIED] if choice.gain * WORTH > 1 else ()

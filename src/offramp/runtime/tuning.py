@@ -3,21 +3,18 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from offramp.errors import UsageError
 from offramp.policy import CERTIFICATE, Policy
 from offramp.runtime.choice import TimeTable
 from offramp.runtime.plan import Plan
 from offramp.runtime.program import Form, Program
+from offramp.runtime.runner import Runner
 from offramp.runtime.timing import conditions
 from offramp.storage import weights_hash
 
-if TYPE_CHECKING:
-    from offramp.runtime.engine import Engine
-
 FORMAT = 2  # 1: forms of torch by layout, folding and packing
-STREAM = "stream"
 _MATTERS = ("device", "threads", "torch", "kernels_kept")  # of the conditions: what times depend on most
 
 
@@ -139,23 +136,21 @@ def described(policy: Policy) -> dict[str, Any]:
     return plain
 
 
-def adopt(
-    engine: "Engine", tuning: Tuning, *, only_here: bool = False, made: "Program | None" = None
-) -> tuple[str, ...]:
+def adopt(runner: Runner, tuning: Tuning, *, only_here: bool = False, made: "Program | None" = None) -> tuple[str, ...]:
     """See `Engine.adopt`.
 
-    `only_here`: leave the engine as it is where something differs. `made`: the program in the tuning's form, if there.
+    `only_here`: leave the runner as it is where something differs. `made`: the program in the tuning's form, if there.
     """
-    weights = weights_hash(engine.network.state_dict())
+    weights = weights_hash(runner.network.state_dict())
     if tuning.weights != weights:
         raise UsageError(
             f"This tuning is for the network with weights {tuning.weights[:12]}, not {weights[:12]}. Tune anew."
         )
-    here = described(engine.policy)
+    here = described(runner.policy)
     other = [name for name, value in here.items() if tuning.policy.get(name) != value]
     if other:
         raise UsageError(f"This tuning is for another policy: {' and '.join(other)} differ. Tune the engine anew.")
-    now = conditions(engine.program.device)
+    now = conditions(runner.program.device)
     matters = dict.fromkeys((*_MATTERS, tuning.form.backend))
     differs = tuple(
         f"{name}: tuned for {tuning.conditions.get(name)}, here {now[name]}"
@@ -164,5 +159,5 @@ def adopt(
     )
     if not (only_here and differs):
         chunks = {size: tuning.chunks[str(size)] for size in tuning.plans}
-        engine.use(tuning.form, tuning.plans, tuning.stream, chunks=chunks, made=made)
+        runner.use(tuning.form, tuning.plans, tuning.stream, chunks=chunks, made=made)
     return differs

@@ -23,7 +23,7 @@ from offramp.runtime import Engine, Form, Program
 from offramp.runtime.backends import make_program
 from offramp.runtime.tuning import Trial
 
-engine = importlib.import_module("offramp.runtime.engine")
+runner = importlib.import_module("offramp.runtime.runner")
 CPU = torch.device("cpu")
 FORMS = [Form(), Form(precision="bf16")]
 NOBODIES = Policy((NOBODY, NOBODY, EVERYBODY))
@@ -74,7 +74,7 @@ def test_a_form_that_a_smaller_network_cannot_be_run_in_is_left_out(
             monkeypatch.setattr(ready, "segment", refuse)
         return ready
 
-    for module in (engine, bench_timing):
+    for module in (runner, bench_timing):
         monkeypatch.setattr(module, "make_program", made)
     single = Single("the network cut at exit 1", "cut", 1, [shortened(network, 1)], [], [])
     other = dataclasses.replace(single, name="exit 1 trained alone")

@@ -23,10 +23,10 @@ from offramp.results.bench import Account, Accuracy, Mode, Speed, account, accur
 from offramp.runtime import Answers, Engine, Form, Plan, Program, Straight, Tally
 from offramp.runtime.backends import make_program
 from offramp.runtime.choice import CHUNKS
+from offramp.runtime.plan import STREAM
 from offramp.runtime.rows import joined
 from offramp.runtime.timing import ratio, take_turns
 from offramp.runtime.tune import STREAM_BATCH
-from offramp.runtime.tuning import STREAM
 
 SINGLE, TOGETHER, STREAMED = 100, 256, 4096  # images of a round: one at a time, in batches (about), in a stream
 STREAM_BYTES = 512 * 2**20  # of the images of a stream, at most
