@@ -24,6 +24,7 @@ from offramp.runtime import SIZES, Answers, Engine, Form, Plan, Tally, backends,
 from offramp.runtime.library import LibraryProgram, Segment
 from offramp.runtime.onnxruntime_ import OnnxRuntime
 from offramp.runtime.openvino_ import OpenVino
+from offramp.runtime.rows import joined
 
 ONNX, VINO, VINO_BF16 = Form("onnxruntime"), Form("openvino"), Form("openvino", "bf16")
 FORMS = (ONNX, VINO, VINO_BF16)
@@ -161,6 +162,7 @@ def test_patience(some, form) -> None:
     policy = Policy((*[1.0] * (network.num_exits - 1), EVERYBODY), Measure("patience"))
     engine = Engine(network, policy, form=form)
     agree(engine, engine(images_BCHW), logits_KBC, Plan())
+    agree(engine, joined([engine(image_BCHW) for image_BCHW in images_BCHW[:20].split(1)]), logits_KBC[:, :20], Plan())
 
 
 @of_each
@@ -201,8 +203,71 @@ def test_only_exits_that_may_answer_run(some, monkeypatch, form) -> None:
     assert tally.head_rows_K == [32, 0, ran[1][1]]
     assert 0 < (exits_B == 2).sum() <= ran[1][1] < 32
     ran.clear()
-    engine(images_BCHW[:32][exits_B == 0][:1])
+    engine(images_BCHW[:32][exits_B == 0][:2])
     assert [segment.last for segment, _ in ran] == [0]
+
+
+@of_each
+@pytest.mark.parametrize(
+    "measure",
+    [
+        Measure(),
+        Measure("margin", renormalise=True),
+        Measure("entropy", temperatures=(0.5, 2.0, 1.5)),
+    ],
+    ids=lambda measure: measure.name,
+)
+def test_one_image_at_a_time(some, form, measure) -> None:
+    network, images_BCHW, logits_KBC, policy = some(measure=measure)
+    closed = dataclasses.replace(policy, thresholds=(policy.thresholds[0], NOBODY, EVERYBODY))
+    for engine in (Engine(network, one, form=form) for one in (policy, closed)):
+        tally = engine.tally(timed=True)
+        singly = joined([engine(image_BCHW, tally=tally) for image_BCHW in images_BCHW[:60].split(1)])
+        agree(engine, singly, logits_KBC[:, :60], Plan())
+        assert len(set(singly.exits_B.tolist())) > 1
+        reached = [int((singly.exits_B >= k).sum()) for k in range(3)]
+        assert tally.head_rows_K == [reached[k] if k in engine.asks(Plan()) else 0 for k in range(3)]
+        assert tally.exits_K == singly.exits_B.bincount(minlength=3).tolist()
+        assert all(
+            (seconds > 0) == (rows > 0) for seconds, rows in zip(tally.seconds_K, tally.head_rows_K, strict=True)
+        )
+
+
+def test_one_image_runs_no_segment_behind_its_exit(some, monkeypatch) -> None:
+    network, images_BCHW, _, policy = some()
+    engine = Engine(network, policy, form=VINO)
+    exits_B = engine(images_BCHW[:60]).exits_B
+    engine(images_BCHW[:1])
+    single = engine.program._singles[policy.measure, engine.asks(Plan())]
+    ran: list[int] = []
+
+    class Noted:
+        def __init__(self, number: int, request) -> None:
+            self.number, self.request = number, request
+
+        def infer(self, **options) -> None:
+            ran.append(self.number)
+            self.request.infer(**options)
+
+        def __getattr__(self, name: str):
+            return getattr(self.request, name)
+
+    monkeypatch.setattr(single, "requests", [Noted(*pair) for pair in enumerate(single.requests)])
+    for image_BCHW, exit in zip(images_BCHW[:60].split(1), exits_B.tolist(), strict=True):
+        ran.clear()
+        engine(image_BCHW)
+        assert ran == list(range(exit + 1))
+
+
+def test_policies_of_one_measure_share_what_runs_single_images(some) -> None:
+    network, images_BCHW, logits_KBC, policy = some()
+    other = dataclasses.replace(policy, thresholds=(0.0, 0.0, EVERYBODY))
+    engines = [Engine(network, one, form=VINO) for one in (policy, other)]
+    answers = [joined([engine(image_BCHW) for image_BCHW in images_BCHW[:20].split(1)]) for engine in engines]
+    for engine, of_engine in zip(engines, answers, strict=True):
+        agree(engine, of_engine, logits_KBC[:, :20], Plan())
+    assert engines[0].program is engines[1].program
+    assert answers[1].exits_B.tolist() == [0] * 20
 
 
 @of_each
@@ -247,7 +312,8 @@ def test_engines_made_and_called_in_many_threads_agree(some, monkeypatch, form) 
     def work() -> None:
         start.wait()
         engine = Engine(network, policy, form=form)
-        found.append((engine, engine(images_BCHW[:40])))
+        singly = joined([engine(image_BCHW) for image_BCHW in images_BCHW[40:50].split(1)])
+        found.append((engine, joined([engine(images_BCHW[:40]), singly])))
 
     threads = [threading.Thread(target=work) for _ in range(6)]
     for thread in threads:
@@ -256,7 +322,7 @@ def test_engines_made_and_called_in_many_threads_agree(some, monkeypatch, form) 
         thread.join()
     assert len(found) == 6
     for engine, answers in found:
-        agree(engine, answers, logits_KBC[:, :40], Plan())
+        agree(engine, answers, logits_KBC[:, :50], Plan())
 
 
 def test_torch_has_its_threads_again(some) -> None:

@@ -1,18 +1,37 @@
 """Stages that follow each other, with an exit at their end, as one ONNX model: what a runtime is given as a whole."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from offramp.export.graph import Graph
-from offramp.export.tracing import IR_VERSION, OPSET, Part, Parts
+from offramp.export.reading import read
+from offramp.export.tracing import BATCH, IR_VERSION, OPSET, Part, Parts
+from offramp.policy import Measure
 
 if TYPE_CHECKING:
     import onnx
 
-LOGITS = "logits"
+LOGITS, MARK = "logits", "mark"
+FLOAT, INT64 = 1, 7  # of ONNX
 
 
-def chain(parts: Parts, reads: Sequence[int], first: int, last: int, *, exit: bool, carry: bool) -> "onnx.ModelProto":
+class Reading(NamedTuple):
+    """How an exit's answer is read off its logits within the model: by a measure that remembers nothing of an image."""
+
+    measure: Measure
+    num_classes: int
+
+
+def chain(
+    parts: Parts,
+    reads: Sequence[int],
+    first: int,
+    last: int,
+    *,
+    exit: bool,
+    carry: bool,
+    reading: Reading | None = None,
+) -> "onnx.ModelProto":
     """Stages `first` to `last` (from 0) in one model, for any number of rows.
 
     Inputs are those of the carry before stage `first` that the stage reads, by their names. Outputs are the logits of
@@ -25,6 +44,8 @@ def chain(parts: Parts, reads: Sequence[int], first: int, last: int, *, exit: bo
         last: Last stage.
         exit: Whether the exit behind stage `last` is part of it.
         carry: Whether what stage `last` passes on is given.
+        reading: With it the exit gives `label` (int64) and `confidence` (float32), each `[B]`, in place of logits.
+            `mark` `[B]`, 0 or NaN, is one more input then, the last one, and is added to logits and confidence.
     """
     from onnx import helper
 
@@ -37,16 +58,27 @@ def chain(parts: Parts, reads: Sequence[int], first: int, last: int, *, exit: bo
             made = graph.part(stage, values, {})
         values = dict(zip(stage.outputs, made, strict=True))
     outputs = []
+    inputs = list(parts.stages[first].model.graph.input)
     if exit:
         head = parts.exits[last]
         with graph.under(f"exit_{last + 1}/"):
             (logits,) = graph.part(head, dict.fromkeys(head.inputs, made[reads[last]]), {})
-        graph.call(LOGITS, logits)
-        outputs.append(_named(head, head.outputs[0], LOGITS))
+            if reading is None:
+                graph.call(LOGITS, logits)
+                outputs.append(_named(head, head.outputs[0], LOGITS))
+            else:
+                inputs.append(helper.make_tensor_value_info(MARK, FLOAT, [BATCH]))
+                marked = graph.add("Add", logits, graph.add("Unsqueeze", MARK, graph.ints(1)))
+                said = read(graph, reading.measure, last, marked, reading.num_classes, ())
+                for name, value, kind in (
+                    ("label", said.label, INT64),
+                    ("confidence", graph.add("Add", said.confidence, MARK), FLOAT),
+                ):
+                    graph.call(name, value)
+                    outputs.append(helper.make_tensor_value_info(name, kind, [BATCH]))
     for number, value in enumerate(made if carry else ()):
         graph.call(f"carry_{number}", value)  # a name of its own: it may be an input that is passed on
         outputs.append(_named(stage, stage.outputs[number], f"carry_{number}"))
-    inputs = list(parts.stages[first].model.graph.input)
     opset = [helper.make_opsetid("", OPSET)]
     return helper.make_model(graph.finish("offramp", outputs, inputs), ir_version=IR_VERSION, opset_imports=opset)
 

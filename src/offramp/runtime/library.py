@@ -4,11 +4,12 @@ B images, K exits, C outputs of an exit. The library is given every run of stage
 and the stages up to an exit as another; each is compiled when it is first run.
 """
 
+import contextlib
 import copy
 import threading
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from offramp.errors import OfframpError, UsageError, first_line
 from offramp.export import Stages
-from offramp.export.chain import chain
+from offramp.export.chain import Reading, chain
 from offramp.network import Carry, EarlyExitNet
 from offramp.runtime import kept
 from offramp.runtime.program import Form, Program
@@ -133,29 +134,34 @@ class LibraryProgram(Program):
         return self._call(segment, None, maps)
 
     def _call(self, segment: Segment, rows: int | None, maps: Carry) -> tuple[Tensor, ...]:
-        try:
+        with self._in_words(f"stages {segment.first + 1} to {segment.last + 1} of this network"):
             return self._model(segment, rows)(maps)
+
+    @contextlib.contextmanager
+    def _in_words(self, what: str) -> Iterator[None]:
+        """The library's errors within it as one line."""
+        try:
+            yield
         except Exception as error:
             if not self._is_its_error(error):
                 raise
-            raise OfframpError(
-                f"{self.form.backend} cannot run stages {segment.first + 1} to {segment.last + 1} of this network: "
-                f"{first_line(error)}."
-            ) from error
+            raise OfframpError(f"{self.form.backend} cannot run {what}: {first_line(error)}.") from error
 
     def _model(self, segment: Segment, rows: int | None) -> Model:
         """The model, compiled now if it was not; those used longest ago are let go."""
         key = segment, rows
         with self._lock:
             if key not in self._models:
-                onnx = chain(
-                    self._parts, self._reads, segment.first, segment.last, exit=segment.exit, carry=segment.carry
-                )
-                self._models[key] = self._compile(onnx.SerializeToString(), segment, rows)
+                self._models[key] = self._compile(self._onnx(segment), segment, rows)
                 if len(self._models) > COMPILED:
                     self._models.popitem(last=False)
             self._models.move_to_end(key)
             return self._models[key]
+
+    def _onnx(self, segment: Segment, reading: Reading | None = None) -> bytes:
+        first, last, exit, carry = segment
+        made = chain(self._parts, self._reads, first, last, exit=exit, carry=carry, reading=reading)
+        return bytes(made.SerializeToString())
 
     def _places(self, segment: Segment) -> list[int]:
         """Which tensors of the carry a segment reads."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet
+from offramp.policy import Policy
 from offramp.runtime.library import LibraryProgram, Model, Segment
 from offramp.runtime.program import Form
 
@@ -56,6 +57,9 @@ class OnnxRuntime(LibraryProgram):
         options.add_session_config_entry("session.use_env_allocators", "1")
         self._options = options
         super().__init__(network, form, device)
+
+    def single(self, policy: Policy, asks: tuple[int, ...]) -> None:
+        """See `Program.single`."""
 
     def _is_its_error(self, error: Exception) -> bool:
         return type(error).__module__.partition(".")[0] == "onnxruntime"

@@ -8,6 +8,7 @@ computed in, as its kernels want them (docs/LOG.md, 2026-11-30: what that is wor
 import functools
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,11 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.errors import UsageError
+from offramp.export.chain import Reading
 from offramp.network import Carry, EarlyExitNet
+from offramp.policy import PATIENCE, Measure, Policy
 from offramp.runtime.library import LibraryProgram, Model, Segment
 from offramp.runtime.plan import SIZES
-from offramp.runtime.program import Form
+from offramp.runtime.program import Form, Single
+from offramp.runtime.rows import Answers
 
+SINGLES = 16  # networks for single images kept, by measure and exits asked
 POOLED = 4  # outputs of one model that are kept to be used again; a stream may hold more
 _SEEN = "openvino_tensor"  # what a tensor has that a model has made
 _TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "i64": torch.int64, "i32": torch.int32}
@@ -65,7 +70,39 @@ class OpenVino(LibraryProgram):
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
         }
+        self._singles: OrderedDict[tuple[Measure, tuple[int, ...]], _SingleImage] = OrderedDict()
         super().__init__(network, form, device)
+
+    def single(self, policy: Policy, asks: tuple[int, ...]) -> Single | None:
+        """See `Program.single`: segments that read their answers themselves, each bound to the memory of the last."""
+        if policy.measure.name == PATIENCE:  # it remembers answers
+            return None
+        with self._lock:
+            key = policy.measure, asks
+            if key not in self._singles:
+                self._singles[key] = self._single_image(policy.measure, asks)
+                if len(self._singles) > SINGLES:
+                    self._singles.popitem(last=False)
+            run = self._singles[key]
+        thresholds = [policy.thresholds[k] for k in asks]
+
+        def answer(images_BCHW: Tensor) -> Answers:
+            images_BCHW, mark_B = self.enter(images_BCHW)
+            with self._in_words("this network"):
+                label, k, confidence = run(images_BCHW, mark_B, thresholds)
+            return Answers(torch.from_numpy(label), torch.tensor([asks[k]]), torch.from_numpy(confidence))
+
+        return answer
+
+    def _single_image(self, measure: Measure, asks: tuple[int, ...]) -> "_SingleImage":
+        models, places = [], []
+        for first, last in zip((0, *(k + 1 for k in asks)), asks, strict=False):
+            segment = Segment(first, last, True, last < self.num_exits - 1)
+            reading = Reading(measure, self.num_classes)
+            with self._in_words(f"stages {first + 1} to {last + 1} of this network"):
+                models.append(self._compiled(self._onnx(segment, reading), segment, 1, answers=2))
+            places.append(self._places(segment))
+        return _SingleImage(models, places)
 
     def _run(self, segment: Segment, maps: Carry) -> tuple[Tensor, ...]:
         """With rows added where there is no model for as many, and in pieces where there are more than any has."""
@@ -84,17 +121,22 @@ class OpenVino(LibraryProgram):
     def _is_its_error(self, error: Exception) -> bool:
         return type(error) is RuntimeError
 
-    def _compile(self, onnx: bytes, segment: Segment, rows: int | None) -> Model:
+    def _compiled(self, onnx: bytes, segment: Segment, rows: int | None, answers: int) -> Any:
+        """A model of OpenVINO. The first `answers` outputs, and what it reads beside the carry, lie as they are."""
         model = core().read_model(onnx, b"")
         steps = openvino().preprocess.PrePostProcessor(model)
-        for number, port in enumerate(model.inputs if segment.first else ()):
-            self._lay(steps.input(number), port)
+        if segment.first:  # images lie as they come
+            for number in range(len(self._places(segment))):
+                self._lay(steps.input(number), model.inputs[number])
         for number, port in enumerate(model.outputs):
-            if number or not segment.exit:
+            if number >= answers:
                 self._lay(steps.output(number), port)
         model = steps.build()
         model.reshape({port: [-1 if rows is None else rows, *_behind_rows(port)] for port in model.inputs})
-        compiled = core().compile_model(model, "CPU", self._settings)
+        return core().compile_model(model, "CPU", self._settings)
+
+    def _compile(self, onnx: bytes, segment: Segment, rows: int | None) -> Model:
+        compiled = self._compiled(onnx, segment, rows, answers=int(segment.exit))
         return _Model(compiled, self._places(segment), inner=segment.first > 0, logits=segment.exit)
 
     def _lay(self, place: Any, port: Any) -> None:
@@ -169,6 +211,58 @@ class _Model:
         if len(self.pool) < POOLED:
             self.pool.append(outputs)
         return outputs
+
+
+class _SingleImage:
+    """A network for one image at a time: each segment reads the memory that the one before it has written.
+
+    Nothing of torch stands between two segments, and Python does no more than compare a confidence with a threshold:
+    with the caches full of weights, each thing that it does takes several times what it takes in a loop. One call at
+    a time; others wait.
+
+    Args:
+        models: Segments of OpenVINO, for one row, whose outputs are label, confidence and the carry.
+        places: Which tensors of the carry before it each of them reads.
+    """
+
+    def __init__(self, models: Sequence[Any], places: Sequence[Sequence[int]]) -> None:
+        self.requests = [model.create_infer_request() for model in models]
+        self.lock = threading.Lock()
+        self.mark = np.zeros(1, np.float32)
+        self.image: Any = None
+        self.written: list[list[NDArray[Any]]] = []  # by each segment; OpenVINO does not keep memory that is shared
+        carry: list[Any] = []
+        for request, model, reads in zip(self.requests, models, places, strict=True):
+            for number, place in enumerate(reads if carry else ()):
+                request.set_input_tensor(number, carry[place])
+            request.set_input_tensor(len(reads), _shared(self.mark, torch.float32))
+            dtypes = [_TORCH[port.element_type.get_type_name()] for port in model.outputs]
+            self.written.append(
+                [
+                    np.empty((1, *_behind_rows(port)), _NUMPY[dtype])
+                    for port, dtype in zip(model.outputs, dtypes, strict=True)
+                ]
+            )
+            outputs = [_shared(array, dtype) for array, dtype in zip(self.written[-1], dtypes, strict=True)]
+            for number, tensor in enumerate(outputs):
+                request.set_output_tensor(number, tensor)
+            carry = outputs[2:]
+
+    def __call__(
+        self, images_BCHW: Tensor, mark_B: Tensor, thresholds: Sequence[float]
+    ) -> tuple[NDArray[Any], int, NDArray[Any]]:
+        """Label `[1]`, which of the segments has answered, and confidence `[1]`."""
+        with self.lock:
+            self.image = images_BCHW.numpy()
+            self.requests[0].set_input_tensor(0, _shared(self.image, torch.float32))
+            self.mark[0] = mark_B
+            last = len(self.requests) - 1
+            for k, request in enumerate(self.requests):
+                request.infer(share_outputs=True)
+                label, confidence, *_ = self.written[k]
+                if k == last or confidence[0] >= thresholds[k]:
+                    break
+            return label.copy(), k, confidence.copy()
 
 
 class _Kind(NamedTuple):

@@ -6,7 +6,7 @@ nothing else of it. Which rows go into a segment is theirs, how it runs is the b
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
@@ -21,6 +21,9 @@ from offramp.network import Carry, EarlyExitNet
 from offramp.policy import Policy
 from offramp.runtime.agreement import BF16, FLOAT32, INT8
 from offramp.runtime.images import check_images
+from offramp.runtime.rows import Answers
+
+Single = Callable[[Tensor], Answers]
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,18 @@ class Program(ABC):
     @abstractmethod
     def straight(self, images_BCHW: Tensor, exit: int) -> Tensor:
         """Logits `[B, C]` of one exit (from 0), with no other head run: the network as if it had no other exits."""
+
+    @abstractmethod
+    def single(self, policy: Policy, asks: tuple[int, ...]) -> Single | None:
+        """What answers one image under a policy without a pause between stages; None: only segments do.
+
+        Args:
+            policy: For this network. A policy with other thresholds alone needs no other model.
+            asks: Exits (from 0) whose heads run, the last one included.
+
+        Returns:
+            A function of images `[1, C, H, W]`. A confidence that is NaN says nothing of the label beside it.
+        """
 
     @torch.inference_mode()
     def logits(self, images_BCHW: Tensor) -> Tensor:

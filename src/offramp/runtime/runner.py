@@ -4,6 +4,7 @@ B images of a batch, K exits, N classes.
 """
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Self
 
@@ -20,7 +21,7 @@ from offramp.runtime.agreement import Agreement, agreement
 from offramp.runtime.backends import make_program
 from offramp.runtime.images import Images, as_images
 from offramp.runtime.plan import STREAM, Plan, Tally, check_sizes
-from offramp.runtime.program import Form, Program, certified_form, check_form, check_scales, quiet_torch
+from offramp.runtime.program import Form, Program, Single, certified_form, check_form, check_scales, quiet_torch
 from offramp.runtime.rows import Answers, Left, Rows, in_order, join
 from offramp.runtime.straight import Straight, no_answers, note, now, wait
 from offramp.storage import weights_hash
@@ -142,10 +143,18 @@ class Runner:
         It takes a tally too, if wanted.
         """
         if images not in self._calls:
-            size = self._size(images)
-            adaptive = self._adaptive if images else lambda images_BCHW, tally=None: self.nothing()
-            self._calls[images] = self._straight[size] if images and self.plans[size].straight else adaptive
+            self._calls[images] = self._call_for(images)
         return self._calls[images]
+
+    def _call_for(self, images: int) -> Callable[..., Answers]:
+        if images == 0:
+            return lambda images_BCHW, tally=None: self.nothing()
+        size = self._size(images)
+        if self.plans[size].straight:
+            return self._straight[size]
+        asks = self.asks(self.plans[size])
+        single = self.program.single(self.policy, asks) if images == 1 else None
+        return self._adaptive if single is None else functools.partial(self._in_one, single, segments(asks))
 
     def straight(self, images: int | None) -> Straight:
         """The plain way for a batch of so many images, in the engine's form: what exits have to be faster than.
@@ -232,6 +241,29 @@ class Runner:
         images = as_images(images_BCHW, self.network)
         num_images = len(images)
         return (self._calls.get(num_images) or self.runs(num_images))(images, tally)  # counting changes nothing
+
+    @torch.inference_mode()
+    def _in_one(
+        self,
+        single: Single,
+        segments: Sequence[tuple[int, int]],
+        images_BCHW: Tensor,
+        tally: Tally | None = None,
+    ) -> Answers:
+        """One image by a model with the exits inside; its time is told of the exit that answers alone."""
+        with quiet_torch(self.program):
+            started = now(self.program, tally)
+            answers = single(images_BCHW)
+            if answers.confidence_B.isnan():  # what its label is, libraries differ in
+                return self._adaptive(images_BCHW, tally)
+            if tally is not None:
+                exit = int(answers.exits_B)
+                for first, last in segments:
+                    if last <= exit:
+                        begun = started if last == exit else now(self.program, tally)
+                        note(self.program, tally, first, last, 1, begun)
+                tally.exits_K[exit] += 1
+            return answers
 
     @torch.inference_mode()
     def _adaptive(self, images_BCHW: Tensor, tally: Tally | None = None) -> Answers:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from offramp.folding import fold
 from offramp.network import Carry, EarlyExitNet, as_carry
+from offramp.policy import Policy
 from offramp.runtime.program import Form, Program
 from offramp.writes import check_skippable
 
@@ -71,6 +72,9 @@ class TorchProgram(Program):
         """See `Program.straight`."""
         _, carry = self.segment(0, exit, self.enter(images_BCHW), head=False)
         return self._head(exit, carry)
+
+    def single(self, policy: Policy, asks: tuple[int, ...]) -> None:
+        """See `Program.single`."""
 
     def _head(self, k: int, carry: Carry) -> Tensor:
         logits_BC: Tensor = self._in_own_precision(self._twin.exits[k], carry[self._twin.reads[k]])
