@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -126,7 +127,9 @@ def runs(everything, monkeypatch) -> dict[str, Any]:
     """What benchmarks give when they are run, a list: one after the other; None: they fail."""
     given: dict[str, Any] = {}
 
-    def run(name: str, words: list[str]) -> tuple[Any, str]:
+    def run(name: str, words: list[str], seconds: float = 600) -> tuple[Any, str]:
+        if given[name] == "too long":
+            raise subprocess.TimeoutExpired(name, seconds)
         one = given[name].pop(0) if isinstance(given[name], list) else given[name]
         return one and dict(one), "" if one else "it broke"
 
@@ -213,6 +216,15 @@ def test_a_benchmark_that_fails_is_named_and_the_others_are_shown(everything, ru
     assert status == 1
     assert "a row" in said.out
     assert "objective failed to run: it broke" in said.err
+
+
+def test_what_is_stopped_after_the_ten_minutes_is_named_and_is_no_failure(everything, runs, tmp_path, capsys) -> None:
+    runs |= {"data": found(ratio(1.0, 1.1))["name"], "training_step": "too long"}
+    words = ["--only", "data", "training_step", "--out", str(tmp_path / "o")]
+    assert everything.main(words, tmp_path / "r") == 0
+    said = capsys.readouterr().out
+    assert "a row" in said
+    assert "all.py --only training_step" in said
 
 
 def test_recording_some_keeps_the_others(everything, runs, tmp_path) -> None:
