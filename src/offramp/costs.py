@@ -85,6 +85,13 @@ def cost(network: EarlyExitNet, image_shape: tuple[int, int, int] | None = None)
     return Cost(tuple(exits), tuple(path), tuple(stages), tuple(heads), shape)
 
 
+def operations_of(function: Callable[..., Any], *arguments: Any) -> int:
+    """The paper's operations of a call, without gradients."""
+    counter = _Counter()
+    counter.run(function, *arguments)
+    return counter.operations
+
+
 def _twin(network: EarlyExitNet) -> EarlyExitNet:
     """The network in evaluation mode with buffers of its own; the weights are not copied."""
     return copy.deepcopy(network, {id(p): p for p in network.parameters()}).eval()
@@ -119,9 +126,16 @@ class _Counter:
         finally:
             torch.backends.mha.set_fastpath_enabled(is_fast)
 
+    @property
+    def multiply_adds(self) -> int:
+        return self.products.get_total_flops() // 2
+
+    @property
+    def operations(self) -> int:
+        return self.multiply_adds + self.rest
+
     def count(self, module: nn.Module) -> Count:
-        multiply_adds = self.products.get_total_flops() // 2
-        return Count(multiply_adds + self.rest, multiply_adds, _num_parameters([module]))
+        return Count(self.operations, self.multiply_adds, _num_parameters([module]))
 
     def _note(self, formula: Callable[..., int], *shapes: Any, out_shape: Any, **_: Any) -> int:
         self.rest += formula(*shapes, out=out_shape)

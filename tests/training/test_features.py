@@ -19,12 +19,12 @@ from offramp.config import Spec, TrainConfig
 from offramp.data import Batch, Parts
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation.xray import Xray
+from offramp.graphs.head_prefix import cut_front
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, PowerSqrt
 from offramp.rules import RULES, Outcome, TrainingRule, build
 from offramp.runs import RunFolder
 from offramp.training import features
-from offramp.training.fronts import cut_front
 from offramp.training.splits import Kept, Unaugmented, is_augmented
 
 QUICK = TrainConfig(epochs=3, lr=0.05, freeze_trunk=True, form="plain")

@@ -48,7 +48,7 @@ def layers(options: LayersOptions) -> dict[str, Any]:
         UsageError: No such model, or one that cannot be cut anywhere.
     """
     from offramp.backbones.attached import Sites, zoo
-    from offramp.backbones.attached.tracing import trace
+    from offramp.graphs.tracing import trace
 
     spec, image_size, in_channels = options.model, options.image_size, options.in_channels
     args = dict(spec.args)  # as they stand after --network, where the images' shape comes from the data

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from offramp.errors import UsageError
 from offramp.export.graph import rename
-from offramp.folding import fold
+from offramp.graphs.folding import fold
 from offramp.network import Carry, EarlyExitNet, as_carry
-from offramp.writes import check_skippable
+from offramp.graphs.exit_writes import check_skippable
 
 if TYPE_CHECKING:
     import onnx

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from offramp import processes
 from offramp.data import Split
 from offramp.errors import OfframpError, UsageError
+from offramp.graphs.exit_writes import check_skippable
+from offramp.graphs.head_prefix import cut_front
 from offramp.network import Carry, EarlyExitNet, has_hooks
 from offramp.rules import RULES
-from offramp.training.fronts import cut_front
 from offramp.training.job import Job
 from offramp.training.monitor import Placement
 from offramp.training.splits import Kept, is_augmented
 from offramp.training.trunk import Still
-from offramp.writes import check_skippable
 
 IN_MEMORY = 2**31  # bytes, at most; beyond that in a file, where it was asked for
 Context = Callable[[], AbstractContextManager[None]]

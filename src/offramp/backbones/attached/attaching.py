@@ -13,16 +13,16 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedParameter
 
 from offramp.backbones.attached.alone import NUM_IMAGES, check_alone
-from offramp.backbones.attached.cutting import Part
 from offramp.backbones.attached.heads import HEADS, HeadKind, new_exit, with_neuron, with_outputs
-from offramp.backbones.attached.placing import AUTO, MAX_CARRY, At, Site, Sites
-from offramp.backbones.attached.running import Fields, Shape, eval_twin
-from offramp.backbones.attached.tracing import Traced, trace
 from offramp.backbones.layers import check_choice
 from offramp.checks import check_counts, check_flags
-from offramp.drawing import ONE_AT_A_TIME, Drawn, drawing_apart
 from offramp.errors import UsageError
-from offramp.inplace import changes_in_place
+from offramp.graphs.cutting import Part
+from offramp.graphs.in_place import changes_in_place
+from offramp.graphs.interpreter import Fields, Shape, eval_twin
+from offramp.graphs.random_state import ONE_AT_A_TIME, RandomState, random_state_kept
+from offramp.graphs.sites import AUTO, MAX_CARRY, At, Site, Sites
+from offramp.graphs.tracing import Traced, trace
 from offramp.network import Carry, EarlyExitNet, as_carry
 
 TOLERANCE = 1e-4  # of the largest logit: how far the last exit may be from the model
@@ -233,9 +233,9 @@ def _check_and_own(network: EarlyExitNet, sites: Sites, chosen: Sequence[Site], 
     """Refuse parts that do not give the model's logits; parts that write into what they are given clone it first."""
     twin = eval_twin(model)
     like = next(model.parameters(), torch.empty(0))
-    with drawing_apart():
+    with random_state_kept():
         images = torch.randn(NUM_IMAGES, *sites.traced.image_shape).to(like)
-        drawn = Drawn()
+        drawn = RandomState()
         wanted: Tensor = twin(images.clone())
         if not wanted.isfinite().all():
             odd = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]

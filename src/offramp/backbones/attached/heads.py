@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.functional import pad
 
-from offramp.backbones.attached.cutting import Part
 from offramp.backbones.layers import Unit
+from offramp.graphs.cutting import Part
+from offramp.graphs.sites import Layout
 from offramp.network import NO_NEURON
 
 HeadKind = Literal["pool", "deep"]
 HEADS: tuple[HeadKind, ...] = ("pool", "deep")
 DEEP_WIDTH = 128  # channels of a deep head, as those of the published networks
-Layout = Literal["map", "map, channels last", "class token", "tokens", "vector"]
 
 
 class ChannelsFirst(nn.Module):
@@ -42,24 +42,6 @@ class MeanToken(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
         return x.mean(1)
-
-
-def layout_of(sizes: tuple[int, ...], image_sides: tuple[int, int], has_class_token: bool) -> Layout | None:
-    """How a tensor of these sizes (B first) is to be read; None where an exit cannot read it."""
-    if len(sizes) == 2:
-        return "vector"
-    if len(sizes) == 3:
-        return "class token" if has_class_token else "tokens"
-    if len(sizes) != 4:
-        return None
-    first, last = _distortion(sizes[2:], image_sides), _distortion(sizes[1:3], image_sides)
-    return "map, channels last" if last < first else "map"
-
-
-def _distortion(sides: tuple[int, ...], image_sides: tuple[int, int]) -> float:
-    """How far the ratio of two sides is from that of the images, 1 for the same."""
-    ratio = sides[0] * image_sides[1] / (sides[1] * image_sides[0])
-    return max(ratio, 1 / ratio)
 
 
 def new_exit(layout: Layout, sizes: tuple[int, ...], num_outputs: int, kind: HeadKind) -> nn.Sequential:

@@ -19,9 +19,9 @@ from torch import nn
 from offramp import config, trust
 from offramp.backbones.attached.attaching import attach, image_shape_of
 from offramp.backbones.attached.heads import HeadKind
-from offramp.backbones.attached.placing import At
 from offramp.config import Spec
 from offramp.errors import UsageError, first_line
+from offramp.graphs.sites import At
 from offramp.network import EarlyExitNet, builder
 from offramp.runs import AUXILIARY, for_grey
 

@@ -114,6 +114,7 @@ def verdict(
     from offramp.commands.verdict.prefixes import Prefixes
     from offramp.commands.writing import write_result
     from offramp.devices import device_named
+    from offramp.graphs.exit_writes import check_skippable
     from offramp.results.verdict.comparison import at_equal_time, frontier
     from offramp.results.verdict.conclusion import conclude
     from offramp.results.verdict.values import Verdict
@@ -122,7 +123,6 @@ def verdict(
     from offramp.runtime.timing import conditions
     from offramp.show import figures
     from offramp.show.verdict.page import verdict_page
-    from offramp.writes import check_skippable
 
     measured_on = conditions(device_named(options.device))  # before the machine is busy with us
     folder = RunFolder(options.run, options.allow_code)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.drawing import drawing_apart
 from offramp.errors import UsageError
+from offramp.graphs.random_state import random_state_kept
 from offramp.network import EarlyExitNet, as_carry
 
 LOUD = 30.0  # times the other image's noise, for what cuts off large values alone, as ReLU6 does
@@ -77,7 +77,7 @@ class _Copy:
 def _trial() -> Iterator[None]:
     """A network is run on noise: without gradients, and the random numbers that it draws leave no trace."""
     # Not in inference mode, even where the caller is: its tensors do not count how often they are written.
-    with torch.inference_mode(False), torch.no_grad(), drawing_apart():
+    with torch.inference_mode(False), torch.no_grad(), random_state_kept():
         yield
 
 
@@ -115,13 +115,13 @@ def _reader(network: EarlyExitNet, noise: Tensor, writer: int) -> str | None:
     reader = None
     for k in range(network.num_exits):
         passed_on = [id(x) for x in with_it]
-        with drawing_apart():  # both draw the same
+        with random_state_kept():  # both draw the same
             with_it = one.stage(k, with_it)
         without = other.stage(k, without)
         made = [(x, y) for x, y in zip(with_it, without, strict=True) if id(x) not in passed_on]
         if k > writer and reader is None and _differ(made):
             reader = f"stage {k + 1}"
-        with drawing_apart():
+        with random_state_kept():
             logits_BC = one.exit(k, with_it, on_a_copy=k != writer)
         if _differ([(logits_BC, other.exit(k, without, on_a_copy=True))]) and k > writer:
             return reader or f"exit {k + 1}"

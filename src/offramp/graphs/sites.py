@@ -5,28 +5,26 @@ it.
 """
 
 import difflib
-import functools
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from offramp.backbones.attached.cutting import Cutter
-from offramp.backbones.attached.heads import Layout, layout_of
-from offramp.backbones.attached.running import BATCHES, Shape, call, eval_twin, meta_twin, to_device_of
-from offramp.backbones.attached.tracing import Traced
-from offramp.costs import cost
+from offramp.costs import operations_of
 from offramp.errors import UsageError
-from offramp.network import EarlyExitNet
+from offramp.graphs.cutting import Cutter
+from offramp.graphs.interpreter import BATCHES, Interpreter, Shape, eval_twin, meta_twin
+from offramp.graphs.tracing import Traced
 
 AUTO = (0.25, 0.5, 0.75)  # shares of the operations at which `auto` looks for exits
 WINDOW = 0.1  # how far from a share, at most, it looks for a smaller carry
 FAR = 2 * WINDOW  # how far from a share a cut may lie
 MAX_CARRY = 8  # tensors
+Layout = Literal["map", "map, channels last", "class token", "tokens", "vector"]
 At = Literal["auto"] | str | float | Sequence[str] | Sequence[float]
 
 
@@ -196,12 +194,13 @@ class Sites:
         return max(upto[bounds[-1]], 1), upto
 
     def _counted(self, model: nn.Module, bounds: Sequence[int]) -> dict[int, int]:
-        run = _Running(model, self.cutter.images)
+        like = next(model.parameters(), torch.empty(0))
+        images = torch.zeros(BATCHES[0], *self.traced.image_shape, device=like.device, dtype=like.dtype)
+        interpreter = Interpreter(model, self.traced.graph, images)
+        interpreter.env[self.cutter.images] = images
         upto = {-1: 0}
         for before, until in itertools.pairwise(bounds):
-            piece = _Piece(run, self.cutter.nodes[before + 1 : until + 1])
-            alone = EarlyExitNet([piece], [nn.Identity()], num_classes=1, image_shape=self.traced.image_shape)
-            upto[until] = upto[before] + cost(alone).stages[0].operations
+            upto[until] = upto[before] + operations_of(interpreter.run_nodes, self.cutter.nodes[before + 1 : until + 1])
         return upto
 
     def nearest(self, place: int) -> Site | None:
@@ -302,42 +301,22 @@ class Sites:
         return any(isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1 for m in inside)
 
 
-class _Running:
-    """The model whose nodes pieces run, and what they have given; not copied with the pieces."""
-
-    def __init__(self, model: nn.Module, images: fx.Node) -> None:
-        self.model, self.images = model, images
-        self.values: dict[fx.Node, Any] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Running":
-        return self
-
-
-class _Piece(nn.Module):
-    """Some nodes of a graph: a stage to be counted, not one to be used."""
-
-    def __init__(self, run: _Running, nodes: Sequence[fx.Node]) -> None:
-        super().__init__()
-        like = next(run.model.parameters(), torch.empty(0))
-        self.like = nn.Parameter(torch.empty(0, device=like.device, dtype=like.dtype))  # where it is counted
-        self.work = functools.partial(_run_nodes, run, _Nodes(nodes))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The images; pieces are run in turn."""
-        self.work(images)
-        return images
+def layout_of(sizes: tuple[int, ...], image_sides: tuple[int, int], has_class_token: bool) -> Layout | None:
+    """How a tensor of these sizes (B first) is to be read; None where an exit cannot read it."""
+    if len(sizes) == 2:
+        return "vector"
+    if len(sizes) == 3:
+        return "class token" if has_class_token else "tokens"
+    if len(sizes) != 4:
+        return None
+    first, last = _distortion(sizes[2:], image_sides), _distortion(sizes[1:3], image_sides)
+    return "map, channels last" if last < first else "map"
 
 
-class _Nodes(tuple[fx.Node, ...]):
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Nodes":
-        return self
-
-
-def _run_nodes(run: _Running, nodes: Sequence[fx.Node], images: Tensor) -> None:
-    run.values.setdefault(run.images, images)
-    for node in nodes:
-        found = to_device_of(images, call(run.model, node, run.values.__getitem__))
-        run.values[node] = found.detach() if isinstance(found, Tensor) else found  # the counter looks for gradients
+def _distortion(sides: tuple[int, ...], image_sides: tuple[int, int]) -> float:
+    """How far the ratio of two sides is from that of the images, 1 for the same."""
+    ratio = sides[0] * image_sides[1] / (sides[1] * image_sides[0])
+    return max(ratio, 1 / ratio)
 
 
 assert BATCHES[0] == 1  # shapes in a Site are those of one image

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from offramp.backbones.attached.running import BATCHES, Shape
-from offramp.backbones.attached.tracing import Traced
 from offramp.errors import OfframpError
-from offramp.inplace import changes_in_place
+from offramp.graphs.in_place import changes_in_place
+from offramp.graphs.interpreter import BATCHES, Shape
+from offramp.graphs.tracing import Traced
 
 _TRANSIENT = "offramp_transient"  # in `GraphModule.meta`, the one thing of an instance that a copy keeps
 
