@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from offramp.export.graph import Graph
-from offramp.export.tracing import IR_VERSION, OPSET, Part, Parts
+from offramp.export.parts import IR_VERSION, OPSET, Part, Parts
 
 if TYPE_CHECKING:
     import onnx

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from offramp.export.parts import Part
 
 if TYPE_CHECKING:
     import onnx
-    from numpy.typing import ArrayLike, DTypeLike
-
-    from offramp.export.tracing import Part
 
 
 class Graph:
@@ -58,7 +58,7 @@ class Graph:
 
         self._nodes.append(helper.make_node("Identity", [value], [name], f"{self.prefix}{name}"))
 
-    def constant(self, value: "ArrayLike", dtype: "DTypeLike", name: str | None = None) -> str:
+    def constant(self, value: ArrayLike, dtype: DTypeLike, name: str | None = None) -> str:
         """A tensor that is part of the file; its name."""
         from onnx import numpy_helper
 
@@ -77,7 +77,7 @@ class Graph:
         self._constants[-1].name = name
         return name
 
-    def part(self, part: "Part", given: Mapping[str, str], shared: Mapping[bytes, str]) -> list[str]:
+    def part(self, part: Part, given: Mapping[str, str], shared: Mapping[bytes, str]) -> list[str]:
         """A stage or an exit.
 
         Args:
