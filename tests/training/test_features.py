@@ -19,7 +19,7 @@ from offramp.config import Spec, TrainConfig
 from offramp.data import Batch, Parts
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation.xray import Xray
-from offramp.graphs.head_prefix import cut_front
+from offramp.graphs.head_prefix import split_head
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, PowerSqrt
 from offramp.rules import RULES, Outcome, TrainingRule, build
@@ -54,7 +54,7 @@ class Stage(nn.Module):
 
 
 class Deep(nn.Module):
-    """A head without a front, with dropout of its own."""
+    """A head without a prefix, with dropout of its own."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
@@ -379,12 +379,14 @@ def hooked() -> nn.Module:
         (fx.symbolic_trace(sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(), nn.Flatten())), (4, 1, 1)),
     ],
 )
-def test_the_front_of_a_head_is_what_it_does_before_anything_is_trained(head: nn.Module, size: tuple[int, ...]) -> None:
-    front, rest = cut_front(head.eval())
+def test_the_prefix_of_a_head_is_what_it_does_before_anything_is_trained(
+    head: nn.Module, size: tuple[int, ...]
+) -> None:
+    prefix, rest = split_head(head.eval())
     x = torch.randn(5, 4, 6, 6)
-    assert front(x).shape[1:] == size
-    assert torch.equal(rest(front(x)), head(x))
-    assert not list(front.parameters())
+    assert prefix(x).shape[1:] == size
+    assert torch.equal(rest(prefix(x)), head(x))
+    assert not list(prefix.parameters())
     own = dict(head.named_parameters())
     assert {name: id(p) for name, p in rest.named_parameters()} == {name: id(p) for name, p in own.items()}
     names: Iterable[str] = [n for n, m in rest.named_modules() if isinstance(m, nn.Dropout)]

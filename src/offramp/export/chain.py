@@ -34,16 +34,16 @@ def chain(parts: Parts, reads: Sequence[int], first: int, last: int, *, exit: bo
     for k in range(first, last + 1):
         stage = parts.stages[k]
         with graph.under(f"stage_{k + 1}/"):
-            made = graph.part(stage, values, {})
-        values = dict(zip(stage.outputs, made, strict=True))
+            carry_out = graph.part(stage, values, {})
+        values = dict(zip(stage.outputs, carry_out, strict=True))
     outputs = []
     if exit:
         head = parts.exits[last]
         with graph.under(f"exit_{last + 1}/"):
-            (logits,) = graph.part(head, dict.fromkeys(head.inputs, made[reads[last]]), {})
+            (logits,) = graph.part(head, dict.fromkeys(head.inputs, carry_out[reads[last]]), {})
         graph.call(LOGITS, logits)
         outputs.append(_named(head, head.outputs[0], LOGITS))
-    for number, value in enumerate(made if carry else ()):
+    for number, value in enumerate(carry_out if carry else ()):
         graph.call(f"carry_{number}", value)  # a name of its own: it may be an input that is passed on
         outputs.append(_named(stage, stage.outputs[number], f"carry_{number}"))
     inputs = list(parts.stages[first].model.graph.input)

@@ -62,7 +62,7 @@ def _how_to_call(network: EarlyExitNet, policy: Policy, image_shape: Sequence[in
     K = network.num_exits
     thresholds = (
         f"thresholds (optional): float32 [{K - 1}]; an image leaves at the first exit whose confidence is at least its "
-        f"threshold; {NOBODY:g} lets nobody leave there. Default: those of `policy`.\n"
+        f"threshold; {NOBODY:g} lets no image leave there. Default: those of `policy`.\n"
         if K > 1
         else ""
     )

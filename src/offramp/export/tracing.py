@@ -110,12 +110,12 @@ class _Apart(nn.Module):
         self.apart = nn.ModuleList(modules)
         self.num_inputs = tuple(num_inputs)
 
-    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """All their outputs."""
         outputs: list[Tensor] = []
         for module, count in zip(self.apart, self.num_inputs, strict=True):
-            outputs += as_carry(module(*given[:count]))
-            given = given[count:]
+            outputs += as_carry(module(*tensors[:count]))
+            tensors = tensors[count:]
         return tuple(outputs)
 
 
@@ -165,8 +165,8 @@ def _refuse(name: str, module: nn.Module, carry: Carry) -> None:
         with torch.no_grad(), quiet():
             _whole([(name, module, carry)])
     except Exception as error:
-        said = "\n".join(str(cause) for cause in _causes(error))
-        lacking = re.search(r"No ONNX function found for \S*?'?(\w+\.[\w.]+)", said)
+        message = "\n".join(str(cause) for cause in _causes(error))
+        lacking = re.search(r"No ONNX function found for \S*?'?(\w+\.[\w.]+)", message)
         if lacking:
             raise UsageError(
                 f"{name.capitalize()} uses the operator {lacking[1]}, which ONNX lacks. Write it with others."
@@ -187,11 +187,11 @@ def untraceable(name: str, module: nn.Module, error: BaseException) -> UsageErro
 def _innermost(module: nn.Module, error: BaseException) -> str:
     """The module within `module` in whose own code an error was raised, by name and class."""
     names = {id(inner): f"{name}, {type(inner).__name__}" for name, inner in module.named_modules() if name}
-    found = type(module).__name__
+    innermost = type(module).__name__
     for cause in _causes(error):
         for frame, _ in traceback.walk_tb(cause.__traceback__):
-            found = names.get(id(frame.f_locals.get("self")), found)
-    return found
+            innermost = names.get(id(frame.f_locals.get("self")), innermost)
+    return innermost
 
 
 def reason(error: BaseException) -> str:

@@ -32,7 +32,7 @@ class _Selective(Tracer):
 
 
 def _with_effect(graphed: fx.GraphModule) -> set[fx.Node]:
-    """Steps that matter though nobody may read what they give: they write into something that is read after them.
+    """Steps that matter though their result may not be read: they write into something that is read after them.
 
     torch.fx counts no change in place. Where nothing says that a step makes a tensor of its own, what it gives is taken
     to share the memory of all that it reads.

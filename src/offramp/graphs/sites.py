@@ -82,8 +82,8 @@ class Sites:
             why_not = f"{len(crossing.nodes)} tensors would have to be carried, and at most {self.max_carry} may be"
         values = [self.cutter.values[node][0] for node in crossing.nodes]
         shapes = [value.sizes[1:] if isinstance(value, Shape) else () for value in values]
-        given = self._given_at(name, place)
-        reads = crossing.nodes.index(given) if given in crossing.nodes else len(crossing.nodes) - 1
+        last = self._last_tensor_of(name, place)
+        reads = crossing.nodes.index(last) if last in crossing.nodes else len(crossing.nodes) - 1
         layout = self.layout(crossing.nodes[reads]) if why_not is None else None
         if why_not is None and layout is None:
             why_not = f"an exit would read a tensor of sides {list(shapes[reads])}, which is no map and no tokens"
@@ -120,8 +120,8 @@ class Sites:
         """
         if not shares or any(not 0 < share < 1 for share in shares) or sorted(set(shares)) != list(shares):
             raise UsageError(f"Shares of the operations must rise between 0 and 1, such as 0.25, 0.5, not {shares}.")
-        found = self._nearest_to(shares)
-        missing = [share for share in shares if share not in found]
+        sites = self._nearest_to(shares)
+        missing = [share for share in shares if share not in sites]
         if missing:
             total, upto = self.operations()
             away = {site.name: abs(upto[site.place] / total - missing[0]) for site in self.good}
@@ -133,7 +133,7 @@ class Sites:
                 f"{self._model} has no place to cut near {missing[0]} of its operations{hint}. Ask for other shares, "
                 "or name modules; `offramp layers` lists them."
             )
-        return list(found.values())
+        return list(sites.values())
 
     def automatic(self) -> dict[float, Site]:
         """What `auto` takes, by share: as `near_shares`, without those shares near which there is no site.
@@ -141,13 +141,13 @@ class Sites:
         Raises:
             UsageError: There is none near any.
         """
-        found = self._nearest_to(AUTO)
-        if not found:
+        sites = self._nearest_to(AUTO)
+        if not sites:
             raise UsageError(
                 f"{self._model} has no place to cut near {', '.join(map(str, AUTO))} of its "
                 f"operations{self._why_none()}; name modules to cut after, `offramp layers` lists them."
             )
-        return found
+        return sites
 
     def _why_none(self) -> str:
         """What keeps cuts away, in words that follow a statement: the module run as a whole with the most weights."""
@@ -169,7 +169,7 @@ class Sites:
         total, upto = self.operations()
         gaps = [after - before for before, after in itertools.pairwise(shares)]
         window = min([WINDOW, *(gap / 2 for gap in gaps)])
-        found: dict[float, Site] = {}
+        chosen: dict[float, Site] = {}
         last = -1
         for share in shares:
             off = {site.place: abs(upto[site.place] / total - share) for site in self.good}
@@ -180,9 +180,9 @@ class Sites:
             near = [site for site in near if len(site.carry) == 1] or single or near
             near = near or sorted(left, key=lambda site: off[site.place])[:1]
             if near:
-                found[share] = min(near, key=lambda s: (len(s.carry), s.size, s.name.count("."), off[s.place]))
-                last = found[share].place
-        return found
+                chosen[share] = min(near, key=lambda s: (len(s.carry), s.size, s.name.count("."), off[s.place]))
+                last = chosen[share].place
+        return chosen
 
     def operations(self) -> tuple[int, dict[int, int]]:
         """Operations of one image in all, and up to each site, as `offramp.cost` counts."""
@@ -244,7 +244,7 @@ class Sites:
         nearest = self.nearest(place)
         return f" The nearest cut that works: {nearest.name}." if nearest else " There is no cut that works."
 
-    def _given_at(self, name: str, place: int) -> fx.Node:
+    def _last_tensor_of(self, name: str, place: int) -> fx.Node:
         """The node whose value a module gives: the last of its nodes that gives a tensor."""
         nodes: list[fx.Node] = self.cutter.nodes[: place + 1]
         own = [n for n in nodes if name in self.traced.owners[n] and self.cutter.depends(n) and n in self.cutter.kept]

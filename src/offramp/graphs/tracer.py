@@ -158,9 +158,9 @@ class ShapeTracer(Tracer):
             return super().call_module(m, forward, args, kwargs)
         last, stack, random_state = next(iter(reversed(self.graph.nodes)), None), dict(self.module_stack), RandomState()
         try:
-            found = super().call_module(m, forward, args, kwargs)
+            output = super().call_module(m, forward, args, kwargs)
             if random_state.is_unchanged():
-                return found
+                return output
             self.reasons[name] = "it draws random numbers in Python"
         except Exception as error:  # anything may happen in a forward that is given a stand-in
             self.reasons[name] = first_line(error)
@@ -190,8 +190,8 @@ class ShapeTracer(Tracer):
 
     def length(self, node: fx.Node) -> int:
         """That of a tuple or a tensor, if it is the same for any number of images."""
-        found = self._values_of(node)
-        lengths = {len(value) if isinstance(value, (tuple, list, Tensor)) else -1 for value in found}
+        values = self._values_of(node)
+        lengths = {len(value) if isinstance(value, (tuple, list, Tensor)) else -1 for value in values}
         if len(lengths) > 1 or -1 in lengths:
             raise fx.proxy.TraceError("its control flow depends on the number of images")
         return lengths.pop()

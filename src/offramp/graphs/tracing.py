@@ -121,7 +121,7 @@ class Tracing:
 
 
 def _where(error: BaseException) -> str:
-    """The last line of somebody's own code that led to an error."""
+    """The last line outside torch and this room that led to an error."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
     own = [f for f in frames if Path(f.filename).parent != Path(__file__).parent]
     return f", line {own[-1].lineno} of {own[-1].filename}" if own else ""

@@ -140,7 +140,7 @@ def image_shape_of(model: nn.Module) -> tuple[int, int, int]:
 
 
 def origin_of(model: nn.Module) -> dict[str, Any]:
-    """Where a model comes from, as far as it says so; what whoever built it knows better is put over it.
+    """Where a model comes from, as far as it says so; a builder that knows better writes over it.
 
     The licence stays open: a model of timm names that of its weights on the hub, whether or not it has got those.
     """
@@ -157,12 +157,12 @@ def choose(sites: Sites, at: At) -> list[Site]:
     """The sites that `at` stands for (see `attach`)."""
     if isinstance(at, str):
         return _automatic(sites) if at == "auto" else sites.find(_names(at.split(",")))
-    given: list[Any] = list(at) if isinstance(at, Sequence) else [at]
-    if given and all(isinstance(entry, float) for entry in given):
-        return sites.near_shares(given)
-    if not all(isinstance(entry, str) for entry in given):
+    entries: list[Any] = list(at) if isinstance(at, Sequence) else [at]
+    if entries and all(isinstance(entry, float) for entry in entries):
+        return sites.near_shares(entries)
+    if not all(isinstance(entry, str) for entry in entries):
         raise UsageError(f"`at` must be 'auto', names of modules or shares of the operations, not {at!r}.")
-    return sites.find(_names(given))
+    return sites.find(_names(entries))
 
 
 def _names(at: Sequence[str]) -> list[str]:
@@ -173,30 +173,30 @@ def _names(at: Sequence[str]) -> list[str]:
 
 
 def _automatic(sites: Sites) -> list[Site]:
-    """What `auto` takes; where that is fewer than usual, it is said."""
-    found = sites.automatic()
-    if len(found) < len(AUTO):
-        missing = " or ".join(str(share) for share in AUTO if share not in found)
+    """What `auto` takes; where that is fewer than usual, it warns."""
+    chosen = sites.automatic()
+    if len(chosen) < len(AUTO):
+        missing = " or ".join(str(share) for share in AUTO if share not in chosen)
         warnings.warn(
-            f"{type(sites.traced.model).__name__} gets {len(found) + 1} exits: it has no place to cut near {missing} "
+            f"{type(sites.traced.model).__name__} gets {len(chosen) + 1} exits: it has no place to cut near {missing} "
             "of its operations.",
             stacklevel=4,
         )
-    return list(found.values())
+    return list(chosen.values())
 
 
 def _classes_of(traced: Traced) -> int:
     """The number of classes that the model gives."""
-    found = traced.values[next(reversed(traced.graph.nodes))][0]
-    if not isinstance(found, Shape) or len(found.sizes) != 2:
-        kind = found.kind if isinstance(found, Fields) else type(found).__name__
-        what = f"a tensor {list(found.sizes)}" if isinstance(found, Shape) else f"a {kind}"
-        how = ", such as its `logits`" if isinstance(found, Fields) and "logits" in found else ""
+    output = traced.values[next(reversed(traced.graph.nodes))][0]
+    if not isinstance(output, Shape) or len(output.sizes) != 2:
+        kind = output.kind if isinstance(output, Fields) else type(output).__name__
+        what = f"a tensor {list(output.sizes)}" if isinstance(output, Shape) else f"a {kind}"
+        how = ", such as its `logits`" if isinstance(output, Fields) and "logits" in output else ""
         raise UsageError(
             f"{type(traced.model).__name__} gives {what} for one image, not logits [1, N]: it is no classifier "
             f"or gives more than that. Wrap it in a module that gives the logits{how}."
         )
-    return found.sizes[1]
+    return output.sizes[1]
 
 
 def _parts(sites: Sites, chosen: Sequence[Site], own: Sequence[bool]) -> Iterator[Part]:
@@ -230,7 +230,7 @@ def _assemble(
 
 @torch.no_grad()
 def _check_and_own(network: EarlyExitNet, sites: Sites, chosen: Sequence[Site], model: nn.Module) -> None:
-    """Refuse parts that do not give the model's logits; parts that write into what they are given clone it first."""
+    """Refuse parts that do not give the model's logits; parts that write into their inputs clone them first."""
     twin = eval_twin(model)
     like = next(model.parameters(), torch.empty(0))
     with random_state_kept():
@@ -248,9 +248,9 @@ def _check_and_own(network: EarlyExitNet, sites: Sites, chosen: Sequence[Site], 
         writes = []
         for part in parts:
             before = [x._version for x in carry]
-            given = as_carry(part.eval()(*carry))
+            outputs = as_carry(part.eval()(*carry))
             writes.append([x._version for x in carry] != before or _starts_in_place(part))
-            carry = given
+            carry = outputs
         for part, mode in zip(parts, modes, strict=True):
             part.train(mode)
     scale = wanted.abs().max().clamp_min(1.0)

@@ -89,27 +89,27 @@ def last_layer(head: fx.GraphModule) -> tuple[str, nn.Linear] | None:
 
 def with_outputs(head: Part, num_outputs: int) -> bool:
     """Give the last Linear of an exit fresh weights for so many outputs; False where it has no such Linear."""
-    found = last_layer(head)
-    if found is not None:
-        name, linear = found
+    last = last_layer(head)
+    if last is not None:
+        name, linear = last
         head.set_submodule(name, nn.Linear(linear.in_features, num_outputs).to(linear.weight))
-    return found is not None
+    return last is not None
 
 
 def with_neuron(head: Part) -> None:
     """Give an exit one more output, the damping neuron; the others stay as they are.
 
-    The neuron starts with weights of zero and a bias of zero, so it says 0 of every image. An exit that does not end
+    The neuron starts with weights of zero and a bias of zero, so it gives 0 for every image. An exit that does not end
     with a Linear has none: its last output is `NO_NEURON`.
     """
-    found = last_layer(head)
-    if found is not None:
-        name, linear = found
+    last = last_layer(head)
+    if last is not None:
+        name, linear = last
         wide = nn.Linear(linear.in_features, linear.out_features + 1, bias=linear.bias is not None).to(linear.weight)
         with torch.no_grad():
-            for own, given in zip(wide.parameters(), linear.parameters(), strict=True):
+            for own, old in zip(wide.parameters(), linear.parameters(), strict=True):
                 own.zero_()
-                own[:-1] = given
+                own[:-1] = old
         head.set_submodule(name, wide)
         return
     (output,) = [n for n in head.graph.nodes if n.op == "output"]

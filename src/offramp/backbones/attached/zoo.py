@@ -233,28 +233,28 @@ def _of_torchvision(
     if name not in names:
         raise UsageError(f"torchvision has no classifier {name!r}.{_near(name, names)}")
     weights = _hub_weights(name, pretrained, arguments)
-    given = plain_arguments(f"torchvision/{name}", pretrained, arguments)
+    own_arguments = plain_arguments(f"torchvision/{name}", pretrained, arguments)
     if sides is None and weights is not None:
         sides = weights.meta.get("min_size")
     if sides is not None:
         if name.startswith("vit_"):
             if sides[0] != sides[1]:
                 raise UsageError(f"torchvision/{name} takes square images, not {sides[0]} x {sides[1]}.")
-            given = {"image_size": sides[0]} | given
+            own_arguments = {"image_size": sides[0]} | own_arguments
         if name.startswith("maxvit"):
-            given = {"input_size": tuple(sides)} | given
+            own_arguments = {"input_size": tuple(sides)} | own_arguments
     build = functools.partial(torchvision.models.get_model, name)
-    own = {"num_classes": num_classes} | given
+    own = {"num_classes": num_classes} | own_arguments
     if name in AUXILIARY:
-        if given.pop("aux_logits", False):
+        if own_arguments.pop("aux_logits", False):
             raise UsageError(
                 f"torchvision/{name} has exits where it is cut and no auxiliary ones; leave out aux_logits."
             )
-        given.pop("init_weights", None)
+        own_arguments.pop("init_weights", None)
         own = {"init_weights": True} | own | {"aux_logits": False}
     model = _built(f"torchvision/{name}", lambda: build(**own))
     if weights is not None:
-        source = _built(f"torchvision/{name}", lambda: build(weights=weights, **given))
+        source = _built(f"torchvision/{name}", lambda: build(weights=weights, **own_arguments))
         _take_weights(model, source, AUXILIARY.get(name, ()))
     place, conv = _first_conv(model)
     if conv.in_channels != in_channels:
@@ -276,13 +276,13 @@ def _hub_weights(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> A
 
 def _take_weights(model: nn.Module, source: nn.Module, auxiliary: tuple[str, ...]) -> None:
     """All weights of `source`, but for a last layer of other classes and what belongs to auxiliary outputs."""
-    own, given = model.state_dict(), source.state_dict()
-    for name in list(given):
+    own, taken = model.state_dict(), source.state_dict()
+    for name in list(taken):
         if name.startswith(auxiliary):
-            del given[name]
-        elif name in own and own[name].shape != given[name].shape and own[name].shape[1:] == given[name].shape[1:]:
-            given[name] = own[name]
-    model.load_state_dict(given)
+            del taken[name]
+        elif name in own and own[name].shape != taken[name].shape and own[name].shape[1:] == taken[name].shape[1:]:
+            taken[name] = own[name]
+    model.load_state_dict(taken)
 
 
 def _built(name: str, build: Callable[[], nn.Module]) -> nn.Module:
@@ -355,13 +355,13 @@ def builder_of(name: str, registry: Mapping[str, Any], kind: str) -> Any:
         if libraries:
             hint = " or ".join(f"{library}/{name}" for library in libraries)
             raise UsageError(f"Unknown {kind} {name!r}. Did you mean {hint}?")
-    found = config.resolve(name, registry, kind)
-    if isinstance(found, nn.Module):
+    builder = config.resolve(name, registry, kind)
+    if isinstance(builder, nn.Module):
         raise UsageError(
-            f"{kind} {name!r} is a {type(found).__name__} already; name a function that returns "
+            f"{kind} {name!r} is a {type(builder).__name__} already; name a function that returns "
             f"{'it' if kind == 'model' else 'a network with exits'}."
         )
-    return found
+    return builder
 
 
 def settled(model: str, **arguments: Any) -> EarlyExitNet:
@@ -386,8 +386,8 @@ def model_of(spec: Spec, *, in_channels: int | None, image_size: Side) -> nn.Mod
     """
     builder = functools.partial(named_model, spec.name) if is_named(spec.name) else builder_of(spec.name, {}, "model")
     registry = {spec.name: builder}
-    given = {"in_channels": in_channels, "image_size": image_size}
-    model = config.build(spec, registry, "model", **{key: value for key, value in given.items() if value is not None})
+    wanted = {"in_channels": in_channels, "image_size": image_size}
+    model = config.build(spec, registry, "model", **{key: value for key, value in wanted.items() if value is not None})
     if isinstance(model, EarlyExitNet):
         raise UsageError(f"model {spec.name!r} has exits already; `offramp cost` shows what they cost.")
     if not isinstance(model, nn.Module):

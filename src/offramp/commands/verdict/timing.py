@@ -99,21 +99,21 @@ def left_out(trials: Iterable[Trial], found: Iterable[tuple[Single, Way]]) -> tu
         trials: Of the engine's forms; those not admitted there are tried with no network.
         found: Smaller networks, and how each is run.
     """
-    said = []
+    sentences = []
     for trial in trials:
         if not trial.admitted:
             answers = f"of the engine's answers {trial.wrong} were wrong and {trial.flips} flipped"
             why = answers if trial.reason is None else _in_a_line(trial.reason)
-            said.append(f"Nothing was run in the form {trial.form}: {why}.")
+            sentences.append(f"Nothing was run in the form {trial.form}: {why}.")
     names: dict[tuple[Form, str], list[str]] = {}
     for one, way in found:
         for form, reason in way.refused.items():
             names.setdefault((form, _in_a_line(reason)), []).append(one.name)
-    said += [
+    sentences += [
         f"Not run in the form {form}, although the engine's network can be: {', '.join(who)} ({reason})."
         for (form, reason), who in names.items()
     ]
-    return tuple(said)
+    return tuple(sentences)
 
 
 def _in_a_line(reason: str) -> str:
