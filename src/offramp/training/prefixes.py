@@ -27,6 +27,7 @@ from offramp.costs import cost
 from offramp.data import Parts
 from offramp.devices import device_named
 from offramp.errors import UsageError, first_line
+from offramp.graphs.exit_writes import check_skippable
 from offramp.network import EarlyExitNet, rebuild
 from offramp.objectives import CrossEntropy, Objective
 from offramp.rules import Standard, TrainingRule
@@ -71,6 +72,14 @@ class Prefixes:
     def _naming(self) -> AbstractContextManager[None]:
         """While the run's own names are built."""
         return self.run.naming(self.config)
+
+    def check_network(self) -> None:
+        """Refuse a network whose later answers change where it is cut: an exit writes into a map that is read later.
+
+        Raises:
+            UsageError: Which exit, and who reads.
+        """
+        check_skippable(self.network, self.parts.test.image_shape)
 
     def finished(self, exit: int, seed: int) -> EarlyExitNet | None:
         """The trained network, in evaluation mode; None where there is none yet.

@@ -205,7 +205,7 @@ def test_a_run_with_settings_that_are_gone_is_judged_without_training(run: Path,
     assert verdict(VerdictOptions(run, no_train=True, runs=run / "none", **QUICK)).missing == (1, 2)
 
 
-@pytest.mark.parametrize("looks", ["offramp.commands.open_run.cost", "offramp.graphs.exit_writes.check_skippable"])
+@pytest.mark.parametrize("looks", ["offramp.commands.open_run.cost", "offramp.training.prefixes.check_skippable"])
 def test_a_network_that_cannot_be_is_refused_before_anything_is_trained(
     run: Path, looks, monkeypatch, prefixes
 ) -> None:

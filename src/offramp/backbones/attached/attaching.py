@@ -86,6 +86,11 @@ def attach(
     return network.to(like).train(model.training)
 
 
+def sites_of(model: nn.Module, image_shape: tuple[int, int, int]) -> Sites:
+    """Where a model can be cut; errors as for `attach`."""
+    return Sites(trace(model, image_shape))
+
+
 def _check_model(model: Any) -> None:
     """Refuse what is no model, has exits, or lacks weights; and one whose call is more than its forward."""
     if isinstance(model, type):

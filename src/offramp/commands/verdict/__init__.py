@@ -112,6 +112,7 @@ def verdict(
     from offramp.commands.verdict.measuring import Timing, judged, measured, train, trained_alone
     from offramp.commands.writing import write_result
     from offramp.devices import device_named
+    from offramp.runtime import Engine
     from offramp.runtime.timing import conditions
     from offramp.show import figures
     from offramp.show.verdict.page import verdict_page
@@ -121,9 +122,12 @@ def verdict(
     run = _opened(options, parts, into)
     ready, file = given_policy(policy or options.policy, run.folder)
     exits = _exits(run, options.exits)
-    _check_network(run, ready)
     runs = run.folder.verdict_runs if options.runs is None else Path(options.runs).expanduser()
     prefixes = Prefixes(run.folder, run.network, run.config, run.parts, runs)
+    if ready is not None:
+        Engine(run.network, ready)  # refuses a policy for another network
+    prefixes.check_network()
+    _ = run.cost  # before anything is trained: what cannot be counted fails here
     seeds = range(prefixes.seed, prefixes.seed + options.seeds)
     if not options.no_train:
         train(prefixes, [(exit, seed) for exit in exits for seed in seeds], watch.note)
@@ -145,17 +149,6 @@ def _opened(options: VerdictOptions, parts: "Parts | None", into: "EarlyExitNet 
     folder = RunFolder(options.run, options.allow_code)
     _check_code(folder, folder.read_config())
     return OpenRun(options, "verdict", "the verdict is written there", parts, into)
-
-
-def _check_network(run: "OpenRun", policy: "Policy | None") -> None:
-    """Refuse what cannot be timed or counted before anything is trained."""
-    from offramp.graphs.exit_writes import check_skippable
-    from offramp.runtime import Engine
-
-    if policy is not None:
-        Engine(run.network, policy)  # refuses a policy for another network
-    check_skippable(run.network, run.parts.test.image_shape)
-    _ = run.cost
 
 
 def _check_code(folder: "RunFolder", config: dict[str, Any]) -> None:
