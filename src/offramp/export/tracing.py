@@ -48,11 +48,7 @@ def exportable(network: EarlyExitNet, image_shape: Sequence[int] | None = None) 
         UsageError: A network that does not say which images it is made for, where `image_shape` does not either; an
             exit that writes into a map that a later part reads.
     """
-    shape = network.image_shape if image_shape is None else image_shape
-    if shape is None:
-        raise UsageError(
-            "The network does not say which images it is made for; pass image_shape=(channels, height, width)."
-        )
+    shape = network.shape_of_images(image_shape)
     twin = copy.deepcopy(network).eval().requires_grad_(False).to("cpu", torch.float32)
     check_skippable(twin, shape)
     fold(twin)

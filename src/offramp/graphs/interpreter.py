@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from offramp.errors import UsageError, first_line
+from offramp.network import eval_twin
 
 BATCHES = (1, 3)  # numbers of images that a graph is run with to tell what depends on it
 
@@ -46,16 +47,29 @@ class Interpreter(fx.Interpreter):
         graph: It may grow.
         images: What the placeholder stands for.
         keep: Whether values stay in `env` after their last use.
+        attributes: Where attributes are read, if not in `module`.
     """
 
-    def __init__(self, module: nn.Module, graph: fx.Graph, images: Tensor, *, keep: bool = True) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        graph: fx.Graph,
+        images: Tensor,
+        *,
+        keep: bool = True,
+        attributes: nn.Module | None = None,
+    ) -> None:
         super().__init__(module, garbage_collect_values=not keep, graph=graph)
-        self.images = images
+        self.images, self.attributes = images, module if attributes is None else attributes
         self.extra_traceback = False  # errors say what the model says
 
     def placeholder(self, *_: Any) -> Tensor:
         """The images: a graph has no other."""
         return self.images
+
+    def get_attr(self, target: Any, *_: Any) -> Any:
+        """See `attributes`."""
+        return operator.attrgetter(target)(self.attributes)
 
     @torch.no_grad()
     def run_node(self, n: fx.Node) -> Any:
@@ -88,7 +102,9 @@ class Values:
     def of(self, wanted: fx.Node) -> tuple[Any, ...]:
         """What a node gives, once for each number of images."""
         if not self._interpreters:
-            self._interpreters = [_Growing(self, wanted.graph, images) for images in self.images]
+            self._interpreters = [
+                Interpreter(self.twin, wanted.graph, images, attributes=self.traced) for images in self.images
+            ]
         for interpreter in self._interpreters:
             for node in wanted.graph.nodes:
                 if node not in interpreter.env:
@@ -96,15 +112,6 @@ class Values:
                 if node is wanted:
                     break
         return tuple(interpreter.env[wanted] for interpreter in self._interpreters)
-
-
-class _Growing(Interpreter):
-    def __init__(self, values: Values, graph: fx.Graph, images: Tensor) -> None:
-        super().__init__(values.twin, graph, images)
-        self.traced = values.traced
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return operator.attrgetter(target)(self.traced)
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -157,11 +164,6 @@ def meta_twin(model: nn.Module) -> nn.Module:
 def _on_meta(tensor: Tensor) -> Tensor:
     empty = tensor.detach().to("meta")
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-
-
-def eval_twin(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, with the model's own weights and buffers of its own."""
-    return copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()
 
 
 def values_of(model: nn.Module, graph: fx.Graph, image_shape: tuple[int, int, int]) -> dict[fx.Node, tuple[Any, ...]]:

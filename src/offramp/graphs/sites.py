@@ -17,8 +17,9 @@ from torch import fx, nn
 from offramp.costs import operations_of
 from offramp.errors import UsageError
 from offramp.graphs.cutting import Cutter
-from offramp.graphs.interpreter import BATCHES, Interpreter, Shape, eval_twin, meta_twin
+from offramp.graphs.interpreter import BATCHES, Interpreter, Shape, meta_twin
 from offramp.graphs.tracing import Traced
+from offramp.network import eval_twin
 
 AUTO = (0.25, 0.5, 0.75)  # shares of the operations at which `auto` looks for exits
 WINDOW = 0.1  # how far from a share, at most, it looks for a smaller carry

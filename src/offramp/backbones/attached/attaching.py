@@ -19,11 +19,11 @@ from offramp.checks import check_counts, check_flags
 from offramp.errors import UsageError
 from offramp.graphs.cutting import Part
 from offramp.graphs.in_place import changes_in_place
-from offramp.graphs.interpreter import Fields, Shape, eval_twin
+from offramp.graphs.interpreter import Fields, Shape
 from offramp.graphs.random_state import ONE_AT_A_TIME, RandomState, random_state_kept
 from offramp.graphs.sites import AUTO, MAX_CARRY, At, Site, Sites
 from offramp.graphs.tracing import Traced, trace
-from offramp.network import Carry, EarlyExitNet, as_carry
+from offramp.network import Carry, EarlyExitNet, as_carry, eval_twin
 
 TOLERANCE = 1e-4  # of the largest logit: how far the last exit may be from the model
 

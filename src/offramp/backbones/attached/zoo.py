@@ -10,7 +10,7 @@ import functools
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -123,7 +123,7 @@ def named_model(
         raise UsageError(f"{model!r} is no model: name timm/NAME or torchvision/NAME.")
     _check_arguments(model, pretrained, arguments)
     sides = None if image_size is None else _sides(image_size)
-    return _LIBRARIES[library](name, pretrained, num_classes, in_channels, sides, arguments)
+    return _LIBRARIES[library](_Wanted(name, pretrained, num_classes, in_channels, sides, arguments))
 
 
 def _check_arguments(model: str, pretrained: bool, arguments: Mapping[str, Any]) -> None:
@@ -190,14 +190,19 @@ def image_shape_for(model: nn.Module, image_size: Side, in_channels: int | None 
     return channels, *_sides(image_size)
 
 
-def _of_timm(
-    name: str,
-    pretrained: bool,
-    num_classes: int,
-    in_channels: int,
-    sides: tuple[int, int] | None,
-    arguments: dict[str, Any],
-) -> nn.Module:
+class _Wanted(NamedTuple):
+    """A library's model, by the library's own name for it."""
+
+    name: str
+    pretrained: bool
+    num_classes: int
+    in_channels: int
+    sides: tuple[int, int] | None
+    arguments: dict[str, Any]
+
+
+def _of_timm(wanted: _Wanted) -> nn.Module:
+    name, pretrained, num_classes, in_channels, sides, arguments = wanted
     try:
         import timm
     except ImportError:
@@ -217,18 +222,12 @@ def _of_timm(
     return _built(f"timm/{name}", lambda: build(pretrained=pretrained))
 
 
-def _of_torchvision(
-    name: str,
-    pretrained: bool,
-    num_classes: int,
-    in_channels: int,
-    sides: tuple[int, int] | None,
-    arguments: dict[str, Any],
-) -> nn.Module:
+def _of_torchvision(wanted: _Wanted) -> nn.Module:
     """Another number of channels gets a fresh first convolution (grey: the sum of its weights).
 
     With weights or without, the model is built alike, for `num_classes`; the weights are taken from a second one.
     """
+    name, pretrained, num_classes, in_channels, sides, arguments = wanted
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         raise UsageError(f"torchvision has no classifier {name!r}.{_near(name, names)}")
@@ -328,7 +327,7 @@ def _near(name: str, known: Sequence[str]) -> str:
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
-_LIBRARIES: Mapping[str, Callable[..., nn.Module]] = {"timm": _of_timm, "torchvision": _of_torchvision}
+_LIBRARIES: Mapping[str, Callable[[_Wanted], nn.Module]] = {"timm": _of_timm, "torchvision": _of_torchvision}
 
 
 def is_named(name: str) -> bool:
