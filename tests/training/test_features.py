@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from offramp.config import Spec, TrainConfig
 from offramp.data import Batch, Parts
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation.xray import Xray
-from offramp.graphs.head_prefix import split_head
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, PowerSqrt
 from offramp.rules import RULES, Outcome, TrainingRule, build
@@ -318,77 +316,3 @@ def test_a_trunk_that_makes_numbers_that_are_not_finite_names_the_image(tmp_path
     net.stages[0] = Spoilt(1)
     with pytest.raises(OfframpError, match=rf"makes of image {int(batch.indices_B[3])} of arrays/train"):
         offramp.fit(net, CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path)
-
-
-class Listened(nn.Flatten):
-    pass
-
-
-def functional(x: Tensor) -> Tensor:
-    return x
-
-
-class Functional(nn.Module):
-    """Its own pooling, by functions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
-        return logits
-
-
-class Meaning(Functional):
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(x.mean([2, 3]))
-        return logits
-
-
-class Twice(Functional):
-    """Reads its map twice."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(x.mean([2, 3]) + x.amax((2, 3)))
-        return logits
-
-
-def sequential(*layers: nn.Module) -> nn.Sequential:
-    return nn.Sequential(*layers, nn.Linear(4, 2))
-
-
-def hooked() -> nn.Module:
-    head = sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    head.register_forward_hook(lambda *_: None)
-    return head
-
-
-@pytest.mark.parametrize(
-    ("head", "size"),
-    [
-        (sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), (4,)),
-        (sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(), nn.Flatten()), (4, 1, 1)),
-        (sequential(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()), (4, 6, 6)),
-        (sequential(nn.AdaptiveAvgPool2d(1), Listened()), (4, 1, 1)),
-        (hooked(), (4, 6, 6)),
-        (Functional(), (4, 6, 6)),
-        (fx.symbolic_trace(Functional()), (4,)),
-        (fx.symbolic_trace(Meaning()), (4,)),
-        (fx.symbolic_trace(Twice()), (4, 6, 6)),
-        (fx.symbolic_trace(sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(), nn.Flatten())), (4, 1, 1)),
-    ],
-)
-def test_the_prefix_of_a_head_is_what_it_does_before_anything_is_trained(
-    head: nn.Module, size: tuple[int, ...]
-) -> None:
-    prefix, rest = split_head(head.eval())
-    x = torch.randn(5, 4, 6, 6)
-    assert prefix(x).shape[1:] == size
-    assert torch.equal(rest(prefix(x)), head(x))
-    assert not list(prefix.parameters())
-    own = dict(head.named_parameters())
-    assert {name: id(p) for name, p in rest.named_parameters()} == {name: id(p) for name, p in own.items()}
-    names: Iterable[str] = [n for n, m in rest.named_modules() if isinstance(m, nn.Dropout)]
-    rest.train()
-    assert all(head.get_submodule(name).training for name in names)
