@@ -69,8 +69,7 @@ class _Alone(nn.Module):
 
     def forward(self, *carry: Tensor) -> Tensor | Carry:
         """What the module gives; a carry of one as a bare tensor."""
-        given: Tensor | Carry = self.module(*carry)
-        tensors = as_carry(given)
+        tensors = as_carry(self.module(*carry))
         return tensors if len(tensors) > 1 else tensors[0]
 
 

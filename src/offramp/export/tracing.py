@@ -118,14 +118,14 @@ class _Apart(nn.Module):
 def _whole(modules: Sequence[tuple[str, nn.Module, Carry]]) -> "onnx.ModelProto":
     """All parts in one graph; input i of part p is called `p:i`, output i `p>i`."""
     apart = _Apart([module for _, module, _ in modules], [len(carry) for _, _, carry in modules])
-    given, axes, inputs, outputs = [], [], [], []
+    examples, axes, inputs, outputs = [], [], [], []
     for p, (_, module, carry) in enumerate(modules):
         axis = torch.export.Dim(f"{BATCH}_{p}", min=0)  # one for each part: their shapes have nothing in common either
-        given += [tensor.clone() for tensor in carry]  # one tensor given twice would be one input
+        examples += [tensor.clone() for tensor in carry]  # one tensor passed twice would be one input
         axes += [{0: axis}] * len(carry)
         inputs += [f"{p}:{i}" for i in range(len(carry))]
         outputs += [f"{p}>{i}" for i in range(len(as_carry(module(*carry))))]
-    exported = torch.export.export(apart, tuple(given), dynamic_shapes=(tuple(axes),))
+    exported = torch.export.export(apart, tuple(examples), dynamic_shapes=(tuple(axes),))
     program = torch.onnx.export(
         exported,
         (),

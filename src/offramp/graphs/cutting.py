@@ -1,6 +1,6 @@
 """A traced model in parts: what crosses a cut, and the graph of what lies between two of them.
 
-B images. `torch.fx.passes.split_module` hands every value over that a later part reads. Whoever drops rows between
+B images. `torch.fx.passes.split_module` hands every value over that a later part reads. Dropping rows between
 stages needs a carry of tensors with the images first and nothing else, so here:
 
 - *Numbers* (sizes, dimensions) are written into the graph; those that grow with B are taken from the carry's own size.
@@ -171,7 +171,7 @@ class Cutter:
                 if name in parameters:
                     names.setdefault(id(parameters[name]), name)
                     places.setdefault(id(parameters[name]), []).append(self.place[node])
-        return [(names[key], min(found), max(found)) for key, found in places.items()]
+        return [(names[key], min(reads), max(reads)) for key, reads in places.items()]
 
 
 def number(values: Sequence[Any]) -> tuple[Any, Any] | None:
@@ -224,8 +224,8 @@ class _Extraction:
         self.graph = fx.Graph()
         names = ["images"] if reads == [cutter.images] else [f"carry_{i}" for i in range(len(reads))]
         self.inputs = [self.graph.placeholder(name) for name in names]
-        given = [self.graph.call_method("clone", (x,)) for x in self.inputs] if own else self.inputs
-        self.copies: dict[fx.Node, fx.Node] = dict(zip(reads, given, strict=True))
+        sources = [self.graph.call_method("clone", (x,)) for x in self.inputs] if own else self.inputs
+        self.copies: dict[fx.Node, fx.Node] = dict(zip(reads, sources, strict=True))
         self._num_images: fx.Node | None = None
 
     def copy(self, node: fx.Node) -> fx.Node:

@@ -40,11 +40,11 @@ def _with_effect(graphed: fx.GraphModule) -> set[fx.Node]:
     nodes = graphed.graph.nodes
     modules = {n: graphed.get_submodule(str(n.target)) for n in nodes if n.op == "call_module"}
     read: dict[fx.Node, set[fx.Node]] = {}  # the steps whose memory a step reads
-    made: dict[fx.Node, set[fx.Node]] = {}  # and those whose memory is what it gives
+    shared: dict[fx.Node, set[fx.Node]] = {}  # and those whose memory is what it gives
     for node in nodes:
-        read[node] = set().union(*(made[n] for n in node.all_input_nodes))
+        read[node] = set().union(*(shared[n] for n in node.all_input_nodes))
         is_new = makes_own(node, modules.get(node))
-        made[node] = {node} if is_new or not read[node] else read[node]
+        shared[node] = {node} if is_new or not read[node] else read[node]
     effective: set[fx.Node] = set()
     needed: set[fx.Node] = set()
     alive = {node for node in nodes if node.op == "get_attr"}  # what the network holds, beyond this call

@@ -142,8 +142,6 @@ class ShapeTracer(Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """As in fx; the cache is looked after where nodes are dropped."""
-        if not self.is_tracing:
-            return attr_val
         self._attributes = parameter_proxy_cache
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 

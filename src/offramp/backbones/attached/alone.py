@@ -59,8 +59,8 @@ def _furthest(parts: nn.ModuleList, images_BCHW: Tensor, dtype: torch.dtype) -> 
 def _handed_on(parts: nn.ModuleList, images_BCHW: Tensor) -> list[Tensor]:
     """All tensors that the parts give, in turn, as numbers; a later part may write into them."""
     carry: Carry = (images_BCHW.clone(),)
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for part in parts:
         carry = as_carry(part(*carry))
-        found += [tensor.to(torch.float64, copy=True) for tensor in carry]
-    return found
+        tensors += [tensor.to(torch.float64, copy=True) for tensor in carry]
+    return tensors
