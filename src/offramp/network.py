@@ -113,8 +113,7 @@ class EarlyExitNet(nn.Module):
             raise UsageError(
                 "The network does not say which images it is made for; pass image_shape=(channels, height, width)."
             )
-        channels, height, width = shape
-        return channels, height, width
+        return tuple(shape)  # type: ignore[return-value]
 
     @property
     def num_outputs(self) -> int:
