@@ -6,7 +6,6 @@ output. Biases of convolutions, batch norm, concatenation, interpolation and sof
 those of convolutions and matrix products alone, half of what PyTorch's own counter reports.
 """
 
-import copy
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from offramp.errors import UsageError
-from offramp.network import Carry, EarlyExitNet
+from offramp.network import Carry, EarlyExitNet, eval_twin
 
 aten = torch.ops.aten
 
@@ -63,12 +61,8 @@ def cost(network: EarlyExitNet, image_shape: tuple[int, int, int] | None = None)
     Counts whatever runs, also in a network of one's own, by running it once on an image of zeros, in evaluation mode,
     where its parameters are. The network itself is left as it is.
     """
-    shape = image_shape or network.image_shape
-    if shape is None:
-        raise UsageError(
-            "The network does not say which images it is made for; pass image_shape=(channels, height, width)."
-        )
-    twin = _twin(network)
+    shape = network.shape_of_images(image_shape)
+    twin = eval_twin(network)
     like = next(network.parameters(), torch.empty(0))
     carry: Carry = (torch.zeros(1, *shape, device=like.device, dtype=like.dtype),)
     stages, heads = [], []
@@ -85,9 +79,11 @@ def cost(network: EarlyExitNet, image_shape: tuple[int, int, int] | None = None)
     return Cost(tuple(exits), tuple(path), tuple(stages), tuple(heads), shape)
 
 
-def _twin(network: EarlyExitNet) -> EarlyExitNet:
-    """The network in evaluation mode with buffers of its own; the weights are not copied."""
-    return copy.deepcopy(network, {id(p): p for p in network.parameters()}).eval()
+def operations_of(function: Callable[..., Any], *arguments: Any) -> int:
+    """The paper's operations of a call, without gradients."""
+    counter = _Counter()
+    counter.run(function, *arguments)
+    return counter.operations
 
 
 def _num_parameters(modules: Iterable[nn.Module]) -> int:
@@ -119,9 +115,16 @@ class _Counter:
         finally:
             torch.backends.mha.set_fastpath_enabled(is_fast)
 
+    @property
+    def multiply_adds(self) -> int:
+        return self.products.get_total_flops() // 2
+
+    @property
+    def operations(self) -> int:
+        return self.multiply_adds + self.rest
+
     def count(self, module: nn.Module) -> Count:
-        multiply_adds = self.products.get_total_flops() // 2
-        return Count(multiply_adds + self.rest, multiply_adds, _num_parameters([module]))
+        return Count(self.operations, self.multiply_adds, _num_parameters([module]))
 
     def _note(self, formula: Callable[..., int], *shapes: Any, out_shape: Any, **_: Any) -> int:
         self.rest += formula(*shapes, out=out_shape)

@@ -6,10 +6,11 @@ Stage k maps a carry (a tuple of tensors, batch first) to the next carry; exit k
 logits. Nothing here, or anywhere else, knows what a backbone looks like inside.
 """
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +102,19 @@ class EarlyExitNet(nn.Module):
         """K."""
         return len(self.exits)
 
+    def shape_of_images(self, image_shape: Sequence[int] | None = None) -> tuple[int, int, int]:
+        """`image_shape`, or that of the images it was made for.
+
+        Raises:
+            UsageError: Neither is known.
+        """
+        shape = image_shape or self.image_shape
+        if shape is None:
+            raise UsageError(
+                "The network does not say which images it is made for; pass image_shape=(channels, height, width)."
+            )
+        return tuple(shape)  # type: ignore[return-value]
+
     @property
     def num_outputs(self) -> int:
         """C: the classes, and the damping neuron where there is one."""
@@ -161,8 +175,16 @@ def class_log_probs(logits_KBC: Tensor, num_classes: int, *, renormalise: bool =
     return logits.log_softmax(-1)[..., :num_classes]
 
 
+M = TypeVar("M", bound=nn.Module)
+
+
+def eval_twin(module: M) -> M:
+    """A copy in evaluation mode, with the module's own weights and buffers of its own."""
+    return copy.deepcopy(module, {id(p): p for p in module.parameters()}).eval()
+
+
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody listens to what a module is given or gives, so that it has to be called itself."""
+    """Whether hooks read what a module is given or gives, so that it has to be called itself."""
     return bool(module._forward_pre_hooks or module._forward_hooks)
 
 

@@ -56,6 +56,12 @@ _MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
     "entropy": _negative_entropy,
 }
 PATIENCE = "patience"
+_MEANINGS = {
+    "softmax": "the largest class probability",
+    "margin": "the largest class probability less the second",
+    "entropy": "minus the entropy of the classes, in nats",
+    PATIENCE: "how many times in a row exits have agreed",
+}
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,11 @@ class Measure:
             object.__setattr__(self, "temperatures", tuple(float(value) for value in self.temperatures))
             if not all(0 < value < math.inf for value in self.temperatures):
                 raise UsageError(f"Temperatures must be finite and above 0, not {self.temperatures}.")
+
+    @property
+    def meaning(self) -> str:
+        """What the confidence is, in words."""
+        return _MEANINGS[self.name]
 
     def log_probs(self, k: int, logits_BC: Tensor, num_classes: int) -> Tensor:
         """Log-probabilities `[B, N]` of the classes as this measure reads exit k's logits `[B, C]`."""

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from offramp import data
 from offramp.backbones import msdnet, ranet
-from offramp.export.tracing import Parts, parts
+from offramp.export.parts import Parts
+from offramp.export.tracing import parts
 from offramp.network import EarlyExitNet
 
 KNOBS = {"num_classes": 10, "in_channels": 1, "image_size": 16, "head_channels": 8, "channels": 4}

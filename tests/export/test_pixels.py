@@ -9,8 +9,8 @@ from offramp import data, export
 from offramp.data import Inputs
 from offramp.errors import UsageError
 from offramp.export.graph import Graph
+from offramp.export.parts import IR_VERSION, OPSET
 from offramp.export.pixels import PIXELS, prepare
-from offramp.export.tracing import IR_VERSION, OPSET
 from offramp.policy import EVERYBODY, Policy
 
 GREY = Inputs(("a", "b"), (1, 28, 28), (0.3,), (0.35,), "central-fit")

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from offramp.objectives import CrossEntropy, PowerSqrt
 from offramp.rules import RULES, Outcome, TrainingRule, build
 from offramp.runs import RunFolder
 from offramp.training import features
-from offramp.training.fronts import cut_front
 from offramp.training.splits import Kept, Unaugmented, is_augmented
 
 QUICK = TrainConfig(epochs=3, lr=0.05, freeze_trunk=True, form="plain")
@@ -54,7 +52,7 @@ class Stage(nn.Module):
 
 
 class Deep(nn.Module):
-    """A head without a front, with dropout of its own."""
+    """A head without a prefix, with dropout of its own."""
 
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
@@ -318,75 +316,3 @@ def test_a_trunk_that_makes_numbers_that_are_not_finite_names_the_image(tmp_path
     net.stages[0] = Spoilt(1)
     with pytest.raises(OfframpError, match=rf"makes of image {int(batch.indices_B[3])} of arrays/train"):
         offramp.fit(net, CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path)
-
-
-class Listened(nn.Flatten):
-    pass
-
-
-def functional(x: Tensor) -> Tensor:
-    return x
-
-
-class Functional(nn.Module):
-    """Its own pooling, by functions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
-        return logits
-
-
-class Meaning(Functional):
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(x.mean([2, 3]))
-        return logits
-
-
-class Twice(Functional):
-    """Reads its map twice."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(x.mean([2, 3]) + x.amax((2, 3)))
-        return logits
-
-
-def sequential(*layers: nn.Module) -> nn.Sequential:
-    return nn.Sequential(*layers, nn.Linear(4, 2))
-
-
-def hooked() -> nn.Module:
-    head = sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    head.register_forward_hook(lambda *_: None)
-    return head
-
-
-@pytest.mark.parametrize(
-    ("head", "size"),
-    [
-        (sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), (4,)),
-        (sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(), nn.Flatten()), (4, 1, 1)),
-        (sequential(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()), (4, 6, 6)),
-        (sequential(nn.AdaptiveAvgPool2d(1), Listened()), (4, 1, 1)),
-        (hooked(), (4, 6, 6)),
-        (Functional(), (4, 6, 6)),
-        (fx.symbolic_trace(Functional()), (4,)),
-        (fx.symbolic_trace(Meaning()), (4,)),
-        (fx.symbolic_trace(Twice()), (4, 6, 6)),
-        (fx.symbolic_trace(sequential(nn.AdaptiveAvgPool2d(1), nn.Dropout(), nn.Flatten())), (4, 1, 1)),
-    ],
-)
-def test_the_front_of_a_head_is_what_it_does_before_anything_is_trained(head: nn.Module, size: tuple[int, ...]) -> None:
-    front, rest = cut_front(head.eval())
-    x = torch.randn(5, 4, 6, 6)
-    assert front(x).shape[1:] == size
-    assert torch.equal(rest(front(x)), head(x))
-    assert not list(front.parameters())
-    own = dict(head.named_parameters())
-    assert {name: id(p) for name, p in rest.named_parameters()} == {name: id(p) for name, p in own.items()}
-    names: Iterable[str] = [n for n, m in rest.named_modules() if isinstance(m, nn.Dropout)]
-    rest.train()
-    assert all(head.get_submodule(name).training for name in names)

@@ -23,7 +23,7 @@ from offramp.rules import RULES, Outcome, Standard, TrainingRule, build
 from offramp.runs import RunFolder
 from offramp.storage import load_tensors
 from offramp.training.job import Job
-from offramp.training.trunk import Still, frozen, parameter_groups
+from offramp.training.trunk import Frozen, frozen, parameter_groups
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 QUICK = TrainConfig(epochs=3, lr=0.05, freeze_trunk=True)
@@ -168,7 +168,7 @@ def test_while_frozen_names_modules_and_copies_are_the_same() -> None:
         assert list(net.state_dict()) == names
         assert list(net.stages) == modules
         twin = deepcopy(net).train()
-        assert isinstance(twin.stages, Still)
+        assert isinstance(twin.stages, Frozen)
         assert not any(module.training for module in twin.stages.modules())
 
 

@@ -1,4 +1,4 @@
-"""Inline subnetwork collaboration, the second stage of IMTA (Li et al., ICCV 2019): each exit hears the one before.
+"""Inline subnetwork collaboration, the second stage of IMTA (Li et al., ICCV 2019): exits read those before.
 
 B images, C outputs of an exit, D features of an exit.
 """

@@ -9,7 +9,7 @@ those of the original program.
 each of these maps is the first channels of the next, up to a transition or a layer that halves the side. A sub-network
 therefore leaves a short *trail*: the last map of each such run, and at the end the current map, which the exit reads. A
 fusion block cuts out what it needs (`At`). The carry is the stem maps of the sub-networks not yet begun and the trail
-of the current one. In the last sub-network, whose maps nobody reads, only the current map is left. After exit 4 of
+of the current one. In the last sub-network, whose maps are not read, only the current map is left. After exit 4 of
 RANet-6 these are one stem map and a trail of three, for the 24 maps handed up.
 """
 

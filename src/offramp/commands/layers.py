@@ -47,16 +47,15 @@ def layers(options: LayersOptions) -> dict[str, Any]:
     Raises:
         UsageError: No such model, or one that cannot be cut anywhere.
     """
-    from offramp.backbones.attached import Sites, zoo
-    from offramp.backbones.attached.tracing import trace
+    from offramp.backbones.attached import sites_of, zoo
 
     spec, image_size, in_channels = options.model, options.image_size, options.in_channels
     args = dict(spec.args)  # as they stand after --network, where the images' shape comes from the data
-    given = args.pop("image_size", None), args.pop("in_channels", None)
-    side = given[0] if image_size is None else image_size[0] if len(image_size) == 1 else image_size
-    in_channels = given[1] if in_channels is None else in_channels
+    of_spec = args.pop("image_size", None), args.pop("in_channels", None)
+    side = of_spec[0] if image_size is None else image_size[0] if len(image_size) == 1 else image_size
+    in_channels = of_spec[1] if in_channels is None else in_channels
     model = zoo.model_of(Spec(spec.name, args), in_channels=in_channels, image_size=side)
-    sites = Sites(trace(model, zoo.image_shape_for(model, side, in_channels)))
+    sites = sites_of(model, zoo.image_shape_for(model, side, in_channels))
     total, upto = sites.operations()
     automatic = _automatic(sites)
     return {

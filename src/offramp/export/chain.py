@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from offramp.export.graph import Graph
+from offramp.export.parts import BATCH, IR_VERSION, OPSET, Part, Parts
 from offramp.export.reading import read
-from offramp.export.tracing import BATCH, IR_VERSION, OPSET, Part, Parts
 from offramp.policy import Measure
 
 if TYPE_CHECKING:
@@ -55,28 +55,28 @@ def chain(
     for k in range(first, last + 1):
         stage = parts.stages[k]
         with graph.under(f"stage_{k + 1}/"):
-            made = graph.part(stage, values, {})
-        values = dict(zip(stage.outputs, made, strict=True))
+            carry_out = graph.part(stage, values, {})
+        values = dict(zip(stage.outputs, carry_out, strict=True))
     outputs = []
     inputs = list(parts.stages[first].model.graph.input)
     if exit:
         head = parts.exits[last]
         with graph.under(f"exit_{last + 1}/"):
-            (logits,) = graph.part(head, dict.fromkeys(head.inputs, made[reads[last]]), {})
+            (logits,) = graph.part(head, dict.fromkeys(head.inputs, carry_out[reads[last]]), {})
             if reading is None:
                 graph.call(LOGITS, logits)
                 outputs.append(_named(head, head.outputs[0], LOGITS))
             else:
                 inputs.append(helper.make_tensor_value_info(MARK, FLOAT, [BATCH]))
                 marked = graph.add("Add", logits, graph.add("Unsqueeze", MARK, graph.ints(1)))
-                said = read(graph, reading.measure, last, marked, reading.num_classes, ())
+                answer = read(graph, reading.measure, last, marked, reading.num_classes, ())
                 for name, value, kind in (
-                    ("label", said.label, INT64),
-                    ("confidence", graph.add("Add", said.confidence, MARK), FLOAT),
+                    ("label", answer.label, INT64),
+                    ("confidence", graph.add("Add", answer.confidence, MARK), FLOAT),
                 ):
                     graph.call(name, value)
                     outputs.append(helper.make_tensor_value_info(name, kind, [BATCH]))
-    for number, value in enumerate(made if carry else ()):
+    for number, value in enumerate(carry_out if carry else ()):
         graph.call(f"carry_{number}", value)  # a name of its own: it may be an input that is passed on
         outputs.append(_named(stage, stage.outputs[number], f"carry_{number}"))
     opset = [helper.make_opsetid("", OPSET)]

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from offramp.export.parts import Part
 
 if TYPE_CHECKING:
     import onnx
-    from numpy.typing import ArrayLike, DTypeLike
-
-    from offramp.export.tracing import Part
 
 
 class Graph:
@@ -58,7 +58,7 @@ class Graph:
 
         self._nodes.append(helper.make_node("Identity", [value], [name], f"{self.prefix}{name}"))
 
-    def constant(self, value: "ArrayLike", dtype: "DTypeLike", name: str | None = None) -> str:
+    def constant(self, value: ArrayLike, dtype: DTypeLike, name: str | None = None) -> str:
         """A tensor that is part of the file; its name."""
         from onnx import numpy_helper
 
@@ -77,12 +77,12 @@ class Graph:
         self._constants[-1].name = name
         return name
 
-    def part(self, part: "Part", given: Mapping[str, str], shared: Mapping[bytes, str]) -> list[str]:
+    def part(self, part: Part, inputs: Mapping[str, str], shared: Mapping[bytes, str]) -> list[str]:
         """A stage or an exit.
 
         Args:
             part: Stays as it is.
-            given: What its inputs are called here.
+            inputs: What its inputs are called here.
             shared: Names of tensors that are there already, by their `content`.
 
         Returns:
@@ -91,12 +91,12 @@ class Graph:
         # What passes a stage as it is needs no copy.
         graph = part.model.graph
         passed = {
-            node.output[0]: given[node.input[0]]
+            node.output[0]: inputs[node.input[0]]
             for node in graph.node
-            if node.op_type == "Identity" and node.input[0] in given and node.output[0] in part.outputs
+            if node.op_type == "Identity" and node.input[0] in inputs and node.output[0] in part.outputs
         }
         prefix = self.prefix
-        here = {**given, **passed, "": ""}
+        here = {**inputs, **passed, "": ""}
         for tensor in graph.initializer:
             there = shared.get(content(tensor))
             here[tensor.name] = there or self.take(tensor, prefix + tensor.name)

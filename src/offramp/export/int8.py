@@ -18,7 +18,8 @@ from torch import Tensor
 
 from offramp.data import Split
 from offramp.errors import UsageError
-from offramp.export.tracing import Part, Parts, quiet
+from offramp.export.parts import Part, Parts
+from offramp.export.tracing import quiet
 from offramp.network import EarlyExitNet
 from offramp.policy import CERTIFICATE, EVERYBODY, NOBODY, Policy
 
@@ -150,8 +151,8 @@ def compared(network: EarlyExitNet, made: Parts, in_int8: Parts, policy: Policy 
 
 def uncertified(policy: Policy) -> Policy:
     """The policy without its certificate, which is of float32's answers and says nothing of int8's."""
-    found = {name: value for name, value in policy.found.items() if name != CERTIFICATE}
-    return dataclasses.replace(policy, found=found)
+    others = {name: value for name, value in policy.found.items() if name != CERTIFICATE}
+    return dataclasses.replace(policy, found=others)
 
 
 def _runtime() -> Any:
@@ -185,12 +186,12 @@ def _chain(network: EarlyExitNet, made: Parts) -> Callable[[Tensor], Tensor]:
 
     def logits(images_BCHW: Tensor) -> Tensor:
         carry: Carry = {"images": images_BCHW.numpy()}
-        found = []
+        logits_K = []
         for stage, head, reads in zip(stages, exits, network.reads, strict=True):
             carry = stage(carry)
             (name,), (out,) = head.part.inputs, head.part.outputs
-            found.append(torch.from_numpy(head({name: carry[stage.part.outputs[reads]]})[out]))
-        return torch.stack(found)
+            logits_K.append(torch.from_numpy(head({name: carry[stage.part.outputs[reads]]})[out]))
+        return torch.stack(logits_K)
 
     return logits
 

@@ -15,14 +15,6 @@ from offramp.network import EarlyExitNet
 from offramp.policy import NOBODY, Policy
 from offramp.storage import weights_hash
 
-MEASURES = {
-    "softmax": "the largest class probability",
-    "margin": "the largest class probability less the second",
-    "entropy": "minus the entropy of the classes, in nats",
-    "patience": "how many times in a row exits have agreed",
-}
-"""What the confidence of each measure is, in words; the page of a run says the same."""
-
 
 def metadata(
     network: EarlyExitNet,
@@ -70,7 +62,7 @@ def _how_to_call(network: EarlyExitNet, policy: Policy, image_shape: Sequence[in
     K = network.num_exits
     thresholds = (
         f"thresholds (optional): float32 [{K - 1}]; an image leaves at the first exit whose confidence is at least its "
-        f"threshold; {NOBODY:g} lets nobody leave there. Default: those of `policy`.\n"
+        f"threshold; {NOBODY:g} lets no image leave there. Default: those of `policy`.\n"
         if K > 1
         else ""
     )
@@ -78,7 +70,7 @@ def _how_to_call(network: EarlyExitNet, policy: Policy, image_shape: Sequence[in
         f"{images}\n{thresholds}"
         f"label: int64 [B], the class, from 0 (see `classes`).\n"
         f"exit: int64 [B], the exit that answered, from 0 to {K - 1}.\n"
-        f"confidence: float32 [B], {MEASURES[policy.measure.name]}.\n"
+        f"confidence: float32 [B], {policy.measure.meaning}.\n"
         f"probabilities: float32 [B, {network.num_classes}], of the exit that answered.\n"
         "Stages that no image of the batch needs are not run."
     )

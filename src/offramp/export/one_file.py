@@ -1,8 +1,8 @@
 """A network and its policy as one ONNX file that skips: the stages that an image does not need are not run on it.
 
 B images, K exits, N classes. After each exit but the last stands an `If`: where rows go on, its branch gathers them,
-runs the next stage on them alone, and scatters what the later exits say into the answers of this one. The branch holds
-the next `If`. Where nobody goes on the branch does not run, and with it no kernel of any later stage.
+runs the next stage on them alone, and scatters the answers of later exits into those of this one. The branch holds
+the next `If`. Where no row goes on the branch does not run, and with it no kernel of any later stage.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,11 @@ from offramp.errors import UsageError
 from offramp.export.graph import Graph, content
 from offramp.export.int8 import Int8
 from offramp.export.metadata import metadata
+from offramp.export.parts import BATCH, IR_VERSION, OPSET, Part, Parts
 from offramp.export.pixels import PIXELS, prepare
 from offramp.export.reading import Read, read
 from offramp.export.stage_files import check_policy
-from offramp.export.tracing import BATCH, IR_VERSION, OPSET, Part, Parts, parts
+from offramp.export.tracing import parts
 from offramp.network import EarlyExitNet
 from offramp.policy import NOBODY, PATIENCE, Policy
 from offramp.storage import write_atomically
@@ -94,21 +95,21 @@ def joined(
     from onnx import helper, shape_inference
 
     graph = Graph("")
-    images, given = IMAGES, [helper.make_tensor_value_info(IMAGES, 1, [BATCH, *split.image_shape])]
+    images, graph_inputs = IMAGES, [helper.make_tensor_value_info(IMAGES, 1, [BATCH, *split.image_shape])]
     if pixels is not None:
-        given = [helper.make_tensor_value_info(IMAGES, 2, [BATCH, *PIXELS])]
+        graph_inputs = [helper.make_tensor_value_info(IMAGES, 2, [BATCH, *PIXELS])]
         with graph.under("pixels/"):
             images = prepare(graph, pixels, IMAGES)
     last = len(split.stages) - 1
     if last:
         graph.constant(policy.thresholds[:-1], np.float32, THRESHOLDS)
-        given.append(helper.make_tensor_value_info(THRESHOLDS, 1, [last]))
+        graph_inputs.append(helper.make_tensor_value_info(THRESHOLDS, 1, [last]))
     writer = _Writer(split, network.reads, network.num_classes, policy, _shared(graph, split))
     for name, value in zip(OUTPUTS, writer.answers(graph, 0, {IMAGES: images}, ()), strict=True):
         graph.call(name, value)
-    made = graph.finish("offramp", writer.typed(OUTPUTS), given)
+    whole = graph.finish("offramp", writer.typed(OUTPUTS), graph_inputs)
     opset = [helper.make_opsetid("", OPSET)]
-    model = helper.make_model(made, ir_version=IR_VERSION, opset_imports=opset, producer_name="offramp")
+    model = helper.make_model(whole, ir_version=IR_VERSION, opset_imports=opset, producer_name="offramp")
     helper.set_model_props(model, dict(texts))
     onnx.checker.check_model(model)
     shape_inference.infer_shapes(model, strict_mode=True)
@@ -142,18 +143,18 @@ class _Writer:
         with graph.under(f"stage_{k + 1}/"):
             outputs = graph.part(self.split.stages[k], carry, self.shared)
         with graph.under(f"exit_{k + 1}/"):
-            said, stays = self._ask(graph, k, outputs[self.reads[k]], state)
-            exits = graph.add("Expand", graph.constant(k, np.int64), graph.add("Shape", said.label))
-            mine = [said.label, exits, said.confidence, said.probabilities]
+            answer, stays = self._ask(graph, k, outputs[self.reads[k]], state)
+            exits = graph.add("Expand", graph.constant(k, np.int64), graph.add("Shape", answer.label))
+            mine = [answer.label, exits, answer.confidence, answer.probabilities]
             if stays is None:
                 return mine
             rows = graph.add("Transpose", graph.add("NonZero", stays), perm=[1, 0])  # [rows that go on, 1]
             some = graph.add("Greater", graph.add("Size", rows), graph.constant(0, np.int64))
             carry = dict(zip(self.split.stages[k].outputs, outputs, strict=True))
-            onward = self._onward(k, rows, mine, carry, said.state)
-            none = Graph(f"exit_{k + 1}/nobody/")
+            onward = self._onward(k, rows, mine, carry, answer.state)
+            none = Graph(f"exit_{k + 1}/none/")
             same = [none.add("Identity", value) for value in mine]
-            return graph.either(some, onward, none.finish("nobody_goes_on", self.typed(OUTPUTS, same)))
+            return graph.either(some, onward, none.finish("none_goes_on", self.typed(OUTPUTS, same)))
 
     def _onward(
         self, k: int, rows: str, mine: Sequence[str], carry: Mapping[str, str], state: tuple[str, ...]
@@ -176,14 +177,14 @@ class _Writer:
             return self._head(graph, k, seen, state), None
         threshold = graph.add("Gather", THRESHOLDS, graph.constant(k, np.int64), axis=0)
         if not closed:
-            said = self._head(graph, k, seen, state)
-            return said, graph.add("Not", graph.add("GreaterOrEqual", said.confidence, threshold))
-        # Nobody leaves here unless somebody lowers the threshold: only then is the head run.
+            answer = self._head(graph, k, seen, state)
+            return answer, graph.add("Not", graph.add("GreaterOrEqual", answer.confidence, threshold))
+        # No row leaves here unless `thresholds` opens the exit: only then is the head run.
         kinds = ("label", "confidence", "probabilities", "stays")
         then = Graph(f"exit_{k + 1}/open/")
-        said = self._head(then, k, seen, ())
-        stays = then.add("Not", then.add("GreaterOrEqual", said.confidence, threshold))
-        asked = then.finish("asked", self.typed(kinds, [said.label, said.confidence, said.probabilities, stays]))
+        answer = self._head(then, k, seen, ())
+        stays = then.add("Not", then.add("GreaterOrEqual", answer.confidence, threshold))
+        asked = then.finish("asked", self.typed(kinds, [answer.label, answer.confidence, answer.probabilities, stays]))
         otherwise = Graph(f"exit_{k + 1}/closed/")
         unasked = otherwise.finish("unasked", self.typed(kinds, self._nothing(otherwise, seen)))
         label, confidence, probabilities, stays = graph.either(
@@ -212,8 +213,8 @@ class _Writer:
         """Outputs of a graph: what they are, and what they are called if not so."""
         from onnx import helper
 
-        made = []
+        values_info = []
         for kind, name in zip(kinds, values or kinds, strict=True):
             shape: list[str | int | None] = [BATCH, self.num_classes] if kind == "probabilities" else [BATCH]
-            made.append(helper.make_tensor_value_info(name, _TYPES[kind], shape))
-        return made
+            values_info.append(helper.make_tensor_value_info(name, _TYPES[kind], shape))
+        return values_info

@@ -15,8 +15,9 @@ from torch.export import ExportedProgram
 
 from offramp.data import Inputs
 from offramp.errors import UsageError
+from offramp.export.parts import BATCH
 from offramp.export.stage_files import Stages, check_policy, describe
-from offramp.export.tracing import BATCH, exportable, quiet, reason, stage_names, untraceable
+from offramp.export.tracing import exportable, quiet, reason, stage_names, untraceable
 from offramp.network import Carry, EarlyExitNet, as_carry
 from offramp.policy import Policy
 
@@ -68,8 +69,7 @@ class _Alone(nn.Module):
 
     def forward(self, *carry: Tensor) -> Tensor | Carry:
         """What the module gives; a carry of one as a bare tensor."""
-        given: Tensor | Carry = self.module(*carry)
-        tensors = as_carry(given)
+        tensors = as_carry(self.module(*carry))
         return tensors if len(tensors) > 1 else tensors[0]
 
 

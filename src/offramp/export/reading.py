@@ -94,5 +94,5 @@ def _agreements(graph: Graph, label: str, log_probs: str, state: tuple[str, ...]
         more = graph.add("Add", run_before, graph.constant(1.0, np.float32))
         run = graph.add("Where", graph.add("Equal", label, label_before), more, zero)
     confidence = graph.add("Where", broken, graph.constant(math.nan, np.float32), run)
-    nobody = graph.constant(-1, np.int64)
-    return confidence, (graph.add("Where", broken, nobody, label), graph.add("Where", broken, zero, run))
+    no_label = graph.constant(-1, np.int64)
+    return confidence, (graph.add("Where", broken, no_label, label), graph.add("Where", broken, zero, run))

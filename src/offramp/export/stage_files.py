@@ -15,7 +15,8 @@ import offramp
 from offramp.data import Inputs
 from offramp.errors import OfframpError, UsageError, first_line
 from offramp.export.int8 import Int8
-from offramp.export.tracing import Part, Parts, parts
+from offramp.export.parts import Part, Parts
+from offramp.export.tracing import parts
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.runs import read_json

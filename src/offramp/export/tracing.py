@@ -14,7 +14,6 @@ import re
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,40 +21,13 @@ from torch import Tensor, nn
 
 from offramp.errors import UsageError
 from offramp.export.graph import rename
-from offramp.folding import fold
+from offramp.export.parts import BATCH, IR_VERSION, OPSET, Part, Parts
+from offramp.graphs.exit_writes import check_skippable
+from offramp.graphs.folding import fold
 from offramp.network import Carry, EarlyExitNet, as_carry
-from offramp.writes import check_skippable
 
 if TYPE_CHECKING:
     import onnx
-
-OPSET = 18  # the first with reductions and antialiased resizing as torch has them; onnxruntime 1.14 runs it
-IR_VERSION = 8  # what came with that opset
-BATCH = "batch"  # the name of the first axis
-
-
-@dataclass(frozen=True)
-class Part:
-    """One stage or one exit as an ONNX model.
-
-    Attributes:
-        model: With its weights.
-        inputs: Names, in the order of the carry; those that it does not use are left out.
-        outputs: Names, in the order of the carry.
-    """
-
-    model: "onnx.ModelProto"
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A network in parts: K stages and K exits, float32, in evaluation mode, on images of one shape `(C, H, W)`."""
-
-    stages: tuple[Part, ...]
-    exits: tuple[Part, ...]
-    image_shape: tuple[int, int, int]
 
 
 def need_onnx() -> None:
@@ -76,11 +48,7 @@ def exportable(network: EarlyExitNet, image_shape: Sequence[int] | None = None) 
         UsageError: A network that does not say which images it is made for, where `image_shape` does not either; an
             exit that writes into a map that a later part reads.
     """
-    shape = network.image_shape if image_shape is None else image_shape
-    if shape is None:
-        raise UsageError(
-            "The network does not say which images it is made for; pass image_shape=(channels, height, width)."
-        )
+    shape = network.shape_of_images(image_shape)
     twin = copy.deepcopy(network).eval().requires_grad_(False).to("cpu", torch.float32)
     check_skippable(twin, shape)
     fold(twin)
@@ -138,26 +106,26 @@ class _Apart(nn.Module):
         self.apart = nn.ModuleList(modules)
         self.num_inputs = tuple(num_inputs)
 
-    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """All their outputs."""
         outputs: list[Tensor] = []
         for module, count in zip(self.apart, self.num_inputs, strict=True):
-            outputs += as_carry(module(*given[:count]))
-            given = given[count:]
+            outputs += as_carry(module(*tensors[:count]))
+            tensors = tensors[count:]
         return tuple(outputs)
 
 
 def _whole(modules: Sequence[tuple[str, nn.Module, Carry]]) -> "onnx.ModelProto":
     """All parts in one graph; input i of part p is called `p:i`, output i `p>i`."""
     apart = _Apart([module for _, module, _ in modules], [len(carry) for _, _, carry in modules])
-    given, axes, inputs, outputs = [], [], [], []
+    examples, axes, inputs, outputs = [], [], [], []
     for p, (_, module, carry) in enumerate(modules):
         axis = torch.export.Dim(f"{BATCH}_{p}", min=0)  # one for each part: their shapes have nothing in common either
-        given += [tensor.clone() for tensor in carry]  # one tensor given twice would be one input
+        examples += [tensor.clone() for tensor in carry]  # one tensor passed twice would be one input
         axes += [{0: axis}] * len(carry)
         inputs += [f"{p}:{i}" for i in range(len(carry))]
         outputs += [f"{p}>{i}" for i in range(len(as_carry(module(*carry))))]
-    exported = torch.export.export(apart, tuple(given), dynamic_shapes=(tuple(axes),))
+    exported = torch.export.export(apart, tuple(examples), dynamic_shapes=(tuple(axes),))
     program = torch.onnx.export(
         exported,
         (),
@@ -193,8 +161,8 @@ def _refuse(name: str, module: nn.Module, carry: Carry) -> None:
         with torch.no_grad(), quiet():
             _whole([(name, module, carry)])
     except Exception as error:
-        said = "\n".join(str(cause) for cause in _causes(error))
-        lacking = re.search(r"No ONNX function found for \S*?'?(\w+\.[\w.]+)", said)
+        message = "\n".join(str(cause) for cause in _causes(error))
+        lacking = re.search(r"No ONNX function found for \S*?'?(\w+\.[\w.]+)", message)
         if lacking:
             raise UsageError(
                 f"{name.capitalize()} uses the operator {lacking[1]}, which ONNX lacks. Write it with others."
@@ -215,11 +183,11 @@ def untraceable(name: str, module: nn.Module, error: BaseException) -> UsageErro
 def _innermost(module: nn.Module, error: BaseException) -> str:
     """The module within `module` in whose own code an error was raised, by name and class."""
     names = {id(inner): f"{name}, {type(inner).__name__}" for name, inner in module.named_modules() if name}
-    found = type(module).__name__
+    innermost = type(module).__name__
     for cause in _causes(error):
         for frame, _ in traceback.walk_tb(cause.__traceback__):
-            found = names.get(id(frame.f_locals.get("self")), found)
-    return found
+            innermost = names.get(id(frame.f_locals.get("self")), innermost)
+    return innermost
 
 
 def reason(error: BaseException) -> str:

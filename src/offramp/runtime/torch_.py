@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.folding import fold
+from offramp.graphs.exit_writes import check_skippable
+from offramp.graphs.folding import fold
 from offramp.network import Carry, EarlyExitNet, as_carry
 from offramp.policy import Policy
 from offramp.runtime.program import Form, Program
-from offramp.writes import check_skippable
 
 
 class TorchProgram(Program):

@@ -5,7 +5,6 @@ from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 from offramp.evaluation import Curve
-from offramp.export.metadata import MEASURES
 from offramp.policy import Measure
 from offramp.results.dynamic import Dynamic, leaves_from
 from offramp.show import figures
@@ -46,10 +45,10 @@ def section(dynamic: Dynamic, sheet: Sheet | None) -> dict[str, Any]:
 
 
 def _measure(measure: Measure) -> str:
-    said = MEASURES[measure.name]
+    meaning = measure.meaning
     if measure.renormalise:
-        said += ", of classes that sum to 1"
-    return said if measure.temperatures is None else f"{said}, of logits divided by each exit’s temperature"
+        meaning += ", of classes that sum to 1"
+    return meaning if measure.temperatures is None else f"{meaning}, of logits divided by each exit’s temperature"
 
 
 def _rows(dynamic: Dynamic, sheet: Sheet) -> list[dict[str, Any]]:

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from offramp import processes
 from offramp.data import Split
 from offramp.errors import OfframpError, UsageError
+from offramp.graphs.exit_writes import check_skippable
+from offramp.graphs.head_prefix import split_head
 from offramp.network import Carry, EarlyExitNet, has_hooks
 from offramp.rules import RULES
-from offramp.training.fronts import cut_front
 from offramp.training.job import Job
 from offramp.training.monitor import Placement
 from offramp.training.splits import Kept, is_augmented
-from offramp.training.trunk import Still
-from offramp.writes import check_skippable
+from offramp.training.trunk import Frozen
 
 IN_MEMORY = 2**31  # bytes, at most; beyond that in a file, where it was asked for
 Context = Callable[[], AbstractContextManager[None]]
@@ -76,13 +76,13 @@ class Features:
         image_shape: `(channels, height, width)`.
 
     Attributes:
-        heads: `[B, F]` to logits `[K, B, C]`: the network's own heads, without their fronts, under their own names.
+        heads: `[B, F]` to logits `[K, B, C]`: the network's own heads, without their prefixes, under their own names.
     """
 
     def __init__(self, network: EarlyExitNet, image_shape: tuple[int, int, int]) -> None:
         self.network, self.image_shape = network, image_shape
-        cuts = [cut_front(head) for head in network.exits]
-        self._fronts = [front for front, _ in cuts]
+        cuts = [split_head(head) for head in network.exits]
+        self._prefixes = [prefix for prefix, _ in cuts]
         parameter = next(network.parameters())
         maps = self._maps(torch.zeros(1, *image_shape, dtype=parameter.dtype, device=parameter.device))
         sizes = [x.shape[1:] for x in maps]
@@ -95,7 +95,7 @@ class Features:
         self.heads = EarlyExitNet(
             stages, [rest for _, rest in cuts], num_classes=network.num_classes, damping=network.damping, reads=0
         )
-        self.heads.stages = Still(self.heads.stages)
+        self.heads.stages = Frozen(self.heads.stages)
         self.heads.link = network.link
         self.heads.train()
 
@@ -138,14 +138,14 @@ class Features:
         return Kept(split, rows_SF)
 
     def _maps(self, images_BCHW: Tensor) -> list[Tensor]:
-        """What each head reads, after its front, in the order in which the network runs."""
+        """What each head reads, after its prefix, in the order in which the network runs."""
         carry: Carry = (images_BCHW,)
-        found = []
+        maps = []
         with torch.no_grad():
-            for k, front in enumerate(self._fronts):
+            for k, prefix in enumerate(self._prefixes):
                 carry = self.network.run_stage(k, carry)
-                found.append(front(carry[self.network.reads[k]]))
-        return found
+                maps.append(prefix(carry[self.network.reads[k]]))
+        return maps
 
     def _check(self, rows_BF: Tensor, split: Split, first: int) -> None:
         broken = (~rows_BF.isfinite().all(1)).nonzero().flatten()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from offramp import processes
 from offramp.costs import cost
-from offramp.drawing import drawing_apart
 from offramp.errors import UsageError
+from offramp.graphs.random_state import random_state_kept
 from offramp.network import EarlyExitNet, has_hooks
 from offramp.training.job import Job
 
@@ -191,7 +191,7 @@ class Compiled:
         parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         before = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
         try:
-            with drawing_apart():
+            with random_state_kept():
                 torch.autograd.grad(self._compiled(images).sum(), parameters, allow_unused=True)
         except TorchDynamoException as error:
             reason = f"torch cannot compile the network ({_first_line(error)})."

@@ -13,10 +13,10 @@ from offramp.network import EarlyExitNet
 FACTOR = "factor"  # of a group of parameters: what the learning rate is multiplied by
 
 
-class Still(nn.ModuleList):
-    """Stages that stay in evaluation mode, whoever says otherwise: a rule may call `train` within a step."""
+class Frozen(nn.ModuleList):
+    """Stages that stay in evaluation mode even where a rule calls `train` within a step."""
 
-    def train(self, mode: bool = True) -> "Still":
+    def train(self, mode: bool = True) -> "Frozen":
         """Evaluation mode, whatever `mode` says."""
         super().train(False)
         return self
@@ -31,7 +31,7 @@ def frozen(network: EarlyExitNet) -> Iterator[None]:
     """
     stages = network.stages
     learning = {name for name, parameter in stages.named_parameters() if parameter.requires_grad}
-    network.stages = Still(stages).train()
+    network.stages = Frozen(stages).train()
     stages.requires_grad_(False)
     try:
         yield

@@ -145,8 +145,8 @@ def test_several_seeds_count_by_their_mean(run: Path, prefixes) -> None:
     made = prefixes(run)
     trained = [made.train(1, seed) for seed in (0, 2)]
     assert sorted(folder.name for folder in (run / "verdict").iterdir()) == ["prefix-1", "prefix-1-seed-2"]
-    (alone,) = measuring.trained_alone(made, made.network, made.parts, [0, 2], None)
-    assert measuring.trained_alone(made, made.network, made.parts, [0, 2, 3], None) == []
+    (alone,) = measuring.trained_alone(made, [0, 2], None)
+    assert measuring.trained_alone(made, [0, 2, 3], None) == []
     images_BCHW = torch.cat([batch.images_BCHW for batch in made.parts.test.batches()])
     with torch.no_grad():
         right_2S = torch.cat([network(images_BCHW) for network in trained]).argmax(-1) == made.parts.test.labels_S
@@ -205,7 +205,7 @@ def test_a_run_with_settings_that_are_gone_is_judged_without_training(run: Path,
     assert verdict(VerdictOptions(run, no_train=True, runs=run / "none", **QUICK)).missing == (1, 2)
 
 
-@pytest.mark.parametrize("looks", ["offramp.commands.open_run.cost", "offramp.writes.check_skippable"])
+@pytest.mark.parametrize("looks", ["offramp.commands.open_run.cost", "offramp.training.prefixes.check_skippable"])
 def test_a_network_that_cannot_be_is_refused_before_anything_is_trained(
     run: Path, looks, monkeypatch, prefixes
 ) -> None:

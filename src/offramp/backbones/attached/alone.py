@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from offramp.drawing import Drawn, drawing_apart
 from offramp.errors import UsageError
+from offramp.graphs.random_state import RandomState, random_state_kept
 from offramp.network import Carry, as_carry
 
 DOUBLE = 1e-5  # of the largest number: far above rounding in double precision, which parts may leave for a while
@@ -42,10 +42,10 @@ def check_alone(model: nn.Module, parts: Sequence[nn.Module], images_BCHW: Tenso
 def _furthest(parts: nn.ModuleList, images_BCHW: Tensor, dtype: torch.dtype) -> float:
     """How far what an image gives alone is from what it gives among all, at most, as a share of the largest number."""
     twins = copy.deepcopy(parts).eval().to(dtype)
-    with drawing_apart():
-        drawn = Drawn()
+    with random_state_kept():
+        drawn = RandomState()
         together = _handed_on(twins, images_BCHW.to(dtype))
-        if not drawn.is_still_so():
+        if not drawn.is_unchanged():
             return 0.0
         apart = [0.0]
         for i in range(len(images_BCHW)):
@@ -59,8 +59,8 @@ def _furthest(parts: nn.ModuleList, images_BCHW: Tensor, dtype: torch.dtype) -> 
 def _handed_on(parts: nn.ModuleList, images_BCHW: Tensor) -> list[Tensor]:
     """All tensors that the parts give, in turn, as numbers; a later part may write into them."""
     carry: Carry = (images_BCHW.clone(),)
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for part in parts:
         carry = as_carry(part(*carry))
-        found += [tensor.to(torch.float64, copy=True) for tensor in carry]
-    return found
+        tensors += [tensor.to(torch.float64, copy=True) for tensor in carry]
+    return tensors

@@ -13,17 +13,17 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedParameter
 
 from offramp.backbones.attached.alone import NUM_IMAGES, check_alone
-from offramp.backbones.attached.cutting import Part
 from offramp.backbones.attached.heads import HEADS, HeadKind, new_exit, with_neuron, with_outputs
-from offramp.backbones.attached.placing import AUTO, MAX_CARRY, At, Site, Sites
-from offramp.backbones.attached.running import Fields, Shape, eval_twin
-from offramp.backbones.attached.tracing import Traced, trace
 from offramp.backbones.layers import check_choice
 from offramp.checks import check_counts, check_flags
-from offramp.drawing import ONE_AT_A_TIME, Drawn, drawing_apart
 from offramp.errors import UsageError
-from offramp.inplace import changes_in_place
-from offramp.network import Carry, EarlyExitNet, as_carry
+from offramp.graphs.cutting import Part
+from offramp.graphs.in_place import changes_in_place
+from offramp.graphs.interpreter import Fields, Shape
+from offramp.graphs.random_state import ONE_AT_A_TIME, RandomState, random_state_kept
+from offramp.graphs.sites import AUTO, MAX_CARRY, At, Site, Sites
+from offramp.graphs.tracing import Traced, trace
+from offramp.network import Carry, EarlyExitNet, as_carry, eval_twin
 
 TOLERANCE = 1e-4  # of the largest logit: how far the last exit may be from the model
 
@@ -86,6 +86,11 @@ def attach(
     return network.to(like).train(model.training)
 
 
+def sites_of(model: nn.Module, image_shape: tuple[int, int, int]) -> Sites:
+    """Where a model can be cut; errors as for `attach`."""
+    return Sites(trace(model, image_shape))
+
+
 def _check_model(model: Any) -> None:
     """Refuse what is no model, has exits, or lacks weights; and one whose call is more than its forward."""
     if isinstance(model, type):
@@ -140,7 +145,7 @@ def image_shape_of(model: nn.Module) -> tuple[int, int, int]:
 
 
 def origin_of(model: nn.Module) -> dict[str, Any]:
-    """Where a model comes from, as far as it says so; what whoever built it knows better is put over it.
+    """Where a model comes from, as far as it says so; a builder that knows better writes over it.
 
     The licence stays open: a model of timm names that of its weights on the hub, whether or not it has got those.
     """
@@ -157,12 +162,12 @@ def choose(sites: Sites, at: At) -> list[Site]:
     """The sites that `at` stands for (see `attach`)."""
     if isinstance(at, str):
         return _automatic(sites) if at == "auto" else sites.find(_names(at.split(",")))
-    given: list[Any] = list(at) if isinstance(at, Sequence) else [at]
-    if given and all(isinstance(entry, float) for entry in given):
-        return sites.near_shares(given)
-    if not all(isinstance(entry, str) for entry in given):
+    entries: list[Any] = list(at) if isinstance(at, Sequence) else [at]
+    if entries and all(isinstance(entry, float) for entry in entries):
+        return sites.near_shares(entries)
+    if not all(isinstance(entry, str) for entry in entries):
         raise UsageError(f"`at` must be 'auto', names of modules or shares of the operations, not {at!r}.")
-    return sites.find(_names(given))
+    return sites.find(_names(entries))
 
 
 def _names(at: Sequence[str]) -> list[str]:
@@ -173,30 +178,30 @@ def _names(at: Sequence[str]) -> list[str]:
 
 
 def _automatic(sites: Sites) -> list[Site]:
-    """What `auto` takes; where that is fewer than usual, it is said."""
-    found = sites.automatic()
-    if len(found) < len(AUTO):
-        missing = " or ".join(str(share) for share in AUTO if share not in found)
+    """What `auto` takes; where that is fewer than usual, it warns."""
+    chosen = sites.automatic()
+    if len(chosen) < len(AUTO):
+        missing = " or ".join(str(share) for share in AUTO if share not in chosen)
         warnings.warn(
-            f"{type(sites.traced.model).__name__} gets {len(found) + 1} exits: it has no place to cut near {missing} "
+            f"{type(sites.traced.model).__name__} gets {len(chosen) + 1} exits: it has no place to cut near {missing} "
             "of its operations.",
             stacklevel=4,
         )
-    return list(found.values())
+    return list(chosen.values())
 
 
 def _classes_of(traced: Traced) -> int:
     """The number of classes that the model gives."""
-    found = traced.values[next(reversed(traced.graph.nodes))][0]
-    if not isinstance(found, Shape) or len(found.sizes) != 2:
-        kind = found.kind if isinstance(found, Fields) else type(found).__name__
-        what = f"a tensor {list(found.sizes)}" if isinstance(found, Shape) else f"a {kind}"
-        how = ", such as its `logits`" if isinstance(found, Fields) and "logits" in found else ""
+    output = traced.values[next(reversed(traced.graph.nodes))][0]
+    if not isinstance(output, Shape) or len(output.sizes) != 2:
+        kind = output.kind if isinstance(output, Fields) else type(output).__name__
+        what = f"a tensor {list(output.sizes)}" if isinstance(output, Shape) else f"a {kind}"
+        how = ", such as its `logits`" if isinstance(output, Fields) and "logits" in output else ""
         raise UsageError(
             f"{type(traced.model).__name__} gives {what} for one image, not logits [1, N]: it is no classifier "
             f"or gives more than that. Wrap it in a module that gives the logits{how}."
         )
-    return found.sizes[1]
+    return output.sizes[1]
 
 
 def _parts(sites: Sites, chosen: Sequence[Site], own: Sequence[bool]) -> Iterator[Part]:
@@ -230,12 +235,12 @@ def _assemble(
 
 @torch.no_grad()
 def _check_and_own(network: EarlyExitNet, sites: Sites, chosen: Sequence[Site], model: nn.Module) -> None:
-    """Refuse parts that do not give the model's logits; parts that write into what they are given clone it first."""
+    """Refuse parts that do not give the model's logits; parts that write into their inputs clone them first."""
     twin = eval_twin(model)
     like = next(model.parameters(), torch.empty(0))
-    with drawing_apart():
+    with random_state_kept():
         images = torch.randn(NUM_IMAGES, *sites.traced.image_shape).to(like)
-        drawn = Drawn()
+        drawn = RandomState()
         wanted: Tensor = twin(images.clone())
         if not wanted.isfinite().all():
             odd = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
@@ -248,9 +253,9 @@ def _check_and_own(network: EarlyExitNet, sites: Sites, chosen: Sequence[Site], 
         writes = []
         for part in parts:
             before = [x._version for x in carry]
-            given = as_carry(part.eval()(*carry))
+            outputs = as_carry(part.eval()(*carry))
             writes.append([x._version for x in carry] != before or _starts_in_place(part))
-            carry = given
+            carry = outputs
         for part, mode in zip(parts, modes, strict=True):
             part.train(mode)
     scale = wanted.abs().max().clamp_min(1.0)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.functional import pad
 
-from offramp.backbones.attached.cutting import Part
 from offramp.backbones.layers import Unit
+from offramp.graphs.cutting import Part
+from offramp.graphs.sites import Layout
 from offramp.network import NO_NEURON
 
 HeadKind = Literal["pool", "deep"]
 HEADS: tuple[HeadKind, ...] = ("pool", "deep")
 DEEP_WIDTH = 128  # channels of a deep head, as those of the published networks
-Layout = Literal["map", "map, channels last", "class token", "tokens", "vector"]
 
 
 class ChannelsFirst(nn.Module):
@@ -42,24 +42,6 @@ class MeanToken(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
         return x.mean(1)
-
-
-def layout_of(sizes: tuple[int, ...], image_sides: tuple[int, int], has_class_token: bool) -> Layout | None:
-    """How a tensor of these sizes (B first) is to be read; None where an exit cannot read it."""
-    if len(sizes) == 2:
-        return "vector"
-    if len(sizes) == 3:
-        return "class token" if has_class_token else "tokens"
-    if len(sizes) != 4:
-        return None
-    first, last = _distortion(sizes[2:], image_sides), _distortion(sizes[1:3], image_sides)
-    return "map, channels last" if last < first else "map"
-
-
-def _distortion(sides: tuple[int, ...], image_sides: tuple[int, int]) -> float:
-    """How far the ratio of two sides is from that of the images, 1 for the same."""
-    ratio = sides[0] * image_sides[1] / (sides[1] * image_sides[0])
-    return max(ratio, 1 / ratio)
 
 
 def new_exit(layout: Layout, sizes: tuple[int, ...], num_outputs: int, kind: HeadKind) -> nn.Sequential:
@@ -107,27 +89,27 @@ def last_layer(head: fx.GraphModule) -> tuple[str, nn.Linear] | None:
 
 def with_outputs(head: Part, num_outputs: int) -> bool:
     """Give the last Linear of an exit fresh weights for so many outputs; False where it has no such Linear."""
-    found = last_layer(head)
-    if found is not None:
-        name, linear = found
+    last = last_layer(head)
+    if last is not None:
+        name, linear = last
         head.set_submodule(name, nn.Linear(linear.in_features, num_outputs).to(linear.weight))
-    return found is not None
+    return last is not None
 
 
 def with_neuron(head: Part) -> None:
     """Give an exit one more output, the damping neuron; the others stay as they are.
 
-    The neuron starts with weights of zero and a bias of zero, so it says 0 of every image. An exit that does not end
+    The neuron starts with weights of zero and a bias of zero, so it gives 0 for every image. An exit that does not end
     with a Linear has none: its last output is `NO_NEURON`.
     """
-    found = last_layer(head)
-    if found is not None:
-        name, linear = found
+    last = last_layer(head)
+    if last is not None:
+        name, linear = last
         wide = nn.Linear(linear.in_features, linear.out_features + 1, bias=linear.bias is not None).to(linear.weight)
         with torch.no_grad():
-            for own, given in zip(wide.parameters(), linear.parameters(), strict=True):
+            for own, old in zip(wide.parameters(), linear.parameters(), strict=True):
                 own.zero_()
-                own[:-1] = given
+                own[:-1] = old
         head.set_submodule(name, wide)
         return
     (output,) = [n for n in head.graph.nodes if n.op == "output"]

@@ -10,7 +10,7 @@ import functools
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -19,9 +19,9 @@ from torch import nn
 from offramp import config, trust
 from offramp.backbones.attached.attaching import attach, image_shape_of
 from offramp.backbones.attached.heads import HeadKind
-from offramp.backbones.attached.placing import At
 from offramp.config import Spec
 from offramp.errors import UsageError, first_line
+from offramp.graphs.sites import At
 from offramp.network import EarlyExitNet, builder
 from offramp.runs import AUXILIARY, for_grey
 
@@ -123,7 +123,7 @@ def named_model(
         raise UsageError(f"{model!r} is no model: name timm/NAME or torchvision/NAME.")
     _check_arguments(model, pretrained, arguments)
     sides = None if image_size is None else _sides(image_size)
-    return _LIBRARIES[library](name, pretrained, num_classes, in_channels, sides, arguments)
+    return _LIBRARIES[library](_Wanted(name, pretrained, num_classes, in_channels, sides, arguments))
 
 
 def _check_arguments(model: str, pretrained: bool, arguments: Mapping[str, Any]) -> None:
@@ -190,14 +190,19 @@ def image_shape_for(model: nn.Module, image_size: Side, in_channels: int | None 
     return channels, *_sides(image_size)
 
 
-def _of_timm(
-    name: str,
-    pretrained: bool,
-    num_classes: int,
-    in_channels: int,
-    sides: tuple[int, int] | None,
-    arguments: dict[str, Any],
-) -> nn.Module:
+class _Wanted(NamedTuple):
+    """A library's model, by the library's own name for it."""
+
+    name: str
+    pretrained: bool
+    num_classes: int
+    in_channels: int
+    sides: tuple[int, int] | None
+    arguments: dict[str, Any]
+
+
+def _of_timm(wanted: _Wanted) -> nn.Module:
+    name, pretrained, num_classes, in_channels, sides, arguments = wanted
     try:
         import timm
     except ImportError:
@@ -217,44 +222,38 @@ def _of_timm(
     return _built(f"timm/{name}", lambda: build(pretrained=pretrained))
 
 
-def _of_torchvision(
-    name: str,
-    pretrained: bool,
-    num_classes: int,
-    in_channels: int,
-    sides: tuple[int, int] | None,
-    arguments: dict[str, Any],
-) -> nn.Module:
+def _of_torchvision(wanted: _Wanted) -> nn.Module:
     """Another number of channels gets a fresh first convolution (grey: the sum of its weights).
 
     With weights or without, the model is built alike, for `num_classes`; the weights are taken from a second one.
     """
+    name, pretrained, num_classes, in_channels, sides, arguments = wanted
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         raise UsageError(f"torchvision has no classifier {name!r}.{_near(name, names)}")
     weights = _hub_weights(name, pretrained, arguments)
-    given = plain_arguments(f"torchvision/{name}", pretrained, arguments)
+    own_arguments = plain_arguments(f"torchvision/{name}", pretrained, arguments)
     if sides is None and weights is not None:
         sides = weights.meta.get("min_size")
     if sides is not None:
         if name.startswith("vit_"):
             if sides[0] != sides[1]:
                 raise UsageError(f"torchvision/{name} takes square images, not {sides[0]} x {sides[1]}.")
-            given = {"image_size": sides[0]} | given
+            own_arguments = {"image_size": sides[0]} | own_arguments
         if name.startswith("maxvit"):
-            given = {"input_size": tuple(sides)} | given
+            own_arguments = {"input_size": tuple(sides)} | own_arguments
     build = functools.partial(torchvision.models.get_model, name)
-    own = {"num_classes": num_classes} | given
+    own = {"num_classes": num_classes} | own_arguments
     if name in AUXILIARY:
-        if given.pop("aux_logits", False):
+        if own_arguments.pop("aux_logits", False):
             raise UsageError(
                 f"torchvision/{name} has exits where it is cut and no auxiliary ones; leave out aux_logits."
             )
-        given.pop("init_weights", None)
+        own_arguments.pop("init_weights", None)
         own = {"init_weights": True} | own | {"aux_logits": False}
     model = _built(f"torchvision/{name}", lambda: build(**own))
     if weights is not None:
-        source = _built(f"torchvision/{name}", lambda: build(weights=weights, **given))
+        source = _built(f"torchvision/{name}", lambda: build(weights=weights, **own_arguments))
         _take_weights(model, source, AUXILIARY.get(name, ()))
     place, conv = _first_conv(model)
     if conv.in_channels != in_channels:
@@ -276,13 +275,13 @@ def _hub_weights(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> A
 
 def _take_weights(model: nn.Module, source: nn.Module, auxiliary: tuple[str, ...]) -> None:
     """All weights of `source`, but for a last layer of other classes and what belongs to auxiliary outputs."""
-    own, given = model.state_dict(), source.state_dict()
-    for name in list(given):
+    own, taken = model.state_dict(), source.state_dict()
+    for name in list(taken):
         if name.startswith(auxiliary):
-            del given[name]
-        elif name in own and own[name].shape != given[name].shape and own[name].shape[1:] == given[name].shape[1:]:
-            given[name] = own[name]
-    model.load_state_dict(given)
+            del taken[name]
+        elif name in own and own[name].shape != taken[name].shape and own[name].shape[1:] == taken[name].shape[1:]:
+            taken[name] = own[name]
+    model.load_state_dict(taken)
 
 
 def _built(name: str, build: Callable[[], nn.Module]) -> nn.Module:
@@ -328,7 +327,7 @@ def _near(name: str, known: Sequence[str]) -> str:
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
-_LIBRARIES: Mapping[str, Callable[..., nn.Module]] = {"timm": _of_timm, "torchvision": _of_torchvision}
+_LIBRARIES: Mapping[str, Callable[[_Wanted], nn.Module]] = {"timm": _of_timm, "torchvision": _of_torchvision}
 
 
 def is_named(name: str) -> bool:
@@ -355,13 +354,13 @@ def builder_of(name: str, registry: Mapping[str, Any], kind: str) -> Any:
         if libraries:
             hint = " or ".join(f"{library}/{name}" for library in libraries)
             raise UsageError(f"Unknown {kind} {name!r}. Did you mean {hint}?")
-    found = config.resolve(name, registry, kind)
-    if isinstance(found, nn.Module):
+    builder = config.resolve(name, registry, kind)
+    if isinstance(builder, nn.Module):
         raise UsageError(
-            f"{kind} {name!r} is a {type(found).__name__} already; name a function that returns "
+            f"{kind} {name!r} is a {type(builder).__name__} already; name a function that returns "
             f"{'it' if kind == 'model' else 'a network with exits'}."
         )
-    return found
+    return builder
 
 
 def settled(model: str, **arguments: Any) -> EarlyExitNet:
@@ -386,8 +385,8 @@ def model_of(spec: Spec, *, in_channels: int | None, image_size: Side) -> nn.Mod
     """
     builder = functools.partial(named_model, spec.name) if is_named(spec.name) else builder_of(spec.name, {}, "model")
     registry = {spec.name: builder}
-    given = {"in_channels": in_channels, "image_size": image_size}
-    model = config.build(spec, registry, "model", **{key: value for key, value in given.items() if value is not None})
+    wanted = {"in_channels": in_channels, "image_size": image_size}
+    model = config.build(spec, registry, "model", **{key: value for key, value in wanted.items() if value is not None})
     if isinstance(model, EarlyExitNet):
         raise UsageError(f"model {spec.name!r} has exits already; `offramp cost` shows what they cost.")
     if not isinstance(model, nn.Module):

@@ -116,7 +116,7 @@ def bench(
             for another network; a folder as `out`.
         OfframpError: A file that cannot be written, which is said before anything is measured.
     """
-    from offramp.commands.bench.measuring import measured
+    from offramp.commands.bench.measuring import Timing, measured
     from offramp.commands.open_run import OpenRun
     from offramp.commands.policy_files import given_policy
     from offramp.commands.writing import write_result
@@ -152,7 +152,8 @@ def bench(
         policy = policy_for(search, run.cost, max_drop=MAX_DROP if options.max_drop is None else options.max_drop)
     forms = usual_forms(device_named(options.device), backend=options.backend, bf16=options.bf16)
     with with_threads(options.threads):
-        found = measured(run, policy, file, test, forms, options, watch, measured_on)
+        timing = Timing(options.batches, options.limit, options.rounds, options.seconds)
+        found = measured(run, policy, file, test, forms, timing, watch, measured_on)
     plots: dict[Path, bytes] = {}
     if options.plots is not None:
         contents = drawn(found, search, test, run.cost, options.plots)

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from offramp.commands.bench import BenchOptions
 from offramp.commands.bench.timing import TRIALS, Feed, Rivals, in_the_time, measure, on_test, right, round_of, whole
 from offramp.commands.open_run import OpenRun
 from offramp.commands.sample import pool
@@ -23,13 +22,22 @@ TUNING = 0.2  # the share of the time that tuning takes
 OF_STREAM = 3.0  # times as much as a size of batch: short streams are decided by their last, half-full chunks
 
 
+class Timing(NamedTuple):
+    """What is timed, and for how long: as `BenchOptions` says."""
+
+    batches: Sequence[int]
+    limit: int | None
+    rounds: int
+    seconds: float
+
+
 def measured(
     run: OpenRun,
     policy: Policy,
     policy_file: Path | None,
     test: Record,
     forms: Sequence[Form],
-    options: BenchOptions,
+    timing: Timing,
     watch: Watch,
     conditions: dict[str, Any],
 ) -> Bench:
@@ -41,14 +49,14 @@ def measured(
     # be set up for other shares of images than come, which costs time and is seen in the figures.
     tuned_on = parts.val.search if held else parts.train
     watch.note(
-        f"Tuning the engine on images of {tuned_on.name}, then timing it: about {duration_in_words(options.seconds)}, "
+        f"Tuning the engine on images of {tuned_on.name}, then timing it: about {duration_in_words(timing.seconds)}, "
         f"and what it takes to set up each of {'; '.join(map(str, forms))}."
     )
-    images = pool(tuned_on, max(TUNED_ON, *options.batches)).images_SCHW
+    images = pool(tuned_on, max(TUNED_ON, *timing.batches)).images_SCHW
     with watch.countdown() as done:
-        tuning = engine.tune(images, batch_sizes=options.batches, forms=forms, seconds=TUNING * options.seconds)
+        tuning = engine.tune(images, batch_sizes=timing.batches, forms=forms, seconds=TUNING * timing.seconds)
         done(TUNING)
-        modes = _modes(engine, tuning, parts, test, costs, options, watch, done)
+        modes = _modes(engine, tuning, parts, test, costs, timing, watch, done)
     watch.note(f"Comparing the engine's answers with the policy's on {test.split}.")
     engine = whole(engine)
     answers = joined(engine.stream(batch.images_BCHW for batch in parts.test.batches()))
@@ -82,23 +90,23 @@ def _modes(
     parts: Parts,
     test: Record,
     costs: Cost,
-    options: BenchOptions,
+    timing: Timing,
     watch: Watch,
     done: Callable[[float], object],
 ) -> list[Mode]:
     """Each size of batch and a stream, timed."""
     rivals = Rivals(engine, [trial.form for trial in tuning.forms if trial.admitted])
-    sizes = (*options.batches, None)
-    weights = [*[1.0] * len(options.batches), OF_STREAM]
+    sizes = (*timing.batches, None)
+    weights = [*[1.0] * len(timing.batches), OF_STREAM]
     image = pool(parts.test, 1).images_SCHW
     modes, before = [], TUNING
     for size, weight in zip(sizes, weights, strict=True):
         watch.note(f"Timing {'a stream' if size is None else f'batches of {size}'}.")
         share = (1 - TUNING) * weight / sum(weights)
-        limit = in_the_time(engine, size, image, options.rounds, share * options.seconds)
-        limit = limit if options.limit is None else min(limit, options.limit)
+        limit = in_the_time(engine, size, image, timing.rounds, share * timing.seconds)
+        limit = limit if timing.limit is None else min(limit, timing.limit)
         feed = Feed.of(size, pool(parts.test, round_of(size, limit, costs.image_shape)[1]), limit)
-        turns, passed = 2 * (TRIALS + 1) + options.rounds + 2, 0
+        turns, passed = 2 * (TRIALS + 1) + timing.rounds + 2, 0
 
         def tick(before: float = before, share: float = share, turns: int = turns) -> None:
             nonlocal passed
@@ -106,7 +114,7 @@ def _modes(
             done(before + share * min(1.0, passed / turns))
 
         exit_ms = tuning.exit_ms[feed.name]
-        modes.append(measure(engine, feed, rivals.fastest(feed, tick), test, costs, options.rounds, exit_ms, tick))
+        modes.append(measure(engine, feed, rivals.fastest(feed, tick), test, costs, timing.rounds, exit_ms, tick))
         before += share
         done(before)
     return modes

@@ -75,11 +75,11 @@ class VerdictOptions(OnDevice, PrintsJson):
     def main(self) -> None:
         """See `Options.main`."""
         before_torch()
-        found = verdict(self, watch=IN_TERMINAL)
+        judged = verdict(self, watch=IN_TERMINAL)
         from offramp.show.figures import note_missing
         from offramp.show.verdict.table import verdict_table
 
-        print_result(found.to_json, lambda: verdict_table(found), found.written, as_json=self.json)
+        print_result(judged.to_json, lambda: verdict_table(judged), judged.written, as_json=self.json)
         note_missing("verdict.html")
 
 
@@ -108,70 +108,47 @@ def verdict(
             else.
         OfframpError: A file that cannot be written, a training that fails.
     """
-    from offramp.commands.open_run import OpenRun
     from offramp.commands.policy_files import given_policy
-    from offramp.commands.verdict.measuring import measured, train, trained_alone
-    from offramp.commands.verdict.prefixes import Prefixes
+    from offramp.commands.verdict.measuring import Timing, judged, measured, train, trained_alone
     from offramp.commands.writing import write_result
     from offramp.devices import device_named
-    from offramp.results.verdict.comparison import at_equal_time, frontier
-    from offramp.results.verdict.conclusion import conclude
-    from offramp.results.verdict.values import Verdict
-    from offramp.runs import RunFolder
     from offramp.runtime import Engine
     from offramp.runtime.timing import conditions
     from offramp.show import figures
     from offramp.show.verdict.page import verdict_page
-    from offramp.writes import check_skippable
+    from offramp.training.prefixes import Prefixes
 
     measured_on = conditions(device_named(options.device))  # before the machine is busy with us
-    folder = RunFolder(options.run, options.allow_code)
-    _check_code(folder, folder.read_config())
-    run = OpenRun(options, "verdict", "the verdict is written there", parts, into)
-    parts, network = run.parts, run.network
-    wanted = _exits(run, options.exits)
-    ready, file = given_policy(policy or options.policy, folder)
+    run = _opened(options, parts, into)
+    ready, file = given_policy(policy or options.policy, run.folder)
+    exits = _exits(run, options.exits)
+    runs = run.folder.verdict_runs if options.runs is None else Path(options.runs).expanduser()
+    prefixes = Prefixes(run.folder, run.network, run.config, run.parts, runs)
     if ready is not None:
-        Engine(network, ready)  # refuses a policy for another network
-    check_skippable(network, parts.test.image_shape)
+        Engine(run.network, ready)  # refuses a policy for another network
+    prefixes.check_network()
     _ = run.cost  # before anything is trained: what cannot be counted fails here
-    where = folder.verdict_runs if options.runs is None else Path(options.runs).expanduser()
-    prefixes = Prefixes(folder, network, run.config, parts, where)
     seeds = range(prefixes.seed, prefixes.seed + options.seeds)
     if not options.no_train:
-        train(prefixes, [(exit, seed) for exit in wanted for seed in seeds], watch.note)
+        train(prefixes, [(exit, seed) for exit in exits for seed in seeds], watch.note)
     with watch.bars() as progress:
         (search,) = run.held_out("search", progress=progress)
-        test = run.record(parts.test, "test", progress)
-        alone = trained_alone(prefixes, network, parts, seeds, progress)
-    timed = measured(run, test, search, ready, file, alone, options, watch)
-    engines = [one for one in timed.contenders if one.kind == "engine"]
-    rivals = [one for one in timed.contenders if one.kind != "engine"]
-    comparisons = at_equal_time(engines, rivals)
-    found = Verdict(
-        run=folder,
-        conclusion=conclude(comparisons, rivals, test.num_images, least_gain=options.least_gain),
-        comparisons=comparisons,
-        contenders=tuple(timed.contenders),
-        frontier=tuple(one.name for one in frontier(rivals)),
-        missing=tuple(k for k in range(1, network.num_exits + 1) if k not in {one.exit for one in alone}),
-        least_gain=options.least_gain,
-        batch_size=options.batch_size,
-        timed=timed.images,
-        test=test.split,
-        fingerprint=test.fingerprint,
-        images=test.num_images,
-        searched=search.num_images,
-        weights=test.weights,
-        device=measured_on["device"],
-        conditions=measured_on,
-        form=timed.form,
-        trained=prefixes.words() if alone else (),
-        wrong=timed.wrong,
-        left_out=timed.left_out,
-    )
-    page = {folder.verdict_page: verdict_page(found).encode()} if figures.available() else {}
-    return dataclasses.replace(found, written=write_result(found.to_json(), folder.verdict, page))
+        test = run.record(run.parts.test, "test", progress)
+        alone = trained_alone(prefixes, seeds, progress)
+    timing = Timing(options.batch_size, options.images, options.rounds, options.seconds, options.backend)
+    timed = measured(run, test, search, ready, file, alone, timing, watch)
+    result = judged(prefixes, test, search, alone, timed, options.batch_size, options.least_gain, measured_on)
+    page = {run.folder.verdict_page: verdict_page(result).encode()} if figures.available() else {}
+    return dataclasses.replace(result, written=write_result(result.to_json(), run.folder.verdict, page))
+
+
+def _opened(options: VerdictOptions, parts: "Parts | None", into: "EarlyExitNet | None") -> "OpenRun":
+    from offramp.commands.open_run import OpenRun
+    from offramp.runs import RunFolder
+
+    folder = RunFolder(options.run, options.allow_code)
+    _check_code(folder, folder.read_config())
+    return OpenRun(options, "verdict", "the verdict is written there", parts, into)
 
 
 def _check_code(folder: "RunFolder", config: dict[str, Any]) -> None:

@@ -92,28 +92,28 @@ class Early:
     engine: Engine
 
 
-def left_out(trials: Iterable[Trial], found: Iterable[tuple[Single, Way]]) -> tuple[str, ...]:
+def left_out(trials: Iterable[Trial], singles: Iterable[tuple[Single, Way]]) -> tuple[str, ...]:
     """A sentence for each form that was not used at all, and for each that some networks could not be run in.
 
     Args:
         trials: Of the engine's forms; those not admitted there are tried with no network.
-        found: Smaller networks, and how each is run.
+        singles: Smaller networks, and how each is run.
     """
-    said = []
+    sentences = []
     for trial in trials:
         if not trial.admitted:
             answers = f"of the engine's answers {trial.wrong} were wrong and {trial.flips} flipped"
             why = answers if trial.reason is None else _in_a_line(trial.reason)
-            said.append(f"Nothing was run in the form {trial.form}: {why}.")
+            sentences.append(f"Nothing was run in the form {trial.form}: {why}.")
     names: dict[tuple[Form, str], list[str]] = {}
-    for one, way in found:
+    for one, way in singles:
         for form, reason in way.refused.items():
             names.setdefault((form, _in_a_line(reason)), []).append(one.name)
-    said += [
-        f"Not run in the form {form}, although the engine's network can be: {', '.join(who)} ({reason})."
-        for (form, reason), who in names.items()
+    sentences += [
+        f"Not run in the form {form}, although the engine's network can be: {', '.join(names_of_form)} ({reason})."
+        for (form, reason), names_of_form in names.items()
     ]
-    return tuple(said)
+    return tuple(sentences)
 
 
 def _in_a_line(reason: str) -> str:
@@ -179,14 +179,14 @@ def policies_for(
         costs: What the network costs.
         measure: How confidence is read off logits.
     """
-    found: dict[str, Policy] = {}
+    policies: dict[str, Policy] = {}
     for name, ms in targets.items():
         if ms < exit_ms[0]:
             continue
         policy = policy_for(search, costs, latency=ms, times=exit_ms, measure=measure)
-        if all(policy.thresholds != other.thresholds for other in found.values()):
-            found[name] = policy
-    return found
+        if all(policy.thresholds != other.thresholds for other in policies.values()):
+            policies[name] = policy
+    return policies
 
 
 def timed(

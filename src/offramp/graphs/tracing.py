@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from offramp.backbones.attached.modes import differing, dropout_as_modules, other_constants, owners_of
-from offramp.backbones.attached.running import copied, meta_twin, values_of
-from offramp.backbones.attached.tracer import Tracer, Values
-from offramp.drawing import Drawn, drawing_apart
 from offramp.errors import UsageError, first_line
+from offramp.graphs.interpreter import Values, copied, meta_twin, values_of
+from offramp.graphs.modes import differing, dropout_as_modules, other_constants, owners_of
+from offramp.graphs.random_state import RandomState, random_state_kept
+from offramp.graphs.tracer import ShapeTracer
 
 MOST_ROUNDS = 20  # of tracing; each makes more modules leaves
 
@@ -60,7 +60,7 @@ def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> Traced:
     twin = meta_twin(work)
     shadow = copy.deepcopy(twin).eval()
     leaves: dict[str, str] = {}
-    with drawing_apart(), torch.enable_grad():  # as in training; where a forward switches them off, that shows
+    with random_state_kept(), torch.enable_grad():  # as in training; where a forward switches them off, that shows
         for _ in range(MOST_ROUNDS):
             training, evaluating = (Tracing(twin.train(mode), shadow, image_shape, leaves) for mode in (True, False))
             new = (
@@ -95,8 +95,8 @@ class Tracing:
     def __init__(
         self, twin: nn.Module, shadow: nn.Module, image_shape: tuple[int, int, int], leaves: dict[str, str]
     ) -> None:
-        kind, before, drawn = type(twin).__name__, set(vars(twin)), Drawn()
-        tracer = Tracer(Values(twin, shadow, image_shape), set(leaves))
+        kind, before, drawn = type(twin).__name__, set(vars(twin)), RandomState()
+        tracer = ShapeTracer(Values(twin, shadow, image_shape), set(leaves))
         try:
             self.graph = tracer.trace(twin)
         except Exception as error:  # anything may happen in a forward that is given a stand-in for images
@@ -104,7 +104,7 @@ class Tracing:
                 f"{kind} cannot be cut: torch.fx cannot trace its own forward{_where(error)} "
                 f"({first_line(error)}). Move that into a module of its own, or make the model a Sequential."
             ) from error
-        if not drawn.is_still_so():
+        if not drawn.is_unchanged():
             raise UsageError(
                 f"{kind} cannot be cut: its own forward draws random numbers that torch.fx would keep as constants. "
                 "Move that into a module of its own."
@@ -121,7 +121,7 @@ class Tracing:
 
 
 def _where(error: BaseException) -> str:
-    """The last line of somebody's own code that led to an error."""
+    """The last line outside torch and this room that led to an error."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
     own = [f for f in frames if Path(f.filename).parent != Path(__file__).parent]
     return f", line {own[-1].lineno} of {own[-1].filename}" if own else ""

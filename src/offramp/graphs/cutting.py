@@ -1,6 +1,6 @@
 """A traced model in parts: what crosses a cut, and the graph of what lies between two of them.
 
-B images. `torch.fx.passes.split_module` hands every value over that a later part reads. Whoever drops rows between
+B images. `torch.fx.passes.split_module` hands every value over that a later part reads. Dropping rows between
 stages needs a carry of tensors with the images first and nothing else, so here:
 
 - *Numbers* (sizes, dimensions) are written into the graph; those that grow with B are taken from the carry's own size.
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from offramp.backbones.attached.running import BATCHES, Shape
-from offramp.backbones.attached.tracing import Traced
 from offramp.errors import OfframpError
-from offramp.inplace import changes_in_place
+from offramp.graphs.in_place import changes_in_place
+from offramp.graphs.interpreter import BATCHES, Shape
+from offramp.graphs.tracing import Traced
 
 _TRANSIENT = "offramp_transient"  # in `GraphModule.meta`, the one thing of an instance that a copy keeps
 
@@ -73,11 +73,11 @@ class Cutter:
 
     def ends(self) -> dict[str, int]:
         """Of each module that is called, the place after its last operation."""
-        found = {}
+        ends = {}
         for i, node in enumerate(self.nodes):
             if node in self.kept:
-                found.update(dict.fromkeys(self.traced.owners[node], i))
-        return found
+                ends.update(dict.fromkeys(self.traced.owners[node], i))
+        return ends
 
     def crossing(self, place: int) -> Crossing:
         """What crosses a place, in the order in which it was made."""
@@ -114,24 +114,24 @@ class Cutter:
 
     def parameters_of(self, nodes: Iterable[fx.Node]) -> list[str]:
         """Names of the parameters that nodes use directly or as a module."""
-        found: dict[str, None] = {}
+        names: dict[str, None] = {}
         for node in nodes:
             if node.op == "call_module":
                 module = self.traced.model.get_submodule(str(node.target))
-                found.update((f"{node.target}.{name}", None) for name, _ in module.named_parameters())
+                names.update((f"{node.target}.{name}", None) for name, _ in module.named_parameters())
             elif node.op == "get_attr":
-                found[str(node.target)] = None
-        return list(found)
+                names[str(node.target)] = None
+        return list(names)
 
     def independent_sources(self, node: fx.Node) -> list[fx.Node]:
         """The node and what it is made of, as far as that does not depend on the images."""
-        found, todo = [node], [node]
+        sources, todo = [node], [node]
         while todo:
             for read in todo.pop().all_input_nodes:
-                if not self._depends[read] and read not in found and not _is_number(self.values[read]):
-                    found.append(read)
+                if not self._depends[read] and read not in sources and not _is_number(self.values[read]):
+                    sources.append(read)
                     todo.append(read)
-        return found
+        return sources
 
     def _find_dependent(self) -> dict[fx.Node, bool]:
         depends = {self.images: True}
@@ -152,11 +152,11 @@ class Cutter:
         return _is_number(self.values[node]) and number(self.values[node]) is not None
 
     def _find_last_uses(self) -> dict[fx.Node, int]:
-        found: dict[fx.Node, int] = {}
+        places: dict[fx.Node, int] = {}
         for node in [*self.nodes, self.output]:
             if node in self.kept:
-                found.update((read, self.place[node]) for read in node.all_input_nodes if self._depends[read])
-        return found
+                places.update((read, self.place[node]) for read in node.all_input_nodes if self._depends[read])
+        return places
 
     def _find_weights(self) -> list[tuple[str, int, int]]:
         """Each parameter with the first and the last place that reads it."""
@@ -171,7 +171,7 @@ class Cutter:
                 if name in parameters:
                     names.setdefault(id(parameters[name]), name)
                     places.setdefault(id(parameters[name]), []).append(self.place[node])
-        return [(names[key], min(found), max(found)) for key, found in places.items()]
+        return [(names[key], min(reads), max(reads)) for key, reads in places.items()]
 
 
 def number(values: Sequence[Any]) -> tuple[Any, Any] | None:
@@ -224,8 +224,8 @@ class _Extraction:
         self.graph = fx.Graph()
         names = ["images"] if reads == [cutter.images] else [f"carry_{i}" for i in range(len(reads))]
         self.inputs = [self.graph.placeholder(name) for name in names]
-        given = [self.graph.call_method("clone", (x,)) for x in self.inputs] if own else self.inputs
-        self.copies: dict[fx.Node, fx.Node] = dict(zip(reads, given, strict=True))
+        sources = [self.graph.call_method("clone", (x,)) for x in self.inputs] if own else self.inputs
+        self.copies: dict[fx.Node, fx.Node] = dict(zip(reads, sources, strict=True))
         self._num_images: fx.Node | None = None
 
     def copy(self, node: fx.Node) -> fx.Node:
@@ -247,10 +247,10 @@ class _Extraction:
         if -1 not in sizes:
             return args
         first, second = self.cutter.values[node]
-        found = number((first.sizes[sizes.index(-1)], second.sizes[sizes.index(-1)]))
-        if found is None:
+        per_image = number((first.sizes[sizes.index(-1)], second.sizes[sizes.index(-1)]))
+        if per_image is None:
             return args
-        side = self._written_out(found)
+        side = self._written_out(per_image)
         return (args[0], tuple(side if size == -1 else size for size in sizes))
 
     def _value(self, node: fx.Node) -> Any:
@@ -258,9 +258,9 @@ class _Extraction:
             return self.copies[node]
         values = self.cutter.values[node]
         if _is_number(values):
-            found = number(values)
-            if found is not None:
-                return self._written_out(found)
+            per_image = number(values)
+            if per_image is not None:
+                return self._written_out(per_image)
             if isinstance(values[0], (torch.device, torch.dtype)) and not self._is_here(node):
                 name = "device" if isinstance(values[0], torch.device) else "dtype"
                 return self.graph.call_function(getattr, (self.inputs[0], name))
@@ -271,8 +271,8 @@ class _Extraction:
     def _is_here(self, node: fx.Node) -> bool:
         return all(read in self.copies for read in node.all_input_nodes)
 
-    def _written_out(self, found: tuple[Any, Any]) -> Any:
-        base, slope = found
+    def _written_out(self, linear: tuple[Any, Any]) -> Any:
+        base, slope = linear
         if isinstance(base, (tuple, list)):
             return tuple(self._written_out(pair) for pair in zip(base, slope, strict=True))
         if not slope:
@@ -286,8 +286,8 @@ class _Extraction:
 
     def finish(self, gives: Sequence[fx.Node]) -> Part:
         """The module, with modules and parameters of the traced model."""
-        found = [self._value(node) for node in gives]
-        self.graph.output(found[0] if len(found) == 1 else tuple(found))
+        outputs = [self._value(node) for node in gives]
+        self.graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
         self.graph.lint()
         model = self.cutter.traced.model
         targets = [str(node.target) for node in self.graph.nodes if node.op in ("get_attr", "call_module")]
@@ -298,12 +298,12 @@ class _Extraction:
 
 
 def _attribute(model: nn.Module, name: str) -> Any:
-    found: Any = operator.attrgetter(name)(model)
-    has_weights = isinstance(found, nn.Parameter) or (
-        isinstance(found, nn.Module) and any(True for _ in found.parameters())
+    value: Any = operator.attrgetter(name)(model)
+    has_weights = isinstance(value, nn.Parameter) or (
+        isinstance(value, nn.Module) and any(True for _ in value.parameters())
     )
     # What has no weights may be used by several parts; each gets its own.
-    return found if has_weights else copy.deepcopy(found)
+    return value if has_weights else copy.deepcopy(value)
 
 
 def _is_transient(model: nn.Module, name: str) -> bool:

@@ -1,49 +1,89 @@
-"""torch.fx's tracer, with answers to what Python asks about shapes, and leaves where it cannot go on.
+"""The one tracer: torch.fx's, beside other threads, with answers to what Python asks about shapes.
 
 B images.
 """
 
+import contextlib
 import math
 import operator
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from offramp.backbones.attached.running import BATCHES, call
-from offramp.contexts import ContextTracer
-from offramp.drawing import Drawn
 from offramp.errors import first_line
+from offramp.graphs.interpreter import Values
+from offramp.graphs.random_state import ONE_AT_A_TIME, RandomState
 
 _OF_SHAPE = {"shape", "ndim", "size", "dim", "numel", "nelement"}
 
 
-class Values:
-    """What the nodes of a growing graph give, found by running it without memory for each number of images."""
+class Tracer(fx.Tracer):
+    """Traces as torch.fx does, one trace at a time in the process, and only what its own thread calls.
 
-    def __init__(self, twin: nn.Module, shadow: nn.Module, image_shape: tuple[int, int, int]) -> None:
-        self.traced = twin  # gets the constants
-        self.twin = shadow
-        self.image_shape = image_shape
-        self.known: dict[fx.Node, tuple[Any, ...]] = {}
+    While it traces, torch.fx replaces two methods of every module, for all threads; calls of other threads are passed
+    on as if it did not. What torch.compile has made refuses to run meanwhile, in any thread: torch asks one flag of the
+    process.
 
-    def of(self, wanted: fx.Node) -> tuple[Any, ...]:
-        """What a node gives, once for each number of images."""
-        for node in wanted.graph.nodes:
-            if node not in self.known:
-                self.known[node] = tuple(self._one(node, i) for i in range(len(BATCHES)))
-            if node is wanted:
-                break
-        return self.known[wanted]
+    Raises:
+        torch.fx.proxy.TraceError: While tracing: the code switches gradients or autocast on or off, which a graph does
+            not keep. What holds outside is what was on when the tracer was made.
+    """
 
-    def _one(self, node: fx.Node, i: int) -> Any:
-        if node.op == "placeholder":
-            return torch.empty(BATCHES[i], *self.image_shape, device="meta")
-        root = self.traced if node.op == "get_attr" else self.twin
-        with torch.no_grad():
-            found = call(root, node, lambda read: self.known[read][i])
-        return found.to("meta") if isinstance(found, Tensor) else found
+    _thread: int | None = None
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._gradients, self._autocasts = torch.is_grad_enabled(), _autocasts()
+
+    def trace(self, *args: Any, **kwargs: Any) -> fx.Graph:
+        """As in fx."""
+        with ONE_AT_A_TIME, self._tracing(threading.get_ident()):
+            return super().trace(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _tracing(self, thread: int | None) -> Iterator[None]:
+        before, self._thread = self._thread, thread
+        try:
+            yield
+        finally:
+            self._thread = before
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which modules are called as usual."""
+        return self._tracing(None)
+
+    @property
+    def is_tracing(self) -> bool:
+        """Whether what is called now, in this thread, is being traced."""
+        return threading.get_ident() == self._thread
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """As in fx, in the thread that traces."""
+        return super().call_module(m, forward, args, kwargs) if self.is_tracing else forward(*args, **kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """As in fx, in the thread that traces."""
+        return super().getattr(attr, attr_val, parameter_proxy_cache) if self.is_tracing else attr_val
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """As in fx."""
+        if torch.is_grad_enabled() != self._gradients:
+            raise fx.proxy.TraceError("it switches gradients off or on")
+        if _autocasts() != self._autocasts:
+            raise fx.proxy.TraceError("it switches autocast on or off")
+        return super().create_node(*args, **kwargs)
+
+
+def _autocasts() -> int:
+    """How many contexts of autocast are open, including those that switch it off."""
+    number: int = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    return number
 
 
 class _Concrete:
@@ -76,7 +116,7 @@ class _Attribute(_Concrete, fx.proxy.Attribute):
     pass
 
 
-class Tracer(ContextTracer):
+class ShapeTracer(Tracer):
     """Traces a model from stand-in images; `leaves` and `reasons` say which modules it could not look into, and why."""
 
     def __init__(self, values: Values, leaves: set[str]) -> None:
@@ -102,8 +142,6 @@ class Tracer(ContextTracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """As in fx; the cache is looked after where nodes are dropped."""
-        if not self.is_tracing:
-            return attr_val
         self._attributes = parameter_proxy_cache
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
@@ -116,15 +154,15 @@ class Tracer(ContextTracer):
         name = self.path_of_module(m)
         if self.is_leaf_module(m, name):
             return super().call_module(m, forward, args, kwargs)
-        last, stack, drawn = next(iter(reversed(self.graph.nodes)), None), dict(self.module_stack), Drawn()
+        last, stack, random_state = next(iter(reversed(self.graph.nodes)), None), dict(self.module_stack), RandomState()
         try:
-            found = super().call_module(m, forward, args, kwargs)
-            if drawn.is_still_so():
-                return found
+            output = super().call_module(m, forward, args, kwargs)
+            if random_state.is_unchanged():
+                return output
             self.reasons[name] = "it draws random numbers in Python"
         except Exception as error:  # anything may happen in a forward that is given a stand-in
             self.reasons[name] = first_line(error)
-        drawn.restore()
+        random_state.restore()
         self.leaves.add(name)
         self.module_stack.clear()
         self.module_stack.update(stack)
@@ -150,8 +188,8 @@ class Tracer(ContextTracer):
 
     def length(self, node: fx.Node) -> int:
         """That of a tuple or a tensor, if it is the same for any number of images."""
-        found = self._values_of(node)
-        lengths = {len(value) if isinstance(value, (tuple, list, Tensor)) else -1 for value in found}
+        values = self._values_of(node)
+        lengths = {len(value) if isinstance(value, (tuple, list, Tensor)) else -1 for value in values}
         if len(lengths) > 1 or -1 in lengths:
             raise fx.proxy.TraceError("its control flow depends on the number of images")
         return lengths.pop()

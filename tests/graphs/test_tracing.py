@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from offramp.backbones.attached import attach
-from offramp.backbones.attached.tracing import trace
 from offramp.errors import UsageError
+from offramp.graphs.tracing import trace
 from offramp.network import EarlyExitNet
 
 SHAPE = (3, 8, 8)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from offramp.backbones import msdnet, ranet
-from offramp.folding import fold
+from offramp.graphs.folding import fold
 
 
 @pytest.mark.parametrize("make", [msdnet, ranet])

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import offramp
 from offramp.backbones.attached import Sites, attach
-from offramp.backbones.attached.tracing import trace
 from offramp.errors import UsageError
+from offramp.graphs.tracing import trace
 
 SHAPE = (3, 16, 16)
 

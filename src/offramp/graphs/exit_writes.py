@@ -1,6 +1,6 @@
 """Whether a network's exits write into maps that they are given, and whether later parts read these.
 
-Whoever reads the map later sees what was written. Where an exit writes into a map that a later part reads, the later
+Later parts read what was written. Where an exit writes into a map that a later part reads, the later
 answers hang on whether the exit was run: such a network trains, but exits that skip work, and files of its parts, are
 refused.
 """
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.drawing import drawing_apart
 from offramp.errors import UsageError
+from offramp.graphs.random_state import random_state_kept
 from offramp.network import EarlyExitNet, as_carry
 
 LOUD = 30.0  # times the other image's noise, for what cuts off large values alone, as ReLU6 does
@@ -25,10 +25,10 @@ def check_skippable(network: EarlyExitNet, image_shape: Sequence[int]) -> None:
     """Refuse a network whose later answers change where an exit is not run, because that exit writes in place.
 
     Harmless, and not refused, is what a stage writes, because exits read before it; what the last exit writes; and what
-    changes no later logits. A network that cannot be tried is not refused. Nobody who listens to a module hears of it.
+    changes no later logits. A network that cannot be tried is not refused. No hook of a module is called.
 
     Args:
-        network: Tried in evaluation mode, on copies: nothing in it changes, and nobody's random numbers do.
+        network: Tried in evaluation mode, on copies: nothing in it changes, and no random state does.
         image_shape: `(channels, height, width)`.
 
     Raises:
@@ -36,17 +36,17 @@ def check_skippable(network: EarlyExitNet, image_shape: Sequence[int]) -> None:
     """
     if torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return
-    found: tuple[int, str] | None = None
+    conflict: tuple[int, str] | None = None
     parameter = next(network.parameters(), torch.empty(0))
     with contextlib.suppress(Exception), _trial():  # anything may happen in code that is run on a copy
         like = torch.empty(1, *image_shape, dtype=parameter.dtype, device=parameter.device)
         writes = _who_writes(_Copy(network), _noise(like))
         writers = [k for name, k in writes if name.startswith("exit") and k < network.num_exits - 1]
         readers = ((k, _reader(network, _noise(like), k)) for k in writers)
-        found = next(((k, reader) for k, reader in readers if reader is not None), None)
-    if found is not None:
+        conflict = next(((k, reader) for k, reader in readers if reader is not None), None)
+    if conflict is not None:
         raise UsageError(
-            f"Exit {found[0] + 1} writes into a map that {found[1]} reads (in place): where it is not run, later "
+            f"Exit {conflict[0] + 1} writes into a map that {conflict[1]} reads (in place): where it is not run, later "
             "answers change. Make it not in place, such as nn.ReLU(inplace=False)."
         )
 
@@ -77,7 +77,7 @@ class _Copy:
 def _trial() -> Iterator[None]:
     """A network is run on noise: without gradients, and the random numbers that it draws leave no trace."""
     # Not in inference mode, even where the caller is: its tensors do not count how often they are written.
-    with torch.inference_mode(False), torch.no_grad(), drawing_apart():
+    with torch.inference_mode(False), torch.no_grad(), random_state_kept():
         yield
 
 
@@ -86,14 +86,14 @@ def _noise(images: Tensor) -> Tensor:
 
 
 def _who_writes(parts: _Copy, noise: Tensor) -> Iterator[tuple[str, int]]:
-    """Parts that write into maps that they are given, by name and place (from 0), as they are run."""
+    """Parts that write into their input maps, by name and place (from 0), as they are run."""
     carry: tuple[Any, ...] = (noise,)
     for k in range(len(parts.stages)):
         before = _versions(carry)
-        given = parts.stage(k, carry)
+        outputs = parts.stage(k, carry)
         if before != _versions(carry):
             yield f"stage {k + 1}", k
-        carry, before = given, _versions(given)
+        carry, before = outputs, _versions(outputs)
         parts.exit(k, carry)
         if before != _versions(carry):
             yield f"exit {k + 1}", k
@@ -115,13 +115,13 @@ def _reader(network: EarlyExitNet, noise: Tensor, writer: int) -> str | None:
     reader = None
     for k in range(network.num_exits):
         passed_on = [id(x) for x in with_it]
-        with drawing_apart():  # both draw the same
+        with random_state_kept():  # both draw the same
             with_it = one.stage(k, with_it)
         without = other.stage(k, without)
-        made = [(x, y) for x, y in zip(with_it, without, strict=True) if id(x) not in passed_on]
-        if k > writer and reader is None and _differ(made):
+        new = [(x, y) for x, y in zip(with_it, without, strict=True) if id(x) not in passed_on]
+        if k > writer and reader is None and _differ(new):
             reader = f"stage {k + 1}"
-        with drawing_apart():
+        with random_state_kept():
             logits_BC = one.exit(k, with_it, on_a_copy=k != writer)
         if _differ([(logits_BC, other.exit(k, without, on_a_copy=True))]) and k > writer:
             return reader or f"exit {k + 1}"

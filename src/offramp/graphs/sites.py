@@ -5,28 +5,27 @@ it.
 """
 
 import difflib
-import functools
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from offramp.backbones.attached.cutting import Cutter
-from offramp.backbones.attached.heads import Layout, layout_of
-from offramp.backbones.attached.running import BATCHES, Shape, call, eval_twin, meta_twin, to_device_of
-from offramp.backbones.attached.tracing import Traced
-from offramp.costs import cost
+from offramp.costs import operations_of
 from offramp.errors import UsageError
-from offramp.network import EarlyExitNet
+from offramp.graphs.cutting import Cutter
+from offramp.graphs.interpreter import BATCHES, Interpreter, Shape, meta_twin
+from offramp.graphs.tracing import Traced
+from offramp.network import eval_twin
 
 AUTO = (0.25, 0.5, 0.75)  # shares of the operations at which `auto` looks for exits
 WINDOW = 0.1  # how far from a share, at most, it looks for a smaller carry
 FAR = 2 * WINDOW  # how far from a share a cut may lie
 MAX_CARRY = 8  # tensors
+Layout = Literal["map", "map, channels last", "class token", "tokens", "vector"]
 At = Literal["auto"] | str | float | Sequence[str] | Sequence[float]
 
 
@@ -84,8 +83,8 @@ class Sites:
             why_not = f"{len(crossing.nodes)} tensors would have to be carried, and at most {self.max_carry} may be"
         values = [self.cutter.values[node][0] for node in crossing.nodes]
         shapes = [value.sizes[1:] if isinstance(value, Shape) else () for value in values]
-        given = self._given_at(name, place)
-        reads = crossing.nodes.index(given) if given in crossing.nodes else len(crossing.nodes) - 1
+        last = self._last_tensor_of(name, place)
+        reads = crossing.nodes.index(last) if last in crossing.nodes else len(crossing.nodes) - 1
         layout = self.layout(crossing.nodes[reads]) if why_not is None else None
         if why_not is None and layout is None:
             why_not = f"an exit would read a tensor of sides {list(shapes[reads])}, which is no map and no tokens"
@@ -122,8 +121,8 @@ class Sites:
         """
         if not shares or any(not 0 < share < 1 for share in shares) or sorted(set(shares)) != list(shares):
             raise UsageError(f"Shares of the operations must rise between 0 and 1, such as 0.25, 0.5, not {shares}.")
-        found = self._nearest_to(shares)
-        missing = [share for share in shares if share not in found]
+        sites = self._nearest_to(shares)
+        missing = [share for share in shares if share not in sites]
         if missing:
             total, upto = self.operations()
             away = {site.name: abs(upto[site.place] / total - missing[0]) for site in self.good}
@@ -135,7 +134,7 @@ class Sites:
                 f"{self._model} has no place to cut near {missing[0]} of its operations{hint}. Ask for other shares, "
                 "or name modules; `offramp layers` lists them."
             )
-        return list(found.values())
+        return list(sites.values())
 
     def automatic(self) -> dict[float, Site]:
         """What `auto` takes, by share: as `near_shares`, without those shares near which there is no site.
@@ -143,13 +142,13 @@ class Sites:
         Raises:
             UsageError: There is none near any.
         """
-        found = self._nearest_to(AUTO)
-        if not found:
+        sites = self._nearest_to(AUTO)
+        if not sites:
             raise UsageError(
                 f"{self._model} has no place to cut near {', '.join(map(str, AUTO))} of its "
                 f"operations{self._why_none()}; name modules to cut after, `offramp layers` lists them."
             )
-        return found
+        return sites
 
     def _why_none(self) -> str:
         """What keeps cuts away, in words that follow a statement: the module run as a whole with the most weights."""
@@ -171,7 +170,7 @@ class Sites:
         total, upto = self.operations()
         gaps = [after - before for before, after in itertools.pairwise(shares)]
         window = min([WINDOW, *(gap / 2 for gap in gaps)])
-        found: dict[float, Site] = {}
+        chosen: dict[float, Site] = {}
         last = -1
         for share in shares:
             off = {site.place: abs(upto[site.place] / total - share) for site in self.good}
@@ -182,9 +181,9 @@ class Sites:
             near = [site for site in near if len(site.carry) == 1] or single or near
             near = near or sorted(left, key=lambda site: off[site.place])[:1]
             if near:
-                found[share] = min(near, key=lambda s: (len(s.carry), s.size, s.name.count("."), off[s.place]))
-                last = found[share].place
-        return found
+                chosen[share] = min(near, key=lambda s: (len(s.carry), s.size, s.name.count("."), off[s.place]))
+                last = chosen[share].place
+        return chosen
 
     def operations(self) -> tuple[int, dict[int, int]]:
         """Operations of one image in all, and up to each site, as `offramp.cost` counts."""
@@ -196,12 +195,13 @@ class Sites:
         return max(upto[bounds[-1]], 1), upto
 
     def _counted(self, model: nn.Module, bounds: Sequence[int]) -> dict[int, int]:
-        run = _Running(model, self.cutter.images)
+        like = next(model.parameters(), torch.empty(0))
+        images = torch.zeros(BATCHES[0], *self.traced.image_shape, device=like.device, dtype=like.dtype)
+        interpreter = Interpreter(model, self.traced.graph, images)
+        interpreter.env[self.cutter.images] = images
         upto = {-1: 0}
         for before, until in itertools.pairwise(bounds):
-            piece = _Piece(run, self.cutter.nodes[before + 1 : until + 1])
-            alone = EarlyExitNet([piece], [nn.Identity()], num_classes=1, image_shape=self.traced.image_shape)
-            upto[until] = upto[before] + cost(alone).stages[0].operations
+            upto[until] = upto[before] + operations_of(interpreter.run_nodes, self.cutter.nodes[before + 1 : until + 1])
         return upto
 
     def nearest(self, place: int) -> Site | None:
@@ -245,7 +245,7 @@ class Sites:
         nearest = self.nearest(place)
         return f" The nearest cut that works: {nearest.name}." if nearest else " There is no cut that works."
 
-    def _given_at(self, name: str, place: int) -> fx.Node:
+    def _last_tensor_of(self, name: str, place: int) -> fx.Node:
         """The node whose value a module gives: the last of its nodes that gives a tensor."""
         nodes: list[fx.Node] = self.cutter.nodes[: place + 1]
         own = [n for n in nodes if name in self.traced.owners[n] and self.cutter.depends(n) and n in self.cutter.kept]
@@ -302,42 +302,22 @@ class Sites:
         return any(isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1 for m in inside)
 
 
-class _Running:
-    """The model whose nodes pieces run, and what they have given; not copied with the pieces."""
-
-    def __init__(self, model: nn.Module, images: fx.Node) -> None:
-        self.model, self.images = model, images
-        self.values: dict[fx.Node, Any] = {}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Running":
-        return self
-
-
-class _Piece(nn.Module):
-    """Some nodes of a graph: a stage to be counted, not one to be used."""
-
-    def __init__(self, run: _Running, nodes: Sequence[fx.Node]) -> None:
-        super().__init__()
-        like = next(run.model.parameters(), torch.empty(0))
-        self.like = nn.Parameter(torch.empty(0, device=like.device, dtype=like.dtype))  # where it is counted
-        self.work = functools.partial(_run_nodes, run, _Nodes(nodes))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The images; pieces are run in turn."""
-        self.work(images)
-        return images
+def layout_of(sizes: tuple[int, ...], image_sides: tuple[int, int], has_class_token: bool) -> Layout | None:
+    """How a tensor of these sizes (B first) is to be read; None where an exit cannot read it."""
+    if len(sizes) == 2:
+        return "vector"
+    if len(sizes) == 3:
+        return "class token" if has_class_token else "tokens"
+    if len(sizes) != 4:
+        return None
+    first, last = _distortion(sizes[2:], image_sides), _distortion(sizes[1:3], image_sides)
+    return "map, channels last" if last < first else "map"
 
 
-class _Nodes(tuple[fx.Node, ...]):
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Nodes":
-        return self
-
-
-def _run_nodes(run: _Running, nodes: Sequence[fx.Node], images: Tensor) -> None:
-    run.values.setdefault(run.images, images)
-    for node in nodes:
-        found = to_device_of(images, call(run.model, node, run.values.__getitem__))
-        run.values[node] = found.detach() if isinstance(found, Tensor) else found  # the counter looks for gradients
+def _distortion(sides: tuple[int, ...], image_sides: tuple[int, int]) -> float:
+    """How far the ratio of two sides is from that of the images, 1 for the same."""
+    ratio = sides[0] * image_sides[1] / (sides[1] * image_sides[0])
+    return max(ratio, 1 / ratio)
 
 
 assert BATCHES[0] == 1  # shapes in a Site are those of one image

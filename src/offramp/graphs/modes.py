@@ -26,14 +26,14 @@ def owners_of(node: fx.Node) -> tuple[str, ...]:
 def differing(training: fx.Graph, evaluating: fx.Graph) -> dict[str, str]:
     """The modules whose own operations are others in training mode; where there are none, whose inputs are."""
     both = [_by_owner(training), _by_owner(evaluating)]
-    found = {}
+    differences = {}
     for owner in both[0].keys() | both[1].keys():
         one, other = both[0].get(owner, []), both[1].get(owner, [])
         if one != other:
             what = next((b or a for a, b in zip([*one, None], [*other, None], strict=False) if a != b), None)
-            found[owner] = f"other operations in training mode, such as {what[1] if what else 'none'}"
-    if found:
-        return found
+            differences[owner] = f"other operations in training mode, such as {what[1] if what else 'none'}"
+    if differences:
+        return differences
     sides = [_operations(training), _operations(evaluating)]
     places = [{node: i for i, node in enumerate(side)} for side in sides]
     for one, other in zip(*sides, strict=True):
@@ -50,7 +50,7 @@ def other_constants(evaluating: fx.Graph, *constants: Mapping[str, Tensor]) -> d
     """The modules that make a constant which is another in training mode; `constants`: of training, of evaluation."""
     for node in evaluating.nodes:
         if node.op == "get_attr" and node.target in constants[1]:
-            one, other = (found.get(str(node.target)) for found in constants)
+            one, other = (tensors.get(str(node.target)) for tensors in constants)
             if one is None or other is None or not _is_same(one, other):
                 return {_caller(node): "it makes another constant in training mode"}
     return {}
@@ -68,7 +68,7 @@ def _operations(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _by_owner(graph: fx.Graph) -> dict[str, list[tuple[str, str, str]]]:
-    found: dict[str, list[tuple[str, str, str]]] = {}
+    operations: dict[str, list[tuple[str, str, str]]] = {}
     for node in _operations(graph):
         args, kwargs = node.args, dict(node.kwargs)
         if node.target in DROPOUTS:
@@ -76,8 +76,8 @@ def _by_owner(graph: fx.Graph) -> dict[str, list[tuple[str, str, str]]]:
             args, kwargs = (), {name: value for name, value in arguments.items() if name != "training"}
         plain = fx.node.map_arg((args, kwargs), lambda read: str(read.target) if read.op == "get_attr" else "a node")
         target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-        found.setdefault(_caller(node), []).append((node.op, target, repr(plain)))
-    return found
+        operations.setdefault(_caller(node), []).append((node.op, target, repr(plain)))
+    return operations
 
 
 def _caller(node: fx.Node) -> str:

@@ -13,12 +13,12 @@ from torch import nn
 from offramp import data
 from offramp.backbones.attached import zoo
 from offramp.backbones.prefix import shortened
-from offramp.commands.verdict.prefixes import Prefixes
 from offramp.config import Spec, TrainConfig, to_json
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.rules import DFS, Standard
 from offramp.runs import RunFolder, load
+from offramp.training.prefixes import Prefixes
 
 fit = importlib.import_module("offramp.training.fit")
 
@@ -48,7 +48,7 @@ def test_they_are_trained_as_the_run_but_for_what_is_for_several_exits(
     assert config["data"] == whole["data"]
     assert config["images"] == whole["images"]
     assert {**config["training"], "xray": 8} == whole["training"]
-    assert any(says in sentence for sentence in made.words())
+    assert any(says in sentence for sentence in made.description())
 
 
 def test_they_start_from_the_random_weights_of_the_run(
@@ -81,7 +81,7 @@ def test_they_start_from_the_weights_that_the_run_was_given(
     made = given_weights(run, judged_once, tmp_path, prefixes)
     same_but_for_the_neuron(made.built(1, 0), shortened(load(judged_once), 1))
     assert made.training.init is None
-    assert any("start from the weights" in sentence for sentence in made.words())
+    assert any("start from the weights" in sentence for sentence in made.description())
     made.network.origin = {"init": {"file": "run/weights.safetensors", "sha256": "0" * 64}}
     with pytest.raises(UsageError, match=r"holds other weights now, so .* give --no-train"):
         made.built(1, 0)
@@ -147,7 +147,7 @@ def test_they_start_from_the_hubs_weights_or_not_at_all(tmp_path: Path, monkeypa
     assert given.origin["weights"] == "hub"
     assert given.spec is not None
     assert given.spec.args["base"]["args"]["pretrained"] is False  # nor does a smaller network that is finished
-    assert any("the pretrained weights" in sentence for sentence in made.words())
+    assert any("the pretrained weights" in sentence for sentence in made.description())
     is_reached = False
     with pytest.raises(
         UsageError, match=r"of torchvision/resnet18, .* \(There is no hub\), .* give --no-train"

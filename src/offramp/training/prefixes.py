@@ -3,7 +3,7 @@
 They are runs of their own, trained as the run was: from the weights that it began with, on the same images, with the
 same epochs, optimiser, schedule, augmentation and seed. A folder in which any of this is different is refused.
 Two things are left out because they exist for the sake of several exits. A damping loss keeps an exit that is sure of
-an image from pulling on the trunk that others share; with one exit nobody else is there, so plain cross-entropy is
+an image from pulling on the trunk that others share; with one exit there is no other, so plain cross-entropy is
 taken, without the neuron. And a rule of this package's other than the plain step combines or orders exits' gradients.
 """
 
@@ -27,11 +27,12 @@ from offramp.costs import cost
 from offramp.data import Parts
 from offramp.devices import device_named
 from offramp.errors import UsageError, first_line
+from offramp.graphs.exit_writes import check_skippable
 from offramp.network import EarlyExitNet, rebuild
 from offramp.objectives import CrossEntropy, Objective
 from offramp.rules import Standard, TrainingRule
 from offramp.runs import ORIGIN, RunFolder, load, read_json, start_from, weights_of
-from offramp.training import fit
+from offramp.training.fit import fit
 from offramp.training.job import Job
 
 STEPS = 3  # timed for the estimate, after one that is not
@@ -71,6 +72,14 @@ class Prefixes:
     def _naming(self) -> AbstractContextManager[None]:
         """While the run's own names are built."""
         return self.run.naming(self.config)
+
+    def check_network(self) -> None:
+        """Refuse a network whose later answers change where it is cut: an exit writes into a map that is read later.
+
+        Raises:
+            UsageError: Which exit, and who reads.
+        """
+        check_skippable(self.network, self.parts.test.image_shape)
 
     def finished(self, exit: int, seed: int) -> EarlyExitNet | None:
         """The trained network, in evaluation mode; None where there is none yet.
@@ -138,11 +147,11 @@ class Prefixes:
             UsageError: A network that was built by hand; weights that cannot be had any more.
         """
         network = self.blank(exit)
-        given = shortened(self._whole(seed), exit).state_dict()
+        weights = shortened(self._whole(seed), exit).state_dict()
         for name, own in network.state_dict().items():
-            if own.shape[:1] == (network.num_classes,) and given[name].shape[:1] == (network.num_classes + 1,):
-                given[name] = given[name][:-1]  # without the damping neuron, which is the last
-        network.load_state_dict(given)
+            if own.shape[:1] == (network.num_classes,) and weights[name].shape[:1] == (network.num_classes + 1,):
+                weights[name] = weights[name][:-1]  # without the damping neuron, which is the last
+        network.load_state_dict(weights)
         network.origin = self.origin or None
         return network
 
@@ -183,12 +192,12 @@ class Prefixes:
         """Refuse weights that are not those that the run started from, as far as it wrote down which these were."""
         try:
             with open(weights_of(init), "rb") as content:
-                found = hashlib.file_digest(content, "sha256").hexdigest()
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
         except (OSError, UsageError):
-            found = None
-        if found is None or self.origin["init"]["sha256"] not in (None, found):
+            digest = None
+        if digest is None or self.origin["init"]["sha256"] not in (None, digest):
             raise UsageError(
-                f"The run started from {init}, which {'cannot be read' if found is None else 'holds other weights'} "
+                f"The run started from {init}, which {'cannot be read' if digest is None else 'holds other weights'} "
                 "now, so no smaller network can start from the same: give --no-train."
             )
 
@@ -232,7 +241,7 @@ class Prefixes:
 
     @property
     def rule(self) -> TrainingRule:
-        """The plain step in the place of rules for several exits; a rule of somebody's own is kept."""
+        """The plain step in the place of rules for several exits; a rule that is not of this package is kept."""
         spec = self.config.get("rule")
         if spec is None or spec["name"].startswith(f"{rules.__name__}."):
             return Standard()
@@ -259,28 +268,28 @@ class Prefixes:
         whole = TrainConfig(**values)
         return dataclasses.replace(whole, init=None, threads=None, xray=0, tensorboard=False, keep_best=False)
 
-    def words(self) -> tuple[str, ...]:
+    def description(self) -> tuple[str, ...]:
         """How they are trained, in sentences."""
         own, name = self._own_objective, objectives.called(self.config["objective"])
         epochs = self.training.epochs
-        said = [
+        sentences = [
             f"Each smaller network is the run's, up to its exit, with that exit alone, trained on the same images for "
             f"{epochs} epoch{'s' if epochs > 1 else ''} with the run's settings; what only later stages read is not "
             "computed."
         ]
         if own.damping_neuron == "required":
             neuron = "without" if "damping" in self._recipe["args"] else "beside"  # its builder may know no other
-            said.append(
+            sentences.append(
                 f"The run's {name} damps an exit for the sake of the others; with one exit plain cross-entropy is "
                 f"taken, {neuron} the neuron."
             )
         rule = (self.config.get("rule") or {}).get("name", "")
         if rule.startswith(f"{rules.__name__}.") and not rule.endswith(f":{Standard.__qualname__}"):
-            said.append(f"The run's rule {rule.rpartition(':')[2]} is for several exits and was left out.")
+            sentences.append(f"The run's rule {rule.rpartition(':')[2]} is for several exits and was left out.")
         if self._init is not None or self.origin.get("weights") == HUB:
             pretrained = "" if self._init is not None else "pretrained "
-            said.append(f"They start from the {pretrained}weights that the run started from.")
-        return tuple(said)
+            sentences.append(f"They start from the {pretrained}weights that the run started from.")
+        return tuple(sentences)
 
     def seconds(self, missing: Iterable[tuple[int, int]]) -> float:
         """About how long training the `missing` ones (exit, seed) takes, from a few steps of the largest.

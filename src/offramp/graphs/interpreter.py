@@ -5,7 +5,8 @@ B images.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import operator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from offramp.errors import UsageError, first_line
+from offramp.network import eval_twin
 
 BATCHES = (1, 3)  # numbers of images that a graph is run with to tell what depends on it
 
@@ -37,22 +39,79 @@ class Fields(dict[str, Any]):
         self.kind = kind
 
 
-def call(root: nn.Module, node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
-    """What one node gives, for what the nodes that it reads have given."""
-    target: Any = node.target
-    if node.op == "get_attr":
-        found: Any = root
-        for part in target.split("."):
-            found = getattr(found, part)
-        return found
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-    if node.op == "output":
-        return args[0]
-    if node.op == "call_module":
-        return root.get_submodule(target)(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], target)(*args[1:], **kwargs)
-    return target(*args, **kwargs)
+class Interpreter(fx.Interpreter):
+    """Runs a graph of one placeholder, as a whole or node by node; values stand in `env`.
+
+    Args:
+        module: What the nodes name; without memory (on meta) for shapes alone.
+        graph: It may grow.
+        images: What the placeholder stands for.
+        keep: Whether values stay in `env` after their last use.
+        attributes: Where attributes are read, if not in `module`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        graph: fx.Graph,
+        images: Tensor,
+        *,
+        keep: bool = True,
+        attributes: nn.Module | None = None,
+    ) -> None:
+        super().__init__(module, garbage_collect_values=not keep, graph=graph)
+        self.images, self.attributes = images, module if attributes is None else attributes
+        self.extra_traceback = False  # errors say what the model says
+
+    def placeholder(self, *_: Any) -> Tensor:
+        """The images: a graph has no other."""
+        return self.images
+
+    def get_attr(self, target: Any, *_: Any) -> Any:
+        """See `attributes`."""
+        return operator.attrgetter(target)(self.attributes)
+
+    @torch.no_grad()
+    def run_node(self, n: fx.Node) -> Any:
+        """What a node gives. A tensor made of nothing is on the CPU; without memory it has to be where others are."""
+        value = super().run_node(n)
+        if not isinstance(value, Tensor):
+            return value
+        return value.detach().to("meta") if self.images.is_meta else value.detach()
+
+    def run_nodes(self, nodes: Iterable[fx.Node]) -> None:
+        """Run these, which read of others what is in `env`."""
+        for node in nodes:
+            self.env[node] = self.run_node(node)
+
+
+class Values:
+    """What the nodes of a growing graph give, found by running it without memory for each number of images.
+
+    Args:
+        traced: The module that is traced, without memory; it gets the constants.
+        twin: The same, not being traced.
+        image_shape: `(channels, height, width)`.
+    """
+
+    def __init__(self, traced: nn.Module, twin: nn.Module, image_shape: tuple[int, int, int]) -> None:
+        self.traced, self.twin = traced, twin
+        self.images = [torch.empty(batch, *image_shape, device="meta") for batch in BATCHES]
+        self._interpreters: list[Interpreter] = []
+
+    def of(self, wanted: fx.Node) -> tuple[Any, ...]:
+        """What a node gives, once for each number of images."""
+        if not self._interpreters:
+            self._interpreters = [
+                Interpreter(self.twin, wanted.graph, images, attributes=self.traced) for images in self.images
+            ]
+        for interpreter in self._interpreters:
+            for node in wanted.graph.nodes:
+                if node not in interpreter.env:
+                    interpreter.env[node] = interpreter.run_node(node)
+                if node is wanted:
+                    break
+        return tuple(interpreter.env[wanted] for interpreter in self._interpreters)
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -107,21 +166,16 @@ def _on_meta(tensor: Tensor) -> Tensor:
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
-def eval_twin(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, with the model's own weights and buffers of its own."""
-    return copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()
-
-
 def values_of(model: nn.Module, graph: fx.Graph, image_shape: tuple[int, int, int]) -> dict[fx.Node, tuple[Any, ...]]:
     """What every node gives for each number of images, in evaluation mode."""
     try:
-        columns = [_run(meta_twin(model).eval(), graph, batch, image_shape) for batch in BATCHES]
+        columns = [_shapes(meta_twin(model).eval(), graph, batch, image_shape) for batch in BATCHES]
     except Exception:  # some module looks at numbers: run it with memory
         twin = eval_twin(model)
         columns = []
         for batch in BATCHES:
             try:
-                columns.append(_run(twin, graph, batch, image_shape))
+                columns.append(_shapes(twin, graph, batch, image_shape))
             except Exception as error:  # of the model itself: what it says of such images is the reason
                 raise UsageError(
                     f"{type(model).__name__} does not run on {batch} images of {list(image_shape)}: "
@@ -130,28 +184,23 @@ def values_of(model: nn.Module, graph: fx.Graph, image_shape: tuple[int, int, in
     return {node: tuple(column[node] for column in columns) for node in graph.nodes}
 
 
-@torch.no_grad()
-def _run(model: nn.Module, graph: fx.Graph, batch: int, image_shape: tuple[int, int, int]) -> dict[fx.Node, Any]:
+def _shapes(model: nn.Module, graph: fx.Graph, batch: int, image_shape: tuple[int, int, int]) -> dict[fx.Node, Any]:
     like = next(model.parameters(), torch.empty(0))
-    values: dict[fx.Node, Any] = {}
-    found = {}
-    waiting = {node: len(node.users) for node in graph.nodes}
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            values[node] = torch.randn(batch, *image_shape, device=like.device, dtype=like.dtype)
-        else:
-            values[node] = to_device_of(like, call(model, node, values.__getitem__))
-        found[node] = _without_data(values[node])
-        for read in node.all_input_nodes:
-            waiting[read] -= 1
-            if not waiting[read]:
-                del values[read]
-    return found
+    images = torch.randn(batch, *image_shape, device=like.device, dtype=like.dtype)
+    keeper = _ShapeKeeper(model, graph, images)
+    keeper.run()
+    return keeper.shapes
 
 
-def to_device_of(like: Tensor, value: Any) -> Any:
-    """A tensor made of nothing is on the CPU; without memory it has to be where the others are."""
-    return value.to("meta") if isinstance(value, Tensor) and like.is_meta else value
+class _ShapeKeeper(Interpreter):
+    def __init__(self, model: nn.Module, graph: fx.Graph, images: Tensor) -> None:
+        super().__init__(model, graph, images, keep=False)
+        self.shapes: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.shapes[n] = _without_data(value)
+        return value
 
 
 def _without_data(value: Any) -> Any:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import UsageError
+from offramp.graphs.exit_writes import check_skippable
 from offramp.network import EarlyExitNet, as_carry
-from offramp.writes import check_skippable
 
 
 class Writes(nn.Module):
