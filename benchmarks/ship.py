@@ -26,8 +26,8 @@ from offramp.commands.open_run import parts_of
 from offramp.data import Split
 from offramp.data.memory import MemorySplit
 from offramp.errors import OfframpError, UsageError
+from offramp.files import RunFolder, read_json
 from offramp.results.evaluation import Evaluation
-from offramp.runs import RunFolder, read_json
 from offramp.runtime.timing import conditions
 from offramp.shipped.card import CARD, Card
 from offramp.show.report import with_error

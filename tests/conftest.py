@@ -18,9 +18,9 @@ from torch import nn
 import offramp
 from offramp import data
 from offramp.commands import EvaluateOptions, evaluate
+from offramp.files import RunFolder
 from offramp.network import EarlyExitNet, builder
 from offramp.results.evaluation import Evaluation
-from offramp.runs import RunFolder
 from offramp.storage import save_tensors
 
 torch.set_num_threads(1)

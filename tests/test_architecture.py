@@ -26,8 +26,8 @@ BOTTOM = [
     "network",
     "folding",
     "writes",
+    "files",
     "policy",
-    "runs",
     "costs",
 ]  # each may import those before it
 LEVELS = {

@@ -13,11 +13,11 @@ from offramp import backbones, data
 from offramp.backbones.collaboration import chained, collaborating
 from offramp.config import Spec, TrainConfig
 from offramp.errors import UsageError
+from offramp.files import load
 from offramp.network import EarlyExitNet
 from offramp.objectives import PowerSqrt
 from offramp.policy import EVERYBODY, Policy
 from offramp.rules import GradientEquilibrium, OneForAll
-from offramp.runs import load
 from offramp.runtime.agreement import agreement
 
 FAMILIES: dict[str, dict[str, Any]] = {

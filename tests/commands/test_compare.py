@@ -9,8 +9,8 @@ from offramp.cli import main
 from offramp.commands import CompareOptions, EvaluateOptions, Watch, compare, evaluate
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import weights_hash
+from offramp.files import RunFolder
 from offramp.results.comparison import Spread
-from offramp.runs import RunFolder
 from offramp.storage import save_tensors
 
 

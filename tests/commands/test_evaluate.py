@@ -12,10 +12,10 @@ from offramp.commands import EvaluateOptions, Watch, evaluate
 from offramp.commands.sample import Sample
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, anytime, record, weights_hash
+from offramp.files import RunFolder, load
 from offramp.policy import EVERYBODY, Measure, Policy
 from offramp.results.dynamic import dynamic
 from offramp.results.evaluation import current_json
-from offramp.runs import RunFolder, load
 from offramp.storage import load_tensors, save_tensors
 
 

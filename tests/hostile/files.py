@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from offramp.cli import main
-from offramp.training.ancestors import ancestor
+from offramp.training.provenance import ancestor
 
 NETWORK = "exits=2 channels=4 growth=2 growth_factors=(1,2) bottleneck_factors=(1,2) head_channels=8"
 TRAIN = f"train --data digits --network msdnet {NETWORK} --epochs 2 --threads 1 --xray 20 --out RUN".split()

@@ -9,11 +9,11 @@ import pytest
 
 from offramp.config import Run
 from offramp.errors import OfframpError
+from offramp.files import RunFolder
 from offramp.reproduce.identity import run_hash
 from offramp.reproduce.manifest import find
 from offramp.reproduce.results import of_manifest
 from offramp.reproduce.work import work
-from offramp.runs import RunFolder
 from offramp.training import train
 
 

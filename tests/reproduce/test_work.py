@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from offramp.files import RunFolder
 from offramp.reproduce.results import of_manifest
 from offramp.reproduce.work import from_words, to_words, work
-from offramp.runs import RunFolder
 
 
 def test_budgeted_figures_where_images_are_held_out(rows, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from offramp.cli import main
 from offramp.config import Spec, TrainConfig
 from offramp.data import Batch
 from offramp.errors import UsageError
+from offramp.files import RunFolder, read_json
 from offramp.network import Carry, EarlyExitNet, plain_link
 from offramp.objectives import CrossEntropy, PowerSqrt, Terms, dynamic
 from offramp.rules import DFS, RULES, GradientEquilibrium, Standard, TrainingRule, Workbench, build
-from offramp.runs import RunFolder, read_json
 
 NAMES = [
     "dfs",

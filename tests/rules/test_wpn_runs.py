@@ -11,9 +11,9 @@ import torch
 import offramp
 from offramp.config import Spec, TrainConfig
 from offramp.errors import UsageError
+from offramp.files import RunFolder
 from offramp.objectives import PowerSqrt, dynamic
 from offramp.rules import WPN, build
-from offramp.runs import RunFolder
 from offramp.storage import load_tensors
 
 

@@ -17,8 +17,8 @@ from offramp.commands import EvaluateOptions, PredictOptions, evaluate, predict
 from offramp.data import Inputs
 from offramp.errors import UsageError
 from offramp.evaluation import Certificate, record
+from offramp.files import RunFolder
 from offramp.policy import Policy
-from offramp.runs import RunFolder
 from offramp.storage import weights_hash
 
 LIMIT = 2_000_000  # bytes of a network; the package is to stay small

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from offramp.runs import RunFolder
+from offramp.files import RunFolder
 from offramp.storage import load_tensors
 
 KILLER = """

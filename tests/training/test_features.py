@@ -19,10 +19,10 @@ from offramp.config import Spec, TrainConfig
 from offramp.data import Batch, Parts
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation.xray import Xray
+from offramp.files import RunFolder
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, PowerSqrt
 from offramp.rules import RULES, Outcome, TrainingRule, build
-from offramp.runs import RunFolder
 from offramp.training import features
 from offramp.training.fronts import cut_front
 from offramp.training.splits import Kept, Unaugmented, is_augmented

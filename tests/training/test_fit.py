@@ -16,11 +16,11 @@ from offramp.config import TrainConfig
 from offramp.data import Batch, Parts
 from offramp.data.randomness import Purpose, hashes
 from offramp.errors import OfframpError, UsageError
+from offramp.files import RunFolder
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, Damping, Objective, PowerSqrt
 from offramp.objectives.base import Terms
 from offramp.rules import Outcome, TrainingRule
-from offramp.runs import RunFolder
 from offramp.storage import load_tensors, save_tensors
 from offramp.training.fit import _optimizer
 

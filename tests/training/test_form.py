@@ -20,11 +20,11 @@ from offramp.backbones import msdnet
 from offramp.config import TrainConfig
 from offramp.data import HeldOut
 from offramp.errors import UsageError
+from offramp.files import RunFolder
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy
 from offramp.rules import RULES, Standard, TrainingRule
 from offramp.rules.wpn import WPN
-from offramp.runs import RunFolder
 from offramp.training.form import Compiled, estimate, form_of
 from offramp.training.job import Job
 

@@ -17,10 +17,10 @@ from offramp import data
 from offramp.config import Spec, TrainConfig
 from offramp.data import Batch, Parts
 from offramp.errors import UsageError
+from offramp.files import RunFolder
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, PowerSqrt
 from offramp.rules import RULES, Outcome, Standard, TrainingRule, build
-from offramp.runs import RunFolder
 from offramp.storage import load_tensors
 from offramp.training.job import Job
 from offramp.training.trunk import Still, frozen, parameter_groups

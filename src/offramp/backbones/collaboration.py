@@ -12,8 +12,8 @@ from torch.nn.functional import batch_norm
 
 from offramp.config import Spec
 from offramp.errors import UsageError
+from offramp.files import RunFolder, load
 from offramp.network import Carry, EarlyExitNet, builder, rebuild
-from offramp.runs import RunFolder, load
 
 
 def collaborating(run: str) -> EarlyExitNet:

@@ -15,9 +15,9 @@ from torch.nn.modules.conv import _ConvNd
 from offramp.config import Spec
 from offramp.contexts import ThreadTracer
 from offramp.errors import UsageError
+from offramp.files import RunFolder
 from offramp.inplace import changes_in_place
 from offramp.network import Carry, EarlyExitNet, as_carry, builder, rebuild, runs_in_turn
-from offramp.runs import RunFolder
 
 # Where modules are written that never look at the mode they are in, which a trace would fix.
 _KNOWN = (__name__, "offramp.backbones.layers", "offramp.backbones.msdnet", "offramp.backbones.ranet")

@@ -17,8 +17,8 @@ from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
 
 if TYPE_CHECKING:
+    from offramp.files import RunFolder
     from offramp.results.comparison import Comparison
-    from offramp.runs import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def _refuse_unless_writable(option: str, file: str | Path | None, endings: tuple
 
 def _expanded(runs: Sequence[str | Path], note: Callable[[str], None]) -> "list[RunFolder]":
     """The runs themselves, each once. Unfinished ones are left out of a folder of several, refused where named."""
-    from offramp.runs import RunFolder
+    from offramp.files import RunFolder
 
     found: dict[Path, RunFolder] = {}
     for given in map(RunFolder, runs):

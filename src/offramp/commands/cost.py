@@ -64,8 +64,8 @@ def cost(options: CostOptions) -> "Cost":
 
 def _network(options: CostOptions) -> "EarlyExitNet":
     from offramp import backbones
+    from offramp.files import RunFolder
     from offramp.network import rebuild
-    from offramp.runs import RunFolder
 
     spec, num_classes, image_shape = options.preset, options.num_classes, options.image_shape
     if spec.name in backbones.NETWORKS or not Path(spec.name).expanduser().is_dir():

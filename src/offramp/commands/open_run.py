@@ -19,8 +19,8 @@ from offramp.devices import device_named
 from offramp.errors import UsageError
 from offramp.evaluation import Record, recorded
 from offramp.evaluation.record import Forward
+from offramp.files import SPLIT, RunFolder, load, read_json
 from offramp.network import EarlyExitNet
-from offramp.runs import SPLIT, RunFolder, load, read_json
 from offramp.runtime import calibrate
 from offramp.runtime.backends import make_program
 from offramp.runtime.program import Form, Program

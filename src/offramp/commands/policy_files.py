@@ -8,10 +8,10 @@ from torch import Tensor
 from offramp.costs import Cost
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Certificate, Record
+from offramp.files import RunFolder
 from offramp.policy import CERTIFICATE, Policy
 from offramp.results.dynamic import exit_uses
 from offramp.results.policy_use import PolicyUse
-from offramp.runs import RunFolder
 
 
 def given_policy(policy: Policy | str | Path | None, folder: RunFolder) -> tuple[Policy | None, Path | None]:

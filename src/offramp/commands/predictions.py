@@ -15,10 +15,10 @@ from offramp.costs import cost
 from offramp.data import Inputs
 from offramp.data.inputs import MAX_MEGAPIXELS
 from offramp.errors import OfframpError, UsageError
+from offramp.files import RunFolder, read_json
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.results.prediction import Prediction
-from offramp.runs import RunFolder, read_json
 from offramp.runtime import Engine, Tuning
 from offramp.runtime.program import check_form
 from offramp.runtime.tuning import adopt

@@ -11,8 +11,8 @@ from offramp.show.terminal import print_result
 if TYPE_CHECKING:
     from offramp.data import Parts
     from offramp.evaluation.telling import Telling
+    from offramp.files import RunFolder
     from offramp.results.xray import XrayReport
-    from offramp.runs import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,8 @@ def xray(options: XrayOptions, *, parts: "Parts | None" = None) -> "XrayReport":
     from offramp.commands.open_run import parts_of
     from offramp.commands.writing import write_files
     from offramp.evaluation.xray import Xray
+    from offramp.files import RunFolder
     from offramp.results.xray import XrayReport
-    from offramp.runs import RunFolder
     from offramp.show import figures
     from offramp.show.sheet import sheet
     from offramp.show.xray.page import xray_page

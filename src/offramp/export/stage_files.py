@@ -16,9 +16,9 @@ from offramp.data import Inputs
 from offramp.errors import OfframpError, UsageError, first_line
 from offramp.export.int8 import Int8
 from offramp.export.tracing import Part, Parts, parts
+from offramp.files import read_json
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
-from offramp.runs import read_json
 from offramp.storage import weights_hash, write_atomically
 
 FORMAT = 1  # of the folder

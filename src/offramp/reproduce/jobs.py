@@ -13,10 +13,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from offramp import trust
 from offramp.config import Run
 from offramp.errors import OfframpError
+from offramp.files import RunFolder, read_json
 from offramp.reproduce.identity import run_name
 from offramp.reproduce.manifest import Manifest
 from offramp.reproduce.work import to_words
-from offramp.runs import RunFolder, read_json
 from offramp.show.durations import duration_in_words
 from offramp.terminal import Screen, escaped
 

@@ -16,8 +16,8 @@ from typing import Any
 from offramp.checks import PERCENT, fault
 from offramp.config import Run, differences
 from offramp.errors import OfframpError
+from offramp.files import RunFolder, read_json
 from offramp.reproduce.identity import command, configuration, run_hash, run_name
-from offramp.runs import RunFolder, read_json
 from offramp.storage import write_atomically
 from offramp.terminal import say
 

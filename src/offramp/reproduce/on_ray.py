@@ -14,10 +14,10 @@ from typing import Any
 
 from offramp import trust
 from offramp.errors import OfframpError, UsageError
+from offramp.files import RunFolder
 from offramp.reproduce.jobs import Board, Finished, Task, hopeless, log_of, mark, refuse_failed
 from offramp.reproduce.manifest import Manifest
 from offramp.reproduce.work import from_words, to_words, work
-from offramp.runs import RunFolder
 from offramp.terminal import say
 
 RETRIES = 20  # of a run whose worker is lost; each goes on where the last checkpoint stands

@@ -15,9 +15,9 @@ from offramp import trust
 from offramp.commands import EvaluateOptions, evaluate
 from offramp.config import DataConfig, Run, Spec, TrainConfig, to_json
 from offramp.errors import OfframpError, UsageError
+from offramp.files import RunFolder
 from offramp.reproduce.manifest import Manifest
 from offramp.results.evaluation import current_json
-from offramp.runs import RunFolder
 from offramp.terminal import say
 from offramp.training import train
 

@@ -10,8 +10,8 @@ from offramp.costs import Cost
 from offramp.errors import OfframpError
 from offramp.evaluation import Anytime, ExitFigures
 from offramp.evaluation.damping import EDGES
+from offramp.files import RunFolder, read_json
 from offramp.results.dynamic import Dynamic
-from offramp.runs import RunFolder, read_json
 from offramp.storage import load_tensors, weights_hash
 
 FORMAT = 1  # of evaluation.json; one more key is no new format

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from offramp.evaluation.telling import Telling
 from offramp.evaluation.xray import STATES, Xray
-from offramp.runs import RunFolder
+from offramp.files import RunFolder
 
 SHOWN = 10  # images a row
 

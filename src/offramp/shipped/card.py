@@ -7,7 +7,7 @@ from typing import Any
 
 from offramp.checks import did_you_mean
 from offramp.errors import UsageError
-from offramp.runs import RunFolder, read_json
+from offramp.files import RunFolder, read_json
 
 CARD = "card.json"
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from offramp.errors import OfframpError
-from offramp.runs import OWNER
+from offramp.files import OWNER
 from offramp.storage import DamagedFileError, load_tensors, save_tensors
 from offramp.training.diagnosis import not_finite
 

@@ -10,24 +10,25 @@ from typing import Any
 import torch
 
 from offramp import backbones, data, objectives, processes, rules
+from offramp.backbones.foreign import start_from
 from offramp.config import Run, TrainConfig
 from offramp.data import HeldOut, Split
 from offramp.devices import device_named, with_kernels, with_threads
 from offramp.errors import UsageError
+from offramp.files import RunFolder, load
 from offramp.network import EarlyExitNet
 from offramp.objectives import Objective
 from offramp.rules import TrainingRule, Workbench
-from offramp.runs import RunFolder, load, start_from
 from offramp.terminal import display, say
 from offramp.training import environment
 from offramp.training.checkpoints import CheckpointStore
-from offramp.training.claim import claimed, write_json
 from offramp.training.features import Features, in_words, planned
 from offramp.training.form import Form, form_of, training_form
 from offramp.training.job import Job, summary_writer
 from offramp.training.loop import Loop
 from offramp.training.monitor import Placement
 from offramp.training.readable import check_readable
+from offramp.training.run_lock import claimed, write_json
 from offramp.training.splits import Unaugmented
 from offramp.training.trunk import frozen, parameter_groups
 

@@ -15,11 +15,11 @@ from offramp.config import TrainConfig, to_json
 from offramp.data import HeldOut, Split
 from offramp.devices import describe_device
 from offramp.errors import UsageError
+from offramp.files import FORMAT, RunFolder, weights_of
 from offramp.network import Carry, EarlyExitNet
 from offramp.objectives import Objective
 from offramp.rules import TrainingRule
-from offramp.runs import FORMAT, RunFolder, weights_of
-from offramp.training.ancestors import ancestor
+from offramp.training.provenance import ancestor
 from offramp.training.trunk import check_trunk
 
 
@@ -112,7 +112,7 @@ class Job:
     def origin(self) -> dict[str, Any]:
         """What `origin.json` holds: what the network says of its weights, the file that they were read from, ancestors.
 
-        Of the last, those that are runs whose folders are there: see `training.ancestors`.
+        Of the last, those that are runs whose folders are there: see `training.provenance`.
         """
         origin = self._of_weights()
         of_network = origin.pop("run", None)  # where `collaborating` read it

@@ -23,9 +23,9 @@ from offramp.data import Batch, Split
 from offramp.data.randomness import Purpose, hashes
 from offramp.devices import OnItsWay
 from offramp.errors import OfframpError
+from offramp.files import OWNER, RunFolder
 from offramp.network import EarlyExitNet
 from offramp.rules import TrainingRule, Workbench
-from offramp.runs import OWNER, RunFolder
 from offramp.storage import save_tensors, write_atomically
 from offramp.training.checkpoints import Checkpoint, CheckpointStore
 from offramp.training.diagnosis import diagnose, not_finite

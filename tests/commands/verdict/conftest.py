@@ -10,7 +10,7 @@ from offramp import training
 from offramp.commands.open_run import parts_of
 from offramp.commands.verdict.prefixes import Prefixes
 from offramp.config import DataConfig, Run, Spec, TrainConfig
-from offramp.runs import RunFolder, load
+from offramp.files import RunFolder, load
 
 
 def _trained(folder: Path, objective: str = "power-sqrt", rule: str = "standard", **settings: Any) -> Path:

@@ -15,12 +15,12 @@ from offramp.commands import VerdictOptions, Watch, verdict
 from offramp.commands.bench import timing as bench_timing
 from offramp.commands.verdict import measuring
 from offramp.errors import OfframpError, UsageError
+from offramp.files import OWNER, RunFolder, load, read_json
 from offramp.network import EarlyExitNet
 from offramp.policy import NOBODY, Policy
 from offramp.results.verdict.comparison import at_equal_time, frontier
 from offramp.results.verdict.conclusion import conclude
 from offramp.results.verdict.values import Contender, Verdict
-from offramp.runs import OWNER, RunFolder, load, read_json
 from offramp.show.verdict.page import verdict_page
 from offramp.show.verdict.table import remarks
 from offramp.storage import load_tensors, save_tensors

@@ -16,9 +16,9 @@ from offramp.backbones.prefix import shortened
 from offramp.commands.verdict.prefixes import Prefixes
 from offramp.config import Spec, TrainConfig, to_json
 from offramp.errors import UsageError
+from offramp.files import RunFolder, load
 from offramp.network import EarlyExitNet
 from offramp.rules import DFS, Standard
-from offramp.runs import RunFolder, load
 
 fit = importlib.import_module("offramp.training.fit")
 

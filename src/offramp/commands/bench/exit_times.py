@@ -4,7 +4,7 @@ from typing import Any
 
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation.thresholds import check_times
-from offramp.runs import RunFolder, read_json
+from offramp.files import RunFolder, read_json
 
 
 def exit_times(folder: RunFolder, weights: str, batch: str, num_exits: int) -> tuple[tuple[float, ...], dict[str, str]]:

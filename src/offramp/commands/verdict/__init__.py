@@ -18,10 +18,10 @@ from offramp.show.watch import QUIET, Watch
 if TYPE_CHECKING:
     from offramp.commands.open_run import OpenRun
     from offramp.data import Parts
+    from offramp.files import RunFolder
     from offramp.network import EarlyExitNet
     from offramp.policy import Policy
     from offramp.results.verdict.values import Verdict
-    from offramp.runs import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +114,10 @@ def verdict(
     from offramp.commands.verdict.prefixes import Prefixes
     from offramp.commands.writing import write_result
     from offramp.devices import device_named
+    from offramp.files import RunFolder
     from offramp.results.verdict.comparison import at_equal_time, frontier
     from offramp.results.verdict.conclusion import conclude
     from offramp.results.verdict.values import Verdict
-    from offramp.runs import RunFolder
     from offramp.runtime import Engine
     from offramp.runtime.timing import conditions
     from offramp.show import figures

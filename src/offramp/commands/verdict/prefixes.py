@@ -21,16 +21,17 @@ import torch
 
 from offramp import objectives, rules
 from offramp.backbones.attached import zoo
+from offramp.backbones.foreign import start_from
 from offramp.backbones.prefix import shortened, shorter
 from offramp.config import FORMER_FORMS, Spec, TrainConfig, determining, differences
 from offramp.costs import cost
 from offramp.data import Parts
 from offramp.devices import device_named
 from offramp.errors import UsageError, first_line
+from offramp.files import ORIGIN, RunFolder, load, read_json, weights_of
 from offramp.network import EarlyExitNet, rebuild
 from offramp.objectives import CrossEntropy, Objective
 from offramp.rules import Standard, TrainingRule
-from offramp.runs import ORIGIN, RunFolder, load, read_json, start_from, weights_of
 from offramp.training import fit
 from offramp.training.job import Job
 

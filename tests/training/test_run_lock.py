@@ -7,8 +7,8 @@ import pytest
 
 from offramp.config import FORMER_FORMS, DataConfig, Spec, TrainConfig, to_json
 from offramp.errors import OfframpError, UsageError
-from offramp.runs import FORMAT, RunFolder
-from offramp.training.claim import claimed
+from offramp.files import FORMAT, RunFolder
+from offramp.training.run_lock import claimed
 
 
 def config(**training: Any) -> dict[str, Any]:

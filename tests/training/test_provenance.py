@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from offramp import data
-from offramp.runs import RunFolder
-from offramp.training.ancestors import _shared, ancestor, ancestors, named
+from offramp.files import RunFolder
+from offramp.training.provenance import _shared, ancestor, ancestors, named
 
 PIXELS, LABELS = np.random.default_rng(0).integers(0, 255, (200, 2, 2)).astype(np.uint8), np.arange(200) % 2
 

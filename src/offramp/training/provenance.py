@@ -17,7 +17,7 @@ from offramp.data import REGISTRY, Parts
 from offramp.data.builder import SETTINGS
 from offramp.data.partition import Cut, cut_up
 from offramp.errors import OfframpError, UsageError
-from offramp.runs import ORIGIN, SPLIT, RunFolder, read_json
+from offramp.files import ORIGIN, SPLIT, RunFolder, read_json
 
 Values = dict[str, Any]
 _DIVISION = ("training_images", "limit", "holdout", "split_seed")

@@ -11,7 +11,7 @@ from typing import Any
 from offramp import trust
 from offramp.config import FORMER_FORMS, DataConfig, TrainConfig, determining, differences, free_fields
 from offramp.errors import OfframpError, UsageError
-from offramp.runs import RunFolder, read_json
+from offramp.files import RunFolder, read_json
 from offramp.storage import write_atomically
 
 
