@@ -91,7 +91,7 @@ def test_training_it(interrupted, first: str, tmp_path: Path) -> None:
 
     calm = interrupted(fit, OneForAll, "step", 6)
     lines = calm.read_metrics()
-    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[-1].loss < lines[0].loss
     Path(first).rename(tmp_path / "gone")
     trained = load(calm.path)
     assert [(one["through"], one["run"]) for one in trained.origin.pop("ancestors")] == [

@@ -11,11 +11,13 @@ from offramp.backbones.foreign import start_from
 from offramp.backbones.prefix import prefix
 from offramp.config import Spec
 from offramp.errors import OfframpError, UsageError
-from offramp.files import FORMAT, OWNER, RunFolder, load, load_weights
+from offramp.files import FORMAT, OWNER, Epoch, RunFolder, load, load_weights
 from offramp.network import EarlyExitNet
 from offramp.rules import OneForAll
 from offramp.storage import save_tensors
 from offramp.training.job import _ancestors
+
+OBJECTIVE = {"name": "offramp.objectives.cross_entropy:CrossEntropy", "args": {}}
 
 
 def small(damping: bool = False, num_classes: int = 4) -> EarlyExitNet:
@@ -29,7 +31,7 @@ def run_in(path: Path, network: EarlyExitNet, recipe: bool = True) -> RunFolder:
     folder = RunFolder(path)
     spec = network.spec.to_json() if recipe and network.spec else None
     folder.config.write_text(
-        json.dumps({"format": FORMAT, "network": spec, "data": None, "objective": {}, "training": {}})
+        json.dumps({"format": FORMAT, "network": spec, "data": None, "objective": OBJECTIVE, "training": {}})
     )
     save_tensors(folder.weights, network.state_dict(), {OWNER: folder.identity()})
     return folder
@@ -55,7 +57,7 @@ def test_a_run_may_have_a_number_for_a_name(tmp_path: Path, monkeypatch: pytest.
     assert collaborating(**Spec.parse(["collaborating", "run=1"]).args).num_exits == 2
     rule = OneForAll(**Spec.parse(["one-for-all", "teacher=1"]).args)
     rule.check(network)
-    assert [one["run"] for one in _ancestors("teacher", rule.settings()["teacher"])] == ["1"]
+    assert [one.run for one in _ancestors("teacher", rule.settings()["teacher"])] == ["1"]
 
 
 def test_a_run_gives_its_network_back(tmp_path: Path) -> None:
@@ -109,10 +111,10 @@ def test_what_the_system_refuses_is_said(tmp_path: Path, monkeypatch: pytest.Mon
             call("~nobody_here/run")
     run_in(tmp_path, small())
 
-    def refuse(path: Path) -> str:
+    def refuse(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_text", refuse)  # root may read everything
+    monkeypatch.setattr(Path, "read_bytes", refuse)  # root may read everything
     with pytest.raises(OfframpError, match=r"config.json cannot be read: Permission denied"):
         load(tmp_path)
 
@@ -129,8 +131,8 @@ def test_weights_that_do_not_fit_name_what_does_not(tmp_path: Path) -> None:
 
 def test_settings_that_are_newer_than_a_run_have_their_defaults(tmp_path: Path) -> None:
     folder = run_in(tmp_path, small())
-    assert folder.read_config()["training"]["freeze_trunk"] is False
-    assert folder.read_config()["data"] is None
+    assert folder.read_config().values["training"]["freeze_trunk"] is False
+    assert folder.read_config().data is None
 
 
 def test_a_loaded_network_says_where_its_weights_come_from(tmp_path: Path) -> None:
@@ -144,7 +146,7 @@ def test_metrics_are_read_line_by_line(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.read_metrics() == []
     folder.metrics.write_text('{"epoch": 1}\n{"epoch": 2}\n')
-    assert folder.read_metrics() == [{"epoch": 1}, {"epoch": 2}]
+    assert folder.read_metrics() == [Epoch(1), Epoch(2)]
 
 
 @pytest.mark.parametrize(

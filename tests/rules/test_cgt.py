@@ -104,7 +104,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     lines = calm.read_metrics()
     assert lines[-1]["search_nll"][0] < lines[0]["search_nll"][0]
     assert sum(lines[-1]["stats"]["weight"]) == pytest.approx(1)
-    described = Spec.from_json(calm.read_config()["rule"])
+    described = calm.read_config().rule
     assert build(described).settings() == CGT(gate).settings()
 
 

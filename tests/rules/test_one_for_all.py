@@ -98,8 +98,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(images, interrupted, tmp_pa
     calm = interrupted(fit, OneForAll, "_ask", 6)
     assert (Path(teacher) / "weights.safetensors").read_bytes() == before
     lines = calm.read_metrics()
-    assert lines[-1]["loss"] < lines[0]["loss"]
-    described = Spec.from_json(calm.read_config()["rule"])
+    assert lines[-1].loss < lines[0].loss
+    described = calm.read_config().rule
     assert build(described).settings() == OneForAll(teacher, share=0.5).settings()
 
 

@@ -59,10 +59,10 @@ def test_a_run_explains_itself_and_gives_the_network_back(tmp_path: Path) -> Non
     trained = offramp.fit(network(True), PowerSqrt(), parts.train, parts.val, QUICK, out=tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     lines = folder.read_metrics()
-    assert [line["epoch"] for line in lines] == [1, 2, 3]
-    assert lines[-1]["step"] == 3 * parts.train.num_batches
-    assert lines[-1]["search_top1"] == [100.0, 100.0]
-    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert [line.epoch for line in lines] == [1, 2, 3]
+    assert lines[-1].step == 3 * parts.train.num_batches
+    assert lines[-1].search_top1 == (100.0, 100.0)
+    assert lines[-1].loss < lines[0].loss
     assert lines[-1]["stats"].keys() == {"F_true", "F_damping", "a", "gamma", "weight", "off_or_reversed"}
     assert not {"seconds", "time", "date"} & lines[0].keys()
     assert len(folder.timing.read_text().splitlines()) == 3
@@ -127,8 +127,8 @@ def test_without_held_out_images_the_training_images_are_watched(tmp_path: Path)
     parts = images(holdout=0)
     offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path)
     line = RunFolder(tmp_path).read_metrics()[-1]
-    assert line["search_top1"] is None
-    assert len(line["train_top1"]) == 2
+    assert line.search_top1 is None
+    assert len(line.train_top1) == 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +244,7 @@ def test_weights_of_a_run_are_named_by_its_folder_and_unknown_origins_by_nothing
 def test_threads_are_as_before_when_it_returns(tmp_path: Path) -> None:
     parts, config, before = images(), TrainConfig(epochs=1, threads=2), torch.get_num_threads()
     offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path / "run")
-    assert RunFolder(tmp_path / "run").read_starts()[0]["threads"] == 2
+    assert RunFolder(tmp_path / "run").read_starts()[0].threads == 2
     assert torch.get_num_threads() == before
     with pytest.raises(UsageError, match="needs the damping neuron"):
         offramp.fit(network(), PowerSqrt(), parts.train, parts.val, config, out=tmp_path / "refused")
@@ -296,7 +296,7 @@ def test_options_train_and_resume_to_the_same_bytes(interrupted, tmp_path: Path,
         offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path / out)
 
     calm = interrupted(fit, CrossEntropy, "terms", 8)
-    assert calm.read_metrics()[-1]["search_top1"] == [100.0, 100.0]
+    assert calm.read_metrics()[-1].search_top1 == (100.0, 100.0)
 
 
 def test_nesterov_takes_the_gradient_and_the_momentum_after_it() -> None:

@@ -39,10 +39,10 @@ def prefix(run: str, exits: int, damping: bool = False) -> EarlyExitNet:
     """
     folder = RunFolder(run)
     config = folder.read_config()
-    if config["network"] is None:
+    if config.network is None:
         raise UsageError(f"The network of {run} was built by hand; a shorter one needs one with a recipe.")
     with folder.naming(config):
-        return shorter(config["network"], exits, damping)
+        return shorter(config.network.to_json(), exits, damping)
 
 
 @builder

@@ -25,7 +25,29 @@ export/              the network for other runtimes, made by `offramp export`
 manifest.json        what `offramp reproduce` keeps of a run of a study: configuration, figures, times
 """
 
-from offramp.files.folder import FORMAT, ORIGIN, OWNER, SPLIT, RunFolder, read_json, weights_of
+from offramp.files.folder import FORMAT, OWNER, RunFolder, weights_of
+from offramp.files.kinds import Ancestor, Clock, Division, Epoch, HeldOutImages, Origin, RunConfig, Start
 from offramp.files.network import load, load_weights
+from offramp.files.reading import convert, parse, read, read_lines, write
 
-__all__ = ["FORMAT", "ORIGIN", "OWNER", "SPLIT", "RunFolder", "load", "load_weights", "read_json", "weights_of"]
+__all__ = [
+    "FORMAT",
+    "OWNER",
+    "Ancestor",
+    "Clock",
+    "Division",
+    "Epoch",
+    "HeldOutImages",
+    "Origin",
+    "RunConfig",
+    "RunFolder",
+    "Start",
+    "convert",
+    "load",
+    "load_weights",
+    "parse",
+    "read",
+    "read_lines",
+    "weights_of",
+    "write",
+]

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from offramp.config import Spec
 from offramp.errors import UsageError
-from offramp.files.folder import ORIGIN, OWNER, RunFolder, read_json
+from offramp.files.folder import OWNER, RunFolder
 from offramp.network import EarlyExitNet, rebuild
 from offramp.storage import load_tensors
 
@@ -30,15 +29,15 @@ def load(run: str | Path, into: EarlyExitNet | None = None, *, allow_code: Seque
     if not folder.weights.is_file():
         raise UsageError(f"{folder.path} has no weights yet: the run is not finished. Start the same command again.")
     if into is None:
-        if config["network"] is None:
+        if config.network is None:
             raise UsageError(f"The network of {folder.path} was built by hand; pass one of the same make as `into`.")
         with folder.naming(config):
-            into = rebuild(Spec.from_json(config["network"]))
+            into = rebuild(config.network)
     tensors, metadata = load_tensors(folder.weights)
     check_owner(folder.weights, metadata)
     load_weights(into, tensors, folder.weights)
     if folder.origin.is_file():
-        into.origin = read_json(folder.origin, ORIGIN)
+        into.origin = folder.read_origin()
     return into.eval()
 
 

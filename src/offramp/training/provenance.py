@@ -7,23 +7,24 @@ divided the same data set: by its name, its number of training images and how th
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from offramp.config import DataConfig
 from offramp.data import REGISTRY, Parts
 from offramp.data.builder import SETTINGS
 from offramp.data.partition import Cut, cut_up
-from offramp.errors import OfframpError, UsageError
-from offramp.files import ORIGIN, SPLIT, RunFolder, read_json
+from offramp.errors import UsageError
+from offramp.files import Ancestor, Division, Origin, RunConfig, RunFolder, convert
 
-Values = dict[str, Any]
 _DIVISION = ("training_images", "limit", "holdout", "split_seed")
 
 
-def ancestor(through: str, run: Path) -> list[Values]:
+def ancestor(through: str, run: Path) -> list[Ancestor]:
     """A finished run as an ancestor, for `origin.json`, and its own ancestors after it. Names, no paths.
 
     Args:
@@ -31,67 +32,56 @@ def ancestor(through: str, run: Path) -> list[Values]:
         run: The run's folder.
     """
     folder = RunFolder(run)
-    config = folder.read_config()
-    split = read_json(folder.split, SPLIT) if folder.split.is_file() else {}
-    itself = {
-        "through": through,
-        "run": run.resolve().name,
-        "data": named(config["data"]),
-        "division": {key: split[key] for key in _DIVISION} if split.keys() >= set(_DIVISION) else None,
-        "images": {**(config.get("images") or {}), **(split.get("fingerprints") or {})},
-    }
-    return [itself, *({**one, "through": f"{one['through']} of {itself['run']}"} for one in ancestors(folder, config))]
+    config, split = folder.read_config(), folder.read_split()
+    name = run.resolve().name
+    images = {**config.images, **split.fingerprints}
+    itself = Ancestor(through, name, named(config.data), split.division, images)
+    return [itself, *(replace(one, through=f"{one.through} of {name}") for one in ancestors(folder, config))]
 
 
-def ancestors(folder: RunFolder, config: Mapping[str, Any]) -> list[Values]:
+def ancestors(folder: RunFolder, config: RunConfig) -> list[Ancestor]:
     """What `origin.json` says of a run's ancestors; where it says nothing of one, or of foreign weights, `unknown`."""
-    origin = read_json(folder.origin, ORIGIN) if folder.origin.is_file() else {}
-    try:
-        known = list(origin.get("ancestors", ()))
-        told = {one["through"] for one in known}
-        return [*known, *({"through": by, "unknown": what} for by, what in _began(config, origin) if by not in told)]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise OfframpError(
-            f"{folder.origin} is damaged: it does not say what the run began with ({error!r})."
-        ) from error
+    origin = convert(folder.read_origin(), Origin, folder.origin)
+    listed = {one.through for one in origin.ancestors}
+    began = [Ancestor(through, unknown=what) for through, what in _began(config, origin) if through not in listed]
+    return [*origin.ancestors, *began]
 
 
-def _began(config: Mapping[str, Any], origin: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _began(config: RunConfig, origin: Origin) -> list[tuple[str, str]]:
     """What a run began with or listened to, and a name for it."""
-    found = []
-    init = (origin.get("init") or {}).get("file") or (config.get("training") or {}).get("init")
+    began = []
+    init = (origin.init and origin.init.file) or config.training.init
     if init:
-        found.append(("init", Path(str(init)).name))
-    elif origin.get("model") and (origin.get("weights") or origin.get("library") is None):
-        found.append(("model", str(origin["model"])))  # fetched, or handed over by a program as it was
-    teacher = ((config.get("rule") or {}).get("args") or {}).get("teacher")
+        began.append(("init", Path(init).name))
+    elif origin.model and (origin.weights or origin.library is None):
+        began.append(("model", origin.model))  # fetched, or handed over by a program as it was
+    teacher = config.rule and config.rule.args.get("teacher")
     if teacher:
-        found.append(("teacher", Path(str(teacher)).name))
-    if str((config.get("network") or {}).get("name")).endswith(".collaboration:collaboration"):
-        found.append(("network", "the run it collaborates in"))
-    return found
+        began.append(("teacher", Path(str(teacher)).name))
+    if config.network and config.network.name.endswith(".collaboration:collaboration"):
+        began.append(("network", "the run it collaborates in"))
+    return began
 
 
-def named(data: Mapping[str, Any] | None) -> str | None:
+def named(data: DataConfig | None) -> str | None:
     """A name that is the same for the same images, however they are divided; None for data made by hand.
 
-    Of a folder or a function of somebody's own it is a hash: what they are called and given may be private.
+    Of a folder or a user's own function it is a hash: names and arguments may be private.
     """
     if data is None:
         return None
-    source = data["source"]
-    if source["name"] in REGISTRY:
-        return str(source["name"])
+    name = data.source.name
+    if name in REGISTRY:
+        return name
     free = {*SETTINGS, *_DIVISION, "image_size", "flip", "max_megapixels"}
-    given = {key: value for key, value in (source.get("args") or {}).items() if key not in free}
-    name = source["name"]
+    args = {key: value for key, value in data.source.args.items() if key not in free}
     if name.startswith("folder:"):
         name = f"folder:{Path(name.partition(':')[2]).expanduser().resolve()}"
-    told = json.dumps([name, given], sort_keys=True, default=str)
-    return f"{name.partition(':')[0]}:{hashlib.sha256(told.encode()).hexdigest()}"
+    described = json.dumps([name, args], sort_keys=True, default=str)
+    return f"{name.partition(':')[0]}:{hashlib.sha256(described.encode()).hexdigest()}"
 
 
-def check_ancestors(folder: RunFolder, config: Mapping[str, Any], parts: Parts) -> tuple[str, ...]:
+def check_ancestors(folder: RunFolder, config: RunConfig, parts: Parts) -> tuple[str, ...]:
     """Refuse to certify with images that an ancestor was trained on.
 
     Args:
@@ -100,7 +90,7 @@ def check_ancestors(folder: RunFolder, config: Mapping[str, Any], parts: Parts) 
         parts: Its data.
 
     Returns:
-        Ancestors of which it cannot be known whether they were trained on such images, in words.
+        Ancestors of which it cannot be known whether they were trained on such images.
 
     Raises:
         UsageError: An ancestor was.
@@ -108,39 +98,35 @@ def check_ancestors(folder: RunFolder, config: Mapping[str, Any], parts: Parts) 
     """
     unknown = []
     for one in ancestors(folder, config):
-        try:
-            shared = _shared(one, named(config["data"]), parts)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise OfframpError(f"{folder.origin} is damaged: of an ancestor it says {one!r}.") from error
+        shared = _shared(one, named(config.data), parts)
         if shared:
             raise UsageError(
-                f"{folder.path} began with, or listened to, the run {one['run']} ({one['through']}), which was trained "
+                f"{folder.path} began with, or listened to, the run {one.run} ({one.through}), which was trained "
                 f"on {shared:,} of the {len(parts.val.certify):,} images of {parts.val.certify.name}: they can certify "
                 "nothing. Hold the same images out in both runs."
             )
         if shared is None:
-            unknown.append(f"{one.get('run') or one['unknown']} ({one['through']})")
+            unknown.append(f"{one.run or one.unknown} ({one.through})")
     return tuple(dict.fromkeys(unknown))
 
 
-def _shared(one: Mapping[str, Any], data: str | None, parts: Parts) -> int | None:
+def _shared(one: Ancestor, data: str | None, parts: Parts) -> int | None:
     """Images of `certify` that an ancestor was trained on; None where that cannot be known."""
-    if "unknown" in one:
+    if one.unknown is not None:
         return None
-    images, division, certify = one["images"], one["division"], parts.val.certify
-    if images.get("certify") == certify.fingerprint() or images.get("train") == parts.train.fingerprint():
+    certify, ours = parts.val.certify, parts.val.division
+    if one.images.get("certify") == certify.fingerprint() or one.images.get("train") == parts.train.fingerprint():
         return 0  # it held the same images out, or was trained on the same as this run
-    if one["data"] in REGISTRY and data in REGISTRY and one["data"] != data:
+    if one.data in REGISTRY and data in REGISTRY and one.data != data:
         return 0  # no two of these have images in common
-    ours = parts.val.division
-    if None in (one["data"], data) or one["data"] != data or not division or not ours.keys() >= set(_DIVISION):
+    if None in (one.data, data) or one.data != data or one.division is None or not ours.keys() >= set(_DIVISION):
         return None
-    if division["training_images"] != ours["training_images"]:
+    if one.division.training_images != ours["training_images"]:
         return None
-    return len(np.intersect1d(_places(division)[0], _places(ours)[2]))
+    return len(np.intersect1d(_places(one.division)[0], _places(Division(**{key: ours[key] for key in _DIVISION}))[2]))
 
 
-def _places(division: Mapping[str, Any]) -> Sequence[np.ndarray[Any, np.dtype[np.int64]]]:
+def _places(division: Division) -> Sequence[np.ndarray[Any, np.dtype[np.int64]]]:
     """Where train, search and certify stand among the official training images."""
-    cut = Cut(division["holdout"], division["split_seed"], division["limit"])
-    return cut_up(np.arange(division["training_images"]), cut)
+    cut = Cut(division.holdout, division.split_seed, division.limit)
+    return cut_up(np.arange(division.training_images), cut)

@@ -16,7 +16,7 @@ from offramp.backbones.prefix import shortened
 from offramp.commands.verdict.prefixes import Prefixes
 from offramp.config import Spec, TrainConfig, to_json
 from offramp.errors import UsageError
-from offramp.files import RunFolder, load
+from offramp.files import RunConfig, RunFolder, load
 from offramp.network import EarlyExitNet
 from offramp.rules import DFS, Standard
 
@@ -41,13 +41,13 @@ def test_they_are_trained_as_the_run_but_for_what_is_for_several_exits(
     made = prefixes(run)
     network = made.train(1, 0)
     config = RunFolder(run / "verdict" / "prefix-1").read_config()
-    assert config["objective"]["name"].endswith(f":{kept}")
-    assert config["rule"]["name"].endswith(":Standard")
+    assert config.objective.name.endswith(f":{kept}")
+    assert config.rule.name.endswith(":Standard")
     assert network.damping is neuron
     whole = RunFolder(run).read_config()
-    assert config["data"] == whole["data"]
-    assert config["images"] == whole["images"]
-    assert {**config["training"], "xray": 8} == whole["training"]
+    assert config.data == whole.data
+    assert config.images == whole.images
+    assert {**config.values["training"], "xray": 8} == whole.values["training"]
     assert any(says in sentence for sentence in made.words())
 
 
@@ -90,16 +90,19 @@ def test_they_start_from_the_weights_that_the_run_was_given(
 
 
 def given_weights(run: Path, init: Path, runs: Path, prefixes) -> Prefixes:
+    return Prefixes(RunFolder(run), load(run), with_training(run, init=str(init)), prefixes(run).parts, runs)
+
+
+def with_training(run: Path, **changes: str) -> RunConfig:
     config = RunFolder(run).read_config()
-    config["training"]["init"] = str(init)
-    return Prefixes(RunFolder(run), load(run), config, prefixes(run).parts, runs)
+    values = {**config.values, "training": {**config.values["training"], **changes}}
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **changes), values=values)
 
 
 def test_a_run_in_a_form_of_training_that_is_gone_has_them_trained_in_another(
     run: Path, tmp_path: Path, prefixes
 ) -> None:
-    config = RunFolder(run).read_config()
-    config["training"]["form"] = "merged"
+    config = with_training(run, form="merged")
     assert Prefixes(RunFolder(run), load(run), config, prefixes(run).parts, tmp_path).training.form == "auto"
 
 
@@ -163,7 +166,7 @@ def test_a_rule_of_somebodys_own_is_kept(run: Path, prefixes) -> None:
 
     config = RunFolder(run).read_config()
     for name, kind in ((f"{__name__}:Known", Known), (f"{DFS.__module__}:DFS", Standard)):
-        changed = {**config, "rule": {"name": name, "args": {}}}
+        changed = dataclasses.replace(config, rule=Spec(name))
         assert type(dataclasses.replace(prefixes(run), config=changed).rule) is kind
 
 
