@@ -101,8 +101,8 @@ def _replacing(path: Path) -> Iterator[Path]:
 def held_folder(parent: Path, name: str) -> Iterator[Path]:
     """A folder in `parent` in which to make what will be `name` there. It goes when the block ends.
 
-    That of a killed process goes when `name` is made again: the system lets go of its lock. So nothing that lives is
-    taken from anybody, be it in this process or in a container. Where there are no locks, nothing is removed.
+    That of a killed process goes when `name` is made again: the system has released its lock. A process that still
+    runs keeps its own, in a container too. Where there are no locks, nothing is removed.
     """
     _remove_left(parent, name)
     while True:
@@ -209,12 +209,12 @@ def load_tensors(path: Path, *, foreign: bool = False) -> tuple[dict[str, Tensor
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise DamagedFileError(f"{path} is damaged or no safetensors file: {error}.") from error
     try:
-        said = msgspec.convert(packed, _Packed)
+        header = msgspec.convert(packed, _Packed)
     except (msgspec.ValidationError, UnicodeEncodeError) as error:
         raise DamagedFileError(f"{path} is damaged: its metadata are not what offramp writes.") from error
-    if not (foreign and said.sha256 is None) and said.sha256 != _content_hash(tensors, said.metadata):
+    if not (foreign and header.sha256 is None) and header.sha256 != _content_hash(tensors, header.metadata):
         raise DamagedFileError(f"{path} is damaged: its content does not have the hash it was written with.")
-    return tensors, dict(said.metadata)
+    return tensors, dict(header.metadata)
 
 
 def load_pickled(path: Path, hint: str = "") -> Any:

@@ -102,8 +102,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 
     calm = interrupted(fit, CGT, "weights", 6)
     lines = calm.read_metrics()
-    assert lines[-1]["search_nll"][0] < lines[0]["search_nll"][0]
-    assert sum(lines[-1]["stats"]["weight"]) == pytest.approx(1)
+    assert lines[-1].search_nll[0] < lines[0].search_nll[0]
+    assert sum(lines[-1].stats["weight"]) == pytest.approx(1)
     described = calm.read_config().rule
     assert build(described).settings() == CGT(gate).settings()
 

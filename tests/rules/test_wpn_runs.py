@@ -33,8 +33,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     calm = interrupted(fit, PowerSqrt, "terms", 7, checkpoint=True)
     lines = calm.read_metrics()
     assert lines[-1].loss < lines[0].loss
-    assert lines[-1]["search_top1"][-1] > 80
-    weight_K = lines[-1]["stats"]["weight"]
+    assert lines[-1].search_top1[-1] > 80
+    weight_K = lines[-1].stats["weight"]
     assert sum(weight_K) == pytest.approx(3)
     assert max(weight_K) > 1.001
     described = calm.read_config().rule

@@ -63,7 +63,7 @@ def test_a_run_explains_itself_and_gives_the_network_back(tmp_path: Path) -> Non
     assert lines[-1].step == 3 * parts.train.num_batches
     assert lines[-1].search_top1 == (100.0, 100.0)
     assert lines[-1].loss < lines[0].loss
-    assert lines[-1]["stats"].keys() == {"F_true", "F_damping", "a", "gamma", "weight", "off_or_reversed"}
+    assert lines[-1].stats.keys() == {"F_true", "F_damping", "a", "gamma", "weight", "off_or_reversed"}
     assert not {"seconds", "time", "date"} & lines[0].keys()
     assert len(folder.timing.read_text().splitlines()) == 3
     start = json.loads(folder.environment.read_text())[0]
@@ -317,7 +317,7 @@ def test_a_run_is_described_by_its_objective(tmp_path: Path) -> None:
     parts = images()
     offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path)
     config = RunFolder(tmp_path).read_config()
-    assert config["objective"] == objectives.describe(CrossEntropy())
+    assert config.objective.to_json() == objectives.describe(CrossEntropy())
     with pytest.raises(UsageError, match=r"objective.name: .*CrossEntropy' there, .*LabelSmoothing' now"):
         offramp.fit(network(), objectives.LabelSmoothing(), parts.train, parts.val, QUICK, out=tmp_path)
 
@@ -442,7 +442,7 @@ def test_another_number_of_threads_or_processes_is_said(tmp_path: Path, capsys: 
     folder = RunFolder(tmp_path)
     for file in (folder.weights, sorted(folder.checkpoints.iterdir())[-1]):
         file.unlink()
-    starts = folder.read_starts()
+    starts = json.loads(folder.environment.read_text())
     assert starts[0]["processes"] == 1
     folder.environment.write_text(json.dumps([starts[0] | {"processes": 2}]))
     capsys.readouterr()

@@ -144,7 +144,7 @@ def _at_home(path: str | Path) -> Path:
     try:
         return Path(str(path)).expanduser()
     except RuntimeError as error:
-        raise UsageError(f"{path} is not there: nobody of that name has a home folder here.") from error
+        raise UsageError(f"{path} is not there: no user of that name has a home folder here.") from error
 
 
 def weights_of(path: str | Path) -> Path:

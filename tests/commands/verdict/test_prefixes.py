@@ -16,7 +16,7 @@ from offramp.backbones.prefix import shortened
 from offramp.commands.verdict.prefixes import Prefixes
 from offramp.config import Spec, TrainConfig, to_json
 from offramp.errors import UsageError
-from offramp.files import RunConfig, RunFolder, load
+from offramp.files import RunConfig, RunFolder, convert, load
 from offramp.network import EarlyExitNet
 from offramp.rules import DFS, Standard
 
@@ -90,19 +90,19 @@ def test_they_start_from_the_weights_that_the_run_was_given(
 
 
 def given_weights(run: Path, init: Path, runs: Path, prefixes) -> Prefixes:
-    return Prefixes(RunFolder(run), load(run), with_training(run, init=str(init)), prefixes(run).parts, runs)
+    return Prefixes(RunFolder(run), load(run), with_changes(run, {"init": str(init)}), prefixes(run).parts, runs)
 
 
-def with_training(run: Path, **changes: str) -> RunConfig:
+def with_changes(run: Path, training: dict[str, Any] | None = None, **changes: Any) -> RunConfig:
     config = RunFolder(run).read_config()
-    values = {**config.values, "training": {**config.values["training"], **changes}}
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, **changes), values=values)
+    values = {**config.values, **changes, "training": {**config.values["training"], **(training or {})}}
+    return dataclasses.replace(convert(values, RunConfig, run), values=values)
 
 
 def test_a_run_in_a_form_of_training_that_is_gone_has_them_trained_in_another(
     run: Path, tmp_path: Path, prefixes
 ) -> None:
-    config = with_training(run, form="merged")
+    config = with_changes(run, {"form": "merged"})
     assert Prefixes(RunFolder(run), load(run), config, prefixes(run).parts, tmp_path).training.form == "auto"
 
 
@@ -181,21 +181,21 @@ def test_a_smaller_network_trained_in_another_way(run: Path, prefixes) -> None:
     """Finished or only begun, it is none of this run's, whatever the difference."""
     made = prefixes(run)
     made.train(1, 0)
-    whole, folder = dict(made.config), made.folder(1, 0)
+    folder = made.folder(1, 0)
     assert made.finished(1, 0) is not None
     mine = {"name": f"{__name__}:Known", "args": {}}
     for changed, says in (
-        ({"training": {**whole["training"], "epochs": 3}}, "training.epochs: 2 there, 3 now"),
-        ({"training": {**whole["training"], "lr": 0.1}}, "training.lr: 0.05 there, 0.1 now"),
-        ({"training": {**whole["training"], "seed": 4}}, "training.seed: 0 there, 4 now"),
-        ({"training": {**whole["training"], "init": "a.pth"}}, "origin.init: None there, {'file': 'a.pth'"),
+        ({"training": {"epochs": 3}}, "training.epochs: 2 there, 3 now"),
+        ({"training": {"lr": 0.1}}, "training.lr: 0.05 there, 0.1 now"),
+        ({"training": {"seed": 4}}, "training.seed: 0 there, 4 now"),
+        ({"training": {"init": "a.pth"}}, "origin.init: None there, {'file': 'a.pth'"),
         ({"objective": Spec("label-smoothing").to_json()}, "objective.name: .*CrossEntropy' there"),
         ({"rule": mine}, "rule.name: .*Standard' there"),
     ):
-        other = dataclasses.replace(made, config={**whole, **changed})
+        other = dataclasses.replace(made, config=with_changes(run, **changed))
         with pytest.raises(UsageError, match=f"trained as the run was .*{says}.*: name another folder with --runs"):
             other.finished(1, other.seed)
-    free = dataclasses.replace(made, config={**whole, "training": {**whole["training"], "keep_checkpoints": 5}})
+    free = dataclasses.replace(made, config=with_changes(run, training={"keep_checkpoints": 5}))
     assert free.finished(1, 0) is not None
     folder.weights.unlink()
     assert other.finished(1, 0) is None
