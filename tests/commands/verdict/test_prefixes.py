@@ -17,6 +17,7 @@ from offramp.commands.verdict.prefixes import Prefixes
 from offramp.config import Spec, TrainConfig, to_json
 from offramp.errors import UsageError
 from offramp.files import RunConfig, RunFolder, convert, load
+from offramp.files.kinds import Training
 from offramp.network import EarlyExitNet
 from offramp.rules import DFS, Standard
 
@@ -136,7 +137,8 @@ def test_they_start_from_the_hubs_weights_or_not_at_all(tmp_path: Path, monkeypa
     whole = zoo.settled("torchvision/resnet18", pretrained=True, **arguments)
     assert whole.spec is not None
     training = to_json(TrainConfig(freeze_trunk=True))
-    config = {"network": whole.spec.to_json(), "objective": Spec("cross-entropy").to_json(), "training": training}
+    values = {"training": training}
+    config = RunConfig(1, None, whole.spec, Spec("cross-entropy"), Training(), values=values)
     made = Prefixes(
         RunFolder(tmp_path),
         whole,
