@@ -268,7 +268,7 @@ def test_weights_that_are_not_finite_are_said_and_no_figures_are_written(make_ru
     ("arguments", "said"),
     [
         ({"train_limit": -1}, "train-limit must be at least 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
         ({"device": "tpu"}, "There is no device 'tpu'"),
     ],
 )

@@ -106,12 +106,12 @@ class Tuning:
         """
         hint = "Tune the engine anew."
         if not isinstance(content, dict) or content.get("format", FORMAT) != FORMAT:
-            raise UsageError(f"This is no tuning, or that of another version of offramp. {hint}")
+            raise UsageError(f"This is not a tuning, or it is of another version of offramp. {hint}")
         try:
             values = {key: value for key, value in content.items() if key != "format"}
             return convert(values, cls, "The tuning", exact=True, hint=hint)
         except OfframpError as error:
-            raise UsageError(str(error)) from error
+            raise UsageError(f"This is not a tuning: {error}") from error
 
 
 def described(policy: Policy) -> dict[str, Any]:
