@@ -33,9 +33,9 @@ from torch import Tensor
 from offramp import backbones
 from offramp.config import Spec
 from offramp.costs import cost
+from offramp.files import load
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, NOBODY, Policy
-from offramp.runs import load
 from offramp.runtime import Engine, Form, Plan, usual_forms
 from offramp.runtime.library import Segment
 from offramp.runtime.openvino_ import OpenVino

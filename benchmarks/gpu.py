@@ -51,9 +51,9 @@ from offramp.costs import cost
 from offramp.data import Batch
 from offramp.devices import device_named
 from offramp.errors import OfframpError
+from offramp.files import RunFolder
 from offramp.network import EarlyExitNet
 from offramp.rules import Outcome, Standard, Workbench
-from offramp.runs import RunFolder
 from offramp.runtime.timing import conditions, ratio, take_turns
 from offramp.training.form import Compiled
 from offramp.training.loop import Loop

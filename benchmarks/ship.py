@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from offramp.commands.open_run import parts_of
 from offramp.data import Split
 from offramp.data.memory import MemorySplit
 from offramp.errors import OfframpError, UsageError
+from offramp.files import RunConfig, RunFolder, Start, read, write
 from offramp.results.evaluation import Evaluation
-from offramp.runs import RunFolder, read_json
 from offramp.runtime.timing import conditions
 from offramp.shipped.card import CARD, Card
 from offramp.show.report import with_error
@@ -71,17 +72,17 @@ def ship(run: Path, name: str, chosen: str, to: Path = SHIPPED, root: str | None
     """
     source = RunFolder(run)
     config = source.read_config()
-    about = DATA.get(((config["data"] or {}).get("source") or {}).get("name"))
+    about = None if config.data is None else DATA.get(config.data.source.name)
     if about is None:
         raise UsageError(f"{run} is trained on other data than {', '.join(DATA)}; say in DATA where it is from.")
-    if config["training"]["init"] is not None:
-        raise UsageError(f"{run} started from other weights ({config['training']['init']}), which do not ship.")
-    if not read_json(source.split).get("certify"):
+    if config.training.init is not None:
+        raise UsageError(f"{run} started from other weights ({config.training.init}), which do not ship.")
+    if not read(source.split, dict[str, Any]).get("certify"):
         raise UsageError(f"{run} held no images out, so nobody could try `offramp certify` on it.")
     with tempfile.TemporaryDirectory(dir=to, prefix=f".{name}.", suffix=".part") as beside:
         made = RunFolder(Path(beside) / name)
-        _write_json(made.config, {**config, "data": {**config["data"], "root": None}})
-        _write_json(made.environment, [scrubbed(source.read_starts(), name)])
+        write(made.config, {**config.values, "data": {**config.values["data"], "root": None}})
+        write(made.environment, [scrubbed(source.read_starts(), name)])
         for file in KEPT:
             shutil.copyfile(source.path / file, made.path / file)
         evaluation = evaluate(EvaluateOptions(made.path, root=root, device="cpu"), page=False)
@@ -98,7 +99,7 @@ def ship(run: Path, name: str, chosen: str, to: Path = SHIPPED, root: str | None
             "data": about,
             "chosen": chosen,
             "seconds": round(sum(line["seconds"] for line in _lines(source.timing)), 1),
-            "processor": _processor(source.read_starts()[0]["device"]),
+            "processor": _processor(str(source.read_starts()[0].device)),
             "images": write_images(test, made.path / "images"),
         }
         write_card(made.path, about_it)
@@ -108,16 +109,16 @@ def ship(run: Path, name: str, chosen: str, to: Path = SHIPPED, root: str | None
     return to / name
 
 
-def scrubbed(starts: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
+def scrubbed(starts: Sequence[Start], name: str) -> Start:
     """What `environment.json` is to say: the first start, without what only this machine has."""
     if not starts:
         raise UsageError("The run has no environment.json, so nobody knows what trained it.")
-    commands = {command(start["command"], name) for start in starts}
+    commands = {command(start.command or "", name) for start in starts}
     if len(commands) > 1:
         raise UsageError(f"The run was continued by other commands, so no one command repeats it: {sorted(commands)}.")
     # Not the kernel's name, which can be a machine's own.
     system = "-".join([platform.system(), platform.machine(), *filter(None, platform.libc_ver())])
-    return {**starts[0], "command": commands.pop(), "platform": system}
+    return replace(starts[0], command=commands.pop(), platform=system)
 
 
 def command(started: str, name: str) -> str:
@@ -153,16 +154,20 @@ def write_images(test: Split, folder: Path) -> dict[str, dict[str, int]]:
 
 def write_card(folder: Path, about_it: Mapping[str, Any]) -> None:
     """`CARD.md` and `card.json`, whose hashes are those of all other files."""
-    _write_json(folder / CARD, {**about_it, "sha256": {}})
+    write(folder / CARD, {**about_it, "sha256": {}})
     write_atomically(folder / "CARD.md", card_text(folder).encode())
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CARD)
     hashes = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    _write_json(folder / CARD, {**about_it, "sha256": hashes})
+    write(folder / CARD, {**about_it, "sha256": hashes})
 
 
 def card_text(folder: Path) -> str:
     """`CARD.md`, made of nothing but the folder's other files."""
-    card, config, split = Card.of(folder), RunFolder(folder).read_config(), read_json(RunFolder(folder).split)
+    card, config, split = (
+        Card.of(folder),
+        RunFolder(folder).read_config(),
+        read(RunFolder(folder).split, dict[str, Any]),
+    )
     sections = (f"{card.summary}.", _data(card, split), _recipe(card, config), _figures(card), PURPOSE)
     return "\n\n".join((f"# {folder.name}", *sections)) + "\n"
 
@@ -181,16 +186,16 @@ class, under the licence above. Its name is the class and the position (from 0) 
 all images where there is none."""
 
 
-def _recipe(card: Card, config: Mapping[str, Any]) -> str:
-    git = card.start["git"]
-    commit = f"commit {git['commit']}{', with changes' if git['changed'] else ''}" if git else "commit unknown"
+def _recipe(card: Card, config: RunConfig) -> str:
+    git = card.start.git
+    commit = f"commit {git.commit}{', with changes' if git.changed else ''}" if git else "commit unknown"
     return f"""## Recipe
 
 ```sh
 {card.command}
 ```
 
-Seed {config["training"]["seed"]}. Trained in {card.training}, offramp {card.start["offramp"]}
+Seed {config.training.seed}. Trained in {card.training}, offramp {card.start.offramp}
 ({commit}).
 {card.chosen}
 The command gives the same weights byte for byte on a like machine with the same versions."""
@@ -219,12 +224,12 @@ More in `evaluation.json`; `card.json` has the SHA-256 of every file."""
 def _summary(evaluation: Evaluation, image_shape: Sequence[int]) -> str:
     """One line: network, objective, data."""
     config = evaluation.config
-    maker = config["network"]["name"].rpartition(":")[2]
+    maker = config.network.name.rpartition(":")[2]
     kind = {"msdnet": "MSDNet", "ranet": "RANet"}.get(maker, maker)
-    exits = evaluation.cost.exits
+    exits, objective = evaluation.cost.exits, objectives.called(config.objective.to_json())
     return (
         f"{kind}, {len(exits)} exits, {exits[-1].parameters:,} parameters, trained with "
-        f"{objectives.called(config['objective'])} on {evaluation.data_name} ({' x '.join(map(str, image_shape))})"
+        f"{objective} on {evaluation.data_name} ({' x '.join(map(str, image_shape))})"
     )
 
 
@@ -234,10 +239,6 @@ def _processor(device: str) -> str:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def _write_json(path: Path, value: Any) -> None:
-    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def main() -> None:

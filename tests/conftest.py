@@ -20,9 +20,9 @@ from offramp import data, training
 from offramp.commands import EvaluateOptions, evaluate
 from offramp.commands.open_run import parts_of
 from offramp.config import DataConfig, Run, Spec, TrainConfig
+from offramp.files import RunFolder, load
 from offramp.network import EarlyExitNet, builder
 from offramp.results.evaluation import Evaluation
-from offramp.runs import RunFolder, load
 from offramp.storage import save_tensors
 from offramp.training.prefixes import Prefixes
 

@@ -22,8 +22,8 @@ BOTTOM = [
     "processes",
     "devices",
     "network",
+    "files",
     "policy",
-    "runs",
     "costs",
 ]  # each may import those before it
 LEVELS = {

@@ -4,8 +4,6 @@ from typing import Any
 import pytest
 
 from offramp.checks import (
-    PERCENT,
-    Maybe,
     check_counts,
     check_flags,
     check_name,
@@ -13,7 +11,6 @@ from offramp.checks import (
     check_size,
     check_whole,
     did_you_mean,
-    fault,
 )
 from offramp.errors import UsageError
 
@@ -54,30 +51,3 @@ def test_a_word_that_is_unknown_is_answered_with_those_that_are_known() -> None:
 def test_did_you_mean_names_the_near_ones_then_all() -> None:
     assert did_you_mean("dampng", ["damping", "dynamic"]) == " Did you mean damping? Known: damping, dynamic."
     assert did_you_mean("xyz", ["damping", "dynamic"]) == " Known: damping, dynamic."
-
-
-SHAPE = {"name": str, "loss": (float,), "exits": [{"top1": PERCENT}], "images": Maybe({str: int})}
-FITS = {"name": "a", "loss": None, "exits": [{"top1": 100}], "more": 1}
-
-
-@pytest.mark.parametrize("change", [{}, {"loss": 1}, {"loss": float("nan")}, {"exits": []}, {"images": {"x": 1}}])
-def test_a_value_of_the_shape_has_no_fault(change: dict[str, Any]) -> None:
-    assert fault({**FITS, **change}, SHAPE) is None
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"name": 1}, "name is 1"),
-        ({"loss": "1"}, 'loss is "1"'),
-        ({"loss": True}, "loss is true"),
-        ({"exits": {}}, "exits is {}"),
-        ({"exits": [{"top1": 5}, {}]}, "exits[1].top1 is missing"),
-        ({"exits": [{"top1": float("nan")}]}, "exits[0].top1 is NaN"),
-        ({"exits": [{"top1": "5"}]}, 'exits[0].top1 is "5"'),
-        ({"images": {"x": None}}, "images.x is null"),
-    ],
-)
-def test_the_first_fault_is_named(change: dict[str, Any], words: str) -> None:
-    assert fault({**FITS, **change}, SHAPE) == words
-    assert fault([], SHAPE) == "it is []"

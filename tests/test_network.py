@@ -204,7 +204,7 @@ def test_a_recipe_holds_json_values_only() -> None:
         ("numpy:savetxt", {"fname": "{}", "X": [1]}),
         ("offramp.network:Path", {}),
         ("offramp.cli:main", {"arguments": ["example", "--out", "{}"]}),
-        ("offramp.runs:RunFolder", {"path": "{}"}),
+        ("offramp.files:RunFolder", {"path": "{}"}),
     ],
 )
 def test_a_recipe_that_was_not_made_for_offramp_is_refused(tmp_path: Path, name: str, args: dict[str, Any]) -> None:

@@ -224,16 +224,16 @@ WHOLE = {
 @pytest.mark.parametrize(
     ("content", "error", "said"),
     [
-        ("{", OfframpError, "damaged or no JSON"),
-        ("[]", UsageError, "not a policy"),
-        ('{"format": 1}', UsageError, "not a policy"),
+        ("{", OfframpError, "is damaged"),
+        ("[]", OfframpError, "expected object"),
+        ('{"format": 1}', OfframpError, "thresholds"),
         (json.dumps({"format": 3, "new": 1}), UsageError, "newer offramp"),
         *(
-            (json.dumps({**WHOLE, **change}), UsageError, "not a policy")
+            (json.dumps({**WHOLE, **change}), OfframpError, f"{next(iter(change))}.*`offramp policy`")
             for change in (
                 {"more": 1},
                 {"measure": "softmax"},
-                {"measure": {"name": "softmax"}},
+                {"renormalize": True},
                 {"measure": {**WHOLE["measure"], "temperatures": "hot"}},
                 {"thresholds": 0.5},
                 {"thresholds": ["0.5", -1e8]},
@@ -241,8 +241,8 @@ WHOLE = {
                 {"found": []},
             )
         ),
-        (json.dumps({**WHOLE, "thresholds": [math.nan, -1e8]}), UsageError, "finite"),
-        (json.dumps({**WHOLE, "measure": {**WHOLE["measure"], "name": "mood"}}), UsageError, "Unknown confidence"),
+        (json.dumps({**WHOLE, "thresholds": [math.nan, -1e8]}), OfframpError, "finite"),
+        (json.dumps({**WHOLE, "measure": {**WHOLE["measure"], "name": "mood"}}), OfframpError, "Unknown confidence"),
     ],
 )
 def test_a_file_that_is_no_policy_is_refused(tmp_path: Path, content: str, error: type[Exception], said: str) -> None:

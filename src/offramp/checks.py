@@ -1,10 +1,8 @@
 """Checks of arguments, and the words that refuse them: which one, what it must be, what it is."""
 
 import difflib
-import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -13,7 +11,6 @@ from offramp.errors import UsageError
 LARGEST = 3.4028234663852886e38  # of float32; torch is not imported for it
 MOST = 2**20  # of anything that is counted: layers, channels, classes, pixels of a side
 _SHOWN = 100  # characters of a value in a message
-PERCENT = "percent"  # a shape of JSON values, see `fault`: no accuracy is NaN, as a loss may be
 
 
 def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
@@ -67,45 +64,6 @@ def shown(value: Any) -> str:
     """A value for a message: a long one is cut."""
     text = repr(value) if not isinstance(value, int) or value.bit_length() < 1024 else "a number of hundreds of digits"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-@dataclass(frozen=True)
-class Maybe:
-    """The shape of what may be missing, or null."""
-
-    shape: Any
-
-
-def fault(value: Any, shape: Any, where: str = "") -> str | None:
-    """What is wrong with a JSON value; None where it has the shape.
-
-    A shape is a type (`float` takes whole numbers as well), a list of a shape, a dictionary of shapes by key (further
-    keys do no harm), `{str: shape}` for any keys, `PERCENT` for a number from 0 to 100, a tuple of a shape if null will
-    do, or `Maybe`.
-    """
-    if isinstance(shape, (tuple, Maybe)):
-        inner = shape.shape if isinstance(shape, Maybe) else shape[0]
-        return None if value is None else fault(value, inner, where)
-    if shape == PERCENT:
-        return None if fault(value, float) is None and 0 <= value <= 100 else _is(value, where)
-    kind: Any = type(shape) if isinstance(shape, (dict, list)) else (int, float) if shape is float else shape
-    if not isinstance(value, kind) or (isinstance(value, bool) and shape is not bool):
-        return _is(value, where)
-    parts: Iterable[tuple[Any, Any, str]] = ()
-    if isinstance(shape, dict):
-        inner_of = dict.fromkeys(value, shape[str]) if str in shape else shape
-        names = {key: f"{where}.{key}".lstrip(".") for key in inner_of}
-        missing = [names[key] for key, inner in inner_of.items() if key not in value and type(inner) is not Maybe]
-        if missing:
-            return f"{missing[0]} is missing"
-        parts = ((value[key], inner, names[key]) for key, inner in inner_of.items() if key in value)
-    elif isinstance(shape, list):
-        parts = ((one, shape[0], f"{where}[{number}]") for number, one in enumerate(value))
-    return next((found for part in parts if (found := fault(*part)) is not None), None)
-
-
-def _is(value: Any, where: str) -> str:
-    return f"{where or 'it'} is {json.dumps(value)[:40]}"
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -20,9 +20,10 @@ from torch import Tensor
 
 from offramp.checks import did_you_mean
 from offramp.choices import MeasureName
-from offramp.errors import OfframpError, UsageError
+from offramp.errors import UsageError
+from offramp.files import convert, read, write
 from offramp.network import class_log_probs
-from offramp.storage import parse_json, write_atomically
+from offramp.storage import DamagedFileError
 
 FORMAT = 2  # of the file; 1 has no hash
 NOBODY, EVERYBODY = 1e8, -1e8  # thresholds of an exit that takes no image and of one that takes all
@@ -269,7 +270,7 @@ class Policy:
             "found": self.found,
         }
         content["sha256"] = _content_hash(content)
-        write_atomically(Path(path).expanduser(), (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+        write(Path(path).expanduser(), content, sort_keys=True)
 
     @classmethod
     def load(cls, path: str | Path) -> "Policy":
@@ -279,47 +280,18 @@ class Policy:
             UsageError: No such file, or none of this make.
             OfframpError: A damaged one.
         """
-        source = Path(path).expanduser()
-        if not source.is_file():
-            raise UsageError(f"There is no file {source}.")
-        try:
-            content = parse_json(source.read_text())
-        except ValueError as error:
-            raise OfframpError(f"{source} is damaged or no JSON file: {error}.") from error
-        if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
-            raise UsageError(f"{source} was written by a newer offramp (policy format {content['format']}). Update it.")
-        if not _is_policy(content):
-            raise UsageError(f"{source} is not a policy.")
-        if content.pop("sha256", _content_hash(content)) != _content_hash(content):
-            raise OfframpError(
+        source, hint = Path(path).expanduser(), "`offramp policy` and `offramp certify` write policies."
+        content = read(source, dict[str, Any], newest=FORMAT, hint=hint)
+        number, digest = content.pop("format", FORMAT), content.pop("sha256", None)
+        policy = convert(content, cls, source, exact=True, hint=hint)
+        if digest not in (None, _content_hash({"format": number, **content})):
+            raise DamagedFileError(
                 f"{source} is damaged: its content does not have the hash it was written with. Find the policy anew; "
                 "where you changed it by hand, take its sha256 out."
             )
-        return cls(content["thresholds"], Measure(**content["measure"]), content["found"], content["network"])
+        return policy
 
 
 def _content_hash(content: Mapping[str, Any]) -> str:
     """Of the JSON values that are written, which are the same when read."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _is_policy(content: Any) -> bool:
-    """Whether a JSON value has the form of what `save` writes."""
-    keys = {"format", "measure", "thresholds", "network", "found"}
-    if not isinstance(content, dict) or content.keys() - {"sha256"} != keys:
-        return False
-    measure, thresholds = content["measure"], content["thresholds"]
-    return (
-        isinstance(measure, dict)
-        and measure.keys() == {one.name for one in fields(Measure)}
-        and isinstance(measure["renormalise"], bool)
-        and all(
-            isinstance(row, list) and all(map(_is_number, row)) for row in [thresholds, measure["temperatures"] or []]
-        )
-        and isinstance(content["found"], dict)
-        and (content["network"] is None or isinstance(content["network"], str))
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

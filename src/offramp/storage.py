@@ -15,21 +15,30 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from offramp.checks import fault
 from offramp.errors import OfframpError, UsageError
 
 _PART, _HELD = ".part", ".held.part"  # how the names of files and folders end that are not whole yet
 _A_DAY = 24 * 3600.0
 _MAX_DEPTH = 50  # of JSON values
 _ENTRY = "offramp"  # the one entry of a file's own metadata: JSON with our metadata and the hash
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """What a file of tensors says of itself."""
+
+    metadata: dict[str, str] = field(default_factory=dict)
+    sha256: str | None = None
 
 
 class DamagedFileError(OfframpError):
@@ -92,8 +101,8 @@ def _replacing(path: Path) -> Iterator[Path]:
 def held_folder(parent: Path, name: str) -> Iterator[Path]:
     """A folder in `parent` in which to make what will be `name` there. It goes when the block ends.
 
-    That of a killed process goes when `name` is made again: the system lets go of its lock. So nothing that lives is
-    taken from anybody, be it in this process or in a container. Where there are no locks, nothing is removed.
+    That of a killed process goes when `name` is made again: the system has released its lock. A process that still
+    runs keeps its own, in a container too. Where there are no locks, nothing is removed.
     """
     _remove_left(parent, name)
     while True:
@@ -155,27 +164,35 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The JSON value in a text. One that is nested so deeply that code which walks through it would fail is refused.
+    """The JSON value in a text in UTF-8: no key twice, and not nested so deeply that code which walks through it fails.
 
     Raises:
         ValueError: It is none, in words that end without a full stop.
     """
     too_deep = ValueError(f"it is nested more than {_MAX_DEPTH} times")
     try:
-        value = json.loads(text)
+        value = json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_distinct)
     except RecursionError as error:
         raise too_deep from error
     level = [value]
     for _ in range(_MAX_DEPTH):
         level = [
-            inner
-            for one in level
-            if isinstance(one, (dict, list))
-            for inner in (one.values() if isinstance(one, dict) else one)
+            item
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for item in (outer.values() if isinstance(outer, dict) else outer)
         ]
         if not level:
             return value
     raise too_deep
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"it has the key {next(key for key in keys if keys.count(key) > 1)!r:.40} twice")
+    return value
 
 
 def load_tensors(path: Path, *, foreign: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -191,12 +208,13 @@ def load_tensors(path: Path, *, foreign: bool = False) -> tuple[dict[str, Tensor
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise DamagedFileError(f"{path} is damaged or no safetensors file: {error}.") from error
-    if not isinstance(packed, dict) or fault(packed.get("metadata", {}), {str: str}):
-        raise DamagedFileError(f"{path} is damaged: its metadata are not what offramp writes.")
-    metadata: dict[str, str] = packed.get("metadata", {})
-    if not (foreign and "sha256" not in packed) and packed.get("sha256") != _content_hash(tensors, metadata):
+    try:
+        header = msgspec.convert(packed, _Packed)
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
+        raise DamagedFileError(f"{path} is damaged: its metadata are not what offramp writes.") from error
+    if not (foreign and header.sha256 is None) and header.sha256 != _content_hash(tensors, header.metadata):
         raise DamagedFileError(f"{path} is damaged: its content does not have the hash it was written with.")
-    return tensors, metadata
+    return tensors, dict(header.metadata)
 
 
 def load_pickled(path: Path, hint: str = "") -> Any:

@@ -75,7 +75,7 @@ class _Opened:
 
 
 _opened: ContextVar[_Opened | None] = ContextVar("opened", default=None)
-_said: ContextVar[tuple[str, ...]] = ContextVar("said", default=())
+_allowed: ContextVar[tuple[str, ...]] = ContextVar("allowed", default=())
 
 
 def packages(names: Sequence[str], said_by: str) -> tuple[str, ...]:
@@ -100,16 +100,16 @@ def packages(names: Sequence[str], said_by: str) -> tuple[str, ...]:
 @contextmanager
 def allowing(names: Sequence[str]) -> Iterator[None]:
     """Runs that are opened meanwhile may name code of these packages: `--allow-code`."""
-    token = _said.set((*_said.get(), *packages(names, "--allow-code")))
+    token = _allowed.set((*_allowed.get(), *packages(names, "--allow-code")))
     try:
         yield
     finally:
-        _said.reset(token)
+        _allowed.reset(token)
 
 
 def environment() -> dict[str, str]:
-    """What child processes are told, so that they allow what is allowed here."""
-    allowed = (*_said.get(), *_of_environment())
+    """Variables for child processes, so that they allow what is allowed here."""
+    allowed = (*_allowed.get(), *_of_environment())
     return {VARIABLE: ",".join(allowed)} if allowed else {}
 
 
@@ -182,7 +182,7 @@ def check(name: str, kind: str) -> None:
             f"{kind} {name!r} of {run.path} is refused: of Python's own library and of offramp a run's folder may name "
             "only what is registered."
         )
-    allowed = (*run.packages, *_said.get(), *_of_environment())
+    allowed = (*run.packages, *_allowed.get(), *_of_environment())
     if run.is_own or any(module == one or module.startswith(f"{one}.") for one in allowed):
         return
     raise UsageError(
@@ -245,8 +245,8 @@ def _naming(config: Mapping[str, Any]) -> list[Any]:
 
 def packages_in(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The packages of one's own that a configuration names code of."""
-    found = (name.partition(":")[0].partition(".")[0] for name in _own_names(_naming(config)))
-    return tuple(sorted(set(found) - _NEVER))
+    names = {name.partition(":")[0].partition(".")[0] for name in _own_names(_naming(config))}
+    return tuple(sorted(names - _NEVER))
 
 
 def _own_names(value: Any) -> Iterator[str]:

@@ -13,11 +13,11 @@ from offramp import backbones, data
 from offramp.backbones.collaboration import chained, collaborating
 from offramp.config import Spec, TrainConfig
 from offramp.errors import UsageError
+from offramp.files import load
 from offramp.network import EarlyExitNet
 from offramp.objectives import PowerSqrt
 from offramp.policy import EVERYBODY, Policy
 from offramp.rules import GradientEquilibrium, OneForAll
-from offramp.runs import load
 from offramp.runtime.agreement import agreement
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -91,7 +91,7 @@ def test_training_it(interrupted, first: str, tmp_path: Path) -> None:
 
     calm = interrupted(fit, OneForAll, "step", 6)
     lines = calm.read_metrics()
-    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[-1].loss < lines[0].loss
     Path(first).rename(tmp_path / "gone")
     trained = load(calm.path)
     assert [(one["through"], one["run"]) for one in trained.origin.pop("ancestors")] == [

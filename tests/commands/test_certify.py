@@ -13,7 +13,7 @@ from offramp.evaluation.certify import certify as certify_records
 from offramp.policy import Policy
 from offramp.runtime import Engine, Form
 from offramp.runtime.backends import make_program
-from offramp.training import ancestors
+from offramp.training import provenance
 
 PROMISE = ["--risk", "0.1", "--confidence", "0.9"]
 
@@ -113,8 +113,8 @@ def test_another_certificate_on_the_same_images_is_said_and_counted(make_trained
 
 def ancestor(make_trained, holdout: int) -> dict:
     """What `origin.json` would say of a run on the same data that held out so many images."""
-    (given, *_) = ancestors.ancestor("init", Path(make_trained(holdout)))
-    return {**given, "division": {"training_images": 720, "limit": None, "holdout": holdout, "split_seed": 0}}
+    (given, *_) = provenance.ancestor("init", Path(make_trained(holdout)))
+    return {**given.to_json(), "division": {"training_images": 720, "limit": None, "holdout": holdout, "split_seed": 0}}
 
 
 def test_images_that_an_ancestor_was_trained_on_certify_nothing(make_trained, tmp_path, capsys):

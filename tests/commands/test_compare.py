@@ -9,8 +9,8 @@ from offramp.cli import main
 from offramp.commands import CompareOptions, EvaluateOptions, Watch, compare, evaluate
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import weights_hash
+from offramp.files import RunFolder
 from offramp.results.comparison import Spread
-from offramp.runs import RunFolder
 from offramp.storage import save_tensors
 
 
@@ -151,7 +151,7 @@ def test_missing_and_stale_evaluations_are_made_and_current_ones_used(make_run):
     notes = []
     comparison = compare(CompareOptions([fresh, missing, stale]), watch=Watch(note=notes.append))
     assert notes == [f"Evaluating {missing}", f"Evaluating {stale}"]
-    assert comparison.groups[0].runs[2].figures == evaluate(EvaluateOptions(stale), page=False).to_json()
+    assert comparison.groups[0].runs[2].figures == evaluate(EvaluateOptions(stale), page=False).summary()
 
 
 def test_json_is_complete(with_top1):

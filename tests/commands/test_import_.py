@@ -12,8 +12,8 @@ from offramp.cli import main
 from offramp.commands.import_ import ImportOptions
 from offramp.config import Spec
 from offramp.errors import OfframpError, UsageError
+from offramp.files import load_weights
 from offramp.network import EarlyExitNet, rebuild
-from offramp.runs import load_weights
 from offramp.storage import load_tensors
 
 PRESET = ["msdnet", "exits=2", "channels=4", "growth=2", "head_channels=8", "num_classes=3"]

@@ -13,9 +13,9 @@ from offramp.commands.policy_files import write_policy
 from offramp.costs import cost
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, fit_temperatures, policy_for
+from offramp.files import RunFolder, load
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 from offramp.results.dynamic import leaves_from
-from offramp.runs import RunFolder, load
 from offramp.show.tables import exit_table
 from offramp.storage import weights_hash
 

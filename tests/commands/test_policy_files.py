@@ -6,8 +6,8 @@ from offramp.commands.policy_files import given_policy
 from offramp.errors import UsageError
 from offramp.evaluation import Certificate
 from offramp.evaluation.promises import Promise
+from offramp.files import RunFolder
 from offramp.policy import EVERYBODY, Policy
-from offramp.runs import RunFolder
 
 
 def test_a_given_policy_whose_certificate_is_not_its_own_is_refused(make_run):

@@ -23,9 +23,9 @@ from offramp.costs import cost
 from offramp.data import Inputs
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import record
+from offramp.files import RunFolder, load
 from offramp.network import EarlyExitNet
 from offramp.policy import CERTIFICATE, EVERYBODY, NOBODY, Measure, Policy
-from offramp.runs import RunFolder, load
 from offramp.runtime import Engine, Form, Plan, Program
 from offramp.storage import load_tensors, save_tensors, weights_hash
 

@@ -14,8 +14,8 @@ from offramp.cli import main
 from offramp.config import Spec
 from offramp.data import digits
 from offramp.evaluation import anytime, record
+from offramp.files import load_weights
 from offramp.network import rebuild
-from offramp.runs import load_weights
 from offramp.storage import load_tensors
 
 TINY = (

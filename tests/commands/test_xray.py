@@ -18,8 +18,8 @@ from offramp.commands import EvaluateOptions, XrayOptions, evaluate, xray
 from offramp.data import Parts
 from offramp.errors import UsageError
 from offramp.evaluation.xray import Xray
+from offramp.files import RunFolder
 from offramp.results.xray import SHOWN
-from offramp.runs import RunFolder
 from offramp.storage import save_tensors
 
 W, E = 30, 5

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+from offramp.backbones.foreign import start_from
 from offramp.data.fashion import DEBIAN, LOOK
-from offramp.runs import start_from
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "pretrained.md").read_text()
 FEWER = {"limit=8000": "limit=900", "5000": "400", "15": "1"}  # images, held-out images, epochs

@@ -17,8 +17,8 @@ import torch
 
 import offramp
 from offramp.errors import OfframpError, UsageError
+from offramp.files import RunFolder
 from offramp.policy import Policy
-from offramp.runs import RunFolder
 from offramp.storage import load_tensors
 from offramp.training.checkpoints import CheckpointStore
 

@@ -13,14 +13,31 @@ import shutil
 import struct
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from offramp.cli import main
-from offramp.training.ancestors import ancestor
+from offramp.commands.bench.exit_times import exit_times
+from offramp.data import Inputs
+from offramp.errors import OfframpError, UsageError
+from offramp.evaluation import Certificate, Record
+from offramp.evaluation.xray import Xray
+from offramp.export.stage_files import ExitFile, StageFile, Stages
+from offramp.files import RunFolder, read
+from offramp.policy import Policy
+from offramp.reproduce.manifest import find
+from offramp.results.evaluation import current
+from offramp.runtime import Form, Tuning
+from offramp.runtime.choice import TimeTable
+from offramp.runtime.plan import Plan
+from offramp.runtime.timing import conditions
+from offramp.runtime.tuning import Gain, Trial, described
+from offramp.storage import load_tensors, weights_hash
+from offramp.training.provenance import ancestor, ancestors
 
 NETWORK = "exits=2 channels=4 growth=2 growth_factors=(1,2) bottleneck_factors=(1,2) head_channels=8"
 TRAIN = f"train --data digits --network msdnet {NETWORK} --epochs 2 --threads 1 --xray 20 --out RUN".split()
@@ -74,6 +91,24 @@ READ_BY: dict[str, list[str]] = {
     "xray.safetensors": ["xray"],
     "records/test.safetensors": ["evaluate"],
 }
+READERS: dict[str, Callable[[RunFolder], object]] = {
+    "config.json": lambda run: (run.read_config(), run.identity()),
+    "environment.json": lambda run: run.read_starts(),
+    "input.json": lambda run: Inputs.load(run.input),
+    "origin.json": lambda run: ancestors(run, run.read_config()),
+    "split.json": lambda run: ancestor("init", run.path),
+    "metrics.jsonl": lambda run: run.read_metrics(),
+    "policy.json": lambda run: Certificate.of(Policy.load(run.policy)),
+    "bench.json": lambda run: (
+        exit_times(run, weights_hash(load_tensors(run.weights)[0]), "1", 2),
+        Tuning.from_json(read(run.bench, dict[str, Any])["tuning"]),
+    ),
+    "evaluation.json": current,
+    "manifest.json": lambda run: [manifest.undisturbed for manifest in find([run.path]).values()],
+    "export/stages.json": lambda run: Stages.load(run.export),
+    "xray.safetensors": lambda run: Xray.load(run.xray),
+    "records/test.safetensors": lambda run: Record.load(run.record("test")),
+}
 SLOW = ("bench", "verdict", "export")  # seconds each
 VALUES = [
     *(None, True, -1, 0, 1.5, 10**30, float("nan"), float("inf"), "", "x", "\ud800\x1b[2J\n", "y" * 100_000),
@@ -85,6 +120,7 @@ TEXTS = {
     "only open brackets": b"[" * 200_000,
     "nested objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
     "nested 900 times": b"[" * 900 + b"]" * 900,
+    "a key twice": b'{"format": 1, "format": 1}',
     "a number of 10,000 digits": b"1" * 10_000,
     "NaN": b"NaN",
     "a string": b'"x"',
@@ -122,6 +158,23 @@ def deep(levels: int) -> Any:
     for _ in range(levels):
         value = {"a": value}
     return value
+
+
+def every_damage(content: bytes) -> Iterator[tuple[str, bytes]]:
+    """Each kind of damage at each field of a JSON file: another type, NaN, a huge number, missing, one key more."""
+    value = json.loads(content)
+    yield from TEXTS.items()
+    yield from (
+        (f"cut after {length} bytes", content[:length]) for length in range(0, len(content), len(content) // 20 + 1)
+    )
+    for path in places(value):
+        where = ".".join(map(str, path)) or "all"
+        for new in [*VALUES, deep(70)]:
+            yield f"{where} = {str(new)[:20]!r}", json.dumps(changed(value, path, new)).encode()
+        if path:
+            yield f"{where} removed", json.dumps(changed(value, path, None, remove=True)).encode()
+        if is_object(value, path):
+            yield f"{where}.more added", json.dumps(changed(value, (*path, "more"), 1)).encode()
 
 
 def damages_of_json(content: bytes, count: int, seed: int) -> Iterator[tuple[str, bytes]]:
@@ -193,6 +246,26 @@ def damages(file: str, content: bytes, count: int, seed: int) -> Iterator[tuple[
     yield from of_kind[Path(file).suffix](content, count, seed)
 
 
+def bench_file(run: Path) -> dict[str, Any]:
+    """What `bench` might have measured of a run of two exits, here and now."""
+    weights, policy = weights_hash(load_tensors(run / "weights.safetensors")[0]), Policy.load(run / "policy.json")
+    two = ((1.0, 2.0), (1.0, 2.0))
+    tuning = Tuning(
+        form=Form(),
+        plans={1: Plan()},
+        stream=Plan(),
+        gains={"1": Gain(1.5, 1.2), "stream": Gain(1.0, None)},
+        chunks={"1": None, "stream": 64},
+        exit_ms={"1": (1.0, 2.0), "stream": (1.0, 2.0)},
+        table=TimeTable((1, 2), (0.0, 0.0), two, two, two, (0.0, 0.0), (0.0, 0.0), (1, 1)),
+        forms=(Trial(Form(), True, 0, 0, {"1": 1.0}),),
+        conditions=conditions(torch.device("cpu")),
+        weights=weights,
+        policy=described(policy),
+    )
+    return {"weights": weights, "device": "cpu", "exit_ms": {"1": [1.0, 2.0]}, "tuning": tuning.to_json()}
+
+
 def prepare(folder: Path, *, quickly: bool = False) -> Path:
     """A run with every file that a run may have; `quickly`: without those of `bench` and `verdict`."""
     run = folder / "RUN"
@@ -200,8 +273,15 @@ def prepare(folder: Path, *, quickly: bool = False) -> Path:
     Image.new("L", (8, 8), 99).save(run / "image.png")
     for name in ("policy", "certify", "evaluate", *(() if quickly else ("bench", "verdict"))):
         assert outcome(COMMANDS[name], folder) == "", name
+    if quickly:
+        (run / "bench.json").write_text(json.dumps(bench_file(run)))
+    stages = tuple(StageFile(f"stage-{k}.onnx", ("images",) if k == 1 else ("map",), ("map",)) for k in (1, 2))
+    exits = tuple(ExitFile(f"exit-{k}.onnx", 0) for k in (1, 2))
+    Stages(run / "export", 10, False, (1, 16, 16), "0" * 64, stages, exits).write([b"no ONNX"] * 4)
     told = {"init": {"file": "x/weights.safetensors", "sha256": "0" * 64}, "model": None}
-    (run / "origin.json").write_text(json.dumps({**told, "ancestors": ancestor("init", run)}))
+    (run / "origin.json").write_text(
+        json.dumps({**told, "ancestors": [one.to_json() for one in ancestor("init", run)]})
+    )
     manifest = next(shipped_manifests())
     shutil.copy(manifest, run / "manifest.json")
     return run
@@ -239,4 +319,20 @@ def failure(run: Path, file: str, content: bytes, command: str, folder: Path) ->
         shutil.rmtree(folder / name, ignore_errors=True)
     shutil.copytree(run, folder / "RUN")
     (folder / "RUN" / file).write_bytes(content)
-    return outcome(COMMANDS[command], folder, may_fail=True)
+    failure = outcome(COMMANDS[command], folder, may_fail=True)
+    return failure or "".join(f"left {path}" for path in folder.rglob("*.part"))
+
+
+def misread(run: Path, file: str, content: bytes) -> str:
+    """What went wrong when a damaged file in the run itself was read; empty where it was read, or refused in a line."""
+    whole = (run / file).read_bytes()
+    (run / file).write_bytes(content)
+    try:
+        READERS[file](RunFolder(run))
+    except (OfframpError, UsageError) as error:
+        return "" if "\n" not in str(error) and len(str(error)) < 2000 else f"{len(str(error))} characters, or lines"
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error)[:100]} at {traceback.format_exc().splitlines()[-4].strip()}"
+    finally:
+        (run / file).write_bytes(whole)
+    return ""

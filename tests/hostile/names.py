@@ -19,8 +19,8 @@ from torchvision.io import write_png
 
 from offramp import cli, training
 from offramp.config import DataConfig, Run, Spec, TrainConfig
+from offramp.files import OWNER, RunFolder
 from offramp.policy import EVERYBODY, Policy
-from offramp.runs import OWNER, RunFolder
 from offramp.storage import load_tensors, save_tensors
 
 MODULE = "stranger_code"  # lies beside the run and in the folder one works in
@@ -52,8 +52,8 @@ timm.models:load_checkpoint timm.models.helpers:load_state_dict huggingface_hub:
 tensorboard.main:run_main IPython:embed stranger_code:fire stranger_code:x stranger_code.deeper:fire
 offramp:fit offramp:load offramp:train offramp.__main__:main offramp.cli:main offramp.cli:COMMANDS
 offramp.config:resolve offramp.config:build offramp.config:importlib offramp.trust:remember offramp.trust:os
-offramp.storage:write_atomically offramp.storage:load_pickled offramp.storage:shutil offramp.runs:RunFolder
-offramp.runs:load offramp.network:builder offramp.network:EarlyExitNet offramp.network:rebuild
+offramp.storage:write_atomically offramp.storage:load_pickled offramp.storage:shutil offramp.files:RunFolder
+offramp.files:load offramp.network:builder offramp.network:EarlyExitNet offramp.network:rebuild
 offramp.data.archives:download offramp.data.base:Parts offramp.data:arrays offramp.data.cifar:_PlainUnpickler
 offramp.objectives:build offramp.objectives.base:Objective offramp.rules.base:TrainingRule offramp.rules:RULES
 offramp.backbones:build offramp.backbones.attached.zoo:settled offramp.backbones.attached.zoo:importlib

@@ -1,5 +1,6 @@
 """Files of a run's folder that are damaged."""
 
+import random
 import sys
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))
 from hostile import files
+
+CASES = 100  # of each file, of some thousands
 
 
 @pytest.fixture(scope="module")
@@ -23,20 +26,39 @@ def failures(run: Path, file: str, count: int, seed: int, folder: Path, *, slow:
     return found
 
 
-def test_a_few_damages_of_the_files_that_most_commands_read(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return files.prepare(tmp_path_factory.mktemp("quick"), quickly=True)
+
+
+def test_a_few_damages_of_the_files_that_most_commands_read(small_run: Path, tmp_path: Path) -> None:
     """A file nested deeply ended in a RecursionError, one of another type in whatever met it first."""
-    run = files.prepare(tmp_path_factory.mktemp("quick"), quickly=True)
     hostile = [files.TEXTS[name] for name in ("nested objects", "nested 900 times", "NaN", "not UTF-8", "a list")]
     read_by = {"config.json": "cost", "input.json": "predict", "policy.json": "predict", "split.json": "certify"}
     found = {
         (file, content[:9]): failure
         for file, command in read_by.items()
         for content in hostile
-        if (failure := files.failure(run, file, content, command, tmp_path))
+        if (failure := files.failure(small_run, file, content, command, tmp_path))
     }
     assert found == {}
+
+
+@pytest.mark.parametrize("file", [name for name in files.READERS if not name.endswith(".safetensors")])
+def test_any_damage_of_any_field_is_a_line(small_run: Path, file: str) -> None:
+    """Fields as each type, NaN, a huge number, nested, missing; texts that are no JSON of ours."""
+    content = (small_run / file).read_bytes()
+    lines = content.splitlines(keepends=True) if file.endswith(".jsonl") else [content]
+    cases = [(what, b"".join([*lines[:-1], damaged])) for what, damaged in files.every_damage(lines[-1])]
+    cases = random.Random(0).sample(cases, min(CASES, len(cases)))
+    assert [(what, found) for what, damaged in cases if (found := files.misread(small_run, file, damaged))] == []
+    assert files.misread(small_run, file, content) == ""
+
+
+@pytest.mark.parametrize("file", [name for name in files.READERS if name.endswith(".safetensors")])
+def test_any_damage_of_what_a_file_of_tensors_says_of_itself_is_a_line(small_run: Path, file: str) -> None:
+    damages = list(files.damages(file, (small_run / file).read_bytes(), 40, seed=0))
+    assert [(what, found) for what, damaged in damages if (found := files.misread(small_run, file, damaged))] == []
 
 
 def test_what_is_not_damaged_is_no_failure_and_an_exception_is_one(

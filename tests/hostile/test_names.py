@@ -22,8 +22,8 @@ from offramp.commands.options import OpensRuns
 from offramp.config import Spec
 from offramp.data import REGISTRY
 from offramp.errors import UsageError
+from offramp.files import RunFolder
 from offramp.network import rebuild
-from offramp.runs import RunFolder
 
 
 def _helper():

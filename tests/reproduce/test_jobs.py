@@ -8,9 +8,9 @@ import pytest
 
 from offramp.config import Spec
 from offramp.errors import OfframpError
+from offramp.files import RunFolder
 from offramp.reproduce.identity import run_name
 from offramp.reproduce.jobs import Board, Task, do_here
-from offramp.runs import RunFolder
 
 
 def test_processes_side_by_side(rows, tmp_path: Path, capsys) -> None:

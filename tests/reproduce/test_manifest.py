@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from offramp.config import Run
-from offramp.errors import OfframpError
+from offramp.errors import OfframpError, UsageError
+from offramp.files import RunFolder
 from offramp.reproduce.identity import run_hash
 from offramp.reproduce.manifest import find
 from offramp.reproduce.results import of_manifest
 from offramp.reproduce.work import work
-from offramp.runs import RunFolder
 from offramp.training import train
 
 
@@ -28,14 +28,14 @@ def test_a_manifest_says_what_the_run_gave(rows, tmp_path: Path) -> None:
     timing = json.loads((tmp_path / "run" / "timing.jsonl").read_text())
     assert made.seconds == pytest.approx(timing["seconds"], abs=0.01)
     values = made.values
-    stats = RunFolder(tmp_path / "run").read_metrics()[-1]["stats"]
-    assert values["last_stats"] == {"gamma": stats["gamma"], "weight": stats["weight"]}
+    stats = RunFolder(tmp_path / "run").read_metrics()[-1].stats
+    assert values["last_stats"] == {"gamma": list(stats["gamma"]), "weight": list(stats["weight"])}
     assert (figures.gamma, figures.weight) == (tuple(stats["gamma"]), (1.0, 1.0, 1.0))
     assert values["timing"]["jobs"] == 3
     assert values["load"]["own"] == 3 * values["made_by"]["threads"]
     assert values["load"]["start"] >= 0
     assert values["test_images"] == figures.images == 355
-    assert values["images"]["train"] == RunFolder(tmp_path / "run").read_config()["images"]["train"]
+    assert values["images"]["train"] == RunFolder(tmp_path / "run").read_config().images["train"]
     assert values["hash"] == run_hash(run)
     assert "starts" not in values  # it was never continued elsewhere
     assert len((tmp_path / "run" / "manifest.json").read_bytes()) < 8000  # small enough to be committed
@@ -62,7 +62,7 @@ def test_where_a_run_was_continued_is_kept(rows, tmp_path: Path) -> None:
     run = rows("table1")["MSDNet"].run
     folder = RunFolder(tmp_path / "run")
     train(run, folder.path)
-    (start,) = folder.read_starts()
+    (start,) = json.loads(folder.environment.read_text())
     other = {**start, "device": "gpu", "threads": 9}
     for starts, kept in (
         ([start, start], None),
@@ -105,7 +105,7 @@ def test_what_is_found(tmp_path: Path, manifest) -> None:
     newer = manifest(Run(), [70.0])
     newer.values["format"] = 2
     newer.save(tmp_path / "newer" / "a.json")
-    with pytest.raises(OfframpError, match="newer offramp"):
+    with pytest.raises(UsageError, match="newer offramp"):
         find([tmp_path / "newer"])
 
 
@@ -145,18 +145,18 @@ def test_a_run_that_diverged_has_a_manifest(tmp_path: Path, manifest) -> None:
 @pytest.mark.parametrize(
     ("where", "value", "fault"),
     [
-        (("timing",), None, "timing is null"),
-        (("timing", "seconds"), "long", 'timing.seconds is "long"'),
-        (("exits", 0, "top1"), ..., "exits[0].top1 is missing"),
-        (("exits", 0, "top1"), math.nan, "exits[0].top1 is NaN"),
-        (("exits", 0, "top1"), 100.5, "exits[0].top1 is 100.5"),
-        (("best_epoch",), {"epoch": 1, "top1": [math.nan]}, "best_epoch.top1[0] is NaN"),
-        (("exits", 0, "train"), {}, "exits[0].train.nll is missing"),
-        (("made_by", "git"), "x", 'made_by.git is "x"'),
-        (("starts",), [{}], "starts[0].device is missing"),
-        (("load",), {"start": 1.0}, "load.end is missing"),
-        (("last_stats",), {"gamma": None, "weight": "x"}, 'last_stats.weight is "x"'),
-        (("format",), "1", 'format is "1"'),
+        (("timing",), None, "timing: expected object, got null"),
+        (("timing", "seconds"), "long", "timing.seconds: expected float, got str"),
+        (("exits", 0, "top1"), ..., "exits[0]: object missing required field top1"),
+        (("exits", 0, "top1"), math.nan, "exits[0].top1: expected float >= 0.0"),
+        (("exits", 0, "top1"), 100.5, "exits[0].top1: expected float <= 100.0"),
+        (("best_epoch",), {"epoch": 1, "top1": [math.nan]}, "best_epoch.top1[0]: expected float >= 0.0"),
+        (("exits", 0, "train"), {}, "exits[0].train: object missing required field nll"),
+        (("made_by", "git"), "x", "made_by.git: expected object | null, got str"),
+        (("starts",), [{}], "starts[0]: object missing required field device"),
+        (("load",), {"start": 1.0}, "load: object missing required field end"),
+        (("last_stats",), {"gamma": None, "weight": "x"}, "last_stats[...]: expected array | null, got str"),
+        (("format",), "1", "format: expected int, got str"),
     ],
 )
 def test_a_damaged_manifest_is_an_error(tmp_path: Path, manifest, where, value, fault) -> None:

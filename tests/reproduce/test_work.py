@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from offramp.files import RunFolder
 from offramp.reproduce.results import of_manifest
-from offramp.reproduce.work import from_words, to_words, work
-from offramp.runs import RunFolder
+from offramp.reproduce.work import from_json_line, to_json_line, work
 
 
 def test_budgeted_figures_where_images_are_held_out(rows, tmp_path: Path) -> None:
@@ -24,9 +24,9 @@ def test_budgeted_figures_where_images_are_held_out(rows, tmp_path: Path) -> Non
 def test_a_job_travels_as_a_line(rows) -> None:
     row = rows("table1")["+ Dynamic"]
     run = dataclasses.replace(row.with_seed(3), data=dataclasses.replace(row.run.data, root="r", workers=2))
-    line = to_words(run, Path("somewhere/here"), 2)
+    line = to_json_line(run, Path("somewhere/here"), 2)
     assert "\n" not in line
-    assert from_words(line) == (run, Path("somewhere/here"), 2)
+    assert from_json_line(line) == (run, Path("somewhere/here"), 2)
 
 
 def test_an_orphan_saves_and_leaves(rows, tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_an_orphan_saves_and_leaves(rows, tmp_path: Path) -> None:
         [sys.executable, "-m", "offramp.reproduce.work"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
     )
     try:
-        process.stdin.write(f"{to_words(run, tmp_path / 'run', 1)}\n".encode())
+        process.stdin.write(f"{to_json_line(run, tmp_path / 'run', 1)}\n".encode())
         process.stdin.flush()
         metrics = RunFolder(tmp_path / "run").metrics
         while not metrics.is_file():

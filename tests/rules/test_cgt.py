@@ -13,10 +13,10 @@ import offramp
 from offramp.config import Spec, TrainConfig
 from offramp.data import Batch
 from offramp.errors import UsageError
+from offramp.files import RunFolder
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, LabelSmoothing, Objective, PowerSqrt, dynamic
 from offramp.rules import CGT, Standard, Workbench, build
-from offramp.runs import RunFolder
 
 START = {4: [1.0, 0.7, 0.4, 0.1], 6: [1.0, 0.82, 0.64, 0.46, 0.28, 0.1]}
 END = {4: [0.2, 0.5, 0.8, 1.0], 6: [0.2, 0.38, 0.56, 0.74, 0.88, 1.0]}
@@ -102,9 +102,9 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 
     calm = interrupted(fit, CGT, "weights", 6)
     lines = calm.read_metrics()
-    assert lines[-1]["search_nll"][0] < lines[0]["search_nll"][0]
-    assert sum(lines[-1]["stats"]["weight"]) == pytest.approx(1)
-    described = Spec.from_json(calm.read_config()["rule"])
+    assert lines[-1].search_nll[0] < lines[0].search_nll[0]
+    assert sum(lines[-1].stats["weight"]) == pytest.approx(1)
+    described = calm.read_config().rule
     assert build(described).settings() == CGT(gate).settings()
 
 

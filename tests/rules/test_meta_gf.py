@@ -193,8 +193,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     # The first call is the trial of one image before training; eta is in the checkpoint.
     calm = interrupted(fit, PowerSqrt, "terms", 1 + broken_at, checkpoint=True)
     lines = calm.read_metrics()
-    assert lines[-1]["search_nll"][-1] < lines[0]["search_nll"][-1]
-    described = Spec.from_json(calm.read_config()["rule"])
+    assert lines[-1].search_nll[-1] < lines[0].search_nll[-1]
+    described = calm.read_config().rule
     assert build(described).settings() == MetaGF().settings()
 
 

@@ -13,10 +13,10 @@ import offramp
 from offramp.config import Spec, TrainConfig
 from offramp.data import Batch
 from offramp.errors import OfframpError, UsageError
+from offramp.files import load
 from offramp.network import EarlyExitNet, builder
 from offramp.objectives import CrossEntropy, Objective, PowerSqrt, dynamic
 from offramp.rules import GradientEquilibrium, OneForAll, Standard, Workbench, build
-from offramp.runs import load
 
 
 @builder
@@ -30,7 +30,9 @@ def small(num_exits: int = 3, damping: bool = True, classes: int = 2, seed: int 
 @pytest.fixture
 def teacher(images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The folder of a network that was trained by gradient equilibrium."""
-    monkeypatch.setattr("offramp.runs.rebuild", lambda spec: small(**spec.args))  # this file is no importable module
+    monkeypatch.setattr(
+        "offramp.files.network.rebuild", lambda spec: small(**spec.args)
+    )  # this file is no importable module
     config = TrainConfig(epochs=2, lr=0.05)
     out = tmp_path / "teacher"
     offramp.fit(small(seed=7), PowerSqrt(), images().train, config=config, out=out, rule=GradientEquilibrium())
@@ -96,8 +98,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(images, interrupted, tmp_pa
     calm = interrupted(fit, OneForAll, "_ask", 6)
     assert (Path(teacher) / "weights.safetensors").read_bytes() == before
     lines = calm.read_metrics()
-    assert lines[-1]["loss"] < lines[0]["loss"]
-    described = Spec.from_json(calm.read_config()["rule"])
+    assert lines[-1].loss < lines[0].loss
+    described = calm.read_config().rule
     assert build(described).settings() == OneForAll(teacher, share=0.5).settings()
 
 

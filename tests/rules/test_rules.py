@@ -14,10 +14,10 @@ from offramp.cli import main
 from offramp.config import Spec, TrainConfig
 from offramp.data import Batch
 from offramp.errors import UsageError
+from offramp.files import RunFolder
 from offramp.network import Carry, EarlyExitNet, plain_link
 from offramp.objectives import CrossEntropy, PowerSqrt, Terms, dynamic
 from offramp.rules import DFS, RULES, GradientEquilibrium, Standard, TrainingRule, Workbench, build
-from offramp.runs import RunFolder, read_json
 
 NAMES = [
     "dfs",
@@ -100,8 +100,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 
     calm = interrupted(fit, PowerSqrt, "terms", 7)  # the first is the trial of one image before training
     lines = calm.read_metrics()
-    assert lines[-1]["loss"] < lines[0]["loss"]
-    described = Spec.from_json(calm.read_config()["rule"])
+    assert lines[-1].loss < lines[0].loss
+    described = calm.read_config().rule
     assert build(described).settings() == rule_of(name).settings()
 
 
@@ -129,11 +129,11 @@ def test_arguments_of_ones_own_rule_are_recorded_and_another_value_is_refused(
 
     first = fit("first", kind(0.5))
     name = f"{kind.__module__}:{kind.__qualname__}"
-    assert first.read_config()["rule"] == {"name": name, "args": {"factor": 0.5, "teacher": None}}
+    assert first.read_config().rule == Spec(name, {"factor": 0.5, "teacher": None})
     with pytest.raises(UsageError, match=r"rule\.args\.factor: 0\.5 there, 0\.25 now"):
         fit("first", kind(0.25))
     second = fit("second", kind(teacher=str(first.path)))
-    assert [one["run"] for one in read_json(second.origin)["ancestors"]] == ["first"]
+    assert [one["run"] for one in second.read_origin()["ancestors"]] == ["first"]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "dropout" not in name])

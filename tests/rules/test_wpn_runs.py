@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import offramp
-from offramp.config import Spec, TrainConfig
+from offramp.config import TrainConfig
 from offramp.errors import UsageError
+from offramp.files import RunFolder
 from offramp.objectives import PowerSqrt, dynamic
 from offramp.rules import WPN, build
-from offramp.runs import RunFolder
 from offramp.storage import load_tensors
 
 
@@ -32,12 +32,12 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     # One image before training, two batches with two halves each, and a half; the meta-network is in the checkpoint.
     calm = interrupted(fit, PowerSqrt, "terms", 7, checkpoint=True)
     lines = calm.read_metrics()
-    assert lines[-1]["loss"] < lines[0]["loss"]
-    assert lines[-1]["search_top1"][-1] > 80
-    weight_K = lines[-1]["stats"]["weight"]
+    assert lines[-1].loss < lines[0].loss
+    assert lines[-1].search_top1[-1] > 80
+    weight_K = lines[-1].stats["weight"]
     assert sum(weight_K) == pytest.approx(3)
     assert max(weight_K) > 1.001
-    described = Spec.from_json(calm.read_config()["rule"])
+    described = calm.read_config().rule
     assert build(described).settings() == WPN(interval=2, meta_lr=0.01).settings()
 
 

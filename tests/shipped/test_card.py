@@ -17,8 +17,8 @@ from offramp.commands import EvaluateOptions, PredictOptions, evaluate, predict
 from offramp.data import Inputs
 from offramp.errors import UsageError
 from offramp.evaluation import Certificate, record
+from offramp.files import RunFolder
 from offramp.policy import Policy
-from offramp.runs import RunFolder
 from offramp.storage import weights_hash
 
 LIMIT = 2_000_000  # bytes of a network; the package is to stay small
@@ -95,7 +95,7 @@ def test_the_recipe_is_that_of_the_run(name: str, tmp_path, capsys) -> None:
     """The command makes the same configuration: in a copy, it finds the run finished."""
     command = shlex.split(shipped.card(name).command)
     assert command[-2:] == ["--out", f"runs/{name}"]
-    if RunFolder(shipped.folder(name)).read_config()["data"]["source"]["name"] != "digits":
+    if RunFolder(shipped.folder(name)).read_config().data.source.name != "digits":
         pytest.skip("its data may not be here")
     assert shipped.copy(name, tmp_path / "run")
     assert main([*command[1:-1], str(tmp_path / "run")]) == 0

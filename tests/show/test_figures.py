@@ -5,6 +5,7 @@ import torch
 
 from offramp.errors import UsageError
 from offramp.evaluation import reliability
+from offramp.files import Epoch
 from offramp.show import figures
 
 
@@ -15,7 +16,7 @@ def _style():
 
 
 def line(epoch, **values):
-    return {"epoch": epoch, "lr": 0.1, "loss": 2.0, "train_top1": [50.0, 60.0], "search_top1": None, **values}
+    return Epoch(epoch, **{"lr": 0.1, "loss": 2.0, "train_top1": (50.0, 60.0), **values})
 
 
 def titles(figure):
@@ -68,7 +69,7 @@ def test_training_draws_training_accuracy_otherwise_and_statistics_in_the_papers
 
 
 def test_training_draws_what_is_there_and_leaves_out_what_is_not():
-    figure = figures.training([{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0, "stats": {"a": [1.0]}}])
+    figure = figures.training([Epoch(1, loss=3.0), Epoch(2, loss=2.0, stats={"a": (1.0,)})])
     assert titles(figure) == ["training loss (sum over exits)", "a = −log F[N+1]  (nats)"]
     assert drawn(figure, "training loss (sum over exits)") == [(3.0, 2.0)]
     assert drawn(figure, "a = −log F[N+1]  (nats)") == [(1.0,)]

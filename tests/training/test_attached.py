@@ -12,10 +12,10 @@ from torchvision.models.resnet import BasicBlock, ResNet
 import offramp
 from offramp import data
 from offramp.backbones.attached import attach
+from offramp.backbones.foreign import start_from
 from offramp.config import TrainConfig
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, PowerSqrt
-from offramp.runs import start_from
 from offramp.training.features import Features
 from offramp.training.trunk import frozen
 

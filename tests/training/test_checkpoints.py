@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from offramp.errors import OfframpError
-from offramp.training.checkpoints import Checkpoint, CheckpointStore
+from offramp.training.checkpoints import Checkpoint, CheckpointStore, Position
 
 
 def state(step: int) -> Checkpoint:
-    return Checkpoint({"w": torch.full((40,), float(step))}, {"epoch": step, "metrics": ["{}"] * step})
+    return Checkpoint({"w": torch.full((40,), float(step))}, Position(epoch=step, metrics=("{}",) * step))
 
 
 def store_of(tmp_path: Path, steps: int = 3, keep: int = 2) -> CheckpointStore:
@@ -24,7 +24,7 @@ def test_the_newest_comes_back_and_few_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000004.safetensors", "step-000000005.safetensors"]
     latest = store.latest(pytest.fail)
     assert latest is not None
-    assert latest.values == state(5).values
+    assert latest.position == state(5).position
     assert torch.equal(latest.tensors["w"], state(5).tensors["w"])
 
 
@@ -41,7 +41,7 @@ def test_a_flipped_bit_falls_back_to_the_one_before_and_says_so(tmp_path: Path) 
     notes: list[str] = []
     latest = store.latest(notes.append)
     assert latest is not None
-    assert latest.values["epoch"] == 2
+    assert latest.position.epoch == 2
     assert len(notes) == 1
     assert "step-000000003" in notes[0]
     assert "Trying the checkpoint before it" in notes[0]
@@ -67,7 +67,7 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path: Path, monkeypatch: pytes
             store.save(4, state(4))
     latest = store.latest(pytest.fail)
     assert latest is not None
-    assert latest.values["epoch"] == 3
+    assert latest.position.epoch == 3
 
 
 def test_what_is_no_file_is_passed_over_and_left_alone(tmp_path: Path) -> None:
@@ -79,13 +79,13 @@ def test_what_is_no_file_is_passed_over_and_left_alone(tmp_path: Path) -> None:
     notes: list[str] = []
     latest = store.latest(notes.append)
     assert latest is not None
-    assert latest.values["epoch"] == 3
+    assert latest.position.epoch == 3
     assert [note.split(" is no file")[0][-13] for note in notes] == ["6", "5", "4"]
     store.save(4 + 3, state(7))
     assert (tmp_path / "step-000000004.safetensors").is_dir()
     again = store.latest(pytest.fail)
     assert again is not None
-    assert again.values["epoch"] == 7
+    assert again.position.epoch == 7
 
 
 def test_nothing_but_what_is_no_file_is_no_fresh_start(tmp_path: Path) -> None:
@@ -121,11 +121,11 @@ def test_a_folder_that_cannot_be_read_is_no_empty_one(
 def test_checkpoints_of_another_run_are_passed_over_and_never_a_fresh_start(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, 3)
     for step, run in ((1, "ours"), (2, "theirs"), (3, None)):
-        store.save(step, Checkpoint({"network.w": torch.ones(2)}, {"run": run, "epoch": step}))
+        store.save(step, Checkpoint({"network.w": torch.ones(2)}, Position(run=run, epoch=step)))
     notes: list[str] = []
     latest = store.latest(notes.append, lambda run: run == "ours")
     assert latest is not None
-    assert latest.values["epoch"] == 1
+    assert latest.position.epoch == 1
     assert [note.count("of another run") for note in notes] == [1, 1]
     with pytest.raises(OfframpError, match=r"damaged, or of another run"):
         store.latest(notes.append, lambda run: run == "nobody's")
@@ -135,9 +135,9 @@ def test_a_checkpoint_that_is_not_finite_is_passed_over(tmp_path: Path) -> None:
     """As an older version left it."""
     store = CheckpointStore(tmp_path, 3)
     for step, value in ((1, 1.0), (2, float("nan"))):
-        store.save(step, Checkpoint({"network.w": torch.tensor([0.0, value])}, {"epoch": step}))
+        store.save(step, Checkpoint({"network.w": torch.tensor([0.0, value])}, Position(epoch=step)))
     notes: list[str] = []
     latest = store.latest(notes.append)
     assert latest is not None
-    assert latest.values["epoch"] == 1
+    assert latest.position.epoch == 1
     assert "not finite (network.w)" in notes[0]

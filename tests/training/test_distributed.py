@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from offramp.runs import RunFolder
+from offramp.files import RunFolder
 from offramp.storage import load_tensors
 
 KILLER = """
@@ -48,7 +48,7 @@ def test_a_killed_worker_is_restarted_to_the_same_result(tmp_path: Path) -> None
     assert [start["processes"] for start in starts] == [2, 2]
     for name in ("weights.safetensors", "metrics.jsonl", "xray.safetensors"):
         assert (tmp_path / "calm" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
-    assert RunFolder(tmp_path / "calm").read_metrics()[-1]["search_top1"][0] > 80
+    assert RunFolder(tmp_path / "calm").read_metrics()[-1].search_top1[0] > 80
 
 
 @pytest.mark.slow

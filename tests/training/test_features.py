@@ -18,10 +18,10 @@ from offramp.config import Spec, TrainConfig
 from offramp.data import Batch, Parts
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation.xray import Xray
+from offramp.files import Epoch, RunFolder
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, PowerSqrt
 from offramp.rules import RULES, Outcome, TrainingRule, build
-from offramp.runs import RunFolder
 from offramp.training import features
 from offramp.training.splits import Kept, Unaugmented, is_augmented
 
@@ -78,10 +78,10 @@ def trained(out: Path, keep: str, parts: Parts, rule: Any = None, **changes: Any
     return offramp.fit(network(rule is not None), objective, parts.train, parts.val, config, out=out, rule=rule)
 
 
-def flat(line: dict[str, Any]) -> dict[str, Any]:
+def flat(line: Epoch) -> dict[str, Any]:
     """A line of `metrics.jsonl`, its lists as single values."""
-    values = {**line, **line["stats"]}
-    lists = {f"{name}{k}": v for name, value in values.items() if isinstance(value, list) for k, v in enumerate(value)}
+    values = {**vars(line), **line.stats}
+    lists = {f"{name}{k}": v for name, value in values.items() if isinstance(value, tuple) for k, v in enumerate(value)}
     return lists | {name: value for name, value in values.items() if isinstance(value, (int, float))}
 
 

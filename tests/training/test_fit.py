@@ -16,11 +16,11 @@ from offramp.config import TrainConfig
 from offramp.data import Batch, Parts
 from offramp.data.randomness import Purpose, hashes
 from offramp.errors import OfframpError, UsageError
+from offramp.files import RunFolder
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, Damping, Objective, PowerSqrt
 from offramp.objectives.base import Terms
 from offramp.rules import Outcome, TrainingRule
-from offramp.runs import RunFolder
 from offramp.storage import load_tensors, save_tensors
 from offramp.training.fit import _optimizer
 
@@ -59,12 +59,12 @@ def test_a_run_explains_itself_and_gives_the_network_back(tmp_path: Path) -> Non
     trained = offramp.fit(network(True), PowerSqrt(), parts.train, parts.val, QUICK, out=tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     lines = folder.read_metrics()
-    assert [line["epoch"] for line in lines] == [1, 2, 3]
-    assert lines[-1]["step"] == 3 * parts.train.num_batches
-    assert lines[-1]["search_top1"] == [100.0, 100.0]
-    assert lines[-1]["loss"] < lines[0]["loss"]
-    assert lines[-1]["stats"].keys() == {"F_true", "F_damping", "a", "gamma", "weight", "off_or_reversed"}
-    assert not {"seconds", "time", "date"} & lines[0].keys()
+    assert [line.epoch for line in lines] == [1, 2, 3]
+    assert lines[-1].step == 3 * parts.train.num_batches
+    assert lines[-1].search_top1 == (100.0, 100.0)
+    assert lines[-1].loss < lines[0].loss
+    assert lines[-1].stats.keys() == {"F_true", "F_damping", "a", "gamma", "weight", "off_or_reversed"}
+    assert not {"seconds", "time", "date"} & json.loads(folder.metrics.read_text().splitlines()[0]).keys()
     assert len(folder.timing.read_text().splitlines()) == 3
     start = json.loads(folder.environment.read_text())[0]
     assert {"torch", "offramp", "threads", "git", "command", "device"} <= start.keys()
@@ -127,8 +127,8 @@ def test_without_held_out_images_the_training_images_are_watched(tmp_path: Path)
     parts = images(holdout=0)
     offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path)
     line = RunFolder(tmp_path).read_metrics()[-1]
-    assert line["search_top1"] is None
-    assert len(line["train_top1"]) == 2
+    assert line.search_top1 is None
+    assert len(line.train_top1) == 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +244,7 @@ def test_weights_of_a_run_are_named_by_its_folder_and_unknown_origins_by_nothing
 def test_threads_are_as_before_when_it_returns(tmp_path: Path) -> None:
     parts, config, before = images(), TrainConfig(epochs=1, threads=2), torch.get_num_threads()
     offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path / "run")
-    assert RunFolder(tmp_path / "run").read_starts()[0]["threads"] == 2
+    assert RunFolder(tmp_path / "run").read_starts()[0].threads == 2
     assert torch.get_num_threads() == before
     with pytest.raises(UsageError, match="needs the damping neuron"):
         offramp.fit(network(), PowerSqrt(), parts.train, parts.val, config, out=tmp_path / "refused")
@@ -296,7 +296,7 @@ def test_options_train_and_resume_to_the_same_bytes(interrupted, tmp_path: Path,
         offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path / out)
 
     calm = interrupted(fit, CrossEntropy, "terms", 8)
-    assert calm.read_metrics()[-1]["search_top1"] == [100.0, 100.0]
+    assert calm.read_metrics()[-1].search_top1 == (100.0, 100.0)
 
 
 def test_nesterov_takes_the_gradient_and_the_momentum_after_it() -> None:
@@ -317,7 +317,7 @@ def test_a_run_is_described_by_its_objective(tmp_path: Path) -> None:
     parts = images()
     offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path)
     config = RunFolder(tmp_path).read_config()
-    assert config["objective"] == objectives.describe(CrossEntropy())
+    assert config.objective.to_json() == objectives.describe(CrossEntropy())
     with pytest.raises(UsageError, match=r"objective.name: .*CrossEntropy' there, .*LabelSmoothing' now"):
         offramp.fit(network(), objectives.LabelSmoothing(), parts.train, parts.val, QUICK, out=tmp_path)
 
@@ -442,7 +442,7 @@ def test_another_number_of_threads_or_processes_is_said(tmp_path: Path, capsys: 
     folder = RunFolder(tmp_path)
     for file in (folder.weights, sorted(folder.checkpoints.iterdir())[-1]):
         file.unlink()
-    starts = folder.read_starts()
+    starts = json.loads(folder.environment.read_text())
     assert starts[0]["processes"] == 1
     folder.environment.write_text(json.dumps([starts[0] | {"processes": 2}]))
     capsys.readouterr()

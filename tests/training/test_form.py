@@ -20,11 +20,11 @@ from offramp.backbones import msdnet
 from offramp.config import TrainConfig
 from offramp.data import HeldOut
 from offramp.errors import UsageError
+from offramp.files import RunFolder
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy
 from offramp.rules import RULES, Standard, TrainingRule
 from offramp.rules.wpn import WPN
-from offramp.runs import RunFolder
 from offramp.training.form import Compiled, estimate, form_of
 from offramp.training.job import Job
 
@@ -274,7 +274,7 @@ def test_a_run_compiles_once_and_ends_as_plain(backend: Backend, tmp_path: Path)
     for form in ("compiled", "plain"):
         config = TrainConfig(epochs=2, lr=0.05, form=form)  # type: ignore[arg-type]
         nets[form] = offramp.fit(network(), CrossEntropy(), parts.train, parts.val, config, out=tmp_path / form)
-        assert RunFolder(tmp_path / form).read_starts()[0]["form"] == form
+        assert RunFolder(tmp_path / form).read_starts()[0].form == form
     torch.testing.assert_close(nets["compiled"].state_dict(), nets["plain"].state_dict(), rtol=1e-3, atol=1e-4)
     assert backend.calls >= 2 * 2  # two full batches an epoch
 

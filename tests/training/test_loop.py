@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from offramp import data, objectives
 from offramp.config import Spec, TrainConfig
+from offramp.files import RunFolder
 from offramp.network import EarlyExitNet
 from offramp.rules import Workbench, build
-from offramp.runs import RunFolder
 from offramp.training.form import Compiled
 from offramp.training.loop import Loop
 from offramp.training.monitor import Placement

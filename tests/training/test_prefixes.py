@@ -15,9 +15,10 @@ from offramp.backbones.attached import zoo
 from offramp.backbones.prefix import shortened
 from offramp.config import Spec, TrainConfig, to_json
 from offramp.errors import UsageError
+from offramp.files import RunConfig, RunFolder, convert, load
+from offramp.files.kinds import Training
 from offramp.network import EarlyExitNet
 from offramp.rules import DFS, Standard
-from offramp.runs import RunFolder, load
 from offramp.training.prefixes import Prefixes
 
 fit = importlib.import_module("offramp.training.fit")
@@ -41,13 +42,13 @@ def test_they_are_trained_as_the_run_but_for_what_is_for_several_exits(
     made = prefixes(run)
     network = made.train(1, 0)
     config = RunFolder(run / "verdict" / "prefix-1").read_config()
-    assert config["objective"]["name"].endswith(f":{kept}")
-    assert config["rule"]["name"].endswith(":Standard")
+    assert config.objective.name.endswith(f":{kept}")
+    assert config.rule.name.endswith(":Standard")
     assert network.damping is neuron
     whole = RunFolder(run).read_config()
-    assert config["data"] == whole["data"]
-    assert config["images"] == whole["images"]
-    assert {**config["training"], "xray": 8} == whole["training"]
+    assert config.data == whole.data
+    assert config.images == whole.images
+    assert {**config.values["training"], "xray": 8} == whole.values["training"]
     assert any(says in sentence for sentence in made.description())
 
 
@@ -90,16 +91,19 @@ def test_they_start_from_the_weights_that_the_run_was_given(
 
 
 def given_weights(run: Path, init: Path, runs: Path, prefixes) -> Prefixes:
+    return Prefixes(RunFolder(run), load(run), with_changes(run, {"init": str(init)}), prefixes(run).parts, runs)
+
+
+def with_changes(run: Path, training: dict[str, Any] | None = None, **changes: Any) -> RunConfig:
     config = RunFolder(run).read_config()
-    config["training"]["init"] = str(init)
-    return Prefixes(RunFolder(run), load(run), config, prefixes(run).parts, runs)
+    values = {**config.values, **changes, "training": {**config.values["training"], **(training or {})}}
+    return dataclasses.replace(convert(values, RunConfig, run), values=values)
 
 
 def test_a_run_in_a_form_of_training_that_is_gone_has_them_trained_in_another(
     run: Path, tmp_path: Path, prefixes
 ) -> None:
-    config = RunFolder(run).read_config()
-    config["training"]["form"] = "merged"
+    config = with_changes(run, {"form": "merged"})
     assert Prefixes(RunFolder(run), load(run), config, prefixes(run).parts, tmp_path).training.form == "auto"
 
 
@@ -133,7 +137,8 @@ def test_they_start_from_the_hubs_weights_or_not_at_all(tmp_path: Path, monkeypa
     whole = zoo.settled("torchvision/resnet18", pretrained=True, **arguments)
     assert whole.spec is not None
     training = to_json(TrainConfig(freeze_trunk=True))
-    config = {"network": whole.spec.to_json(), "objective": Spec("cross-entropy").to_json(), "training": training}
+    values = {"training": training}
+    config = RunConfig(1, None, whole.spec, Spec("cross-entropy"), Training(), values=values)
     made = Prefixes(
         RunFolder(tmp_path),
         whole,
@@ -163,7 +168,7 @@ def test_a_rule_of_somebodys_own_is_kept(run: Path, prefixes) -> None:
 
     config = RunFolder(run).read_config()
     for name, kind in ((f"{__name__}:Known", Known), (f"{DFS.__module__}:DFS", Standard)):
-        changed = {**config, "rule": {"name": name, "args": {}}}
+        changed = dataclasses.replace(config, rule=Spec(name))
         assert type(dataclasses.replace(prefixes(run), config=changed).rule) is kind
 
 
@@ -178,21 +183,21 @@ def test_a_smaller_network_trained_in_another_way(run: Path, prefixes) -> None:
     """Finished or only begun, it is none of this run's, whatever the difference."""
     made = prefixes(run)
     made.train(1, 0)
-    whole, folder = dict(made.config), made.folder(1, 0)
+    folder = made.folder(1, 0)
     assert made.finished(1, 0) is not None
     mine = {"name": f"{__name__}:Known", "args": {}}
     for changed, says in (
-        ({"training": {**whole["training"], "epochs": 3}}, "training.epochs: 2 there, 3 now"),
-        ({"training": {**whole["training"], "lr": 0.1}}, "training.lr: 0.05 there, 0.1 now"),
-        ({"training": {**whole["training"], "seed": 4}}, "training.seed: 0 there, 4 now"),
-        ({"training": {**whole["training"], "init": "a.pth"}}, "origin.init: None there, {'file': 'a.pth'"),
+        ({"training": {"epochs": 3}}, "training.epochs: 2 there, 3 now"),
+        ({"training": {"lr": 0.1}}, "training.lr: 0.05 there, 0.1 now"),
+        ({"training": {"seed": 4}}, "training.seed: 0 there, 4 now"),
+        ({"training": {"init": "a.pth"}}, "origin.init: None there, {'file': 'a.pth'"),
         ({"objective": Spec("label-smoothing").to_json()}, "objective.name: .*CrossEntropy' there"),
         ({"rule": mine}, "rule.name: .*Standard' there"),
     ):
-        other = dataclasses.replace(made, config={**whole, **changed})
+        other = dataclasses.replace(made, config=with_changes(run, **changed))
         with pytest.raises(UsageError, match=f"trained as the run was .*{says}.*: name another folder with --runs"):
             other.finished(1, other.seed)
-    free = dataclasses.replace(made, config={**whole, "training": {**whole["training"], "keep_checkpoints": 5}})
+    free = dataclasses.replace(made, config=with_changes(run, training={"keep_checkpoints": 5}))
     assert free.finished(1, 0) is not None
     folder.weights.unlink()
     assert other.finished(1, 0) is None

@@ -17,10 +17,10 @@ from offramp import data
 from offramp.config import Spec, TrainConfig
 from offramp.data import Batch, Parts
 from offramp.errors import UsageError
+from offramp.files import RunFolder
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, PowerSqrt
 from offramp.rules import RULES, Outcome, Standard, TrainingRule, build
-from offramp.runs import RunFolder
 from offramp.storage import load_tensors
 from offramp.training.job import Job
 from offramp.training.trunk import Frozen, frozen, parameter_groups
@@ -83,7 +83,7 @@ def test_a_frozen_trunk_keeps_weights_and_statistics_and_the_heads_train(tmp_pat
     after = trained.exits.state_dict()
     assert all(not torch.equal(value, heads[name]) for name, value in after.items())  # statistics of heads move
     lines = RunFolder(tmp_path).read_metrics()
-    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[-1].loss < lines[0].loss
     again = offramp.load(tmp_path, into=network())
     some = torch.randn(3, 1, 8, 8)
     assert torch.equal(again(some), trained(some))
@@ -215,7 +215,7 @@ def test_forms_and_precisions_train_heads_on_a_frozen_trunk(tmp_path: Path, form
     config = dataclasses.replace(QUICK, form=form, precision=precision, channels_last=True, xray=5)
     offramp.fit(net, CrossEntropy(), parts.train, parts.val, config, out=tmp_path)
     assert_same(trunk_of(net), before)
-    assert RunFolder(tmp_path).read_metrics()[-1]["search_top1"] == [100.0] * 3
+    assert RunFolder(tmp_path).read_metrics()[-1].search_top1 == (100.0,) * 3
     assert RunFolder(tmp_path).xray.is_file()
 
 

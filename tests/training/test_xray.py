@@ -19,12 +19,12 @@ from offramp.config import TrainConfig
 from offramp.data import Batch, Parts
 from offramp.errors import UsageError
 from offramp.evaluation.xray import Xray
+from offramp.files import RunFolder
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, Objective, PowerSqrt, Terms, dynamic
 from offramp.rules import Outcome, TrainingRule
 from offramp.rules.cgt import CGT
 from offramp.rules.wpn import WPN
-from offramp.runs import RunFolder
 from offramp.storage import load_tensors
 
 WATCHED = 11

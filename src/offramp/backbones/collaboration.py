@@ -12,8 +12,8 @@ from torch.nn.functional import batch_norm
 
 from offramp.config import Spec
 from offramp.errors import UsageError
+from offramp.files import RunFolder, load
 from offramp.network import Carry, EarlyExitNet, builder, rebuild
-from offramp.runs import RunFolder, load
 
 
 def collaborating(run: str) -> EarlyExitNet:
@@ -32,10 +32,10 @@ def collaborating(run: str) -> EarlyExitNet:
     """
     folder = RunFolder(run)
     config = folder.read_config()
-    if config["network"] is None:
+    if config.network is None:
         raise UsageError(f"The network of {run} was built by hand; collaboration needs one with a recipe.")
     with folder.naming(config):
-        return _network(config["network"], None if torch.get_default_device().type == "meta" else run)
+        return _network(config.network, None if torch.get_default_device().type == "meta" else run)
 
 
 @builder
@@ -44,13 +44,13 @@ def collaboration(base: Mapping[str, Any]) -> EarlyExitNet:
     return chained(rebuild(Spec.from_json(base)))
 
 
-def _network(recipe: Mapping[str, Any], run: str | None) -> EarlyExitNet:
-    base = rebuild(Spec.from_json(recipe))
+def _network(recipe: Spec, run: str | None) -> EarlyExitNet:
+    base = rebuild(recipe)
     if run is not None:
         base = load(run, into=base).train()
     network = chained(base)
     network.origin = None if run is None else {"run": run}  # for the `origin.json` of what it is trained into
-    network.spec = Spec(f"{__name__}:collaboration", {"base": dict(recipe)})
+    network.spec = Spec(f"{__name__}:collaboration", {"base": recipe.to_json()})
     return network
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 
 from offramp.config import Spec
 from offramp.errors import UsageError
+from offramp.files import RunFolder
 from offramp.graphs.pruning import pruned
 from offramp.network import Carry, EarlyExitNet, as_carry, builder, rebuild
-from offramp.runs import RunFolder
 
 # Modules written here never look at the mode they are in, which a trace would fix.
 _KNOWN = (__name__, "offramp.backbones.layers", "offramp.backbones.msdnet", "offramp.backbones.ranet")
@@ -32,10 +32,10 @@ def prefix(run: str, exits: int, damping: bool = False) -> EarlyExitNet:
     """
     folder = RunFolder(run)
     config = folder.read_config()
-    if config["network"] is None:
+    if config.network is None:
         raise UsageError(f"The network of {run} was built by hand; a shorter one needs one with a recipe.")
     with folder.naming(config):
-        return shorter(config["network"], exits, damping)
+        return shorter(config.network.to_json(), exits, damping)
 
 
 @builder

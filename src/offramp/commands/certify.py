@@ -86,7 +86,7 @@ def certify(
     from offramp.commands.policy_files import certified_before, write_policy
     from offramp.policy import Measure
     from offramp.runtime import Form
-    from offramp.training.ancestors import check_ancestors
+    from offramp.training.provenance import check_ancestors
 
     run = OpenRun(options, "certify", "logits and the policy are written there", parts, into)
     unknown = check_ancestors(run.folder, run.config, run.parts)

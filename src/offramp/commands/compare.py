@@ -3,10 +3,10 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -17,8 +17,9 @@ from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
 
 if TYPE_CHECKING:
+    from offramp.files import RunFolder
     from offramp.results.comparison import Comparison
-    from offramp.runs import RunFolder
+    from offramp.results.evaluation import EvaluationFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,22 +60,22 @@ def compare(options: CompareOptions, *, watch: Watch = QUIET) -> "Comparison":
     """
     from offramp.commands.writing import write_files
     from offramp.results.comparison import Comparison, Measured, grouped
-    from offramp.results.evaluation import current_json
+    from offramp.results.evaluation import current
     from offramp.show import figures, side_by_side
 
     if options.plot is not None:
         figures.require()
 
-    def measured(run: "RunFolder") -> Mapping[str, Any]:
-        known = current_json(run)
+    def measured(run: "RunFolder") -> "EvaluationFile":
+        known = current(run)
         if known is not None:
             return known
         watch.note(f"Evaluating {run.path}")
         asked = EvaluateOptions(run.path, allow_code=options.allow_code)
-        return evaluate(asked, page=False, watch=watch).to_json()
+        return evaluate(asked, page=False, watch=watch).summary()
 
     runs = _expanded(options.runs, watch.note)
-    comparison = Comparison(grouped([Measured(run.path, run.read_config(), measured(run)) for run in runs]))
+    comparison = Comparison(grouped([Measured(run.path, run.read_config().values, measured(run)) for run in runs]))
     files: dict[Path, bytes] = {}
     if options.out is not None:
         out = Path(options.out)
@@ -102,7 +103,7 @@ def _refuse_unless_writable(option: str, file: str | Path | None, endings: tuple
 
 def _expanded(runs: Sequence[str | Path], note: Callable[[str], None]) -> "list[RunFolder]":
     """The runs themselves, each once. Unfinished ones are left out of a folder of several, refused where named."""
-    from offramp.runs import RunFolder
+    from offramp.files import RunFolder
 
     found: dict[Path, RunFolder] = {}
     for given in map(RunFolder, runs):

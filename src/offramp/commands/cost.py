@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from offramp.commands.options import OpensRuns, PrintsJson
-from offramp.config import Spec, SpecFlag
+from offramp.config import SpecFlag
 from offramp.errors import UsageError
 from offramp.terminal import Screen
 
@@ -64,8 +64,8 @@ def cost(options: CostOptions) -> "Cost":
 
 def _network(options: CostOptions) -> "EarlyExitNet":
     from offramp import backbones
+    from offramp.files import RunFolder
     from offramp.network import rebuild
-    from offramp.runs import RunFolder
 
     spec, num_classes, image_shape = options.preset, options.num_classes, options.image_shape
     if spec.name in backbones.NETWORKS or not Path(spec.name).expanduser().is_dir():
@@ -75,7 +75,7 @@ def _network(options: CostOptions) -> "EarlyExitNet":
         raise UsageError(f"{spec.name} is a run: its network is what it is; only image-shape can be set.")
     folder = RunFolder(spec.name)
     config = folder.read_config()
-    if config["network"] is None:
+    if config.network is None:
         raise UsageError(f"The network of {spec.name} was built by hand; call offramp.cost on it in Python.")
     with folder.naming(config):
-        return rebuild(Spec.from_json(config["network"]))
+        return rebuild(config.network)

@@ -33,8 +33,6 @@ class EvaluateOptions(RecordsLogits):
     def __post_init__(self) -> None:
         if self.train_limit < 0:
             raise UsageError(f"train-limit must be at least 0, not {self.train_limit}.")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, not {self.batch_size}.")
 
     def main(self) -> None:
         """See `Options.main`."""

@@ -86,7 +86,7 @@ def export(options: ExportOptions, *, watch: Watch = QUIET) -> Exported:
     from offramp.commands.open_run import inputs_of, parts_of
     from offramp.commands.policy_files import given_policy
     from offramp.data import Inputs
-    from offramp.runs import RunFolder, load
+    from offramp.files import RunFolder, load
 
     folder = RunFolder(options.run, options.allow_code)
     config = folder.read_config()

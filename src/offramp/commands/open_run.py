@@ -6,21 +6,20 @@ Everything is checked against what the run was trained on.
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 from offramp import data
 from offramp.commands.int8 import CALIBRATED_ON
 from offramp.commands.options import OnDevice, RecordsLogits
 from offramp.commands.sample import pool
-from offramp.config import DataConfig, Spec
 from offramp.costs import Cost, cost
 from offramp.data import Inputs, Parts, Split
 from offramp.devices import device_named
 from offramp.errors import UsageError
 from offramp.evaluation import Record, recorded
 from offramp.evaluation.record import Forward
+from offramp.files import RunConfig, RunFolder, load
 from offramp.network import EarlyExitNet
-from offramp.runs import SPLIT, RunFolder, load, read_json
 from offramp.runtime import calibrate
 from offramp.runtime.backends import make_program
 from offramp.runtime.program import Form, Program
@@ -71,10 +70,7 @@ class OpenRun:
             return "The network has one exit, so no image can leave early."
         if not self.parts.val.splits():
             return "Thresholds are found on held-out images, and with holdout=0 nothing was held out."
-        before = (self.config.get("images") or {}).get("search")
-        if before not in (None, self.parts.val.search.fingerprint()):
-            return "The images held out now are not those that were held out when the run was trained."
-        return None
+        return self._other_images("search")
 
     def record(
         self,
@@ -121,37 +117,37 @@ class OpenRun:
         return make_program(self.network, form)
 
     def _check_held_out(self, *names: str) -> None:
-        split = read_json(self.folder.split, SPLIT) if self.folder.split.is_file() else {}
-        before = {"search": (self.config.get("images") or {}).get("search"), **(split.get("fingerprints") or {})}
-        val = self.parts.val
-        if any(before.get(name) not in (None, getattr(val, name).fingerprint()) for name in {"search", *names}):
-            raise UsageError(
-                f"The images held out now are not those that were held out when {self.folder.path} was trained."
-            )
+        if (why := self._other_images(*names)) is not None:
+            raise UsageError(why)
+
+    def _other_images(self, *names: str) -> str | None:
+        """That the held-out halves of these names, or `search`, hold other images than in training; None: the same."""
+        before = {"search": self.config.images.get("search"), **self.folder.read_split().fingerprints}
+        if all(before.get(n) in (None, getattr(self.parts.val, n).fingerprint()) for n in {"search", *names}):
+            return None
+        return f"The images held out now are not those that were held out when {self.folder.path} was trained."
 
 
-def parts_of(
-    folder: RunFolder, config: dict[str, Any], root: str | None, call: str, parts: Parts | None = None
-) -> Parts:
+def parts_of(folder: RunFolder, config: RunConfig, root: str | None, call: str, parts: Parts | None = None) -> Parts:
     """The data that a run was trained on, built again unless `parts` are they.
 
     Raises:
         UsageError: Data made by hand, which `call` says from Python; training images that are not those of the run.
     """
-    if parts is None and config["data"] is None:
-        raise UsageError(
-            f"{folder.path} was trained on data made by hand, which its folder cannot bring back. From Python: {call}"
-        )
     if parts is None:
-        values = {**config["data"], "source": Spec.from_json(config["data"]["source"])}
+        if config.data is None:
+            raise UsageError(
+                f"{folder.path} was trained on data made by hand, which its folder cannot bring back. From Python: "
+                f"{call}"
+            )
         with folder.naming(config):
-            parts = data.load(DataConfig(**(values if root is None else {**values, "root": root})))
-    if (config.get("images") or {}).get("train", parts.train.fingerprint()) != parts.train.fingerprint():
+            parts = data.load(config.data if root is None else replace(config.data, root=root))
+    if config.images.get("train", parts.train.fingerprint()) != parts.train.fingerprint():
         raise UsageError(f"The training images found now are not those that {folder.path} was trained on.")
     return parts
 
 
-def inputs_of(folder: RunFolder, config: dict[str, Any], root: str | None) -> Inputs:
+def inputs_of(folder: RunFolder, config: RunConfig, root: str | None) -> Inputs:
     """How a file becomes the input of a run's network: what `input.json` says.
 
     A run from before there was such a file builds its data once, and gets one.
@@ -159,7 +155,7 @@ def inputs_of(folder: RunFolder, config: dict[str, Any], root: str | None) -> In
     if folder.input.is_file():
         return Inputs.load(folder.input)
     call = f"offramp.commands.predict(PredictOptions({str(folder.path)!r}, ...), inputs=offramp.data.Inputs(...))."
-    if config["data"] is None:
+    if config.data is None:
         raise UsageError(
             f"{folder.path} does not say how an image file becomes its network's input: it was trained on data made by "
             f"hand, and has no {folder.input.name}. From Python: {call}"

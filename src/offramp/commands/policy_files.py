@@ -8,10 +8,10 @@ from torch import Tensor
 from offramp.costs import Cost
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Certificate, Record
+from offramp.files import RunFolder
 from offramp.policy import CERTIFICATE, Policy
 from offramp.results.dynamic import exit_uses
 from offramp.results.policy_use import PolicyUse
-from offramp.runs import RunFolder
 
 
 def given_policy(policy: Policy | str | Path | None, folder: RunFolder) -> tuple[Policy | None, Path | None]:
@@ -21,12 +21,12 @@ def given_policy(policy: Policy | str | Path | None, folder: RunFolder) -> tuple
     if policy is None and not folder.policy.is_file():
         return None, None
     file = folder.policy if policy is None else Path(policy).expanduser()
-    found = Policy.load(file)
+    loaded = Policy.load(file)
     try:
-        Certificate.of(found)
+        Certificate.of(loaded)
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
-    return found, file
+    return loaded, file
 
 
 def write_policy(policy: Policy, record: Record, cost: Cost, written: Path) -> PolicyUse:
@@ -70,7 +70,7 @@ def _holds_certificate(path: Path) -> bool:
     try:
         return path.is_file() and CERTIFICATE in Policy.load(path).found
     except (UsageError, OfframpError, OSError):
-        return False  # whatever it is, it promises nothing that could be read
+        return False  # nothing that could be read promises anything
 
 
 def certified_before(path: Path) -> list[Policy]:

@@ -64,8 +64,8 @@ class PredictOptions(OnDevice):
     def main(self) -> None:
         """See `Options.main`."""
         before_torch()
+        from offramp.files import RunFolder
         from offramp.results.prediction import Prediction
-        from offramp.runs import RunFolder
 
         predictions = predict(self, on_unreadable=say)
         folder = RunFolder(self.run)
@@ -121,8 +121,8 @@ def predict(
     from offramp.commands.predictions import Predictions, check_fits, tuned
     from offramp.data.inputs import check_megapixels
     from offramp.devices import device_named
+    from offramp.files import RunFolder, load
     from offramp.policy import EVERYBODY, NOBODY, Policy
-    from offramp.runs import RunFolder, load
     from offramp.runtime import Engine
 
     check_megapixels(options.max_megapixels)

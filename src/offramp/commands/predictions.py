@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +16,10 @@ from offramp.costs import cost
 from offramp.data import Inputs
 from offramp.data.inputs import MAX_MEGAPIXELS
 from offramp.errors import OfframpError, UsageError
+from offramp.files import RunFolder, read
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.results.prediction import Prediction
-from offramp.runs import RunFolder, read_json
 from offramp.runtime import Engine, Tuning
 from offramp.runtime.program import check_form
 from offramp.runtime.tuning import adopt
@@ -129,8 +130,7 @@ def tuned(engine: Engine, folder: RunFolder) -> tuple[bool, tuple[str, ...]]:
     one form before the policy was certified in another is named.
     """
     try:
-        content = read_json(folder.bench)
-        tuning = Tuning.from_json(content["tuning"] if isinstance(content, dict) else content)
+        tuning = Tuning.from_json(read(folder.bench, dict[str, Any])["tuning"])
         try:
             check_form(tuning.form, engine.policy)
         except UsageError:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from offramp.commands.options import OnRun, PrintsJson
 from offramp.errors import UsageError
@@ -11,8 +11,8 @@ from offramp.show.terminal import print_result
 if TYPE_CHECKING:
     from offramp.data import Parts
     from offramp.evaluation.telling import Telling
+    from offramp.files import RunConfig, RunFolder
     from offramp.results.xray import XrayReport
-    from offramp.runs import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,8 @@ def xray(options: XrayOptions, *, parts: "Parts | None" = None) -> "XrayReport":
     from offramp.commands.open_run import parts_of
     from offramp.commands.writing import write_files
     from offramp.evaluation.xray import Xray
+    from offramp.files import RunFolder
     from offramp.results.xray import XrayReport
-    from offramp.runs import RunFolder
     from offramp.show import figures
     from offramp.show.sheet import sheet
     from offramp.show.xray.page import xray_page
@@ -74,8 +74,8 @@ def xray(options: XrayOptions, *, parts: "Parts | None" = None) -> "XrayReport":
     return dataclasses.replace(report, written=write_files(page))
 
 
-def _why_nothing(folder: "RunFolder", config: dict[str, Any]) -> str:
-    if (config.get("training") or {}).get("xray"):
+def _why_nothing(folder: "RunFolder", config: "RunConfig") -> str:
+    if config.training.xray:
         return f"{folder.path} has not finished an epoch of which it saw every watched image; wait, or continue it."
     return (
         f"{folder.path} wrote nothing down of its gradients. Train with --xray 256 (in Python TrainConfig(xray=256)): "

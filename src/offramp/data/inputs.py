@@ -3,14 +3,13 @@
 C channels, H and W pixels, N classes.
 """
 
-import json
 import math
 import os
 import re
 import stat
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from offramp.checks import check_number
 from offramp.data.augment import central_cut, central_fit, grey, normalise
 from offramp.data.headers import size_of
 from offramp.errors import OfframpError, UsageError, first_line
-from offramp.storage import parse_json, write_atomically
+from offramp.files import read, write
 
 FORMAT = 1  # of the file
 CHANNELS = (1, 3)  # grey, or red, green, blue
@@ -89,8 +88,7 @@ class Inputs:
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file, whole or not at all."""
-        content = {"format": FORMAT, **asdict(self)}
-        write_atomically(Path(path), (json.dumps(content, indent=1) + "\n").encode())
+        write(Path(path), {"format": FORMAT, **asdict(self)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Inputs":
@@ -100,25 +98,7 @@ class Inputs:
             UsageError: No such file, a folder, a file of a newer offramp.
             OfframpError: A file that cannot be read, or that holds something else.
         """
-        try:
-            content = parse_json(Path(path).read_text())
-        except FileNotFoundError as error:
-            raise UsageError(f"There is no file {path}.") from error
-        except IsADirectoryError as error:
-            raise UsageError(f"{path} is a folder; name the file in it that says how images are read.") from error
-        except OSError as error:
-            raise OfframpError(f"{path} cannot be read: {error.strerror or error}.") from error
-        except ValueError as error:
-            raise OfframpError(f"{path} is damaged: {error}.") from error
-        if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
-            raise UsageError(f"{path} was written by a newer offramp (format {content['format']}). Update offramp.")
-        if not _is_inputs(content):
-            raise OfframpError(f"{path} is damaged: it is not what `offramp train` writes there.")
-        names, shape, mean, std = (tuple(content[key]) for key in ("class_names", "image_shape", "mean", "std"))
-        try:
-            return cls(names, shape, mean, std, content["resizing"])
-        except UsageError as error:
-            raise OfframpError(f"{path} is damaged: {error}") from error
+        return read(Path(path), cls, newest=FORMAT)
 
 
 def not_too_thin(image_CHW: Tensor, path: str | Path) -> None:
@@ -126,23 +106,6 @@ def not_too_thin(image_CHW: Tensor, path: str | Path) -> None:
     shorter, longer = sorted(image_CHW.shape[1:])
     if longer > _MAX_ASPECT * shorter:
         raise OfframpError(f"{path} has {longer} times {shorter} pixels, too thin to be resized. Crop it.")
-
-
-def _is_inputs(content: Any) -> bool:
-    """Whether a JSON value has the form of what `save` writes."""
-    if not isinstance(content, dict) or content.keys() != {"format", *(one.name for one in fields(Inputs))}:
-        return False
-    kinds: dict[str, tuple[type, ...]] = {
-        "class_names": (str,),
-        "image_shape": (int,),
-        "mean": (int, float),
-        "std": (int, float),
-    }
-    lists = all(
-        isinstance(content[key], list) and all(isinstance(value, kind) for value in content[key])
-        for key, kind in kinds.items()
-    )
-    return lists and len(content["image_shape"]) == 3
 
 
 def decode(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:

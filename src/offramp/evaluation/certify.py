@@ -3,8 +3,8 @@
 K exits, S images, N classes, J candidates. What is promised, and by which argument: docs/method.md, "Promises".
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from offramp.evaluation.promises import BoolArray, Promise, Tally, events, learn
 from offramp.evaluation.record import Record
 from offramp.evaluation.search import candidates as found_on
 from offramp.evaluation.thresholds import check_search, policies
+from offramp.files import convert
 from offramp.policy import CERTIFICATE, SOFTMAX, Measure, Policy
 
 METHOD = "Learn-then-Test, fixed sequence"
@@ -74,22 +75,16 @@ class Certificate:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Certificate":
+    def from_json(cls, value: Any) -> "Certificate":
         """The inverse of `to_json`.
 
         Raises:
             UsageError: Something else.
         """
         try:
-            promise = Promise(**{one.name: value["promise"][one.name] for one in fields(Promise)})
-            found = cls(**{**value, "promise": promise, "unknown": tuple(value.get("unknown", ()))})
-        except (TypeError, AttributeError, KeyError, UsageError) as error:
-            raise UsageError(f"The policy's certificate is damaged, or of a newer offramp: {error!r}.") from error
-        for one in fields(cls)[1:]:
-            here = getattr(found, one.name)
-            if type(here).__name__ not in str(one.type).replace("None", "NoneType"):
-                raise UsageError(f"The policy's certificate is damaged: its {one.name} is {here!r}.")
-        return found
+            return convert(value, cls, "The policy's certificate", exact=True, hint="A newer offramp may know it.")
+        except OfframpError as error:
+            raise UsageError(str(error)) from error
 
     @classmethod
     def of(cls, policy: Policy) -> "Certificate | None":

@@ -6,15 +6,17 @@ neuron).
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from offramp.checks import check_whole
 from offramp.devices import describe_device
 from offramp.errors import OfframpError, UsageError
+from offramp.files import convert, parse
 from offramp.network import EarlyExitNet
 from offramp.policy import Measure
 from offramp.processes import active
@@ -130,7 +132,7 @@ class Record:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
-        about = {"format": FORMAT, **{key: getattr(self, key) for key in _ABOUT}}
+        about = asdict(_Header(*(getattr(self, one.name) for one in fields(_Header)[:-1])))
         tensors = {"logits": self.logits_KSC, "targets": self.targets_S, "indices": self.indices_S}
         save_tensors(Path(path), tensors, {"record": json.dumps(about, sort_keys=True)})
 
@@ -138,22 +140,30 @@ class Record:
     def load(cls, path: str | Path) -> "Record":
         """Read what `save` wrote."""
         tensors, metadata = load_tensors(Path(path))
-        if "record" not in metadata:
+        if "record" not in metadata or tensors.keys() != {"logits", "targets", "indices"}:
             raise UsageError(f"{path} is not a record of logits.")
-        about: dict[str, Any] = json.loads(metadata["record"])
-        if about["format"] > FORMAT:
-            raise UsageError(f"{path} was written by a newer offramp. Update offramp, or delete the file.")
-        values: dict[str, Any] = {key: about[key] for key in _ABOUT} | {"class_names": tuple(about["class_names"])}
-        return cls(tensors["logits"], tensors["targets"], tensors["indices"], **values)
+        header = convert(parse(metadata["record"], path), _Header, path, newest=FORMAT)
+        about = {one.name: getattr(header, one.name) for one in fields(_Header)[:-1]}
+        return cls(tensors["logits"], tensors["targets"], tensors["indices"], **about)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a record's file says of it beside its tensors: see `Record`."""
+
+    class_names: tuple[str, ...]
+    split: str
+    fingerprint: str
+    weights: str
+    total: int
+    made_on: str
+    format: int = FORMAT
 
 
 def pieces(num_images: int, num_outputs: int, most: int | None = None) -> Iterator[slice]:
     """Images, some `most` logits at a time; by default `PIECE`, of an exit."""
     size = max(1, (most or PIECE) // num_outputs)
     return (slice(first, min(first + size, num_images)) for first in range(0, num_images, size))
-
-
-_ABOUT = ("class_names", "split", "fingerprint", "weights", "total", "made_on")
 
 
 class Forward(NamedTuple):
@@ -270,8 +280,8 @@ def _check(split: SplitLike, limit: int | None, batch_size: int | None) -> None:
             f"A record is of one part of a data set, such as val.search or test, not of a {type(split).__name__}."
         )
     for name, value in (("limit", limit), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be at least 1, not {value}.")
+        if value is not None:
+            check_whole(name, value, 1)
 
 
 def _home_of(network: EarlyExitNet) -> tuple[torch.device, torch.dtype | None]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from offramp.errors import UsageError
+from offramp.files import convert, parse
 from offramp.storage import load_tensors, save_tensors
 
 FORMAT = 1
@@ -112,15 +113,20 @@ class Xray:
     def load(cls, path: Path) -> "Xray":
         """Read what `save` wrote."""
         tensors, metadata = load_tensors(path)
-        if "xray" not in metadata:
+        present = {attribute: tensors.get(name) for name, attribute in _TENSORS.items()}
+        if "xray" not in metadata or any(present[name] is None for name in present.keys() - _MAY_BE_MISSING):
             raise UsageError(f"{path} is not a record of gradients.")
-        about = json.loads(metadata["xray"])
-        if about["format"] > FORMAT:
-            raise UsageError(f"{path} was written by a newer offramp. Update offramp.")
-        found = {attribute: tensors.get(name) for name, attribute in _TENSORS.items()}
-        return cls(**found, class_names=tuple(about["class_names"]), split=about["split"])  # type: ignore[arg-type]
+        header = convert(parse(metadata["xray"], path), _Header, path, newest=FORMAT)
+        return cls(**present, class_names=header.class_names, split=header.split)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class _Header:
+    class_names: tuple[str, ...]
+    split: str
+
+
+_MAY_BE_MISSING = {"gamma_EKW", "weight_EKW"}
 _TENSORS = {
     "indices": "indices_W",
     "targets": "targets_W",

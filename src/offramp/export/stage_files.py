@@ -4,10 +4,9 @@ For servers that queue images by depth, and for whatever runs stages itself. K e
 """
 
 import itertools
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from offramp.errors import OfframpError, UsageError, first_line
 from offramp.export.int8 import Int8
 from offramp.export.parts import Part, Parts
 from offramp.export.tracing import parts
+from offramp.files import convert, read, write
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
-from offramp.runs import read_json
 from offramp.storage import weights_hash, write_atomically
 
 FORMAT = 1  # of the folder
@@ -110,8 +109,8 @@ class Stages:
         if self.int8 is None:
             del described["int8"]
         else:
-            write_atomically(self.folder / INT8, (json.dumps(self.int8, indent=1) + "\n").encode())
-        write_atomically(self.folder / FILE, (json.dumps(described, indent=1) + "\n").encode())
+            write(self.folder / INT8, self.int8)
+        write(self.folder / FILE, described)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Stages":
@@ -124,23 +123,8 @@ class Stages:
         path = Path(folder).expanduser()
         if not (path / FILE).is_file():
             raise UsageError(f"{path} has no {FILE}. `offramp export RUN --to onnx --stages DIR` makes such a folder.")
-        content = read_json(path / FILE)
-        if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
-            raise UsageError(f"{path} was written by a newer offramp (stages format {content['format']}). Update it.")
-        known = {"format", *(one.name for one in fields(cls))} - {"folder"}
-        if not isinstance(content, dict) or not known - {"int8"} <= content.keys() <= known:
-            raise OfframpError(f"{path / FILE} is damaged: it is not what `offramp export` writes there.")
-        del content["format"]
-        try:
-            stages = tuple(
-                StageFile(one["file"], tuple(one["inputs"]), tuple(one["outputs"])) for one in content.pop("stages")
-            )
-            exits = tuple(ExitFile(**one) for one in content.pop("exits"))
-            shape, classes = tuple(content.pop("image_shape")), content.pop("classes")
-            classes = None if classes is None else tuple(classes)
-            loaded = cls(folder=path, stages=stages, exits=exits, image_shape=shape, classes=classes, **content)
-        except (TypeError, KeyError) as error:
-            raise OfframpError(f"{path / FILE} is damaged: {error}.") from error
+        content = read(path / FILE, dict[str, Any])
+        loaded = convert({**content, "folder": path}, cls, path / FILE, newest=FORMAT)
         loaded._check()
         return loaded
 
@@ -174,13 +158,17 @@ class Stages:
         for k, (stage, leaves) in enumerate(zip(self.stages, self.exits, strict=True), 1):
             unknown = [name for name in stage.inputs if name not in before]
             if unknown:
-                raise OfframpError(f"{source} is damaged: stage {k} wants {unknown[0]}, which nothing before it gives.")
+                raise OfframpError(
+                    f"{source} is damaged: stage {k} wants {unknown[0]:.40}, which nothing before it gives."
+                )
             if not -len(stage.outputs) <= leaves.reads < len(stage.outputs):
                 raise OfframpError(
                     f"{source} is damaged: exit {k} reads output {leaves.reads} of {len(stage.outputs)}."
                 )
             before = stage.outputs
         for file in (one.file for files in (self.stages, self.exits) for one in files):
+            if not OWN.fullmatch(file):
+                raise OfframpError(f"{source} is damaged: {file!r:.40} is no name of a stage's or an exit's file.")
             if not (self.folder / file).is_file():
                 raise OfframpError(f"{self.folder} lacks {file}. Export it again.")
 

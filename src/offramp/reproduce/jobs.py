@@ -7,16 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from offramp import trust
 from offramp.config import Run
 from offramp.errors import OfframpError
+from offramp.files import RunFolder, read
 from offramp.reproduce.identity import run_name
 from offramp.reproduce.manifest import Manifest
-from offramp.reproduce.work import to_words
-from offramp.runs import RunFolder, read_json
+from offramp.reproduce.work import to_json_line
 from offramp.show.durations import duration_in_words
 from offramp.terminal import Screen, escaped
 
@@ -143,7 +144,7 @@ def refuse_failed(failed: Sequence[Task], untried: int) -> None:
 def read_manifest(task: Task) -> Manifest:
     """The manifest that a finished task left in its folder."""
     path = RunFolder(task.folder).manifest
-    return Manifest(read_json(path), path)
+    return Manifest(read(path, dict[str, Any]), path)
 
 
 def log_of(task: Task) -> Path:
@@ -169,7 +170,7 @@ def _start(task: Task, jobs: int, threads: int) -> "subprocess.Popen[bytes]":
             start_new_session=True,  # Ctrl-C is for this process; two signals would be one too many
         )
     assert process.stdin is not None
-    process.stdin.write(f"{to_words(task.run, task.folder, jobs)}\n".encode())
+    process.stdin.write(f"{to_json_line(task.run, task.folder, jobs)}\n".encode())
     process.stdin.flush()  # and kept open: its end is the sign that this process is gone
     return process
 

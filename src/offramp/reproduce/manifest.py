@@ -8,17 +8,19 @@ import functools
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
-from offramp.checks import PERCENT, fault
+from msgspec import Meta
+
 from offramp.config import Run, differences
-from offramp.errors import OfframpError
+from offramp.errors import OfframpError, UsageError
+from offramp.files import Clock, Epoch, RunFolder, Start, convert, read, read_lines, write
+from offramp.files.kinds import Git, Numbers
 from offramp.reproduce.identity import command, configuration, run_hash, run_name
-from offramp.runs import RunFolder, read_json
-from offramp.storage import write_atomically
+from offramp.results.evaluation import EvaluationFile, ExitFile
 from offramp.terminal import say
 
 FORMAT = 1
@@ -26,29 +28,86 @@ SPARE_LOAD = 0.5  # more than that beside the runs of a command is other work
 # What may change what comes out:
 _START = ("offramp", "torch", "torchvision", "numpy", "python", "device", "processor", "threads")
 _MADE = ("offramp", "torch", "python", "device", "processor", "threads", "git")
-_MADE_BY = {"device": str, "threads": int}
-_SHAPE = {  # what pages read of a manifest, see `checks.fault`
-    "format": int,
-    "name": str,
-    "hash": str,
-    "run": {"training": {"seed": int}},
-    "images": {"train": str, "test": str},
-    "weights": str,
-    "made_by": {**_MADE_BY, "git": ({"commit": str},)},
-    "timing": {"seconds": float, "jobs": int},
-    "exits": [
-        {"operations": float, "top1": PERCENT, "damping": (float,), "train": ({"nll": float, "damping": (float,)},)}
-    ],
-    "best_epoch": ({"epoch": int, "top1": [PERCENT]},),
-    "budgeted": ([[float]],),
-}
+_FIGURES = ("top1", "nll", "ece", "damping")
 _STATS = ("gamma", "weight")  # what claims ask of training
-_MORE = {  # where they are there
-    "starts": [_MADE_BY],
-    "test_images": int,
-    "load": {"start": float, "end": float, "own": int},
-    "last_stats": {name: ([float],) for name in _STATS},
-}
+Percent = Annotated[float, Meta(ge=0, le=100)]  # never NaN, as a loss may be
+
+
+@dataclass(frozen=True)
+class _Training:
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Run:
+    training: _Training
+
+
+@dataclass(frozen=True)
+class _Images:
+    train: str
+    test: str
+
+
+@dataclass(frozen=True)
+class _Start:
+    device: str
+    threads: int
+    git: Git | None = None
+
+
+@dataclass(frozen=True)
+class _Timing:
+    seconds: float
+    jobs: int
+
+
+@dataclass(frozen=True)
+class _Train:
+    nll: float
+    damping: float | None
+
+
+@dataclass(frozen=True)
+class _Exit:
+    operations: float
+    top1: Percent
+    damping: float | None
+    train: _Train | None
+
+
+@dataclass(frozen=True)
+class _BestEpoch:
+    epoch: int
+    top1: tuple[Percent, ...]
+
+
+@dataclass(frozen=True)
+class _Load:
+    start: float
+    end: float
+    own: int
+
+
+@dataclass(frozen=True)
+class _File:
+    """What pages read of a manifest."""
+
+    format: int
+    name: str
+    hash: str
+    run: _Run
+    images: _Images
+    weights: str
+    made_by: _Start
+    timing: _Timing
+    exits: Annotated[tuple[_Exit, ...], Meta(min_length=1)]
+    best_epoch: _BestEpoch | None
+    budgeted: tuple[tuple[float, float], ...] | None
+    starts: tuple[_Start, ...] = ()
+    test_images: int | None = None
+    load: _Load | None = None
+    last_stats: Mapping[str, Numbers | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,7 +127,7 @@ class Manifest:
         cls,
         run: Run,
         folder: RunFolder,
-        evaluation: Mapping[str, Any],
+        evaluation: EvaluationFile,
         jobs: int,
         load: tuple[float, float] | None = None,
     ) -> "Manifest":
@@ -77,39 +136,39 @@ class Manifest:
         Args:
             run: Its configuration.
             folder: Its folder.
-            evaluation: What its `evaluation.json` holds.
+            evaluation: Of it.
             jobs: How many runs went on side by side: what its times are worth.
             load: The machine's load average at the beginning and at the end of training, where it is known of all of
                 it.
         """
         starts = folder.read_starts()
-        dynamic = evaluation["dynamic"]
+        dynamic, last = evaluation.dynamic, folder.read_metrics()[-1]
         values = {
             "format": FORMAT,
             "name": run_name(run),
             "hash": run_hash(run),
             "run": configuration(run),
             "command": command(run, f"runs/{run_name(run)}"),
-            "data": evaluation["data"],
-            "images": {**folder.read_config()["images"], "test": evaluation["fingerprint"]},
-            "test_images": evaluation["images"],
-            "weights": evaluation["weights"],
-            "made_by": {key: starts[-1].get(key) for key in _MADE},
+            "data": evaluation.data,
+            "images": {**folder.read_config().images, "test": evaluation.fingerprint},
+            "test_images": evaluation.images,
+            "weights": evaluation.weights,
+            "made_by": _described(starts[-1], _MADE),
             **_several(starts),
-            "timing": {**_timing(folder, run), "jobs": jobs},
-            **_load(load, jobs * (starts[-1]["threads"] + run.data.workers)),
-            "mean_top1": evaluation["mean_top1"],
-            "exits": [_exit(exit) for exit in evaluation["exits"]],
-            "last_epoch": {key: value for key, value in folder.read_metrics()[-1].items() if key in ("epoch", "loss")},
-            **_last_stats(folder),
+            "timing": {**_timing(folder, run, last), "jobs": jobs},
+            **_load(load, jobs * ((starts[-1].threads or 1) + run.data.workers)),
+            "mean_top1": evaluation.mean_top1,
+            "exits": [_exit(exit) for exit in evaluation.exits],
+            "last_epoch": {"epoch": last.epoch, "loss": last.loss},
+            **_last_stats(last),
             "best_epoch": _best_epoch(folder),
-            "budgeted": None if dynamic is None else [_point(point) for point in dynamic["published"]],
+            "budgeted": None if dynamic is None else [[p.operations, p.accuracy] for p in dynamic.published],
         }
         return cls(values, folder.manifest)
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
-        write_atomically(path, (json.dumps(self.values, indent=1) + "\n").encode())
+        write(path, self.values)
 
     @property
     def name(self) -> str:
@@ -166,48 +225,47 @@ def _load(load: tuple[float, float] | None, own: int) -> dict[str, Any]:
     return {} if load is None else {"load": {"start": load[0], "end": load[1], "own": own}}
 
 
-def _several(starts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _described(start: Start, names: Sequence[str]) -> dict[str, Any]:
+    values = asdict(start)
+    return {name: values[name] for name in names}
+
+
+def _several(starts: Sequence[Start]) -> dict[str, Any]:
     """The starts of a run that was continued on another device, with other threads or with other versions."""
-    alike = itertools.groupby(starts, key=lambda start: [start.get(key) for key in _START])
-    kept = [{key: start.get(key) for key in (*_START, "git")} for start in (next(group) for _, group in alike)]
+    alike = itertools.groupby(starts, key=lambda start: _described(start, _START))
+    kept = [_described(next(group), (*_START, "git")) for _, group in alike]
     return {"starts": kept} if len(kept) > 1 else {}
 
 
-def _exit(exit: Mapping[str, Any]) -> dict[str, Any]:
+def _exit(exit: ExitFile) -> dict[str, Any]:
     """An exit's figures on test, and on training images with test transforms."""
-    names = ("top1", "nll", "ece", "damping")
-    train = exit["train"] and {name: exit["train"][name] for name in names}
-    return {"operations": exit["operations"], **{name: exit[name] for name in names}, "train": train}
-
-
-def _point(point: Mapping[str, Any]) -> list[float]:
-    return [point["operations"], point["accuracy"]]
+    test, train = ({name: getattr(of, name) for name in _FIGURES} if of else None for of in (exit, exit.train))
+    return {"operations": exit.operations, **(test or {}), "train": train}
 
 
 def _best_epoch(folder: RunFolder) -> dict[str, Any] | None:
     """The epoch of the best mean over exits on what was watched; None where nothing was."""
-    watched = [line for line in folder.read_metrics() if line.get("search_top1") is not None]
+    watched = [(line.search_top1, line.epoch) for line in folder.read_metrics() if line.search_top1 is not None]
     if not watched:
         return None
-    best = max(watched, key=lambda line: fmean(line["search_top1"]))
-    return {"epoch": best["epoch"], "top1": best["search_top1"]}
+    top1, epoch = max(watched, key=lambda line: fmean(line[0]))
+    return {"epoch": epoch, "top1": list(top1)}
 
 
-def _last_stats(folder: RunFolder) -> dict[str, Any]:
+def _last_stats(last: Epoch) -> dict[str, Any]:
     """What the objective said of each exit, its mean over the last epoch; nothing where it said none of it."""
-    said = folder.read_metrics()[-1]["stats"]
-    return {"last_stats": {name: said.get(name) for name in _STATS}} if said.keys() & set(_STATS) else {}
+    if not last.stats.keys() & set(_STATS):
+        return {}
+    return {"last_stats": {name: list(last.stats[name]) if name in last.stats else None for name in _STATS}}
 
 
-def _timing(folder: RunFolder, run: Run) -> dict[str, float]:
+def _timing(folder: RunFolder, run: Run, last: Epoch) -> dict[str, float]:
     """From the clocks of all epochs, whole or resumed: the time of an image, and so of all of them."""
-    lines = [json.loads(line) for line in folder.timing.read_text().splitlines()]
-    seconds, images = sum(line["seconds"] for line in lines), sum(line["images"] for line in lines)
-    per_image = seconds / images
-    last = folder.read_metrics()[-1]
+    lines = read_lines(folder.timing, Clock)
+    per_image = sum(line.seconds for line in lines) / sum(line.images for line in lines)
     # A killed epoch leaves no line and its rest a short one: then the number of steps says how long an epoch is.
-    by_steps = (last["step"] // last["epoch"] - 1) * run.data.batch_size + 1
-    an_epoch = max(by_steps, *(line["images"] for line in lines))
+    by_steps = ((last.step or 0) // last.epoch - 1) * run.data.batch_size + 1
+    an_epoch = max(by_steps, *(line.images for line in lines))
     return {"seconds": round(per_image * an_epoch * run.training.epochs, 2), "milliseconds_per_image": per_image * 1000}
 
 
@@ -230,17 +288,13 @@ def find(folders: Iterable[Path]) -> dict[str, Manifest]:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        values = read_json(path)
-    except (OfframpError, OSError) as error:
+        values = read(path, Any)
+    except (OfframpError, UsageError) as error:
         _note(f"Passed over, as no manifest: {error}")
         return None
     if not isinstance(values, dict) or not {"format", "hash", "run"} <= values.keys():
         return None
-    if type(values["format"]) is int and values["format"] > FORMAT:
-        raise OfframpError(f"{path} was written by a newer offramp. Update offramp.")
-    found = fault(values, {**_SHAPE, **{key: shape for key, shape in _MORE.items() if key in values}}, "")
-    if found is not None:
-        raise OfframpError(f"The manifest {path} is damaged: {found}. Restore it, or move it away.")
+    convert(values, _File, f"The manifest {path}", newest=FORMAT, hint="Restore it, or move it away.")
     return values
 
 

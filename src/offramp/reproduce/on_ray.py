@@ -14,10 +14,10 @@ from typing import Any
 
 from offramp import trust
 from offramp.errors import OfframpError, UsageError
+from offramp.files import RunFolder
 from offramp.reproduce.jobs import Board, Finished, Task, hopeless, log_of, mark, refuse_failed
 from offramp.reproduce.manifest import Manifest
-from offramp.reproduce.work import from_words, to_words, work
-from offramp.runs import RunFolder
+from offramp.reproduce.work import from_json_line, to_json_line, work
 from offramp.terminal import say
 
 RETRIES = 20  # of a run whose worker is lost; each goes on where the last checkpoint stands
@@ -85,7 +85,7 @@ def _words(task: Task, jobs: int) -> str:
     """The job, with paths that hold wherever its worker works."""
     root = task.run.data.root
     data = dataclasses.replace(task.run.data, root=None if root is None else _absolute(root))
-    return to_words(dataclasses.replace(task.run, data=data), task.folder.resolve(), jobs)
+    return to_json_line(dataclasses.replace(task.run, data=data), task.folder.resolve(), jobs)
 
 
 def _absolute(path: str) -> str:
@@ -120,7 +120,7 @@ def _collect(ray: Any, refs: dict[Any, Task], finished: Finished, before: int) -
 
 def _there(line: str, log: str) -> Mapping[str, Any]:
     """In a worker: do the job, and give its manifest. What training says goes to the run's log."""
-    run, folder, jobs = from_words(line)
+    run, folder, jobs = from_json_line(line)
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     before = sys.stderr
     with open(log, "a") as sys.stderr:

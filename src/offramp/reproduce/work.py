@@ -7,17 +7,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from offramp import trust
 from offramp.commands import EvaluateOptions, evaluate
-from offramp.config import DataConfig, Run, Spec, TrainConfig, to_json
+from offramp.config import Run, to_json
 from offramp.errors import OfframpError, UsageError
+from offramp.files import RunFolder, convert, parse
 from offramp.reproduce.manifest import Manifest
-from offramp.results.evaluation import current_json
-from offramp.runs import RunFolder
+from offramp.results.evaluation import current
 from offramp.terminal import say
 from offramp.training import train
 
@@ -37,7 +39,7 @@ def work(run: Run, folder: Path, jobs: int = 1) -> Manifest:
         load = None if begun else (before, os.getloadavg()[0])  # of a run that is continued nobody knows the first part
         with trust.allowing(trust.packages_in(to_json(run))):  # the user named them, wherever this machine keeps that
             asked = EvaluateOptions(folder, root=run.data.root)
-            figures = current_json(place) or evaluate(asked, page=False).to_json()
+            figures = current(place) or evaluate(asked, page=False).summary()
         manifest = Manifest.of(run, place, figures, jobs, load)
         manifest.save(manifest.path)
     return manifest
@@ -56,27 +58,27 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def to_words(run: Run, folder: Path, jobs: int) -> str:
-    """What `main` reads: one line of JSON."""
-    data, training = dict(vars(run.data)), dict(vars(run.training))
-    data["source"] = run.data.source.to_json()
-    specs = {name: getattr(run, name).to_json() for name in ("objective", "network", "rule")}
-    return json.dumps({"data": data, **specs, "training": training, "folder": str(folder), "jobs": jobs})
+@dataclass(frozen=True)
+class _Job:
+    run: Run
+    folder: str
+    jobs: int
 
 
-def from_words(text: str) -> tuple[Run, Path, int]:
-    """The inverse of `to_words`."""
-    values = json.loads(text)
-    training = {**values["training"], "milestones": tuple(values["training"]["milestones"])}
-    specs: Mapping[str, Any] = {name: Spec.from_json(values[name]) for name in ("objective", "network", "rule")}
-    data = DataConfig(**{**values["data"], "source": Spec.from_json(values["data"]["source"])})
-    run = Run(data=data, training=TrainConfig(**training), **specs)
-    return run, Path(values["folder"]), values["jobs"]
+def to_json_line(run: Run, folder: Path, jobs: int) -> str:
+    """What `main` reads."""
+    return json.dumps(msgspec.to_builtins(_Job(run, str(folder), jobs)))
+
+
+def from_json_line(text: str) -> tuple[Run, Path, int]:
+    """The inverse of `to_json_line`."""
+    job = convert(parse(text, "The job"), _Job, "The job")
+    return job.run, Path(job.folder), job.jobs
 
 
 def main() -> int:
     """Read a job from the first line of standard input, and do it; stop, saving, when standard input ends."""
-    run, folder, jobs = from_words(_first_line())
+    run, folder, jobs = from_json_line(_first_line())
     threading.Thread(target=_stop_with_the_starter, daemon=True).start()
     try:
         work(run, folder, jobs)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import offramp
 from offramp.evaluation.bounds import Z95, paired_difference
+from offramp.files import RunFolder
 from offramp.policy import Policy
-from offramp.runs import RunFolder
 from offramp.runtime import Agreement, Tuning
 
 FORMAT = 1  # of the file

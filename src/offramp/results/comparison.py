@@ -13,6 +13,7 @@ from typing import Any
 
 from offramp.config import DataConfig, TrainConfig, free_fields
 from offramp.errors import UsageError
+from offramp.results.evaluation import EvaluationFile
 from offramp.results.labels import differences, labels, short_name
 
 _FIRST = ("objective", "network", "rule", "training", "data")  # the order of what is said of a group
@@ -49,7 +50,7 @@ class Measured:
 
     path: Path
     config: Mapping[str, Any]
-    figures: Mapping[str, Any]
+    figures: EvaluationFile
 
     @property
     def seed(self) -> Any:
@@ -74,22 +75,22 @@ class Group:
     @property
     def num_exits(self) -> int:
         """K."""
-        return len(self.runs[0].figures["exits"])
+        return len(self.runs[0].figures.exits)
 
     @property
     def operations(self) -> list[int]:
         """Of each exit, cumulative."""
-        return [exit["operations"] for exit in self.runs[0].figures["exits"]]
+        return [exit.operations for exit in self.runs[0].figures.exits]
 
     def exit(self, k: int, metric: str) -> Spread | None:
         """The spread of a figure of exit k (from 0); None where the exit has none, such as damping."""
-        values = [run.figures["exits"][k][metric] for run in self.runs]
+        values = [getattr(run.figures.exits[k], metric) for run in self.runs]
         return None if any(value is None for value in values) else Spread.of(values)
 
     @property
     def mean_top1(self) -> Spread:
         """The spread of the mean accuracy over exits."""
-        return Spread.of([run.figures["mean_top1"] for run in self.runs])
+        return Spread.of([run.figures.mean_top1 for run in self.runs])
 
 
 @dataclass(frozen=True)
@@ -119,14 +120,14 @@ class Comparison:
         first = self.groups[0]
         ours, theirs = ({run.seed: run.figures for run in g.runs} for g in (group, first))
         seeds = tuple(seed for seed in ours if seed in theirs)
-        same_test = first.runs[0].figures["fingerprint"] == group.runs[0].figures["fingerprint"]
+        same_test = first.runs[0].figures.fingerprint == group.runs[0].figures.fingerprint
         if group is first or not seeds or not same_test or group.num_exits != first.num_exits:
             return None
         return Paired(
             seeds,
-            Spread.of([ours[seed]["mean_top1"] - theirs[seed]["mean_top1"] for seed in seeds]),
+            Spread.of([ours[seed].mean_top1 - theirs[seed].mean_top1 for seed in seeds]),
             tuple(
-                Spread.of([ours[seed]["exits"][k]["top1"] - theirs[seed]["exits"][k]["top1"] for seed in seeds])
+                Spread.of([ours[seed].exits[k].top1 - theirs[seed].exits[k].top1 for seed in seeds])
                 for k in range(group.num_exits)
             ),
         )
@@ -134,7 +135,7 @@ class Comparison:
     @property
     def data_names(self) -> tuple[str, ...]:
         """The data sets, each once."""
-        return tuple(dict.fromkeys(group.runs[0].figures["data"] for group in self.groups))
+        return tuple(dict.fromkeys(group.runs[0].figures.data for group in self.groups))
 
     def to_json(self) -> dict[str, Any]:
         """All of it, for scripts."""
@@ -145,7 +146,7 @@ class Comparison:
         return {
             "label": group.label,
             "differs": dict(group.differs),
-            "data": group.runs[0].figures["data"],
+            "data": group.runs[0].figures.data,
             "runs": [str(run.path) for run in group.runs],
             "seeds": [run.seed for run in group.runs],
             "n": len(group.runs),
@@ -202,7 +203,7 @@ def _recipe(run: Measured) -> dict[str, Any]:
         settings = recipe[name]
         if settings is not None:
             recipe[name] = {key: value for key, value in settings.items() if key not in unsaid}
-    return {**recipe, "images": {**(recipe.get("images") or {}), "test": run.figures["fingerprint"]}}
+    return {**recipe, "images": {**(recipe.get("images") or {}), "test": run.figures.fingerprint}}
 
 
 def _refuse_equal_seeds(runs: Sequence[Measured]) -> None:

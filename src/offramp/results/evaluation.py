@@ -2,29 +2,68 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 import offramp
-from offramp.config import Spec
 from offramp.costs import Cost
 from offramp.errors import OfframpError
 from offramp.evaluation import Anytime, ExitFigures
 from offramp.evaluation.damping import EDGES
+from offramp.files import Epoch, RunConfig, RunFolder, Start, convert, read
 from offramp.results.dynamic import Dynamic
-from offramp.runs import RunFolder, read_json
 from offramp.storage import load_tensors, weights_hash
 
 FORMAT = 1  # of evaluation.json; one more key is no new format
-_READ: dict[str, type | tuple[type, ...]] = {
-    "format": int,
-    "renormalised": bool,
-    "weights": str,
-    "data": str,
-    "fingerprint": str,
-    "mean_top1": (int, float),
-    "exits": list,
-}
-_READ_OF_EXITS = ("operations", "top1", "nll", "ece")
+
+
+@dataclass(frozen=True)
+class ExitFiguresFile:
+    """An exit's figures on some images."""
+
+    top1: float
+    nll: float
+    ece: float
+    damping: float | None
+
+
+@dataclass(frozen=True)
+class ExitFile(ExitFiguresFile):
+    """An exit's figures on test images, and on training images with test transforms."""
+
+    operations: int
+    train: ExitFiguresFile | None = None
+
+
+@dataclass(frozen=True)
+class PointFile:
+    """Accuracy, and mean operations per image, under thresholds."""
+
+    operations: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class DynamicFile:
+    """What thresholds do: the published curve."""
+
+    published: tuple[PointFile, ...]
+
+
+@dataclass(frozen=True)
+class EvaluationFile:
+    """What is read again of `evaluation.json`; older ones have less beside it."""
+
+    format: int
+    weights: str
+    data: str
+    fingerprint: str
+    renormalised: bool
+    mean_top1: float
+    exits: Annotated[tuple[ExitFile, ...], Meta(min_length=1)]
+    images: int | None = None
+    dynamic: DynamicFile | None = None
 
 
 @dataclass(frozen=True)
@@ -34,8 +73,8 @@ class Evaluation:
     Attributes:
         run: Its folder.
         config: What its `config.json` holds.
-        starts: What its `environment.json` holds, one dictionary a start.
-        metrics: One dictionary an epoch.
+        starts: Of its training.
+        metrics: Of its epochs.
         test: Every exit on the test set.
         train: Every exit on training images with test transforms; None where they were not asked for.
         cost: Operations and parameters.
@@ -48,9 +87,9 @@ class Evaluation:
     """
 
     run: RunFolder
-    config: dict[str, Any]
-    starts: list[dict[str, Any]]
-    metrics: list[dict[str, Any]]
+    config: RunConfig
+    starts: list[Start]
+    metrics: list[Epoch]
     test: Anytime
     train: Anytime | None
     cost: Cost
@@ -64,8 +103,8 @@ class Evaluation:
     @property
     def data_name(self) -> str:
         """The data set, as the run's configuration names it."""
-        data = self.config["data"]
-        return "data of your own" if data is None else str(Spec.from_json(data["source"]))
+        data = self.config.data
+        return "data of your own" if data is None else str(data.source)
 
     def to_json(self) -> dict[str, Any]:
         """What `evaluation.json` holds and scripts may rely on. Accuracies in percent, likelihoods in nats."""
@@ -93,6 +132,10 @@ class Evaluation:
             "dynamic": None if self.dynamic is None else self.dynamic.to_json(),
             "no_dynamic": self.no_dynamic,
         }
+
+    def summary(self) -> EvaluationFile:
+        """What is read again of its file."""
+        return convert(self.to_json(), EvaluationFile, self.run.evaluation)
 
     def _exit_json(self, k: int) -> dict[str, Any]:
         exit, count = self.test.exits[k], self.cost.exits[k]
@@ -128,28 +171,14 @@ def _figures_json(exit: ExitFigures) -> dict[str, Any]:
     }
 
 
-def current_json(folder: RunFolder) -> dict[str, Any] | None:
+def current(folder: RunFolder) -> EvaluationFile | None:
     """The run's `evaluation.json` if it is of the weights that stand there now and of default settings; else None."""
     if not folder.evaluation.is_file():
         return None
     try:
-        kept = read_json(folder.evaluation)
+        kept = read(folder.evaluation, EvaluationFile)
     except OfframpError:  # damaged: nothing is lost, it is made again from the record
         return None
-    if not _is_whole(kept) or kept["format"] != FORMAT or kept["renormalised"]:
+    if kept.format != FORMAT or kept.renormalised:
         return None
-    return kept if kept["weights"] == weights_hash(load_tensors(folder.weights)[0]) else None
-
-
-def _is_whole(kept: Any) -> bool:
-    """Whether a JSON value has what comparisons read of an `evaluation.json`; older ones have less beside it."""
-    if not isinstance(kept, dict) or not kept.keys() >= _READ.keys():
-        return False
-    if not all(isinstance(kept[key], kind) for key, kind in _READ.items()):
-        return False
-    return bool(kept["exits"]) and all(
-        isinstance(exit, dict)
-        and "damping" in exit
-        and all(isinstance(exit.get(key), int | float) for key in _READ_OF_EXITS)
-        for exit in kept["exits"]
-    )
+    return kept if kept.weights == weights_hash(load_tensors(folder.weights)[0]) else None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from offramp.evaluation.telling import Telling
 from offramp.evaluation.xray import STATES, Xray
-from offramp.runs import RunFolder
+from offramp.files import RunConfig, RunFolder
 
 SHOWN = 10  # images a row
 
@@ -72,7 +72,7 @@ class XrayReport:
     """
 
     run: RunFolder
-    config: dict[str, Any]
+    config: RunConfig
     record: Xray
     exits: tuple[ExitXray, ...]
     shallow_first: tuple[Watched, ...]
@@ -87,7 +87,7 @@ class XrayReport:
         cls,
         record: Xray,
         run: RunFolder,
-        config: dict[str, Any],
+        config: RunConfig,
         telling: tuple[Telling, ...] | None,
         no_telling: str | None,
     ) -> "XrayReport":

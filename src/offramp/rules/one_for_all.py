@@ -15,11 +15,11 @@ from torch.nn.functional import kl_div
 from offramp.checks import check_name, check_number
 from offramp.data import Batch
 from offramp.errors import OfframpError, UsageError
+from offramp.files import load
 from offramp.network import Carry, EarlyExitNet
 from offramp.objectives import Terms
 from offramp.objectives.base import LATER, log_softmax
 from offramp.rules.base import Outcome, TrainingRule
-from offramp.runs import load
 from offramp.storage import weights_hash
 
 

@@ -21,6 +21,7 @@ from offramp.evaluation.thresholds import geometric_shares
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy
 from offramp.rules.base import Outcome, TrainingRule
+from offramp.rules.optimizer_state import load_state_by_name, state_by_name
 from offramp.rules.pseudo_update import next_weights, step_of
 from offramp.rules.weight_prediction import Centre, Inputs, WeightPredictor
 
@@ -246,10 +247,8 @@ class WPN(TrainingRule):
 
     def state(self) -> dict[str, Tensor]:
         """The prediction network, its optimiser's memory, and the number of batches."""
-        memory = self.adam.state
         tensors = {f"predictor.{name}": weight for name, weight in self.predictor.state_dict().items()}
-        for name, weight in self.predictor.named_parameters():
-            tensors |= {f"adam.{key}.{name}": value for key, value in memory.get(weight, {}).items()}
+        tensors |= {f"adam.{name}": value for name, value in state_by_name(self.adam, self.predictor).items()}
         return tensors | {"batches": torch.tensor(self.batches)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -261,8 +260,7 @@ class WPN(TrainingRule):
             if part == "predictor":
                 weights[rest].data.copy_(tensor)
             elif part == "adam":
-                key, _, name = rest.partition(".")
-                self.adam.state[weights[name]][key] = tensor.to(weights[name].device, copy=True)
+                load_state_by_name(self.adam, self.predictor, {rest: tensor})
 
 
 def taken(confidence_KB: Tensor, shares_K: Tensor) -> Tensor:

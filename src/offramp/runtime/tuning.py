@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from offramp.errors import UsageError
+from offramp.errors import OfframpError, UsageError
+from offramp.files import convert
 from offramp.policy import CERTIFICATE, Policy
 from offramp.runtime.choice import TimeTable
 from offramp.runtime.plan import Plan
@@ -84,49 +85,30 @@ class Tuning:
     weights: str
     policy: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        if not self.plans or min(self.plans) < 1 or not {str(size) for size in self.plans} <= self.chunks.keys():
+            raise ValueError("plans and chunks are not for the same sizes of batches")
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        content = {"format": FORMAT, **asdict(self), "plans": {str(n): asdict(plan) for n, plan in self.plans.items()}}
-        plain: dict[str, Any] = json.loads(json.dumps(content))
+        plain: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **asdict(self)}))
         return plain
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Tuning":
+    def from_json(cls, content: Any) -> "Tuning":
         """From what `to_json` gave.
 
         Raises:
-            UsageError: Something else.
+            UsageError: Something else, or of another version.
         """
-        if isinstance(content, Mapping) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
-            raise UsageError(
-                f"This tuning is of a newer offramp (format {content['format']}). Update it, or tune anew."
-            )
+        hint = "Tune the engine anew."
+        if not isinstance(content, dict) or content.get("format", FORMAT) != FORMAT:
+            raise UsageError(f"This is not a tuning, or it is of another version of offramp. {hint}")
         try:
-            tuning = cls(
-                form=Form(**content["form"]),
-                plans={int(size): Plan(**_tuples(plan)) for size, plan in content["plans"].items()},
-                stream=Plan(**_tuples(content["stream"])),
-                gains={name: Gain(**gain) for name, gain in content["gains"].items()},
-                chunks=dict(content["chunks"]),
-                exit_ms=_tuples(content["exit_ms"]),
-                table=TimeTable(**_tuples(content["table"])),
-                forms=tuple(Trial(**{**trial, "form": Form(**trial["form"])}) for trial in content["forms"]),
-                conditions=dict(content["conditions"]),
-                weights=content["weights"],
-                policy=dict(content["policy"]),
-            )
-            if min(tuning.plans) < 1 or not {str(size) for size in tuning.plans} <= tuning.chunks.keys():
-                raise ValueError("plans and chunks are not for the same sizes of batches")
-            return tuning
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UsageError(f"This is not a tuning: {error!r}. Tune the engine anew.") from error
-
-
-def _tuples(value: Any) -> Any:
-    """A JSON value with tuples for lists."""
-    if isinstance(value, dict):
-        return {key: _tuples(one) for key, one in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+            values = {key: value for key, value in content.items() if key != "format"}
+            return convert(values, cls, "The tuning", exact=True, hint=hint)
+        except OfframpError as error:
+            raise UsageError(f"This is not a tuning: {error}") from error
 
 
 def described(policy: Policy) -> dict[str, Any]:

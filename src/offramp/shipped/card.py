@@ -7,7 +7,7 @@ from typing import Any
 
 from offramp.checks import did_you_mean
 from offramp.errors import UsageError
-from offramp.runs import RunFolder, read_json
+from offramp.files import RunFolder, Start, convert, read
 
 CARD = "card.json"
 
@@ -35,26 +35,28 @@ class Card:
     processor: str
     images: Mapping[str, Mapping[str, int]]
     sha256: Mapping[str, str]
-    start: Mapping[str, Any]
+    start: Start
     evaluation: Mapping[str, Any]
 
     @classmethod
     def of(cls, path: Path) -> "Card":
         """The card of a shipped network's folder, wherever that is."""
         run = RunFolder(path)
-        return cls(**read_json(path / CARD), start=run.read_starts()[0], evaluation=read_json(run.evaluation))
+        start, *_ = read(run.environment, list[Any])
+        more = {"start": start, "evaluation": read(run.evaluation, dict[str, Any])}
+        return convert({**read(path / CARD, dict[str, Any]), **more}, cls, path / CARD)
 
     @property
     def command(self) -> str:
         """What trains it again."""
-        return str(self.start["command"])
+        return str(self.start.command)
 
     @property
     def training(self) -> str:
         """One line: time and place of the training."""
-        threads, python, torch = self.start["threads"], self.start["python"], self.start["torch"]
-        threads = f"{threads} thread{'' if threads == 1 else 's'}"
-        return f"{self.seconds:.0f} s on {self.processor}, {threads}, Python {python}, torch {torch}"
+        start = self.start
+        threads = f"{start.threads} thread{'' if start.threads == 1 else 's'}"
+        return f"{self.seconds:.0f} s on {self.processor}, {threads}, Python {start.python}, torch {start.torch}"
 
 
 def names() -> list[str]:

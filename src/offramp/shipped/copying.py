@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from offramp.errors import OfframpError, UsageError
-from offramp.runs import RunFolder
+from offramp.files import RunFolder
 from offramp.shipped.card import CARD, Card, card, folder
 from offramp.storage import sync_folder, write_atomically
 

@@ -6,7 +6,7 @@ Colours are chosen here; `page` turns the neutral ones into variables of the pag
 import itertools
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,6 +18,7 @@ from offramp.choices import Plots
 from offramp.errors import UsageError
 from offramp.evaluation import Anytime, Reliability
 from offramp.evaluation.damping import EDGES
+from offramp.files import Epoch
 from offramp.terminal import say
 
 if TYPE_CHECKING:
@@ -186,28 +187,27 @@ def _against_operations(axes: "Axes", ylabel: str) -> None:
     axes.margins(x=0.06, y=0.12)
 
 
-def training(metrics: Sequence[Mapping[str, Any]]) -> "Figure":
+def training(metrics: Sequence[Epoch]) -> "Figure":
     """Accuracy per exit, loss, learning rate and the objective's statistics against epochs; what is there is drawn."""
     from matplotlib.ticker import MaxNLocator
 
-    searched = all(line.get("search_top1") is not None for line in metrics)
-    measured = "search_top1" if searched else "train_top1"
+    searched = all(line.search_top1 is not None for line in metrics)
     accuracy_title = f"top-1 on {'held-out' if searched else 'training'} images, %"
-    curves_of: list[tuple[str, Callable[[Mapping[str, Any]], Any]]] = [
-        (accuracy_title, lambda line: line.get(measured)),
-        ("training loss (sum over exits)", lambda line: line.get("loss")),
-        ("learning rate", lambda line: line.get("lr")),
+    curves_of: list[tuple[str, Callable[[Epoch], Any]]] = [
+        (accuracy_title, lambda line: line.search_top1 if searched else line.train_top1),
+        ("training loss (sum over exits)", lambda line: line.loss),
+        ("learning rate", lambda line: line.lr),
     ]
-    names = {name for line in metrics for name in line.get("stats", {})}
-    if all(weight == 1 for line in metrics for weight in line.get("stats", {}).get("weight", ())):
+    names = {name for line in metrics for name in line.stats}
+    if all(weight == 1 for line in metrics for weight in line.stats.get("weight", ())):
         names.discard("weight")  # no dynamic weights: nothing to see
     order = [*(name for name in STATISTICS if name in names), *sorted(names - STATISTICS.keys())]
-    curves_of += [(STATISTICS.get(n, n), lambda line, n=n: line.get("stats", {}).get(n)) for n in order]  # type: ignore[misc]
+    curves_of += [(STATISTICS.get(n, n), lambda line, n=n: line.stats.get(n)) for n in order]  # type: ignore[misc]
     curves_of = [(title, read) for title, read in curves_of if any(read(line) is not None for line in metrics)]
     figure, all_axes = panels(len(curves_of), 2.3, columns=2)
     num_exits = 1
     for (title, read), axes in zip(curves_of, all_axes, strict=True):
-        points = [(line["epoch"], _as_list(read(line))) for line in metrics if read(line) is not None]
+        points = [(line.epoch, _as_list(read(line))) for line in metrics if read(line) is not None]
         epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
         curves = list(zip(*values, strict=True))
         num_exits = max(num_exits, len(curves))

@@ -56,17 +56,18 @@ def draw(evaluation: Evaluation) -> "dict[str, Figure]":
 
 def report(evaluation: Evaluation, drawn: "dict[str, Figure]", images: Sheet | None = None) -> str:
     """The page of a run: one file, the same for the same run. `images` are those that its dynamic part picks."""
-    network = evaluation.config["network"]
+    config = evaluation.config
+    objective = config.objective.to_json()
     return page(
         "run.html.j2",
         title=" · ".join(
             [
-                short_name(evaluation.config["objective"]),
-                "a network of your own" if network is None else short_name(network),
+                short_name(objective),
+                "a network of your own" if config.network is None else short_name(config.network.to_json()),
                 evaluation.data_name,
             ]
         ),
-        objective=summary(evaluation.config["objective"]),
+        objective=summary(objective),
         evaluation=evaluation,
         test=evaluation.test,
         train=evaluation.train,
@@ -114,23 +115,22 @@ def _classes(evaluation: Evaluation) -> list[dict[str, Any]]:
 def _facts(evaluation: Evaluation) -> list[tuple[str, str]]:
     """What a reader needs to make the run again, as far as the run's folder says it."""
     config = evaluation.config
-    training = config.get("training") or {}
     facts = [
-        ("data", evaluation.data_name if config["data"] is None else _settings(config["data"])),
-        ("network", "built by hand" if config["network"] is None else str(_spec(config["network"]))),
-        ("objective", str(_spec(config["objective"]))),
-        ("rule", str(_spec(config["rule"])) if config.get("rule") else ""),
-        ("training", _settings(training)),
-        ("seed", str(training.get("seed", ""))),
+        ("data", evaluation.data_name if config.data is None else _settings(config.values["data"])),
+        ("network", "built by hand" if config.network is None else str(config.network)),
+        ("objective", str(config.objective)),
+        ("rule", "" if config.rule is None else str(config.rule)),
+        ("training", _settings(config.values["training"])),
+        ("seed", str(config.training.seed)),
     ]
     if evaluation.starts:
         last = evaluation.starts[-1]
-        git = last.get("git") or {}
+        versions = {"offramp": last.offramp, "torch": last.torch, "python": last.python}
         facts += [
-            ("trained on", last.get("device", "")),
-            ("versions", ", ".join(f"{key} {last[key]}" for key in ("offramp", "torch", "python") if key in last)),
-            ("git", git.get("commit", "") + (" (changed)" if git.get("changed") else "")),
-            ("command", last.get("command", "")),
+            ("trained on", last.device or ""),
+            ("versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)),
+            ("git", "" if last.git is None else last.git.commit + (" (changed)" if last.git.changed else "")),
+            ("command", last.command or ""),
         ]
     facts += [
         ("evaluated by", f"offramp {offramp.__version__}, {evaluation.made_on}"),
@@ -142,7 +142,3 @@ def _facts(evaluation: Evaluation) -> list[tuple[str, str]]:
 def _settings(config: dict[str, Any]) -> str:
     shown = {key: Spec.from_json(value) if key == "source" else value for key, value in config.items()}
     return ", ".join(f"{key} {value}" for key, value in shown.items() if value is not None)
-
-
-def _spec(value: dict[str, Any]) -> Spec:
-    return Spec(value.get("name") or value["class"], value["args"])

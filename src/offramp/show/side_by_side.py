@@ -135,7 +135,7 @@ def _accuracy(comparison: Comparison) -> "Figure":
 
 def _curve(group: Group) -> figures.Curve:
     n = len(group.runs)
-    top1 = [[run.figures["exits"][k]["top1"] for run in group.runs] for k in range(group.num_exits)]
+    top1 = [[run.figures.exits[k].top1 for run in group.runs] for k in range(group.num_exits)]
     means = [fmean(values) for values in top1]
     # At least 0: the mean of equal values may be off by rounding.
     reach = [

@@ -3,25 +3,53 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor
 
 from offramp.errors import OfframpError
-from offramp.runs import OWNER
+from offramp.files import convert, parse
 from offramp.storage import DamagedFileError, load_tensors, save_tensors
 from offramp.training.diagnosis import not_finite
 
 
+class SumsSoFar(TypedDict):
+    """Of the epoch that is going on: images so far, and names of the objective's statistics."""
+
+    images: int
+    names: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a training stands.
+
+    Attributes:
+        run: Whose it is: `RunFolder.identity`; None: an older offramp wrote none.
+        epoch: Finished ones.
+        step: Finished ones of the epoch that is going on.
+        sums: Of that epoch.
+        metrics: The lines of `metrics.jsonl`.
+        best: The best mean accuracy on `search`, in percent; -1 before the first epoch.
+    """
+
+    run: str | None = None
+    epoch: int
+    step: int = 0
+    sums: SumsSoFar = field(default_factory=lambda: SumsSoFar(images=0, names=[]))
+    metrics: tuple[str, ...] = ()
+    best: float = -1.0
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """State of a training: tensors by name, and plain JSON values."""
+    """State of a training: tensors by name, and where it stands."""
 
     tensors: dict[str, Tensor]
-    values: dict[str, Any]
+    position: Position
 
 
 class CheckpointStore:
@@ -35,7 +63,7 @@ class CheckpointStore:
         """Write one beside the others, then delete the oldest. Where the disk is full, the others stay as they are."""
         path = self.folder / f"step-{step:09d}.safetensors"
         try:
-            save_tensors(path, checkpoint.tensors, {"values": json.dumps(checkpoint.values)})
+            save_tensors(path, checkpoint.tensors, {"values": json.dumps(asdict(checkpoint.position))})
         except OfframpError as error:
             newest = self.newest()
             last = f"the last good one is {newest}" if newest else "there is no earlier one"
@@ -50,7 +78,7 @@ class CheckpointStore:
         """The newest one that can be used; None where there is none at all.
 
         Args:
-            note: Hears of those passed over: what is no file, is damaged, not finite, or of another run.
+            note: Called with a message for each that is passed over: no file, damaged, not finite, or of another run.
             owns: Whether a checkpoint that carries this identity of a run, or None, is of the run.
 
         Raises:
@@ -62,15 +90,15 @@ class CheckpointStore:
                 if not path.is_file():
                     raise DamagedFileError(f"{path} is no file.")
                 tensors, metadata = load_tensors(path)
-                checkpoint = Checkpoint(tensors, json.loads(metadata["values"]))
-                if not owns(checkpoint.values.get(OWNER)):
+                position = convert(parse(metadata.get("values", "null"), path), Position, path)
+                if not owns(position.run):
                     raise DamagedFileError(f"{path} is of another run; the next checkpoint removes it.")
                 if (name := not_finite(_trained(tensors))) is not None:
                     raise DamagedFileError(f"{path} holds numbers that are not finite ({name}).")
             except DamagedFileError as error:
                 note(f"{error} Trying the checkpoint before it.")
                 continue
-            return checkpoint
+            return Checkpoint(tensors, position)
         if paths:
             raise OfframpError(
                 f"Every checkpoint in {self.folder} is damaged, or of another run. Put back one of this run, or delete "

@@ -10,24 +10,25 @@ from typing import Any
 import torch
 
 from offramp import backbones, data, objectives, processes, rules
+from offramp.backbones.foreign import start_from
 from offramp.config import Run, TrainConfig
 from offramp.data import HeldOut, Split
 from offramp.devices import device_named, with_kernels, with_threads
 from offramp.errors import UsageError
+from offramp.files import RunFolder, load, write
 from offramp.network import EarlyExitNet
 from offramp.objectives import Objective
 from offramp.rules import TrainingRule, Workbench
-from offramp.runs import RunFolder, load, start_from
 from offramp.terminal import display, say
 from offramp.training import environment
 from offramp.training.checkpoints import CheckpointStore
-from offramp.training.claim import claimed, write_json
 from offramp.training.features import Features, in_words, planned
 from offramp.training.form import Form, form_of, training_form
 from offramp.training.job import Job, summary_writer
 from offramp.training.loop import Loop
 from offramp.training.monitor import Placement
 from offramp.training.readable import check_readable
+from offramp.training.run_lock import locked
 from offramp.training.splits import Unaugmented
 from offramp.training.trunk import frozen, parameter_groups
 
@@ -102,7 +103,7 @@ def fit(
         form = Form("plain")
         if not folder.weights.is_file():
             form = form_of(job, device, heads_alone=features is not None).checked()
-        held.enter_context(_claimed_by_the_first(folder, job, device, begins, form))
+        held.enter_context(_locked_by_the_first(folder, job, device, begins, form))
         if folder.weights.is_file():
             _say(f"{folder.path} is finished; nothing to do.")
             return load(folder.path, into=network).cpu()
@@ -182,11 +183,14 @@ def _keep(features: Features, loop: Loop, folder: RunFolder) -> None:
 def _note_changes(folder: RunFolder, form: Form, wanted: str) -> None:
     """The promise of equal bytes holds for the same form, threads and processes: say where these are others."""
     first = folder.read_starts()[0]
-    began = f"in form {first['form']}" if "form" in first else "by an older offramp"
-    if first.get("form", wanted) != form.name:
+    began = "by an older offramp" if first.form is None else f"in form {first.form}"
+    if (first.form or wanted) != form.name:
         _say(f"It was started {began} and goes on in form {form.name}: the weights will differ a little.")
-    for what, now in (("threads", torch.get_num_threads()), ("processes", processes.world_size())):
-        before = first.get(what)
+    here = {
+        "threads": (first.threads, torch.get_num_threads()),
+        "processes": (first.processes, processes.world_size()),
+    }
+    for what, (before, now) in here.items():
         if before != now:
             _say(
                 f"It was started with {before} {what} and goes on with {now}: the weights will differ from those of a "
@@ -210,23 +214,21 @@ def _optimizer(network: EarlyExitNet, config: TrainConfig) -> torch.optim.Optimi
 
 
 @contextmanager
-def _claimed_by_the_first(
-    folder: RunFolder, job: Job, device: torch.device, begins: bool, form: Form
-) -> Iterator[None]:
-    """The first process claims the folder and writes what explains the run; the others wait until it has."""
+def _locked_by_the_first(folder: RunFolder, job: Job, device: torch.device, begins: bool, form: Form) -> Iterator[None]:
+    """The first process locks the folder and writes what explains the run; the others wait until it has."""
     if processes.rank() != 0:
         processes.wait_for_all()
         yield
         return
-    with claimed(folder, job.describe()):
+    with locked(folder, job.describe()):
         if not folder.weights.is_file():
-            write_json(folder.environment, [*folder.read_starts(), environment.describe(device) | {"form": form.name}])
-            write_json(folder.split, job.val.description())
+            folder.add_start(environment.describe(device) | {"form": form.name})
+            write(folder.split, job.val.description(), indent=2)
             inputs = job.train.inputs()
             if inputs is not None:
                 inputs.save(folder.input)
             if begins and (origin := job.origin()):
-                write_json(folder.origin, origin)
+                write(folder.origin, origin, indent=2)
         processes.wait_for_all()
         yield
 

@@ -15,11 +15,11 @@ from offramp.config import TrainConfig, to_json
 from offramp.data import HeldOut, Split
 from offramp.devices import describe_device
 from offramp.errors import UsageError
+from offramp.files import FORMAT, Ancestor, RunFolder, weights_of
 from offramp.network import Carry, EarlyExitNet
 from offramp.objectives import Objective
 from offramp.rules import TrainingRule
-from offramp.runs import FORMAT, RunFolder, weights_of
-from offramp.training.ancestors import ancestor
+from offramp.training.provenance import ancestor
 from offramp.training.trunk import check_trunk
 
 
@@ -112,7 +112,7 @@ class Job:
     def origin(self) -> dict[str, Any]:
         """What `origin.json` holds: what the network says of its weights, the file that they were read from, ancestors.
 
-        Of the last, those that are runs whose folders are there: see `training.ancestors`.
+        Of the last, those that are runs whose folders are there: see `training.provenance`.
         """
         origin = self._of_weights()
         of_network = origin.pop("run", None)  # where `collaborating` read it
@@ -122,7 +122,7 @@ class Job:
             with open(file, "rb") as content:
                 origin["init"] = {"file": name, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
         began = {"init": self.config.init, "teacher": self.rule.settings().get("teacher"), "network": of_network}
-        known = [one for through, path in began.items() for one in _ancestors(through, path)]
+        known = [one.to_json() for through, path in began.items() for one in _ancestors(through, path)]
         known += origin.get("ancestors", [])  # of a network that was read from a run
         return origin | ({"ancestors": known} if known else {})
 
@@ -171,7 +171,7 @@ def _tried(network: EarlyExitNet, image: Tensor) -> Tensor:
     return torch.stack(logits)
 
 
-def _ancestors(through: str, path: Any) -> list[dict[str, Any]]:
+def _ancestors(through: str, path: Any) -> list[Ancestor]:
     """The run at a path, or around a file of weights, and its ancestors; none where that is no run."""
     if path is None:
         return []

@@ -23,11 +23,12 @@ from offramp.data import Batch, Split
 from offramp.data.randomness import Purpose, hashes
 from offramp.devices import OnItsWay
 from offramp.errors import OfframpError
+from offramp.files import OWNER, RunFolder
 from offramp.network import EarlyExitNet
 from offramp.rules import TrainingRule, Workbench
-from offramp.runs import OWNER, RunFolder
+from offramp.rules.optimizer_state import load_state_by_name, state_by_name
 from offramp.storage import save_tensors, write_atomically
-from offramp.training.checkpoints import Checkpoint, CheckpointStore
+from offramp.training.checkpoints import Checkpoint, CheckpointStore, Position
 from offramp.training.diagnosis import diagnose, not_finite
 from offramp.training.monitor import EpochSums, Placement, mean, watch
 from offramp.training.progress import Reporter
@@ -173,20 +174,20 @@ class Loop:
         tensors = self._state()
         tensors |= {f"sums.{name}": t for name, t in sums.items()}
         tensors |= {f"xray.{name}": t for name, t in self.xray.state().items()}
-        values = {
-            "run": self._identity,
-            "epoch": self.epoch,
-            "step": self.step,
-            "sums": sums_values,
-            "metrics": self.lines,
-            "best": self.best,
-        }
-        self.store.save(self._global_step(), Checkpoint(tensors, values))
+        position = Position(
+            run=self._identity,
+            epoch=self.epoch,
+            step=self.step,
+            sums=sums_values,
+            metrics=tuple(self.lines),
+            best=self.best,
+        )
+        self.store.save(self._global_step(), Checkpoint(tensors, position))
 
     def _state(self) -> dict[str, Tensor]:
         """What training goes on with: network, optimiser, rule. All of it finite, or it is not saved."""
         tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
-        tensors |= {f"optimizer.{name}": t for name, t in self._optimizer_state().items()}
+        tensors |= {f"optimizer.{name}": t for name, t in state_by_name(self.bench.optimizer, self.network).items()}
         return tensors | {f"rule.{name}": t for name, t in self.rule.state().items()}
 
     def _load(self, checkpoint: Checkpoint) -> None:
@@ -195,32 +196,13 @@ class Loop:
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
         self.network.load_state_dict(parts["network"])
-        self._load_optimizer_state(parts["optimizer"])
+        load_state_by_name(self.bench.optimizer, self.network, parts["optimizer"])
         self.rule.load_state(parts["rule"])
-        values = checkpoint.values
-        self.sums.load_state(parts["sums"], values["sums"], self.place.device)
+        position = checkpoint.position
+        self.sums.load_state(parts["sums"], position.sums, self.place.device)
         self.xray.load_state(parts["xray"])
-        self.epoch, self.step = values["epoch"], values["step"]
-        self.lines, self.best = list(values["metrics"]), values["best"]
-
-    def _optimizer_state(self) -> dict[str, Tensor]:
-        state = self.bench.optimizer.state
-        return {
-            f"{key}.{name}": value
-            for name, parameter in self.network.named_parameters()
-            for key, value in state.get(parameter, {}).items()
-            if value is not None
-        }
-
-    def _load_optimizer_state(self, tensors: dict[str, Tensor]) -> None:
-        """Not the optimiser's own way: that keeps the memory layout of the file; fused steps need the weights'."""
-        parameters = dict(self.network.named_parameters())
-        for full_name, tensor in tensors.items():
-            key, _, name = full_name.partition(".")
-            like = parameters[name]
-            if tensor.shape == like.shape:
-                tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
-            self.bench.optimizer.state[like][key] = tensor.to(like.device)
+        self.epoch, self.step = position.epoch, position.step
+        self.lines, self.best = list(position.metrics), position.best
 
     def _average_statistics(self, share: float) -> None:
         """Running statistics of batch norm: the mean over processes, by images, so that any can save for all."""

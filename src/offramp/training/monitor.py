@@ -14,6 +14,7 @@ from offramp.data import Split
 from offramp.devices import sent
 from offramp.network import EarlyExitNet
 from offramp.rules import Outcome, Workbench
+from offramp.training.checkpoints import SumsSoFar
 
 
 class EpochSums:
@@ -52,11 +53,11 @@ class EpochSums:
             "stats": dict(zip(self.names, stats, strict=True)),
         }
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], SumsSoFar]:
         """Tensors and plain values for a checkpoint."""
-        return ({} if self.rows is None else {"rows": self.rows}), {"images": self.images, "names": list(self.names)}
+        return ({} if self.rows is None else {"rows": self.rows}), SumsSoFar(images=self.images, names=list(self.names))
 
-    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any], device: torch.device) -> None:
+    def load_state(self, tensors: Mapping[str, Tensor], values: SumsSoFar, device: torch.device) -> None:
         """The inverse of `state`."""
         self.rows = tensors["rows"].to(device) if "rows" in tensors else None
         self.images = values["images"]

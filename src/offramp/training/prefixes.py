@@ -21,17 +21,18 @@ import torch
 
 from offramp import objectives, rules
 from offramp.backbones.attached import zoo
+from offramp.backbones.foreign import start_from
 from offramp.backbones.prefix import shortened, shorter
 from offramp.config import FORMER_FORMS, Spec, TrainConfig, determining, differences
 from offramp.costs import cost
 from offramp.data import Parts
 from offramp.devices import device_named
 from offramp.errors import UsageError, first_line
+from offramp.files import RunConfig, RunFolder, convert, load, weights_of
 from offramp.graphs.exit_writes import check_skippable
 from offramp.network import EarlyExitNet, rebuild
 from offramp.objectives import CrossEntropy, Objective
 from offramp.rules import Standard, TrainingRule
-from offramp.runs import ORIGIN, RunFolder, load, read_json, start_from, weights_of
 from offramp.training.fit import fit
 from offramp.training.job import Job
 
@@ -55,14 +56,14 @@ class Prefixes:
 
     run: RunFolder
     network: EarlyExitNet
-    config: Mapping[str, Any]
+    config: RunConfig
     parts: Parts
     runs: Path
 
     @property
     def seed(self) -> int:
         """The run's."""
-        return int(self.config["training"].get("seed", 0))
+        return self.config.training.seed
 
     def folder(self, exit: int, seed: int) -> RunFolder:
         """The run up to `exit` (from 1): `prefix-2`; with another seed than the first run's, `prefix-2-seed-1`."""
@@ -102,9 +103,8 @@ class Prefixes:
         folder = self.folder(exit, seed)
         if not folder.config.is_file():
             return
-        began = read_json(folder.origin, ORIGIN) if folder.origin.is_file() else {}
         lines = differences(
-            {**determining(folder.read_config()), "origin": _start(began)},
+            {**determining(folder.read_config().values), "origin": _start(folder.read_origin())},
             {**determining(self._job(exit, seed).describe()), "origin": _start(self.origin)},
         )
         if lines:
@@ -138,7 +138,7 @@ class Prefixes:
             UsageError: A network that was built by hand.
         """
         with self._naming():
-            return shorter(self._recipe, exit, self._neuron)
+            return shorter(self._recipe.to_json(), exit, self._neuron)
 
     def built(self, exit: int, seed: int) -> EarlyExitNet:
         """The network before it is trained: with the weights that the run's network began with, as far as it has them.
@@ -157,7 +157,7 @@ class Prefixes:
 
     def _whole(self, seed: int) -> EarlyExitNet:
         """The run's network as it began, where `seed` is the run's."""
-        spec, init = Spec.from_json(self._recipe), self._init
+        spec, init = self._recipe, self._init
         if init is not None:
             self._check_init(init)
         torch.manual_seed(seed)  # of the initial weights, as for the run
@@ -210,19 +210,17 @@ class Prefixes:
         return origin
 
     @property
-    def _recipe(self) -> Mapping[str, Any]:
-        recipe: Mapping[str, Any] | None = self.config["network"]
-        if recipe is None:
+    def _recipe(self) -> Spec:
+        if self.config.network is None:
             raise UsageError(
                 "The run's network was built by hand, so no smaller one can be built: give --no-train, or leave the "
                 "recipe on it with offramp.network.builder."
             )
-        return recipe
+        return self.config.network
 
     @property
     def _init(self) -> str | None:
-        init: str | None = self.config["training"].get("init")
-        return init
+        return self.config.training.init
 
     @property
     def _neuron(self) -> bool:
@@ -231,7 +229,7 @@ class Prefixes:
     @property
     def _own_objective(self) -> Objective:
         with self._naming():
-            return objectives.build(Spec.from_json(self.config["objective"]))
+            return objectives.build(self.config.objective)
 
     @property
     def objective(self) -> Objective:
@@ -242,11 +240,11 @@ class Prefixes:
     @property
     def rule(self) -> TrainingRule:
         """The plain step in the place of rules for several exits; a rule that is not of this package is kept."""
-        spec = self.config.get("rule")
-        if spec is None or spec["name"].startswith(f"{rules.__name__}."):
+        spec = self.config.rule
+        if spec is None or spec.name.startswith(f"{rules.__name__}."):
             return Standard()
         with self._naming():
-            return rules.build(Spec.from_json(spec))
+            return rules.build(spec)
 
     @property
     def training(self) -> TrainConfig:
@@ -256,21 +254,21 @@ class Prefixes:
             UsageError: Settings of another version.
         """
         known = {field.name for field in dataclasses.fields(TrainConfig)}
-        if unknown := sorted(self.config["training"].keys() - known):
+        values = self.config.values["training"]
+        if unknown := sorted(values.keys() - known):
             raise UsageError(
                 f"The run was trained by another version of offramp, with settings that this one lacks "
                 f"({', '.join(unknown)}), so no smaller network can be trained, or known to be trained, the same way: "
                 "give --no-train, and with --runs a folder that holds none."
             )
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.config["training"].items()}
-        if values.get("form") in FORMER_FORMS:
-            values["form"] = "auto"
-        whole = TrainConfig(**values)
+        if self.config.training.form in FORMER_FORMS:
+            values = {**values, "form": "auto"}
+        whole = convert(values, TrainConfig, self.run.config)
         return dataclasses.replace(whole, init=None, threads=None, xray=0, tensorboard=False, keep_best=False)
 
     def description(self) -> tuple[str, ...]:
         """How they are trained, in sentences."""
-        own, name = self._own_objective, objectives.called(self.config["objective"])
+        own, name = self._own_objective, objectives.called(self.config.objective.to_json())
         epochs = self.training.epochs
         sentences = [
             f"Each smaller network is the run's, up to its exit, with that exit alone, trained on the same images for "
@@ -278,12 +276,12 @@ class Prefixes:
             "computed."
         ]
         if own.damping_neuron == "required":
-            neuron = "without" if "damping" in self._recipe["args"] else "beside"  # its builder may know no other
+            neuron = "without" if "damping" in self._recipe.args else "beside"  # its builder may know no other
             sentences.append(
                 f"The run's {name} damps an exit for the sake of the others; with one exit plain cross-entropy is "
                 f"taken, {neuron} the neuron."
             )
-        rule = (self.config.get("rule") or {}).get("name", "")
+        rule = "" if self.config.rule is None else self.config.rule.name
         if rule.startswith(f"{rules.__name__}.") and not rule.endswith(f":{Standard.__qualname__}"):
             sentences.append(f"The run's rule {rule.rpartition(':')[2]} is for several exits and was left out.")
         if self._init is not None or self.origin.get("weights") == HUB:

@@ -21,5 +21,5 @@ def check_readable(parts: Sequence[Split]) -> None:
     console = Screen(stderr=True, quiet=processes.rank() != 0)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("looking at every image", total=sum(map(len, parts)) / processes.world_size())
-        found = [line for part in parts for line in part.unreadable(lambda count: bar.advance(task, count))]
-    check_found(found)
+        unreadable = [line for part in parts for line in part.unreadable(lambda count: bar.advance(task, count))]
+    check_found(unreadable)

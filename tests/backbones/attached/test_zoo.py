@@ -13,7 +13,7 @@ from offramp import backbones
 from offramp.backbones.attached import zoo
 from offramp.config import Run, Spec, TrainConfig
 from offramp.errors import UsageError
-from offramp.runs import load
+from offramp.files import load
 
 
 def built(name: str, **arguments: object) -> offramp.EarlyExitNet:

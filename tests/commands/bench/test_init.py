@@ -12,9 +12,9 @@ from offramp.commands.bench.exit_times import exit_times
 from offramp.costs import cost
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, policy_for
+from offramp.files import RunFolder, load
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, NOBODY, Policy
-from offramp.runs import RunFolder, load
 from offramp.runtime import Engine
 from offramp.show.bench.table import bench_table
 from offramp.show.terminal import console

@@ -17,8 +17,8 @@ from offramp.commands.bench.timing import (
 from offramp.commands.sample import pool
 from offramp.costs import cost
 from offramp.evaluation import record
+from offramp.files import load
 from offramp.policy import EVERYBODY, NOBODY, Policy
-from offramp.runs import load
 from offramp.runtime import Answers, Engine, Form, Plan
 from offramp.runtime.rows import joined
 

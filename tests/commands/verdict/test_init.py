@@ -15,12 +15,12 @@ from offramp.commands import VerdictOptions, Watch, verdict
 from offramp.commands.bench import timing as bench_timing
 from offramp.commands.verdict import measuring
 from offramp.errors import OfframpError, UsageError
+from offramp.files import OWNER, RunFolder, load
 from offramp.network import EarlyExitNet
 from offramp.policy import NOBODY, Policy
 from offramp.results.verdict.comparison import at_equal_time, frontier
 from offramp.results.verdict.conclusion import conclude
 from offramp.results.verdict.values import Contender, Verdict
-from offramp.runs import OWNER, RunFolder, load, read_json
 from offramp.show.verdict.page import verdict_page
 from offramp.show.verdict.table import remarks
 from offramp.storage import load_tensors, save_tensors
@@ -89,7 +89,7 @@ def check(found: Verdict, run: Path, prefixes) -> None:
     for exit in (1, 2):
         (cut,) = (one for one in found.contenders if (one.kind, one.exit) == ("cut", exit))
         assert torch.equal(cut.right_S.bool(), right_KS[exit - 1])
-    values = read_json(run / "verdict.json")
+    values = json.loads((run / "verdict.json").read_text())
     assert values == json.loads(json.dumps(found.to_json()))
     page = (run / "verdict.html").read_text()
     assert found.conclusion.headline.partition(": ")[2][1:] in page.replace("&#39;", "'")
@@ -120,7 +120,7 @@ def test_without_training_it_says_what_is_missing(run: Path, monkeypatch, prefix
     assert found.left_out
     assert all("exit 1 trained alone (It cannot be exported)." in said for said in found.left_out)
     assert page.count("(It cannot be exported).") == len(found.left_out)
-    assert read_json(run / "verdict.json")["left_out"] == list(found.left_out)
+    assert json.loads((run / "verdict.json").read_text())["left_out"] == list(found.left_out)
     assert not (run / "verdict" / "prefix-2").exists()
 
 
@@ -185,9 +185,9 @@ def rewrite(run: Path, config: dict[str, Any]) -> None:
 
 
 def test_runs_of_which_nothing_can_be_said(run: Path, tmp_path: Path) -> None:
-    config = read_json(run / "config.json")
+    config = json.loads((run / "config.json").read_text())
     config["data"]["holdout"] = 0
-    config["images"] = None
+    config["images"] = {}
     rewrite(run, config)
     with pytest.raises(UsageError, match="held none out"):
         verdict(VerdictOptions(run))
@@ -195,7 +195,7 @@ def test_runs_of_which_nothing_can_be_said(run: Path, tmp_path: Path) -> None:
 
 def test_a_run_with_settings_that_are_gone_is_judged_without_training(run: Path, prefixes) -> None:
     prefixes(run).train(1, 0)
-    config = read_json(run / "config.json")
+    config = json.loads((run / "config.json").read_text())
     config["training"]["warp"] = 9
     rewrite(run, config)
     for train in (True, False):

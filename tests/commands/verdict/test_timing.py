@@ -16,9 +16,9 @@ from offramp.commands.verdict.timing import Early, Single, feeds_of, left_out, t
 from offramp.costs import cost
 from offramp.errors import UsageError
 from offramp.evaluation import record
+from offramp.files import load
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, NOBODY, Policy
-from offramp.runs import load
 from offramp.runtime import Engine, Form, Program
 from offramp.runtime.backends import make_program
 from offramp.runtime.tuning import Trial

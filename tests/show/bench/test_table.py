@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from offramp.files import RunFolder
 from offramp.policy import EVERYBODY, Policy
 from offramp.results.bench import Account, Accuracy, Bench, Latency, Mode, Speed
-from offramp.runs import RunFolder
 from offramp.runtime import Agreement, Form
 from offramp.runtime.tuning import Trial
 from offramp.show.bench.table import bench_table

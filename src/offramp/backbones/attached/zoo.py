@@ -19,11 +19,11 @@ from torch import nn
 from offramp import config, trust
 from offramp.backbones.attached.attaching import attach, image_shape_of
 from offramp.backbones.attached.heads import HeadKind
+from offramp.backbones.foreign import AUXILIARY, for_grey
 from offramp.config import Spec
 from offramp.errors import UsageError, first_line
 from offramp.graphs.sites import At
 from offramp.network import EarlyExitNet, builder
-from offramp.runs import AUXILIARY, for_grey
 
 Side = int | Sequence[int] | None
 _OF_WEIGHTS = ("weights",)  # arguments of torchvision that say which weights to read

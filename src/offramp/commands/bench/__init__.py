@@ -17,10 +17,10 @@ from offramp.show.watch import QUIET, Watch
 if TYPE_CHECKING:
     from offramp.commands.open_run import OpenRun
     from offramp.data import Parts
+    from offramp.files import RunFolder
     from offramp.network import EarlyExitNet
     from offramp.policy import Policy
     from offramp.results.bench import Bench
-    from offramp.runs import RunFolder
 
 MAX_DROP = 0.2  # percentage points; of the policy that is found where the run has none
 ROUNDS = 15

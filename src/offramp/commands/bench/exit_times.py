@@ -1,10 +1,20 @@
 """The times that `offramp bench` measured, for a policy that is to be found by them."""
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from offramp.errors import OfframpError, UsageError
+from offramp.errors import UsageError
 from offramp.evaluation.thresholds import check_times
-from offramp.runs import RunFolder, read_json
+from offramp.files import RunFolder, read
+
+
+@dataclass(frozen=True)
+class BenchFile:
+    """What is read again of the times in `bench.json`: by size of batch, as a word, and for `stream`."""
+
+    weights: str
+    device: str
+    exit_ms: Mapping[str, tuple[float, ...]]
 
 
 def exit_times(folder: RunFolder, weights: str, batch: str, num_exits: int) -> tuple[tuple[float, ...], dict[str, str]]:
@@ -23,33 +33,17 @@ def exit_times(folder: RunFolder, weights: str, batch: str, num_exits: int) -> t
     way_out = f"`{folder.command('bench')}` measures it"
     if not folder.bench.is_file():
         raise UsageError(f"How long an image takes to each exit is not known: there is no {folder.bench}. {way_out}.")
-    content = read_json(folder.bench)
-    if not _is_bench(content):
-        raise OfframpError(f"{folder.bench} is damaged: it is not what was measured. {way_out} anew.")
-    if content["weights"] != weights:
+    measured = read(folder.bench, BenchFile, hint=f"{way_out} anew.")
+    if measured.weights != weights:
         raise UsageError(
-            f"{folder.bench} was measured for the network with weights {content['weights'][:12]}, not {weights[:12]}. "
+            f"{folder.bench} was measured for the network with weights {measured.weights[:12]}, not {weights[:12]}. "
             f"{way_out} anew."
         )
-    known = content["exit_ms"]
+    known = measured.exit_ms
     if batch not in known:
         raise UsageError(f"{folder.bench} has no times for batch {batch}, but for {', '.join(known)}. {way_out} anew.")
     try:
         check_times(known[batch], num_exits)
     except UsageError as error:
         raise UsageError(f"{folder.bench}, batch {batch}: {error} {way_out} anew.") from error
-    return tuple(map(float, known[batch])), {"device": content["device"], "batch": batch}
-
-
-def _is_bench(content: Any) -> bool:
-    """Whether a JSON value has what is read of `bench.json`; numbers are looked at when they are used."""
-    return (
-        isinstance(content, dict)
-        and all(isinstance(content.get(key), str) for key in ("weights", "device"))
-        and isinstance(content.get("exit_ms"), dict)
-        and all(
-            isinstance(times, list)
-            and all(isinstance(time, (int, float)) and not isinstance(time, bool) for time in times)
-            for times in content["exit_ms"].values()
-        )
-    )
+    return known[batch], {"device": measured.device, "batch": batch}

@@ -4,13 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from offramp import trust
 from offramp.commands.before_torch import before_torch
 from offramp.commands.bench import LEAST_ROUNDS, ROUNDS
 from offramp.commands.options import AnyBackend, File, Flag, Folder, OnDevice, PrintsJson
-from offramp.config import Spec
 from offramp.errors import UsageError
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
@@ -18,10 +17,10 @@ from offramp.show.watch import QUIET, Watch
 if TYPE_CHECKING:
     from offramp.commands.open_run import OpenRun
     from offramp.data import Parts
+    from offramp.files import RunConfig, RunFolder
     from offramp.network import EarlyExitNet
     from offramp.policy import Policy
     from offramp.results.verdict.values import Verdict
-    from offramp.runs import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,20 +143,19 @@ def verdict(
 
 def _opened(options: VerdictOptions, parts: "Parts | None", into: "EarlyExitNet | None") -> "OpenRun":
     from offramp.commands.open_run import OpenRun
-    from offramp.runs import RunFolder
+    from offramp.files import RunFolder
 
     folder = RunFolder(options.run, options.allow_code)
     _check_code(folder, folder.read_config())
     return OpenRun(options, "verdict", "the verdict is written there", parts, into)
 
 
-def _check_code(folder: "RunFolder", config: dict[str, Any]) -> None:
+def _check_code(folder: "RunFolder", config: "RunConfig") -> None:
     """Refuse names that the run may not have called, before anything is read: a verdict comes to them late."""
     with folder.naming(config):
-        for kind in ("objective", "rule"):
-            name = Spec.from_json(config[kind]).name if config.get(kind) is not None else ""
-            if ":" in name:
-                trust.check(name, kind)
+        for kind, spec in {"objective": config.objective, "rule": config.rule}.items():
+            if spec is not None and ":" in spec.name:
+                trust.check(spec.name, kind)
 
 
 def _exits(run: "OpenRun", exits: Sequence[int] | None) -> tuple[int, ...]:

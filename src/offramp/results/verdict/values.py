@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 import offramp
-from offramp.runs import RunFolder
+from offramp.files import RunFolder
 from offramp.runtime.timing import ratio
 
 FORMAT = 1  # of the file

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from offramp.config import Spec
 from offramp.evaluation.xray import BANDS, NEEDED, STATES
 from offramp.results.labels import short_name, summary
 from offramp.results.xray import XrayReport
@@ -17,13 +16,13 @@ def xray_page(report: XrayReport, images: Sheet | None, no_images: str | None) -
     config, record = report.config, report.record
     with figures.style():
         drawn = {name: inline_svg(figure, name) for name, figure in plots.draw(record, report.telling).items()}
-    data = "data of your own" if config["data"] is None else str(Spec.from_json(config["data"]["source"]))
-    network = "a network of your own" if config["network"] is None else short_name(config["network"])
-    rule = config.get("rule")
+    data = "data of your own" if config.data is None else str(config.data.source)
+    network = "a network of your own" if config.network is None else short_name(config.network.to_json())
+    objective, rule = config.objective.to_json(), None if config.rule is None else config.rule.to_json()
     return page(
         "xray.html.j2",
-        title=f"The gradients of {short_name(config['objective'])} · {network} · {data}",
-        objective=summary(config["objective"]),
+        title=f"The gradients of {short_name(objective)} · {network} · {data}",
+        objective=summary(objective),
         rule=None if rule is None or short_name(rule) == "Standard" else summary(rule),
         report=report,
         record=record,

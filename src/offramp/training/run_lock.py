@@ -1,23 +1,20 @@
-"""Taking possession of a run's folder: one process at a time, one configuration for ever."""
+"""Locks a run's folder to one process at a time and to one configuration."""
 
 import fcntl
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from offramp import trust
 from offramp.config import FORMER_FORMS, DataConfig, TrainConfig, determining, differences, free_fields
 from offramp.errors import OfframpError, UsageError
-from offramp.runs import RunFolder, read_json
-from offramp.storage import write_atomically
+from offramp.files import RunFolder, write
 
 
 @contextmanager
-def claimed(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[None]:
-    """Hold the folder while the body runs.
+def locked(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[None]:
+    """The folder belongs to this process while the body runs.
 
     Writes `config.json`, except into a finished run, which stays as it is. Refuses a folder that holds something else,
     another configuration (showing the fields that differ), or a training that is going on.
@@ -37,8 +34,9 @@ def claimed(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[None]:
         if not folder.weights.is_file():
             for part in (*folder.path.glob(".*.part"), *folder.checkpoints.glob(".*.part")):  # of a killed process
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
-            write_json(folder.config, _as_begun(folder, config))
-        trust.remember(folder.path, folder.read_config())  # it is the user who names this run's code, now or again
+            write(folder.config, _as_begun(folder, config), indent=2)
+        # It is the user who names this run's code, now or again.
+        trust.remember(folder.path, folder.read_config().values)
         yield
 
 
@@ -49,11 +47,6 @@ def _check(folder: RunFolder, config: Mapping[str, Any]) -> None:
         raise UsageError(f"{folder.path} is not empty and holds no run of offramp; choose another folder.")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON atomically."""
-    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
-
-
 def _as_begun(folder: RunFolder, config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration to write: what determines the run as it was written first, what is free as it is now.
 
@@ -62,7 +55,7 @@ def _as_begun(folder: RunFolder, config: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not folder.config.is_file():
         return dict(config)
-    begun = read_json(folder.config)
+    begun = folder.read_config().written
     written: dict[str, Any] = {**begun, "offramp": config["offramp"]}
     for part, config_class in (("data", DataConfig), ("training", TrainConfig)):
         if begun[part] is not None:
@@ -73,13 +66,13 @@ def _as_begun(folder: RunFolder, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _refuse_another(folder: RunFolder, config: Mapping[str, Any]) -> None:
     begun = folder.read_config()
-    form = begun["training"].get("form")
+    form = begun.training.form
     if form in FORMER_FORMS:
         raise UsageError(
             f"{folder.path} was trained in form {form}, which this offramp does not have: it can be evaluated, but not "
             "trained further. Choose another folder."
         )
-    lines = differences(determining(begun), determining(config))
+    lines = differences(determining(begun.values), determining(config))
     if lines:
         raise UsageError(
             f"{folder.path} holds a run of another configuration ({'; '.join(lines)}). Choose another folder, or the "

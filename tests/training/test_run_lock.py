@@ -7,8 +7,8 @@ import pytest
 
 from offramp.config import FORMER_FORMS, DataConfig, Spec, TrainConfig, to_json
 from offramp.errors import OfframpError, UsageError
-from offramp.runs import FORMAT, RunFolder
-from offramp.training.claim import claimed
+from offramp.files import FORMAT, RunFolder
+from offramp.training.run_lock import locked
 
 
 def config(**training: Any) -> dict[str, Any]:
@@ -24,33 +24,33 @@ def config(**training: Any) -> dict[str, Any]:
 
 def test_a_new_folder_is_made_and_explains_itself(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a" / "b")
-    with claimed(folder, config()):
+    with locked(folder, config()):
         assert json.loads(folder.config.read_text()) == json.loads(json.dumps(config()))
 
 
 @pytest.mark.parametrize("form", FORMER_FORMS)
 def test_a_run_in_a_form_that_is_gone_is_one_line(tmp_path: Path, form: str) -> None:
     folder = RunFolder(tmp_path)
-    with claimed(folder, config()):
+    with locked(folder, config()):
         pass
     folder.config.write_text(folder.config.read_text().replace('"form": "auto"', f'"form": "{form}"'))
     with (
         pytest.raises(
             UsageError, match=f"was trained in form {form}, which this offramp does not have.*another folder"
         ),
-        claimed(folder, config()),
+        locked(folder, config()),
     ):
         pytest.fail("entered")
 
 
 def test_another_configuration_is_refused_with_the_fields(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    with claimed(folder, config(lr=0.1)):
+    with locked(folder, config(lr=0.1)):
         pass
     before = folder.config.read_bytes()
     with (
         pytest.raises(UsageError, match=r"another configuration \(training.lr: 0.1 there, 0.2 now\)"),
-        claimed(folder, config(lr=0.2)),
+        locked(folder, config(lr=0.2)),
     ):
         pytest.fail("entered")
     assert folder.config.read_bytes() == before
@@ -58,16 +58,16 @@ def test_another_configuration_is_refused_with_the_fields(tmp_path: Path) -> Non
 
 def test_fields_that_change_nothing_may_differ(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    with claimed(folder, config(save_every_steps=5)):
+    with locked(folder, config(save_every_steps=5)):
         pass
     now = config(save_every_steps=7, keep_best=True) | {"offramp": "0.1.1"}
-    with claimed(folder, now):
+    with locked(folder, now):
         assert json.loads(folder.config.read_text())["training"]["save_every_steps"] == 7
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UsageError, match="is not empty and holds no run"), claimed(RunFolder(tmp_path), config()):
+    with pytest.raises(UsageError, match="is not empty and holds no run"), locked(RunFolder(tmp_path), config()):
         pytest.fail("entered")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -75,33 +75,33 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.config.write_text(json.dumps(config() | {"format": FORMAT + 1}))
-    with pytest.raises(UsageError, match="written by a newer offramp"), claimed(folder, config()):
+    with pytest.raises(UsageError, match="written by a newer offramp"), locked(folder, config()):
         pytest.fail("entered")
 
 
 def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with (
-        claimed(folder, config()),
+        locked(folder, config()),
         pytest.raises(OfframpError, match="Another process is training"),
-        claimed(folder, config()),
+        locked(folder, config()),
     ):
         pytest.fail("entered")
 
 
 def test_a_path_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="cannot be written"), claimed(RunFolder(tmp_path / "file" / "run"), config()):
+    with pytest.raises(UsageError, match="cannot be written"), locked(RunFolder(tmp_path / "file" / "run"), config()):
         pytest.fail("entered")
 
 
 def test_litter_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    with claimed(folder, config()):
+    with locked(folder, config()):
         folder.checkpoints.mkdir()
     litter = folder.checkpoints / ".step-000000001.safetensors.abc.part"
     litter.touch()
     (folder.checkpoints / ".step-000000002.safetensors.abc.held.part").mkdir()
-    with claimed(folder, config()):
+    with locked(folder, config()):
         assert not litter.exists()
         assert os.listdir(folder.checkpoints) == []
