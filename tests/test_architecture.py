@@ -15,6 +15,7 @@ BOTTOM = [
     "terminal",
     "choices",
     "checks",
+    "registry",
     "trust",
     "config",
     "storage",

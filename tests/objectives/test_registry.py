@@ -83,17 +83,6 @@ def test_a_registered_name_with_arguments_builds_the_objective(words: list[str],
     assert build(Spec.parse(words)) == expected
 
 
-def test_every_published_objective_has_its_name():
-    assert sorted(OBJECTIVES) == [
-        "cross-entropy",
-        "damping",
-        "discard-threshold",
-        "dynamic",
-        "label-smoothing",
-        "power-sqrt",
-    ]
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
