@@ -233,19 +233,6 @@ def test_compiled_networks_take_the_same_steps(network_of) -> None:
         torch.testing.assert_close(parameter, other)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("meta-gf auxiliary=-1", "auxiliary must be a number of at least 0, not -1"),
-        ("meta-gf eta_lr=fast", "eta_lr must be a number of at least 0, not 'fast'"),
-        ("meta-gf kept=1.1", "kept must be a number from 0 to 1, not 1.1"),
-    ],
-)
-def test_settings_out_of_range(words: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        build(Spec.parse(words.split()))
-
-
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     """Also with an exit that the loss does not reach."""
     script, launcher = str(Path(__file__).with_name("meta_gf_steps.py")), ["-m", "torch.distributed.run"]
