@@ -386,16 +386,6 @@ def test_csv_and_json_lines_say_the_same_as_python(trained, images, capsys):
     assert [os.path.relpath(row["file"], images) for row in rows] == NAMES
 
 
-def test_a_summary_goes_to_standard_error(trained, images, capsys):
-    found = [one.exit for one in predict(PredictOptions(trained, [images]))]
-    assert main(["predict", trained, str(images), "--format", "csv"]) == 0
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(
-        f"5 images under {trained}/policy.json: {found.count(1) / 5:.1%} at exit 1, 0.0% at exit 2, "
-    )
-    assert line.endswith("of the operations of running straight to the last exit, on average.")
-
-
 def test_a_tuning_is_named_in_the_summary_and_one_line_says_why_it_is_not_used(
     trained, images, tiny, parts, tmp_path, capsys
 ):

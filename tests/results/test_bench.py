@@ -121,12 +121,6 @@ def mode(name: str = "32", times: float = 3.0, promised: float = 4.0) -> Mode:
     )
 
 
-@pytest.mark.parametrize("kind", [Accuracy, Speed, Account, Mode, Bench])
-def test_docstrings_describe_the_fields_that_there_are(kind):
-    described = re.findall(r"^ +(\w+): ", inspect.getdoc(kind).partition("Attributes:")[2], re.MULTILINE)
-    assert described == [field.name for field in dataclasses.fields(kind)]
-
-
 def test_realised_is_measured_over_promised():
     one = mode(times=3.0, promised=4.0)
     assert one.realised == 0.75
