@@ -83,8 +83,10 @@ LINES = {
     "DATA": '"stripes": "data.stripes:stripes",',
     "COMMANDS": '"greet": "commands.greet:GreetOptions",',
 }
-SHOWN = """
-import contextlib
+PROGRAM = """
+import contextlib, sys
+import pytest
+assert pytest.main(sys.argv[1:]) == 0
 from offramp import trust
 from offramp.cli import main
 from offramp.reproduce.methods import LEAGUE
@@ -118,14 +120,14 @@ def test_one_of_each_is_a_file_and_a_line(tmp_path: Path) -> None:
         registry = re.sub(rf"^{table}: .*$", rf"\g<0>\n    {line}", registry, flags=re.MULTILINE)
     (package / "registry.py").write_text(registry)
 
-    def run(*words: str) -> str:
-        environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-        command = [sys.executable, *words]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    shown = dict(re.findall(r"^## (.*)\n([^#]*)", run("-c", SHOWN), flags=re.MULTILINE))
+    tests = Path(__file__).parent
+    words = ["-v", "-p", "no:cacheprovider", "-c", str(tests.parent / "pyproject.toml")]
+    words += ["-k", " or ".join(name for name, _ in PROPERTIES.values()), *(str(tests / file) for file in PROPERTIES)]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-c", PROGRAM, *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = dict(re.findall(r"^## (.*)\n([^#]*)", done.stdout, flags=re.MULTILINE))
     assert "greet" in shown["--help"]
     assert shown["greet"].strip() == "hello"
     for name in ("focal", "even-lengths", "tiny", "stripes"):
@@ -135,11 +137,5 @@ def test_one_of_each_is_a_file_and_a_line(tmp_path: Path) -> None:
     (trusted,) = (key for key in shown if key.startswith("trust"))
     for path in ("objectives.focal:Focal", "rules.even_lengths:EvenLengths", "backbones.tiny:tiny"):
         assert f"offramp.{path}" in trusted
-
-    tests = Path(__file__).parent
-    words = " or ".join(name for name, _ in PROPERTIES.values())
-    files = [str(tests / file) for file in PROPERTIES]
-    settings = ["-v", "-p", "no:cacheprovider", "-c", str(tests.parent / "pyproject.toml")]
-    ran = run("-m", "pytest", *settings, "-k", words, *files)
     for file, (name, least) in PROPERTIES.items():
-        assert len(re.findall(rf"{file}::\S*{name}\S* PASSED", ran)) >= least, ran
+        assert len(re.findall(rf"{file}::\S*{name}\S* PASSED", done.stdout)) >= least, done.stdout

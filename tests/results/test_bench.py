@@ -1,7 +1,4 @@
-import dataclasses
-import inspect
 import math
-import re
 
 import numpy as np
 import pytest
@@ -10,7 +7,6 @@ import torch
 from offramp.results.bench import (
     Account,
     Accuracy,
-    Bench,
     Latency,
     Mode,
     Speed,

@@ -1,7 +1,5 @@
 """Meta-GF, against a slow version that follows the description line by line."""
 
-import subprocess
-import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -233,13 +231,10 @@ def test_compiled_networks_take_the_same_steps(network_of) -> None:
         torch.testing.assert_close(parameter, other)
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+def test_two_processes_take_the_steps_of_one(tmp_path: Path, together) -> None:
     """Also with an exit that the loss does not reach."""
-    script, launcher = str(Path(__file__).with_name("meta_gf_steps.py")), ["-m", "torch.distributed.run"]
-    for out, words in (("1", []), ("2", [*launcher, "--standalone", "--nproc-per-node=2"])):
-        command = [sys.executable, *words, script, str(tmp_path / out)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
+    for number in (1, 2):
+        together(number, Path(__file__).with_name("meta_gf_steps.py"), tmp_path / str(number))
     one, two = (load_tensors(tmp_path / out)[0] for out in "12")
     assert not one["rule.eta"].eq(1).all()
     torch.testing.assert_close(two, one, rtol=1e-8, atol=1e-11)

@@ -1,10 +1,10 @@
 import pytest
 
 from offramp.evaluation import Curve, Point
-from offramp.policy import EVERYBODY, SOFTMAX, Measure, Policy
+from offramp.policy import EVERYBODY, SOFTMAX, Policy
 from offramp.results.dynamic import ClassUse, Dynamic, ExitUse, Picked
 from offramp.show import figures
-from offramp.show.dynamic import CLASSES_SHOWN, plot, section
+from offramp.show.dynamic import plot, section
 from offramp.show.sheet import Sheet
 
 
