@@ -24,6 +24,8 @@ NAMES = [
     "pcgrad",
     "cagrad",
     "cagrad c=0.4 rescale=false",
+    "cgt",
+    "cgt gate=hard",
 ]
 
 

@@ -46,10 +46,10 @@ def section(dynamic: Dynamic, sheet: Sheet | None) -> dict[str, Any]:
 
 
 def _measure(measure: Measure) -> str:
-    said = MEASURES[measure.name]
+    words = MEASURES[measure.name]
     if measure.renormalise:
-        said += ", of classes that sum to 1"
-    return said if measure.temperatures is None else f"{said}, of logits divided by each exit’s temperature"
+        words += ", of classes that sum to 1"
+    return words if measure.temperatures is None else f"{words}, of logits divided by each exit’s temperature"
 
 
 def _rows(dynamic: Dynamic, sheet: Sheet) -> list[dict[str, Any]]:
