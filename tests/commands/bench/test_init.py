@@ -20,13 +20,13 @@ from offramp.show.bench.table import bench_table
 from offramp.show.terminal import console
 from offramp.storage import weights_hash
 
-QUICK = {"batches": (1, 8), "limit": 16, "rounds": 5, "seconds": 2.0}
+QUICK = {"batches": (1, 8), "limit": 16, "rounds": 5, "seconds": 0.5}
 LEAVING = Policy((0.3, NOBODY, EVERYBODY))
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(Engine, "tune", partialmethod(Engine.tune, seconds=0.3))
+    monkeypatch.setattr(Engine, "tune", partialmethod(Engine.tune, seconds=0.1))
 
 
 def said(measured) -> str:
@@ -201,7 +201,7 @@ def test_a_run_that_cannot_be_written_to_is_refused_with_the_reason(make_run, tm
 
 # -- the command -------------------------------------------------------------------------------------------------------
 
-WORDS = ["--batches", "1", "8", "--limit", "16", "--rounds", "5", "--seconds", "2", "--threads", "1"]
+WORDS = ["--batches", "1", "8", "--limit", "16", "--rounds", "5", "--seconds", "0.5", "--threads", "1"]
 
 
 def test_a_run_is_timed(make_trained, capsys):
