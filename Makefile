@@ -22,7 +22,7 @@ quickstart: $(VENV)/.report   ## train MSDNet with the paper's method on scikit-
 	$(BIN)/offramp evaluate runs/quickstart --plots svg
 
 test: $(VENV)/.dev            ## everything but the slow tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/.dev       ## the slow tests alone
 	$(BIN)/python -m pytest -m slow

@@ -4,6 +4,9 @@ import contextlib
 import functools
 import importlib.util
 import json
+import multiprocessing
+import runpy
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +30,7 @@ from offramp.storage import save_tensors
 from offramp.training.prefixes import Prefixes
 
 torch.set_num_threads(1)
+AS_TORCHRUN = Path(__file__).with_name("as_torchrun.py")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -67,6 +71,34 @@ def script() -> Callable[[Path], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture(scope="session")
+def together() -> Callable[..., None]:
+    """`together(number, script, *arguments)`: a script in so many processes, as under torchrun.
+
+    They are forked off a process that has imported torch already, which takes each of torchrun's own seconds.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "offramp.training", "offramp.rules", "offramp.backbones"])
+
+    def run(number: int, script: Path, *arguments: object) -> None:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": str(number), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        processes = []
+        for rank in range(number):
+            given = ({**shared, "RANK": str(rank)}, [str(script), *map(str, arguments)])
+            process = context.Process(target=runpy.run_path, args=(str(AS_TORCHRUN), {"given": given}, "__main__"))
+            process.start()
+            processes.append(process)
+        for process in processes:
+            process.join(300)
+            process.kill()
+        assert [process.exitcode for process in processes] == [0] * number
+
+    return run
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ BOTTOM = [
     "terminal",
     "choices",
     "checks",
+    "registry",
     "trust",
     "config",
     "storage",

@@ -1,13 +1,11 @@
-"""Sums and shares over processes. The file is also what each process runs: `python test_processes.py RANK STORE`."""
+"""Sums and shares over processes. The file is also what each process runs: `python test_processes.py OUT`."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from offramp import processes
 from offramp.errors import UsageError
@@ -39,14 +37,11 @@ def test_shares_are_contiguous_cover_everything_once_and_differ_by_one_at_most(
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+def reports(tmp_path_factory: pytest.TempPathFactory, together) -> list[dict]:
     """What each of two real processes saw."""
-    store = tmp_path_factory.mktemp("processes") / "store"
-    command = [sys.executable, __file__]
-    workers = [subprocess.Popen([*command, str(rank), str(store)], stdout=subprocess.PIPE) for rank in range(2)]
-    found = [worker.communicate(timeout=60)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0]
-    return [json.loads(text) for text in found]
+    folder = tmp_path_factory.mktemp("processes")
+    together(2, Path(__file__), folder)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 def test_together_each_process_knows_its_number_and_its_share(reports: list[dict]):
@@ -92,9 +87,8 @@ def test_an_environment_that_is_none_of_torchruns_is_named(variables, words, mon
         pass
 
 
-def main(rank: int, store: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    values = torch.tensor([1.0, -1.0]).mul(rank + 1).requires_grad_()
+def main(folder: Path) -> None:
+    values = torch.tensor([1.0, -1.0]).mul(processes.rank() + 1).requires_grad_()
     total, largest = processes.sum_over_all(values), processes.max_over_all(values)
     share = processes.share_of(5)
     report = {
@@ -105,9 +99,9 @@ def main(rank: int, store: Path) -> None:
         "given": values.tolist(),
         "requires_grad": [total.requires_grad, largest.requires_grad],
     }
-    print(json.dumps(report))
-    dist.destroy_process_group()
+    (folder / f"{processes.rank()}.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    with processes.together("gloo"):
+        main(Path(sys.argv[1]))

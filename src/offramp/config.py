@@ -15,7 +15,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from offramp import trust
+from offramp import registry, trust
 from offramp.checks import LARGEST, MOST, check_size, check_whole, did_you_mean
 from offramp.errors import UsageError
 
@@ -101,19 +101,17 @@ def _jsonable(value: Any) -> Any:
     raise UsageError(f"{value!r} cannot be written to a run's configuration; use numbers, strings, lists.")
 
 
-def resolve(name: str, registry: Mapping[str, Any], kind: str) -> Any:
+def resolve(name: str, names: Mapping[str, Any], kind: str) -> Any:
     """The object behind a registered name or `package.module:Name`. `kind` is the word used in errors.
 
     Raises:
         UsageError: There is no such thing, or it stands in the folder of a run that may not name it: see `trust`.
     """
-    if name in registry:
-        return registry[name]
+    if name in names:
+        return names[name]
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or module_name.startswith("."):
-        raise UsageError(
-            f"Unknown {kind} {name!r}.{did_you_mean(name, sorted(registry))} Your own: package.module:Name."
-        )
+        raise UsageError(f"Unknown {kind} {name!r}.{did_you_mean(name, sorted(names))} Your own: package.module:Name.")
     trust.check(name, kind)
     try:
         module = _imported(module_name)
@@ -138,9 +136,9 @@ def _imported(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def build(spec: Spec, registry: Mapping[str, Any], kind: str, **defaults: Any) -> Any:
+def build(spec: Spec, names: Mapping[str, Any], kind: str, **defaults: Any) -> Any:
     """Build what `spec` names. Its arguments win over `defaults`; a default the builder does not take is dropped."""
-    builder = resolve(spec.name, registry, kind)
+    builder = resolve(spec.name, names, kind)
     try:
         signature = inspect.signature(builder)
     except (TypeError, ValueError):  # not callable, or written in C
@@ -175,6 +173,21 @@ _SPEC_FLAG = PrimitiveConstructorSpec(
 )
 SpecFlag = Annotated[Spec, _SPEC_FLAG]
 
+
+def _names(known: Iterable[str], more: str = "") -> str:
+    """The help of an option that takes a name."""
+    return f"{', '.join(known)}, or package.module:Name{more and '; '}{more}."
+
+
+_NETWORKS = _names(
+    [
+        "auto (fits the data)",
+        "a preset such as msdnet7-cifar100",
+        *registry.BACKBONES,
+        "timm/NAME or torchvision/NAME (with exits attached)",
+    ]
+)
+
 # Fields marked so may differ when a run is continued: they change how it runs, never what it computes.
 FREE: Mapping[str, Any] = {"free": True}
 
@@ -193,8 +206,9 @@ def _check_choice(config: Any, name: str) -> None:
 class DataConfig:
     """Which images, in which parts."""
 
-    source: Annotated[SpecFlag, tyro.conf.arg(name="data")] = field(default_factory=lambda: Spec("digits"))
-    """digits, fashion-mnist, cifar10, cifar100, imagenet, folder:PATH, or package.module:Name; arguments follow."""
+    source: Annotated[SpecFlag, tyro.conf.arg(name="data", help=_names(registry.DATA, "arguments follow"))] = field(
+        default_factory=lambda: Spec("digits")
+    )
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = field(default=None, metadata=FREE)
     """Folder that holds the data set's files (default: $OFFRAMP_DATA, else ~/.cache/offramp)."""
     batch_size: int = 64
@@ -324,14 +338,15 @@ class Run:
     """Everything that determines a trained network."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    objective: SpecFlag = field(default_factory=lambda: Spec("cross-entropy"))
-    """cross-entropy, label-smoothing, discard-threshold, damping, power-sqrt, dynamic, or package.module:Name."""
-    network: Annotated[SpecFlag, tyro.conf.arg(aliases=("--backbone",))] = field(default_factory=lambda: Spec("auto"))
-    """auto (fits the data), a preset such as msdnet7-cifar100, msdnet, ranet, collaborating, timm/NAME or
-    torchvision/NAME (with exits attached), or package.module:Name."""
-    rule: SpecFlag = field(default_factory=lambda: Spec("standard"))
-    """What happens to a batch: standard, dfs, gradient-equilibrium, pcgrad, cagrad, wpn, meta-gf, cgt,
-    one-for-all, or package.module:Name."""
+    objective: Annotated[SpecFlag, tyro.conf.arg(help=_names(registry.OBJECTIVES))] = field(
+        default_factory=lambda: Spec("cross-entropy")
+    )
+    network: Annotated[SpecFlag, tyro.conf.arg(help=_NETWORKS, aliases=("--backbone",))] = field(
+        default_factory=lambda: Spec("auto")
+    )
+    rule: Annotated[SpecFlag, tyro.conf.arg(help=f"What happens to a batch: {_names(registry.RULES)}")] = field(
+        default_factory=lambda: Spec("standard")
+    )
     training: TrainConfig = field(default_factory=TrainConfig)
 
 

@@ -20,47 +20,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offramp import registry
 from offramp.errors import UsageError
 
 VARIABLE = "OFFRAMP_ALLOW_CODE"  # packages with commas between them
+_RECORDED = {  # builders that leave another recipe than their own name
+    "collaborating": "backbones.collaboration:collaboration",
+    "dynamic": "objectives.power_sqrt:PowerSqrt",
+    "prefix": "backbones.prefix:shorter",
+}
+
+
+def _recorded(names: Mapping[str, str], *more: str) -> frozenset[str]:
+    return frozenset(f"offramp.{path}" for path in ({**names, **_RECORDED}[name] for name in names)) | {*more}
+
+
 REGISTERED: Mapping[str, frozenset[str]] = {
     "data set": frozenset({"offramp.reproduce.watching:on_test"}),
-    "network": frozenset(
-        {
-            "offramp.backbones.attached.zoo:named",
-            "offramp.backbones.collaboration:collaboration",
-            "offramp.backbones.msdnet:msdnet",
-            "offramp.backbones.prefix:shorter",
-            "offramp.backbones.ranet:ranet",
-        }
-    ),
-    "objective": frozenset(
-        {
-            "offramp.objectives.cross_entropy:CrossEntropy",
-            "offramp.objectives.damping:Damping",
-            "offramp.objectives.discard_threshold:DiscardThreshold",
-            "offramp.objectives.label_smoothing:LabelSmoothing",
-            "offramp.objectives.power_sqrt:PowerSqrt",
-        }
-    ),
-    "rule": frozenset(
-        {
-            "offramp.rules.cagrad:CAGrad",
-            "offramp.rules.cgt:CGT",
-            "offramp.rules.dfs:DFS",
-            "offramp.rules.gradient_equilibrium:GradientEquilibrium",
-            "offramp.rules.meta_gf:MetaGF",
-            "offramp.rules.one_for_all:OneForAll",
-            "offramp.rules.pcgrad:PCGrad",
-            "offramp.rules.standard:Standard",
-            "offramp.rules.wpn:WPN",
-        }
-    ),
+    "network": _recorded(registry.BACKBONES, "offramp.backbones.attached.zoo:named"),
+    "objective": _recorded(registry.OBJECTIVES),
+    "rule": _recorded(registry.RULES),
 }
-"""Import paths that runs have in their `config.json`, by kind. Names without a colon stand in the rooms' registries.
-
-Written out, because nothing may be imported to find out whether it may be imported; a test compares it with the rooms.
-"""
+"""Import paths that runs have in their `config.json`, by kind. Names without a colon stand in the registry."""
 _NEVER = sys.stdlib_module_names | {"offramp"}  # packages of which a run's folder may name nothing else
 _CODE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from offramp import backbones
+from offramp import backbones, registry
 from offramp.config import Spec
+from offramp.costs import cost
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet, rebuild
 
@@ -141,3 +142,28 @@ def test_a_network_that_memory_cannot_hold_is_refused_before_it_is_built(monkeyp
     assert backbones.build(Spec("msdnet", {"exits": 3})).num_exits == 3
     with pytest.raises(UsageError, match=r"exits=30' has [\d,]+ parameters: .* there are 1\. Use fewer"):
         backbones.build(Spec("msdnet", {"exits": 30}))
+
+
+@pytest.fixture(params=[name for name in registry.BACKBONES if name not in ("collaborating", "prefix")])
+def registered(request: pytest.FixtureRequest) -> EarlyExitNet:
+    """Every backbone that is no run's, for grey images of 5 classes."""
+    return backbones.build(Spec(request.param), num_classes=5, image_shape=(1, 32, 32), damping=True).eval()
+
+
+def test_a_registered_backbone_has_the_logits_of_every_exit_and_costs_more_with_each(registered: EarlyExitNet) -> None:
+    images = torch.randn(3, 1, 32, 32)
+    logits_KBC = registered(images)
+    assert logits_KBC.shape == (registered.num_exits, 3, 6)
+    logits_KBC.sum().backward()
+    reached = {name for name, parameter in registered.named_parameters() if parameter.grad is not None}
+    assert reached == {name for name, _ in registered.named_parameters()}
+    costs = [exit.operations for exit in cost(registered, (1, 32, 32)).exits]
+    assert costs == sorted(set(costs))
+
+
+def test_a_registered_backbone_is_built_again_by_its_recipe(registered: EarlyExitNet) -> None:
+    assert registered.spec is not None
+    again = rebuild(Spec.from_json(json.loads(json.dumps(registered.spec.to_json())))).eval()
+    again.load_state_dict(registered.state_dict())
+    images = torch.randn(3, 1, 32, 32)
+    assert torch.equal(again(images), registered(images))

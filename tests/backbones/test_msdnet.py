@@ -1,7 +1,6 @@
 """MSDNet against the published tables, and what running it stage by stage promises."""
 
 import itertools
-import json
 import math
 from copy import deepcopy
 from typing import Any
@@ -12,9 +11,8 @@ from torch import fx, nn
 
 from offramp.backbones import msdnet
 from offramp.backbones.msdnet import Layer, Transition
-from offramp.config import Spec
 from offramp.errors import UsageError
-from offramp.network import EarlyExitNet, rebuild
+from offramp.network import EarlyExitNet
 
 IMAGENET: dict[str, Any] = {
     "exits": 5,
@@ -146,21 +144,6 @@ def test_every_channel_of_the_carry_is_read_by_a_later_exit() -> None:
         assert all((g.abs().sum((0, 2, 3)) > 0).all() for g in gradients)
 
 
-@pytest.mark.parametrize(
-    ("knobs", "expected"),
-    [
-        ({}, {nn.Conv2d: 200, nn.BatchNorm2d: 200, nn.ReLU: 200, nn.AvgPool2d: 7, nn.Linear: 7, nn.MaxPool2d: 0}),
-        (IMAGENET, {nn.Conv2d: 186, nn.BatchNorm2d: 186, nn.ReLU: 186, nn.AvgPool2d: 5, nn.Linear: 5, nn.MaxPool2d: 1}),
-    ],
-)
-def test_module_inventory(knobs: dict[str, Any], expected: dict[type, int]) -> None:
-    network = on_meta(**knobs)
-    assert {kind: sum(isinstance(m, kind) for m in network.modules()) for kind in expected} == expected
-    num_biases = sum(m.bias is not None for m in network.modules() if isinstance(m, nn.Conv2d))
-    assert num_biases == expected[nn.MaxPool2d]
-    assert len(list(network.parameters())) == 3 * expected[nn.Conv2d] + 2 * expected[nn.Linear] + num_biases
-
-
 def test_last_only_is_the_trunk_of_the_whole_network_with_its_last_head() -> None:
     whole, last = msdnet(**SMALL).double().eval(), msdnet(**SMALL, last_only=True).double().eval()
     renamed = {}
@@ -218,16 +201,6 @@ def test_weights_start_at_the_library_defaults(damping: bool) -> None:
     biases = torch.cat([head.linear.bias for head in network.exits])
     assert biases.abs().max() <= 1 / math.sqrt(128)
     assert biases.abs().mean().item() == pytest.approx(0.5 / math.sqrt(128), rel=0.15)
-
-
-def test_the_damping_neuron_is_one_more_output_of_each_exit() -> None:
-    plain, damped = msdnet(**SMALL), msdnet(**SMALL, damping=True)
-    assert (damped.num_classes, damped.num_outputs, damped.damping) == (5, 6, True)
-    shapes = {name: tuple(p.shape) for name, p in plain.named_parameters()}
-    for name, parameter in damped.named_parameters():
-        more = (1, *[0] * (parameter.ndim - 1)) if ".linear." in name else (0,) * parameter.ndim
-        assert tuple(parameter.shape) == tuple(a + b for a, b in zip(shapes[name], more, strict=True))
-    assert damped.eval()(torch.zeros(2, 3, 20, 20)).shape == (4, 2, 6)
 
 
 def schedule(network: EarlyExitNet) -> list[tuple[int, int]]:
@@ -329,20 +302,6 @@ def test_the_refusal_says_how_many_scales_would_fit() -> None:
 def test_contradictions_are_refused_with_the_reason(knobs: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         msdnet(**knobs)
-
-
-def test_the_recipe_on_the_network_builds_it_again() -> None:
-    network = msdnet(**SMALL, damping=True)
-    assert network.spec is not None
-    again = rebuild(Spec.from_json(json.loads(json.dumps(network.spec.to_json()))))
-    again.load_state_dict(network.state_dict())
-    images = torch.rand(2, 3, 20, 20)
-    assert torch.equal(again.eval()(images), network.eval()(images))
-    assert (again.spec, again.num_classes, again.damping, again.image_shape) == (network.spec, 5, True, (3, 20, 20))
-
-
-def test_one_exit_still_gives_three_dimensions() -> None:
-    assert msdnet(exits=1, growth_factors=(1,), image_size=8).eval()(torch.zeros(2, 3, 8, 8)).shape == (1, 2, 100)
 
 
 def test_parameters_without_gradient_are_those_of_maps_that_no_exit_reads() -> None:

@@ -71,57 +71,6 @@ def test_worse_is_beyond_the_recorded_bounds_in_the_bad_direction(everything, go
         assert "[1.2, 1.3]" in lines[0]
 
 
-@pytest.mark.parametrize(
-    ("unit", "warned"), [("ms", False), ("s", False), ("images/s", False), ("", True), ("slope", True)]
-)
-def test_what_has_no_unit_is_compared_and_times_never_are(everything, unit, warned) -> None:
-    before = recorded(everything, value(unit=unit))
-    assert before["name"]["rows"]["a value"]["value"] == 12.5  # recorded all the same
-    assert bool(everything.warnings(found(value(14, 15, unit)), before)) == warned
-    assert not everything.warnings(found(value(10, 11, unit)), before)
-
-
-def test_without_bounds_nothing_is_compared(everything) -> None:
-    bare = {key: given for key, given in value(unit="slope").items() if key not in ("at_least", "at_most")}
-    assert not everything.warnings(found({**bare, "value": 1e6}), recorded(everything, value(unit="slope")))
-    assert not everything.warnings(found(value(unit="slope")), recorded(everything, {**bare, "value": 1e-6}))
-
-
-def test_what_nobody_recorded_is_no_warning(everything) -> None:
-    assert not everything.warnings(found(ratio(0.1, 0.2)), {})
-    assert not everything.differences(found(ratio(0.1, 0.2)), {})
-
-
-def test_other_conditions_are_said_and_compared_all_the_same(everything) -> None:
-    before = recorded(everything, ratio(1.2, 1.3))
-    today = found(ratio(0.5, 0.6), device="another", torch="3.0")
-    assert everything.differences(today, before) == [
-        "device another, recorded a processor (name)",
-        "torch 3.0, recorded 2.13 (name)",
-    ]
-    assert len(everything.warnings(today, before)) == 1
-    assert not everything.differences(found(ratio(0.5, 0.6)), before)
-
-
-def test_the_table_has_a_line_for_each_row(everything) -> None:
-    rows = [ratio(1.0, 1.1), value(), ratio(0.9, 1.1, "none")]
-    before = recorded(everything, ratio(1.2, 1.3))
-    first, second, third = everything.lines(found(*rows), before)
-    assert first == (
-        "name", "a row", "1.05 times as fast", "1 to 1.1", "at least 1.4", "yes", "1.25 [1.2, 1.3] worse",
-    )  # fmt: skip
-    assert second == ("name", "a value", "12.5 ms", "12 to 13", "under 50", "yes", "")
-    assert third[5] == ""
-    assert all(len(line) == len(everything.COLUMNS) for line in (first, second, third))
-
-
-def test_the_peak_stands_in_the_heading(everything) -> None:
-    details = {"a network": {"peak, billion operations a second": {"float32": 185.0, "bf16": 413.5}}}
-    today = {"training_step": {**CONDITIONS, "rows": [], "details": details}}
-    assert everything.heading(today).endswith("peak, billion operations a second: float32 185, bf16 413.5")
-    assert everything.heading(found()) == "a processor, 2 cores, torch 2.13"
-
-
 @pytest.fixture
 def runs(everything, monkeypatch) -> dict[str, Any]:
     """What benchmarks give when they are run, a list: one after the other; None: they fail."""
@@ -174,17 +123,6 @@ def test_who_is_worse_in_one_process_alone_is_none_to_warn_of(everything, compar
     assert cells[-1] == "1.25 [1.2, 1.3] worse, but not again"
 
 
-def test_a_second_run_that_fails_leaves_the_warning(compare) -> None:
-    assert "Worse than recorded: objective" in compare(one(1.0, 1.1), None)
-
-
-def test_who_is_worse_after_the_ten_minutes_runs_once_and_that_is_said(everything, compare, monkeypatch) -> None:
-    monkeypatch.setattr(everything, "MEANT", -1)
-    said = compare(one(1.0, 1.1))
-    assert "Worse than recorded: objective" in said
-    assert "objective is worse and did not run again: -1 s are over. all.py --only objective asks once more." in said
-
-
 def test_who_is_not_worse_runs_once(compare) -> None:
     assert "Worse" not in compare(one(1.0, 1.2))
 
@@ -200,13 +138,6 @@ def test_what_is_recorded_and_shown_says_where_it_comes_from(everything, runs, t
         assert {"commit", "clean", "took_seconds"} <= about.keys()
         assert about["rounds"] == 7
     assert "0 in all" in capsys.readouterr().out
-
-
-def test_without_a_repository_the_commit_is_nobodys(everything, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(everything, "HERE", tmp_path / "benchmarks")
-    about = everything.origin()
-    assert about["commit"] is None
-    assert about["clean"] is None
 
 
 def test_a_benchmark_that_fails_is_named_and_the_others_are_shown(everything, runs, tmp_path, capsys) -> None:
@@ -233,9 +164,3 @@ def test_recording_some_keeps_the_others(everything, runs, tmp_path) -> None:
         runs[name] = found(ratio(1.2, 1.3))["name"]
         everything.main(["--only", name, "--record", "--out", str(tmp_path / "o")], at)
     assert set(json.loads(at.read_text())) == {"objective", "data"}
-
-
-def test_a_script_that_breaks_says_why(everything, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(everything, "HERE", tmp_path)
-    (tmp_path / "objective.py").write_text("raise SystemExit('no such luck')")
-    assert everything.run("objective", ["--quick"]) == (None, "no such luck")

@@ -112,7 +112,7 @@ def test_without_ray_nothing_is_begun(here: Path, monkeypatch: pytest.MonkeyPatc
     assert os.listdir(here) == ["tiny.py"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_stopped_it_says_so_and_shows_what_is_there(here: Path, number: signal.Signals) -> None:
     """Runs save and leave; the page is written."""
     text = (here / "tiny.py").read_text().replace("epochs=1", "epochs=100_000")

@@ -44,11 +44,6 @@ def test_json_is_one_object_with_every_setting(capsys):
     assert all(f["rate"] == f["broken"] / 50 and f["limit"] <= f["rate"] for f in values["findings"])
 
 
-def test_a_procedure_of_ones_own_is_audited(capsys):
-    assert main(["audit", f"{__name__}:cautious", "--json", *SMALL]) == 0
-    assert json.loads(capsys.readouterr().out)["passes"] is True
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -34,8 +34,11 @@ def test_where_torch_is_loaded_it_is_too_late():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["bench", "no-run"], ["predict", "no-run", "x.png"], ["train", "--data", "cifar10", "--root", ".", "--out", "o"]],
-    ids=lambda arguments: arguments[0],
+    [
+        pytest.param(["bench", "no-run"], marks=pytest.mark.slow, id="bench"),
+        pytest.param(["predict", "no-run", "x.png"], marks=pytest.mark.slow, id="predict"),
+        pytest.param(["train", "--data", "cifar10", "--root", ".", "--out", "o"], id="train"),
+    ],
 )
 def test_commands_that_compute_set_it_before_torch_is_loaded(arguments, tmp_path):
     program = (

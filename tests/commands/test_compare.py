@@ -220,21 +220,6 @@ def run(tmp_path):
     return make
 
 
-def test_json_is_one_object_on_standard_output(run, tmp_path, capsys):
-    for seed in (0, 1):
-        run(f"a/seed-{seed}", [50.0 + seed, 60.0], seed)
-    other = run("b", [52.0, 62.0], strength=0.2)
-    assert main(["compare", str(tmp_path / "a"), other, "--json"]) == 0
-    captured = capsys.readouterr()
-    assert captured.err == ""
-    assert len(captured.out.splitlines()) == 1
-    a, b = json.loads(captured.out)["groups"]
-    assert (a["label"], b["label"]) == ("Damping strength=0.1", "Damping strength=0.2")
-    assert a["mean_top1"] == {"mean": 55.25, "std": pytest.approx(0.5**0.5 / 2), "half_range": 0.25, "n": 2}
-    assert b["against_first"]["mean_top1"] == {"mean": 2.0, "std": None, "half_range": None, "n": 1}
-    assert b["against_first"]["seeds"] == [0]
-
-
 def test_a_table_otherwise_and_files_on_request(run, tmp_path, capsys):
     runs = [run("a", [50.0, 60.0]), run("b", [52.0, 62.0], strength=0.2)]
     for name in ("out.md", "out.html"):
@@ -286,14 +271,6 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_evaluated(
         assert said in captured.err
         assert len(captured.err.splitlines()) == 1
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "config.json", "weights.safetensors"]
-
-
-def test_the_file_is_named_on_standard_error_with_json(run, tmp_path, capsys):
-    out = str(tmp_path / "out.md")
-    assert main(["compare", run("a", [50.0]), "--json", "--out", out]) == 0
-    captured = capsys.readouterr()
-    assert json.loads(captured.out)["groups"][0]["n"] == 1
-    assert captured.err == f"{out}\n"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,8 @@
 import dataclasses
-import io
 import json
 
 import pytest
 import torch
-from rich.console import Console
 
 from offramp.cli import main
 from offramp.commands import PolicyOptions, find_policy
@@ -15,8 +13,6 @@ from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, fit_temperatures, policy_for
 from offramp.files import RunFolder, load
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
-from offramp.results.dynamic import leaves_from
-from offramp.show.tables import exit_table
 from offramp.storage import weights_hash
 
 TIMES = {"1": [0.5, 1.4, 1.6], "32": [0.05, 0.11, 0.2], "stream": [0.5, 0.9, 1.0]}
@@ -160,13 +156,6 @@ def test_what_cannot_be_met_leaves_the_policy_that_was(run):
     assert (run / "policy.json").read_bytes() == before
 
 
-def test_targets_are_refused_before_anything_is_recorded(run):
-    for target in ({}, {"budget": 0.0}, {"latency": 0.1}, {"max_drop": -1}):
-        with pytest.raises(UsageError):
-            find_policy(PolicyOptions(run, device="cpu", **target))
-    assert not (run / "records").exists()
-
-
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
@@ -197,22 +186,6 @@ def test_nothing_measured_and_a_file_that_is_no_json(run):
     (run / "bench.json").unlink()
     with pytest.raises(UsageError, match=f"there is no {run}/bench.json. `offramp bench {run}` measures it"):
         exit_times(RunFolder(run), weights, "1", 3)
-
-
-def test_the_table_says_what_each_exit_does(run):
-    use = find_policy(PolicyOptions(run, device="cpu", latency=1.0))
-    console = Console(width=120, record=True, file=io.StringIO())
-    console.print(exit_table(use, "A [remark]."))
-    text = " ".join(console.export_text().split())
-    for k, exit in enumerate(use.exits, 1):
-        top1, full_top1 = ("-" if value is None else f"{value:.2f}" for value in (exit.top1, exit.full_top1))
-        assert f"{k} {leaves_from(exit.threshold)} {exit.share:.1%} {top1} {full_top1}" in text
-    assert f"all 100.0% {use.top1:.2f} {use.full_top1:.2f}" in text
-    assert "A [remark]." in text
-    assert f"{use.operations:,.0f}, {use.operations / use.full_operations:.1%} of the full network." in text
-    milliseconds = use.policy.found["milliseconds"]
-    assert f"{milliseconds:.4g}, {milliseconds / 1.6:.1%} of the full network, as measured in batches of 1 on" in text
-    assert "on cpu: made [up]." in text
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -261,22 +234,6 @@ def test_a_run_gets_a_policy_for_a_target(measured, tiny, arguments, target, cap
     assert captured.err == ""
 
 
-def test_json_is_one_object_and_agrees_with_the_file(measured, tmp_path, capsys):
-    file = tmp_path / "mine.json"
-    assert main(["policy", measured, "--budget", "0.5", "--json", "--out", str(file)]) == 0
-    captured = capsys.readouterr()
-    values = json.loads(captured.out)
-    assert captured.err.splitlines() == [values["written"]] == [str(file)]
-    policy = Policy.load(file)
-    assert values["policy"]["thresholds"] == list(policy.thresholds)
-    assert values["certificate"] is None
-    assert sum(exit["images"] for exit in values["exits"]) == values["images"] == 150
-    assert values["operations"] == pytest.approx(policy.found["operations"])
-    assert values["operations"] <= 0.5 * values["full_operations"]
-    top1 = sum(exit["share"] * exit["top1"] for exit in values["exits"] if exit["top1"] is not None)
-    assert top1 == pytest.approx(values["top1"]) == pytest.approx(policy.found["accuracy"])
-
-
 def test_where_few_images_show_no_small_drop_that_is_said(measured, capsys):
     assert main(["policy", measured, "--max-drop", "0.1"]) == 0
     said = capsys.readouterr().err
@@ -296,28 +253,3 @@ def test_a_certificate_that_is_lost_is_told_on_standard_error(measured, capsys):
     assert json.loads(captured.out)["replaced"] is True
     assert main(["policy", measured, "--budget", "0.5"]) == 0
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize(
-    ("settings", "arguments", "says"),
-    [
-        ({}, [], "Give one target"),
-        ({}, ["--budget", "0.5", "--max-drop", "1"], "Give one target"),
-        ({}, ["--budget", "0.001"], "cannot be kept"),
-        ({}, ["--max-drop", "nan"], "max_drop must be a number of at least 0"),
-        ({}, ["--latency", "1"], "run` measures it"),
-        ({}, ["--budget", "0.5", "--batch", "32"], "whatever the batch"),
-        ({}, ["--budget", "0.5", "--measure", "patience", "--temperature"], "patience looks only at answers"),
-        ({"holdout": 0}, ["--budget", "0.5"], "with holdout=0 every training image was trained on"),
-        ({"images": {"train": "another"}}, ["--budget", "0.5"], "training images found now are not those"),
-        ({"images": {"search": "another"}}, ["--budget", "0.5"], "held out now are not those"),
-        ({"data": None}, ["--budget", "0.5"], "offramp.commands.find_policy(PolicyOptions("),
-    ],
-)
-def test_what_cannot_be_is_refused_in_one_line(settings, arguments, says, make_trained, tmp_path, capsys):
-    assert main(["policy", make_trained(**settings), *arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert says in captured.err
-    assert len(captured.err.splitlines()) == 1
-    assert not (tmp_path / "run" / "policy.json").exists()

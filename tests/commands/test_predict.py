@@ -224,14 +224,6 @@ def test_a_tuning_that_is_not_for_this_is_passed_over(change, run, files, tiny_p
     assert (predictions.tuned, predictions.differs) == (False, ())
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"tuning": 3}', "\xff"])
-def test_a_damaged_bench_is_passed_over(content, run, files):
-    (run / "bench.json").write_bytes(content.encode("latin-1"))
-    predictions = predict(PredictOptions(run, files), policy=Policy((EVERYBODY,) * 3))
-    assert {one.exit for one in predictions} == {1}
-    assert (predictions.tuned, predictions.differs) == (False, ())
-
-
 @pytest.mark.parametrize(("plan", "adopted"), [(Plan(asks=(0,)), False), (Plan(straight=True), True), (Plan(), True)])
 def test_a_certified_policy_is_never_closed_in_part(plan, adopted, run, files, tiny_parts, tune):
     policy = dataclasses.replace(halving(load(run), tiny_parts), found={CERTIFICATE: {}})
@@ -281,14 +273,6 @@ def test_files_are_read_only_as_far_as_needed(run, files, monkeypatch):
     assert len(reads) < 200
     assert len(list(predictions)) == 999
     assert len(reads) == 1000
-
-
-def test_progress_is_shown(run, files):
-    seen = []
-    predictions = predict(PredictOptions(run, files, batch_size=16))
-    predictions.progress = lambda *values: seen.append(values)
-    list(predictions)
-    assert seen == [("images", done, 40) for done in (0, 16, 32)]
 
 
 def test_a_run_from_before_gets_what_it_lacks_from_its_data(make_run, files, tiny_parts):
@@ -400,16 +384,6 @@ def test_csv_and_json_lines_say_the_same_as_python(trained, images, capsys):
         assert row == {name: str(value) for name, value in values.items()}
         assert values == pytest.approx(dataclasses.asdict(one), abs=1e-6)
     assert [os.path.relpath(row["file"], images) for row in rows] == NAMES
-
-
-def test_a_summary_goes_to_standard_error(trained, images, capsys):
-    found = [one.exit for one in predict(PredictOptions(trained, [images]))]
-    assert main(["predict", trained, str(images), "--format", "csv"]) == 0
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(
-        f"5 images under {trained}/policy.json: {found.count(1) / 5:.1%} at exit 1, 0.0% at exit 2, "
-    )
-    assert line.endswith("of the operations of running straight to the last exit, on average.")
 
 
 def test_a_tuning_is_named_in_the_summary_and_one_line_says_why_it_is_not_used(

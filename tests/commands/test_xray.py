@@ -102,10 +102,6 @@ def test_the_page_parses_loads_nothing_and_shows_every_plot(watched: Path):
     assert page.pictures == shown
     ids = re.findall(' id="([^"]*)"', page_of(watched))
     assert len(ids) == len(set(ids))
-
-
-def test_the_same_record_gives_the_same_page(watched: Path):
-    xray(XrayOptions(watched))
     before = page_of(watched)
     xray(XrayOptions(watched))
     assert page_of(watched) == before
@@ -309,23 +305,6 @@ def test_after_evaluate_the_damping_value_is_told(run: Path, capsys: pytest.Capt
     capsys.readouterr()
     assert main(["xray", str(run)]) == 0
     assert "F[N+1] tells" in capsys.readouterr().out
-
-
-def test_json_is_one_object_on_standard_output(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["xray", str(run), "--json"]) == 0
-    captured = capsys.readouterr()
-    assert len(captured.out.splitlines()) == 1
-    values = json.loads(captured.out)
-    assert (values["images"], values["epochs"], len(values["exits"])) == (20, [1, 2], 2)
-    assert captured.err.splitlines() == [str(run / "xray.html")]
-
-
-@pytest.mark.usefixtures("without_matplotlib")
-def test_without_matplotlib_there_is_a_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["xray", str(run)]) == 0
-    captured = capsys.readouterr()
-    assert "needed %" in captured.out
-    assert captured.err == "No xray.html: plots need matplotlib: pip install 'offramp[report]'\n"
 
 
 @pytest.mark.parametrize("number", ["-1", "4000"])

@@ -1,22 +1,23 @@
 """Every example of the README and the guides is executed, in the order it stands, in a folder of its own.
 
 - A `python` block whose first line is `# NAME.py` is added to that file; any other is run.
-- A line `$ ...` of a `console` block is run by the shell.
+- A line `$ ...` of a `console` block is run: `offramp` or `python`.
 - An `offramp` line of an `sh` block (too long to run here) is parsed: its options exist and their values are allowed.
 """
 
-import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torchvision.io import write_png
 
-from offramp.cli import parse
+from offramp.cli import main, parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,37 +34,43 @@ def photos(folder: Path) -> None:
             write_png(image, str(folder / name / f"{number}.png"))
 
 
-def run(command: list[str] | str, folder: Path) -> None:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command,
-        shell=isinstance(command, str),
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Works in a new folder, as a user does whose modules lie there; in one process, for torch is slow to import."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", None)):
+            del sys.modules[name]
+
+
+def run(words: list[str]) -> None:
+    """A line of a console block."""
+    if words[0] == "offramp":
+        assert main(words[1:]) == 0, words
+    else:
+        assert words[0] == "python"
+        runpy.run_path(words[1], run_name="__main__")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_examples_of(page: Path, tmp_path: Path) -> None:
+def test_examples_of(page: Path, folder: Path) -> None:
     blocks = BLOCK.findall(page.read_text())
     if any("photos" in text for _, text in blocks):
-        photos(tmp_path / "photos")
+        photos(folder / "photos")
     for kind, text in blocks:
         named = re.match(r"# (\w+\.py)\n", text)
         if kind == "python" and named:
-            with open(tmp_path / named[1], "a") as file:
+            with open(folder / named[1], "a") as file:
                 file.write(text)
         elif kind == "python":
-            run([sys.executable, "-c", text], tmp_path)
+            exec(compile(text, page.name, "exec"), {"__name__": "__main__"})
         elif kind == "console":
             for line in text.splitlines():
                 if line.startswith("$ "):
-                    run(line[2:], tmp_path)
+                    run(shlex.split(line[2:], comments=True))
         elif kind == "sh":
             for line in text.replace("\\\n", " ").splitlines():
                 if line.startswith("offramp "):
@@ -72,3 +79,8 @@ def test_examples_of(page: Path, tmp_path: Path) -> None:
 
 def test_there_are_examples() -> None:
     assert sum(len(BLOCK.findall(page.read_text())) for page in PAGES) >= 6
+
+
+def test_the_command_is_installed() -> None:
+    command = Path(sys.executable).with_name("offramp")
+    assert subprocess.run([command, "--version"], capture_output=True, check=True).stdout.startswith(b"offramp ")

@@ -127,9 +127,3 @@ def test_classes_that_only_deep_exits_know():
 def test_extreme_logits_stay_finite(make_record):
     result = anytime(make_record(scale=1e4))
     assert all(math.isfinite(exit.nll) and math.isfinite(exit.ece) for exit in result.exits)
-
-
-def test_it_prints_a_line_an_exit(make_record):
-    text = str(anytime(make_record()))
-    assert "made-up/test, 400 images" in text
-    assert len(text.splitlines()) == 2 + 3 + 1

@@ -66,12 +66,6 @@ def test_a_curve_takes_policies_of_several_measures_in_their_order(records, make
     assert len({point.operations for point in alone}) == 3
 
 
-def test_it_prints_a_line_a_point(records, make_cost):
-    text = str(budgeted(*records, make_cost(10, 20, 40)))
-    assert "made-up/test, 500 images" in text
-    assert len(text.splitlines()) == 2 + 39
-
-
 def test_each_step_touches_only_its_part(records, make_cost):
     search, test = records
     cost = make_cost(10, 20, 40)

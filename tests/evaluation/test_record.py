@@ -148,13 +148,6 @@ def test_impossible_arguments_are_refused(network, split, arguments, said):
         record(network, split, **arguments)
 
 
-@pytest.mark.parametrize(("arguments", "said"), [({"limit": 0}, "limit"), ({"batch_size": 0}, "batch_size")])
-def test_impossible_arguments_are_refused_where_a_record_is_kept_too(network, split, tmp_path, arguments, said):
-    recorded(network, split, tmp_path / "x")
-    with pytest.raises(UsageError, match=f"{said} must be at least 1"):
-        recorded(network, split, tmp_path / "x", **arguments)
-
-
 def test_held_out_images_as_a_whole_are_no_part(network, tmp_path):
     for made in (record, lambda *arguments: recorded(*arguments, tmp_path / "record")):
         with pytest.raises(UsageError, match=r"such as val\.search or test, not of a HeldOut"):

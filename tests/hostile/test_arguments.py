@@ -11,7 +11,7 @@ import pytest
 import torch
 from torchvision.io import write_png
 
-from offramp import backbones, data, objectives, rules
+from offramp import backbones, data, objectives, registry, rules
 from offramp.config import DataConfig, Spec
 from offramp.errors import OfframpError, SeveralErrors, UsageError
 
@@ -20,12 +20,17 @@ WRONG += [[10**9], (1,) * 5000]
 _SECONDS = 2.0
 
 
-def _arguments(registry: Any, names: Iterator[str] | list[str]) -> list[tuple[str, str]]:
-    return [(name, key) for name in names for key in inspect.signature(registry[name]).parameters if key != "run"]
+def _arguments(known: Any, names: Iterator[str] | list[str]) -> list[tuple[str, str]]:
+    return [(name, key) for name in names for key in inspect.signature(known[name]).parameters if key != "run"]
 
 
-NETWORKS = ["msdnet", "ranet", "msdnet7-cifar100", "ranet6-cifar100", "collaborating", "prefix"]
-CASES = [("network", *pair) for pair in _arguments(backbones.NETWORKS, NETWORKS)]
+PRESETS = ["msdnet7-cifar100", "ranet6-cifar100"]
+SMALL = {"msdnet": {"exits": 2}, "ranet": {"scales": (1, 2), "growth_factors": (2, 1)}}  # quickly built
+CASES = [("network", *pair) for pair in _arguments(backbones.NETWORKS, list(registry.BACKBONES))]
+CASES += [
+    pytest.param("network", *pair, marks=pytest.mark.slow)  # their builders stand above
+    for pair in _arguments(backbones.NETWORKS, PRESETS)
+]
 CASES += [("objective", *pair) for pair in _arguments(objectives.OBJECTIVES, list(objectives.OBJECTIVES))]
 CASES += [("rule", *pair) for pair in _arguments(rules.RULES, list(rules.RULES))]
 CASES += [("data", *pair) for pair in _arguments(data.REGISTRY, ["digits", "folder:PATH"]) if pair[1] != "path"]
@@ -45,6 +50,7 @@ def _build(kind: str, name: str, arguments: dict[str, Any], images: Path) -> obj
     if kind == "network":
         if name in ("collaborating", "prefix"):
             arguments = {"run": str(images), "exits": 1, **arguments}
+        arguments = {**SMALL.get(name, {}), **arguments}
         return backbones.build(Spec(name, arguments), num_classes=10, image_shape=(3, 32, 32))
     if kind == "data":
         settings = {key: arguments.pop(key) for key in ("root", "batch_size", "holdout", "workers") if key in arguments}

@@ -22,9 +22,7 @@ QUICK = [  # each stream, and each quick command, with a few of the others
     ("version", "full output"),
     ("cost", "output that nobody reads"),
     ("example", "no error"),
-    ("predict, CSV", "output that nobody reads"),
     ("predict, table", "full output"),
-    ("train", "full error"),
     ("train", "no stream at all"),
 ]
 

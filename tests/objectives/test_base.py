@@ -1,24 +1,9 @@
 """What objectives share: numbers of float32 at least, and whether an objective fits a network."""
 
 import pytest
-import torch
 
 from offramp.errors import UsageError
 from offramp.objectives import CrossEntropy, Damping, LabelSmoothing, PowerSqrt, check_fits
-from offramp.objectives.base import log_softmax, pick
-
-
-def test_log_softmax_is_float32_at_least():
-    logits_KBC = torch.randn(2, 3, 4)
-    assert log_softmax(logits_KBC.half()).dtype == torch.float32
-    assert log_softmax(logits_KBC.bfloat16()).dtype == torch.float32
-    assert log_softmax(logits_KBC.double()).dtype == torch.float64
-    torch.testing.assert_close(log_softmax(logits_KBC).exp().sum(-1), torch.ones(2, 3))
-
-
-def test_pick_takes_each_samples_own_class():
-    values_KBC = torch.arange(24.0).view(2, 3, 4)
-    assert pick(values_KBC, torch.tensor([3, 0, 1])).tolist() == [[3.0, 4.0, 9.0], [15.0, 16.0, 21.0]]
 
 
 @pytest.mark.parametrize("objective", [Damping(), PowerSqrt()])

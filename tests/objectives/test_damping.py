@@ -15,12 +15,6 @@ def _logits() -> torch.Tensor:
     return torch.randn(3, 5, 5, dtype=torch.float64, requires_grad=True)
 
 
-def test_one_strength_is_the_same_as_that_strength_at_every_exit():
-    logits_KBC = _logits()
-    one, each = Damping(0.02)(logits_KBC, TARGETS_B), Damping([0.02, 0.02, 0.02])(logits_KBC, TARGETS_B)
-    assert one == each
-
-
 def test_one_strength_per_exit_is_equation_3():
     logits_KBC, strengths = _logits(), (0.1, 0.0, 0.03)
     loss = Damping(strengths)(logits_KBC, TARGETS_B)
@@ -50,17 +44,6 @@ def test_strength_0_is_cross_entropy_over_all_outputs():
 def test_another_number_of_strengths_than_exits_is_refused():
     with pytest.raises(UsageError, match="2 values for 3 exits"):
         Damping((0.1, 0.2))(_logits(), TARGETS_B)
-
-
-@pytest.mark.parametrize("strength", [-0.1, float("inf"), float("nan"), "strong", None, (0.1, -0.1), [0.1, "x"]])
-def test_a_strength_that_is_no_number_of_at_least_0_is_refused(strength: float):
-    with pytest.raises(UsageError, match="strength must be a number of at least 0, not"):
-        Damping(strength)
-
-
-def test_weights_inside_a_root_are_refused():
-    with pytest.raises(UsageError, match="no root"):
-        Damping(weighting=DynamicWeights(applied_to="root"))
 
 
 def test_weighting_the_cross_entropy_alone_leaves_the_damping_as_it_is():

@@ -68,9 +68,3 @@ def test_threshold_1_is_plain_training_also_for_certain_samples():
     torch.stack(losses).sum().backward()
     assert losses[0] == losses[1]
     assert torch.equal(leaves[0].grad, leaves[1].grad)
-
-
-@pytest.mark.parametrize("threshold", [0, 1.1, -0.5, float("nan"), "sure"])
-def test_a_threshold_outside_its_range_is_refused(threshold: float):
-    with pytest.raises(UsageError, match=r"threshold must be a number in \(0, 1\]"):
-        DiscardThreshold(threshold)

@@ -1,8 +1,5 @@
 """The paper's full method by one name."""
 
-import pytest
-
-from offramp.errors import UsageError
 from offramp.objectives import Damping, DynamicWeights, PowerSqrt, dynamic
 
 
@@ -22,8 +19,3 @@ def test_every_setting_of_the_weights_reaches_them():
     }
     assert set(settings) == set(DynamicWeights.__dataclass_fields__)
     assert dynamic(strength=0.07, **settings) == PowerSqrt(0.07, weighting=DynamicWeights(**settings))
-
-
-def test_an_unknown_form_is_refused():
-    with pytest.raises(UsageError, match="Did you mean power-sqrt"):
-        dynamic("powersqrt")

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from offramp.errors import UsageError
 from offramp.objectives import Damping, Objective, PowerSqrt
 
 NEURON_CERTAIN = [-1e4, -1e4, -1e4, -1e4, 1e4]  # F[N+1] is exactly 1 in floating point: a = 0
@@ -99,19 +98,3 @@ def test_where_the_neuron_is_certain_at_one_exit_that_exit_is_not_damped():
     logits_KBC = torch.tensor([[NEURON_CERTAIN], [NEURON_GONE]])
     gamma_KB = PowerSqrt(0.2).terms(logits_KBC, torch.tensor([0])).stats_KB["gamma"]
     torch.testing.assert_close(gamma_KB, torch.tensor([[0.0], [0.2]]))
-
-
-def test_a_strength_per_exit_is_refused_with_the_reason():
-    with pytest.raises(UsageError, match=r"one strength for all exits \(Eq. 4\)"):
-        PowerSqrt((0.1, 0.2))
-
-
-@pytest.mark.parametrize("strength", [-0.1, float("inf"), float("nan"), "strong", None])
-def test_a_strength_that_is_no_number_of_at_least_0_is_refused(strength: float):
-    with pytest.raises(UsageError, match="strength must be a number of at least 0, not"):
-        PowerSqrt(strength)
-
-
-def test_an_unknown_root_is_refused():
-    with pytest.raises(UsageError, match="Did you mean sample"):
-        PowerSqrt(root="samples")

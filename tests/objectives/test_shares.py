@@ -1,17 +1,15 @@
 """Statistics over the batch are over the global batch: two processes' shares against one process.
 
-The file is also what each of the two processes runs: `python test_shares.py RANK STORE`.
+The file is also what each of the two processes runs: `python test_shares.py OUT`.
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from offramp import processes
@@ -43,14 +41,11 @@ def _everything() -> Iterator[tuple[Tensor, Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def shares(tmp_path_factory: pytest.TempPathFactory) -> list[list]:
+def shares(tmp_path_factory: pytest.TempPathFactory, together) -> list[list]:
     """What each of two processes found, for every objective and batch."""
-    store = tmp_path_factory.mktemp("processes") / "store"
-    command = [sys.executable, __file__]
-    workers = [subprocess.Popen([*command, str(rank), str(store)], stdout=subprocess.PIPE) for rank in range(2)]
-    found = [worker.communicate(timeout=60)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0]
-    return [json.loads(text) for text in found]
+    folder = tmp_path_factory.mktemp("processes")
+    together(2, Path(__file__), folder)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 def test_two_processes_find_the_loss_and_the_gradient_of_one(shares: list[list]):
@@ -62,12 +57,8 @@ def test_two_processes_find_the_loss_and_the_gradient_of_one(shares: list[list])
         torch.testing.assert_close(torch.tensor(joined, dtype=torch.float64), gradient_KBC, rtol=1e-11, atol=1e-15)
 
 
-def main(rank: int, store: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    print(json.dumps([(loss.item(), gradient.tolist()) for loss, gradient in _everything()]))
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    torch.set_num_threads(1)
+    with processes.together("gloo"):
+        found = [(loss.item(), gradient.tolist()) for loss, gradient in _everything()]
+        Path(sys.argv[1], f"{processes.rank()}.json").write_text(json.dumps(found))

@@ -11,7 +11,6 @@ from torch import Tensor
 from offramp import processes
 from offramp.errors import UsageError
 from offramp.objectives import DynamicWeights, PowerSqrt
-from offramp.objectives.weighting import as_weighting
 
 NORMALISATIONS = ["max", "min-max", "tanh", "centre", "centre-clipped"]
 every_normalisation = pytest.mark.parametrize("normalisation", NORMALISATIONS)
@@ -190,31 +189,3 @@ def test_weights_over_the_batch_with_gradient_are_refused_in_several_processes(m
     monkeypatch.setattr(processes, "active", lambda: True)
     with pytest.raises(UsageError, match=r"one process only; use over='exits'"):
         DynamicWeights(over="batch", with_gradient=True).weights(torch.rand(3, 2))
-
-
-@pytest.mark.parametrize(
-    ("settings_", "message"),
-    [
-        ({"alpha": 1.1}, r"alpha must be a number in \[0, 1\], not 1.1"),
-        ({"alpha": -0.1}, "alpha"),
-        ({"alpha": float("nan")}, "alpha"),
-        ({"normalisation": "minmax"}, "Did you mean min-max"),
-        ({"over": "batches"}, "Did you mean batch"),
-        ({"applied_to": "gradients"}, "Did you mean gradient"),
-        ({"reverse": "no"}, "reverse must be true or false, not 'no'"),
-        ({"with_gradient": 1}, "with_gradient must be true or false, not 1"),
-    ],
-)
-def test_settings_outside_their_range_are_refused(settings_: dict, message: str):
-    with pytest.raises(UsageError, match=message):
-        DynamicWeights(**settings_)
-
-
-def test_what_a_run_says_of_weights_stands_for_them():
-    assert as_weighting(None) is None
-    assert as_weighting({"alpha": 0.3}) == DynamicWeights(alpha=0.3)
-    assert PowerSqrt(weighting={}) == PowerSqrt(weighting=DynamicWeights())
-    with pytest.raises(UsageError, match=r"no argument 'alhpa'\. Did you mean alpha"):
-        as_weighting({"alhpa": 0.3})
-    with pytest.raises(UsageError, match="not 'dynamic'; the objective dynamic"):
-        as_weighting("dynamic")

@@ -13,6 +13,7 @@ from offramp.reproduce.identity import run_name
 from offramp.reproduce.jobs import Board, Task, do_here
 
 
+@pytest.mark.slow  # quickly: test_where_a_run_was_done_before_all_are_tried, and the study of tests/cli
 def test_processes_side_by_side(rows, tmp_path: Path, capsys) -> None:
     """One run and one that fails: the other is done, and the error says where to look."""
     good = rows("table1")["MSDNet"].with_seed(1)

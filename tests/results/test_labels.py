@@ -11,10 +11,6 @@ def labelled(*recipes):
     return list(labels(list(keyed), differences(keyed)).values())
 
 
-def test_equal_recipes_differ_in_nothing():
-    assert differences({"a": recipe(lr=0.1), "b": recipe(lr=0.1)}) == []
-
-
 def test_fields_are_found_in_depth_and_in_order():
     found = differences({"a": {"z": {"y": 1, "x": [1]}, "b": 1}, "b": {"z": {"y": 1, "x": [2]}, "b": 2}})
     assert found == [("z.x", {"a": [1], "b": [2]}), ("b", {"a": 1, "b": 2})]
@@ -34,38 +30,14 @@ def test_an_argument_that_all_of_a_name_share_is_not_said():
     assert labelled(*recipes) == ["CrossEntropy", "PowerSqrt"]
 
 
-def test_settings_that_only_one_has_are_said_in_short():
-    dynamic = {"weighting": {"alpha": 0.8, "over": "exits"}}
-    recipes = [recipe("PowerSqrt", args={"weighting": None}), recipe("PowerSqrt", args=dynamic)]
-    assert labelled(*recipes) == ["weighting=none", "weighting={alpha=0.8, …}"]
-
-
-def test_other_settings_stand_beside_the_name():
-    assert labelled(recipe(training={"epochs": 20}), recipe("Damping", training={"epochs": 60})) == [
-        "CrossEntropy epochs=20",
-        "Damping epochs=60",
-    ]
-
-
 def test_equal_names_of_different_modules_are_told_apart():
     assert labelled(recipe(module="mine"), recipe(module="yours")) == ["mine:CrossEntropy", "yours:CrossEntropy"]
-
-
-def test_data_sets_and_networks_are_named():
-    ours = {"data": {"source": {"name": "digits", "args": {}}}, "network": None}
-    theirs = {"data": {"source": {"name": "fashion-mnist", "args": {}}}, "network": {"name": "m:net", "args": {}}}
-    assert labelled(ours, theirs) == ["digits network=none", "fashion-mnist network=net"]
 
 
 def test_hashes_of_images_are_said_only_where_nothing_else_tells():
     images = [{"test": "1" * 64}, {"test": "2" * 64}]
     assert labelled(recipe(images=images[0]), recipe("Damping", images=images[1])) == ["CrossEntropy", "Damping"]
     assert labelled(recipe(images=images[0]), recipe(images=images[1])) == ["test=11111111…", "test=22222222…"]
-
-
-def test_short_name():
-    assert short_name({"name": "package.module:Name", "args": {}}) == "Name"
-    assert short_name({"name": "digits", "args": {}}) == "digits"
 
 
 def test_objectives_go_by_the_names_that_make_them():

@@ -1,10 +1,8 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from offramp.data import Batch
 from offramp.errors import UsageError
@@ -91,22 +89,14 @@ RULES = ["standard", "dfs head=rest", "gradient-equilibrium", "pcgrad", "cagrad"
 FIRST = "stages.0.parts.0.scales.0.conv.weight"
 
 
-def weights_after(tmp_path: Path, objective: str, layout: str, num_processes: int) -> dict[str, dict[str, Tensor]]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    script = str(Path(__file__).with_name("some_steps.py"))
-    out = tmp_path / str(num_processes)
-    command = [sys.executable, *(launcher if num_processes > 1 else []), script, str(out), objective, layout, *RULES]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return {rule: load_tensors(out / rule)[0] for rule in RULES}
-
-
 @pytest.mark.parametrize(
     ("objective", "layout"), [("dynamic over=batch", "contiguous_format"), ("cross-entropy", "channels_last")]
 )
-def test_two_processes_take_the_steps_of_one(tmp_path: Path, objective: str, layout: str) -> None:
+def test_two_processes_take_the_steps_of_one(tmp_path: Path, objective: str, layout: str, together) -> None:
     """Unequal and empty shares, batch-wide statistics, an exit without gradient (which must not hang), both layouts."""
-    one, two = (weights_after(tmp_path, objective, layout, n) for n in (1, 2))
+    for number in (1, 2):
+        together(number, Path(__file__).with_name("some_steps.py"), tmp_path / str(number), objective, layout, *RULES)
+    one, two = ({rule: load_tensors(tmp_path / number / rule)[0] for rule in RULES} for number in "12")
     for rule in RULES:
         assert rule == RULES[0] or not torch.equal(one[rule][FIRST], one[RULES[0]][FIRST])
         torch.testing.assert_close(two[rule], one[rule], rtol=1e-10, atol=1e-12)

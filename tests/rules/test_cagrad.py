@@ -6,12 +6,10 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from offramp.config import Spec
 from offramp.data import Batch
-from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import dynamic
-from offramp.rules import CAGrad, Standard, build
+from offramp.rules import CAGrad, Standard
 
 
 def by_the_book(rows_KP: Tensor, c: float) -> Tensor:
@@ -112,16 +110,3 @@ def test_a_step_is_the_algorithm_on_the_gradients_of_the_exits(
 def test_without_freedom_it_is_plain_training(network: EarlyExitNet, batch: Batch, step_of: Any) -> None:
     found = step_of(CAGrad(c=0.0), network, dynamic(), batch)
     torch.testing.assert_close(found, step_of(Standard(), network, dynamic(), batch), rtol=1e-9, atol=1e-13)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("cagrad c=-1", "c must be a number of at least 0, not -1"),
-        ("cagrad c=half", "c must be a number of at least 0, not 'half'"),
-        ("cagrad rescale=no", "rescale must be true or false, not 'no'"),
-    ],
-)
-def test_settings_out_of_range(words: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        build(Spec.parse(words.split()))

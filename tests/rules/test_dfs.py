@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offramp.config import Spec
 from offramp.data import Batch
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, dynamic
-from offramp.rules import DFS, Standard, Workbench, build
+from offramp.rules import DFS, Standard, Workbench
 
 
 def mix_of(ratio: float, head: str) -> Any:
@@ -103,18 +102,3 @@ def test_an_exit_without_a_linear_takes_no_dropout() -> None:
     DFS().check(network)
     with pytest.raises(UsageError, match=r"dropout=0\.5 .* exit 2 has none; use dropout=0"):
         DFS(dropout=0.5).check(network)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("dfs ratio=1.5", "ratio must be a number from 0 to 1, not 1.5"),
-        ("dfs ratio=half", "ratio must be a number from 0 to 1, not 'half'"),
-        ("dfs head=al", "head 'al' is unknown. Did you mean all"),
-        ("dfs dropout=1", "dropout must be a number of at least 0 and below 1, not 1"),
-        ("dfs beta=0.5", "has no argument 'beta'"),
-    ],
-)
-def test_settings_out_of_range(words: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        build(Spec.parse(words.split()))

@@ -1,7 +1,5 @@
 """Meta-GF, against a slow version that follows the description line by line."""
 
-import subprocess
-import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 import offramp
-from offramp.config import Spec, TrainConfig
+from offramp.config import TrainConfig
 from offramp.data import Batch
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
@@ -233,26 +231,10 @@ def test_compiled_networks_take_the_same_steps(network_of) -> None:
         torch.testing.assert_close(parameter, other)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("meta-gf auxiliary=-1", "auxiliary must be a number of at least 0, not -1"),
-        ("meta-gf eta_lr=fast", "eta_lr must be a number of at least 0, not 'fast'"),
-        ("meta-gf kept=1.1", "kept must be a number from 0 to 1, not 1.1"),
-    ],
-)
-def test_settings_out_of_range(words: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        build(Spec.parse(words.split()))
-
-
-def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+def test_two_processes_take_the_steps_of_one(tmp_path: Path, together) -> None:
     """Also with an exit that the loss does not reach."""
-    script, launcher = str(Path(__file__).with_name("meta_gf_steps.py")), ["-m", "torch.distributed.run"]
-    for out, words in (("1", []), ("2", [*launcher, "--standalone", "--nproc-per-node=2"])):
-        command = [sys.executable, *words, script, str(tmp_path / out)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
+    for number in (1, 2):
+        together(number, Path(__file__).with_name("meta_gf_steps.py"), tmp_path / str(number))
     one, two = (load_tensors(tmp_path / out)[0] for out in "12")
     assert not one["rule.eta"].eq(1).all()
     torch.testing.assert_close(two, one, rtol=1e-8, atol=1e-11)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import offramp
-from offramp.config import Spec, TrainConfig
+from offramp.config import TrainConfig
 from offramp.data import Batch
 from offramp.errors import OfframpError, UsageError
 from offramp.files import load
@@ -159,17 +159,3 @@ def test_a_process_without_an_image_takes_part(teacher: str) -> None:
     assert outcome.loss == 0
     assert outcome.logits_KBC.shape == (3, 0, 3)
     assert outcome.stats_KB["distillation"].shape == (3, 0)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("one-for-all", "missing a required argument: 'teacher'"),
-        ("one-for-all teacher=t share=2", "share must be a number from 0 to 1, not 2"),
-        ("one-for-all teacher=t temperature=0", "temperature must be a number above 0, not 0"),
-        ("one-for-all teacher=t reduction=output", "reduction 'output' is unknown.* Did you mean outputs"),
-    ],
-)
-def test_settings_out_of_range(words: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        build(Spec.parse(words.split()))

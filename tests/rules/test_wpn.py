@@ -304,23 +304,6 @@ def test_a_network_that_cannot_be_differentiated_forwards(batch: Batch) -> None:
         rule.step(batch, 0.0)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("wpn epsilon=-1", "epsilon must be a number of at least 0, not -1"),
-        ("wpn centre=column", "centre 'column' is unknown. Did you mean col.* Known: row, col, mat"),
-        ("wpn inputs=conf", "inputs 'conf' is unknown"),
-        ("wpn p=0", "p must be a number above 0, not 0"),
-        ("wpn hidden=0", "hidden must be a whole number of at least 1, not 0"),
-        ("wpn interval=half", "interval must be a whole number of at least 1, not 'half'"),
-        ("wpn delta=0.3", "has no argument 'delta'"),
-    ],
-)
-def test_settings_out_of_range(words: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        build(Spec.parse(words.split()))
-
-
 def test_the_published_settings() -> None:
     assert build(Spec("wpn")).settings() == {
         "epsilon": 0.8, "centre": "col", "p": 0.75, "inputs": "loss", "hidden": 500, "layers": 1, "interval": 1,

@@ -1,7 +1,5 @@
 """Whole runs of WPN, and several processes."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +57,9 @@ def test_a_form_is_said_to_have_no_effect(
     assert "WPN trains the network as it is; form compiled has no effect" in capsys.readouterr().err
 
 
-def test_two_processes_with_the_same_images_take_the_steps_of_one(tmp_path: Path) -> None:
-    script, launcher = str(Path(__file__).with_name("wpn_steps.py")), ["-m", "torch.distributed.run", "--standalone"]
-    for out, words in (("1", []), ("2", [*launcher, "--nproc-per-node=2"])):
-        command = [sys.executable, *words, script, str(tmp_path / out)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
+def test_two_processes_with_the_same_images_take_the_steps_of_one(tmp_path: Path, together) -> None:
+    for number in (1, 2):
+        together(number, Path(__file__).with_name("wpn_steps.py"), tmp_path / str(number))
     one, two = (load_tensors(tmp_path / out)[0] for out in "12")
     assert one["rule.adam.step.perceptron.0.weight"] == 4
     torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-12)

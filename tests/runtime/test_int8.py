@@ -65,7 +65,7 @@ def test_an_engine_answers_as_the_logits_in_int8_say(network, parts, scales, bac
 def test_one_form_can_be_tuned(network, parts, scales) -> None:
     engine = Engine(network, Policy((0.6, 0.8, EVERYBODY)))
     form = Form("openvino", "int8")
-    tuning = engine.tune(images_of(parts.val.search)[:128], batch_sizes=(32,), forms=[form], seconds=1, streams=False)
+    tuning = engine.tune(images_of(parts.val.search)[:128], batch_sizes=(32,), forms=[form], seconds=0.2, streams=False)
     assert [trial.admitted for trial in tuning.forms] == [True]
     assert engine.program.form == tuning.form == form
 

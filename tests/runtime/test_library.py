@@ -33,6 +33,9 @@ FEW_LAYERS = {"msdnet": {"step_mode": "even"}, "ranet": {"step_mode": "even", "b
 BATCHES = (0, 1, 7, 32)
 pytestmark = pytest.mark.usefixtures("operators_once")
 of_each = pytest.mark.parametrize("form", FORMS, ids=str)
+mostly_float32 = pytest.mark.parametrize(  # that bf16 answers as the policy says is tested quickly in the first tests
+    "form", [ONNX, VINO, pytest.param(VINO_BF16, marks=pytest.mark.slow)], ids=str
+)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +117,7 @@ def test_no_image_is_no_trouble(some, name, damping, form) -> None:
     assert [len(answers.labels_B) for answers in engine.stream([images_BCHW[:0], images_BCHW[:3]])] == [0, 3]
 
 
-@of_each
+@mostly_float32
 @pytest.mark.parametrize(
     "plan",
     [Plan(sizes=(), chunk=None), Plan(chunk=5), Plan(compacts=()), Plan(asks=(1,)), Plan(straight=True)],
@@ -156,7 +159,7 @@ def test_as_ready_anytime_and_exit_by_exit(some, form) -> None:
     torch.testing.assert_close(first.confidence_B, wanted_B, rtol=0, atol=form.tolerance)
 
 
-@of_each
+@mostly_float32
 def test_patience(some, form) -> None:
     network, images_BCHW, logits_KBC, _ = some("ranet", False)
     policy = Policy((*[1.0] * (network.num_exits - 1), EVERYBODY), Measure("patience"))
@@ -359,7 +362,7 @@ def test_images_as_they_come(some) -> None:
         engine(images_BCHW[:, :1])
 
 
-@of_each
+@mostly_float32
 def test_a_second_engine_shares_the_program_and_a_third_finds_the_files(some, monkeypatch, form) -> None:
     network, _, _, policy = some()
     first = Engine(network, policy, form=form)
@@ -456,7 +459,7 @@ def test_an_exit_without_a_neuron_is_compared_by_its_classes(monkeypatch) -> Non
         OnnxRuntime(second.eval(), ONNX)
 
 
-@of_each
+@mostly_float32
 def test_exits_attached_to_a_model(form) -> None:
     torch.manual_seed(0)
     blocks = [nn.Sequential(nn.Conv2d(a, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()) for a in (3, 8, 8)]
@@ -474,7 +477,7 @@ def test_exits_attached_to_a_model(form) -> None:
 
 
 @pytest.mark.slow
-@of_each
+@mostly_float32
 def test_a_resnet_with_exits(form) -> None:
     import torchvision
 
@@ -531,7 +534,10 @@ def test_a_form_or_a_backend() -> None:
         Engine(bare(nn.ReLU()), Policy((EVERYBODY,)), form=ONNX, backend="onnxruntime")
 
 
-@pytest.mark.parametrize(("package", "extra"), [("onnxruntime", "onnx"), ("openvino", "openvino")])
+@pytest.mark.parametrize(
+    ("package", "extra"),
+    [("onnxruntime", "onnx"), pytest.param("openvino", "openvino", marks=pytest.mark.slow)],
+)
 def test_without_the_package_one_line_says_what_to_install(package: str, extra: str) -> None:
     program = f"""
 import sys

@@ -1,10 +1,10 @@
 import pytest
 
 from offramp.evaluation import Curve, Point
-from offramp.policy import EVERYBODY, SOFTMAX, Measure, Policy
+from offramp.policy import EVERYBODY, SOFTMAX, Policy
 from offramp.results.dynamic import ClassUse, Dynamic, ExitUse, Picked
 from offramp.show import figures
-from offramp.show.dynamic import CLASSES_SHOWN, plot, section
+from offramp.show.dynamic import plot, section
 from offramp.show.sheet import Sheet
 
 
@@ -41,25 +41,8 @@ def test_classes_are_sorted_by_what_they_lose_and_those_without_images_are_left_
     assert (values["losing"], values["gaining"], values["shown"]) == (1, 1, 4)
 
 
-def test_of_many_classes_the_first_are_shown():
-    values = section(made_up([of_class(str(n), 0, 0) for n in range(CLASSES_SHOWN + 7)]), None)
-    assert values["shown"] == CLASSES_SHOWN
-    assert len(values["payers"]) == CLASSES_SHOWN + 7
-
-
 def test_the_standard_error_is_binomial():
     assert section(made_up(), None)["policy_se"] == pytest.approx(100 * (0.64 * 0.36 / 400) ** 0.5)
-
-
-@pytest.mark.parametrize("name", ["softmax", "margin", "entropy", "patience"])
-def test_every_measure_is_said_in_words(name):
-    assert len(section(made_up(measure=Measure(name)), None)["measure"].split()) >= 4
-
-
-def test_settings_of_the_measure_are_said():
-    said = section(made_up(measure=Measure(renormalise=True, temperatures=(1.0, 2.0))), None)["measure"]
-    assert "of classes that sum to 1" in said
-    assert "temperature" in said
 
 
 def test_tiles_say_class_wrong_answer_and_confidence_rounded_down():

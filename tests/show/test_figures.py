@@ -1,5 +1,3 @@
-import itertools
-
 import pytest
 import torch
 
@@ -83,19 +81,6 @@ def test_reliability_has_a_panel_per_exit_with_its_error(K):
     ]
 
 
-def test_bars_of_few_images_are_pale():
-    diagram = reliability(torch.tensor([0.01] * 9 + [0.99] * 10), torch.ones(19))
-    (axes,) = figures.reliability([diagram]).axes
-    assert [round(bar.get_alpha(), 2) for bar in axes.patches[:15]] == [0.25] * 14 + [0.8]
-    assert [bar.get_height() for bar in axes.patches[:15]] == [1.0] + [0.0] * 13 + [1.0]
-
-
-def test_colours_run_from_the_first_exit_to_the_last():
-    assert figures.depth_colours(1) == [figures.DEPTH[0]]
-    colours = figures.depth_colours(7)
-    assert (colours[0], colours[-1], len(set(colours))) == (figures.DEPTH[0], figures.DEPTH[-1], 7)
-
-
 def test_accuracy_numbers_the_exits_of_one_curve_and_names_several():
     one = figures.Curve("ours", [1e6, 2e6], [50.0, 60.0], [(1.0, 2.0), (1.0, 2.0)])
     two = figures.Curve("theirs", [1e6], [40.0])
@@ -128,37 +113,9 @@ def test_each_curve_stands_at_its_own_operations_with_the_bars_it_has():
     ]
 
 
-def test_curves_differ_in_colour_or_marker():
-    number = len(figures.GROUPS) * len(figures.MARKERS)
-    curves = [figures.Curve(str(n), [1.0, 2.0], [n, n + 1.0]) for n in range(number)]
-    lines = figures.accuracy(curves).axes[0].get_lines()
-    assert len({(line.get_color(), line.get_marker()) for line in lines}) == number
-
-
-@pytest.mark.parametrize(("gamma", "from_0"), [([0.0371, 0.0380], True), ([0.0371, 0.0420], False)])
-def test_what_hardly_moves_is_drawn_from_0(gamma, from_0):
-    figure = figures.training([line(1, stats={"gamma": gamma}), line(2, stats={"gamma": gamma})])
-    (axes,) = [axes for axes in figure.axes if axes.get_title(loc="left") == "damping coefficient γ"]
-    assert (axes.get_ylim()[0] == 0) == from_0
-
-
 def test_accuracy_is_never_drawn_from_0():
     axes = figures.training([line(epoch, train_top1=[98.0, 98.5]) for epoch in (1, 2)]).axes[0]
     assert axes.get_ylim()[0] > 90
-
-
-@pytest.mark.parametrize("K", [4, 5, 7])
-def test_tick_labels_of_reliability_diagrams_do_not_meet(K):
-    figure = figures.reliability([reliability(torch.rand(50), torch.rand(50) < 0.5) for _ in range(K)])
-    figures.render(figure, "png", "reliability")  # places everything
-    boxes = [text.get_window_extent() for axes in figure.axes for text in axes.get_xticklabels()]
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-
-
-def test_a_last_row_with_fewer_panels_stands_in_the_middle():
-    figure = figures.reliability([reliability(torch.rand(50), torch.rand(50) < 0.5) for _ in range(5)])
-    grid = [axes.get_subplotspec() for axes in figure.axes]
-    assert [(place.rowspan.start, place.colspan.start) for place in grid] == [(0, 0), (0, 2), (0, 4), (1, 1), (1, 3)]
 
 
 @pytest.mark.parametrize(("kind", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG")])

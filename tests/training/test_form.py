@@ -301,6 +301,7 @@ def test_going_on_in_another_form_is_said(tmp_path: Path, capsys: pytest.Capture
         folder.weights.unlink()
 
 
+@pytest.mark.slow  # a whole process; that it is one line is tested quickly above
 def test_without_a_compiler_compiled_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     words = "train --data digits limit=100 --epochs 1 --form compiled --out".split()
     done = subprocess.run(

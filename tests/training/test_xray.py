@@ -1,9 +1,6 @@
 """What is written down of watched images, beside a plain record of every step. K exits, W watched images."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -234,22 +231,10 @@ def test_where_nothing_is_watched_checkpoints_hold_nothing_of_it(tmp_path: Path)
     assert not any(name.startswith("xray") for name in names)
 
 
-def test_two_processes_keep_one_record_and_it_is_that_of_one_process(tmp_path: Path) -> None:
-    script = str(Path(__file__).with_name("watched_run.py"))
-    together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    started = [
-        subprocess.Popen(
-            [*command, script, str(tmp_path / name)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name, command in (("alone", [sys.executable]), ("together", together))
-    ]
-    for process in started:
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
-    one, two = (Xray.load(tmp_path / name / "xray.safetensors") for name in ("alone", "together"))
+def test_two_processes_keep_one_record_and_it_is_that_of_one_process(tmp_path: Path, together) -> None:
+    for number in (1, 2):
+        together(number, Path(__file__).with_name("watched_run.py"), tmp_path / str(number))
+    one, two = (Xray.load(tmp_path / name / "xray.safetensors") for name in "12")
     assert two.epochs_E.tolist() == one.epochs_E.tolist() == [1, 2]
     assert torch.equal(one.indices_W, two.indices_W)
     for name in ("ce_EKW", "push_EKW", "gamma_EKW", "weight_EKW"):

@@ -10,11 +10,9 @@ from typing import Any
 
 import torch
 
-from offramp import config
+from offramp import config, registry
 from offramp.backbones.attached import attach, zoo
-from offramp.backbones.collaboration import collaborating
 from offramp.backbones.msdnet import msdnet
-from offramp.backbones.prefix import prefix
 from offramp.backbones.presets import PRESETS, fitting
 from offramp.backbones.ranet import ranet
 from offramp.config import Spec
@@ -23,11 +21,9 @@ from offramp.network import EarlyExitNet, with_exits
 
 __all__ = ["NETWORKS", "PRESETS", "attach", "build", "msdnet", "ranet"]
 
-_BUILDERS: Mapping[str, Callable[..., EarlyExitNet]] = {"msdnet": msdnet, "ranet": ranet}
+_BUILDERS: Mapping[str, Callable[..., EarlyExitNet]] = registry.load(registry.BACKBONES)
 NETWORKS: Mapping[str, Callable[..., EarlyExitNet]] = {
     "auto": msdnet,  # with the knobs that `build` finds to fit the images
-    "collaborating": collaborating,
-    "prefix": prefix,
     **_BUILDERS,
     **{name: functools.partial(_BUILDERS[preset.name], **preset.args) for name, preset in PRESETS.items()},
 }
@@ -64,13 +60,13 @@ def build(
         if image_shape is None:
             raise UsageError("The network 'auto' is chosen by the images, and there are none here; name a preset.")
         spec = Spec(spec.name, {**fitting(image_shape), **spec.args})
-    registry = NETWORKS
+    known = NETWORKS
     if zoo.is_named(spec.name):
-        registry = {spec.name: functools.partial(zoo.settled, spec.name)}
+        known = {spec.name: functools.partial(zoo.settled, spec.name)}
     elif spec.name not in NETWORKS:
-        registry = {spec.name: _signing(spec.name)}
+        known = {spec.name: _signing(spec.name)}
     make = functools.partial(
-        config.build, spec, registry, "network", **{name: value for name, value in asked.items() if value is not None}
+        config.build, spec, known, "network", **{name: value for name, value in asked.items() if value is not None}
     )
     if spec.name in NETWORKS:
         _check_memory(spec, make)

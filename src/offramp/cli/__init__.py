@@ -10,45 +10,12 @@ from collections.abc import Mapping, Sequence
 import tyro
 
 import offramp
-from offramp import trust
-from offramp.cli.reproduce import ReproduceOptions
-from offramp.commands.audit import AuditOptions
-from offramp.commands.bench import BenchOptions
-from offramp.commands.certify import CertifyOptions
-from offramp.commands.compare import CompareOptions
-from offramp.commands.cost import CostOptions
-from offramp.commands.evaluate import EvaluateOptions
-from offramp.commands.example import ExampleOptions
-from offramp.commands.export import ExportOptions
-from offramp.commands.import_ import ImportOptions
-from offramp.commands.layers import LayersOptions
+from offramp import registry, trust
 from offramp.commands.options import OpensRuns, Options
-from offramp.commands.policy import PolicyOptions
-from offramp.commands.predict import PredictOptions
-from offramp.commands.train import TrainOptions
-from offramp.commands.verdict import VerdictOptions
-from offramp.commands.xray import XrayOptions
 from offramp.errors import OfframpError, SeveralErrors, UsageError
 from offramp.terminal import OutputError, escaped_lines, say, standard_streams
 
-COMMANDS: Mapping[str, type[Options]] = {
-    "train": TrainOptions,
-    "evaluate": EvaluateOptions,
-    "predict": PredictOptions,
-    "compare": CompareOptions,
-    "policy": PolicyOptions,
-    "certify": CertifyOptions,
-    "audit": AuditOptions,
-    "bench": BenchOptions,
-    "export": ExportOptions,
-    "verdict": VerdictOptions,
-    "xray": XrayOptions,
-    "cost": CostOptions,
-    "layers": LayersOptions,
-    "import": ImportOptions,
-    "reproduce": ReproduceOptions,
-    "example": ExampleOptions,
-}
+COMMANDS: Mapping[str, type[Options]] = registry.load(registry.COMMANDS)
 
 _NAMES = ("EACCES", "EDQUOT", "EIO", "ELOOP", "EMFILE", "ENAMETOOLONG", "ENFILE", "ENOSPC", "EPERM", "EROFS", "ESTALE")
 REFUSALS = {getattr(errno, name) for name in _NAMES if hasattr(errno, name)}

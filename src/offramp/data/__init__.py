@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping
 
 from offramp import config as configuration
+from offramp import registry
 from offramp.config import DataConfig
 from offramp.data.base import Batch, HeldOut, Parts, Split
 from offramp.data.builder import SETTINGS, builder
@@ -16,14 +17,7 @@ from offramp.data.numpy_arrays import arrays
 from offramp.data.sklearn_digits import digits
 from offramp.errors import UsageError
 
-REGISTRY: Mapping[str, Callable[..., Parts]] = {
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "digits": digits,
-    "fashion-mnist": fashion_mnist,
-    "folder:PATH": folder,
-    "imagenet": imagenet,
-}
+REGISTRY: Mapping[str, Callable[..., Parts]] = registry.load(registry.DATA)
 KIND = "data set"
 
 __all__ = [

@@ -90,7 +90,7 @@ class Objective(ABC):
 
 
 def settings_of(method: Any) -> dict[str, Any]:
-    """What a run's folder says of a method, for ever, as JSON values.
+    """A method's settings as a run's folder records them: JSON values.
 
     The fields of a dataclass; of any other class the public attributes that JSON can hold.
     """

@@ -99,7 +99,7 @@ class Account:
             were faster.
         exits: What the heads that were asked would take at that speed.
         rest: Deciding who leaves, dropping rows, queues, Python.
-        idle_rows: Share of the rows that stages ran on of which nobody needed the result.
+        idle_rows: Share of the rows that stages ran on although their images had left.
     """
 
     stages: float
@@ -275,8 +275,8 @@ class Bench:
     @property
     def wrong(self) -> dict[str, int]:
         """Answers that are not the policy's, by where they were given; empty where all is well."""
-        given = {**{mode.name: mode.agreement for mode in self.modes}, self.test: self.agreement}
-        return {name: one.wrong for name, one in given.items() if one.wrong}
+        agreements = {**{mode.name: mode.agreement for mode in self.modes}, self.test: self.agreement}
+        return {name: one.wrong for name, one in agreements.items() if one.wrong}
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, as `bench.json` holds them; accuracies in percent, shares in [0, 1], times in milliseconds."""

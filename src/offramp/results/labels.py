@@ -38,11 +38,11 @@ def differences(recipes: Mapping[str, Any], field: str = "") -> list[Difference]
 
 def labels(keys: Sequence[str], differing: Sequence[Difference]) -> dict[str, str]:
     """A label for each recipe: its values where recipes differ; what follows from others where nothing else tells."""
-    said = [difference for difference in differing if not _follows(difference[0])]
-    made = {key: _label(key, said) for key in keys}
-    if len(set(made.values())) < len(keys):
-        made = {key: _label(key, differing) for key in keys}
-    return made
+    shown = [difference for difference in differing if not _follows(difference[0])]
+    labels = {key: _label(key, shown) for key in keys}
+    if len(set(labels.values())) < len(keys):
+        labels = {key: _label(key, differing) for key in keys}
+    return labels
 
 
 def short_name(spec: Mapping[str, Any]) -> str:

@@ -1,8 +1,9 @@
-"""Training rules: what happens to a batch. One file per published rule; a new one is a file and a line below."""
+"""Training rules: what happens to a batch. A new one is a file here and a line in `registry`."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from offramp import config
+from offramp import config, registry
 from offramp.config import Spec
 from offramp.errors import UsageError
 from offramp.rules.base import Outcome, TrainingRule, Workbench
@@ -16,17 +17,7 @@ from offramp.rules.pcgrad import PCGrad
 from offramp.rules.standard import Standard
 from offramp.rules.wpn import WPN
 
-RULES: dict[str, Any] = {
-    "cagrad": CAGrad,
-    "cgt": CGT,
-    "dfs": DFS,
-    "gradient-equilibrium": GradientEquilibrium,
-    "meta-gf": MetaGF,
-    "one-for-all": OneForAll,
-    "pcgrad": PCGrad,
-    "standard": Standard,
-    "wpn": WPN,
-}
+RULES: Mapping[str, Any] = registry.load(registry.RULES)
 
 __all__ = [
     "CGT",

@@ -217,8 +217,8 @@ def reach(network: EarlyExitNet, parameters: Sequence[nn.Parameter], images_BCHW
     rows = []
     for logits_BC in logits:
         if logits_BC.requires_grad:
-            found = torch.autograd.grad(logits_BC.sum(), parameters, retain_graph=True, allow_unused=True)
-            rows.append([gradient is not None for gradient in found])
+            gradients = torch.autograd.grad(logits_BC.sum(), parameters, retain_graph=True, allow_unused=True)
+            rows.append([gradient is not None for gradient in gradients])
         else:
             rows.append([False] * len(parameters))
     return torch.tensor(rows)

@@ -63,8 +63,8 @@ def _each(loss: Tensor, logits: Sequence[Tensor], parameters: Sequence[nn.Parame
     reached = [k for k, logits_BC in enumerate(logits) if logits_BC.requires_grad]
     signals = torch.autograd.grad(loss, [logits[k] for k in reached])
     for k, signal in zip(reached, signals, strict=True):
-        found = torch.autograd.grad(logits[k], parameters, signal, retain_graph=True, allow_unused=True)
-        gradients_of[k] = list(found)
+        gradients = torch.autograd.grad(logits[k], parameters, signal, retain_graph=True, allow_unused=True)
+        gradients_of[k] = list(gradients)
     return gradients_of
 
 

@@ -163,10 +163,10 @@ class WPN(TrainingRule):
         """One step of the prediction network, `pull_KBC` being a function of its parameters."""
         bench = self.bench
         network = {name: weight for name, weight in bench.network.named_parameters() if weight.requires_grad}
-        found = torch.autograd.grad(
+        pulls = torch.autograd.grad(
             logits_KBC, list(network.values()), pull_KBC.detach(), retain_graph=True, allow_unused=True
         )
-        pairs = zip(network.items(), found, strict=True)
+        pairs = zip(network.items(), pulls, strict=True)
         # Detached: two weights may be given one tensor as their gradient.
         gradients = {name: g.detach().requires_grad_() for (name, _), g in pairs if g is not None}
         ahead = next_weights(bench.optimizer, {network[name]: gradient for name, gradient in gradients.items()})

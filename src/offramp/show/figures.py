@@ -281,12 +281,12 @@ def panels(count: int, height: float, columns: int = 1) -> tuple["Figure", list[
     figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
     halves = figure.add_gridspec(rows, 2 * columns)
     missing = rows * columns - count
-    made = []
+    axes = []
     for number in range(count):
         row, column = divmod(number, columns)
         left = 2 * column + (missing if row == rows - 1 else 0)
-        made.append(figure.add_subplot(halves[row, left : left + 2]))
-    return figure, made
+        axes.append(figure.add_subplot(halves[row, left : left + 2]))
+    return figure, axes
 
 
 def _steady(curves: Sequence[Sequence[float]]) -> bool:

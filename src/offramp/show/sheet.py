@@ -44,8 +44,8 @@ def sheet(picked: Sequence[Sequence[Picked]], split: Split) -> Sheet:
     """The picked images of `split`; no other image is read."""
     shares = [np.array([one.index for one in row], dtype=np.int64) for row in picked if row]
     with contextlib.closing(split.read(shares, None)) as read:
-        found = iter([_addresses(images_BCHW, split) for _, images_BCHW in zip(shares, read, strict=True)])
-    return Sheet(tuple(next(found) if row else () for row in picked), _shown_as(split))
+        addresses = iter([_addresses(images_BCHW, split) for _, images_BCHW in zip(shares, read, strict=True)])
+    return Sheet(tuple(next(addresses) if row else () for row in picked), _shown_as(split))
 
 
 def _addresses(images_BCHW: Tensor, split: Split) -> tuple[str, ...]:
@@ -82,11 +82,11 @@ def _address(image_CHW: Tensor) -> str:
 
 def _shown_as(split: Split) -> str:
     channels, *sides = split.image_shape
-    said = "The normalisation is undone"
+    text = "The normalisation is undone"
     if split.inputs() is None:
-        said = "Each image is scaled from its own smallest value to its largest, so that brightness is not comparable"
+        text = "Each image is scaled from its own smallest value to its largest, so that brightness is not comparable"
     if channels not in (1, 3):
-        said += f"; grey is the mean over the {channels} channels"
+        text += f"; grey is the mean over the {channels} channels"
     if max(sides) > LARGEST:
-        said += f"; scaled down to {LARGEST} pixels"
-    return f"{said}."
+        text += f"; scaled down to {LARGEST} pixels"
+    return f"{text}."

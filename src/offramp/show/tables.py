@@ -59,12 +59,12 @@ def run_table(evaluation: Evaluation) -> RenderableType:
 
 def _dynamic_lines(evaluation: Evaluation) -> list[str]:
     """What the policy does on the test set, in a line, or why nothing is said of it."""
-    found = evaluation.dynamic
-    if found is None:
+    dynamic = evaluation.dynamic
+    if dynamic is None:
         return [] if len(evaluation.test.exits) == 1 else [f"No dynamic inference: {evaluation.no_dynamic}"]
-    policy = found.source or f"thresholds found for a drop of {MAX_DROP:g} points"
-    line = f"{policy}: {found.point.accuracy:.1f} % at {100 * found.share:.0f} % of the operations"
-    return [line, *([found.note] if found.note else [])]
+    policy = dynamic.source or f"thresholds found for a drop of {MAX_DROP:g} points"
+    line = f"{policy}: {dynamic.point.accuracy:.1f} % at {100 * dynamic.share:.0f} % of the operations"
+    return [line, *([dynamic.note] if dynamic.note else [])]
 
 
 def exit_table(use: PolicyUse, remark: str) -> RenderableType:
@@ -79,13 +79,13 @@ def exit_table(use: PolicyUse, remark: str) -> RenderableType:
     table.add_row("all", "", f"{1:.1%}", f"{use.top1:.2f}", f"{use.full_top1:.2f}")
     share = use.operations / use.full_operations
     lines = [remark, f"Operations per image: {use.operations:,.0f}, {share:.1%} of the full network."]
-    found = use.policy.found
-    if "milliseconds" in found:
-        share = found["milliseconds"] / found["times"][-1]
-        how = "a stream" if found["batch"] == "stream" else f"batches of {found['batch']}"
+    known = use.policy.found
+    if "milliseconds" in known:
+        share = known["milliseconds"] / known["times"][-1]
+        how = "a stream" if known["batch"] == "stream" else f"batches of {known['batch']}"
         lines.append(
-            f"Milliseconds per image: {found['milliseconds']:.4g}, {share:.1%} of the full network, as measured in "
-            f"{how} on {found['device']}."
+            f"Milliseconds per image: {known['milliseconds']:.4g}, {share:.1%} of the full network, as measured in "
+            f"{how} on {known['device']}."
         )
     return Group(table, *map(Text, lines))
 
@@ -98,8 +98,8 @@ def xray_table(report: XrayReport) -> RenderableType:
         *(["median γ"] if first.gamma is not None else []),
         *(["mean w"] if first.weight is not None else []),
     ]
-    told = ["F[N+1] tells"] if report.telling else []
-    names = ["exit", *(f"{state} %" for state in STATES), "mean F[y]", *coefficients, "right %", "since epoch", *told]
+    tells = ["F[N+1] tells"] if report.telling else []
+    names = ["exit", *(f"{state} %" for state in STATES), "mean F[y]", *coefficients, "right %", "since epoch", *tells]
     for name in names:
         table.add_column(Text(name), justify="right", no_wrap=True)  # no markup: [y] would be a style
     for k, exit in enumerate(report.exits):

@@ -82,12 +82,6 @@ def test_a_block_says_what_became_of_the_promise():
     assert max(map(len, text.splitlines())) <= 120
 
 
-def test_a_gpu_has_no_kernels_of_onednn():
-    made_up = bench(mode("32"))
-    text = said(dataclasses.replace(made_up, conditions={**made_up.conditions, "kernels_kept": None}))
-    assert "some processor, 2 threads, torch 2.0, load before it 0.25" in text
-
-
 def test_single_images_have_latencies():
     single = mode("1", engine=Speed(0.5, 3, 2.8, 3.4, Latency(0.4, 1.2, 1.4)))
     exits = (*single.exits[:2], Speed(1.5, 1, 1, 1, Latency(1.5, 1.6, 2.5)))
@@ -129,17 +123,3 @@ def test_forms_that_answer_otherwise_are_said():
     text = said(bench(mode("32"), tuning=SimpleNamespace(form=Form(), forms=trials)))
     assert "not used: torch, bf16: 90 answers flipped, 1 were wrong" in text
     assert text.count("not used") == 1
-
-
-def test_onnxruntime_is_named_where_something_was_run_by_it():
-    onnx = Form(backend="onnxruntime")
-    where = {**bench().conditions, "onnxruntime": "1.2"}
-    assert "onnxruntime" not in said(bench(mode("32"), conditions=where))
-    for measured in (
-        bench(mode("32"), conditions=where, tuning=SimpleNamespace(form=onnx, forms=())),
-        bench(mode("32", straight_form="onnxruntime, float32"), conditions=where),
-    ):
-        assert "torch 2.0, onnxruntime 1.2, oneDNN keeps" in " ".join(said(measured).split())
-    left_out = Trial(onnx, False, 0, 0, {}, reason="Stage 1 cannot be traced")
-    tuning = SimpleNamespace(form=Form(), forms=(left_out,))
-    assert "not tried: onnxruntime, float32: Stage 1 cannot be traced" in said(bench(mode("32"), tuning=tuning))

@@ -72,7 +72,7 @@ def at_equal_time(
     best, lucky = frontier(rivals), frontier(rivals, "test")
     asking = sum(not engine.straight for engine in engines)
     tail = (1 - confidence) / 2 / max(asking, 1)
-    found = []
+    comparisons = []
     for engine in sorted(engines, key=lambda one: one.ms):
         first, second = _neighbours(engine.ms, best)
         share = _share(engine.ms, first.ms, second.ms)
@@ -80,7 +80,7 @@ def at_equal_time(
         against_lucky, _ = _interval(engine, *_neighbours(engine.ms, lucky), tail, replicates, seed)
         rival_top1 = (1 - share) * first.top1 + share * second.top1
         names = [one.name for one, part in ((first, 1 - share), (second, share)) if part > 0]
-        found.append(
+        comparisons.append(
             EqualTimeComparison(
                 engine=engine.name,
                 ms=engine.ms,
@@ -96,7 +96,7 @@ def at_equal_time(
                 missing=_missing(engine.ms, rivals),
             )
         )
-    return tuple(found)
+    return tuple(comparisons)
 
 
 def _neighbours(ms: float, best: Sequence[Contender]) -> tuple[Contender, Contender]:

@@ -10,7 +10,7 @@ from math import ceil, inf
 from offramp.results.verdict.comparison import simplest
 from offramp.results.verdict.values import CONFIDENCE, Answer, Conclusion, Contender, EqualTimeComparison
 
-ENOUGH = 1000  # times as many images as there are: nobody has them
+ENOUGH = 1000  # times as many images as there are: more than can be had
 
 
 def conclude(
@@ -85,18 +85,18 @@ def _most_gained(comparisons: Sequence[EqualTimeComparison]) -> str:
 def _ranges(comparisons: Sequence[EqualTimeComparison], answers: dict[str, Answer], least_gain: float) -> list[str]:
     """At which times which answer holds, neighbours together."""
     more = f"more than {least_gain:g} points" if least_gain else "something"
-    said = {"yes": f"Early exits gain {more}", "no": f"They gain {'no ' + more if least_gain else 'nothing'}"}
-    said["open"] = "Not resolved"
-    found: dict[Answer, list[str]] = {}
+    phrases = {"yes": f"Early exits gain {more}", "no": f"They gain {'no ' + more if least_gain else 'nothing'}"}
+    phrases["open"] = "Not resolved"
+    times_of: dict[Answer, list[str]] = {}
     for answer, group in groupby(sorted(comparisons, key=lambda one: one.ms), key=lambda one: answers[one.engine]):
         times = [one.ms for one in group]
-        found.setdefault(answer, []).append(
+        times_of.setdefault(answer, []).append(
             f"{times[0]:.3g}" if len(times) == 1 else f"from {times[0]:.3g} to {times[-1]:.3g}"
         )
-    if found.keys() == {"open"}:
+    if times_of.keys() == {"open"}:
         return []  # the headline says it
     order: tuple[Answer, ...] = ("yes", "no", "open")
-    return [f"{said[answer]}: {', '.join(found[answer])} ms per image." for answer in order if answer in found]
+    return [f"{phrases[answer]}: {', '.join(times_of[answer])} ms per image." for answer in order if answer in times_of]
 
 
 def _about_missing(comparisons: Sequence[EqualTimeComparison]) -> list[str]:

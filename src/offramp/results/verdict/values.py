@@ -67,8 +67,8 @@ class Contender:
     @property
     def spread(self) -> tuple[float, float]:
         """The 90 % interval of the median time over rounds, by order statistics."""
-        found = ratio(self.ms_R, [1.0] * len(self.ms_R))
-        return found["at_least"], found["at_most"]
+        bounds = ratio(self.ms_R, [1.0] * len(self.ms_R))
+        return bounds["at_least"], bounds["at_most"]
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, without the images."""

@@ -1,0 +1,68 @@
+"""Every objective, rule, backbone, data set and command by name, as `module:attribute` in this package.
+
+A new one is its file and a line here: the command line, its help, `offramp train --list`, the study's league and the
+tests that hold for all read these tables. Nothing is imported until `load`, so that help needs no torch.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+OBJECTIVES: Mapping[str, str] = {
+    "cross-entropy": "objectives.cross_entropy:CrossEntropy",
+    "damping": "objectives.damping:Damping",
+    "discard-threshold": "objectives.discard_threshold:DiscardThreshold",
+    "dynamic": "objectives.dynamic_training:dynamic",
+    "label-smoothing": "objectives.label_smoothing:LabelSmoothing",
+    "power-sqrt": "objectives.power_sqrt:PowerSqrt",
+}
+RULES: Mapping[str, str] = {
+    "cagrad": "rules.cagrad:CAGrad",
+    "cgt": "rules.cgt:CGT",
+    "dfs": "rules.dfs:DFS",
+    "gradient-equilibrium": "rules.gradient_equilibrium:GradientEquilibrium",
+    "meta-gf": "rules.meta_gf:MetaGF",
+    "one-for-all": "rules.one_for_all:OneForAll",
+    "pcgrad": "rules.pcgrad:PCGrad",
+    "standard": "rules.standard:Standard",
+    "wpn": "rules.wpn:WPN",
+}
+BACKBONES: Mapping[str, str] = {  # presets of them stand in backbones/presets.py
+    "collaborating": "backbones.collaboration:collaborating",
+    "msdnet": "backbones.msdnet:msdnet",
+    "prefix": "backbones.prefix:prefix",
+    "ranet": "backbones.ranet:ranet",
+}
+DATA: Mapping[str, str] = {
+    "cifar10": "data.cifar:cifar10",
+    "cifar100": "data.cifar:cifar100",
+    "digits": "data.sklearn_digits:digits",
+    "fashion-mnist": "data.fashion:fashion_mnist",
+    "folder:PATH": "data.class_folders:folder",
+    "imagenet": "data.class_folders:imagenet",
+}
+COMMANDS: Mapping[str, str] = {  # in the order of `offramp --help`
+    "train": "commands.train:TrainOptions",
+    "evaluate": "commands.evaluate:EvaluateOptions",
+    "predict": "commands.predict:PredictOptions",
+    "compare": "commands.compare:CompareOptions",
+    "policy": "commands.policy:PolicyOptions",
+    "certify": "commands.certify:CertifyOptions",
+    "audit": "commands.audit:AuditOptions",
+    "bench": "commands.bench:BenchOptions",
+    "export": "commands.export:ExportOptions",
+    "verdict": "commands.verdict:VerdictOptions",
+    "xray": "commands.xray:XrayOptions",
+    "cost": "commands.cost:CostOptions",
+    "layers": "commands.layers:LayersOptions",
+    "names": "commands.names:NamesOptions",
+    "import": "commands.import_:ImportOptions",
+    "reproduce": "cli.reproduce:ReproduceOptions",
+    "example": "commands.example:ExampleOptions",
+}
+
+
+def load(registry: Mapping[str, str]) -> dict[str, Any]:
+    """What the names of a registry stand for, imported."""
+    paths = {name: path.partition(":") for name, path in registry.items()}
+    return {name: getattr(importlib.import_module(f"offramp.{p[0]}"), p[2]) for name, p in paths.items()}
