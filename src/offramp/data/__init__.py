@@ -11,6 +11,7 @@ from offramp.data.builder import SETTINGS, builder
 from offramp.data.cifar import cifar10, cifar100
 from offramp.data.class_folders import folder, imagenet
 from offramp.data.fashion import fashion_mnist
+from offramp.data.garment_subset import garments
 from offramp.data.inputs import Inputs
 from offramp.data.numpy_arrays import arrays
 from offramp.data.sklearn_digits import digits
@@ -22,6 +23,7 @@ REGISTRY: Mapping[str, Callable[..., Parts]] = {
     "digits": digits,
     "fashion-mnist": fashion_mnist,
     "folder:PATH": folder,
+    "garments": garments,
     "imagenet": imagenet,
 }
 KIND = "data set"
@@ -40,6 +42,7 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "folder",
+    "garments",
     "imagenet",
     "load",
 ]
