@@ -1,8 +1,8 @@
 """The images of `--data garments` out of Fashion-MNIST: python benchmarks/garments.py.
 
-Nothing is drawn at random: of each part that `offramp.data.fashion_mnist()` has (train, search, certify, of the official
-training images; test, of the official test images), the first so many, without those that Fashion-MNIST has more than
-once. Needs Fashion-MNIST, such as Debian's package dataset-fashion-mnist.
+Nothing is drawn at random: of each part that `offramp.data.fashion_mnist()` has (train, search and certify out of the
+official training images, test out of the official test images) the first so many, without those that Fashion-MNIST has
+more than once. Needs Fashion-MNIST, such as Debian's package dataset-fashion-mnist.
 """
 
 import json

@@ -11,6 +11,7 @@ from offramp.errors import OfframpError
 from offramp.evaluation import Anytime, ExitFigures
 from offramp.evaluation.damping import EDGES
 from offramp.results.dynamic import Dynamic
+from offramp.results.times import Times
 from offramp.runs import RunFolder, read_json
 from offramp.storage import load_tensors, weights_hash
 
@@ -44,6 +45,7 @@ class Evaluation:
         weights: Hash of the network's weights.
         fingerprint: Hash of the test set.
         made_on: Device and version of torch that made the logits.
+        times: What `offramp bench` measured of the policy looked at; None where it did not.
         written: Files written: `evaluation.json`, the report, the plots.
     """
 
@@ -59,6 +61,7 @@ class Evaluation:
     weights: str
     fingerprint: str
     made_on: str
+    times: Times | None = None
     written: tuple[Path, ...] = ()
 
     @property
