@@ -9,13 +9,16 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from offramp import shipped
 from offramp.cli import main
 from offramp.policy import Policy
+from offramp.show.verdict.page import verdict_page
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -59,9 +62,20 @@ def measured(page: Path, width: int) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The page of the shipped network with all that a page can have, and the committed ones."""
+def pages(tmp_path_factory: pytest.TempPathFactory, script: Callable[[Path], ModuleType]) -> list[Path]:
+    """A run's page with all that it can have, a comparison, an x-ray, a verdict, and the committed pages."""
     folder = tmp_path_factory.mktemp("pages")
+    made = script(ROOT / "tests" / "commands" / "verdict" / "test_init.py")
+    (folder / "verdict.html").write_text(verdict_page(made.made_up_verdict("yes", folder / "verdict")))
+    small = "--data digits limit=60 --network auto exits=3 channels=4 growth=2 head_channels=8 --holdout 20 --epochs 2"
+    for name in ("one", "other"):
+        objective = "dynamic" if name == "one" else "cross-entropy"
+        assert (
+            main(["train", *small.split(), "--objective", objective, "--xray", "20", "--out", str(folder / name)]) == 0
+        )
+    runs = [str(folder / "one"), str(folder / "other")]
+    assert main(["compare", *runs, "--out", str(folder / "compare.html")]) == 0
+    assert main(["xray", runs[0]]) == 0
     run = folder / "run"
     shipped.copy("fashion-mnist", run)
     assert main(["certify", str(run), "--device", "cpu"]) == 0
@@ -80,7 +94,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     (run / "bench.json").write_text(json.dumps(content))
     assert main(["evaluate", str(run), "--device", "cpu", "--train-limit", "0"]) == 0
     committed = [shutil.copy(page, folder / page.name) for page in sorted((ROOT / "docs").rglob("*.html"))]
-    return [run / "report.html", *map(Path, committed)]
+    mine = [run / "report.html", folder / "verdict.html", folder / "compare.html", folder / "one" / "xray.html"]
+    return [*mine, *map(Path, committed)]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
