@@ -72,14 +72,10 @@ def read_times(path: Path, weights: str, policy: Policy) -> Times | None:
     asked = (weights, list(policy.thresholds), policy.measure.name)
     if (content["weights"], thresholds, measure) != asked:
         return None
-    feeds = [
-        FeedTimes(
-            name,
-            mode["accuracy"]["top1"],
-            *(mode["engine"][key] for key in ("ms", "times", "low", "high")),
-            tuple(exit["ms"] for exit in mode["exits"]),
-        )
-        for name, mode in content["modes"].items()
-    ]
+    feeds = []
+    for name, mode in content["modes"].items():
+        engine, exit_ms = mode["engine"], tuple(exit["ms"] for exit in mode["exits"])
+        speed = engine["ms"], engine["times"], engine["low"], engine["high"]
+        feeds.append(FeedTimes(name, mode["accuracy"]["top1"], *speed, exit_ms))
     exit_top1 = tuple(exit["top1"] for exit in content["exits"])
     return Times(content["device"], content["conditions"]["threads"], exit_top1, tuple(feeds))
