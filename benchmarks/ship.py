@@ -5,6 +5,7 @@ images come about, is the same for every network; only `DATA` knows data sets.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
@@ -21,9 +22,10 @@ from typing import Any
 
 from torchvision.io import write_png
 
-from offramp import objectives, shipped
+from offramp import data, objectives, shipped
 from offramp.commands import EvaluateOptions, evaluate
 from offramp.commands.open_run import parts_of
+from offramp.config import DataConfig, Spec
 from offramp.data import Split
 from offramp.data.memory import MemorySplit
 from offramp.errors import OfframpError, UsageError
@@ -48,6 +50,7 @@ DATA = {  # the data set's name in a configuration -> what a card says of it
         "source": "Xiao, Rasul and Vollgraf, https://github.com/zalandoresearch/fashion-mnist",
     },
 }
+AT_HAND = {"fashion-mnist": "garments"}  # data that do not ship -> the part of them that does, by which a copy is tried
 PURPOSE = """## What it is for
 
 To try `offramp predict`, `offramp certify`, `offramp bench` and the Python interface within a minute, and to test them.
@@ -97,16 +100,38 @@ def ship(run: Path, name: str, chosen: str, to: Path = SHIPPED, root: str | None
         about_it = {
             "summary": _summary(evaluation, test.image_shape),
             "data": about,
+            "division": division(read(made.split, dict[str, Any]), evaluation.test.num_images),
+            "at_hand": AT_HAND.get(config.data.source.name),
             "chosen": chosen,
             "seconds": round(sum(line["seconds"] for line in _lines(source.timing)), 1),
             "processor": _processor(str(source.read_starts()[0].device)),
             "images": write_images(test, made.path / "images"),
         }
+        if about_it["at_hand"] is not None:
+            take_at_hand(made, about_it["at_hand"])
         write_card(made.path, about_it)
         if (to / name).exists():
             os.replace(to / name, Path(beside) / "before")
         os.replace(made.path, to / name)
     return to / name
+
+
+def division(split: Mapping[str, Any], num_test: int) -> dict[str, int]:
+    """How many images each part had in training."""
+    trained_on = (split["limit"] or split["training_images"]) - split["holdout"]
+    return {"train": trained_on, **{part: len(split[part]) for part in ("search", "certify")}, "test": num_test}
+
+
+def take_at_hand(made: RunFolder, name: str) -> None:
+    """Make the shipped data set `name` the one that commands use on a copy, so that they need no download.
+
+    Its parts are of the parts of that name of what was trained on: what is held out there was held out here.
+    """
+    parts, config = data.load(DataConfig(source=Spec(name))), made.read_config()
+    assert parts.train.config is not None
+    search = {"search": parts.val.search.fingerprint()}
+    write(made.config, {**config.values, "data": dataclasses.asdict(parts.train.config), "images": search})
+    write(made.split, parts.description())
 
 
 def scrubbed(starts: Sequence[Start], name: str) -> Start:
@@ -163,27 +188,29 @@ def write_card(folder: Path, about_it: Mapping[str, Any]) -> None:
 
 def card_text(folder: Path) -> str:
     """`CARD.md`, made of nothing but the folder's other files."""
-    card, config, split = (
-        Card.of(folder),
-        RunFolder(folder).read_config(),
-        read(RunFolder(folder).split, dict[str, Any]),
-    )
-    sections = (f"{card.summary}.", _data(card, split), _recipe(card, config), _figures(card), PURPOSE)
+    card, config = Card.of(folder), RunFolder(folder).read_config()
+    sections = (f"{card.summary}.", _data(card), _recipe(card, config), _figures(card), PURPOSE)
     return "\n\n".join((f"# {folder.name}", *sections)) + "\n"
 
 
-def _data(card: Card, split: Mapping[str, Any]) -> str:
-    trained_on = (split["limit"] or split["training_images"]) - split["holdout"]
-    held = {part: len(split[part]) for part in ("search", "certify")}
-    return f"""## Data
+def _data(card: Card) -> str:
+    count = card.division
+    text = f"""## Data
 
 {card.data["about"]} Licence: {card.data["licence"]}.
 Source: {card.data["source"]}.
 
-Images: {trained_on:,} for training, {held["search"]:,} for `search` (monitoring, thresholds),
-{held["certify"]:,} for `certify`, {card.evaluation["images"]:,} for test. `images/` holds the first test image of each
+Images: {count["train"]:,} for training, {count["search"]:,} for `search` (monitoring, thresholds),
+{count["certify"]:,} for `certify`, {count["test"]:,} for test. `images/` holds the first test image of each
 class, under the licence above. Its name is the class and the position (from 0) in the official test set, or among
 all images where there is none."""
+    if card.at_hand is None:
+        return text
+    return f"""{text}
+
+On a copy the commands use `{card.at_hand}`, the part of these images that comes with the package, so that nothing is
+downloaded: `config.json` and `split.json` are of that. Its images for search, certify and test were not trained on.
+What is measured on them does not compare with the figures below, which are of all test images."""
 
 
 def _recipe(card: Card, config: RunConfig) -> str:

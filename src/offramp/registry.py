@@ -39,6 +39,7 @@ DATA: Mapping[str, str] = {
     "digits": "data.sklearn_digits:digits",
     "fashion-mnist": "data.fashion:fashion_mnist",
     "folder:PATH": "data.class_folders:folder",
+    "garments": "data.garment_subset:garments",
     "imagenet": "data.class_folders:imagenet",
 }
 COMMANDS: Mapping[str, str] = {  # in the order of `offramp --help`

@@ -7,6 +7,10 @@ import pytest
 from offramp import shipped
 from offramp.cli import COMMANDS, main
 from offramp.commands.example import next_commands
+from offramp.data import archives, fashion
+from offramp.data.garment_subset import COUNTS
+from offramp.evaluation import Certificate
+from offramp.policy import Policy
 from offramp.show.report import with_error
 
 
@@ -15,18 +19,33 @@ def test_the_example_is_copied_and_says_what_it_is(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["example"]) == 0
-    out, card = capsys.readouterr().out, shipped.card("digits")
-    assert (tmp_path / "runs" / "digits" / "weights.safetensors").is_file()
+    out, card = capsys.readouterr().out, shipped.card("fashion-mnist")
+    assert (tmp_path / "runs" / "fashion-mnist" / "weights.safetensors").is_file()
     assert card.command in out
     assert card.data["licence"] in out
     for exit in card.evaluation["exits"]:
         assert with_error(exit["top1"], exit["top1_se"], card.evaluation["images"]) in out
-    assert "Copied to runs/digits." in out
+    assert "Copied to runs/fashion-mnist." in out
     commands = [line.strip() for line in out.partition("Next:\n")[2].splitlines()]
-    assert commands == next_commands(Path("runs/digits"))
+    assert commands == next_commands(Path("runs/fashion-mnist"))
     assert {command.split()[1] for command in commands} <= COMMANDS.keys()
-    assert main(["example", "digits"]) == 0
-    assert "runs/digits holds it already; nothing to do." in capsys.readouterr().out
+    assert main(["example", "fashion-mnist"]) == 0
+    assert "runs/fashion-mnist holds it already; nothing to do." in capsys.readouterr().out
+
+
+def test_the_copy_is_certified_evaluated_and_used_without_a_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fashion, "DEBIAN", tmp_path / "no-package")
+    monkeypatch.setattr(archives, "download", None)
+    run = str(tmp_path / "run")
+    for words in (["example", "--out", run], ["certify", run], ["evaluate", run, "--train-limit", "0"]):
+        assert main(words) == 0
+    found = Certificate.of(Policy.load(tmp_path / "run" / "policy.json"))
+    assert found is not None
+    assert (found.promise.risk, found.images) == (0.01, COUNTS["certify"])
+    assert "certified at most 1 at 95 %" in " ".join(capsys.readouterr().out.split())
+    assert main(["predict", run, f"{run}/images"]) == 0
 
 
 def test_the_list_has_every_network_and_copies_none(
@@ -44,7 +63,7 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "mine" / "notes").touch()
     for arguments, words in (
         (["digitz", "--out", str(tmp_path / "out")], "Unknown example 'digitz'. Did you mean digits?"),
-        (["--out", str(tmp_path / "mine")], "is not empty and is no whole copy of the example digits"),
+        (["--out", str(tmp_path / "mine")], "is not empty and is no whole copy of the example fashion-mnist"),
     ):
         assert main(["example", *arguments]) == 2
         output = capsys.readouterr()

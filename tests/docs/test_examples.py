@@ -77,6 +77,14 @@ def test_examples_of(page: Path, folder: Path) -> None:
                     assert parse(shlex.split(line, comments=True)[1:])
 
 
+def test_the_quickstart_is_asked_for_what_commands_know() -> None:
+    lines = (ROOT / "Makefile").read_text().replace("\\\n", " ").splitlines()
+    asked = [line.partition("/offramp ")[2].replace("$(QUICK)", "runs/x") for line in lines if "/offramp " in line]
+    assert [words.split()[0] for words in asked] == ["train", "certify", "bench", "evaluate"]
+    for words in asked:
+        assert parse(shlex.split(words))
+
+
 def test_there_are_examples() -> None:
     assert sum(len(BLOCK.findall(page.read_text())) for page in PAGES) >= 6
 

@@ -89,7 +89,7 @@ def test_the_runs_own_policy_is_taken_with_its_certificate(tmp_path):
         (replace(POLICY, found={"times": [1.0, 2.0]}), "2 times for 3 exits"),
         (replace(POLICY, found={"times": 5}), "its origin is damaged"),
         ("{", "is damaged"),
-        ("[]", "is not a policy"),
+        ("[]", "is damaged"),
     ],
 )
 def test_a_policy_that_cannot_be_used_is_left_aside_and_that_is_said(tmp_path, content, said):

@@ -1,10 +1,12 @@
+import dataclasses
+
 import pytest
 
 from offramp.evaluation import Curve, Point
 from offramp.policy import EVERYBODY, SOFTMAX, Policy
 from offramp.results.dynamic import ClassUse, Dynamic, ExitUse, Picked
 from offramp.show import figures
-from offramp.show.dynamic import plot, section
+from offramp.show.dynamic import flow, plot, section
 from offramp.show.sheet import Sheet
 
 
@@ -69,3 +71,13 @@ def test_the_plot_has_the_published_points_by_operations_the_searched_ones_the_p
     assert bars.lines[0].get_xydata().tolist() == [[100, 40], [400, 66]]
     assert bars.has_yerr
     assert [text.get_text() for text in axes.texts] == ["1", "2"]
+
+
+def test_a_thousand_images_flow_and_all_of_them_leave():
+    uses = [ExitUse(0.5, images, images / 7, 50.0 if images else None, None) for images in (3, 0, 2, 2)]
+    rows = flow(dataclasses.replace(made_up(), exits=tuple(uses)), None)
+    assert [row["come"] for row in rows] == [1000, 571, 571, 286]
+    assert [row["leave"] for row in rows] == [429, 0, 285, 286]
+    sheet = Sheet((("a", "b", "c", "d"), (), ("e",), ()), "as it is")
+    shown = [row["images"] for row in flow(dataclasses.replace(made_up(), exits=tuple(uses)), sheet)]
+    assert shown == [("a", "b", "c"), (), ("e",), ()]

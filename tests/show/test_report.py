@@ -9,6 +9,7 @@ from offramp.commands import EvaluateOptions, evaluate
 from offramp.evaluation import Certificate, Promise, Record
 from offramp.policy import EVERYBODY, NOBODY, SOFTMAX, Policy
 from offramp.results.dynamic import leaves_from
+from offramp.results.outcome import outcome
 from offramp.show.report import _wilson, with_error
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -148,14 +149,62 @@ def test_the_images_stand_under_their_exits_with_wrong_answers_marked(make_run):
     run = with_policy(make_run())
     picked = evaluate(EvaluateOptions(run)).dynamic.picked
     source = (run / "report.html").read_text()
-    assert source.count('src="data:image/png;base64,') == sum(map(len, picked))
-    places = [source.index(text) for text in ("Easiest that left at exit 1", "exit 2", "Hardest that went to the end")]
+    sheet, in_the_flow = sum(map(len, picked)), sum(len(row[:3]) for row in picked)
+    assert source.count('src="data:image/png;base64,') == sheet + in_the_flow
+    places = [
+        source.index(text) for text in ("Easiest that left at exit 1", "left at exit 2", "Hardest that went to the end")
+    ]
     assert places == sorted(places)
     wrong = [one for row in picked for one in row if one.answer != one.target]
     assert source.count('class="tile wrong"') == len(wrong) > 0
     for one in wrong:
         assert f'alt="test image {one.index}: &lt;{one.target}&gt;, answered &lt;{one.answer}&gt;"' in source
     assert len(source) < 300_000
+
+
+def bench_of(run, **changes):
+    """What `offramp bench` leaves, as far as the page reads it: twice as fast one image at a time."""
+    weights, policy = json.loads((run / "evaluation.json").read_text())["weights"], Policy.load(run / "policy.json")
+    speed = {"ms": 0.5, "times": 2.0, "low": 1.9, "high": 2.1}
+    mode = {"accuracy": {"top1": 50.0}, "engine": speed, "exits": [{"ms": 0.3}, {"ms": 0.6}, {"ms": 1.0}]}
+    content = {
+        "weights": weights,
+        "device": "a box",
+        "conditions": {"threads": 2},
+        "policy": {"thresholds": list(policy.thresholds), "measure": {"name": policy.measure.name}},
+        "exits": [{"top1": 40.0}, {"top1": 45.0}, {"top1": 50.0}],
+        "modes": {"1": mode, "stream": mode},
+    }
+    (run / "bench.json").write_text(json.dumps({**content, **changes}))
+
+
+def test_the_page_begins_with_the_outcome_and_the_flow_then_time(make_run):
+    run = with_policy(make_run())
+    bench_of(run)
+    found = evaluate(EvaluateOptions(run))
+    sentence = outcome(found)
+    assert "2.0 times as fast one image at a time on a box, 2 threads" in sentence
+    text, page = words(run), parsed(run)
+    assert page.open == []
+    places = [
+        text.index(part) for part in (sentence, "Where 1,000 images leave", "Accuracy against time", "Every exit")
+    ]
+    assert places == sorted(places)
+    assert found.written[-1] == found.run.report
+    first = round(1000 * found.dynamic.exits[0].share)
+    assert f"exit 1 1,000 come, {first} leave" in text
+
+
+@pytest.mark.parametrize(
+    "changes", [{"weights": "f" * 64}, {"policy": {"thresholds": [0.1], "measure": {"name": "margin"}}}]
+)
+def test_times_of_other_weights_or_another_policy_are_not_told(make_run, changes):
+    run = with_policy(make_run())
+    bench_of(run, **changes)
+    found = evaluate(EvaluateOptions(run))
+    assert found.times is None
+    assert "`offramp bench" in outcome(found)
+    assert "Accuracy against time" not in words(run)
 
 
 def test_a_policy_found_here_and_a_file_left_aside_are_said(make_run):

@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from offramp.config import TrainConfig
 from offramp.data import Batch, Parts
 from offramp.data.randomness import Purpose, hashes
 from offramp.errors import OfframpError, UsageError
+from offramp.evaluation import Promise
 from offramp.files import RunFolder
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, Damping, Objective, PowerSqrt
@@ -104,6 +106,42 @@ def test_a_finished_run_says_so_and_does_nothing(tmp_path: Path, capsys: pytest.
     offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path)
     assert "is finished; nothing to do" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_training_that_exploded_ends_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    noise = np.random.default_rng(0)
+    pixels, labels = noise.integers(0, 256, (200, 1, 8, 8), dtype=np.uint8), noise.integers(0, 2, 200)
+    parts, wild = data.arrays(pixels, labels, batch_size=16, holdout=0), TrainConfig(epochs=2, lr=20.0)
+    offramp.fit(network(), CrossEntropy(), parts.train, None, wild, out=tmp_path / "wild")
+    said = capsys.readouterr().err
+    assert "Warning: the training has exploded" in said
+    assert "lower --lr than 20" in said
+    assert "Done" not in said
+    parts = images()
+    offramp.fit(network(), CrossEntropy(), parts.train, parts.val, QUICK, out=tmp_path / "tame")
+    said = capsys.readouterr().err
+    assert "Warning" not in said
+    assert "Done" in said
+
+
+@pytest.mark.parametrize(
+    ("num", "holdout", "words"),
+    [
+        (60, 10, "5 images are held out for certificates, too few .* needs 299: it takes more images."),
+        (1600, 10, "5 images are held out .* needs 299: --holdout 598 would do."),
+        (1600, 598, None),
+        (60, 0, None),
+    ],
+)
+def test_too_few_images_for_a_certificate_are_said_when_the_training_starts(
+    num: int, holdout: int, words: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = images(num, holdout=holdout, batch_size=512)
+    config = dataclasses.replace(QUICK, epochs=1)
+    offramp.fit(network(), CrossEntropy(), parts.train, parts.val if holdout else None, config, out=tmp_path / "run")
+    said = capsys.readouterr().err
+    assert re.search(words, said) if words else "for certificates" not in said
+    assert Promise().images_needed() == 299
 
 
 def test_a_second_run_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:

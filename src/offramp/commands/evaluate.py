@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(RecordsLogits):
-    """Measure every exit of a finished run on its test set: accuracy, cost, likelihood, calibration, damping.
+    """Measure every exit of a finished run on its test set, and say in a sentence what leaving early is worth.
 
-    Writes RUN/evaluation.json and RUN/report.html. Logits are kept in RUN/records and used again.
+    Accuracy, cost, likelihood, calibration, damping; what the run's policy does, what is certified of it (offramp
+    certify), how fast it is (offramp bench). Writes RUN/evaluation.json and RUN/report.html. Logits are kept in
+    RUN/records and used again.
     """
 
     plots: Plots | None = None
@@ -74,6 +76,7 @@ def evaluate(
     from offramp.policy import Measure
     from offramp.results.dynamic import dynamic
     from offramp.results.evaluation import Evaluation
+    from offramp.results.times import read_times
     from offramp.show import figures
     from offramp.show.report import report_files
 
@@ -107,6 +110,8 @@ def evaluate(
         weights=test.weights,
         fingerprint=test.fingerprint,
         made_on=test.made_on,
+        times=None if found is None else read_times(folder.bench, test.weights, found.policy),
     )
     drawn = report_files(evaluation, parts.test, page=page, plots=options.plots)
-    return dataclasses.replace(evaluation, written=write_result(evaluation.to_json(), folder.evaluation, drawn))
+    written = write_result(evaluation.to_json(), folder.evaluation, drawn)
+    return dataclasses.replace(evaluation, written=tuple(sorted(written, key=lambda path: path == folder.report)))

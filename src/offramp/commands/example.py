@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 class ExampleOptions(Options):
     """Copy a small trained network that ships with offramp, to try the other commands on."""
 
-    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")] = field(default="digits", kw_only=False)
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")] = field(
+        default="fashion-mnist", kw_only=False
+    )
     """Which one."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder to copy it to, a finished run's (default: runs/NAME)."""
@@ -54,6 +56,8 @@ def _print_card(name: str, card: "Card") -> None:
 
     print(f"{name}: {card.summary}")
     print(f"Data: {card.data['about']} Licence: {card.data['licence']}. {card.data['source']}")
+    if card.at_hand is not None:
+        print(f"The commands use the part of it that comes with offramp: {card.at_hand}.")
     print(f"Recipe: {card.command}")
     print(f"Trained in {card.training}.")
     images = card.evaluation["images"]

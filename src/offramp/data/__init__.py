@@ -12,6 +12,7 @@ from offramp.data.builder import SETTINGS, builder
 from offramp.data.cifar import cifar10, cifar100
 from offramp.data.class_folders import folder, imagenet
 from offramp.data.fashion import fashion_mnist
+from offramp.data.garment_subset import garments
 from offramp.data.inputs import Inputs
 from offramp.data.numpy_arrays import arrays
 from offramp.data.sklearn_digits import digits
@@ -34,6 +35,7 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "folder",
+    "garments",
     "imagenet",
     "load",
 ]

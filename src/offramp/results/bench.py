@@ -16,6 +16,7 @@ import offramp
 from offramp.evaluation.bounds import Z95, paired_difference
 from offramp.files import RunFolder
 from offramp.policy import Policy
+from offramp.results.times import FeedTimes, Times
 from offramp.runtime import Agreement, Tuning
 
 FORMAT = 1  # of the file
@@ -277,6 +278,23 @@ class Bench:
         """Answers that are not the policy's, by where they were given; empty where all is well."""
         agreements = {**{mode.name: mode.agreement for mode in self.modes}, self.test: self.agreement}
         return {name: one.wrong for name, one in agreements.items() if one.wrong}
+
+    @property
+    def times(self) -> Times:
+        """The times alone."""
+        feeds = [
+            FeedTimes(
+                mode.name,
+                mode.accuracy.top1,
+                mode.engine.ms,
+                mode.engine.times,
+                mode.engine.low,
+                mode.engine.high,
+                tuple(speed.ms for speed in mode.exits),
+            )
+            for mode in self.modes
+        ]
+        return Times(self.device, self.conditions["threads"], tuple(exit.top1 for exit in self.exits), tuple(feeds))
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, as `bench.json` holds them; accuracies in percent, shares in [0, 1], times in milliseconds."""

@@ -13,6 +13,7 @@ from offramp.evaluation import Anytime, ExitFigures
 from offramp.evaluation.damping import EDGES
 from offramp.files import Epoch, RunConfig, RunFolder, Start, convert, read
 from offramp.results.dynamic import Dynamic
+from offramp.results.times import Times
 from offramp.storage import load_tensors, weights_hash
 
 FORMAT = 1  # of evaluation.json; one more key is no new format
@@ -83,6 +84,7 @@ class Evaluation:
         weights: Hash of the network's weights.
         fingerprint: Hash of the test set.
         made_on: Device and version of torch that made the logits.
+        times: What `offramp bench` measured of the policy looked at; None where it did not.
         written: Files written: `evaluation.json`, the report, the plots.
     """
 
@@ -98,6 +100,7 @@ class Evaluation:
     weights: str
     fingerprint: str
     made_on: str
+    times: Times | None = None
     written: tuple[Path, ...] = ()
 
     @property

@@ -19,6 +19,8 @@ class Card:
     Attributes:
         summary: One line: network, objective, data.
         data: `about`, `licence` and `source` (an address) of the data set.
+        division: Images for `train`, `search`, `certify` and `test`.
+        at_hand: The shipped data set that commands use on a copy, where the one trained on does not ship.
         chosen: How settings and seed were chosen.
         seconds: How long the training took.
         processor: What it ran on.
@@ -30,6 +32,8 @@ class Card:
 
     summary: str
     data: Mapping[str, str]
+    division: Mapping[str, int]
+    at_hand: str | None
     chosen: str
     seconds: float
     processor: str

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLASSES_SHOWN = 100
+FLOW = 1000  # images
 
 
 def plot(dynamic: Dynamic, exits: figures.Curve) -> "Figure":
@@ -41,7 +42,28 @@ def section(dynamic: Dynamic, sheet: Sheet | None) -> dict[str, Any]:
         "losing": sum(row.lost > row.gained for row in payers),
         "gaining": sum(row.gained > row.lost for row in payers),
         "sheet": None if sheet is None else {"rows": _rows(dynamic, sheet), "shown_as": sheet.shown_as},
+        "flow": flow(dynamic, sheet),
     }
+
+
+def flow(dynamic: Dynamic, sheet: Sheet | None) -> list[dict[str, Any]]:
+    """How many of 1,000 images come to each exit and leave there, and three of them."""
+    total, gone = sum(use.images for use in dynamic.exits), 0
+    rows = []
+    for k, use in enumerate(dynamic.exits):
+        before, gone = gone, gone + use.images
+        come = FLOW - round(FLOW * before / total)
+        leave = come - FLOW + round(FLOW * gone / total)  # of rounded sums, so that all of them make 1,000
+        rows.append(
+            {
+                "exit": k + 1,
+                "come": come,
+                "leave": leave,
+                "top1": use.top1,
+                "images": () if sheet is None else sheet.rows[k][:3],
+            }
+        )
+    return rows
 
 
 def _measure(measure: Measure) -> str:

@@ -12,7 +12,9 @@ from offramp.data import Split
 from offramp.evaluation.bounds import Z95
 from offramp.results.evaluation import Evaluation
 from offramp.results.labels import short_name, summary
+from offramp.results.outcome import outcome
 from offramp.show import figures
+from offramp.show.bench.plots import times
 from offramp.show.dynamic import CLASSES_SHOWN, plot, section
 from offramp.show.page import inline_svg, page
 from offramp.show.sheet import Sheet, sheet
@@ -46,6 +48,8 @@ def draw(evaluation: Evaluation) -> "dict[str, Figure]":
     drawn = {"accuracy": figures.accuracy([curve])}
     if evaluation.dynamic is not None:
         drawn["dynamic"] = plot(evaluation.dynamic, dataclasses.replace(curve, label="one exit for all images"))
+    if evaluation.times is not None:
+        drawn["time"] = times(evaluation.times)
     if evaluation.metrics:
         drawn["training"] = figures.training(evaluation.metrics)
     drawn["reliability"] = figures.reliability([exit.reliability for exit in test.exits])
@@ -67,6 +71,7 @@ def report(evaluation: Evaluation, drawn: "dict[str, Figure]", images: Sheet | N
                 evaluation.data_name,
             ]
         ),
+        outcome=outcome(evaluation),
         objective=summary(objective),
         evaluation=evaluation,
         test=evaluation.test,

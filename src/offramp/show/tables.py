@@ -12,8 +12,9 @@ from rich.text import Text
 from offramp.costs import Cost
 from offramp.evaluation import Audit
 from offramp.evaluation.xray import NEEDED, STATES
-from offramp.results.dynamic import MAX_DROP, leaves_from
+from offramp.results.dynamic import leaves_from
 from offramp.results.evaluation import Evaluation
+from offramp.results.outcome import outcome
 from offramp.results.policy_use import PolicyUse
 from offramp.results.prediction import Prediction
 from offramp.results.xray import XrayReport
@@ -53,18 +54,13 @@ def run_table(evaluation: Evaluation) -> RenderableType:
     ]
     if train is not None and damped:
         lines.append(f"F[N+1] train: mean over {train.num_images} training images with test transforms")
-    lines += _dynamic_lines(evaluation)
-    return Group(table, *map(Text, lines))  # no markup: a path may have brackets
-
-
-def _dynamic_lines(evaluation: Evaluation) -> list[str]:
-    """What the policy does on the test set, in a line, or why nothing is said of it."""
-    dynamic = evaluation.dynamic
-    if dynamic is None:
-        return [] if len(evaluation.test.exits) == 1 else [f"No dynamic inference: {evaluation.no_dynamic}"]
-    policy = dynamic.source or f"thresholds found for a drop of {MAX_DROP:g} points"
-    line = f"{policy}: {dynamic.point.accuracy:.1f} % at {100 * dynamic.share:.0f} % of the operations"
-    return [line, *([dynamic.note] if dynamic.note else [])]
+    first = outcome(evaluation)
+    if evaluation.dynamic is not None and evaluation.dynamic.note:
+        lines.append(evaluation.dynamic.note)
+    elif evaluation.dynamic is None and len(test.exits) > 1:
+        lines.append(f"No dynamic inference: {evaluation.no_dynamic}")
+    texts = map(Text, lines)  # no markup: a path may have brackets
+    return Group(*([] if first is None else [Text(escaped(first), style="bold")]), table, *texts)
 
 
 def exit_table(use: PolicyUse, remark: str) -> RenderableType:

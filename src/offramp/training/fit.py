@@ -1,6 +1,7 @@
 """Training a network on a data set into a run's folder; starting the same again continues."""
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from offramp.config import Run, TrainConfig
 from offramp.data import HeldOut, Split
 from offramp.devices import device_named, with_kernels, with_threads
 from offramp.errors import UsageError
-from offramp.files import RunFolder, load, write
+from offramp.files import Epoch, RunFolder, load, write
 from offramp.network import EarlyExitNet
 from offramp.objectives import Objective
 from offramp.rules import TrainingRule, Workbench
@@ -31,6 +32,9 @@ from offramp.training.readable import check_readable
 from offramp.training.run_lock import locked
 from offramp.training.splits import Unaugmented
 from offramp.training.trunk import frozen, parameter_groups
+
+CERTIFIABLE = math.ceil(math.log(1 - 0.95) / math.log(1 - 0.01))
+"""Images without a loss that prove the usual promise of `offramp certify`: a risk of 0.01 at 0.95."""
 
 
 def train(run: Run, out: str | Path) -> EarlyExitNet:
@@ -156,6 +160,7 @@ def _train_in(
     )
     rule.prepare(bench)
     _say(f"{folder.path}: {job.introduction(place.device)}")
+    _say(_too_few_to_certify(len(job.val.certify) if job.val else 0, len(job.train)))
     loop = Loop(folder, bench, rule, job.train, job.val.search if job.val else None, config, place, network)
     if loop.restore(_say):
         _say(f"Continuing after {loop.epoch} epochs and {loop.step} steps of {folder.path}.")
@@ -166,8 +171,33 @@ def _train_in(
         loop.run(listeners)
     loop.write_final_weights()
     processes.wait_for_all()
-    _say(f"Done: {folder.weights}. Next: {folder.command('evaluate')}")
+    exploded = _exploded(folder.read_metrics()[-1], network, config)
+    _say(exploded or f"Done: {folder.weights}. Next: {folder.command('evaluate')}")
     return network.cpu().eval()
+
+
+def _too_few_to_certify(held_out: int, trained_on: int) -> str | None:
+    """That a certificate cannot be had, and the split by which it could; nothing of a run that holds nothing out."""
+    if not 0 < held_out < CERTIFIABLE:
+        return None
+    holdout = 2 * CERTIFIABLE
+    way_out = f"--holdout {holdout} would do" if trained_on + 2 * held_out >= 2 * holdout else "it takes more images"
+    return (
+        f"{held_out} images are held out for certificates, too few for `offramp certify` with its usual promise, which "
+        f"needs {CERTIFIABLE}: {way_out}."
+    )
+
+
+def _exploded(last: Epoch, network: EarlyExitNet, config: TrainConfig) -> str | None:
+    """What to say where the last epoch has the loss and the accuracy of a network that learned nothing, or None."""
+    loss, guessing = last.loss, network.num_exits * math.log(network.num_classes)
+    best = max(last.search_top1 or last.train_top1 or (0.0,))
+    if loss is None or loss < 2 * guessing or best > 150 / network.num_classes:
+        return None
+    return (
+        f"Warning: the training has exploded: the loss of the last epoch is {loss:,.1f}, where guessing has "
+        f"{guessing:.1f}, and the best exit is right in {best:.1f} %. Train anew, with a lower --lr than {config.lr:g}."
+    )
 
 
 def _keep(features: Features, loop: Loop, folder: RunFolder) -> None:

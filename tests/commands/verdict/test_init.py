@@ -244,13 +244,12 @@ def made_up(answer: str) -> Iterator[Contender]:
     yield one("early exits for the time of exit 2", "engine", None, 85, 2.0, straight=True)
 
 
-@pytest.mark.parametrize(("answer", "title"), [("yes", "Yes"), ("no", "No"), ("open", "Not resolved")])
-def test_a_page_of_each_kind(answer: str, title: str, tmp_path: Path) -> None:
+def made_up_verdict(answer: str, run: Path) -> Verdict:
     contenders = tuple(made_up(answer))
     engines, rivals = contenders[4:], contenders[:4]
     comparisons = at_equal_time(engines, rivals)
-    made = Verdict(
-        run=RunFolder(tmp_path / "<my run>"),
+    return Verdict(
+        run=RunFolder(run),
         conclusion=conclude(comparisons, rivals, 3000),
         comparisons=comparisons,
         contenders=contenders,
@@ -270,6 +269,11 @@ def test_a_page_of_each_kind(answer: str, title: str, tmp_path: Path) -> None:
         trained=("So they were trained.",),
         wrong=2,
     )
+
+
+@pytest.mark.parametrize(("answer", "title"), [("yes", "Yes"), ("no", "No"), ("open", "Not resolved")])
+def test_a_page_of_each_kind(answer: str, title: str, tmp_path: Path) -> None:
+    made = made_up_verdict(answer, tmp_path / "<my run>")
     assert made.conclusion.answer == answer
     page = verdict_page(made)
     assert page == verdict_page(made)

@@ -1,15 +1,16 @@
 """The plots of what was measured: accuracy against operations, and against time."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from offramp.choices import Plots
 from offramp.costs import Cost
 from offramp.evaluation import Record, budgeted, curve, search_thresholds
-from offramp.results.bench import Bench, Mode
+from offramp.results.bench import Bench
 from offramp.results.dynamic import BUDGETS
+from offramp.results.times import Times, title
 from offramp.show import figures
-from offramp.show.bench.table import title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ EXITS: dict[str, Any] = {"marker": "D", "markersize": 5, "linewidth": 1, "color"
 def drawn(bench: Bench, search: Record | None, test: Record, costs: Cost, kind: Plots) -> dict[str, bytes]:
     """The plots by name, as files' contents; without a record of `search` no thresholds are varied."""
     with figures.style():
-        plots = {"bench-operations": _operations(bench, search, test, costs), "bench-time": _time(bench)}
+        plots = {"bench-operations": _operations(bench, search, test, costs), "bench-time": times(bench.times)}
         return {name: figures.render(figure, kind, name) for name, figure in plots.items()}
 
 
@@ -63,16 +64,22 @@ def _operations(bench: Bench, search: Record | None, test: Record, costs: Cost) 
     return figure
 
 
-def _time(bench: Bench) -> "Figure":
-    """A panel for each way of feeding the engine."""
+def times(measured: Times) -> "Figure":
+    """A panel for each way of feeding the engine: accuracy against milliseconds per image."""
     from matplotlib.figure import Figure
 
-    rows = math.ceil(len(bench.modes) / 2)
+    rows = math.ceil(len(measured.feeds) / 2)
     figure = Figure(figsize=(figures.WIDTH, 2.6 * rows + 0.4), layout="constrained")
     panels = figure.subplots(rows, 2, sharey=True, squeeze=False).flatten()
-    for axes, mode in zip(panels, bench.modes, strict=False):
-        _panel(axes, bench, mode)
-    for axes in panels[len(bench.modes) :]:
+    for axes, feed in zip(panels, measured.feeds, strict=False):
+        axes.plot(feed.exit_ms, measured.exit_top1, **EXITS, label="network cut at one exit")
+        _number(axes, feed.exit_ms, measured.exit_top1)
+        axes.plot(feed.ms, feed.top1, **STAR, label="engine")
+        axes.set(title=title(feed.name), xlabel="milliseconds per image")
+        axes.set_xlim(0, 1.1 * max(*feed.exit_ms, feed.ms))
+        axes.locator_params("x", nbins=5)
+        axes.margins(y=0.14)
+    for axes in panels[len(measured.feeds) :]:
         axes.remove()
     for axes in panels[::2]:
         axes.set_ylabel("top-1 accuracy, %")
@@ -81,17 +88,6 @@ def _time(bench: Bench) -> "Figure":
     return figure
 
 
-def _panel(axes: "Axes", bench: Bench, mode: Mode) -> None:
-    times, top1 = [speed.ms for speed in mode.exits], [exit.top1 for exit in bench.exits]
-    axes.plot(times, top1, **EXITS, label="network cut at one exit")
-    _number(axes, times, top1)
-    axes.plot(mode.engine.ms, mode.accuracy.top1, **STAR, label="engine")
-    axes.set(title=title(mode), xlabel="milliseconds per image")
-    axes.set_xlim(0, 1.1 * max(*times, mode.engine.ms))
-    axes.locator_params("x", nbins=5)
-    axes.margins(y=0.14)
-
-
-def _number(axes: "Axes", x: "list[float] | tuple[int, ...]", y: list[float]) -> None:
+def _number(axes: "Axes", x: Sequence[float], y: Sequence[float]) -> None:
     for k, point in enumerate(zip(x, y, strict=True), 1):
         axes.annotate(f"{k}", point, xytext=(6, -9), textcoords="offset points", color=figures.MUTED, fontsize=8.5)

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from offramp.results.bench import Accuracy, Bench, Mode
+from offramp.results.times import title
 from offramp.runtime import Agreement
 from offramp.show.figures import short
 
@@ -15,7 +16,7 @@ from offramp.show.figures import short
 def bench_table(bench: Bench) -> RenderableType:
     """Accuracy, operations, milliseconds of exits and engine; how much of the promise came true, and why not more."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    titles = [f"ms: {title(mode)}" if number == 0 else title(mode) for number, mode in enumerate(bench.modes)]
+    titles = [f"ms: {title(mode.name)}" if number == 0 else title(mode.name) for number, mode in enumerate(bench.modes)]
     for name in ("exit", "top-1 %", "drop, points (95 %)", "operations", *titles):
         table.add_column(name, justify="right", no_wrap=True)
     for k, (exit, operations) in enumerate(zip(bench.exits, bench.exit_operations, strict=True)):
@@ -30,11 +31,6 @@ def bench_table(bench: Bench) -> RenderableType:
     return Group(table, *map(Text, [*blocks, "", *_remarks(bench)]))
 
 
-def title(mode: Mode) -> str:
-    """`batch 32`, or `stream`."""
-    return f"batch {mode.name}" if mode.name.isdigit() else mode.name
-
-
 def _drop(exit: Accuracy) -> str:
     return f"{exit.drop:.2f} ({exit.low:.2f} to {exit.high:.2f})"
 
@@ -43,7 +39,7 @@ def _block(bench: Bench, mode: Mode) -> Iterator[str]:
     engine = mode.engine
     yield ""
     yield (
-        f"{title(mode)}: {engine.times:.2f} times as fast as straight ({engine.low:.2f} to {engine.high:.2f}), "
+        f"{title(mode.name)}: {engine.times:.2f} times as fast as straight ({engine.low:.2f} to {engine.high:.2f}), "
         f"promised {mode.promised:.2f}, so {mode.realised:.0%} of it"
     )
     if len(mode.asks) == 1:

@@ -1,0 +1,60 @@
+"""What early exits are worth in a run, in one sentence."""
+
+from offramp.evaluation import Certificate
+from offramp.evaluation.bounds import Z95, paired_difference
+from offramp.results.dynamic import MAX_DROP, Dynamic
+from offramp.results.evaluation import Evaluation
+from offramp.results.times import Times
+
+
+def outcome(evaluation: Evaluation) -> str | None:
+    """Accuracy, promise, operations and, where they were measured, times; None where no thresholds can be found.
+
+    `As accurately`: the 95 % interval of the accuracy lost, over the test images, holds 0.
+    """
+    found = evaluation.dynamic
+    if found is None:
+        return None
+    policy = found.source or f"thresholds found for a drop of {MAX_DROP:g} points"
+    if found.exits[-1].images == evaluation.test.num_images:
+        return f"Under {policy} no image leaves early: the last exit answers all of them."
+    times = evaluation.times
+    speed = f"; `{evaluation.run.command('bench')}` measures the time" if times is None else _speed(times)
+    return (
+        f"Under {policy} the network answers {_accuracy(found, evaluation.test.num_images)} with "
+        f"{100 * found.share:.0f} % of the operations{speed}."
+    )
+
+
+def _accuracy(found: Dynamic, images: int) -> str:
+    centre, error = map(float, paired_difference(found.lost, found.gained, images))
+    drop = 100 * (found.lost - found.gained) / images
+    how = "as accurately as its last exit alone"
+    if abs(centre) > Z95 * error:
+        how = f"{'less' if centre > 0 else 'more'} accurately than its last exit alone"
+    change = f"{'gain' if drop < 0 else 'drop'} {abs(drop):.1f} points on {images:,} test images"
+    return f"{how} ({change}, {_promise(found.certificate)})"
+
+
+def _promise(certificate: Certificate | None) -> str:
+    if certificate is None:
+        return "not certified"
+    promise, where = certificate.promise, " in every class" if certificate.per_class else ""
+    most = f"at most {100 * promise.risk:g}"
+    if promise.loss == "early-error":  # says nothing of what is lost
+        most = f"at most {100 * promise.risk:g} % of early answers wrong"
+    return f"certified {most}{where} at {100 * promise.confidence:g} %"
+
+
+def _speed(times: Times) -> str:
+    """Of images one at a time, if they were timed so."""
+    feed = next((feed for feed in times.feeds if feed.name == "1"), times.feeds[0])
+    where = f"on {times.device}, {times.threads} thread{'' if times.threads == 1 else 's'}"
+    fed = {"1": "one image at a time", "stream": "in a stream"}.get(feed.name, f"in batches of {feed.name}")
+    if feed.low > 1:
+        return f", {feed.times:.1f} times as fast {fed} {where}"
+    if feed.high < 1:
+        return f", but takes {1 / feed.times:.1f} times as long {fed} {where}"
+    return (
+        f", and takes as long as that ({feed.times:.2f} times as fast, {feed.low:.2f} to {feed.high:.2f}) {fed} {where}"
+    )
