@@ -102,11 +102,14 @@ class Tuning:
             UsageError: Something else, or of another version.
         """
         hint = "Tune the engine anew."
-        if not isinstance(content, dict) or content.get("format", FORMAT) != FORMAT:
+        number = content.get("format", FORMAT) if isinstance(content, dict) else None
+        if isinstance(number, int) and number > FORMAT:
+            raise UsageError(f"This tuning is of a newer offramp (format {number}). Update it, or tune anew.")
+        if number != FORMAT:
             raise UsageError(f"This is not a tuning, or it is of another version of offramp. {hint}")
         try:
             values = {key: value for key, value in content.items() if key != "format"}
-            return convert(values, cls, "The tuning", exact=True, hint=hint)
+            return convert(values, cls, "it", exact=True, hint=hint)
         except OfframpError as error:
             raise UsageError(f"This is not a tuning: {error}") from error
 
