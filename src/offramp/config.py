@@ -194,7 +194,8 @@ class DataConfig:
     """Which images, in which parts."""
 
     source: Annotated[SpecFlag, tyro.conf.arg(name="data")] = field(default_factory=lambda: Spec("digits"))
-    """digits, fashion-mnist, cifar10, cifar100, imagenet, folder:PATH, or package.module:Name; arguments follow."""
+    """digits, fashion-mnist, fashion-pairs, cifar10, cifar100, imagenet, folder:PATH, or package.module:Name; arguments
+    follow."""
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = field(default=None, metadata=FREE)
     """Folder that holds the data set's files (default: $OFFRAMP_DATA, else ~/.cache/offramp)."""
     batch_size: int = 64

@@ -13,6 +13,7 @@ from offramp.data.class_folders import folder, imagenet
 from offramp.data.fashion import fashion_mnist
 from offramp.data.inputs import Inputs
 from offramp.data.numpy_arrays import arrays
+from offramp.data.pairs import fashion_pairs
 from offramp.data.sklearn_digits import digits
 from offramp.errors import UsageError
 
@@ -21,6 +22,7 @@ REGISTRY: Mapping[str, Callable[..., Parts]] = {
     "cifar100": cifar100,
     "digits": digits,
     "fashion-mnist": fashion_mnist,
+    "fashion-pairs": fashion_pairs,
     "folder:PATH": folder,
     "imagenet": imagenet,
 }
@@ -39,6 +41,7 @@ __all__ = [
     "cifar100",
     "digits",
     "fashion_mnist",
+    "fashion_pairs",
     "folder",
     "imagenet",
     "load",
