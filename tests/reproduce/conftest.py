@@ -44,6 +44,8 @@ def manifest() -> Callable[..., Manifest]:
         starts: Sequence[dict[str, Any]] = (),
         load: float | None = 1.0,
         last_stats: dict[str, list[float] | None] | None = None,
+        search: Sequence[float] | None = None,
+        xray: dict[str, list[float]] | None = None,
         **made_by: Any,
     ) -> Manifest:
         exits = [
@@ -80,6 +82,10 @@ def manifest() -> Callable[..., Manifest]:
             "best_epoch": None if best is None else {"epoch": 7, "top1": list(best)},
             "budgeted": budgeted,
         }
+        if search is not None:
+            values["search_top1"] = list(search)
+        if xray is not None:
+            values["xray"] = xray
         if load is not None:
             values["load"] = {"start": 0.2, "end": load, "own": 1}
         if last_stats is not None:

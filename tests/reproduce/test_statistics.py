@@ -17,6 +17,8 @@ from offramp.reproduce.statistics import (
     below,
     both_signs,
     estimate,
+    holm,
+    p_value,
     sampling_error,
     within,
 )
@@ -222,3 +224,11 @@ def test_a_claim_of_several_parts() -> None:
     assert all_of([agrees, open_]) is open_
     assert all_of([open_, fails]) is fails
     assert all_of([fails, not_run]) is not_run
+
+
+def test_p_values_are_scipys_and_holms_is_the_textbooks() -> None:
+    values = [0.3, 0.1, 0.4, -0.1, 0.2]
+    assert p_value(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert p_value([0.3]) == 1
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []

@@ -33,10 +33,12 @@ class ReproduceOptions(OpensRuns):
     """
 
     what: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TABLE|FIGURE")] = field(kw_only=False)
-    """table1 to table8, figure3, figure4, league (all methods in Table 1's setting), or all."""
-    scale: Annotated[str, tyro.conf.arg(metavar="paper|pocket")] = "paper"
-    """paper (CIFAR and ImageNet, the recipe to the letter), pocket (Fashion-MNIST, minutes a run), or
-    package.module:Name, a Scale of your own."""
+    """table1 to table8, figure3, figure4, league (all methods in Table 1's setting), or all. pilot and
+    study: our own comparison, and what decides on each method's number for it."""
+    scale: Annotated[str, tyro.conf.arg(metavar="paper|pocket|pairs|...")] = "paper"
+    """paper (CIFAR and ImageNet, the recipe to the letter), pocket (Fashion-MNIST, minutes a run), pairs, pairs-few,
+    pairs-many or pairs-wide (fashion-pairs: 100 classes, minutes a run; wide: hours), or package.module:Name, a Scale
+    of your own."""
     seeds: int = 5
     """Number of seeds of every row."""
     first_seed: int = 0
@@ -115,6 +117,9 @@ class ReproduceOptions(OpensRuns):
         finally:  # also where some runs failed, or somebody stopped: what is there is shown
             for path in write(study):
                 print(escaped(path))
+            decision = study.decide()
+            if decision is not None:
+                print(escaped(decision))
 
 
 @contextlib.contextmanager

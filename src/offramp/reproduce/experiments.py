@@ -14,12 +14,13 @@ from offramp.checks import did_you_mean
 from offramp.config import Run, Spec
 from offramp.errors import UsageError
 from offramp.reproduce import methods
+from offramp.reproduce import pilot as deciding
 from offramp.reproduce.identity import run_hash
 from offramp.reproduce.methods import Method
 from offramp.reproduce.scales import Of, Scale, Setting
 from offramp.reproduce.watching import watched
 
-Shows = Literal["exits", "groups", "damping", "last-exit", "threshold", "budgeted"]
+Shows = Literal["exits", "groups", "damping", "last-exit", "threshold", "budgeted", "study", "pilot"]
 
 
 @dataclass(frozen=True)
@@ -285,10 +286,7 @@ def figure4(scale: Scale) -> Experiment:
     them, and shows fewer methods.
     """
     setting = scale["imagenet"]
-    rows = [
-        _row(method, setting, holdout=setting.held_out, data=_with_held_out(setting), in_paper=False)
-        for method in methods.LEAGUE
-    ]
+    rows = [_held_out(method, setting) for method in methods.LEAGUE]
     title = "Dynamic inference, the ImageNet setting: MSDNet-5"
     return Experiment("figure4", title, tuple(rows), scale, "budgeted")
 
@@ -299,15 +297,48 @@ def league(scale: Scale) -> Experiment:
     return Experiment("league", "All methods, MSDNet-7", tuple(rows), scale, "groups")
 
 
+def pilot(scale: Scale) -> Experiment:
+    """What the study's methods could be trained with, on held-out images alone: not in the paper.
+
+    Of each method that candidate is chosen which is best on `search`, averaged over exits and seeds, at the last epoch.
+    """
+    setting, candidates = scale["cifar100"], [each for of in deciding.CANDIDATES.values() for each in of]
+    rows = [_held_out(method, setting) for method in candidates]
+    return Experiment("pilot", "Pilot of our own study, MSDNet with 7 exits", tuple(rows), scale, "pilot")
+
+
+def study(scale: Scale) -> Experiment:
+    """Our own comparison of methods as the pilot chose them, paired by seed: not in the paper."""
+    setting, rows = scale["cifar100"], []
+    for family, label in scale.chosen.items():
+        method = next(each for each in deciding.CANDIDATES[family] if each.label == label)
+        row = _held_out(method, setting)
+        training = dataclasses.replace(row.run.training, xray=WATCHED)
+        rows.append(dataclasses.replace(row, run=dataclasses.replace(row.run, training=training), aliases=(family,)))
+    return Experiment("study", "Our own study, MSDNet with 7 exits", tuple(rows), scale, "study")
+
+
+WATCHED = 256  # images whose gradients the study writes down
+
+
+def _held_out(method: Method, setting: Setting) -> Row:
+    return _row(method, setting, holdout=setting.held_out, data=_with_held_out(setting), in_paper=False)
+
+
 EXPERIMENTS: Mapping[str, Callable[[Scale], Experiment]] = {
     function.__name__: function
-    for function in (table1, table2, table3, table4, table5, table6, table7, table8, figure3, figure4, league)
+    for function in (
+        *(table1, table2, table3, table4, table5, table6, table7, table8, figure3, figure4, league),
+        *(pilot, study),
+    )
 }
+OWN_STUDY = ("pilot", "study")  # not among all: the one decides on the other
 ALL = "all"
 
 
 def experiments(names: Sequence[str], scale: Scale) -> list[Experiment]:
-    """The experiments of these names at a scale, each once, in the order of the paper; `all` for every one.
+    """The experiments of these names at a scale, each once, in the order of the paper; `all` for every one but our own
+    study and its pilot.
 
     Raises:
         UsageError: An unknown name, or none.
@@ -318,7 +349,9 @@ def experiments(names: Sequence[str], scale: Scale) -> list[Experiment]:
             raise UsageError(f"There is no table or figure {name!r}.{did_you_mean(name, known)}")
     if not names:
         raise UsageError(f"Say what to reproduce: {', '.join(known)}.")
-    return [make(scale) for name, make in EXPERIMENTS.items() if name in names or ALL in names]
+    return [
+        make(scale) for name, make in EXPERIMENTS.items() if name in names or (ALL in names and name not in OWN_STUDY)
+    ]
 
 
 def _discarding(threshold: float) -> Method:

@@ -16,6 +16,7 @@ from typing import Any
 from offramp.checks import PERCENT, fault
 from offramp.config import Run, differences
 from offramp.errors import OfframpError
+from offramp.evaluation.xray import Xray
 from offramp.reproduce.identity import command, configuration, run_hash, run_name
 from offramp.runs import RunFolder, read_json
 from offramp.storage import write_atomically
@@ -37,7 +38,13 @@ _SHAPE = {  # what pages read of a manifest, see `checks.fault`
     "made_by": {**_MADE_BY, "git": ({"commit": str},)},
     "timing": {"seconds": float, "jobs": int},
     "exits": [
-        {"operations": float, "top1": PERCENT, "damping": (float,), "train": ({"nll": float, "damping": (float,)},)}
+        {
+            "operations": float,
+            "top1": PERCENT,
+            "ece": float,
+            "damping": (float,),
+            "train": ({"nll": float, "damping": (float,)},),
+        }
     ],
     "best_epoch": ({"epoch": int, "top1": [PERCENT]},),
     "budgeted": ([[float]],),
@@ -46,6 +53,8 @@ _STATS = ("gamma", "weight")  # what claims ask of training
 _MORE = {  # where they are there
     "starts": [_MADE_BY],
     "test_images": int,
+    "search_top1": ([PERCENT],),
+    "xray": {name: [float] for name in ("learned", "damped", "reversed")},
     "load": {"start": float, "end": float, "own": int},
     "last_stats": {name: ([float],) for name in _STATS},
 }
@@ -101,7 +110,9 @@ class Manifest:
             "mean_top1": evaluation["mean_top1"],
             "exits": [_exit(exit) for exit in evaluation["exits"]],
             "last_epoch": {key: value for key, value in folder.read_metrics()[-1].items() if key in ("epoch", "loss")},
+            "search_top1": folder.read_metrics()[-1].get("search_top1"),
             **_last_stats(folder),
+            **_xray(folder),
             "best_epoch": _best_epoch(folder),
             "budgeted": None if dynamic is None else [_point(point) for point in dynamic["published"]],
         }
@@ -197,6 +208,16 @@ def _last_stats(folder: RunFolder) -> dict[str, Any]:
     """What the objective said of each exit, its mean over the last epoch; nothing where it said none of it."""
     said = folder.read_metrics()[-1]["stats"]
     return {"last_stats": {name: said.get(name) for name in _STATS}} if said.keys() & set(_STATS) else {}
+
+
+def _xray(folder: RunFolder) -> dict[str, Any]:
+    """By exit, averaged over all epochs: the share of the push that comes from learned images (F[y] of 95 % and above),
+    and the shares of images whose gradient is damped and reversed; nothing where nothing was recorded."""
+    if not folder.xray.is_file():
+        return {}
+    record = Xray.load(folder.xray)
+    _, damped_K, reversed_K = record.shares().mean(1).tolist()
+    return {"xray": {"learned": record.sources()[-1].mean(0).tolist(), "damped": damped_K, "reversed": reversed_K}}
 
 
 def _timing(folder: RunFolder, run: Run) -> dict[str, float]:

@@ -91,6 +91,7 @@ WITH_GRADIENT = Method("dynamic with gradient", fitted("dynamic", with_gradient=
 LABEL_SMOOTHING = Method("label smoothing", plainly("label-smoothing", smoothing=0.1))
 WPN = Method("WPN", rule=fitted("wpn"), work=lambda num_exits: 3.0)
 DFS = Method("DFS", rule=plainly("dfs"))
+GRADIENT_EQUILIBRIUM = Method("gradient equilibrium", rule=plainly("gradient-equilibrium"))
 CGT = Method("CGT", rule=plainly("cgt"))
 
 LEAGUE: tuple[Method, ...] = (
@@ -114,7 +115,7 @@ LEAGUE: tuple[Method, ...] = (
     dataclasses.replace(WPN, label="WPN, twice the batch", recipe=lambda s: Recipe(batch_size=2 * s.batch_size)),
     DFS,
     Method("DFS, its own recipe", rule=plainly("dfs", dropout=0.5), recipe=rivals("dfs")),
-    Method("gradient equilibrium", rule=plainly("gradient-equilibrium")),
+    GRADIENT_EQUILIBRIUM,
     Method("PCGrad", rule=plainly("pcgrad"), work=_backward_passes),
     Method("CAGrad", rule=plainly("cagrad"), work=_backward_passes),
     Method("Meta-GF", rule=plainly("meta-gf"), passes=lambda num_exits: num_exits + 1),

@@ -19,7 +19,21 @@ from offramp.reproduce.experiments import Experiment, Row
 from offramp.reproduce.identity import run_hash
 from offramp.reproduce.manifest import Manifest
 
-What = Literal["top1", "damping", "damping-train", "train-nll", "gamma", "weight", "seconds", "budgeted"]
+What = Literal[
+    "top1",
+    "damping",
+    "damping-train",
+    "train-nll",
+    "gamma",
+    "weight",
+    "seconds",
+    "budgeted",
+    "ece",
+    "search",
+    "learned",
+    "damped",
+    "reversed",
+]
 BUDGETS = tuple(tenth / 10 for tenth in range(3, 11))  # shares of the whole network's operations
 
 
@@ -67,6 +81,12 @@ class Figures:
         weight: Weight of each exit, likewise.
         seconds: Of training.
         budgeted: Accuracy at each of `BUDGETS` under thresholds, in percent.
+        ece: Expected calibration error of each exit on the test set, from 0 to 1.
+        search: Accuracy of each exit on `search` after the last epoch, in percent.
+        learned: Share of each exit's push that comes from learned images, over all epochs, as its record of gradients
+            says.
+        damped: Share of images whose gradient is damped, likewise.
+        reversed: Share of images whose gradient is reversed, likewise.
         epoch: The epoch whose accuracies these are, where it is not the last.
         clock: How `seconds` were taken.
         images: Of the test set: accuracies come in steps of 100 over it.
@@ -80,6 +100,11 @@ class Figures:
     weight: tuple[float, ...] | None = None
     seconds: float | None = None
     budgeted: tuple[float, ...] | None = None
+    ece: tuple[float, ...] | None = None
+    search: tuple[float, ...] | None = None
+    learned: tuple[float, ...] | None = None
+    damped: tuple[float, ...] | None = None
+    reversed: tuple[float, ...] | None = None
     epoch: int | None = None
     clock: Clock | None = None
     images: int | None = None
@@ -114,6 +139,9 @@ def of_manifest(manifest: Manifest, *, best_epoch: bool = False) -> Figures:
         weight=_all(last.get("weight") or [None]),
         seconds=manifest.seconds,
         budgeted=values["budgeted"] and at_budgets(values["budgeted"], exits[-1]["operations"]),
+        ece=_all(exit["ece"] for exit in exits),
+        search=_all(values.get("search_top1") or [None]),
+        **{name: tuple(shares) for name, shares in values.get("xray", {}).items()},
         epoch=best["epoch"] if best else None,
         clock=_clock(manifest),
         images=values.get("test_images"),

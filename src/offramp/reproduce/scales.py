@@ -109,6 +109,8 @@ class Scale:
         about: What it is, in a sentence or two, for the page.
         papers: Whether data and networks are the paper's.
         settings: By the paper's names.
+        chosen: By method the candidate that the pilot of our own study chose (`pilot.chosen`).
+        pilot: Name of the scale whose pilot decides where this one has none of its own.
         factor: How many times the epochs of its own recipe it trains, which for the paper's data is the paper's.
     """
 
@@ -116,6 +118,8 @@ class Scale:
     about: str
     papers: bool
     settings: Mapping[str, Setting]
+    chosen: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    pilot: str = ""
     factor: int = 1
 
     @property
@@ -217,7 +221,7 @@ _POCKET = Setting(
     images=2000,
     epochs=100,
     strength=0.005,
-    held_out=2000,
+    held_out=4000,
 )
 
 POCKET = Scale(
@@ -239,6 +243,7 @@ POCKET = Scale(
             strength=0.01,
             alpha=0.3,
             wpn={"centre": "mat"},
+            held_out=2000,
         ),
         "ranet": dataclasses.replace(
             _POCKET, network=Spec("ranet", {**_NARROW, "step_mode": "even"}), last_only=None, exits=6
@@ -246,7 +251,41 @@ POCKET = Scale(
     },
 )
 
-SCALES: Mapping[str, Scale] = {"paper": PAPER, "pocket": POCKET}
+_PAIRS = dataclasses.replace(
+    _POCKET,
+    data=Spec("fashion-pairs", {"limit": 4000}),
+    num_classes=100,
+    image_shape=(3, 32, 32),
+    images=4000,
+    epochs=50,
+)
+_ARE = "of 3 x 32 x 32 in 100 classes, two garments of Fashion-MNIST each. Not CIFAR-100, nor comparable with it"
+
+
+def _pairs(name: str, about: str, **settings: Any) -> Scale:
+    setting = dataclasses.replace(_PAIRS, **settings)
+    return Scale(name=name, about=about, papers=False, settings={"cifar100": setting}, pilot="pairs")
+
+
+def _repeated(name: str, what: str, images: int, epochs: int) -> Scale:
+    """As many steps as the others, on more or fewer images."""
+    about = f"Fashion-pairs: images {_ARE}. {images:,} training images, {epochs} epochs, a narrow MSDNet: {what}."
+    return _pairs(name, about, data=Spec("fashion-pairs", {"limit": images}), images=images, epochs=epochs)
+
+
+PAIRS = _repeated("pairs", "about 3,100 steps", 4000, 50)
+# The same number of steps: where gradients of fitted images should be many, and where there should be few.
+PAIRS_FEW = _repeated("pairs-few", "few images, seen often", 1250, 160)
+PAIRS_MANY = _repeated("pairs-many", "many images, seen seldom", 16_000, 12)
+PAIRS_WIDE = _pairs(
+    "pairs-wide",
+    f"Fashion-pairs: images {_ARE}. 4,000 training images, 100 epochs, the paper's MSDNet-7 for CIFAR-100.",
+    network=_CIFAR.network,
+    last_only=_CIFAR.last_only,
+    epochs=100,
+)
+
+SCALES: Mapping[str, Scale] = {scale.name: scale for scale in (PAPER, POCKET, PAIRS, PAIRS_FEW, PAIRS_MANY, PAIRS_WIDE)}
 
 
 def scale(name: str) -> Scale:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from offramp.evaluation.bounds import paired_difference
 
@@ -99,6 +99,24 @@ def estimate(
         return Estimate(mean, math.inf, n)
     deviation = max(statistics.stdev(values), unit * sampling_error(mean / unit, images) if images else 0.0)
     return Estimate(mean, _t(n - 1, confidence) * deviation / math.sqrt(n) if deviation else math.inf, n)
+
+
+def p_value(values: Sequence[float], images: int | None = None) -> float:
+    """Two-sided, of Student's test that the true mean is 0, with the deviation of `estimate`; 1 for one value."""
+    found = estimate(values, images=images)
+    if math.isinf(found.half):
+        return 1.0
+    error = found.half / _t(found.n - 1, CONFIDENCE)
+    return float(2 * stdtr(found.n - 1, -abs(found.mean) / error))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The same, corrected for how many they are (Holm): that any at 5 % is wrong has a chance of 5 % at most."""
+    largest, corrected = 0.0, [0.0] * len(p_values)
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected
 
 
 def against_published(

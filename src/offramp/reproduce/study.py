@@ -14,7 +14,7 @@ from pathlib import Path
 from offramp.checks import did_you_mean
 from offramp.config import Spec
 from offramp.errors import UsageError
-from offramp.reproduce import estimate
+from offramp.reproduce import estimate, pilot
 from offramp.reproduce.experiments import ALL, EXPERIMENTS, Experiment, Row, experiments
 from offramp.reproduce.identity import run_hash, run_name
 from offramp.reproduce.jobs import Finished, Task
@@ -58,7 +58,10 @@ class Study:
         if not self.seeds:
             raise UsageError("A study needs at least one seed.")
         extra = [own(spec) for spec in self.also]
-        found = [experiment.with_methods(extra) for experiment in experiments(self.names, self.scale)]
+        scale = self.scale
+        if "study" in self.names:
+            scale = dataclasses.replace(scale, chosen=pilot.chosen(scale, self._manifest_folders))
+        found = [experiment.with_methods(extra) for experiment in experiments(self.names, scale)]
         chosen = self._chosen(found)
         object.__setattr__(self, "experiments", tuple(experiment for experiment in chosen if experiment.rows))
         left = {
@@ -96,7 +99,20 @@ class Study:
         for folder in self.known:
             if not folder.is_dir():
                 raise UsageError(f"There is no folder {folder} with manifests.")
-        return find([self.out / "manifests", *self.known])
+        return find(self._manifest_folders)
+
+    @property
+    def _manifest_folders(self) -> list[Path]:
+        return [self.out / "manifests", *self.known]
+
+    def decide(self) -> Path | None:
+        """Keep what the pilot says once all of it is done, and give the file; None before, or where it is no pilot."""
+        found = next((each for each in self.experiments if each.name == "pilot"), None)
+        manifests = self.manifests()
+        if found is None or self.left_out or self.tasks(manifests, [found]):
+            return None
+        by_label = {row.label: [manifests[run_hash(row.with_seed(seed))] for seed in self.seeds] for row in found.rows}
+        return pilot.save(pilot.decide(by_label, self.scale.name, self.seeds), self.out / "manifests")
 
     def tasks(self, manifests: Mapping[str, Manifest], of: Sequence[Experiment] | None = None) -> list[Task]:
         """The missing runs of all experiments, or of some, each once; first all rows' first seed, and so on.

@@ -36,6 +36,11 @@ LAST_EPOCH: tuple[tuple[What, str, int], ...] = (
     ("weight", "Weights of the exits", 4),
     ("gamma", "Damping coefficients γ", 6),
 )
+GRADIENTS: tuple[tuple[What, str], ...] = (
+    ("learned", "Share of the push that comes from learned images (F[y] of 95 % and above)"),
+    ("damped", "Share of images whose gradient is damped"),
+    ("reversed", "Share of images whose gradient is reversed"),
+)
 OF_OUR_RUNS = (statistics.Verdict.AGREES, statistics.Verdict.DISAGREES, statistics.Verdict.NOT_RESOLVED)
 GROUPS = (("first three exits", (None, 3)), ("last two exits", (-2, None)))  # where methods differ most, and least
 
@@ -131,8 +136,17 @@ def _ours(experiment: Experiment, rows: Sequence[Row], results: Results) -> list
                 made.append(_by_exit(experiment, recorded, results, what, f"{title}, mean over the last epoch", digits))
     if experiment.shows == "threshold":
         made.append(_by_exit(experiment, rows, results, "train-nll", "Loss converged to: nats on training images", 4))
-    if experiment.shows == "budgeted":
+    if experiment.shows in ("budgeted", "study"):
         made.append(_budgeted(experiment, rows, results))
+    if experiment.shows == "pilot":
+        made.append(_by_exit(experiment, rows, results, "search", "Top-1 on `search`, last epoch", 2, mean=True))
+    if experiment.shows == "study":
+        made.append(_by_exit(experiment, rows, results, "ece", "Calibration error (ECE) on test", 4, mean=True))
+        made += [
+            _by_exit(experiment, recorded, results, what, f"{title}, over all epochs", 3)
+            for what, title in GRADIENTS
+            if (recorded := [row for row in rows if _recorded(experiment, row, results, what)])
+        ]
     return made
 
 
@@ -148,9 +162,11 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
     single = num_exits == 1
     means = () if single else ("mean",)
     deltas = (f"Δ: sum over exits less {first.label}'s, paired",) if has_delta(experiment.name) else ()
-    groups = GROUPS if experiment.shows == "groups" and num_exits >= 5 else ()  # of fewer exits they overlap
+    groups = GROUPS if experiment.shows in ("groups", "study") and num_exits >= 5 else ()  # of fewer exits they overlap
     against = [f"against {first.label}, paired", *(f"{name}, paired" for name, _ in groups)]
     against += ["pairs"] if groups else []
+    corrected = _corrected(experiment, shown, results) if experiment.shows == "study" else {}
+    against += ["p of the mean, Holm"] if corrected else []
     head = ("", *_exit_names(num_exits), *means, *deltas, *against, "n", "training time")
     clocks = _clocks(experiment, results)
     rows = []
@@ -162,7 +178,11 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
                 *(_spread(row, [f.top1[k] for f in found.values()]) for k in range(num_exits)),
                 *(() if single else (_spread(row, [mean_top1(f) for f in found.values()]),)),
                 *(_delta(experiment, row, results) for _ in deltas),
-                *(_paired(experiment, row, groups, results) if row is not first else [Cell("")] * len(against)),
+                *(
+                    [*_paired(experiment, row, groups, results), *_p(row, corrected)]
+                    if row is not first
+                    else [Cell("")] * len(against)
+                ),
                 Cell(str(len(found)), anchor(row)),
                 _linked(row, _time(found, results.of(experiment.name, first.label), say=len(clocks) > 1)),
             )
@@ -177,11 +197,26 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
             " Paired: the mean over exits less the first row's, seed by seed, with Student's 95 % interval from two "
             "pairs on. Each interval stands for itself; of twenty, one misses by chance."
         )
+    if corrected:
+        note += " The p of Student's test of that mean, two-sided, is corrected for the number of rows (Holm)."
     if deltas:
         note += " Δ is over the sum of the exits, as in the paper; the difference beside it is over their mean."
     if any(row.best_epoch for row in shown):
         note += " Best epoch: selected on test, as the paper's row is; it flatters."
     return Table("Accuracy", head, tuple(rows), note)
+
+
+def _corrected(experiment: Experiment, shown: Sequence[Row], results: Results) -> dict[str, float]:
+    """Of each row against the first the p-value of the mean over exits, corrected for how many rows there are."""
+    first = Q(experiment.name, experiment.rows[0].label)
+    contrasts = {row.label: Greater(Q(experiment.name, row.label), first) for row in shown if row.label != first.row}
+    values = {label: list(greater.contrasts(results).values()) for label, greater in contrasts.items()}
+    found = {label: statistics.p_value(of, contrasts[label].images(results)) for label, of in values.items() if of}
+    return dict(zip(found, statistics.holm(list(found.values())), strict=True))
+
+
+def _p(row: Row, corrected: Mapping[str, float]) -> list[Cell]:
+    return [_linked(row, f"{corrected[row.label]:.3f}" if row.label in corrected else NOTHING)] if corrected else []
 
 
 def _delta(experiment: Experiment, row: Row, results: Results) -> Cell:
@@ -198,20 +233,29 @@ def _linked(row: Row, text: str) -> Cell:
 
 
 def _by_exit(
-    experiment: Experiment, shown: Sequence[Row], results: Results, what: What, title: str, digits: int
+    experiment: Experiment,
+    shown: Sequence[Row],
+    results: Results,
+    what: What,
+    title: str,
+    digits: int,
+    *,
+    mean: bool = False,
 ) -> Table:
     num_exits = _num_exits(experiment, results)
     rows = []
     for row in shown:
         found = [f.values(what) for f in results.of(experiment.name, row.label).values()]
         curves = [curve for curve in found if curve is not None]
-        cells = [_number(row, [curve[k] for curve in curves], digits) for k in range(num_exits)]
+        if mean:
+            curves = [(*curve, fmean(curve)) for curve in curves]
+        cells = [_number(row, [curve[k] for curve in curves], digits) for k in range(num_exits + mean)]
         rows.append((Cell(row.label, anchor(row)), *cells))
     note = "Mean ± standard deviation over seeds."
     lacking = sum(f.values(what) is None for row in shown for f in results.of(experiment.name, row.label).values())
     if lacking:
         note += f" Not recorded of {lacking} run{'s' if lacking > 1 else ''}."
-    return Table(title, ("", *_exit_names(num_exits)), tuple(rows), note)
+    return Table(title, ("", *_exit_names(num_exits), *(("mean",) if mean else ())), tuple(rows), note)
 
 
 def _budgeted(experiment: Experiment, shown: Sequence[Row], results: Results) -> Table:
