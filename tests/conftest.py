@@ -19,6 +19,7 @@ import offramp
 from offramp import data
 from offramp.commands import EvaluateOptions, evaluate
 from offramp.network import EarlyExitNet, builder
+from offramp.paper import Scale, experiments
 from offramp.results.evaluation import Evaluation
 from offramp.runs import RunFolder
 from offramp.storage import save_tensors
@@ -208,3 +209,28 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
 @pytest.fixture
 def tiny_parts() -> data.Parts:
     return tiny_data()
+
+
+TINY = Path(__file__).parent / "paper" / "tiny.py"
+
+
+@pytest.fixture
+def tiny_scale() -> Scale:
+    """The scale of `tiny.py`."""
+    spec = importlib.util.spec_from_file_location("tiny", TINY)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SCALE
+
+
+@pytest.fixture
+def rows(tiny_scale):
+    """`rows("table1")`: the rows of an experiment at the tiny scale, by label."""
+
+    def of(name):
+        (experiment,) = experiments([name], tiny_scale)
+        return {row.label: row for row in experiment.rows}
+
+    return of

@@ -37,8 +37,8 @@ LEVELS = {
     **dict.fromkeys(["training", "runtime"], 3),
     "results": 4,
     "show": 5,
-    "commands": 6,
-    "reproduce": 7,
+    "paper": 6,
+    "commands": 7,
     "cli": 8,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -24,7 +24,7 @@ from offramp.errors import UsageError
 
 VARIABLE = "OFFRAMP_ALLOW_CODE"  # packages with commas between them
 REGISTERED: Mapping[str, frozenset[str]] = {
-    "data set": frozenset({"offramp.reproduce.watching:on_test"}),
+    "data set": frozenset({"offramp.paper.watching:on_test"}),
     "network": frozenset(
         {
             "offramp.backbones.attached.zoo:named",

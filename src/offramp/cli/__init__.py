@@ -11,7 +11,6 @@ import tyro
 
 import offramp
 from offramp import trust
-from offramp.cli.reproduce import ReproduceOptions
 from offramp.commands.audit import AuditOptions
 from offramp.commands.bench import BenchOptions
 from offramp.commands.certify import CertifyOptions
@@ -25,6 +24,7 @@ from offramp.commands.layers import LayersOptions
 from offramp.commands.options import OpensRuns, Options
 from offramp.commands.policy import PolicyOptions
 from offramp.commands.predict import PredictOptions
+from offramp.commands.reproduce import ReproduceOptions
 from offramp.commands.train import TrainOptions
 from offramp.commands.verdict import VerdictOptions
 from offramp.commands.xray import XrayOptions
