@@ -41,6 +41,7 @@ def manifest() -> Callable[..., Manifest]:
         exits = [
             {
                 "operations": 100 * (k + 1),
+                "parameters": 10 * (k + 1),
                 "top1": value,
                 "nll": 1.0,
                 "ece": 0.1,

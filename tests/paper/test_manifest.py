@@ -5,13 +5,15 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from offramp.commands.job import work
 from offramp.config import Run
 from offramp.errors import OfframpError
 from offramp.paper.identity import run_hash
-from offramp.paper.manifest import find
+from offramp.paper.manifest import damping_order, find
 from offramp.paper.results import of_manifest
 from offramp.runs import RunFolder
 from offramp.training import train
@@ -172,3 +174,20 @@ def test_a_damaged_manifest_is_an_error(tmp_path: Path, manifest, where, value, 
     with pytest.raises(OfframpError) as error:
         find([tmp_path])
     assert str(error.value) == f"The manifest {tmp_path / 'a.json'} is damaged: {fault}. Restore it, or move it away."
+
+
+def test_the_order_of_damping_is_that_within_an_image() -> None:
+    """Exits that do better are damped more on each image here, although the mean coefficient falls with depth."""
+    true_KS = np.array([[0.9, 0.2, 0.3], [0.5, 0.3, 0.8]], np.float32)
+    gamma_KS = np.array([[0.9, 0.02, 0.03], [0.1, 0.03, 0.04]], np.float32)
+    assert gamma_KS.mean(1)[0] > gamma_KS.mean(1)[1]
+    order, excess = damping_order(gamma_KS, true_KS)
+    assert order == 1
+    assert excess == pytest.approx(100 * (0.8 + 0.2 + 1 / 7) / 3, rel=1e-5)
+    assert damping_order(gamma_KS[::-1], true_KS)[0] == -1
+    assert damping_order(np.full((2, 3), 0.1, np.float32), true_KS) is None
+    rng = np.random.default_rng(0)
+    many, others = rng.random((7, 500)), rng.random((7, 500))
+    expected = np.mean([spearmanr(many[:, s], others[:, s]).statistic for s in range(500)])
+    assert damping_order(many, others)[0] == pytest.approx(expected)
+    assert abs(expected) < 0.1

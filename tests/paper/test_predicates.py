@@ -79,9 +79,20 @@ def test_a_slope_over_rows_is_that_of_least_squares() -> None:
     assert found == pytest.approx({0: -10 * slope})  # seed 1 lacks a row
 
 
-def test_ranges_over_rows() -> None:
-    seen = results(a=[(70,)], b=[(71,)], c=[(70,)], d=[(74,)])
-    assert Steadier((A, B), (C, D), "").contrasts(seen) == {0: 3}
+def test_deviations_over_rows_are_those_of_means_over_seeds() -> None:
+    """By a slow jackknife; what varies from seed to seed alone adds nothing."""
+    assert Steadier((A, B), (C, D), "").contrasts(results(a=[(70,)], b=[(71,)], c=[(70,)], d=[(74,)])) == {
+        0: pytest.approx((4 - 1) / math.sqrt(2))
+    }
+    columns = {"a": [70.0, 71, 70], "b": [71.0, 70, 70], "c": [70.0, 70.5, 71], "d": [74.0, 73, 75]}
+    seen = results(**{name: [(value,) for value in values] for name, values in columns.items()})
+
+    def less(kept):
+        means = {name: np.mean([values[seed] for seed in kept]) for name, values in columns.items()}
+        return (abs(means["c"] - means["d"]) - abs(means["a"] - means["b"])) / math.sqrt(2)
+
+    pseudo = {seed: 3 * less([0, 1, 2]) - 2 * less([each for each in range(3) if each != seed]) for seed in range(3)}
+    assert Steadier((A, B), (C, D), "").contrasts(seen) == pytest.approx(pseudo)
 
 
 def test_time_saved_in_percent() -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from offramp import backbones
 from offramp.config import Spec
-from offramp.costs import cost
+from offramp.costs import Cost, cost
 from offramp.devices import device_named
 from offramp.paper.experiments import Row
 from offramp.paper.scales import Setting
@@ -74,11 +74,16 @@ def measured_rate(setting: Setting, threads: int | None = None) -> float:
 
 
 def _an_image(row: Row) -> int:
+    return counted(row).exits[-1].operations
+
+
+def counted(row: Row) -> Cost:
+    """What a row's network costs, without the damping neuron."""
     setting, network = row.setting, json.dumps(row.run.network.to_json(), sort_keys=True)
     return _counted(network, setting.num_classes, setting.image_shape)
 
 
 @functools.cache
-def _counted(network: str, num_classes: int, shape: tuple[int, int, int]) -> int:
+def _counted(network: str, num_classes: int, shape: tuple[int, int, int]) -> Cost:
     spec = Spec.from_json(json.loads(network))
-    return cost(backbones.build(spec, num_classes=num_classes, image_shape=shape), shape).exits[-1].operations
+    return cost(backbones.build(spec, num_classes=num_classes, image_shape=shape), shape)

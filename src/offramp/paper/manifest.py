@@ -13,9 +13,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import rankdata
+
+from offramp import objectives
 from offramp.checks import PERCENT, fault
 from offramp.config import Run, differences
 from offramp.errors import OfframpError
+from offramp.evaluation import Record
 from offramp.evaluation.xray import Xray
 from offramp.paper.identity import command, configuration, run_hash, run_name
 from offramp.runs import RunFolder, read_json
@@ -23,6 +29,7 @@ from offramp.storage import write_atomically
 from offramp.terminal import say
 
 FORMAT = 1
+FloatArray = npt.NDArray[np.float32]
 SPARE_LOAD = 0.5  # more than that beside the runs of a command is other work
 # What may change what comes out:
 _START = ("offramp", "torch", "torchvision", "numpy", "python", "device", "processor", "threads")
@@ -55,6 +62,7 @@ _MORE = {  # where they are there
     "test_images": int,
     "search_top1": ([PERCENT],),
     "xray": {name: [float] for name in ("learned", "damped", "reversed")},
+    "order": {name: float for name in ("order", "order_train", "excess", "excess_train")},
     "load": {"start": float, "end": float, "own": int},
     "last_stats": {name: ([float],) for name in _STATS},
 }
@@ -113,6 +121,7 @@ class Manifest:
             "search_top1": folder.read_metrics()[-1].get("search_top1"),
             **_last_stats(folder),
             **_xray(folder),
+            **_order(folder, run),
             "best_epoch": _best_epoch(folder),
             "budgeted": None if dynamic is None else [_point(point) for point in dynamic["published"]],
         }
@@ -188,7 +197,8 @@ def _exit(exit: Mapping[str, Any]) -> dict[str, Any]:
     """An exit's figures on test, and on training images with test transforms."""
     names = ("top1", "nll", "ece", "damping")
     train = exit["train"] and {name: exit["train"][name] for name in names}
-    return {"operations": exit["operations"], **{name: exit[name] for name in names}, "train": train}
+    counts = {name: exit[name] for name in ("operations", "parameters")}
+    return {**counts, **{name: exit[name] for name in names}, "train": train}
 
 
 def _point(point: Mapping[str, Any]) -> list[float]:
@@ -218,6 +228,43 @@ def _xray(folder: RunFolder) -> dict[str, Any]:
     record = Xray.load(folder.xray)
     _, damped_K, reversed_K = record.shares().mean(1).tolist()
     return {"xray": {"learned": record.sources()[-1].mean(0).tolist(), "damped": damped_K, "reversed": reversed_K}}
+
+
+def _order(folder: RunFolder, run: Run) -> dict[str, Any]:
+    """Whether exits that do better on an image are damped more there, on test and on training images as they are.
+
+    Nothing where the objective has no coefficient, or where it is the same for all exits.
+    """
+    found: dict[str, float] = {}
+    for part, ending in (("test", ""), ("train", "_train")):
+        if not folder.record(part).is_file():
+            return {}
+        record = Record.load(folder.record(part))
+        terms = objectives.build(run.objective).terms(record.logits_KSC, record.targets_S)
+        if "gamma" not in terms.stats_KB:
+            return {}
+        gamma_KS, true_KS = (terms.stats_KB[name].numpy() for name in ("gamma", "F_true"))
+        order = damping_order(gamma_KS, true_KS)
+        if order is None:
+            return {}
+        found |= {f"order{ending}": order[0], f"excess{ending}": order[1]}
+    return {"order": found}
+
+
+def damping_order(gamma_KS: FloatArray, true_KS: FloatArray) -> tuple[float, float] | None:
+    """Whether the exits with the larger F[y] have the larger coefficient: two means over images, each over its exits.
+
+    Spearman's correlation of the two, 0 where the exits of an image cannot be ranked; and by how many percent the
+    coefficient of the best exit exceeds the mean. None where all exits have one coefficient.
+    """
+    if gamma_KS.shape[0] < 2 or (np.ptp(gamma_KS, axis=0) <= 1e-6 * gamma_KS.max(axis=0)).all():
+        return None
+    ranks = [rankdata(values, axis=0) for values in (gamma_KS, true_KS)]
+    first, second = (rank - rank.mean(axis=0) for rank in ranks)
+    scale = np.sqrt((first**2).sum(axis=0) * (second**2).sum(axis=0))
+    correlations = np.where(scale > 0, (first * second).sum(axis=0) / np.where(scale > 0, scale, 1), 0.0)
+    best = np.take_along_axis(gamma_KS, true_KS.argmax(axis=0)[None], axis=0)[0]
+    return float(correlations.mean()), float(100 * (best / gamma_KS.mean(axis=0) - 1).mean())
 
 
 def _timing(folder: RunFolder, run: Run) -> dict[str, float]:

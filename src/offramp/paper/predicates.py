@@ -5,7 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 
 from offramp.paper import statistics
 from offramp.paper.results import BUDGETS, Figures, Key, Results, What, fewest_images
@@ -13,6 +13,8 @@ from offramp.paper.statistics import Estimate, Verdict
 
 Exits = tuple[int | None, int | None]  # exits as in a slice, from 0; of all by default
 EVERY: Exits = (None, None)
+LEAST = 0.1  # a rank correlation below it is hardly one
+EXCESS: Mapping[What, What] = {"order": "excess", "order-train": "excess-train"}
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,77 @@ class Faster(Predicate):
 
 
 @dataclass(frozen=True)
+class Costs(Predicate):
+    """`left` costs at most `percent` more than `right` at every exit: the number is the most that it costs more.
+
+    Counts have no error: one seed says it. Training times of both stand beside it and are not judged.
+    """
+
+    left: Q
+    right: Q
+    percent: float
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        ours, theirs = (results.of(q.experiment, q.row) for q in (self.left, self.right))
+        counts = {
+            seed: [f.values(self.left.what) for f in (ours[seed], theirs[seed])] for seed in ours if seed in theirs
+        }
+        return {
+            seed: max(100 * (a / b - 1) for a, b in zip(left, right, strict=True))
+            for seed, (left, right) in counts.items()
+            if left and right
+        }
+
+    @property
+    def digits(self) -> int:  # noqa: D102
+        return 4
+
+    def judge(self, results: Results) -> Finding:  # noqa: D102
+        values = self.contrasts(results).values()
+        if not values:
+            return Finding(Verdict.NOT_RUN, None)
+        found = Estimate(max(values), 0.0, len(values))
+        left, right = (dataclasses.replace(q, what="seconds") for q in (self.left, self.right))
+        saved = Faster(left, right).contrasts(results).values()
+        time = f"training time, not judged: {1 - fmean(saved) / 100:.2f} times, of {len(saved)} pairs" if saved else ""
+        return Finding(Verdict.AGREES if found.mean <= self.percent else Verdict.DISAGREES, found, time)
+
+    def says(self) -> str:  # noqa: D102
+        return (
+            f"{self.left.what} that {self.left.row} has over {self.right.row}, in percent, at the exit where that is "
+            f"most; at most {self.percent:g} wanted"
+        )
+
+
+@dataclass(frozen=True)
+class Ordered(Predicate):
+    """Within an image the exits that do better are damped more: the number is a rank correlation over its exits.
+
+    Spearman's, of the damping coefficient γ with F[y], averaged over images; more than `LEAST` is wanted.
+    """
+
+    of: Q
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        return self.of.by_seed(results)
+
+    def verdict(self, found: Estimate) -> Verdict:  # noqa: D102
+        return statistics.above(found, LEAST)
+
+    def judge(self, results: Results) -> Finding:  # noqa: D102
+        finding = super().judge(results)
+        if finding.found is None:
+            return finding
+        excess = Q(self.of.experiment, self.of.row, EXCESS[self.of.what]).by_seed(results).values()
+        note = f"γ at an image's best exit exceeds its mean over exits by {fmean(excess):.1f} %" if excess else ""
+        return dataclasses.replace(finding, note=note)
+
+    def says(self) -> str:  # noqa: D102
+        where = "training" if self.of.what.endswith("train") else "test"
+        return f"{self.of.row}: rank correlation of γ with F[y] over an image's exits, on {where}; above {LEAST} wanted"
+
+
+@dataclass(frozen=True)
 class LargerGain(Predicate):
     """What `left` has over `left_base` exceeds what `right` has over `right_base`."""
 
@@ -254,14 +327,29 @@ class Over(Predicate):
 
 @dataclass(frozen=True)
 class Steadier(Predicate):
-    """A number varies less over some rows (largest less smallest) than over others: the number is how much less."""
+    """A number varies less over some rows than over others: by how much less, of the standard deviations over the rows.
+
+    Those of the means over seeds: within a seed the noise of every row would add to them. Noise adds to these as well,
+    in proportion to 1/n; pseudo-values of the jackknife over seeds are free of that, and their spread is the number's.
+    """
 
     rows: tuple[Q, ...]
     others: tuple[Q, ...]
     what: str
 
     def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
-        return _less(_range(self.others, results), _range(self.rows, results))
+        each = [row.by_seed(results) for row in (*self.others, *self.rows)]
+        seeds = [seed for seed in each[0] if all(seed in one for one in each)]
+        if not seeds:
+            return {}
+        split = len(self.others)
+
+        def less(left_out: int | None = None) -> float:
+            means = [fmean(one[seed] for seed in seeds if seed != left_out) for one in each]
+            return stdev(means[:split]) - stdev(means[split:])
+
+        n, whole = len(seeds), less()
+        return {seed: n * whole - (n - 1) * less(seed) if n > 1 else whole for seed in seeds}
 
     def says(self) -> str:  # noqa: D102
         return self.what
@@ -347,12 +435,6 @@ def _budgets_text(budgets: Sequence[int]) -> str:
 
 def _less(left: Mapping[int, float], right: Mapping[int, float]) -> dict[int, float]:
     return {seed: left[seed] - right[seed] for seed in left if seed in right}
-
-
-def _range(rows: Sequence[Q], results: Results) -> dict[int, float]:
-    each = [row.by_seed(results) for row in rows]
-    seeds = [seed for seed in each[0] if all(seed in one for one in each)]
-    return {seed: max(one[seed] for one in each) - min(one[seed] for one in each) for seed in seeds}
 
 
 def _slope(x: Sequence[float], y: Sequence[float]) -> float:

@@ -33,6 +33,12 @@ What = Literal[
     "learned",
     "damped",
     "reversed",
+    "operations",
+    "parameters",
+    "order",
+    "order-train",
+    "excess",
+    "excess-train",
 ]
 BUDGETS = tuple(tenth / 10 for tenth in range(3, 11))  # shares of the whole network's operations
 
@@ -87,6 +93,12 @@ class Figures:
             says.
         damped: Share of images whose gradient is damped, likewise.
         reversed: Share of images whose gradient is reversed, likewise.
+        operations: Of each exit, with all heads on the way.
+        parameters: Likewise.
+        order: Rank correlation of the damping coefficient with F[y] over an image's exits, mean over test images.
+        order_train: The same on training images.
+        excess: How far an image's best exit has the larger coefficient than its exits on average, in percent, on test.
+        excess_train: The same on training images.
         epoch: The epoch whose accuracies these are, where it is not the last.
         clock: How `seconds` were taken.
         images: Of the test set: accuracies come in steps of 100 over it.
@@ -105,6 +117,12 @@ class Figures:
     learned: tuple[float, ...] | None = None
     damped: tuple[float, ...] | None = None
     reversed: tuple[float, ...] | None = None
+    operations: tuple[float, ...] | None = None
+    parameters: tuple[float, ...] | None = None
+    order: tuple[float, ...] | None = None
+    order_train: tuple[float, ...] | None = None
+    excess: tuple[float, ...] | None = None
+    excess_train: tuple[float, ...] | None = None
     epoch: int | None = None
     clock: Clock | None = None
     images: int | None = None
@@ -141,6 +159,9 @@ def of_manifest(manifest: Manifest, *, best_epoch: bool = False) -> Figures:
         budgeted=values["budgeted"] and at_budgets(values["budgeted"], exits[-1]["operations"]),
         ece=_all(exit["ece"] for exit in exits),
         search=_all(values.get("search_top1") or [None]),
+        operations=tuple(exit["operations"] for exit in exits),
+        parameters=_all(exit.get("parameters") for exit in exits),
+        **{name: (value,) for name, value in values.get("order", {}).items()},
         **{name: tuple(shares) for name, shares in values.get("xray", {}).items()},
         epoch=best["epoch"] if best else None,
         clock=_clock(manifest),

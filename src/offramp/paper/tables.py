@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from offramp.paper import statistics
+from offramp.paper.estimate import counted
 from offramp.paper.experiments import Experiment, Row
 from offramp.paper.identity import run_hash
 from offramp.paper.judging import Judged, Part
@@ -115,7 +116,7 @@ def tables(experiment: Experiment, results: Results) -> list[Table]:
     ours = _ours(experiment, rows, results) if rows else []
     if unlike:  # in the table itself: it may be copied off the page
         ours = [dataclasses.replace(table, note=f"Measured {unlike}. {table.note}") for table in ours]
-    return ours + _published(experiment, results)
+    return ours + _published(experiment, results) + _costs(experiment)
 
 
 def not_run(experiment: Experiment, results: Results) -> list[str]:
@@ -297,6 +298,21 @@ def _published(experiment: Experiment, results: Results) -> list[Table]:
     rows = tuple((*_printed(row, theirs, digits), *(_printed_delta(theirs) for _ in deltas)) for row, theirs in known)
     printed = Table("Published", (*head, *deltas), rows, note)
     return [printed, *(_less_published(experiment, known, head, results) if scale.comparable else [])]
+
+
+def _costs(experiment: Experiment) -> list[Table]:
+    """Parameters and operations of the network's exits as the paper prints them, and by our count beside them."""
+    theirs, scale = published().get(experiment.name, {}), experiment.scale
+    if not scale.papers or "operations" not in theirs:
+        return []
+    rows, count = [], counted(experiment.rows[0])
+    for name in ("parameters", "operations"):
+        unit, values = theirs[name]["unit"], theirs[name]["exits"]
+        ours = [getattr(exit, name) / unit for exit in count.exits]
+        rows.append((Cell(f"{name}, 10^{len(f'{unit:.0f}') - 1}, published"), *(Cell(f"{v:.2f}") for v in values)))
+        rows.append((Cell("by our count"), *(Cell(f"{v:.2f}") for v in ours)))
+    note = "Of the network without the damping neuron, with all heads on the way. " + theirs.get("slip", "")
+    return [Table("Cost of the exits", ("", *_exit_names(len(count.exits))), tuple(rows), note.strip())]
 
 
 def _less_published(
