@@ -25,6 +25,7 @@ from offramp.commands.open_run import parts_of
 from offramp.config import DataConfig, Run, Spec, TrainConfig
 from offramp.files import RunFolder, load
 from offramp.network import EarlyExitNet, builder
+from offramp.paper import Scale, experiments
 from offramp.results.evaluation import Evaluation
 from offramp.storage import save_tensors
 from offramp.training.prefixes import Prefixes
@@ -286,3 +287,28 @@ def prefixes() -> Callable[..., Prefixes]:
         return Prefixes(folder, load(run), config, parts_of(folder, config, None, ""), runs or run / "verdict")
 
     return made
+
+
+TINY = Path(__file__).parent / "paper" / "tiny.py"
+
+
+@pytest.fixture
+def tiny_scale() -> Scale:
+    """The scale of `tiny.py`."""
+    spec = importlib.util.spec_from_file_location("tiny", TINY)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SCALE
+
+
+@pytest.fixture
+def rows(tiny_scale):
+    """`rows("table1")`: the rows of an experiment at the tiny scale, by label."""
+
+    def of(name):
+        (experiment,) = experiments([name], tiny_scale)
+        return {row.label: row for row in experiment.rows}
+
+    return of

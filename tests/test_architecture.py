@@ -35,8 +35,8 @@ LEVELS = {
     **dict.fromkeys(["training", "runtime"], 4),
     "results": 5,
     "show": 6,
-    "commands": 7,
-    "reproduce": 8,
+    "paper": 7,
+    "commands": 8,
     "cli": 9,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

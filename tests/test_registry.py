@@ -89,7 +89,7 @@ import pytest
 assert pytest.main(sys.argv[1:]) == 0
 from offramp import trust
 from offramp.cli import main
-from offramp.reproduce.methods import LEAGUE
+from offramp.paper.methods import LEAGUE
 for words in (["--help"], ["train", "--help"], ["greet"], ["names"]):
     print("##", *words)
     with contextlib.suppress(SystemExit):

@@ -38,6 +38,7 @@ DATA: Mapping[str, str] = {
     "cifar100": "data.cifar:cifar100",
     "digits": "data.sklearn_digits:digits",
     "fashion-mnist": "data.fashion:fashion_mnist",
+    "fashion-pairs": "data.pairs:fashion_pairs",
     "folder:PATH": "data.class_folders:folder",
     "garments": "data.garment_subset:garments",
     "imagenet": "data.class_folders:imagenet",
@@ -58,7 +59,7 @@ COMMANDS: Mapping[str, str] = {  # in the order of `offramp --help`
     "layers": "commands.layers:LayersOptions",
     "names": "commands.names:NamesOptions",
     "import": "commands.import_:ImportOptions",
-    "reproduce": "cli.reproduce:ReproduceOptions",
+    "reproduce": "commands.reproduce:ReproduceOptions",
     "example": "commands.example:ExampleOptions",
 }
 

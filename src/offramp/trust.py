@@ -36,7 +36,7 @@ def _recorded(names: Mapping[str, str], *more: str) -> frozenset[str]:
 
 
 REGISTERED: Mapping[str, frozenset[str]] = {
-    "data set": frozenset({"offramp.reproduce.watching:on_test"}),
+    "data set": frozenset({"offramp.paper.watching:on_test"}),
     "network": _recorded(registry.BACKBONES, "offramp.backbones.attached.zoo:named"),
     "objective": _recorded(registry.OBJECTIVES),
     "rule": _recorded(registry.RULES),

@@ -28,8 +28,8 @@ from offramp.evaluation import Certificate, Record
 from offramp.evaluation.xray import Xray
 from offramp.export.stage_files import ExitFile, StageFile, Stages
 from offramp.files import RunFolder, read
+from offramp.paper.manifest import find
 from offramp.policy import Policy
-from offramp.reproduce.manifest import find
 from offramp.results.evaluation import current
 from offramp.runtime import Form, Tuning
 from offramp.runtime.choice import TimeTable

@@ -57,8 +57,8 @@ offramp.files:load offramp.network:builder offramp.network:EarlyExitNet offramp.
 offramp.data.archives:download offramp.data.base:Parts offramp.data:arrays offramp.data.cifar:_PlainUnpickler
 offramp.objectives:build offramp.objectives.base:Objective offramp.rules.base:TrainingRule offramp.rules:RULES
 offramp.backbones:build offramp.backbones.attached.zoo:settled offramp.backbones.attached.zoo:importlib
-offramp.backbones.attached.zoo:named_model offramp.backbones.prefix:prefix offramp.reproduce.work:main
-offramp.reproduce.work:os offramp.reproduce.watching:data offramp.engine.kept:subprocess offramp.shipped:copy
+offramp.backbones.attached.zoo:named_model offramp.backbones.prefix:prefix offramp.commands.job:main
+offramp.commands.job:os offramp.paper.watching:data offramp.engine.kept:subprocess offramp.shipped:copy
 """.split()
 ODD_NAMES = [
     "",
@@ -126,7 +126,7 @@ def recipes(folder: Path, canary: Path) -> list[Case]:
     system = {"name": "os:system", "args": {"command": f"touch {canary}"}}
     data = [
         *({"source": name} for name in (f"{MODULE}:fire", "os:system", "torch:load", "pytest:mark", "builtins:exec")),
-        {"source": "offramp.reproduce.watching:on_test"},
+        {"source": "offramp.paper.watching:on_test"},
         {"source": f"{MODULE}:fire", "holdout": 0, "command": "x"},
     ]
     weights: list[Mapping[str, Any]] = [
@@ -181,7 +181,7 @@ def recipes(folder: Path, canary: Path) -> list[Case]:
         *((name, {"run": other}) for name in reading),
     ]
     return [
-        *(Case("data", {"name": "offramp.reproduce.watching:on_test", "args": args}) for args in data),
+        *(Case("data", {"name": "offramp.paper.watching:on_test", "args": args}) for args in data),
         *(Case("network", {"name": name, "args": args}) for name, args in networks),
     ]
 

@@ -15,6 +15,7 @@ from offramp.data.fashion import fashion_mnist
 from offramp.data.garment_subset import garments
 from offramp.data.inputs import Inputs
 from offramp.data.numpy_arrays import arrays
+from offramp.data.pairs import fashion_pairs
 from offramp.data.sklearn_digits import digits
 from offramp.errors import UsageError
 
@@ -34,6 +35,7 @@ __all__ = [
     "cifar100",
     "digits",
     "fashion_mnist",
+    "fashion_pairs",
     "folder",
     "garments",
     "imagenet",

@@ -194,6 +194,11 @@ class HeldOut:
         """For certificates."""
         return self._get(self._certify, "certify")
 
+    @property
+    def num_certify(self) -> int:
+        """Images in `certify`; 0 where there is no such part."""
+        return 0 if self._certify is None else len(self._certify)
+
     def _get(self, part: Split | None, name: str) -> Split:
         if part is None:
             raise UsageError(

@@ -55,7 +55,7 @@ def fashion_mnist(
         limit: Train on only so many images; held-out ones are among them.
     """
     cut = Cut(holdout, split_seed, limit, HOLDOUT)
-    train, test = (_read(part, root_folder(root)) for part in ("train", "t10k"))
+    train, test = (read(part, root_folder(root)) for part in ("train", "t10k"))
     split = functools.partial(MemorySplit, look=LOOK, class_names=CLASS_NAMES, batch_size=batch_size)
     return divide(
         "fashion-mnist",
@@ -66,7 +66,8 @@ def fashion_mnist(
     )
 
 
-def _read(part: str, root: Path) -> tuple[Tensor, IntArray]:
+def read(part: str, root: Path) -> tuple[Tensor, IntArray]:
+    """Pixels `[S, 1, 28, 28]` and classes of `train` or `t10k`."""
     pixels, labels = (_content(f"{part}-{kind}-ubyte", root) for kind in ("images-idx3", "labels-idx1"))
     # An idx file begins with 4 bytes, and 4 for each dimension. bytearray: torch wants it writable.
     pixels_SCHW = torch.frombuffer(bytearray(pixels), dtype=torch.uint8, offset=16).view(-1, 1, 28, 28)

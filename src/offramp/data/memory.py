@@ -31,12 +31,14 @@ class Look:
         std: Per channel, likewise.
         padding: Width of the black border out of which the image is cropped at random.
         flip: Whether half the images are mirrored.
+        by_channel: Whether each channel is cropped and mirrored by itself.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     padding: int
     flip: bool
+    by_channel: bool = False
 
 
 class MemorySplit(Split):
@@ -85,9 +87,14 @@ class MemorySplit(Split):
         for indices_B in shares:
             images_BCHW = self._cut_from_SCHW[sent(torch.from_numpy(indices_B), self.device)]
             if draw is not None:
-                uniforms_B3 = draw.uniforms(indices_B, 3)
-                images_BCHW = crop_and_flip(images_BCHW, self.look.padding, self.look.flip, uniforms_B3)
+                images_BCHW = self._augmented(images_BCHW, indices_B, draw)
             yield normalise(images_BCHW, mean_C, std_C)
+
+    def _augmented(self, images_BCHW: Tensor, indices_B: IntArray, draw: Draw) -> Tensor:
+        parts = self.image_shape[0] if self.look.by_channel else 1
+        uniforms = draw.uniforms(indices_B, 3 * parts).reshape(-1, 3)
+        views = images_BCHW.reshape(len(uniforms), -1, *self.image_shape[1:])
+        return crop_and_flip(views, self.look.padding, self.look.flip, uniforms).reshape(-1, *self.image_shape)
 
     def inputs(self) -> Inputs | None:
         """See `Split.inputs`: none for float32 pixels, whose range no file tells."""

@@ -27,6 +27,7 @@ class Purpose(enum.IntEnum):
     TEST_SHARE = 5
     STEP = 6  # of training: whatever a network or a rule draws there
     XRAY = 7  # which training images are watched
+    PAIRS = 8  # which garments share an image of fashion-pairs
 
 
 def hashes(purpose: Purpose, *counters: int | IntArray) -> npt.NDArray[np.uint64]:

@@ -34,6 +34,7 @@ class ExitFile(ExitFiguresFile):
     """An exit's figures on test images, and on training images with test transforms."""
 
     operations: int
+    parameters: int | None = None
     train: ExitFiguresFile | None = None
 
 

@@ -160,7 +160,7 @@ def _train_in(
     )
     rule.prepare(bench)
     _say(f"{folder.path}: {job.introduction(place.device)}")
-    _say(_too_few_to_certify(len(job.val.certify) if job.val else 0, len(job.train)))
+    _say(_too_few_to_certify(job.val.num_certify, len(job.train)))
     loop = Loop(folder, bench, rule, job.train, job.val.search if job.val else None, config, place, network)
     if loop.restore(_say):
         _say(f"Continuing after {loop.epoch} epochs and {loop.step} steps of {folder.path}.")

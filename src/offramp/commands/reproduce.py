@@ -1,0 +1,206 @@
+"""`offramp reproduce`: tables and figures of the paper, and our own study."""
+
+import contextlib
+import itertools
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from offramp.commands.options import Flag, OpensRuns
+from offramp.config import SpecFlag
+from offramp.errors import UsageError
+from offramp.terminal import escaped, say
+
+if TYPE_CHECKING:
+    from offramp.paper.jobs import Task
+    from offramp.paper.study import Study
+
+RESULTS = Path("docs", "results")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceOptions(OpensRuns):
+    """Train what a table or figure of the paper is made of, and show it beside the published numbers, with verdicts.
+
+    Runs that are finished are not run again, runs that were killed go on. Writes DIR/NAME.html and DIR/NAME.md.
+    """
+
+    what: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TABLE|FIGURE")] = field(kw_only=False)
+    """table1 to table8, figure3, figure4, league (all methods in Table 1's setting), or all. pilot and
+    study: our own comparison, and what decides on each method's number for it."""
+    scale: Annotated[str, tyro.conf.arg(metavar="paper|pocket|pairs|...")] = "paper"
+    """paper (CIFAR and ImageNet, the recipe to the letter), pocket (Fashion-MNIST, minutes a run), pairs, pairs-few,
+    pairs-many or pairs-wide (fashion-pairs: 100 classes, minutes a run; wide: hours), or package.module:Name, a Scale
+    of your own."""
+    seeds: int = 5
+    """Number of seeds of every row."""
+    first_seed: int = 0
+    """The first of them, so that a study can be done in pieces."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("reproduce")
+    """Folder of the study: runs, manifests, pages."""
+    known: tyro.conf.UseAppendAction[Annotated[tuple[tuple[Path, ...], ...], tyro.conf.arg(metavar="DIR")]] = ()
+    """Folders with manifests of runs done elsewhere (default: docs/results, where it is there). Also repeated."""
+    only: tyro.conf.UseAppendAction[Annotated[tuple[tuple[str, ...], ...], tyro.conf.arg(metavar="ROW")]] = ()
+    """Only these rows, by the names that they have in the tables. May be repeated."""
+    also: tyro.conf.UseAppendAction[tuple[SpecFlag, ...]] = ()
+    """A method of your own in every table: an objective or a rule, NAME [KEY=VALUE ...]. May be repeated."""
+    times: int = 1
+    """So many times the scale's epochs."""
+    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder that holds the data set's files."""
+    workers: int = 0
+    """Worker processes of each run that decode images."""
+    jobs: int = 1
+    """Runs side by side on this machine."""
+    threads: int | None = None
+    """CPU threads of each; by default the cores are shared out evenly."""
+    on: Literal["here", "ray"] = "here"
+    """here (processes of this machine), or ray (a Ray cluster; extra `ray`)."""
+    dry_run: Flag = False
+    """Train nothing; list tables and figures with the estimated hours."""
+    page_only: Flag = False
+    """Train nothing; write the page of what is there."""
+    rate: Annotated[float | None, tyro.conf.arg(metavar="OPERATIONS")] = None
+    """Operations a second of training that the estimates go by; by default it is measured for a second."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("seeds", self.seeds, 1),
+            ("first-seed", self.first_seed, 0),
+            ("jobs", self.jobs, 1),
+            ("threads", self.threads, 1),
+        ):
+            if value is not None and value < least:
+                raise UsageError(f"{name} must be at least {least}, not {value}.")
+        if self.rate is not None and not self.rate > 0:
+            raise UsageError(f"rate must be above 0, not {self.rate}.")
+
+    def main(self) -> None:
+        """See `Options.main`."""
+        from offramp.paper.page import write
+        from offramp.paper.scales import scale
+        from offramp.paper.study import Study
+
+        threads = self.threads or _threads(self.jobs)
+        study = Study(
+            names=self.what,
+            scale=scale(self.scale).times(self.times),
+            seeds=tuple(range(self.first_seed, self.first_seed + self.seeds)),
+            out=self.out,
+            known=tuple(itertools.chain(*self.known)) or ((RESULTS,) if RESULTS.is_dir() else ()),
+            only=tuple(itertools.chain(*self.only)),
+            also=self.also,
+            root=self.root,
+            workers=self.workers,
+        )
+        if self.dry_run:
+            _list(study, self.rate or _measured(study, self.jobs, threads), self.jobs)
+            return
+        if self.on == "ray" and not self.page_only:
+            from offramp.paper.on_ray import installed
+
+            installed()  # said before anything is announced or written
+        try:
+            with _stopped_by_sigterm():
+                if not self.page_only:
+                    _run(study, self.rate, self.jobs, threads, self.on)
+        except (KeyboardInterrupt, SystemExit):
+            say("Stopped; the same command continues.")
+            raise
+        finally:  # also where some runs failed, or somebody stopped: what is there is shown
+            for path in write(study):
+                print(escaped(path))
+            decision = study.decide()
+            if decision is not None:
+                print(escaped(decision))
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends what is inside as Ctrl-C does: runs save and leave, the page is written. A second acts at once."""
+    from offramp.training import StoppedError
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, before)
+        raise StoppedError(number)
+
+    if threading.current_thread() is not threading.main_thread():  # Python sets signal handlers nowhere else
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _threads(jobs: int) -> int:
+    """For each of so many runs: what the environment says, else an even share of the cores."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdigit() and int(said) else max(1, (os.cpu_count() or 1) // jobs)
+
+
+def _list(study: "Study", rate: float, jobs: int) -> None:
+    """What there is, what is missing, and how long that takes."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from offramp.paper.study import distinct
+    from offramp.show.figures import short
+    from offramp.show.terminal import console
+
+    manifests = study.manifests()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("", "what", "rows", "runs", "missing", "about"):
+        table.add_column(name, justify="left" if name in ("", "what") else "right")
+    for experiment in study.experiments:
+        tasks, runs = study.tasks(manifests, [experiment]), len(distinct([experiment])) * len(study.seeds)
+        counts = map(str, (len(experiment.rows), runs, len(tasks)))
+        table.add_row(experiment.name, experiment.title, *counts, _time(tasks, rate))
+    table.add_section()
+    tasks, runs = study.tasks(manifests), len(distinct(study.experiments)) * len(study.seeds)
+    table.add_row("all", "each run once", "", str(runs), str(len(tasks)), _time(tasks, rate))
+    console().print(table)
+    print(escaped(f"{study.scale.name}: {study.scale.about}"))
+    print(
+        f"Times are estimates, good for a factor of two or three: operations of the missing runs over {short(rate)} "
+        f"operations a second ({jobs} side by side)."
+    )
+
+
+def _measured(study: "Study", jobs: int, threads: int) -> float:
+    from offramp.paper.estimate import measured_rate
+
+    return jobs * measured_rate(study.experiments[0].rows[0].setting, threads)
+
+
+def _time(tasks: "Sequence[Task]", rate: float) -> str:
+    from offramp.show.durations import duration_in_words
+
+    return duration_in_words(sum(task.operations for task in tasks) / rate) if tasks else "done"
+
+
+def _run(study: "Study", rate: float | None, jobs: int, threads: int, on: str) -> None:
+    """Do what is missing; the page is written also where some of it failed."""
+    from offramp.commands.job import work
+    from offramp.paper.jobs import do_here
+    from offramp.paper.on_ray import do_on_ray
+
+    manifests = study.manifests()
+    tasks, before = study.tasks(manifests), study.done(manifests)
+    if not tasks:
+        return
+    if on == "ray":
+        say(f"{len(tasks)} runs to do on Ray, {threads} threads each.")
+        study.do(tasks, lambda waiting, finished: do_on_ray(waiting, threads, finished, work, before=before))
+        return
+    about = _time(tasks, rate or _measured(study, jobs, threads))
+    say(f"{len(tasks)} runs to do, about {about}, {jobs} side by side, {threads} threads each.")
+    study.do(tasks, lambda waiting, finished: do_here(waiting, jobs, threads, finished, before=before))

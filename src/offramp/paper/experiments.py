@@ -1,0 +1,378 @@
+"""The paper's Tables 1 to 8 and Figures 3 and 4 as data, and the league of all methods: which runs make which row.
+
+Each function gives an experiment for a scale. A row is one configuration, trained with several seeds; its columns are
+the exits. Rows that need the same run share it. What the docstrings expect is the paper's, on the paper's data; times
+are `offramp reproduce all --dry-run`'s to say.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from offramp.checks import did_you_mean
+from offramp.config import Run, Spec
+from offramp.errors import UsageError
+from offramp.paper import methods
+from offramp.paper import pilot as deciding
+from offramp.paper.identity import run_hash
+from offramp.paper.methods import Method
+from offramp.paper.scales import Of, Scale, Setting
+from offramp.paper.watching import watched
+
+Shows = Literal["exits", "groups", "damping", "last-exit", "threshold", "budgeted", "study", "pilot"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration of an experiment.
+
+    Attributes:
+        label: The row's name; the paper's where it has the row.
+        run: Its configuration with seed 0.
+        setting: Where its data, network and recipe are from.
+        work: Work of an image over that of cross-entropy, about.
+        best_epoch: Whether it shows the epoch that was best on the test set, and not the last.
+        in_paper: Whether the paper has this row.
+        threshold: The share of softmax above which gradients are discarded, for Figure 3's axis.
+        aliases: Labels of added methods that turned out to be this row.
+    """
+
+    label: str
+    run: Run
+    setting: Setting
+    work: float = 1.0
+    best_epoch: bool = False
+    in_paper: bool = True
+    threshold: float | None = None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def num_exits(self) -> int:
+        """K, 1 for the last exit alone."""
+        return 1 if self.run.network == self.setting.last_only else self.setting.exits
+
+    def with_seed(self, seed: int) -> Run:
+        """The configuration of a seed."""
+        return dataclasses.replace(self.run, training=dataclasses.replace(self.run.training, seed=seed))
+
+    def is_called(self, labels: Sequence[str]) -> bool:
+        """Whether one of these is its name."""
+        return not {self.label, *self.aliases}.isdisjoint(labels)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table or a figure of the paper at a scale.
+
+    Attributes:
+        name: What the command line calls it.
+        title: What it shows, and on which of the paper's networks.
+        rows: In the order of the paper.
+        shows: Which figures it is about, besides accuracy.
+        scale: At which scale.
+    """
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    scale: Scale
+    shows: Shows = "exits"
+
+    def row(self, label: str) -> Row | None:
+        """The row of this name."""
+        return next((row for row in self.rows if row.label == label), None)
+
+    def with_methods(self, extra: Sequence[Method]) -> "Experiment":
+        """With a row more for each method, trained like the first row but for the method.
+
+        One that is a row already stays that row; one that has the label of another is told apart from it.
+
+        Raises:
+            UsageError: Two methods with one label.
+        """
+        if self.shows == "threshold":
+            return self  # its rows are thresholds, not methods
+        first = self.rows[0]
+        network, data = first.run.network, first.run.data.source
+        rows = self.rows
+        for method in extra:
+            new = _row(method, first.setting, network=network, data=data, holdout=first.run.data.holdout)
+            rows = _joined(rows, dataclasses.replace(new, in_paper=False))
+        return dataclasses.replace(self, rows=rows)
+
+
+def _joined(rows: tuple[Row, ...], new: Row) -> tuple[Row, ...]:
+    """With the row `new`. Figures are kept by label, so that no two rows may share one."""
+    label, wanted = new.label, run_hash(new.run)
+    if wanted in (run_hash(row.run) for row in rows):
+        return tuple(
+            dataclasses.replace(row, aliases=(*row.aliases, label)) if run_hash(row.run) == wanted else row
+            for row in rows
+        )
+    labels = [row.label for row in rows]
+    if label in labels:
+        new = dataclasses.replace(new, label=f"{label} (--also)")
+        if new.label in labels:
+            raise UsageError(f"Two of the added methods are called {label!r}, and differ. Give one another label.")
+    return (*rows, new)
+
+
+def _row(
+    method: Method,
+    setting: Setting,
+    *,
+    network: Spec | None = None,
+    data: Spec | None = None,
+    holdout: int | None = 0,
+    in_paper: bool = True,
+) -> Row:
+    run = method.run(setting, network=network, data=data, holdout=holdout)
+    return Row(method.label, run, setting, method.work(setting.exits), in_paper=in_paper)
+
+
+def _rows(scale: Scale, of: Of, chosen: Sequence[Method]) -> tuple[Row, ...]:
+    return tuple(_row(method, scale[of]) for method in chosen)
+
+
+def table1(scale: Scale) -> Experiment:
+    """Anytime prediction of MSDNet-7 on CIFAR-100, five seeds.
+
+    Expect the mean over exits 70.107 (MSDNet), 69.988 (WPN), 70.048 (damping), 70.394 (power-sqrt), 71.256 (dynamic).
+    """
+    rows = [
+        methods.CROSS_ENTROPY.called("MSDNet"),
+        methods.WPN,
+        methods.DAMPING.called("Damping"),
+        methods.POWER_SQRT.called("+ Power-sqrt"),
+        methods.DYNAMIC.called("+ Dynamic"),
+    ]
+    return Experiment("table1", "Anytime prediction, MSDNet-7", _rows(scale, "cifar100", rows), scale)
+
+
+def table2(scale: Scale) -> Experiment:
+    """Anytime prediction of MSDNet-5 on ImageNet.
+
+    Expect, summed over the exits, gains over MSDNet of 1.39 (WPN), 2.58 (DFS), 2.46 (power-sqrt) and 3.63 (dynamic).
+    The paper copies the rows of WPN and DFS from their authors, who trained otherwise; here all have one recipe.
+    """
+    rows = [
+        methods.CROSS_ENTROPY.called("MSDNet"),
+        methods.WPN,
+        methods.DFS,
+        methods.POWER_SQRT.called("Power-sqrt"),
+        methods.DYNAMIC.called("+ Dynamic"),
+    ]
+    title = "Anytime prediction, the ImageNet setting: MSDNet-5"
+    return Experiment("table2", title, _rows(scale, "imagenet", rows), scale)
+
+
+def table3(scale: Scale) -> Experiment:
+    """The last exit alone on MSDNet-7's trunk, CIFAR-100.
+
+    Expect 75.98 (cross-entropy, the epoch that is best on test, as the paper's row is), 76.41 (threshold), 76.63
+    (damping). The paper does not say which threshold: 0.95 here, above which Figure 3's text calls gradients harmful.
+    """
+    setting = scale["cifar100"]
+    base = _single(setting, methods.CROSS_ENTROPY, "MSDNet last only (last epoch)", on_test=True)
+    rows = (
+        dataclasses.replace(base, label="MSDNet last only (best epoch)", best_epoch=True),
+        dataclasses.replace(base, in_paper=False),
+        _single(setting, _discarding(0.95), "Threshold last only"),
+        _single(setting, methods.DAMPING, "Damping loss last only"),
+    )
+    return Experiment("table3", "The last exit alone", rows, scale, "last-exit")
+
+
+def table4(scale: Scale) -> Experiment:
+    """Anytime prediction of MSDNet-7 on CIFAR-10, lambda 0.075.
+
+    Expect the mean over exits 92.41 (MSDNet), 91.89 (WPN), 92.52 (power-sqrt), 92.51 (dynamic).
+    """
+    rows = [
+        methods.CROSS_ENTROPY.called("MSDNet"),
+        methods.WPN.called("Meta-learning Early Exiting (WPN)"),
+        methods.POWER_SQRT.called("+ Power-sqrt"),
+        methods.DYNAMIC.called("+ Dynamic training"),
+    ]
+    title = "Anytime prediction, the CIFAR-10 setting: MSDNet-7, λ = 0.075"
+    return Experiment("table4", title, _rows(scale, "cifar10", rows), scale)
+
+
+def table5(scale: Scale) -> Experiment:
+    """What the damping neuron says, per exit on test and on training images, MSDNet-7 on CIFAR-100.
+
+    Expect F[N+1] on test to rise with depth (0.006 to 0.071 under damping), about half of that under power-sqrt, and
+    to fall where the weights carry gradient. On training images the propositions say 0.005 and 0.0019.
+    """
+    rows = [
+        methods.DAMPING.called("Damping loss"),
+        methods.POWER_SQRT.called("+ Power-sqrt"),
+        methods.DYNAMIC.called("+ Dynamic training"),
+        methods.WITH_GRADIENT.called("Dynamic training with gradient"),
+    ]
+    title = "The damping neuron, MSDNet-7"
+    return Experiment("table5", title, _rows(scale, "cifar100", rows), scale, "damping")
+
+
+def table6(scale: Scale) -> Experiment:
+    """Anytime prediction of RANet-6 on CIFAR-100.
+
+    Expect the mean over exits 69.96 (RANet), 70.03 (WPN), 70.77 (power-sqrt), 71.22 (dynamic).
+    """
+    rows = [
+        methods.CROSS_ENTROPY.called("RANet"),
+        methods.WPN,
+        methods.POWER_SQRT.called("Ours (Power-sqrt)"),
+        methods.DYNAMIC.called("+ Dynamic training"),
+    ]
+    return Experiment("table6", "Anytime prediction, RANet-6", _rows(scale, "ranet", rows), scale)
+
+
+LAMBDAS = (0.005, 0.025, 0.05, 0.075)
+
+
+def table7(scale: Scale) -> Experiment:
+    """Sensitivity to lambda of damping and power-sqrt, MSDNet-7 on CIFAR-100, five seeds.
+
+    Expect the mean over exits 70.05, 70.05, 69.79, 69.90 (damping) and 70.39, 70.51, 70.48, 70.50 (power-sqrt).
+    """
+    setting = scale["cifar100"]
+    rows = [
+        Row(f"{name} {strength}", setting.run(Spec(name, {"strength": strength})), setting)
+        for name in ("damping", "power-sqrt")
+        for strength in LAMBDAS
+    ]
+    return Experiment("table7", "Sensitivity to λ, MSDNet-7", tuple(rows), scale)
+
+
+def table8(scale: Scale) -> Experiment:
+    """Label smoothing against power-sqrt, MSDNet-7 on CIFAR-100.
+
+    Expect the mean over exits 70.12 (MSDNet), 69.84 (label smoothing; 0.1 here, the paper does not say), 70.67.
+    """
+    rows = [
+        methods.CROSS_ENTROPY.called("MSDNet"),
+        methods.LABEL_SMOOTHING.called("Label smoothing"),
+        methods.POWER_SQRT.called("Power-sqrt"),
+    ]
+    return Experiment("table8", "Label smoothing, MSDNet-7", _rows(scale, "cifar100", rows), scale)
+
+
+THRESHOLDS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
+
+
+def figure3(scale: Scale) -> Experiment:
+    """Gradients discarded above a softmax, the last exit alone on MSDNet-7's trunk, CIFAR-100.
+
+    Expect accuracy to rise up to 80 %, to stay about the same up to 95 % and to fall at 100 %, while the loss the
+    network converges to falls all the way. The paper drew these points and never printed them.
+    """
+    setting = scale["cifar100"]
+    rows = []
+    for threshold in THRESHOLDS:
+        method, label = _discarding(threshold), f"{threshold:.0%}".replace("%", " %")
+        if threshold == 1:  # nothing is discarded: Table 3's plain run
+            method = methods.CROSS_ENTROPY
+        row = _single(setting, method, label, on_test=threshold == 1)
+        rows.append(dataclasses.replace(row, in_paper=False, threshold=threshold))
+    return Experiment("figure3", "Discarded gradients, the last exit alone", tuple(rows), scale, "threshold")
+
+
+def figure4(scale: Scale) -> Experiment:
+    """Budgeted classification, all methods, on the ImageNet setting; thresholds from half of the held-out images.
+
+    Expect MSDNet and WPN close together and the paper's method above both. The paper drew its curves and never printed
+    them, and shows fewer methods.
+    """
+    setting = scale["imagenet"]
+    rows = [_held_out(method, setting) for method in methods.LEAGUE]
+    title = "Dynamic inference, the ImageNet setting: MSDNet-5"
+    return Experiment("figure4", title, tuple(rows), scale, "budgeted")
+
+
+def league(scale: Scale) -> Experiment:
+    """Every method in Table 1's setting: not in the paper, which compares with WPN alone there."""
+    rows = [dataclasses.replace(row, in_paper=False) for row in _rows(scale, "cifar100", methods.LEAGUE)]
+    return Experiment("league", "All methods, MSDNet-7", tuple(rows), scale, "groups")
+
+
+def pilot(scale: Scale) -> Experiment:
+    """What the study's methods could be trained with, on held-out images alone: not in the paper.
+
+    Of each method that candidate is chosen which is best on `search`, averaged over exits and seeds, at the last epoch.
+    """
+    setting, candidates = scale["cifar100"], [each for of in deciding.CANDIDATES.values() for each in of]
+    rows = [_held_out(method, setting) for method in candidates]
+    return Experiment("pilot", "Pilot of our own study, MSDNet with 7 exits", tuple(rows), scale, "pilot")
+
+
+def study(scale: Scale) -> Experiment:
+    """Our own comparison of methods as the pilot chose them, paired by seed: not in the paper."""
+    setting, rows = scale["cifar100"], []
+    for family, label in scale.chosen.items():
+        method = next(each for each in deciding.CANDIDATES[family] if each.label == label)
+        row = _held_out(method, setting)
+        training = dataclasses.replace(row.run.training, xray=WATCHED)
+        rows.append(dataclasses.replace(row, run=dataclasses.replace(row.run, training=training), aliases=(family,)))
+    return Experiment("study", "Our own study, MSDNet with 7 exits", tuple(rows), scale, "study")
+
+
+WATCHED = 256  # images whose gradients the study writes down
+
+
+def _held_out(method: Method, setting: Setting) -> Row:
+    return _row(method, setting, holdout=setting.held_out, data=_with_held_out(setting), in_paper=False)
+
+
+EXPERIMENTS: Mapping[str, Callable[[Scale], Experiment]] = {
+    function.__name__: function
+    for function in (
+        *(table1, table2, table3, table4, table5, table6, table7, table8, figure3, figure4, league),
+        *(pilot, study),
+    )
+}
+OWN_STUDY = ("pilot", "study")  # not among all: the one decides on the other
+ALL = "all"
+
+
+def experiments(names: Sequence[str], scale: Scale) -> list[Experiment]:
+    """The experiments of these names at a scale, each once, in the order of the paper; `all` for every one but our own
+    study and its pilot.
+
+    Raises:
+        UsageError: An unknown name, or none.
+    """
+    known = [*EXPERIMENTS, ALL]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"There is no table or figure {name!r}.{did_you_mean(name, known)}")
+    if not names:
+        raise UsageError(f"Say what to reproduce: {', '.join(known)}.")
+    return [
+        make(scale) for name, make in EXPERIMENTS.items() if name in names or (ALL in names and name not in OWN_STUDY)
+    ]
+
+
+def _discarding(threshold: float) -> Method:
+    return Method(f"threshold {threshold}", methods.plainly("discard-threshold", threshold=threshold))
+
+
+def _single(setting: Setting, method: Method, label: str, *, on_test: bool = False) -> Row:
+    """A row of the last exit alone; `on_test`: watched on test after every epoch, which changes nothing trained."""
+    if setting.last_only is None:
+        raise UsageError(
+            f"The setting of {setting.network} has no network with the last exit alone, which this experiment needs. "
+            "Say one in its `last_only`."
+        )
+    data, holdout = (watched(setting.data), None) if on_test else (None, 0)
+    run = method.run(setting, network=setting.last_only, data=data, holdout=holdout)
+    return Row(label, run, setting)
+
+
+def _with_held_out(setting: Setting) -> Spec:
+    """Where a limit is set, so many images more that those held out are not missing in training."""
+    limit = setting.data.args.get("limit")
+    if limit is None:
+        return setting.data
+    return Spec(setting.data.name, {**setting.data.args, "limit": limit + setting.held_out})

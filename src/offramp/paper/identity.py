@@ -1,0 +1,85 @@
+"""What a run is called: a hash of its configuration, a readable name, and the command that trains it by hand."""
+
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from offramp.config import Run, Spec, free_fields, to_json
+from offramp.paper.watching import plain
+
+_GROUPS = ("data", "training")  # the parts of a run that have fields of their own
+
+
+def configuration(run: Run) -> dict[str, Any]:
+    """What determines the run, as JSON values: all of it but the fields that may change when it is continued."""
+    described: dict[str, Any] = to_json(run)
+    for name in _GROUPS:
+        free = free_fields(type(getattr(run, name)))
+        described[name] = {key: value for key, value in described[name].items() if key not in free}
+    return described
+
+
+def run_hash(run: Run) -> str:
+    """Twelve hexadecimal digits of what differs from the defaults: a field that offramp gains later changes none."""
+    text = json.dumps(_different(configuration(run), configuration(Run())), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _different(value: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, item in value.items():
+        if key in _GROUPS:
+            kept[key] = _different(item, default[key])
+        elif item != default[key]:
+            kept[key] = item
+    return kept
+
+
+def run_name(run: Run) -> str:
+    """A folder's name: data, network, method, seed, hash."""
+    words = [plain(run.data).source.name, run.network.name]
+    words += ["last"] if run.network.args.get("last_only") else []
+    words += [run.rule.name] if run.rule.name != "standard" else []
+    if run.objective.name != "cross-entropy" or run.rule.name == "standard":
+        words.append(run.objective.name)
+        words += [f"{value:g}" for value in run.objective.args.values() if type(value) in (int, float)]
+    text = re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-.")
+    return f"{text}-seed{run.training.seed}-{run_hash(run)}"
+
+
+def command(run: Run, out: str) -> str:
+    """The line that trains the run by hand: what is not said is the default."""
+    words = ["offramp", "train"]
+    default = Run()
+    for name in ("network", "objective", "rule"):
+        value: Spec = getattr(run, name)
+        if value != getattr(default, name):
+            words += [f"--{name}", *_words(value)]
+    for group in _GROUPS:
+        config, usual = getattr(run, group), getattr(default, group)
+        for field in fields(config):
+            value = getattr(config, field.name)
+            if field.metadata.get("free") or value == getattr(usual, field.name):
+                continue
+            words += _option("data" if field.name == "source" else field.name.replace("_", "-"), value)
+    return shlex.join([*words, "--out", out])
+
+
+def _words(spec: Spec) -> list[str]:
+    """`Spec.words` without quotes around strings that need none: they would have to be quoted for the shell again."""
+    plain_words = [f"{key}={value}" for key, value in spec.args.items()]
+    return [spec.name, *plain_words] if Spec.parse([spec.name, *plain_words]) == spec else spec.words()
+
+
+def _option(name: str, value: Any) -> list[str]:
+    if isinstance(value, Spec):
+        return [f"--{name}", *_words(value)]
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    if isinstance(value, (list, tuple)):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}", str(value)]

@@ -1,0 +1,253 @@
+"""Runs done by processes of this machine, several side by side; what is seen meanwhile; what went wrong."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from offramp import trust
+from offramp.config import Run
+from offramp.errors import OfframpError
+from offramp.files import RunFolder, convert, parse, read
+from offramp.paper.identity import run_name
+from offramp.paper.manifest import Manifest
+from offramp.show.durations import duration_in_words
+from offramp.terminal import Screen, escaped
+
+JOB = "offramp.commands.job"  # run as a program, because it uses commands, which stand above this room
+PAUSE = 0.2  # seconds between two looks at the processes
+QUIET = 600.0  # seconds after which something is said in a log file
+HOPELESS = 3  # runs that fail before any succeeds: data that are missing, say, and all others would fail alike
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A run to be done.
+
+    Attributes:
+        run: What to train.
+        folder: Where.
+        operations: About how much work it is (`estimate.operations`).
+    """
+
+    run: Run
+    folder: Path
+    operations: float
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return run_name(self.run)
+
+    def share_done(self) -> float:
+        """How much of it is done, by its epochs."""
+        folder = RunFolder(self.folder)
+        if folder.weights.is_file():
+            return 1.0
+        if not folder.metrics.is_file():
+            return 0.0
+        return len(folder.metrics.read_bytes().splitlines()) / self.run.training.epochs
+
+    @property
+    def failed_before(self) -> bool:
+        """Whether it failed when it was tried last."""
+        return _mark_of(self).is_file()
+
+
+Finished = Callable[[Task, Manifest], None]
+
+
+def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished, *, before: int = 0) -> None:
+    """Do all tasks on this machine, `jobs` processes at a time with `threads` threads each.
+
+    A run that fails does not keep the others from being done. Children stop, saving, when this process ends.
+
+    Args:
+        tasks: In the order in which they are begun.
+        jobs: Processes at a time.
+        threads: CPU threads of each.
+        finished: Called with each task that is done and its manifest.
+        before: How many runs of the study were done before.
+
+    Raises:
+        OfframpError: Which runs failed, and where their last words stand.
+    """
+    waiting, running = list(tasks), dict[Task, subprocess.Popen[bytes]]()
+    failed, done, untried = list[Task](), before, 0
+    try:
+        with Board(tasks) as board:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    task = waiting.pop(0)
+                    running[task] = _start(task, jobs, threads)
+                    board.note(f"Started {task.name}")
+                time.sleep(PAUSE)
+                for task, process in list(running.items()):
+                    status = process.poll()
+                    if status is None:
+                        continue
+                    del running[task]
+                    process.communicate()  # nothing more to say to it: closes the pipe
+                    mark(task, failed=status != 0)
+                    if status == 0:
+                        done += 1
+                        finished(task, read_manifest(task))
+                        board.note(f"Done: {task.name}")
+                    else:
+                        failed.append(task)
+                        board.note(f"Failed (status {status}): {task.name}: {_last_words(task)}")
+                if hopeless(failed, done):
+                    untried += len(waiting)
+                    waiting.clear()
+                board.show()
+    finally:
+        for process in running.values():  # after Ctrl-C: all of them save and leave
+            assert process.stdin is not None
+            process.stdin.close()
+        for process in running.values():
+            process.wait()
+    refuse_failed(failed, untried)
+
+
+def hopeless(failed: Sequence[Task], done: int) -> bool:
+    """Whether the rest need not be tried; never where a run of the study is done, now or before."""
+    return not done and len(failed) >= HOPELESS
+
+
+def mark(task: Task, *, failed: bool) -> None:
+    """Keep beside its log whether the task failed, so that next time it is tried after the others."""
+    if failed:
+        _mark_of(task).parent.mkdir(parents=True, exist_ok=True)
+        _mark_of(task).touch()
+    else:
+        _mark_of(task).unlink(missing_ok=True)
+
+
+def _mark_of(task: Task) -> Path:
+    return task.folder.parent / f"{task.name}.failed"
+
+
+def refuse_failed(failed: Sequence[Task], untried: int) -> None:
+    """Raise an error that names the runs that failed, if any did."""
+    if failed:
+        logs = ", ".join(str(log_of(task)) for task in failed)
+        rest = f", and {untried} were not tried" if untried else "; the others are kept"
+        raise OfframpError(f"{len(failed)} of the runs failed{rest}. Their last words: {logs}.")
+
+
+def read_manifest(task: Task) -> Manifest:
+    """The manifest that a finished task left in its folder."""
+    path = RunFolder(task.folder).manifest
+    return Manifest(read(path, dict[str, Any]), path)
+
+
+def log_of(task: Task) -> Path:
+    """Where a task's last words stand."""
+    return task.folder.parent / f"{task.name}.log"
+
+
+def _last_words(task: Task) -> str:
+    lines = log_of(task).read_text(errors="replace").splitlines()
+    return lines[-1] if lines else "without a word"
+
+
+def _start(task: Task, jobs: int, threads: int) -> "subprocess.Popen[bytes]":
+    """A process that does the task; what it says is appended to its log."""
+    task.folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(log_of(task), "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", JOB],  # -P: without the folder one works in
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)} | trust.environment(),
+            start_new_session=True,  # Ctrl-C is for this process; two signals would be one too many
+        )
+    assert process.stdin is not None
+    process.stdin.write(f"{to_json_line(task.run, task.folder, jobs)}\n".encode())
+    process.stdin.flush()  # and kept open: its end is the sign that this process is gone
+    return process
+
+
+@dataclass(frozen=True)
+class _Job:
+    run: Run
+    folder: str
+    jobs: int
+
+
+def to_json_line(run: Run, folder: Path, jobs: int) -> str:
+    """A job as its process reads it."""
+    return json.dumps(msgspec.to_builtins(_Job(run, str(folder), jobs)))
+
+
+def from_json_line(text: str) -> tuple[Run, Path, int]:
+    """The inverse of `to_json_line`."""
+    job = convert(parse(text, "The job"), _Job, "The job")
+    return job.run, Path(job.folder), job.jobs
+
+
+class Board:
+    """A bar over all work with the time left, in a terminal; lines in a log file. On standard error."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks, self.total = tasks, sum(task.operations for task in tasks)
+        self.done_before = self._done()
+        self.started = time.monotonic()
+        self.console = Screen(stderr=True, highlight=False)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:.1f} %"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.line = self.bar.add_task(self._count(), total=self.total or 1, left="")
+        self.looked = 0.0
+        self.spoke = self.started
+
+    def __enter__(self) -> "Board":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def note(self, text: str) -> None:
+        """A line of its own, with what is left."""
+        self.spoke = time.monotonic()
+        self.console.print(f"{escaped(text)}{self._left()}", markup=False, soft_wrap=True)
+
+    def show(self) -> None:
+        """Bring the bar up to date, once a second at most."""
+        if time.monotonic() - self.looked > 1:
+            self.looked = time.monotonic()
+            self.bar.update(self.line, completed=self._done(), description=self._count(), left=self._left())
+            if not self.console.is_terminal and self.looked - self.spoke > QUIET:
+                self.note(self._count())
+
+    def _count(self) -> str:
+        done = sum(task.share_done() >= 1 for task in self.tasks)
+        return f"{done} of {len(self.tasks)} runs"
+
+    def _done(self) -> float:
+        return sum(task.operations * task.share_done() for task in self.tasks)
+
+    def _left(self) -> str:
+        """Time left at the rate so far; nothing before there is one."""
+        done = self._done()
+        gained = done - self.done_before
+        if gained <= 0:
+            return ""
+        left = (self.total - done) * (time.monotonic() - self.started) / gained
+        return f"; about {duration_in_words(left)} left" if left > 0 else ""

@@ -1,0 +1,170 @@
+"""The league: every method that is compared, for any setting. A method of your own joins it by name (`own`)."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from offramp import objectives, registry, rules
+from offramp.config import Run, Spec, resolve
+from offramp.errors import UsageError
+from offramp.objectives import Objective
+from offramp.paper.scales import AS_IT_IS, PAPER, Recipe, Setting
+from offramp.rules import TrainingRule
+
+Chooser = Callable[[Setting], Spec]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train, for any setting.
+
+    Attributes:
+        label: In tables.
+        objective: The objective that a setting asks for.
+        rule: The training rule that a setting asks for.
+        work: How much more work an image is than for cross-entropy, about; estimates of time go by it.
+        passes: Passes over the images that make one epoch of the method, from K.
+        recipe: In what it is trained otherwise than the setting says: by default in nothing, as all that are compared.
+    """
+
+    label: str
+    objective: Chooser = lambda setting: Spec("cross-entropy")
+    rule: Chooser = lambda setting: Spec("standard")
+    work: Callable[[int], float] = lambda num_exits: 1.0
+    passes: Callable[[int], int] = lambda num_exits: 1
+    recipe: Callable[[Setting], Recipe] = lambda setting: AS_IT_IS
+
+    def run(
+        self, setting: Setting, *, network: Spec | None = None, data: Spec | None = None, holdout: int | None = 0
+    ) -> Run:
+        """The configuration of seed 0 in a setting: as many epochs of the method as the setting has."""
+        epochs = self.passes(setting.exits) * setting.epochs
+        objective, rule, recipe = self.objective(setting), self.rule(setting), self.recipe(setting)
+        return setting.run(objective, rule, network=network, data=data, holdout=holdout, epochs=epochs, recipe=recipe)
+
+    def called(self, label: str) -> "Method":
+        """The same under the name that a table has for it."""
+        return dataclasses.replace(self, label=label)
+
+
+_OF_THE_SETTING: Mapping[str, Callable[[Setting], Mapping[str, Any]]] = {
+    "damping": lambda setting: {"strength": setting.strength},
+    "power-sqrt": lambda setting: {"strength": setting.strength},
+    "dynamic": lambda setting: {"strength": setting.strength, "alpha": setting.alpha},
+    "wpn": lambda setting: {"epsilon": setting.alpha, **setting.wpn},
+}
+
+
+def fitted(name: str, /, **more: Any) -> Chooser:
+    """An objective or a rule; lambda, alpha and WPN's arguments are the setting's where `more` says nothing of them."""
+
+    def choose(setting: Setting) -> Spec:
+        arguments = {**_OF_THE_SETTING[name](setting), **more} if name in _OF_THE_SETTING else more
+        return Spec(name, arguments)
+
+    return choose
+
+
+def plainly(name: str, **arguments: Any) -> Chooser:
+    """The same in every setting."""
+    return lambda setting: Spec(name, arguments)
+
+
+def rivals(rule: str) -> Callable[[Setting], Recipe]:
+    """What its authors trained a rule with; the setting's own recipe where the setting knows nothing of them."""
+    return lambda setting: setting.rivals.get(rule, AS_IT_IS)
+
+
+def _backward_passes(num_exits: int) -> float:
+    """One forward pass and K backward ones, a backward pass being twice the work; they share less and less."""
+    return (1 + num_exits) / 3 + 1 / 3
+
+
+CROSS_ENTROPY = Method("cross-entropy")
+DAMPING = Method("damping", fitted("damping"))
+SMALLER = Method("damping, λ/√K", fitted("damping", per_sqrt_exits=True))
+POWER_SQRT = Method("power-sqrt", fitted("power-sqrt"))
+DYNAMIC = Method("dynamic", fitted("dynamic"))
+WITH_GRADIENT = Method("dynamic with gradient", fitted("dynamic", with_gradient=True))
+LABEL_SMOOTHING = Method("label smoothing", plainly("label-smoothing", smoothing=0.1))
+WPN = Method("WPN", rule=fitted("wpn"), work=lambda num_exits: 3.0)
+DFS = Method("DFS", rule=plainly("dfs"))
+GRADIENT_EQUILIBRIUM = Method("gradient equilibrium", rule=plainly("gradient-equilibrium"))
+CGT = Method("CGT", rule=plainly("cgt"))
+
+_LEAGUE: tuple[Method, ...] = (
+    CROSS_ENTROPY,
+    DAMPING,
+    SMALLER,
+    POWER_SQRT,
+    DYNAMIC,
+    Method("dynamic, tanh (R3)", fitted("dynamic", normalisation="tanh")),
+    Method("dynamic, tanh, in the root (R3, W3)", fitted("dynamic", normalisation="tanh", applied_to="root")),
+    Method(
+        "dynamic, tanh, on cross-entropy (R3, W1)",
+        fitted("dynamic", normalisation="tanh", applied_to="cross-entropy"),
+    ),
+    Method("dynamic, reversed", fitted("dynamic", reverse=True)),
+    Method("dynamic, centred (R4)", fitted("dynamic", normalisation="centre")),
+    Method("dynamic, centred and clipped (R4)", fitted("dynamic", normalisation="centre-clipped")),
+    LABEL_SMOOTHING,
+    WPN,
+    # Each half of a batch is as large as the batches of the others.
+    dataclasses.replace(WPN, label="WPN, twice the batch", recipe=lambda s: Recipe(batch_size=2 * s.batch_size)),
+    DFS,
+    Method("DFS, its own recipe", rule=plainly("dfs", dropout=0.5), recipe=rivals("dfs")),
+    GRADIENT_EQUILIBRIUM,
+    Method("PCGrad", rule=plainly("pcgrad"), work=_backward_passes),
+    Method("CAGrad", rule=plainly("cagrad"), work=_backward_passes),
+    Method("Meta-GF", rule=plainly("meta-gf"), passes=lambda num_exits: num_exits + 1),
+    CGT,
+    Method("CGT, hard gate", rule=plainly("cgt", gate="hard")),
+    Method("CGT, weights sum to K", rule=plainly("cgt", total="exits")),
+    Method(
+        "CGT, hard gate, its own recipe",
+        LABEL_SMOOTHING.objective,
+        plainly("cgt", gate="hard"),
+        recipe=rivals("cgt"),
+    ),
+)
+# discard-threshold has a table of its own (Table 8); the second stage of one-for-all (IMTA) starts from a finished run,
+# which no configuration by itself can name.
+_ELSEWHERE = {"discard-threshold", "one-for-all", "standard"}
+
+
+def _unlisted() -> Iterator[Method]:
+    """Registered objectives and rules of which no method above is made, each as it is."""
+    listed = {choose(PAPER["cifar100"]).name for method in _LEAGUE for choose in (method.objective, method.rule)}
+    for name in (*registry.OBJECTIVES, *registry.RULES):
+        if name not in listed | _ELSEWHERE:
+            yield own(Spec(name))
+
+
+def own(spec: Spec) -> Method:
+    """A method of your own: an objective or a training rule with arguments, or a `Method` that combines both.
+
+    Registered damping objectives and WPN take from the setting what the arguments leave out: lambda, alpha and so on.
+
+    Args:
+        spec: A registered name or `package.module:Name`.
+
+    Raises:
+        UsageError: Arguments that it does not take.
+    """
+    found = resolve(spec.name, {**objectives.OBJECTIVES, **rules.RULES}, "method")
+    if isinstance(found, Method):
+        if spec.args:
+            raise UsageError(f"method {spec.name!r} is a Method, which takes no arguments ({', '.join(spec.args)}).")
+        return found
+    if inspect.isclass(found) and issubclass(found, TrainingRule):
+        rules.build(spec)  # a wrong argument is refused now, not in an hour
+        return Method(str(spec), rule=fitted(spec.name, **spec.args))
+    made = objectives.build(spec)
+    assert isinstance(made, Objective)
+    return Method(str(spec), fitted(spec.name, **spec.args))
+
+
+LEAGUE = (*_LEAGUE, *_unlisted())
+"""All but those that say so have the setting's recipe, so that only the method differs."""

@@ -1,0 +1,158 @@
+"""The same jobs on a Ray cluster: the one that is running, or one of this machine alone. Ray is an extra.
+
+The study's folder has to be seen by all machines under the same path, or a run that loses its worker starts anew and
+does not go on. Manifests come back by themselves.
+"""
+
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from offramp import trust
+from offramp.config import Run
+from offramp.errors import OfframpError, UsageError
+from offramp.files import RunFolder
+from offramp.paper.jobs import (
+    Board,
+    Finished,
+    Task,
+    from_json_line,
+    hopeless,
+    log_of,
+    mark,
+    refuse_failed,
+    to_json_line,
+)
+from offramp.paper.manifest import Manifest
+from offramp.terminal import say
+
+Work = Callable[[Run, Path, int], Manifest]
+RETRIES = 20  # of a run whose worker is lost; each goes on where the last checkpoint stands
+
+
+def do_on_ray(tasks: Sequence[Task], threads: int, finished: Finished, work: Work, *, before: int = 0) -> None:
+    """Do all tasks on a Ray cluster, each with `threads` CPUs, and one GPU where the cluster has any.
+
+    Args:
+        tasks: In the order in which they are handed over.
+        threads: CPU threads of each.
+        finished: Called with each task that is done and its manifest.
+        work: Trains a run in a folder, beside so many others, and gives its manifest.
+        before: How many runs of the study were done before.
+
+    Raises:
+        UsageError: Ray is not installed, or no machine of the cluster has so many CPUs.
+        OfframpError: Which runs failed.
+    """
+    ray = installed()
+    started_here = not ray.is_initialized()
+    if started_here:
+        ray.init(log_to_driver=False, runtime_env={"env_vars": _environment(os.environ)})
+    try:
+        room, gpus = _room(ray.nodes(), threads)
+        there = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES)(_there)
+        jobs = min(len(tasks), room)  # at most so many side by side
+        refs = {there.remote(work, _words(task, jobs), str(log_of(task).resolve())): task for task in tasks}
+        _collect(ray, refs, finished, before)
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+def _environment(ours: Mapping[str, str]) -> dict[str, str]:
+    """What workers, who work in other folders, have to be told: where code and data are that we find from here.
+
+    `mine:Loss` is found in the folder one works in, as by the command itself.
+    """
+    path = [entry for entry in ours.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    told = trust.environment() | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, [os.getcwd(), *path]))}
+    if ours.get("OFFRAMP_DATA"):
+        told["OFFRAMP_DATA"] = _absolute(ours["OFFRAMP_DATA"])
+    return told
+
+
+def _room(nodes: Sequence[Mapping[str, Any]], threads: int) -> tuple[int, int]:
+    """How many runs fit into a cluster at a time, and how many GPUs each gets: one where any machine has one.
+
+    Raises:
+        UsageError: Not one fits: Ray would wait for a larger machine, for ever and without a word.
+    """
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    with_gpu = [has for has in alive if has.get("GPU", 0) >= 1]
+    largest = int(max((has.get("CPU", 0) for has in with_gpu or alive), default=0))
+    if threads > largest:
+        raise UsageError(
+            f"threads is {threads}, but the largest machine of the Ray cluster{' with a GPU' if with_gpu else ''} has "
+            f"{largest} CPUs: no run would ever begin."
+        )
+    at_once = (min(has.get("CPU", 0) // threads, has["GPU"] if with_gpu else math.inf) for has in with_gpu or alive)
+    return sum(map(int, at_once)), 1 if with_gpu else 0
+
+
+def _words(task: Task, jobs: int) -> str:
+    """The job, with paths that hold wherever its worker works."""
+    root = task.run.data.root
+    data = dataclasses.replace(task.run.data, root=None if root is None else _absolute(root))
+    return to_json_line(dataclasses.replace(task.run, data=data), task.folder.resolve(), jobs)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
+def _collect(ray: Any, refs: dict[Any, Task], finished: Finished, before: int) -> None:
+    waiting, failed, done = dict(refs), list[Task](), before
+    untried = 0
+    with Board(list(refs.values())) as board:
+        while waiting:
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
+            for ref in ready:
+                task = waiting.pop(ref)
+                try:
+                    values = ray.get(ref)
+                except ray.exceptions.RayError as error:
+                    failed.append(task)
+                    mark(task, failed=True)
+                    board.note(f"Failed: {task.name}: {str(error).strip().splitlines()[-1]}")
+                else:
+                    done += 1
+                    mark(task, failed=False)
+                    finished(task, Manifest(values, RunFolder(task.folder).manifest))
+                    board.note(f"Done: {task.name}")
+            if hopeless(failed, done):
+                untried += len(waiting)
+                waiting.clear()  # Ray drops what is nobody's any more
+            board.show()
+    refuse_failed(failed, untried)
+
+
+def _there(work: Work, line: str, log: str) -> Mapping[str, Any]:
+    """In a worker: do the job, and give its manifest. What training says goes to the run's log."""
+    run, folder, jobs = from_json_line(line)
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    before = sys.stderr
+    with open(log, "a") as sys.stderr:
+        try:
+            return dict(work(run, folder, jobs).values)
+        except (OfframpError, UsageError) as error:
+            say(f"offramp: {error}")
+            raise
+        finally:
+            sys.stderr = before
+
+
+def installed() -> Any:
+    """Ray itself.
+
+    Raises:
+        UsageError: It is not installed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UsageError("Ray is not installed: pip install 'offramp[ray]'.") from error
+    return ray

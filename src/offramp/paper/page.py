@@ -1,0 +1,271 @@
+"""The page of a study, as HTML of one file and as Markdown: verdicts, tables, and every run behind them."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from offramp.paper import statistics
+from offramp.paper.claims import CLAIMS
+from offramp.paper.experiments import ALL, EXPERIMENTS, Experiment
+from offramp.paper.identity import command, run_hash, run_name
+from offramp.paper.judging import CLOSE, judge, judge_numbers
+from offramp.paper.manifest import Manifest
+from offramp.paper.plots import draw
+from offramp.paper.results import Results, device_of, manifest_of, measured
+from offramp.paper.study import Study, distinct
+from offramp.paper.tables import Cell, Table, anchor, claims_table, not_run, tables
+from offramp.show import figures
+from offramp.show.page import inline_svg, page
+from offramp.storage import write_atomically
+
+HOW_TO_READ = (
+    "Verdicts are about differences taken seed by seed: agrees and disagrees mean that the 95 % interval lies on "
+    "one side. Each interval stands for itself; of twenty, one misses by chance. A single seed resolves nothing. What "
+    "is said of all exits (or all but one) agrees by the interval of each; it disagrees where an exit (or two) loses "
+    "by intervals that share the error between all exits, because the worst is looked for among them; shown is the "
+    "exit that gains least. That some exits gain and others lose agrees by such shared intervals, and disagrees where "
+    "all lie on one side, each by its own; shown is the mean over exits. The deviation of accuracies is taken for no "
+    "less than the sampling error that their difference has at least on the test images."
+)
+
+HOW_NUMBERS_ARE_JUDGED = (
+    f"Agrees: the 90 % interval of our mean over exits less the printed one lies within ±{CLOSE} points (two one-sided "
+    "tests at 5 % each); disagrees: it lies outside. Half a point is more than the paper's own repeats of one "
+    "configuration lie apart (up to 0.27, Tables 5 and 8 against Table 1), and less than half of what dynamic training "
+    "gains there (1.15); about smaller gains these verdicts say nothing. The spread of five printed runs is pooled "
+    "with ours; a single printed run is taken to spread like ours, and often cannot be told."
+)
+
+EQUAL_BYTES = (
+    "Equal bytes need the same number of threads, which the commands name, and the same device and versions, which "
+    "stand with each run."
+)
+
+_VERSIONS = {
+    "offramp": "offramp",
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "numpy": "NumPy",
+    "python": "Python",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """An experiment on the page.
+
+    Attributes:
+        name: Of the experiment.
+        title: What it shows.
+        expect: What the paper leads one to expect, and what is a choice of ours; in a line of its own what is missing.
+        tables: Ours, and the paper's.
+        plot: Its figure, as an element of the page.
+        no_plot: Why there is none although there should be.
+    """
+
+    name: str
+    title: str
+    expect: str
+    tables: tuple[Table, ...]
+    plot: Markup | None = None
+    no_plot: str = ""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A row's runs, as the page lists them.
+
+    Attributes:
+        anchor: Where cells lead to.
+        title: The rows that they stand behind.
+        command: What trains seed 0 by hand, with the threads of the first run that is there.
+        runs: Of each seed what its manifest says, or that it is missing.
+    """
+
+    anchor: str
+    title: str
+    command: str
+    runs: tuple[tuple[str, str, str], ...]
+
+
+def write(study: Study) -> list[Path]:
+    """Write DIR/NAME.html and DIR/NAME.md of what is finished, and return their paths."""
+    manifests = study.manifests()
+    results = measured(study.experiments, study.seeds, manifests)
+    verdicts = _verdicts(study, results)
+    made = _made(study, manifests)
+    html, text = study.out / f"{study.title}.html", study.out / f"{study.title}.md"
+    sections = [_section(experiment, results, study) for experiment in study.experiments]
+    head = _head(study, manifests)
+    content = page(
+        "reproduce.html.j2",
+        title=head[0],
+        lead=head[1:],
+        papers=study.scale.comparable,
+        unlike=study.scale.unlike,
+        verdicts=verdicts,
+        sections=sections,
+        made=made,
+        equal_bytes=EQUAL_BYTES,
+    )
+    write_atomically(html, content.encode())
+    write_atomically(text, _markdown(head, verdicts, sections, made).encode())
+    return [html, text]
+
+
+def _head(study: Study, manifests: Mapping[str, Manifest]) -> list[str]:
+    """The title, what data this is, and how far the study is."""
+    wanted = len(distinct(study.experiments)) * len(study.seeds)
+    done = study.done(manifests)
+    names = [experiment.name for experiment in study.experiments]
+    shown = "All tables and figures" if ALL in study.names else ", ".join(names).capitalize()
+    lines = [
+        f"{shown}{', some rows' if study.left_out else ''}, scale {study.scale.name}",
+        study.scale.about,
+        f"{done} of {wanted} runs are done; {_seeds(study.seeds)}. Reported is the last epoch, on the test set, "
+        "unless a row says otherwise.",
+    ]
+    whole = [name for name in study.left_out if name not in names]
+    lines += [f"Left out of {name}: {'; '.join(study.left_out[name])}." for name in study.left_out if name in names]
+    lines += [f"Left out whole: {', '.join(whole)}."] if whole else []
+    hidden = _finished_seeds(study, manifests)
+    if hidden:
+        lines.append(f"Shown is only {_seeds(study.seeds)}; runs of {_seeds(hidden)} are done, too.")
+    return lines
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def _finished_seeds(study: Study, manifests: Mapping[str, Manifest]) -> list[int]:
+    """Of which seeds runs are done that the page does not show."""
+    others = {manifest.values["run"]["training"]["seed"] for manifest in manifests.values()} - set(study.seeds)
+    rows = distinct(study.experiments)
+    return [seed for seed in sorted(others) if any(run_hash(row.with_seed(seed)) in manifests for row in rows)]
+
+
+def _verdicts(study: Study, results: Results) -> list[Table]:
+    scale = study.scale
+    if scale.comparable:
+        note = HOW_NUMBERS_ARE_JUDGED
+    elif scale.papers:
+        note = f"These are numbers of the paper's recipe, and ours are of {scale.factor} times its epochs."
+    else:
+        note = "These are numbers on the paper's data, and ours are of other data."
+    made = (
+        ("What the paper says", judge(CLAIMS, results, papers=scale.papers), statistics.CONFIDENCE, HOW_TO_READ),
+        ("What the paper printed", judge_numbers(study.experiments, results), statistics.EQUIVALENCE, note),
+    )
+    anchors = {
+        (experiment.name, row.label): anchor(row)
+        for experiment in study.experiments
+        for row in experiment.rows
+        if results.of(experiment.name, row.label)
+    }
+    return [
+        claims_table(title, judged, anchors, unlike=scale.unlike, confidence=confidence, note=said)
+        for title, judged, confidence, said in made
+        if judged
+    ]
+
+
+def _section(experiment: Experiment, results: Results, study: Study) -> Section:
+    about = " ".join((EXPERIMENTS[experiment.name].__doc__ or "").split())
+    expect = (
+        about if experiment.shows in ("groups", "pilot", "study") else f"The paper: {about}"
+    )  # the league is not the paper's
+    missing = not_run(experiment, results)
+    if missing:
+        expect += f"\n\nNot run ({_seeds(study.seeds)}): {'; '.join(missing)}."
+    plot, no_plot = None, ""
+    if experiment.shows in ("threshold", "budgeted"):
+        if figures.available():
+            with figures.style():
+                drawn = draw(experiment, results)
+                plot = None if drawn is None else inline_svg(drawn, experiment.name)
+        else:
+            no_plot = figures.HOW_TO_GET_IT
+    title = f"{experiment.title}, {study.scale.unlike}" if study.scale.unlike else experiment.title
+    return Section(experiment.name, title, expect, tuple(tables(experiment, results)), plot, no_plot)
+
+
+def _made(study: Study, manifests: Mapping[str, Manifest]) -> list[Made]:
+    """Every distinct configuration of which something was run, with its command and manifests."""
+    labels: dict[str, list[str]] = {}
+    for experiment in study.experiments:
+        for row in experiment.rows:
+            labels.setdefault(anchor(row), []).append(f"{experiment.name}: {row.label}")
+    made = []
+    for row in distinct(study.experiments):
+        runs = []
+        for seed in study.seeds:
+            run = row.with_seed(seed)
+            manifest = manifest_of(row, seed, manifests)
+            where = "" if manifest is None else Path(os.path.relpath(manifest.path, study.out)).as_posix()
+            runs.append((run_name(run), where, "missing" if manifest is None else _facts(manifest)))
+        if not any(where for _, where, _ in runs):
+            continue
+        title = "; ".join(labels[anchor(row)])
+        line = command(row.run, f"runs/{run_name(row.run)}")
+        threads = next(m for seed in study.seeds if (m := manifest_of(row, seed, manifests))).threads
+        made.append(Made(anchor(row), title, f"OMP_NUM_THREADS={threads} {line}", tuple(runs)))
+    return made
+
+
+def _facts(manifest: Manifest) -> str:
+    """Where and with what a run was made, and the hashes of what went in and came out."""
+    values = manifest.values
+    by, images = values["made_by"], values["images"]
+    said = [_where(by)]
+    if manifest.starts:
+        first, *later = map(_where, manifest.starts)
+        said = [f"begun on {first}", *(f"continued elsewhere, on {where}" for where in later)]
+    if by["git"]:
+        changes = ", with changes" if by["git"].get("changed") else ""
+        said.append(f"started in a checkout of commit {by['git']['commit'][:10]}{changes}")
+    said.append(f"training images {images['train'][:10]}, test {images['test'][:10]}, weights {values['weights'][:10]}")
+    return "; ".join(said)
+
+
+def _where(start: Mapping[str, Any]) -> str:
+    versions = [f"{name} {start[key]}" for key, name in _VERSIONS.items() if start.get(key)]
+    return ", ".join([device_of(start), f"{start['threads']} thread{'s' if start['threads'] != 1 else ''}", *versions])
+
+
+def _markdown(head: Sequence[str], verdicts: Sequence[Table], sections: Sequence[Section], made: Sequence[Made]) -> str:
+    lines = [f"# {head[0]}", "", *(f"{line}\n" for line in head[1:])]
+    if verdicts:
+        lines += ["## Verdicts", "", *(line for table in verdicts for line in _table(table))]
+    for section in sections:
+        lines += [f"## {section.name}: {section.title}", "", section.expect, ""]
+        lines += [line for table in section.tables for line in _table(table)]
+    lines += ["## Runs", "", EQUAL_BYTES, ""]
+    for one in made:
+        lines += [f'<a id="{one.anchor}"></a>', f"**{one.title}**", "", f"    {one.command}", ""]
+        for name, where, facts in one.runs:
+            lines.append(f"- {f'[{name}]({where})' if where else name}: {facts}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _table(table: Table) -> list[str]:
+    rows = [f"| {' | '.join([_text(row[0]), *(_text(_unlinked(cell)) for cell in row[1:])])} |" for row in table.rows]
+    ruler = "|" + "---|" * len(table.head)
+    return [f"**{table.title}.** {table.note}", "", "| " + " | ".join(table.head) + " |", ruler, *rows, ""]
+
+
+def _text(cell: Cell) -> str:
+    text = cell.text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>")
+    rows = ", ".join(f"[{name}](#{to})" for name, to in cell.rows)
+    behind = f"<br>runs: {rows}" if rows else ""
+    return (text if cell.to is None else f"[{text}](#{cell.to})") + behind
+
+
+def _unlinked(cell: Cell) -> Cell:
+    """In Markdown the first cell of a row leads to its runs, for all of them."""
+    return Cell(cell.text, rows=cell.rows)

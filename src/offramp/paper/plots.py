@@ -1,0 +1,84 @@
+"""The two figures of the paper that we draw, from our own runs alone: its points were never published as data."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from offramp.paper.experiments import Experiment
+from offramp.paper.results import BUDGETS, Figures, Results
+from offramp.show import figures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def draw(experiment: Experiment, results: Results) -> "Figure | None":
+    """The experiment's figure, None where it has none or nothing was run; inside `figures.style()`.
+
+    It says itself what it was measured on where that is not the paper's.
+    """
+    drawn = None
+    if experiment.shows == "threshold":
+        drawn = _thresholds(experiment, results)
+    elif experiment.shows == "budgeted":
+        drawn = _budgets(experiment, results)
+    if drawn is not None and experiment.scale.unlike:
+        drawn.supxlabel(f"Measured {experiment.scale.unlike}", fontsize="small")
+    return drawn
+
+
+def _thresholds(experiment: Experiment, results: Results) -> "Figure | None":
+    """Accuracy, and beside it the loss converged to, against the softmax above which gradients are discarded."""
+    found = [
+        (100 * row.threshold, list(results.of(experiment.name, row.label).values()))
+        for row in experiment.rows
+        if row.threshold is not None and results.of(experiment.name, row.label)
+    ]
+    if not found:
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(figures.WIDTH, 3.0), layout="constrained")
+    at = [threshold for threshold, _ in found]
+    accuracy = [[f.top1[-1] for f in of] for _, of in found]
+    loss = [[math.nan if f.train_nll is None else f.train_nll[-1] for f in of] for _, of in found]
+    panels = (("top-1 on test, %", accuracy), ("loss converged to, nats", loss))
+    for axes, (title, values) in zip(figure.subplots(1, 2), panels, strict=True):
+        _with_range(axes, at, values, figures.GROUPS[0], "o", None)
+        axes.set_title(title)
+        axes.set_xlabel("gradients kept up to this softmax, %")
+    return figure
+
+
+def _budgets(experiment: Experiment, results: Results) -> "Figure | None":
+    """A line a method, the mean over seeds, with the range of the seeds behind it."""
+    found: dict[str, list[Sequence[float]]] = {}
+    for row in experiment.rows:
+        seeds: Mapping[int, Figures] = results.of(experiment.name, row.label)
+        curves = [f.budgeted for f in seeds.values() if f.budgeted is not None]
+        if curves:
+            found[row.label] = [list(values) for values in zip(*curves, strict=True)]
+    if not found:
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(figures.WIDTH, 3.6 + 0.2 * math.ceil(len(found) / 2)), layout="constrained")
+    axes = figure.subplots()
+    styles = zip(itertools.cycle(figures.GROUPS), itertools.cycle(figures.MARKERS), found.items(), strict=False)
+    for colour, marker, (label, values) in styles:
+        _with_range(axes, [100 * budget for budget in BUDGETS], values, colour, marker, label)
+    axes.set(xlabel="operations per image, % of the whole network", ylabel="top-1 on test, %: mean and range")
+    figure.legend(loc="outside upper left", ncols=2)
+    return figure
+
+
+def _with_range(
+    axes: "Axes", at: Sequence[float], values: Sequence[Sequence[float]], colour: str, marker: str, label: str | None
+) -> None:
+    means = [fmean(of) for of in values]
+    axes.plot(at, means, color=colour, marker=marker, markersize=4.5, label=label)
+    lows, highs = [min(of) for of in values], [max(of) for of in values]
+    axes.fill_between(at, lows, highs, color=colour, alpha=0.1, linewidth=0)

@@ -1,0 +1,458 @@
+"""The few kinds of statement a claim is made of, each as numbers over seeds and a verdict on them."""
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from offramp.paper import statistics
+from offramp.paper.results import BUDGETS, Figures, Key, Results, What, fewest_images
+from offramp.paper.statistics import Estimate, Verdict
+
+Exits = tuple[int | None, int | None]  # exits as in a slice, from 0; of all by default
+EVERY: Exits = (None, None)
+LEAST = 0.1  # a rank correlation below it is hardly one
+EXCESS: Mapping[What, What] = {"order": "excess", "order-train": "excess-train"}
+
+
+@dataclass(frozen=True)
+class Q:
+    """A number of each run of a row: a figure's mean over some exits.
+
+    Attributes:
+        experiment: Table or figure.
+        row: Its row.
+        what: Which figure.
+        exits: Of which exits the mean is taken, as in a slice.
+    """
+
+    experiment: str
+    row: str
+    what: What = "top1"
+    exits: Exits = EVERY
+
+    def by_seed(self, results: Results) -> dict[int, float]:
+        """The number for each seed; empty where the row has no such figure, or not so many exits."""
+        found = {}
+        for seed, figures in results.of(self.experiment, self.row).items():
+            values = (figures.values(self.what) or ())[slice(*self.exits)]
+            if values:
+                found[seed] = fmean(values)
+        return found
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came out of a predicate.
+
+    Attributes:
+        verdict: In words.
+        found: The number it is about; None where there is none.
+        note: Of which budgets the number is, or why there is none.
+    """
+
+    verdict: Verdict
+    found: Estimate | None
+    note: str = ""
+
+
+class Predicate(ABC):
+    """A statement about runs."""
+
+    @property
+    def digits(self) -> int:
+        """With how many its number is shown."""
+        return 2
+
+    @abstractmethod
+    def contrasts(self, results: Results) -> dict[int, float]:
+        """The number that the statement is about, by seed, of the seeds that all its rows have."""
+
+    def unit(self, results: Results) -> float:
+        """How far the number goes with a difference of one point."""
+        return 1.0
+
+    def images(self, results: Results) -> int | None:
+        """Of the smallest test set behind the number; None where it is not made of accuracies alone."""
+        if any(q.what not in ("top1", "budgeted") for q in self.asked()):
+            return None
+        return fewest_images(f for q in self.asked() for f in results.of(q.experiment, q.row).values())
+
+    def estimate(self, results: Results) -> Estimate | None:
+        """The number and its interval; None where there is none."""
+        values = list(self.contrasts(results).values())
+        if not values:
+            return None
+        return statistics.estimate(values, images=self.images(results), unit=self.unit(results))
+
+    def asked(self) -> list[Q]:
+        """The numbers of rows that it is made of."""
+        fields = vars(self).values()
+        return [q for field in fields for q in (field if isinstance(field, tuple) else (field,)) if isinstance(q, Q)]
+
+    def judge(self, results: Results) -> Finding:
+        """The verdict; most statements say that the number lies above 0."""
+        rows = {(q.experiment, q.row) for q in self.asked() if q.what == "budgeted"}
+        budgets = _affordable(rows, results)
+        found = self.estimate(_at(budgets, rows, results))
+        if found is None:
+            started = rows and all(results.of(*row) for row in rows)
+            if started and not budgets:
+                return Finding(Verdict.NOT_RESOLVED, None, "there is no budget that every run can afford")
+            return Finding(Verdict.NOT_RUN, None)
+        return Finding(self.verdict(found), found, _budgets_text(budgets) if rows else "")
+
+    def verdict(self, found: Estimate) -> Verdict:
+        """Of the number and its interval."""
+        return statistics.above(found)
+
+    @abstractmethod
+    def says(self) -> str:
+        """The number in words, for the page."""
+
+
+@dataclass(frozen=True)
+class Greater(Predicate):
+    """`left` exceeds `right`, seed by seed."""
+
+    left: Q
+    right: Q
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        return _less(self.left.by_seed(results), self.right.by_seed(results))
+
+    @property
+    def digits(self) -> int:  # noqa: D102
+        return 4 if self.left.what.startswith("damping") else 2
+
+    def says(self) -> str:  # noqa: D102
+        if self.left.row == self.right.row:
+            return f"{self.left.row}: {_exits(self.left)} less {_exits(self.right)}"
+        return f"{self.left.row} less {self.right.row}, {_exits(self.left)}"
+
+
+@dataclass(frozen=True)
+class Summed(Greater):
+    """`left` exceeds `right` in top-1 summed over exits: the Δ of the paper's Table 2."""
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        return {seed: self.unit(results) * mean for seed, mean in super().contrasts(results).items()}
+
+    def unit(self, results: Results) -> float:  # noqa: D102
+        return float(max(len(f.top1) for f in results.of(self.left.experiment, self.left.row).values()))
+
+    def says(self) -> str:  # noqa: D102
+        return f"{self.left.row} less {self.right.row}, top-1, sum over exits"
+
+
+@dataclass(frozen=True)
+class NoMore(Greater):
+    """`left` exceeds `right` by less than a margin."""
+
+    margin: float
+
+    def verdict(self, found: Estimate) -> Verdict:  # noqa: D102
+        return statistics.below(found, self.margin)
+
+    def says(self) -> str:  # noqa: D102
+        return f"{super().says()}; less than {self.margin:g} wanted"
+
+
+@dataclass(frozen=True)
+class Faster(Predicate):
+    """`left` takes less time than `limit` times `right`: the number is the time saved, in percent of that.
+
+    Of the seeds that both rows were timed with under the same conditions, with nothing else going on.
+    """
+
+    left: Q
+    right: Q
+    limit: float = 1.0
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        left, right = self.left.by_seed(results), self.right.by_seed(results)
+        ours, theirs = (results.of(q.experiment, q.row) for q in (self.left, self.right))
+        alike = [seed for seed in left if seed in right and ours[seed].timed_like(theirs[seed])]
+        return {seed: 100 * (1 - left[seed] / (self.limit * right[seed])) for seed in alike}
+
+    def judge(self, results: Results) -> Finding:  # noqa: D102
+        finding = super().judge(results)
+        both = self.left.by_seed(results).keys() & self.right.by_seed(results).keys()
+        if not both or finding.found is not None:
+            return finding
+        ours, theirs = (results.of(q.experiment, q.row) for q in (self.left, self.right))
+        pairs = [(ours[seed].clock, theirs[seed].clock) for seed in both]
+        alike = any(left and right and left.like(right) for left, right in pairs)
+        return Finding(Verdict.DISTURBED if alike else Verdict.OTHER_CLOCK, None)
+
+    def says(self) -> str:  # noqa: D102
+        limit = "" if self.limit == 1 else f"{self.limit:g} times "
+        return f"training time that {self.left.row} saves against {limit}{self.right.row}, in percent"
+
+
+@dataclass(frozen=True)
+class Costs(Predicate):
+    """`left` costs at most `percent` more than `right` at every exit: the number is the most that it costs more.
+
+    Counts have no error: one seed says it. Training times of both stand beside it and are not judged.
+    """
+
+    left: Q
+    right: Q
+    percent: float
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        ours, theirs = (results.of(q.experiment, q.row) for q in (self.left, self.right))
+        counts = {
+            seed: [f.values(self.left.what) for f in (ours[seed], theirs[seed])] for seed in ours if seed in theirs
+        }
+        return {
+            seed: max(100 * (a / b - 1) for a, b in zip(left, right, strict=True))
+            for seed, (left, right) in counts.items()
+            if left and right
+        }
+
+    @property
+    def digits(self) -> int:  # noqa: D102
+        return 4
+
+    def judge(self, results: Results) -> Finding:  # noqa: D102
+        values = self.contrasts(results).values()
+        if not values:
+            return Finding(Verdict.NOT_RUN, None)
+        found = Estimate(max(values), 0.0, len(values))
+        left, right = (dataclasses.replace(q, what="seconds") for q in (self.left, self.right))
+        saved = Faster(left, right).contrasts(results).values()
+        time = f"training time, not judged: {1 - fmean(saved) / 100:.2f} times, of {len(saved)} pairs" if saved else ""
+        return Finding(Verdict.AGREES if found.mean <= self.percent else Verdict.DISAGREES, found, time)
+
+    def says(self) -> str:  # noqa: D102
+        return (
+            f"{self.left.what} that {self.left.row} has over {self.right.row}, in percent, at the exit where that is "
+            f"most; at most {self.percent:g} wanted"
+        )
+
+
+@dataclass(frozen=True)
+class Ordered(Predicate):
+    """Within an image the exits that do better are damped more: the number is a rank correlation over its exits.
+
+    Spearman's, of the damping coefficient γ with F[y], averaged over images; more than `LEAST` is wanted.
+    """
+
+    of: Q
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        return self.of.by_seed(results)
+
+    def verdict(self, found: Estimate) -> Verdict:  # noqa: D102
+        return statistics.above(found, LEAST)
+
+    def judge(self, results: Results) -> Finding:  # noqa: D102
+        finding = super().judge(results)
+        if finding.found is None:
+            return finding
+        excess = Q(self.of.experiment, self.of.row, EXCESS[self.of.what]).by_seed(results).values()
+        note = f"γ at an image's best exit exceeds its mean over exits by {fmean(excess):.1f} %" if excess else ""
+        return dataclasses.replace(finding, note=note)
+
+    def says(self) -> str:  # noqa: D102
+        where = "training" if self.of.what.endswith("train") else "test"
+        return f"{self.of.row}: rank correlation of γ with F[y] over an image's exits, on {where}; above {LEAST} wanted"
+
+
+@dataclass(frozen=True)
+class LargerGain(Predicate):
+    """What `left` has over `left_base` exceeds what `right` has over `right_base`."""
+
+    left: Q
+    left_base: Q
+    right: Q
+    right_base: Q
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        first = Greater(self.left, self.left_base).contrasts(results)
+        return _less(first, Greater(self.right, self.right_base).contrasts(results))
+
+    def says(self) -> str:  # noqa: D102
+        return f"({Greater(self.left, self.left_base).says()}) less ({Greater(self.right, self.right_base).says()})"
+
+
+@dataclass(frozen=True)
+class Deeper(Predicate):
+    """A figure of a row grows with depth (or falls, with `sign` -1): the number is its slope over the exits, 1 to K."""
+
+    of: Q
+    sign: int = 1
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        found: Mapping[int, Figures] = results.of(self.of.experiment, self.of.row)
+        curves = {seed: figures.values(self.of.what) for seed, figures in found.items()}
+        return {seed: 100 * self.sign * _slope(range(len(curve)), curve) for seed, curve in curves.items() if curve}
+
+    @property
+    def digits(self) -> int:  # noqa: D102
+        return 2 if self.of.what == "weight" else 4
+
+    def says(self) -> str:  # noqa: D102
+        kind = {"damping": "F[N+1]", "gamma": "the damping coefficient γ", "weight": "the weight"}[self.of.what]
+        last = "" if self.of.what == "damping" else " in the last epoch"
+        return f"{self.of.row}: {'rise' if self.sign > 0 else 'fall'} of {kind} per exit{last}, in hundredths"
+
+
+@dataclass(frozen=True)
+class Over(Predicate):
+    """A number grows (or falls, with `sign` -1) over rows with values `at`: its slope, per `per` of these."""
+
+    rows: tuple[Q, ...]
+    at: tuple[float, ...]
+    sign: int
+    per: float
+    what: str
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        each = [row.by_seed(results) for row in self.rows]
+        seeds = [seed for seed in each[0] if all(seed in one for one in each)]
+        return {seed: self.sign * self.per * _slope(self.at, [one[seed] for one in each]) for seed in seeds}
+
+    def unit(self, results: Results) -> float:  # noqa: D102
+        middle = fmean(self.at)
+        return self.per / math.sqrt(sum((at - middle) ** 2 for at in self.at))  # a slope weighs the rows
+
+    def says(self) -> str:  # noqa: D102
+        return self.what
+
+
+@dataclass(frozen=True)
+class Steadier(Predicate):
+    """A number varies less over some rows than over others: by how much less, of the standard deviations over the rows.
+
+    Those of the means over seeds: within a seed the noise of every row would add to them. Noise adds to these as well,
+    in proportion to 1/n; pseudo-values of the jackknife over seeds are free of that, and their spread is the number's.
+    """
+
+    rows: tuple[Q, ...]
+    others: tuple[Q, ...]
+    what: str
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        each = [row.by_seed(results) for row in (*self.others, *self.rows)]
+        seeds = [seed for seed in each[0] if all(seed in one for one in each)]
+        if not seeds:
+            return {}
+        split = len(self.others)
+
+        def less(left_out: int | None = None) -> float:
+            means = [fmean(one[seed] for seed in seeds if seed != left_out) for one in each]
+            return stdev(means[:split]) - stdev(means[split:])
+
+        n, whole = len(seeds), less()
+        return {seed: n * whole - (n - 1) * less(seed) if n > 1 else whole for seed in seeds}
+
+    def says(self) -> str:  # noqa: D102
+        return self.what
+
+
+@dataclass(frozen=True)
+class Mixed(Predicate):
+    """`left` exceeds `right` at some exits and falls short of it at others; the number is the mean over exits."""
+
+    left: Q
+    right: Q
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        return Greater(self.left, self.right).contrasts(results)
+
+    def judge(self, results: Results) -> Finding:  # noqa: D102
+        found = self.estimate(results)
+        if found is None:
+            return Finding(Verdict.NOT_RUN, None)
+        by_exit = [list(of.values()) for of in _by_exit(self.left, self.right, results)]
+        return Finding(statistics.both_signs(by_exit, self.images(results)), found)
+
+    def says(self) -> str:  # noqa: D102
+        return f"{self.left.row} less {self.right.row}, at some exits above 0 and at some below; mean over exits"
+
+
+@dataclass(frozen=True)
+class AtEveryExit(Predicate):
+    """`left` exceeds `right` at every exit, all `but` so many; the number is the least gain of those that count."""
+
+    left: Q
+    right: Q
+    but: int = 0
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        by_exit = [of for of in _by_exit(self.left, self.right, results) if of]
+        by_exit.sort(key=lambda of: fmean(of.values()))
+        return by_exit[self.but] if len(by_exit) > self.but else {}
+
+    def judge(self, results: Results) -> Finding:  # noqa: D102
+        found = self.estimate(results)
+        if found is None:
+            return Finding(Verdict.NOT_RUN, None)
+        by_exit = [list(of.values()) for of in _by_exit(self.left, self.right, results)]
+        return Finding(statistics.all_above(by_exit, self.but, self.images(results)), found)
+
+    def says(self) -> str:  # noqa: D102
+        least = f"the least of all exits but {self.but}" if self.but else "the least of all exits"
+        return f"{self.left.row} less {self.right.row}, top-1, {least}"
+
+
+def _by_exit(left: Q, right: Q, results: Results) -> list[dict[int, float]]:
+    """What `left` has over `right` in top-1 at each exit, by seed, of the seeds that both rows have."""
+    ours, theirs = (results.of(q.experiment, q.row) for q in (left, right))
+    seeds = [seed for seed in ours if seed in theirs]
+    num_exits = len(ours[seeds[0]].top1) if seeds else 0
+    return [{seed: ours[seed].top1[k] - theirs[seed].top1[k] for seed in seeds} for k in range(num_exits)]
+
+
+def _affordable(rows: Collection[Key], results: Results) -> list[int]:
+    """Which of `BUDGETS` every run of these rows can afford: below its cheapest point a curve says nothing."""
+    curves = [f.budgeted for row in rows for f in results.of(*row).values() if f.budgeted is not None]
+    return [b for b in range(len(BUDGETS)) if not any(math.isnan(curve[b]) for curve in curves)]
+
+
+def _at(budgets: Sequence[int], rows: Collection[Key], results: Results) -> Results:
+    """The results, in which these rows have accuracies at these budgets alone."""
+    cut = {
+        row: {
+            seed: dataclasses.replace(f, budgeted=f.budgeted and tuple(f.budgeted[b] for b in budgets))
+            for seed, f in results.of(*row).items()
+        }
+        for row in rows
+    }
+    return Results({**results.figures, **cut})
+
+
+def _budgets_text(budgets: Sequence[int]) -> str:
+    every = "" if len(budgets) == len(BUDGETS) else ", those that all these runs can afford"
+    said = f"budgets of {', '.join(f'{100 * BUDGETS[b]:.0f}' for b in budgets)} % of the operations"
+    return f"{said}{every}"
+
+
+def _less(left: Mapping[int, float], right: Mapping[int, float]) -> dict[int, float]:
+    return {seed: left[seed] - right[seed] for seed in left if seed in right}
+
+
+def _slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Of the line of least squares."""
+    middle_x, middle_y = fmean(x), fmean(y)
+    above = sum((a - middle_x) * (b - middle_y) for a, b in zip(x, y, strict=True))
+    return above / sum((a - middle_x) ** 2 for a in x)
+
+
+def _exits(q: Q) -> str:
+    first, last = q.exits
+    kind = {"top1": "top-1", "damping": "F[N+1] on test", "budgeted": "accuracy at equal operations"}.get(
+        q.what, q.what
+    )
+    if q.exits == EVERY:
+        return f"{kind}, mean over {'budgets' if q.what == 'budgeted' else 'exits'}"
+    if first is None and last is not None:
+        return f"{kind}, first {last} exits" if last > 0 else f"{kind}, all but the last {-last} exits"
+    if last is None and first is not None and first < 0:
+        return f"{kind}, last exit" if first == -1 else f"{kind}, last {-first} exits"
+    raise ValueError(q.exits)
