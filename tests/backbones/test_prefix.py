@@ -204,7 +204,13 @@ def test_with_the_neuron_on_one_side_only_the_trunk_starts_alike_and_the_head_do
 def test_by_name_from_a_run(tmp_path: Path) -> None:
     network = backbones.build(Spec("msdnet", MSDNET), damping=True)
     assert network.spec is not None
-    config = {"format": 1, "data": None, "network": network.spec.to_json(), "objective": {}, "training": {}}
+    config = {
+        "format": 1,
+        "data": None,
+        "network": network.spec.to_json(),
+        "objective": {"name": "damping", "args": {}},
+        "training": {},
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     spec = Spec("prefix", {"run": str(tmp_path), "exits": 3})
     short = backbones.build(spec, num_classes=5, image_shape=(3, 20, 20), damping=False)

@@ -50,7 +50,15 @@ def test_the_table_shows_every_exit_and_stage(capsys: pytest.CaptureFixture[str]
 def run_folder(path: Path, network: Any) -> Path:
     path.mkdir()
     (path / "config.json").write_text(
-        json.dumps({"format": 1, "network": network, "data": None, "objective": {}, "training": {}})
+        json.dumps(
+            {
+                "format": 1,
+                "network": network,
+                "data": None,
+                "objective": {"name": "damping", "args": {}},
+                "training": {},
+            }
+        )
     )
     return path
 

@@ -167,7 +167,7 @@ def test_what_does_not_fit_together_is_refused(change: dict[str, Any], words: st
         ({"more": 1}, OfframpError, "is damaged"),
         ({"std": [0]}, OfframpError, r"input\.json is damaged: Mean must be finite, std finite and above 0"),
         ({"image_shape": [2, 6, 8]}, OfframpError, r"input\.json is damaged: Images must have 1 or 3 channels"),
-        ({"resizing": ["stretch"]}, OfframpError, r"input\.json is damaged: resizing must be one of"),
+        ({"resizing": "stretch"}, OfframpError, r"input\.json is damaged: resizing must be one of"),
     ],
 )
 def test_a_file_that_is_something_else_is_refused(
@@ -194,10 +194,12 @@ def test_a_folder_is_no_file_and_one_that_cannot_be_read_is_named(
     with pytest.raises(UsageError, match=f"{tmp_path} is a folder"):
         Inputs.load(tmp_path)
 
-    def refused(path: Path) -> str:
+    GREY.save(tmp_path / "input.json")
+
+    def refused(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refused)
+    monkeypatch.setattr(Path, "read_bytes", refused)
     with pytest.raises(OfframpError, match=r"input\.json cannot be read: Permission denied"):
         Inputs.load(tmp_path / "input.json")
 

@@ -75,7 +75,7 @@ def test_every_name_as_data_objective_and_rule_runs_nothing(kind: str, files, ca
             run = names.stranger(tmp_path / "run", files, **{kind: case.spec})
             # A name without a colon is that of a registered thing, or of none; a verdict comes to it after minutes.
             if kind != "data" and ":" not in case.spec["name"]:
-                with RunFolder(run).naming({}), pytest.raises(UsageError):
+                with trust.opened(run, {}, ()), pytest.raises(UsageError):
                     {"objective": objectives, "rule": rules}[kind].build(Spec.from_json(case.spec))
                 continue
             with pytest.raises(UsageError) as caught:

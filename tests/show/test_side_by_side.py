@@ -65,7 +65,7 @@ def test_the_plot_has_a_line_a_group_from_its_lowest_seed_to_its_highest(compari
     with figures.style():
         (axes,) = _accuracy(comparison).axes
     for group, drawn in zip(comparison.groups, axes.containers, strict=True):
-        top1 = [[run.figures["exits"][k]["top1"] for run in group.runs] for k in range(group.num_exits)]
+        top1 = [[run.figures.exits[k].top1 for run in group.runs] for k in range(group.num_exits)]
         assert drawn.get_label() == f"{group.label}, n = {len(group.runs)}"
         assert list(drawn.lines[0].get_xdata()) == group.operations
         assert list(drawn.lines[0].get_ydata()) == pytest.approx([sum(seeds) / len(seeds) for seeds in top1])

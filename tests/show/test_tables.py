@@ -5,6 +5,7 @@ import pytest
 from rich.console import Console
 
 from offramp.commands import EvaluateOptions, evaluate
+from offramp.config import Spec
 from offramp.policy import EVERYBODY, Policy
 from offramp.results.outcome import outcome
 from offramp.show.tables import run_table
@@ -44,8 +45,8 @@ def test_what_does_not_apply_is_left_out(make_run, settings, absent):
 def test_brackets_in_names_are_no_markup(make_run):
     found = evaluate(EvaluateOptions(make_run(exits=1)), page=False)
     for path in ("photos[old]", "x[/old]"):
-        source = {"name": f"folder:/data/{path}", "args": {}}
-        odd = dataclasses.replace(found, config={**found.config, "data": {"source": source}})
+        data = dataclasses.replace(found.config.data, source=Spec(f"folder:/data/{path}"))
+        odd = dataclasses.replace(found, config=dataclasses.replace(found.config, data=data))
         assert f"folder:/data/{path}: 40 images" in shown(odd)
 
 

@@ -9,7 +9,7 @@ import re
 import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from offramp.checks import check_number
 from offramp.data.augment import central_cut, central_fit, grey, normalise
 from offramp.data.headers import size_of
 from offramp.errors import OfframpError, UsageError, first_line
-from offramp.files import read, write
+from offramp.files import convert, read, write
 
 FORMAT = 1  # of the file
 CHANNELS = (1, 3)  # grey, or red, green, blue
@@ -98,7 +98,8 @@ class Inputs:
             UsageError: No such file, a folder, a file of a newer offramp.
             OfframpError: A file that cannot be read, or that holds something else.
         """
-        return read(Path(path), cls, newest=FORMAT)
+        values = read(Path(path), dict[str, Any], newest=FORMAT)
+        return convert({key: value for key, value in values.items() if key != "format"}, cls, path, exact=True)
 
 
 def not_too_thin(image_CHW: Tensor, path: str | Path) -> None:

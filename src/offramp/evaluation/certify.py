@@ -82,9 +82,12 @@ class Certificate:
             UsageError: Something else.
         """
         try:
-            return convert(value, cls, "The policy's certificate", exact=True, hint="A newer offramp may know it.")
+            read = convert(value, cls, "The policy's certificate", exact=True, hint="A newer offramp may know it.")
         except OfframpError as error:
             raise UsageError(str(error)) from error
+        if missing := asdict(read.promise).keys() - value["promise"].keys():  # its defaults promise what nobody proved
+            raise UsageError(f"The policy's certificate is damaged: its promise has no {min(missing)}.")
+        return read
 
     @classmethod
     def of(cls, policy: Policy) -> "Certificate | None":
