@@ -4,7 +4,7 @@ import os
 import pytest
 import torch
 
-from offramp.devices import OnItsWay, borrowed, describe_device, device_named, has_room, sent, with_kernels
+from offramp.devices import PendingCopy, borrowed, describe_device, device_named, has_room, sent, with_kernels
 from offramp.errors import UsageError
 
 
@@ -33,7 +33,7 @@ def test_a_gpu_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_copied_where_everything_is_here() -> None:
     tensor, cpu = torch.randn(3), torch.device("cpu")
     assert sent(tensor, cpu) is tensor
-    assert OnItsWay(tensor).read() is tensor
+    assert PendingCopy(tensor).read() is tensor
     assert has_room(cpu, 10**18)
 
 
@@ -96,7 +96,7 @@ def test_a_copy_out_of_pinned_memory_is_over_before_it_may_be_filled_again(monke
 def test_reading_waits_for_what_was_told_before_and_for_nothing_after() -> None:
     left = torch.randn(4096, 4096, device="cuda")
     flag = sent(torch.ones(3), left.device) * 2
-    way = OnItsWay(flag)
+    way = PendingCopy(flag)
     done = torch.cuda.Event()
     for _ in range(200):
         left = left @ left

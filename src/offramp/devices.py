@@ -115,7 +115,7 @@ def _beside(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-class OnItsWay:
+class PendingCopy:
     """A tensor of a device on its way to the CPU.
 
     Reading it waits for what the device was told before this was made, and for nothing that it was told since: a plain

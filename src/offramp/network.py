@@ -33,9 +33,9 @@ def plain_link(k: int, K: int, carry: Carry, reads: int) -> tuple[Tensor, Carry]
     return carry[reads], carry
 
 
-def as_carry(given: Tensor | Carry) -> Carry:
+def as_carry(outputs: Tensor | Carry) -> Carry:
     """What a stage gives, as a tuple."""
-    return given if isinstance(given, tuple) else (given,)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 class EarlyExitNet(nn.Module):

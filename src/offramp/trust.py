@@ -164,7 +164,7 @@ def check(name: str, kind: str) -> None:
             "only what is registered."
         )
     allowed = (*run.packages, *_allowed.get(), *_of_environment())
-    if run.is_own or any(module == one or module.startswith(f"{one}.") for one in allowed):
+    if run.is_own or any(module == code or module.startswith(f"{code}.") for code in allowed):
         return
     raise UsageError(
         f"{kind} {name!r} of {run.path} is code that is not offramp's, and to open the run is to run it. Only if you "

@@ -97,7 +97,7 @@ def test_the_page_parses_loads_nothing_and_shows_every_plot(watched: Path):
     page = Strict(page_of(watched))
     assert (page.open, page.fetched) == ([], [])
     labels = re.findall('aria-label="([^"]*)"', page_of(watched))
-    assert labels == ["shares", "sources", "coefficients", "learned", "telling"]
+    assert labels == ["shares", "sources", "coefficients", "learned", "errors"]
     shown = len(report.shallow_first) + len(report.deep_first) + len(report.last)
     assert page.pictures == shown
     ids = re.findall(' id="([^"]*)"', page_of(watched))
@@ -201,7 +201,7 @@ def test_cross_entropy_has_neither_coefficients_nor_a_damping_value(make_run: Ca
     evaluate(EvaluateOptions(run), page=False)
     report = xray(XrayOptions(run))
     assert report.exits[0].gamma is None
-    assert report.no_telling == "The network has no damping neuron."
+    assert report.no_error_detection == "The network has no damping neuron."
     assert report.exits[0].shares[2] == 0
     assert "coefficients" not in re.findall('aria-label="([^"]*)"', page_of(run))
 
@@ -219,19 +219,22 @@ def test_a_run_that_wrote_nothing_down_says_how(make_run: Callable[..., Path]):
 @pytest.mark.usefixtures("without_matplotlib")
 def test_the_damping_value_needs_a_record_of_these_weights(watched: Path):
     how = f"offramp evaluate {watched}"
-    assert xray(XrayOptions(watched)).no_telling == f"The test set has not been recorded. That does: {how}"
+    assert xray(XrayOptions(watched)).no_error_detection == f"The test set has not been recorded. That does: {how}"
     evaluate(EvaluateOptions(watched), page=False)
-    assert len(xray(XrayOptions(watched)).telling) == 3
+    assert len(xray(XrayOptions(watched)).error_detection) == 3
     folder = RunFolder(watched)
     content = bytearray((folder.records / "test.safetensors").read_bytes())
     content[-1] ^= 1
     (folder.records / "test.safetensors").write_bytes(content)
-    assert xray(XrayOptions(watched)).no_telling == f"The record of the test set is damaged. A new one: {how}"
+    assert xray(XrayOptions(watched)).no_error_detection == f"The record of the test set is damaged. A new one: {how}"
     evaluate(EvaluateOptions(watched), page=False)
     save_tensors(folder.weights, {"other": torch.zeros(2)})
-    assert xray(XrayOptions(watched)).no_telling == f"The record of the test set is of other weights. A new one: {how}"
+    assert (
+        xray(XrayOptions(watched)).no_error_detection
+        == f"The record of the test set is of other weights. A new one: {how}"
+    )
     folder.weights.unlink()
-    assert xray(XrayOptions(watched)).no_telling == f"The run is not finished. When it is: {how}"
+    assert xray(XrayOptions(watched)).no_error_detection == f"The run is not finished. When it is: {how}"
 
 
 def test_without_the_data_there_is_a_page_without_pictures(make_run: Callable[..., Path], tiny_parts: Parts):

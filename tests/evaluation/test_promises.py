@@ -5,12 +5,12 @@ import pytest
 
 from offramp.errors import UsageError
 from offramp.evaluation.bounds import binomial_p_value, lower_limit
-from offramp.evaluation.promises import LOSSES, Promise, Tally, cheapest_kept, events, learn_then_test
+from offramp.evaluation.promises import LOSSES, LossCounts, Promise, cheapest_kept, events, learn_then_test
 
 
-def tally(lost, counted, gained=0) -> Tally:
+def tally(lost, counted, gained=0) -> LossCounts:
     lost = np.asarray(lost)
-    return Tally(lost, np.broadcast_to(gained, lost.shape), np.broadcast_to(counted, lost.shape))
+    return LossCounts(lost, np.broadcast_to(gained, lost.shape), np.broadcast_to(counted, lost.shape))
 
 
 @pytest.mark.parametrize("loss", ["regret", "early-error"])
@@ -51,7 +51,7 @@ def test_the_drop_is_the_accuracy_lost_and_regret_is_never_less():
     left, right, full = rng.random((3, 500)) < 0.5
     right = np.where(left, right, full)  # who does not leave early gets the full network's answer
     drop, regret = (
-        Tally(*(mask.sum() for mask in events(loss, left, right, full))).risk for loss in ("drop", "regret")
+        LossCounts(*(mask.sum() for mask in events(loss, left, right, full))).risk for loss in ("drop", "regret")
     )
     assert drop == pytest.approx(full.mean() - right.mean())
     assert regret >= drop
@@ -153,7 +153,7 @@ def test_one_call_serves_many_calibration_sets():
     search, certify = (tally(rng.binomial(500, np.linspace(0, 0.06, 15), (50, 15)), 500) for _ in range(2))
     together = learn_then_test(Promise(0.03, 0.9), search, certify)
     one_by_one = [
-        int(learn_then_test(Promise(0.03, 0.9), *(Tally(*(c[t] for c in sets)) for sets in (search, certify))))
+        int(learn_then_test(Promise(0.03, 0.9), *(LossCounts(*(c[t] for c in sets)) for sets in (search, certify))))
         for t in range(50)
     ]
     assert together.tolist() == one_by_one

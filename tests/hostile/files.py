@@ -35,7 +35,7 @@ from offramp.runtime import Form, Tuning
 from offramp.runtime.choice import TimeTable
 from offramp.runtime.plan import Plan
 from offramp.runtime.timing import conditions
-from offramp.runtime.tuning import Gain, Trial, described
+from offramp.runtime.tuning import Speedup, Trial, described
 from offramp.storage import load_tensors, weights_hash
 from offramp.training.provenance import ancestor, ancestors
 
@@ -254,7 +254,7 @@ def bench_file(run: Path) -> dict[str, Any]:
         form=Form(),
         plans={1: Plan()},
         stream=Plan(),
-        gains={"1": Gain(1.5, 1.2), "stream": Gain(1.0, None)},
+        gains={"1": Speedup(1.5, 1.2), "stream": Speedup(1.0, None)},
         chunks={"1": None, "stream": 64},
         exit_ms={"1": (1.0, 2.0), "stream": (1.0, 2.0)},
         table=TimeTable((1, 2), (0.0, 0.0), two, two, two, (0.0, 0.0), (0.0, 0.0), (1, 1)),

@@ -11,7 +11,7 @@ from offramp.paper.judging import CLOSE, judge, judge_numbers
 from offramp.paper.predicates import Q
 from offramp.paper.results import Figures, Results, published
 from offramp.paper.scales import PAPER, POCKET
-from offramp.paper.statistics import Verdict
+from offramp.paper.statistics import Ruling
 
 EXPERIMENTS = experiments(["all"], PAPER)
 LAST = {"70 %": 75.0, "75 %": 75.6, "80 %": 76.0, "85 %": 76.0, "90 %": 76.1, "95 %": 76.2, "100 %": 75.7}
@@ -72,7 +72,7 @@ def share_that_agrees(damped: list[float], root: list[float], seeds: int, studie
             for name, truths in (("damping", damped), ("power-sqrt", root))
             for strength, truth in zip(LAMBDAS, truths, strict=True)
         }
-        found += judge([claim], Results(figures), papers=False)[0].verdict is Verdict.AGREES
+        found += judge([claim], Results(figures), papers=False)[0].verdict is Ruling.AGREES
     return found / studies
 
 
@@ -95,7 +95,7 @@ def share_of(text: str, figures_of, studies: int = 400) -> float:
     numbers = np.random.default_rng(4)
     (claim,) = (claim for claim in CLAIMS if claim.text.startswith(text))
     verdicts = [judge([claim], Results(figures_of(numbers)), papers=True)[0].verdict for _ in range(studies)]
-    return verdicts.count(Verdict.AGREES) / studies
+    return verdicts.count(Ruling.AGREES) / studies
 
 
 @pytest.mark.parametrize(("lead", "least", "most"), [(0.4, 0.9, 1), (0.0, 0.1, 0.9), (-0.2, 0, 0.05), (-0.5, 0, 0.01)])
@@ -158,7 +158,7 @@ def test_the_neuron_by_depth_also_where_weights_carry_no_gradient(slope: float, 
     assert least <= share_of("F[N+1] is higher in deeper exits", figures) <= most
 
 
-def verdicts(results: Results, papers: bool = True) -> dict[str, Verdict]:
+def verdicts(results: Results, papers: bool = True) -> dict[str, Ruling]:
     return {one.claim.text: one.verdict for one in judge(CLAIMS, results, papers=papers)}
 
 
@@ -175,14 +175,14 @@ SIGNLESS = {  # a reversed world leaves these true: two-sided, about how much a 
 def test_runs_like_the_papers_agree() -> None:
     found = verdicts(made_up(5, 0.005))
     assert len(found) == len(CLAIMS)
-    assert {text for text, verdict in found.items() if verdict is not Verdict.AGREES} == {EVEN, OWN_TABLE}
-    assert found[EVEN] is Verdict.NOT_RESOLVED
-    assert found[OWN_TABLE] is Verdict.DISAGREES
+    assert {text for text, verdict in found.items() if verdict is not Ruling.AGREES} == {EVEN, OWN_TABLE}
+    assert found[EVEN] is Ruling.NOT_RESOLVED
+    assert found[OWN_TABLE] is Ruling.DISAGREES
 
 
 def test_runs_that_say_the_reverse_disagree() -> None:
     found = verdicts(made_up(5, 0.005, sign=-1))
-    wrong = {text for text, verdict in found.items() if verdict is not Verdict.DISAGREES}
+    wrong = {text for text, verdict in found.items() if verdict is not Ruling.DISAGREES}
     assert wrong == {EVEN, *SIGNLESS}
 
 
@@ -224,25 +224,25 @@ def test_a_claim_that_is_said_in_words_is_told_from_one_read_off_a_table() -> No
 
 def test_a_single_seed_resolves_nothing_and_noise_little() -> None:
     found = verdicts(made_up(1, 0.005))
-    assert found.pop(COUNTED) is Verdict.AGREES  # counts have no error
-    assert set(found.values()) == {Verdict.NOT_RESOLVED}
+    assert found.pop(COUNTED) is Ruling.AGREES  # counts have no error
+    assert set(found.values()) == {Ruling.NOT_RESOLVED}
     noisy = list(verdicts(made_up(2, 20.0)).values())
-    assert noisy.count(Verdict.NOT_RESOLVED) > len(noisy) / 2
+    assert noisy.count(Ruling.NOT_RESOLVED) > len(noisy) / 2
 
 
 def test_what_other_data_cannot_say() -> None:
     found = verdicts(made_up(5, 0.005), papers=False)
-    assert found["The gains on CIFAR-10 are smaller than on CIFAR-100."] is Verdict.NOT_COMPARABLE
+    assert found["The gains on CIFAR-10 are smaller than on CIFAR-100."] is Ruling.NOT_COMPARABLE
     numbers = judge_numbers(experiments(["table1"], POCKET), made_up(5, 0.005))
-    assert [one.verdict for one in numbers] == [Verdict.NOT_COMPARABLE]
+    assert [one.verdict for one in numbers] == [Ruling.NOT_COMPARABLE]
 
 
 def test_published_numbers_are_reproduced_or_not() -> None:
     table1 = [experiment for experiment in EXPERIMENTS if experiment.name == "table1"]
     same = judge_numbers(table1, made_up(5, 0.05))
-    assert [one.verdict for one in same] == [Verdict.AGREES] * 5
+    assert [one.verdict for one in same] == [Ruling.AGREES] * 5
     other = judge_numbers(table1, made_up(5, 0.05, sign=-1))
-    assert Verdict.AGREES not in [one.verdict for one in other if "Dynamic" in one.claim.text]
+    assert Ruling.AGREES not in [one.verdict for one in other if "Dynamic" in one.claim.text]
 
 
 def test_the_margin_lies_between_the_papers_repeats_and_its_gain() -> None:
@@ -265,9 +265,9 @@ def test_rows_that_the_paper_copied_are_not_judged() -> None:
     (table2,) = [experiment for experiment in EXPERIMENTS if experiment.name == "table2"]
     found = {one.claim.text.split(":")[0]: one for one in judge_numbers([table2], made_up(5, 0.05))}
     copied = {f"table2, {row}" for row in ("WPN", "DFS")}
-    assert {text for text, one in found.items() if one.verdict is Verdict.OTHER_RECIPE} == copied
+    assert {text for text, one in found.items() if one.verdict is Ruling.OTHER_RECIPE} == copied
     assert all(not found[text].parts for text in copied)
-    assert {one.verdict for text, one in found.items() if text not in copied} == {Verdict.AGREES}
+    assert {one.verdict for text, one in found.items() if text not in copied} == {Ruling.AGREES}
 
 
 def test_claims_speak_of_rows_that_exist() -> None:
@@ -285,7 +285,7 @@ def test_what_was_not_run_is_not_judged() -> None:
     found = verdicts(Results(only))
     assert list(found) == ["Label smoothing brings nothing, power-sqrt does."]
     some = {key: value for key, value in only.items() if key[1] != "Power-sqrt"}
-    assert list(verdicts(Results(some)).values()) == [Verdict.NOT_RUN]
+    assert list(verdicts(Results(some)).values()) == [Ruling.NOT_RUN]
 
 
 def test_only_common_seeds_are_compared() -> None:

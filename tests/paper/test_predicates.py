@@ -20,7 +20,7 @@ from offramp.paper.predicates import (
     Summed,
 )
 from offramp.paper.results import BUDGETS, Clock, Figures, Results
-from offramp.paper.statistics import Verdict
+from offramp.paper.statistics import Ruling
 
 A, B, C, D = (Q("t", name) for name in "abcd")
 
@@ -55,9 +55,9 @@ def test_gains_against_gains() -> None:
 
 def test_no_more_than_a_margin() -> None:
     seen = results(a=[(70.1,), (70.15,), (70.12,)], b=[(70,)] * 3)
-    assert NoMore(A, B, 0.2).judge(seen).verdict is Verdict.AGREES
-    assert NoMore(A, B, 0.05).judge(seen).verdict is Verdict.DISAGREES
-    assert NoMore(A, B, 0.12).judge(seen).verdict is Verdict.NOT_RESOLVED
+    assert NoMore(A, B, 0.2).judge(seen).verdict is Ruling.AGREES
+    assert NoMore(A, B, 0.05).judge(seen).verdict is Ruling.DISAGREES
+    assert NoMore(A, B, 0.12).judge(seen).verdict is Ruling.NOT_RESOLVED
 
 
 def test_a_slope_over_exits_is_that_of_least_squares() -> None:
@@ -119,20 +119,20 @@ def test_times_of_two_machines_are_not_judged() -> None:
         assert Faster(left, right).contrasts(Results(rows)) == pytest.approx({1: 10})
         del rows["t", "a"][1]
         finding = Faster(left, right).judge(Results(rows))
-        wanted = Verdict.OTHER_CLOCK if other.alone else Verdict.DISTURBED
+        wanted = Ruling.OTHER_CLOCK if other.alone else Ruling.DISTURBED
         assert (finding.verdict, finding.found) == (wanted, None)
         assert finding.verdict.startswith("not comparable" if other.alone else "not judged (other work ran beside")
-    assert Faster(left, right).judge(Results({})).verdict is Verdict.NOT_RUN
+    assert Faster(left, right).judge(Results({})).verdict is Ruling.NOT_RUN
 
 
 def test_mixed_looks_at_every_exit() -> None:
     base = [(70, 70, 70)] * 4
     helps = [(71 + e, 70 + e, 69 + e) for e in (0.01, -0.02, 0.03, 0.0)]
     better = [(71 + e, 71 + e, 71 + e) for e in (0.01, -0.02, 0.03, 0.0)]
-    assert Mixed(A, B).judge(results(a=helps, b=base)).verdict is Verdict.AGREES
-    assert Mixed(A, B).judge(results(a=better, b=base)).verdict is Verdict.DISAGREES
-    assert Mixed(A, B).judge(results(a=helps[:1], b=base[:1])).verdict is Verdict.NOT_RESOLVED
-    assert Mixed(A, B).judge(results(a=helps)).verdict is Verdict.NOT_RUN
+    assert Mixed(A, B).judge(results(a=helps, b=base)).verdict is Ruling.AGREES
+    assert Mixed(A, B).judge(results(a=better, b=base)).verdict is Ruling.DISAGREES
+    assert Mixed(A, B).judge(results(a=helps[:1], b=base[:1])).verdict is Ruling.NOT_RESOLVED
+    assert Mixed(A, B).judge(results(a=helps)).verdict is Ruling.NOT_RUN
 
 
 def test_every_exit_shows_the_one_that_gains_least() -> None:
@@ -141,12 +141,12 @@ def test_every_exit_shows_the_one_that_gains_least() -> None:
     most = [(72 + e, 69.9 + e, 71 - e) for e in noise]  # gains of 2, -0.1 and 1
     seen = results(a=most, b=base)
     assert AtEveryExit(A, B).contrasts(seen) == pytest.approx({0: -0.09, 1: -0.12, 2: -0.07, 3: -0.1})
-    assert AtEveryExit(A, B).judge(seen).verdict is Verdict.DISAGREES
+    assert AtEveryExit(A, B).judge(seen).verdict is Ruling.DISAGREES
     finding = AtEveryExit(A, B, 1).judge(seen)
-    assert finding.verdict is Verdict.AGREES
+    assert finding.verdict is Ruling.AGREES
     assert finding.found.mean == pytest.approx(0.995)
-    assert AtEveryExit(A, B, 3).judge(seen).verdict is Verdict.NOT_RUN  # as many exits
-    assert AtEveryExit(A, B).judge(results(a=most)).verdict is Verdict.NOT_RUN
+    assert AtEveryExit(A, B, 3).judge(seen).verdict is Ruling.NOT_RUN  # as many exits
+    assert AtEveryExit(A, B).judge(results(a=most)).verdict is Ruling.NOT_RUN
     assert AtEveryExit(A, B, 1).says() == "a less b, top-1, the least of all exits but 1"
 
 
@@ -183,10 +183,10 @@ def test_only_budgets_that_every_run_can_afford_are_averaged() -> None:
 def test_no_budget_that_every_run_can_afford_resolves_nothing() -> None:
     a, b = Q("t", "a", "budgeted"), Q("t", "b", "budgeted")
     finding = Greater(a, b).judge(budgeted(a=[(71,)] * 3, b=[(math.nan,)] * 3))
-    assert (finding.verdict, finding.found) == (Verdict.NOT_RESOLVED, None)
+    assert (finding.verdict, finding.found) == (Ruling.NOT_RESOLVED, None)
     assert finding.note == "there is no budget that every run can afford"
-    assert Greater(a, b).judge(budgeted(a=[(71,)] * 3)).verdict is Verdict.NOT_RUN
-    assert Greater(a, b).judge(results(a=[(71,)], b=[(70,)])).verdict is Verdict.NOT_RUN  # nothing was held out
+    assert Greater(a, b).judge(budgeted(a=[(71,)] * 3)).verdict is Ruling.NOT_RUN
+    assert Greater(a, b).judge(results(a=[(71,)], b=[(70,)])).verdict is Ruling.NOT_RUN  # nothing was held out
 
 
 def test_statements_say_what_they_are_about() -> None:

@@ -9,7 +9,7 @@ from offramp.paper.statistics import (
     EQUIVALENCE,
     HALF_RANGE_OF_FIVE,
     Estimate,
-    Verdict,
+    Ruling,
     above,
     against_published,
     all_above,
@@ -41,21 +41,21 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
 def test_one_seed_resolves_nothing() -> None:
     found = estimate([7.0])
     assert math.isinf(found.half)
-    assert above(found) is Verdict.NOT_RESOLVED
+    assert above(found) is Ruling.NOT_RESOLVED
     assert found.text() == "+7.00"
 
 
 def test_verdicts_by_the_interval() -> None:
     found = Estimate(0.5, 0.3, 5)
-    assert above(found) is Verdict.AGREES
-    assert above(found, 0.4) is Verdict.NOT_RESOLVED
-    assert above(found, 0.9) is Verdict.DISAGREES
-    assert below(found, 0.9) is Verdict.AGREES
-    assert below(found, 0.1) is Verdict.DISAGREES
-    assert within(found, 0.9) is Verdict.AGREES
-    assert within(found, 0.6) is Verdict.NOT_RESOLVED
-    assert within(found, 0.1) is Verdict.DISAGREES
-    assert within(Estimate(-0.5, 0.3, 5), 0.1) is Verdict.DISAGREES
+    assert above(found) is Ruling.AGREES
+    assert above(found, 0.4) is Ruling.NOT_RESOLVED
+    assert above(found, 0.9) is Ruling.DISAGREES
+    assert below(found, 0.9) is Ruling.AGREES
+    assert below(found, 0.1) is Ruling.DISAGREES
+    assert within(found, 0.9) is Ruling.AGREES
+    assert within(found, 0.6) is Ruling.NOT_RESOLVED
+    assert within(found, 0.1) is Ruling.DISAGREES
+    assert within(Estimate(-0.5, 0.3, 5), 0.1) is Ruling.DISAGREES
 
 
 def test_a_published_mean_of_five_runs_is_worth_five_of_ours() -> None:
@@ -66,7 +66,7 @@ def test_a_published_mean_of_five_runs_is_worth_five_of_ours() -> None:
     assert against_published([70.0, 71.0], 70.0, 1).half > against_published([70.0, 71.0], 70.0, 5).half
 
 
-def verdicts_of_printed_means(truth: float, runs: int, n: int = 5) -> dict[Verdict, float]:
+def verdicts_of_printed_means(truth: float, runs: int, n: int = 5) -> dict[Ruling, float]:
     """How often each verdict comes, of 1,500 studies whose means over exits spread by 0.17 as the paper's do.
 
     `truth`: how far ours lie from the paper's. A spread is printed where the paper has several runs.
@@ -90,7 +90,7 @@ def verdicts_of_printed_means(truth: float, runs: int, n: int = 5) -> dict[Verdi
 
 def test_a_perfect_reproduction_agrees_and_a_failed_one_does_not() -> None:
     """Five seeds against five printed runs are told; against a single one often not, and seldom wrongly."""
-    agrees, disagrees = Verdict.AGREES, Verdict.DISAGREES
+    agrees, disagrees = Ruling.AGREES, Ruling.DISAGREES
     five, one = verdicts_of_printed_means(0, 5), verdicts_of_printed_means(0, 1)
     assert (five[agrees], one[agrees]) == (pytest.approx(0.99, abs=0.01), pytest.approx(0.48, abs=0.04))
     assert {disagrees} & {*five, *one} == set()
@@ -129,7 +129,7 @@ def test_where_nothing_differs_steps_of_top1_feign_nothing(deviation: float, n: 
     """Equal differences come by chance: with their own deviation, 0, they would say what is not so."""
     studies = top1_differences(deviation, n)[:, 0]
     verdicts = [above(estimate(list(values), images=10_000)) for values in studies]
-    decided = 1 - verdicts.count(Verdict.NOT_RESOLVED) / len(verdicts)
+    decided = 1 - verdicts.count(Ruling.NOT_RESOLVED) / len(verdicts)
     assert decided < 0.05 + 3 * 0.0024  # three standard errors
     if n == 2 and deviation == 0.01:
         equal = [values for values in studies.round(6) if np.ptp(values) == 0 and values[0] != 0]
@@ -150,16 +150,16 @@ def test_nor_do_they_feign_a_reproduction(runs: int) -> None:
             )
             for study in draws
         ]
-        assert verdicts.count(Verdict.AGREES) / len(verdicts) < 0.05 + 3 * 0.0035
+        assert verdicts.count(Ruling.AGREES) / len(verdicts) < 0.05 + 3 * 0.0035
 
 
 @pytest.mark.parametrize("deviation", [0.005, 0.02, 0.3])
 def test_nor_do_they_at_one_exit_of_seven(deviation: float) -> None:
     studies = top1_differences(deviation, 2, exits=7)
     mixed = [both_signs([list(values) for values in study], 10_000) for study in studies]
-    assert mixed.count(Verdict.AGREES) / len(mixed) < 0.05
+    assert mixed.count(Ruling.AGREES) / len(mixed) < 0.05
     all_gain = [all_above([list(values) for values in study], images=10_000) for study in studies]
-    assert 1 - all_gain.count(Verdict.NOT_RESOLVED) / len(all_gain) < 0.05 + 3 * 0.0064
+    assert 1 - all_gain.count(Ruling.NOT_RESOLVED) / len(all_gain) < 0.05 + 3 * 0.0064
 
 
 def test_no_interval_has_no_width() -> None:
@@ -169,10 +169,10 @@ def test_no_interval_has_no_width() -> None:
     assert least == pytest.approx(100 * math.sqrt(43 - 42**2 / 10_002) / 10_002)
     found = estimate([-0.42, -0.42], images=10_000)
     assert found.half == pytest.approx(stats.t.ppf(0.975, 1) * least / math.sqrt(2))
-    assert above(found) is Verdict.NOT_RESOLVED
+    assert above(found) is Ruling.NOT_RESOLVED
     assert estimate([-0.84, -0.84], images=10_000, unit=2).half == pytest.approx(2 * found.half)  # a sum of two exits
     assert math.isinf(estimate([-0.42, -0.42]).half)  # of what is no accuracy
-    assert above(estimate([-0.42, -0.42])) is Verdict.NOT_RESOLVED
+    assert above(estimate([-0.42, -0.42])) is Ruling.NOT_RESOLVED
     assert estimate([0.1, 0.9], images=10_000) == estimate([0.1, 0.9])  # nothing changes where seeds differ by more
     assert math.isinf(against_published([70.0, 70.0], 70.3, 1).half)
     assert against_published([70.0, 70.0], 70.42, 1, images=10_000).half == pytest.approx(
@@ -182,44 +182,44 @@ def test_no_interval_has_no_width() -> None:
 
 def test_both_signs_need_one_exit_above_and_one_below() -> None:
     up, down, noise = [1.0, 1.1, 0.9, 1.05], [-1.0, -1.1, -0.9, -1.05], [0.5, -0.5, 0.4, -0.6]
-    assert both_signs([up, noise, down]) is Verdict.AGREES
-    assert both_signs([up, up, up]) is Verdict.DISAGREES
-    assert both_signs([up, noise, noise]) is Verdict.NOT_RESOLVED
+    assert both_signs([up, noise, down]) is Ruling.AGREES
+    assert both_signs([up, up, up]) is Ruling.DISAGREES
+    assert both_signs([up, noise, noise]) is Ruling.NOT_RESOLVED
 
 
 def test_both_signs_are_seldom_seen_where_there_are_none() -> None:
     """Seven exits without any difference, five seeds: looking for the best of many must not find something."""
     draws = np.random.default_rng(2).normal(0, 1, (1000, 7, 5))
     verdicts = [both_signs([list(values) for values in study]) for study in draws]
-    assert verdicts.count(Verdict.AGREES) < 20
+    assert verdicts.count(Ruling.AGREES) < 20
 
 
 def test_all_above_but_some() -> None:
     up, down, noise = [1.0, 1.1, 0.9, 1.05], [-1.0, -1.1, -0.9, -1.05], [0.5, -0.5, 0.4, -0.6]
-    assert all_above([up, up, up]) is Verdict.AGREES
-    assert all_above([up, noise, up]) is Verdict.NOT_RESOLVED
-    assert all_above([up, noise, up], but=1) is Verdict.AGREES
-    assert all_above([up, noise, noise], but=1) is Verdict.NOT_RESOLVED
-    assert all_above([up, down, noise]) is Verdict.DISAGREES
-    assert all_above([up, down, noise], but=1) is Verdict.NOT_RESOLVED
-    assert all_above([up, down, down], but=1) is Verdict.DISAGREES
+    assert all_above([up, up, up]) is Ruling.AGREES
+    assert all_above([up, noise, up]) is Ruling.NOT_RESOLVED
+    assert all_above([up, noise, up], but=1) is Ruling.AGREES
+    assert all_above([up, noise, noise], but=1) is Ruling.NOT_RESOLVED
+    assert all_above([up, down, noise]) is Ruling.DISAGREES
+    assert all_above([up, down, noise], but=1) is Ruling.NOT_RESOLVED
+    assert all_above([up, down, down], but=1) is Ruling.DISAGREES
 
 
 def test_a_loss_at_one_exit_is_seldom_seen_where_there_is_none() -> None:
     draws = np.random.default_rng(5).normal(0, 1, (400, 7, 5))
     verdicts = [all_above([list(values) for values in study]) for study in draws]
-    assert verdicts.count(Verdict.DISAGREES) < 20  # 10 expected
-    assert verdicts.count(Verdict.AGREES) == 0
+    assert verdicts.count(Ruling.DISAGREES) < 20  # 10 expected
+    assert verdicts.count(Ruling.AGREES) == 0
 
 
 def test_what_is_no_number_resolves_nothing() -> None:
     found = estimate([1.0, math.nan, 2.0])
     assert math.isnan(found.mean)
-    assert (above(found), below(found, 1), within(found, 1)) == (Verdict.NOT_RESOLVED,) * 3
+    assert (above(found), below(found, 1), within(found, 1)) == (Ruling.NOT_RESOLVED,) * 3
 
 
 def test_a_claim_of_several_parts() -> None:
-    agrees, fails, open_, not_run = Verdict.AGREES, Verdict.DISAGREES, Verdict.NOT_RESOLVED, Verdict.NOT_RUN
+    agrees, fails, open_, not_run = (Ruling.AGREES, Ruling.DISAGREES, Ruling.NOT_RESOLVED, Ruling.NOT_RUN)
     assert all_of([agrees, agrees]) is agrees
     assert all_of([agrees, open_]) is open_
     assert all_of([open_, fails]) is fails

@@ -78,7 +78,7 @@ def test_the_first_id_is_fetched_once_a_chunk(monkeypatch):
         def read(self):
             return torch.tensor([fetched[0]])
 
-    monkeypatch.setattr("offramp.runtime.chunks.OnItsWay", Fetched)
+    monkeypatch.setattr("offramp.runtime.chunks.PendingCopy", Fetched)
     queue = Queue(4)
     assert queue.first is None
     for first, count in ((0, 3), (3, 6), (9, 1), (10, 9)):

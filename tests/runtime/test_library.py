@@ -20,7 +20,7 @@ from offramp.backbones import attach
 from offramp.errors import OfframpError, UsageError
 from offramp.network import NO_NEURON, EarlyExitNet
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
-from offramp.runtime import SIZES, Answers, Engine, Form, Plan, Tally, backends, kept, usual_forms
+from offramp.runtime import SIZES, Answers, Engine, Form, Plan, Tally, backends, file_cache, usual_forms
 from offramp.runtime.library import LibraryProgram, Segment
 from offramp.runtime.onnxruntime_ import OnnxRuntime
 from offramp.runtime.openvino_ import OpenVino
@@ -366,7 +366,7 @@ def test_images_as_they_come(some) -> None:
 def test_a_second_engine_shares_the_program_and_a_third_finds_the_files(some, monkeypatch, form) -> None:
     network, _, _, policy = some()
     first = Engine(network, policy, form=form)
-    monkeypatch.setattr(kept, "make", None)
+    monkeypatch.setattr(file_cache, "make", None)
     again = Engine(network, policy, form=form)
     assert again.program is first.program
     del first, again
@@ -378,7 +378,7 @@ def test_files_that_are_not_the_networks_are_made_anew(tmp_path, monkeypatch) ->
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     torch.manual_seed(0)
     network, images_BCHW = bare(nn.ReLU()), torch.randn(7, 3, 4, 4)
-    policy, folder = Policy((EVERYBODY,)), kept.place(network)
+    policy, folder = Policy((EVERYBODY,)), file_cache.folder_for(network)
     with torch.no_grad():
         logits_KBC = network(images_BCHW)
     parts = export.parts(network)
@@ -387,7 +387,7 @@ def test_files_that_are_not_the_networks_are_made_anew(tmp_path, monkeypatch) ->
     for tensor in (one for one in others.graph.initializer if one.data_type == TensorProto.FLOAT):
         tensor.raw_data = bytes(len(tensor.raw_data))
     for content in (others.SerializeToString(), b"damaged"):
-        kept.make(network, folder)
+        file_cache.make(network, folder)
         (folder / "exit-1.onnx").write_bytes(content)
         engine = Engine(network, policy, backend="onnxruntime")
         agree(engine, engine(images_BCHW), logits_KBC, Plan())
@@ -405,13 +405,13 @@ def test_files_that_are_not_the_networks_are_made_anew(tmp_path, monkeypatch) ->
 )
 def test_what_a_library_cannot_run_is_said_in_a_line(some, monkeypatch, kind, error, raised, says: str) -> None:
     network, _, _, policy = some()
-    files = kept.find(kept.place(network)) or kept.make(network, kept.place(network))
+    files = file_cache.find(file_cache.folder_for(network)) or file_cache.make(network, file_cache.folder_for(network))
 
     def fail(*_) -> None:
         raise error
 
     monkeypatch.setattr(backends, "_alive", {})
-    monkeypatch.setattr(kept, "make", lambda *_: files)
+    monkeypatch.setattr(file_cache, "make", lambda *_: files)
     monkeypatch.setattr(kind, "_compile", fail)
     with pytest.raises(raised, match=says):
         Engine(network, policy, form=ONNX if kind is OnnxRuntime else VINO)
@@ -422,9 +422,9 @@ def test_answers_of_another_network_are_refused(some, monkeypatch, form) -> None
     network, _, _, policy = some()
     other = copy.deepcopy(network)
     nn.init.zeros_(other.exits[1][-1].weight)
-    files = kept.find(kept.place(network)) or kept.make(network, kept.place(network))
-    monkeypatch.setattr(kept, "find", lambda folder: None)
-    monkeypatch.setattr(kept, "make", lambda *_: files)
+    files = file_cache.find(file_cache.folder_for(network)) or file_cache.make(network, file_cache.folder_for(network))
+    monkeypatch.setattr(file_cache, "find", lambda folder: None)
+    monkeypatch.setattr(file_cache, "make", lambda *_: files)
     with pytest.raises(UsageError, match="exit 2 gives other logits than run by torch"):
         Engine(other, dataclasses.replace(policy, network=None), form=form)
 
@@ -451,10 +451,10 @@ class WithoutNeuron(nn.Module):
 
 def test_an_exit_without_a_neuron_is_compared_by_its_classes(monkeypatch) -> None:
     first, second = (EarlyExitNet([nn.ReLU()], [WithoutNeuron()], damping=True, image_shape=(3, 4, 4)) for _ in "ab")
-    files = kept.make(first.eval(), kept.place(first))
-    monkeypatch.setattr(kept, "find", lambda folder: files)
+    files = file_cache.make(first.eval(), file_cache.folder_for(first))
+    monkeypatch.setattr(file_cache, "find", lambda folder: files)
     OnnxRuntime(first, ONNX)
-    monkeypatch.setattr(kept, "make", lambda *_: files)
+    monkeypatch.setattr(file_cache, "make", lambda *_: files)
     with pytest.raises(UsageError, match="exit 1 gives other logits"):
         OnnxRuntime(second.eval(), ONNX)
 

@@ -25,7 +25,7 @@ from offramp.runtime import (
 )
 from offramp.runtime.onnxruntime_ import OnnxRuntime
 from offramp.runtime.program import Program
-from offramp.runtime.tuning import Gain
+from offramp.runtime.tuning import Speedup
 
 pytestmark = pytest.mark.usefixtures("operators_once")
 SECONDS = 0.3
@@ -321,7 +321,7 @@ def test_few_images_and_one_exit_are_enough() -> None:
     engine = Engine(net, Policy((EVERYBODY,)))
     found = engine.tune(IMAGES[:3], batch_sizes=(8,), seconds=0.1)
     assert engine.runs(8) is engine.straight(8)
-    assert found.gains["8"] == Gain(1.0, None)
+    assert found.gains["8"] == Speedup(1.0, None)
 
 
 ONNX = Form(backend="onnxruntime")
@@ -383,8 +383,8 @@ def test_a_form_that_cannot_be_set_up_is_left_out_with_the_reason(clock, monkeyp
         assert not found.forms[0].admitted
         assert reason in found.forms[0].reason
         assert found.forms[1].reason is None
-    monkeypatch.setattr("offramp.runtime.kept.SECONDS", 1000.0)
-    monkeypatch.setattr("offramp.runtime.kept.find", lambda folder: None)
+    monkeypatch.setattr("offramp.runtime.file_cache.SECONDS", 1000.0)
+    monkeypatch.setattr("offramp.runtime.file_cache.find", lambda folder: None)
     found = tuned(Engine(exported(), Policy((0.4, EVERYBODY))), forms=[Form(), ONNX])
     assert "would take about 6000 s to make" in found.forms[1].reason
 

@@ -60,7 +60,7 @@ def test_tiles_say_class_wrong_answer_and_confidence_rounded_down():
 
 
 def test_the_plot_has_the_published_points_by_operations_the_searched_ones_the_policy_and_the_exits():
-    exits = figures.Curve("exits", [100.0, 400.0], [40.0, 66.0], [(1.0, 1.0), (1.0, 1.0)])
+    exits = figures.PlotCurve("exits", [100.0, 400.0], [40.0, 66.0], [(1.0, 1.0), (1.0, 1.0)])
     with figures.style():
         (axes,) = plot(made_up(), exits).axes
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}

@@ -82,8 +82,8 @@ def test_reliability_has_a_panel_per_exit_with_its_error(K):
 
 
 def test_accuracy_numbers_the_exits_of_one_curve_and_names_several():
-    one = figures.Curve("ours", [1e6, 2e6], [50.0, 60.0], [(1.0, 2.0), (1.0, 2.0)])
-    two = figures.Curve("theirs", [1e6], [40.0])
+    one = figures.PlotCurve("ours", [1e6, 2e6], [50.0, 60.0], [(1.0, 2.0), (1.0, 2.0)])
+    two = figures.PlotCurve("theirs", [1e6], [40.0])
     single, several = figures.accuracy([one]), figures.accuracy([one, two])
     assert [text.get_text() for text in single.axes[0].texts] == ["1", "2"]
     assert single.legends == []
@@ -91,7 +91,7 @@ def test_accuracy_numbers_the_exits_of_one_curve_and_names_several():
 
 
 def test_long_names_stay_inside_the_figure():
-    curves = [figures.Curve(f"{n} " + "argument=value " * 14, [1.0, 2.0], [n, n + 1.0]) for n in range(6)]
+    curves = [figures.PlotCurve(f"{n} " + "argument=value " * 14, [1.0, 2.0], [n, n + 1.0]) for n in range(6)]
     figure = figures.accuracy(curves)
     figures.render(figure, "png", "accuracy")  # places everything
     names = figure.legends[0].get_window_extent()
@@ -101,8 +101,8 @@ def test_long_names_stay_inside_the_figure():
 
 
 def test_each_curve_stands_at_its_own_operations_with_the_bars_it_has():
-    one = figures.Curve("ours", [1e6, 2e6], [50.0, 60.0], [(1.0, 2.0), (0.5, 3.0)])
-    two = figures.Curve("theirs", [3e6, 5e6], [40.0, 45.0])
+    one = figures.PlotCurve("ours", [1e6, 2e6], [50.0, 60.0], [(1.0, 2.0), (0.5, 3.0)])
+    two = figures.PlotCurve("theirs", [3e6, 5e6], [40.0, 45.0])
     first, second = figures.accuracy([one, two]).axes[0].containers
     assert list(second.lines[0].get_xdata()) == [3e6, 5e6]
     assert not second.has_yerr
@@ -120,7 +120,7 @@ def test_accuracy_is_never_drawn_from_0():
 
 @pytest.mark.parametrize(("kind", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
 def test_the_same_figure_gives_the_same_bytes(kind, start):
-    curve = figures.Curve("ours", [1e6, 2e6], [50.0, 60.0], [(1.0, 2.0), (1.0, 2.0)])
+    curve = figures.PlotCurve("ours", [1e6, 2e6], [50.0, 60.0], [(1.0, 2.0), (1.0, 2.0)])
     contents = set()
     for _ in range(2):
         with figures.style():

@@ -8,7 +8,7 @@ from offramp.show.page import inline_svg, page
 
 
 def figure(label="a & <b>"):
-    curves = [figures.Curve(name, [1e6, 2e6], [50.0, 60.0], [(1.0, 2.0)] * 2) for name in (label, "other")]
+    curves = [figures.PlotCurve(name, [1e6, 2e6], [50.0, 60.0], [(1.0, 2.0)] * 2) for name in (label, "other")]
     return figures.accuracy(curves)
 
 

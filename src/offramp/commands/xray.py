@@ -10,7 +10,7 @@ from offramp.show.terminal import print_result
 
 if TYPE_CHECKING:
     from offramp.data import Parts
-    from offramp.evaluation.telling import Telling
+    from offramp.evaluation.error_detection import ErrorDetection
     from offramp.files import RunConfig, RunFolder
     from offramp.results.xray import XrayReport
 
@@ -30,7 +30,7 @@ class XrayOptions(OnRun, PrintsJson):
         from offramp.show.figures import note_missing
         from offramp.show.tables import xray_table
 
-        why = report.no_telling
+        why = report.no_error_detection
         remark = None if why is None else f"The damping value against correctness on test: {why}"
         print_result(report.to_json, lambda: xray_table(report), report.written, as_json=self.json, remark=remark)
         note_missing("xray.html")
@@ -59,8 +59,8 @@ def xray(options: XrayOptions, *, parts: "Parts | None" = None) -> "XrayReport":
     config = folder.read_config()
     if not folder.xray.is_file():
         raise UsageError(_why_nothing(folder, config))
-    telling, no_telling = _telling(folder)
-    report = XrayReport.of(Xray.load(folder.xray), folder, config, telling, no_telling)
+    error_detection, no_error_detection = _error_detection(folder)
+    report = XrayReport.of(Xray.load(folder.xray), folder, config, error_detection, no_error_detection)
     if not figures.available():
         return report
     images, no_images = None, None
@@ -83,10 +83,10 @@ def _why_nothing(folder: "RunFolder", config: "RunConfig") -> str:
     )
 
 
-def _telling(folder: "RunFolder") -> "tuple[tuple[Telling, ...] | None, str | None]":
+def _error_detection(folder: "RunFolder") -> "tuple[tuple[ErrorDetection, ...] | None, str | None]":
     """What the damping value knows of wrong answers on test; where that cannot be said, why."""
     from offramp.evaluation import Record
-    from offramp.evaluation.telling import telling
+    from offramp.evaluation.error_detection import error_detection
     from offramp.storage import DamagedFileError, load_tensors, weights_hash
 
     how = folder.command("evaluate")
@@ -101,4 +101,4 @@ def _telling(folder: "RunFolder") -> "tuple[tuple[Telling, ...] | None, str | No
         return None, f"The record of the test set is damaged. A new one: {how}"
     if test.weights != weights_hash(load_tensors(folder.weights)[0]):
         return None, f"The record of the test set is of other weights. A new one: {how}"
-    return (telling(test), None) if test.damping else (None, "The network has no damping neuron.")
+    return (error_detection(test), None) if test.damping else (None, "The network has no damping neuron.")

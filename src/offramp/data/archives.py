@@ -16,10 +16,10 @@ def root_folder(root: str | Path | None) -> Path:
 
 def check(content: bytes, md5: str, path: Path, way_out: str) -> bytes:
     """What stands in the file at `path`, if it is the published file, byte for byte; else it is refused."""
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != md5:
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if digest != md5:
         raise OfframpError(
-            f"{path} is damaged, not fully downloaded, or another file (MD5 {found}, expected {md5}). {way_out}"
+            f"{path} is damaged, not fully downloaded, or another file (MD5 {digest}, expected {md5}). {way_out}"
         )
     return content
 

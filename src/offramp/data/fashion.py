@@ -88,10 +88,10 @@ def _content(name: str, root: Path) -> bytes:
 def _find(name: str, root: Path) -> Path:
     names = (f"{name}.gz", name)
     places = [folder / name for folder in (root / FOLDER, root, DEBIAN) for name in names]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
         from torchvision.datasets import FashionMNIST  # slow to import, for the one run that downloads
 
-        found = root / FOLDER / names[0]
-        download(URL + names[0], found, dict(FashionMNIST.resources)[names[0]])
-    return found
+        path = root / FOLDER / names[0]
+        download(URL + names[0], path, dict(FashionMNIST.resources)[names[0]])
+    return path

@@ -138,11 +138,11 @@ class FileSplit(Split):
         if mark is not None and mark.is_file():
             advance(len(paths))
             return []
-        found = unreadable(paths, self.max_megapixels, advance, may_be_thin=self.training)
-        if mark is not None and not found:
+        problems = unreadable(paths, self.max_megapixels, advance, may_be_thin=self.training)
+        if mark is not None and not problems:
             with contextlib.suppress(OfframpError):  # a cache that cannot be written is none
                 write_atomically(mark, b"")
-        return found
+        return problems
 
     def _slots(self, batch_size: int) -> Tensor:
         """Memory for the pixels of a step, T times: of each step that the workers are ahead, and of the one in use."""
@@ -177,27 +177,27 @@ def unreadable(
     """What is wrong with those of the files that cannot be read as images, a sentence each."""
     import torchvision.io  # noqa: F401  Here, and not in a thread.
 
-    found = []
+    problems = []
     # Decoders let go of the interpreter's lock, so threads are enough.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
         try:
-            for said in pool.map(
+            for problem in pool.map(
                 functools.partial(_unreadable, max_megapixels=max_megapixels, may_be_thin=may_be_thin), paths
             ):
-                found += said
+                problems += problem
                 advance(1)
         finally:
             pool.shutdown(cancel_futures=True)
-    return found
+    return problems
 
 
-def check_found(found: Sequence[str]) -> None:
+def check_found(problems: Sequence[str]) -> None:
     """Refuse what `unreadable` found, a line for each of the first twenty files."""
-    if not found:
+    if not problems:
         return
-    more = [f"and {len(found) - _LISTED:,} more"] if len(found) > _LISTED else []
-    count = "1 image file" if len(found) == 1 else f"{len(found):,} image files"
-    raise SeveralErrors(f"{count} cannot be used:", *found[:_LISTED], *more)
+    more = [f"and {len(problems) - _LISTED:,} more"] if len(problems) > _LISTED else []
+    count = "1 image file" if len(problems) == 1 else f"{len(problems):,} image files"
+    raise SeveralErrors(f"{count} cannot be used:", *problems[:_LISTED], *more)
 
 
 def _unreadable(path: Path, max_megapixels: float, may_be_thin: bool) -> list[str]:
@@ -212,15 +212,15 @@ def _unreadable(path: Path, max_megapixels: float, may_be_thin: bool) -> list[st
 
 def _mark(paths: Sequence[Path], max_megapixels: float, training: bool) -> Path | None:
     """The file that says that all of these could be read; None where this user has no place for it."""
-    told = hashlib.sha256(f"{training} {max_megapixels}\0".encode())
+    digest = hashlib.sha256(f"{training} {max_megapixels}\0".encode())
     for path in paths:
         try:
             known = path.stat()
         except OSError:  # it is gone, and decoding says so
             return None
-        told.update(f"{path.absolute()}\0{known.st_size}\0{known.st_mtime_ns}\0".encode(errors="surrogateescape"))
+        digest.update(f"{path.absolute()}\0{known.st_size}\0{known.st_mtime_ns}\0".encode(errors="surrogateescape"))
     try:
-        return kept_on_this_machine("readable") / told.hexdigest()
+        return kept_on_this_machine("readable") / digest.hexdigest()
     except UsageError:
         return None
 

@@ -35,10 +35,10 @@ def size_of(content: bytes | bytearray) -> tuple[int, int] | None:
 def _size_of_jpeg(content: bytes | bytearray) -> tuple[int, int] | None:
     position = 2
     for _ in range(_MAX_MARKERS):
-        found = _MARKER.search(content, position)
-        if found is None or (marker := found[1][0]) in _NO_IMAGE:
+        match = _MARKER.search(content, position)
+        if match is None or (marker := match[1][0]) in _NO_IMAGE:
             return None
-        position = found.end()
+        position = match.end()
         if marker in _START_OF_FRAME:
             height, width = struct.unpack_from(">xxxHH", content, position)
             return height, width

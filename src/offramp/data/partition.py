@@ -122,8 +122,8 @@ def share_for_test(labels_S: npt.NDArray[np.integer]) -> tuple[IntArray, IntArra
     """
     order_S = np.lexsort((hashes(Purpose.TEST_SHARE, np.arange(len(labels_S))), labels_S))
     classes = np.split(order_S, np.flatnonzero(np.diff(labels_S[order_S])) + 1)
-    test = [one[: max(len(one) // TEST_SHARE, min(len(one) - 1, 1))] for one in classes]
-    if not any(len(one) for one in test):
+    test = [members[: max(len(members) // TEST_SHARE, min(len(members) - 1, 1))] for members in classes]
+    if not any(len(members) for members in test):
         raise UsageError(
             "No image is left for a test set: a fifth of each class is test, and each class has one image."
         )

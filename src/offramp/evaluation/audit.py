@@ -14,7 +14,7 @@ import numpy as np
 from offramp.errors import UsageError
 from offramp.evaluation.bounds import FloatArray, IntArray, lower_limit
 from offramp.evaluation.populations import POPULATIONS, Make, Population, grid, tally
-from offramp.evaluation.promises import Promise, Tally, learn_then_test
+from offramp.evaluation.promises import LossCounts, Promise, learn_then_test
 
 SURE = 0.999  # confidence of the limit that decides
 CHUNK = 1000  # trials drawn at a time
@@ -34,7 +34,7 @@ class Trials:
     search_TM: IntArray
     certify_TM: IntArray
 
-    def tallies(self, promise: Promise) -> tuple[Tally, Tally]:
+    def tallies(self, promise: Promise) -> tuple[LossCounts, LossCounts]:
         """Counts `[T, J]` on the search and on the certify sets."""
         happens = self.population.events(promise.loss)
         return tally(happens, self.search_TM), tally(happens, self.certify_TM)

@@ -85,8 +85,8 @@ def geometric_policies(
     check_search(search)
     seen = scores(search, cost, measure)
     thresholds_JK = share_thresholds(seen.confidence_KS, geometric_shares(p, len(seen.confidence_KS)))
-    found = [{"procedure": "geometric shares", "p": value} for value in p]
-    return policies(thresholds_JK, seen, search, measure, found)
+    origins = [{"procedure": "geometric shares", "p": value} for value in p]
+    return policies(thresholds_JK, seen, search, measure, origins)
 
 
 def curve(policies: Sequence[Policy], test: Record, cost: Cost) -> Curve:

@@ -15,7 +15,7 @@ from offramp.costs import Cost
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation.bounds import IntArray
 from offramp.evaluation.copies import repeats
-from offramp.evaluation.promises import BoolArray, Promise, Tally, events, learn_then_test
+from offramp.evaluation.promises import BoolArray, LossCounts, Promise, events, learn_then_test
 from offramp.evaluation.record import Record
 from offramp.evaluation.search import candidates as found_on
 from offramp.evaluation.thresholds import check_search, policies
@@ -98,16 +98,16 @@ class Certificate:
         """
         if CERTIFICATE not in policy.found:
             return None
-        found = cls.from_json(policy.found[CERTIFICATE])
-        other = policy.network not in (None, found.weights)
-        if found.policy is not None:
-            other |= (found.policy, found.weights) != (policy.fingerprint(), policy.network)
+        certificate = cls.from_json(policy.found[CERTIFICATE])
+        other = policy.network not in (None, certificate.weights)
+        if certificate.policy is not None:
+            other |= (certificate.policy, certificate.weights) != (policy.fingerprint(), policy.network)
         if other:
             raise UsageError(
                 "The policy holds a certificate of other thresholds, another measure or another network: nothing is "
                 "promised of it as it is. Certify anew, or take the certificate out."
             )
-        return found
+        return certificate
 
     def after(self, policy: Policy, before: Sequence[Policy]) -> "Certificate":
         """This one of `policy`, which counts those of the same images among policies made `before`.
@@ -115,12 +115,12 @@ class Certificate:
         The same once more, promise, measure and thresholds, is no other.
         """
         earlier = 0
-        for one in before:
-            found = Certificate.of(one)
-            if found is not None and found.fingerprint == self.fingerprint:
-                told = (found.promise, found.per_class, one.fingerprint(), found.weights)
-                same = told == (self.promise, self.per_class, policy.fingerprint(), self.weights)
-                earlier = max(earlier, found.earlier + (not same))
+        for other_policy in before:
+            certificate = Certificate.of(other_policy)
+            if certificate is not None and certificate.fingerprint == self.fingerprint:
+                promised = (certificate.promise, certificate.per_class, other_policy.fingerprint(), certificate.weights)
+                same = promised == (self.promise, self.per_class, policy.fingerprint(), self.weights)
+                earlier = max(earlier, certificate.earlier + (not same))
         return replace(self, earlier=earlier)
 
     def on(self, policy: Policy) -> Policy:
@@ -234,7 +234,7 @@ def certify(
     return certificate.on(candidates[chosen])
 
 
-def _none_passed(promise: Promise, on_certify: Tally, certify: Record, copies: int) -> str:
+def _none_passed(promise: Promise, on_certify: LossCounts, certify: Record, copies: int) -> str:
     risk_GJ = on_certify.risk
     seen_J = risk_GJ.max(0)[(on_certify.counted > 0).all(0)]  # where nothing is counted no risk is seen
     seen = f"the lowest risk seen is {seen_J.min():.4g}" if len(seen_J) else "none lets enough images leave"
@@ -249,9 +249,9 @@ def _none_passed(promise: Promise, on_certify: Tally, certify: Record, copies: i
 
 
 def _found_on_search(search: Record, cost: Cost, measure: Measure) -> tuple[Policy, ...]:
-    found = found_on(search, cost, measure)
-    how = [found.how(j) for j in range(len(found.thresholds_JK))]
-    return policies(found.thresholds_JK, found.seen, search, measure, how)
+    tried = found_on(search, cost, measure)
+    how = [tried.how(j) for j in range(len(tried.thresholds_JK))]
+    return policies(tried.thresholds_JK, tried.seen, search, measure, how)
 
 
 class _Replay(NamedTuple):
@@ -287,12 +287,12 @@ def _groups(record: Record, per_class: bool) -> BoolArray:
     return np.asarray(np.arange(record.num_classes)[:, None] == record.targets_S.numpy())
 
 
-def _tally(replay: _Replay, loss: Loss, groups_GS: BoolArray) -> Tally:
+def _tally(replay: _Replay, loss: Loss, groups_GS: BoolArray) -> LossCounts:
     """Counts `[G, J]` of the images of each group."""
     happens = events(loss, replay.left, replay.right, replay.full)
     # Products of floats are fast and, below 2^24, exact.
     counts_GJ = (groups_GS.astype(np.float32) @ mask_JS.T.astype(np.float32) for mask_JS in happens)
-    return Tally(*(count_GJ.astype(np.int64) for count_GJ in counts_GJ))
+    return LossCounts(*(count_GJ.astype(np.int64) for count_GJ in counts_GJ))
 
 
 def _frontier(replay: _Replay, search: Record, cost: Cost, loss: Loss) -> list[int]:

@@ -24,7 +24,7 @@ def repeats(record: Record, before: Record) -> BoolArray:
 
     Both are records of one network. What is compared are the logits of the classes, all exits together.
     """
-    logits_KSN = torch.cat([one.logits_KSC[..., : record.num_classes] for one in (before, record)], 1)
+    logits_KSN = torch.cat([each.logits_KSC[..., : record.num_classes] for each in (before, record)], 1)
     size_KS = logits_KSN.abs().amax(-1)
     repeated_S = torch.zeros(logits_KSN.shape[1], dtype=torch.bool)
     for one_P, other_P in _close(logits_KSN, size_KS):

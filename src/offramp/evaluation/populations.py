@@ -17,7 +17,7 @@ import numpy.typing as npt
 from offramp.choices import Loss
 from offramp.errors import UsageError
 from offramp.evaluation.bounds import FloatArray, IntArray
-from offramp.evaluation.promises import BoolArray, Events, Tally, events
+from offramp.evaluation.promises import BoolArray, Events, LossCounts, events
 
 MOST = 1 / 6  # the largest risk that every population here has room for: `up_and_down` is the narrowest
 BINS = 100  # confidences that a smooth population has
@@ -83,11 +83,11 @@ class Population:
         return rng.multinomial(images, self.share_M, size=trials)
 
 
-def tally(happens: Events, counts_TM: IntArray) -> Tally:
+def tally(happens: Events, counts_TM: IntArray) -> LossCounts:
     """The counts `[T, J]` of each set under each candidate."""
     # Products of floats are fast and, below 2^24, exact.
     counts = counts_TM.astype(np.float32)
-    return Tally(*((counts @ one_MJ.astype(np.float32)).astype(np.int64) for one_MJ in happens))
+    return LossCounts(*((counts @ one_MJ.astype(np.float32)).astype(np.int64) for one_MJ in happens))
 
 
 Make = Callable[[FloatArray, float], Population]

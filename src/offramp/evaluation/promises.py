@@ -54,7 +54,7 @@ class Promise:
         """The probability with which the promise may be broken, 1 - confidence."""
         return 1 - self.confidence
 
-    def p_values(self, certify: "Tally", search: "Tally") -> FloatArray:
+    def p_values(self, certify: "LossCounts", search: "LossCounts") -> FloatArray:
         """How strongly the certify images speak against "the risk is above `risk`", elementwise.
 
         A 0/1 loss on independent images is binomial. For `early-error` the number of images that leave is random, but
@@ -68,17 +68,17 @@ class Promise:
             return self.losing(certify)
         return np.where(self.bets(search), self._betting(certify, search), self.losing(certify))
 
-    def losing(self, tally: "Tally") -> FloatArray:
+    def losing(self, tally: "LossCounts") -> FloatArray:
         """The exact binomial p-value of the losses alone."""
         return binomial_p_value(tally.lost, tally.counted, self.risk)
 
-    def bets(self, search: "Tally") -> BoolArray:
+    def bets(self, search: "LossCounts") -> BoolArray:
         """Which candidates are tested by betting on the signed loss, not by the exact binomial."""
         if self.loss != "drop":
             return np.zeros(np.broadcast(*search).shape, dtype=bool)
         return self._betting(search, search) < self.losing(search)
 
-    def _betting(self, tally: "Tally", search: "Tally") -> FloatArray:
+    def _betting(self, tally: "LossCounts", search: "LossCounts") -> FloatArray:
         # One more than was seen: a candidate under which no search image differs is not sure to change none.
         differing = (search.lost + search.gained + 1) / (search.counted + 1)
         bet = best_bet(differing, tally.counted, self.risk, self.confidence)
@@ -88,7 +88,7 @@ class Promise:
         """The fewest counted images, none of them with a loss (or a gain), that could keep the promise."""
 
         def enough(images: int) -> bool:
-            tally = Tally(np.array(0), np.array(0), np.array(images))
+            tally = LossCounts(np.array(0), np.array(0), np.array(images))
             return bool(self.p_values(tally, tally) <= self.level)
 
         high = 1
@@ -103,7 +103,7 @@ class Promise:
         return high
 
 
-class Tally(NamedTuple):
+class LossCounts(NamedTuple):
     """What candidates did on a set of images, as counts that broadcast: integers of shape `[..., J]`."""
 
     lost: IntArray
@@ -155,7 +155,7 @@ def cheapest_kept(p_values_J: FloatArray, start: IntArray, level: float) -> IntA
     return np.where(first_failure > start, first_failure - 1, -1)
 
 
-def learn_then_test(promise: Promise, search: Tally, certify: Tally, axis: int | None = None) -> IntArray:
+def learn_then_test(promise: Promise, search: LossCounts, certify: LossCounts, axis: int | None = None) -> IntArray:
     """The cheapest candidate certified to keep `promise`, of shape `[...]`; -1 where none is.
 
     Testing starts at the candidate that loses least on the search images, by the binomial p-value of its losses. For a

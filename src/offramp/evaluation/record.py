@@ -132,7 +132,7 @@ class Record:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
-        about = asdict(_Header(*(getattr(self, one.name) for one in fields(_Header)[:-1])))
+        about = asdict(_Header(*(getattr(self, field.name) for field in fields(_Header)[:-1])))
         tensors = {"logits": self.logits_KSC, "targets": self.targets_S, "indices": self.indices_S}
         save_tensors(Path(path), tensors, {"record": json.dumps(about, sort_keys=True)})
 
@@ -143,7 +143,7 @@ class Record:
         if "record" not in metadata or tensors.keys() != {"logits", "targets", "indices"}:
             raise UsageError(f"{path} is not a record of logits.")
         header = convert(parse(metadata["record"], path), _Header, path, newest=FORMAT)
-        about = {one.name: getattr(header, one.name) for one in fields(_Header)[:-1]}
+        about = {field.name: getattr(header, field.name) for field in fields(_Header)[:-1]}
         return cls(tensors["logits"], tensors["targets"], tensors["indices"], **about)
 
 

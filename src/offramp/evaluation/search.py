@@ -79,10 +79,10 @@ def search_thresholds(
     else:
         check_times(times, len(cost.exits))
         name, wanted = "latency", [in_milliseconds(latency, times) for latency in budgets]
-    found = candidates(search, cost, measure, times)
-    chosen = [found.choose_within(limit, caution) for limit in wanted]
-    how = [{**found.how(j), name: limit, "caution": caution} for j, limit in zip(chosen, wanted, strict=True)]
-    return policies(found.thresholds_JK[chosen], found.seen, search, measure, how)
+    tried = candidates(search, cost, measure, times)
+    chosen = [tried.choose_within(limit, caution) for limit in wanted]
+    how = [{**tried.how(j), name: limit, "caution": caution} for j, limit in zip(chosen, wanted, strict=True)]
+    return policies(tried.thresholds_JK[chosen], tried.seen, search, measure, how)
 
 
 def in_operations(budget: float, cost: Cost) -> float:
@@ -175,8 +175,8 @@ def candidates(search: Record, cost: Cost, measure: Measure, times: Sequence[flo
     thresholds_JK = geometric_JK
     if num_exits > 1:
         ranking = Ranking.of(seen.confidence_KS)
-        found_JK = best_at_prices(seen, ranking, ranking.ranks(geometric_JK))
-        thresholds_JK = torch.cat([geometric_JK, ranking.thresholds(steps_between(seen, ranking, found_JK))])
+        best_JK = best_at_prices(seen, ranking, ranking.ranks(geometric_JK))
+        thresholds_JK = torch.cat([geometric_JK, ranking.thresholds(steps_between(seen, ranking, best_JK))])
     taken_JK, right_JS = seen.replay(thresholds_JK)
     return Candidates(seen, thresholds_JK, right_JS, seen.spent(taken_JK), len(geometric_JK))
 

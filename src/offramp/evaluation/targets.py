@@ -64,10 +64,10 @@ def policy_for(
         return search_thresholds(search, cost, [limit], times=times, measure=measure, caution=caution)[0]
     caution = DROP_CAUTION if caution is None else caution
     check_size("caution", caution)
-    found = candidates(search, cost, measure, times)
-    j = found.choose_cheapest(max_drop, caution)
-    how = {**found.how(j), "max_drop": max_drop, "caution": caution}
-    return policies(found.thresholds_JK[[j]], found.seen, search, measure, [how])[0]
+    tried = candidates(search, cost, measure, times)
+    j = tried.choose_cheapest(max_drop, caution)
+    how = {**tried.how(j), "max_drop": max_drop, "caution": caution}
+    return policies(tried.thresholds_JK[[j]], tried.seen, search, measure, [how])[0]
 
 
 def check_target(

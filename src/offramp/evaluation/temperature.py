@@ -27,11 +27,11 @@ def fit_temperatures(search: Record, *, renormalise: bool = False) -> tuple[floa
     check_search(search)
     num_outputs = search.num_classes if renormalise else search.logits_KSC.shape[2]
     step = max(1, search.num_images // FEW)
-    found = []
+    temperatures = []
     for logits_SC in search.logits_KSC[..., :num_outputs]:
         start = 1.0 if step == 1 else _best(logits_SC[::step], search.targets_S[::step], 1.0)
-        found.append(1 / _best(logits_SC, search.targets_S, start))
-    return tuple(found)
+        temperatures.append(1 / _best(logits_SC, search.targets_S, start))
+    return tuple(temperatures)
 
 
 def _best(logits_SC: Tensor, targets_S: Tensor, inverse: float) -> float:

@@ -180,7 +180,7 @@ def share_thresholds(confidence_KS: Tensor, shares_JK: Tensor) -> Tensor:
 
 
 def policies(
-    thresholds_JK: Tensor, seen: Scores, search: Record, measure: Measure, found: Sequence[dict[str, Any]]
+    thresholds_JK: Tensor, seen: Scores, search: Record, measure: Measure, origins: Sequence[dict[str, Any]]
 ) -> tuple[Policy, ...]:
     """Policies that remember where their thresholds come from and what they do there."""
     taken_JK, right_JS = seen.replay(thresholds_JK)
@@ -191,7 +191,7 @@ def policies(
         timed = [{"milliseconds": expected, "times": times} for expected in seen.spent(taken_JK).tolist()]
     rows = zip(
         thresholds_JK.tolist(),
-        found,
+        origins,
         (100 * share_true(right_JS)).tolist(),
         seen.operations(taken_JK).tolist(),
         timed,

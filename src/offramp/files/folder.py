@@ -80,7 +80,7 @@ class RunFolder:
             raise UsageError(f"{self.path} is not a run: its config.json is not one of offramp.")
         config = convert(written, RunConfig, self.config, newest=FORMAT)
         # Of training, older versions had settings that are gone; nothing is made of what stands there.
-        if unknown := (written["data"] or {}).keys() - {one.name for one in fields(DataConfig)}:
+        if unknown := (written["data"] or {}).keys() - {field.name for field in fields(DataConfig)}:
             raise UsageError(
                 f"{self.path} was written by a newer offramp: its config.json has {', '.join(sorted(unknown))} among "
                 "the data's settings. Update offramp."

@@ -73,7 +73,7 @@ def _unknown(value: Any, known: Any) -> list[str]:
         inner = [more for key in value.keys() & known.keys() for more in _unknown(value[key], known[key])]
         return [*(key for key in value if key not in known), *inner]
     if isinstance(value, list) and isinstance(known, list | tuple):
-        return [more for one, other in zip(value, known, strict=True) for more in _unknown(one, other)]
+        return [more for ours, theirs in zip(value, known, strict=True) for more in _unknown(ours, theirs)]
     return []
 
 

@@ -25,7 +25,7 @@ from offramp.graphs.tracing import Traced
 _TRANSIENT = "offramp_transient"  # in `GraphModule.meta`, the one thing of an instance that a copy keeps
 
 
-class Part(fx.GraphModule):
+class GraphPart(fx.GraphModule):
     """A stage or the last exit. Buffers that the model keeps out of its state dict stay out of it, in copies too."""
 
     def keep_out(self, names: Iterable[str]) -> None:
@@ -35,8 +35,8 @@ class Part(fx.GraphModule):
             home, _, own = name.rpartition(".")
             self.get_submodule(home)._non_persistent_buffers_set.add(own)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Part":
-        twin: Part = super().__deepcopy__(memo)  # type: ignore[assignment]
+    def __deepcopy__(self, memo: dict[int, Any]) -> "GraphPart":
+        twin: GraphPart = super().__deepcopy__(memo)  # type: ignore[assignment]
         twin.keep_out(self.meta[_TRANSIENT])
         return twin
 
@@ -92,7 +92,7 @@ class Cutter:
                 return Crossing(live, f"{why_not} would have to be carried")
         return Crossing(live, None)
 
-    def part(self, after: int, until: int, reads: Sequence[fx.Node], gives: Sequence[fx.Node], own: bool) -> Part:
+    def part(self, after: int, until: int, reads: Sequence[fx.Node], gives: Sequence[fx.Node], own: bool) -> GraphPart:
         """The nodes after place `after` up to place `until` as a module that maps tensors to tensors.
 
         Args:
@@ -284,14 +284,14 @@ class _Extraction:
         scaled = count if slope == 1 else self.graph.call_function(operator.mul, (count, slope))
         return scaled if not base else self.graph.call_function(operator.add, (scaled, base))
 
-    def finish(self, gives: Sequence[fx.Node]) -> Part:
+    def finish(self, gives: Sequence[fx.Node]) -> GraphPart:
         """The module, with modules and parameters of the traced model."""
         outputs = [self._value(node) for node in gives]
         self.graph.output(outputs[0] if len(outputs) == 1 else tuple(outputs))
         self.graph.lint()
         model = self.cutter.traced.model
         targets = [str(node.target) for node in self.graph.nodes if node.op in ("get_attr", "call_module")]
-        part = Part({target: _attribute(model, target) for target in targets}, self.graph)
+        part = GraphPart({target: _attribute(model, target) for target in targets}, self.graph)
         attributes = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
         part.keep_out(sorted(name for name in attributes if _is_transient(model, name)))
         return part

@@ -22,7 +22,7 @@ from offramp.paper.results import (
     published,
     published_row,
 )
-from offramp.paper.statistics import Estimate, Verdict
+from offramp.paper.statistics import Estimate, Ruling
 
 CLOSE = 0.5
 """Points of mean accuracy over exits within which a published number is reproduced.
@@ -34,7 +34,7 @@ that gain, nor feign it. Smaller gains are for the claims, which go by differenc
 
 
 @dataclass(frozen=True)
-class Part:
+class ClaimPart:
     """What the runs say of one statement.
 
     Attributes:
@@ -50,7 +50,7 @@ class Part:
     found: Estimate | None
     published: float | None
     digits: int = 2
-    verdict: Verdict = Verdict.NOT_RUN
+    verdict: Ruling = Ruling.NOT_RUN
     note: str = ""
 
 
@@ -66,8 +66,8 @@ class Judged:
     """
 
     claim: Claim
-    verdict: Verdict
-    parts: tuple[Part, ...] = ()
+    verdict: Ruling
+    parts: tuple[ClaimPart, ...] = ()
     rows: tuple[Key, ...] = ()
 
 
@@ -76,13 +76,13 @@ def judge(claims: Iterable[Claim], results: Results, *, papers: bool) -> list[Ju
     judged = []
     for claim in claims:
         findings = [part.judge(results) for part in claim.parts]
-        if all(finding.verdict is Verdict.NOT_RUN for finding in findings):
+        if all(finding.verdict is Ruling.NOT_RUN for finding in findings):
             continue
         verdict = statistics.all_of([finding.verdict for finding in findings])
         if claim.other_data and not papers:
-            verdict = Verdict.NOT_COMPARABLE
+            verdict = Ruling.NOT_COMPARABLE
         parts = (
-            Part(
+            ClaimPart(
                 part.says(),
                 finding.found,
                 _mean(part, printed()) if papers else None,
@@ -111,7 +111,7 @@ def judge_numbers(experiments: Sequence[Experiment], results: Results) -> list[J
         ]
         if known and not experiment.scale.comparable:
             text = f"{experiment.name}: the printed means over exits of {len(known)} rows"
-            verdict = Verdict.OTHER_RECIPE if experiment.scale.papers else Verdict.NOT_COMPARABLE
+            verdict = Ruling.OTHER_RECIPE if experiment.scale.papers else Ruling.NOT_COMPARABLE
             judged.append(Judged(Claim(text, "table", _table(experiment), ()), verdict))
             continue
         judged += [_judge_number(experiment, row, theirs, ours) for row, theirs, ours in known]
@@ -123,9 +123,9 @@ def _judge_number(experiment: Experiment, row: Row, theirs: Mapping[str, Any], o
     over = "" if len(theirs["top1"]) == 1 else " on average over exits"
     text = f"{experiment.name}, {row.label}: {mean:.{digits}f} %{over}"
     if theirs.get("copied"):
-        return Judged(Claim(f"{text}, copied from its authors", "table", _table(experiment), ()), Verdict.OTHER_RECIPE)
+        return Judged(Claim(f"{text}, copied from its authors", "table", _table(experiment), ()), Ruling.OTHER_RECIPE)
     spreads = deviations(theirs)
-    found = statistics.against_published(
+    difference = statistics.against_published(
         [mean_top1(figures) for figures in ours],
         mean,
         published()[experiment.name]["runs"],
@@ -133,8 +133,8 @@ def _judge_number(experiment: Experiment, row: Row, theirs: Mapping[str, Any], o
         confidence=statistics.EQUIVALENCE,
         images=fewest_images(ours),
     )
-    verdict = statistics.within(found, CLOSE)
-    part = Part(f"ours less published, less than {CLOSE} apart wanted", found, None, verdict=verdict)
+    verdict = statistics.within(difference, CLOSE)
+    part = ClaimPart(f"ours less published, less than {CLOSE} apart wanted", difference, None, verdict=verdict)
     return Judged(Claim(text, "table", _table(experiment), ()), verdict, (part,), ((experiment.name, row.label),))
 
 

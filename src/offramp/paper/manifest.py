@@ -303,7 +303,7 @@ def _order(folder: RunFolder, run: Run) -> dict[str, Any]:
 
     Nothing where the objective has no coefficient, or where it is the same for all exits.
     """
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for part, ending in (("test", ""), ("train", "_train")):
         if not folder.record(part).is_file():
             return {}
@@ -315,8 +315,8 @@ def _order(folder: RunFolder, run: Run) -> dict[str, Any]:
         order = damping_order(gamma_KS, true_KS)
         if order is None:
             return {}
-        found |= {f"order{ending}": order[0], f"excess{ending}": order[1]}
-    return {"order": found}
+        figures |= {f"order{ending}": order[0], f"excess{ending}": order[1]}
+    return {"order": figures}
 
 
 def damping_order(gamma_KS: FloatArray, true_KS: FloatArray) -> tuple[float, float] | None:
@@ -353,13 +353,13 @@ def find(folders: Iterable[Path]) -> dict[str, Manifest]:
     Raises:
         OfframpError: A manifest that is damaged, or of a newer format.
     """
-    found: dict[str, Manifest] = {}
+    manifests: dict[str, Manifest] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*.json")):
             values = _read(path)
             if values is not None:
-                found.setdefault(values["hash"], Manifest(values, path))
-    return found
+                manifests.setdefault(values["hash"], Manifest(values, path))
+    return manifests
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -153,16 +153,16 @@ def own(spec: Spec) -> Method:
     Raises:
         UsageError: Arguments that it does not take.
     """
-    found = resolve(spec.name, {**objectives.OBJECTIVES, **rules.RULES}, "method")
-    if isinstance(found, Method):
+    method = resolve(spec.name, {**objectives.OBJECTIVES, **rules.RULES}, "method")
+    if isinstance(method, Method):
         if spec.args:
             raise UsageError(f"method {spec.name!r} is a Method, which takes no arguments ({', '.join(spec.args)}).")
-        return found
-    if inspect.isclass(found) and issubclass(found, TrainingRule):
+        return method
+    if inspect.isclass(method) and issubclass(method, TrainingRule):
         rules.build(spec)  # a wrong argument is refused now, not in an hour
         return Method(str(spec), rule=fitted(spec.name, **spec.args))
-    made = objectives.build(spec)
-    assert isinstance(made, Objective)
+    objective = objectives.build(spec)
+    assert isinstance(objective, Objective)
     return Method(str(spec), fitted(spec.name, **spec.args))
 
 

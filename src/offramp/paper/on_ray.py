@@ -69,10 +69,10 @@ def _environment(ours: Mapping[str, str]) -> dict[str, str]:
     `mine:Loss` is found in the folder one works in, as by the command itself.
     """
     path = [entry for entry in ours.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    told = trust.environment() | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, [os.getcwd(), *path]))}
+    environment = trust.environment() | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, [os.getcwd(), *path]))}
     if ours.get("OFFRAMP_DATA"):
-        told["OFFRAMP_DATA"] = _absolute(ours["OFFRAMP_DATA"])
-    return told
+        environment["OFFRAMP_DATA"] = _absolute(ours["OFFRAMP_DATA"])
+    return environment
 
 
 def _room(nodes: Sequence[Mapping[str, Any]], threads: int) -> tuple[int, int]:

@@ -76,7 +76,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Made:
+class RunsOfRow:
     """A row's runs, as the page lists them.
 
     Attributes:
@@ -97,7 +97,7 @@ def write(study: Study) -> list[Path]:
     manifests = study.manifests()
     results = measured(study.experiments, study.seeds, manifests)
     verdicts = _verdicts(study, results)
-    made = _made(study, manifests)
+    runs = _runs(study, manifests)
     html, text = study.out / f"{study.title}.html", study.out / f"{study.title}.md"
     sections = [_section(experiment, results, study) for experiment in study.experiments]
     head = _head(study, manifests)
@@ -109,11 +109,11 @@ def write(study: Study) -> list[Path]:
         unlike=study.scale.unlike,
         verdicts=verdicts,
         sections=sections,
-        made=made,
+        runs=runs,
         equal_bytes=EQUAL_BYTES,
     )
     write_atomically(html, content.encode())
-    write_atomically(text, _markdown(head, verdicts, sections, made).encode())
+    write_atomically(text, _markdown(head, verdicts, sections, runs).encode())
     return [html, text]
 
 
@@ -157,7 +157,7 @@ def _verdicts(study: Study, results: Results) -> list[Table]:
         note = f"These are numbers of the paper's recipe, and ours are of {scale.factor} times its epochs."
     else:
         note = "These are numbers on the paper's data, and ours are of other data."
-    made = (
+    kinds_of_claim = (
         ("What the paper says", judge(CLAIMS, results, papers=scale.papers), statistics.CONFIDENCE, HOW_TO_READ),
         ("What the paper printed", judge_numbers(study.experiments, results), statistics.EQUIVALENCE, note),
     )
@@ -168,8 +168,8 @@ def _verdicts(study: Study, results: Results) -> list[Table]:
         if results.of(experiment.name, row.label)
     }
     return [
-        claims_table(title, judged, anchors, unlike=scale.unlike, confidence=confidence, note=said)
-        for title, judged, confidence, said in made
+        claims_table(title, judged, anchors, unlike=scale.unlike, confidence=confidence, note=explained)
+        for title, judged, confidence, explained in kinds_of_claim
         if judged
     ]
 
@@ -194,13 +194,13 @@ def _section(experiment: Experiment, results: Results, study: Study) -> Section:
     return Section(experiment.name, title, expect, tuple(tables(experiment, results)), plot, no_plot)
 
 
-def _made(study: Study, manifests: Mapping[str, Manifest]) -> list[Made]:
+def _runs(study: Study, manifests: Mapping[str, Manifest]) -> list[RunsOfRow]:
     """Every distinct configuration of which something was run, with its command and manifests."""
     labels: dict[str, list[str]] = {}
     for experiment in study.experiments:
         for row in experiment.rows:
             labels.setdefault(anchor(row), []).append(f"{experiment.name}: {row.label}")
-    made = []
+    listed = []
     for row in distinct(study.experiments):
         runs = []
         for seed in study.seeds:
@@ -213,23 +213,25 @@ def _made(study: Study, manifests: Mapping[str, Manifest]) -> list[Made]:
         title = "; ".join(labels[anchor(row)])
         line = command(row.run, f"runs/{run_name(row.run)}")
         threads = next(m for seed in study.seeds if (m := manifest_of(row, seed, manifests))).threads
-        made.append(Made(anchor(row), title, f"OMP_NUM_THREADS={threads} {line}", tuple(runs)))
-    return made
+        listed.append(RunsOfRow(anchor(row), title, f"OMP_NUM_THREADS={threads} {line}", tuple(runs)))
+    return listed
 
 
 def _facts(manifest: Manifest) -> str:
     """Where and with what a run was made, and the hashes of what went in and came out."""
     values = manifest.values
     by, images = values["made_by"], values["images"]
-    said = [_where(by)]
+    sentences = [_where(by)]
     if manifest.starts:
         first, *later = map(_where, manifest.starts)
-        said = [f"begun on {first}", *(f"continued elsewhere, on {where}" for where in later)]
+        sentences = [f"begun on {first}", *(f"continued elsewhere, on {where}" for where in later)]
     if by["git"]:
         changes = ", with changes" if by["git"].get("changed") else ""
-        said.append(f"started in a checkout of commit {by['git']['commit'][:10]}{changes}")
-    said.append(f"training images {images['train'][:10]}, test {images['test'][:10]}, weights {values['weights'][:10]}")
-    return "; ".join(said)
+        sentences.append(f"started in a checkout of commit {by['git']['commit'][:10]}{changes}")
+    sentences.append(
+        f"training images {images['train'][:10]}, test {images['test'][:10]}, weights {values['weights'][:10]}"
+    )
+    return "; ".join(sentences)
 
 
 def _where(start: Mapping[str, Any]) -> str:
@@ -237,7 +239,9 @@ def _where(start: Mapping[str, Any]) -> str:
     return ", ".join([device_of(start), f"{start['threads']} thread{'s' if start['threads'] != 1 else ''}", *versions])
 
 
-def _markdown(head: Sequence[str], verdicts: Sequence[Table], sections: Sequence[Section], made: Sequence[Made]) -> str:
+def _markdown(
+    head: Sequence[str], verdicts: Sequence[Table], sections: Sequence[Section], runs: Sequence[RunsOfRow]
+) -> str:
     lines = [f"# {head[0]}", "", *(f"{line}\n" for line in head[1:])]
     if verdicts:
         lines += ["## Verdicts", "", *(line for table in verdicts for line in _table(table))]
@@ -245,9 +249,9 @@ def _markdown(head: Sequence[str], verdicts: Sequence[Table], sections: Sequence
         lines += [f"## {section.name}: {section.title}", "", section.expect, ""]
         lines += [line for table in section.tables for line in _table(table)]
     lines += ["## Runs", "", EQUAL_BYTES, ""]
-    for one in made:
-        lines += [f'<a id="{one.anchor}"></a>', f"**{one.title}**", "", f"    {one.command}", ""]
-        for name, where, facts in one.runs:
+    for row in runs:
+        lines += [f'<a id="{row.anchor}"></a>', f"**{row.title}**", "", f"    {row.command}", ""]
+        for name, where, facts in row.runs:
             lines.append(f"- {f'[{name}]({where})' if where else name}: {facts}")
         lines.append("")
     return "\n".join(lines)

@@ -49,7 +49,7 @@ def path_in(folder: Path, scale: str) -> Path:
     return folder / f"pilot-{scale}.json"
 
 
-def decide(found: Mapping[str, Sequence[Manifest]], scale: str, seeds: Sequence[int]) -> dict[str, Any]:
+def decide(manifests: Mapping[str, Sequence[Manifest]], scale: str, seeds: Sequence[int]) -> dict[str, Any]:
     """What the finished pilot says, as JSON values.
 
     Args:
@@ -58,7 +58,7 @@ def decide(found: Mapping[str, Sequence[Manifest]], scale: str, seeds: Sequence[
         seeds: Of the pilot.
     """
     search = {
-        family: {each.label: fmean(_on_search(manifest) for manifest in found[each.label]) for each in candidates}
+        family: {each.label: fmean(_on_search(manifest) for manifest in manifests[each.label]) for each in candidates}
         for family, candidates in CANDIDATES.items()
     }
     chosen = {family: max(by_label, key=by_label.__getitem__) for family, by_label in search.items()}

@@ -32,19 +32,19 @@ def draw(experiment: Experiment, results: Results) -> "Figure | None":
 
 def _thresholds(experiment: Experiment, results: Results) -> "Figure | None":
     """Accuracy, and beside it the loss converged to, against the softmax above which gradients are discarded."""
-    found = [
+    curves = [
         (100 * row.threshold, list(results.of(experiment.name, row.label).values()))
         for row in experiment.rows
         if row.threshold is not None and results.of(experiment.name, row.label)
     ]
-    if not found:
+    if not curves:
         return None
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(figures.WIDTH, 3.0), layout="constrained")
-    at = [threshold for threshold, _ in found]
-    accuracy = [[f.top1[-1] for f in of] for _, of in found]
-    loss = [[math.nan if f.train_nll is None else f.train_nll[-1] for f in of] for _, of in found]
+    at = [threshold for threshold, _ in curves]
+    accuracy = [[f.top1[-1] for f in of] for _, of in curves]
+    loss = [[math.nan if f.train_nll is None else f.train_nll[-1] for f in of] for _, of in curves]
     panels = (("top-1 on test, %", accuracy), ("loss converged to, nats", loss))
     for axes, (title, values) in zip(figure.subplots(1, 2), panels, strict=True):
         _with_range(axes, at, values, figures.GROUPS[0], "o", None)
@@ -55,19 +55,19 @@ def _thresholds(experiment: Experiment, results: Results) -> "Figure | None":
 
 def _budgets(experiment: Experiment, results: Results) -> "Figure | None":
     """A line a method, the mean over seeds, with the range of the seeds behind it."""
-    found: dict[str, list[Sequence[float]]] = {}
+    curves_by_row: dict[str, list[Sequence[float]]] = {}
     for row in experiment.rows:
         seeds: Mapping[int, Figures] = results.of(experiment.name, row.label)
         curves = [f.budgeted for f in seeds.values() if f.budgeted is not None]
         if curves:
-            found[row.label] = [list(values) for values in zip(*curves, strict=True)]
-    if not found:
+            curves_by_row[row.label] = [list(values) for values in zip(*curves, strict=True)]
+    if not curves_by_row:
         return None
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(figures.WIDTH, 3.6 + 0.2 * math.ceil(len(found) / 2)), layout="constrained")
+    figure = Figure(figsize=(figures.WIDTH, 3.6 + 0.2 * math.ceil(len(curves_by_row) / 2)), layout="constrained")
     axes = figure.subplots()
-    styles = zip(itertools.cycle(figures.GROUPS), itertools.cycle(figures.MARKERS), found.items(), strict=False)
+    styles = zip(itertools.cycle(figures.GROUPS), itertools.cycle(figures.MARKERS), curves_by_row.items(), strict=False)
     for colour, marker, (label, values) in styles:
         _with_range(axes, [100 * budget for budget in BUDGETS], values, colour, marker, label)
     axes.set(xlabel="operations per image, % of the whole network", ylabel="top-1 on test, %: mean and range")

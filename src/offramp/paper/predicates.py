@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 from offramp.paper import statistics
 from offramp.paper.results import BUDGETS, Figures, Key, Results, What, fewest_images
-from offramp.paper.statistics import Estimate, Verdict
+from offramp.paper.statistics import Estimate, Ruling
 
 Exits = tuple[int | None, int | None]  # exits as in a slice, from 0; of all by default
 EVERY: Exits = (None, None)
@@ -35,12 +35,12 @@ class Q:
 
     def by_seed(self, results: Results) -> dict[int, float]:
         """The number for each seed; empty where the row has no such figure, or not so many exits."""
-        found = {}
+        numbers = {}
         for seed, figures in results.of(self.experiment, self.row).items():
             values = (figures.values(self.what) or ())[slice(*self.exits)]
             if values:
-                found[seed] = fmean(values)
-        return found
+                numbers[seed] = fmean(values)
+        return numbers
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Finding:
         note: Of which budgets the number is, or why there is none.
     """
 
-    verdict: Verdict
+    verdict: Ruling
     found: Estimate | None
     note: str = ""
 
@@ -96,17 +96,17 @@ class Predicate(ABC):
         """The verdict; most statements say that the number lies above 0."""
         rows = {(q.experiment, q.row) for q in self.asked() if q.what == "budgeted"}
         budgets = _affordable(rows, results)
-        found = self.estimate(_at(budgets, rows, results))
-        if found is None:
+        estimate = self.estimate(_at(budgets, rows, results))
+        if estimate is None:
             started = rows and all(results.of(*row) for row in rows)
             if started and not budgets:
-                return Finding(Verdict.NOT_RESOLVED, None, "there is no budget that every run can afford")
-            return Finding(Verdict.NOT_RUN, None)
-        return Finding(self.verdict(found), found, _budgets_text(budgets) if rows else "")
+                return Finding(Ruling.NOT_RESOLVED, None, "there is no budget that every run can afford")
+            return Finding(Ruling.NOT_RUN, None)
+        return Finding(self.verdict(estimate), estimate, _budgets_text(budgets) if rows else "")
 
-    def verdict(self, found: Estimate) -> Verdict:
+    def verdict(self, estimate: Estimate) -> Ruling:
         """Of the number and its interval."""
-        return statistics.above(found)
+        return statistics.above(estimate)
 
     @abstractmethod
     def says(self) -> str:
@@ -153,8 +153,8 @@ class NoMore(Greater):
 
     margin: float
 
-    def verdict(self, found: Estimate) -> Verdict:  # noqa: D102
-        return statistics.below(found, self.margin)
+    def verdict(self, estimate: Estimate) -> Ruling:  # noqa: D102
+        return statistics.below(estimate, self.margin)
 
     def says(self) -> str:  # noqa: D102
         return f"{super().says()}; less than {self.margin:g} wanted"
@@ -185,7 +185,7 @@ class Faster(Predicate):
         ours, theirs = (results.of(q.experiment, q.row) for q in (self.left, self.right))
         pairs = [(ours[seed].clock, theirs[seed].clock) for seed in both]
         alike = any(left and right and left.like(right) for left, right in pairs)
-        return Finding(Verdict.DISTURBED if alike else Verdict.OTHER_CLOCK, None)
+        return Finding(Ruling.DISTURBED if alike else Ruling.OTHER_CLOCK, None)
 
     def says(self) -> str:  # noqa: D102
         limit = "" if self.limit == 1 else f"{self.limit:g} times "
@@ -221,12 +221,12 @@ class Costs(Predicate):
     def judge(self, results: Results) -> Finding:  # noqa: D102
         values = self.contrasts(results).values()
         if not values:
-            return Finding(Verdict.NOT_RUN, None)
-        found = Estimate(max(values), 0.0, len(values))
+            return Finding(Ruling.NOT_RUN, None)
+        difference = Estimate(max(values), 0.0, len(values))
         left, right = (dataclasses.replace(q, what="seconds") for q in (self.left, self.right))
         saved = Faster(left, right).contrasts(results).values()
         time = f"training time, not judged: {1 - fmean(saved) / 100:.2f} times, of {len(saved)} pairs" if saved else ""
-        return Finding(Verdict.AGREES if found.mean <= self.percent else Verdict.DISAGREES, found, time)
+        return Finding(Ruling.AGREES if difference.mean <= self.percent else Ruling.DISAGREES, difference, time)
 
     def says(self) -> str:  # noqa: D102
         return (
@@ -247,8 +247,8 @@ class Ordered(Predicate):
     def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
         return self.of.by_seed(results)
 
-    def verdict(self, found: Estimate) -> Verdict:  # noqa: D102
-        return statistics.above(found, LEAST)
+    def verdict(self, estimate: Estimate) -> Ruling:  # noqa: D102
+        return statistics.above(estimate, LEAST)
 
     def judge(self, results: Results) -> Finding:  # noqa: D102
         finding = super().judge(results)
@@ -288,8 +288,8 @@ class Deeper(Predicate):
     sign: int = 1
 
     def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
-        found: Mapping[int, Figures] = results.of(self.of.experiment, self.of.row)
-        curves = {seed: figures.values(self.of.what) for seed, figures in found.items()}
+        runs: Mapping[int, Figures] = results.of(self.of.experiment, self.of.row)
+        curves = {seed: figures.values(self.of.what) for seed, figures in runs.items()}
         return {seed: 100 * self.sign * _slope(range(len(curve)), curve) for seed, curve in curves.items() if curve}
 
     @property
@@ -314,8 +314,8 @@ class Over(Predicate):
 
     def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
         each = [row.by_seed(results) for row in self.rows]
-        seeds = [seed for seed in each[0] if all(seed in one for one in each)]
-        return {seed: self.sign * self.per * _slope(self.at, [one[seed] for one in each]) for seed in seeds}
+        seeds = [seed for seed in each[0] if all(seed in values for values in each)]
+        return {seed: self.sign * self.per * _slope(self.at, [values[seed] for values in each]) for seed in seeds}
 
     def unit(self, results: Results) -> float:  # noqa: D102
         middle = fmean(self.at)
@@ -339,13 +339,13 @@ class Steadier(Predicate):
 
     def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
         each = [row.by_seed(results) for row in (*self.others, *self.rows)]
-        seeds = [seed for seed in each[0] if all(seed in one for one in each)]
+        seeds = [seed for seed in each[0] if all(seed in row for row in each)]
         if not seeds:
             return {}
         split = len(self.others)
 
         def less(left_out: int | None = None) -> float:
-            means = [fmean(one[seed] for seed in seeds if seed != left_out) for one in each]
+            means = [fmean(values[seed] for seed in seeds if seed != left_out) for values in each]
             return stdev(means[:split]) - stdev(means[split:])
 
         n, whole = len(seeds), less()
@@ -366,11 +366,11 @@ class Mixed(Predicate):
         return Greater(self.left, self.right).contrasts(results)
 
     def judge(self, results: Results) -> Finding:  # noqa: D102
-        found = self.estimate(results)
-        if found is None:
-            return Finding(Verdict.NOT_RUN, None)
+        estimate = self.estimate(results)
+        if estimate is None:
+            return Finding(Ruling.NOT_RUN, None)
         by_exit = [list(of.values()) for of in _by_exit(self.left, self.right, results)]
-        return Finding(statistics.both_signs(by_exit, self.images(results)), found)
+        return Finding(statistics.both_signs(by_exit, self.images(results)), estimate)
 
     def says(self) -> str:  # noqa: D102
         return f"{self.left.row} less {self.right.row}, at some exits above 0 and at some below; mean over exits"
@@ -390,11 +390,11 @@ class AtEveryExit(Predicate):
         return by_exit[self.but] if len(by_exit) > self.but else {}
 
     def judge(self, results: Results) -> Finding:  # noqa: D102
-        found = self.estimate(results)
-        if found is None:
-            return Finding(Verdict.NOT_RUN, None)
+        estimate = self.estimate(results)
+        if estimate is None:
+            return Finding(Ruling.NOT_RUN, None)
         by_exit = [list(of.values()) for of in _by_exit(self.left, self.right, results)]
-        return Finding(statistics.all_above(by_exit, self.but, self.images(results)), found)
+        return Finding(statistics.all_above(by_exit, self.but, self.images(results)), estimate)
 
     def says(self) -> str:  # noqa: D102
         least = f"the least of all exits but {self.but}" if self.but else "the least of all exits"
@@ -429,8 +429,8 @@ def _at(budgets: Sequence[int], rows: Collection[Key], results: Results) -> Resu
 
 def _budgets_text(budgets: Sequence[int]) -> str:
     every = "" if len(budgets) == len(BUDGETS) else ", those that all these runs can afford"
-    said = f"budgets of {', '.join(f'{100 * BUDGETS[b]:.0f}' for b in budgets)} % of the operations"
-    return f"{said}{every}"
+    text = f"budgets of {', '.join(f'{100 * BUDGETS[b]:.0f}' for b in budgets)} % of the operations"
+    return f"{text}{every}"
 
 
 def _less(left: Mapping[int, float], right: Mapping[int, float]) -> dict[int, float]:

@@ -137,8 +137,8 @@ class Figures:
         """The figures of one kind, one per exit (one alone for seconds, one per budget under thresholds)."""
         if what == "seconds":
             return None if self.seconds is None else (self.seconds,)
-        found: tuple[float, ...] | None = getattr(self, what.replace("-", "_"))
-        return found
+        values: tuple[float, ...] | None = getattr(self, what.replace("-", "_"))
+        return values
 
 
 def of_manifest(manifest: Manifest, *, best_epoch: bool = False) -> Figures:
@@ -261,8 +261,8 @@ def published() -> Mapping[str, Any]:
 def published_row(experiment: Experiment, row: Row) -> Mapping[str, Any] | None:
     """The paper's figures of a row; None where it printed none."""
     table = published().get(experiment.name, {"rows": {}})
-    found: Mapping[str, Any] | None = table["rows"].get(row.label) if row.in_paper else None
-    return found
+    printed: Mapping[str, Any] | None = table["rows"].get(row.label) if row.in_paper else None
+    return printed
 
 
 def has_delta(name: str) -> bool:
@@ -307,6 +307,6 @@ def mean_top1(figures: Figures) -> float:
     return fmean(figures.top1)
 
 
-def fewest_images(found: Iterable[Figures]) -> int | None:
+def fewest_images(runs: Iterable[Figures]) -> int | None:
     """Of the smallest test set of these runs; None where none says how large it is."""
-    return min((figures.images for figures in found if figures.images), default=None)
+    return min((figures.images for figures in runs if figures.images), default=None)

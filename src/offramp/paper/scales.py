@@ -290,7 +290,7 @@ SCALES: Mapping[str, Scale] = {scale.name: scale for scale in (PAPER, POCKET, PA
 
 def scale(name: str) -> Scale:
     """The scale of this name, or a `Scale` of your own, `package.module:Name`."""
-    found = resolve(name, SCALES, "scale")
-    if not isinstance(found, Scale):
-        raise UsageError(f"scale {name!r} is a {type(found).__name__}, not an offramp.paper.Scale.")
-    return found
+    chosen = resolve(name, SCALES, "scale")
+    if not isinstance(chosen, Scale):
+        raise UsageError(f"scale {name!r} is a {type(chosen).__name__}, not an offramp.paper.Scale.")
+    return chosen

@@ -23,7 +23,7 @@ EQUIVALENCE = 0.90  # its interval within a margin is two one-sided tests at 5 %
 HALF_RANGE_OF_FIVE = 1.163  # of five normal values, in standard deviations
 
 
-class Verdict(StrEnum):
+class Ruling(StrEnum):
     """What the runs say of a claim."""
 
     AGREES = "agrees"
@@ -103,11 +103,11 @@ def estimate(
 
 def p_value(values: Sequence[float], images: int | None = None) -> float:
     """Two-sided, of Student's test that the true mean is 0, with the deviation of `estimate`; 1 for one value."""
-    found = estimate(values, images=images)
-    if math.isinf(found.half):
+    interval = estimate(values, images=images)
+    if math.isinf(interval.half):
         return 1.0
-    error = found.half / _t(found.n - 1, CONFIDENCE)
-    return float(2 * stdtr(found.n - 1, -abs(found.mean) / error))
+    error = interval.half / _t(interval.n - 1, CONFIDENCE)
+    return float(2 * stdtr(interval.n - 1, -abs(interval.mean) / error))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -153,60 +153,63 @@ def against_published(
     return Estimate(difference, _t(freedom, confidence) * math.sqrt(variance * (1 / n + 1 / runs)), n)
 
 
-def above(found: Estimate, margin: float = 0.0) -> Verdict:
+def above(estimate: Estimate, margin: float = 0.0) -> Ruling:
     """Whether the true mean lies above the margin."""
-    if found.low > margin:
-        return Verdict.AGREES
-    return Verdict.DISAGREES if found.high < margin else Verdict.NOT_RESOLVED
+    if estimate.low > margin:
+        return Ruling.AGREES
+    return Ruling.DISAGREES if estimate.high < margin else Ruling.NOT_RESOLVED
 
 
-def below(found: Estimate, margin: float) -> Verdict:
+def below(estimate: Estimate, margin: float) -> Ruling:
     """Whether the true mean lies below the margin."""
-    return above(Estimate(-found.mean, found.half, found.n), -margin)
+    return above(Estimate(-estimate.mean, estimate.half, estimate.n), -margin)
 
 
-def within(found: Estimate, margin: float) -> Verdict:
+def within(estimate: Estimate, margin: float) -> Ruling:
     """Whether the true mean lies within the margin of 0, to both sides: for an interval of `EQUIVALENCE`."""
-    if -margin < found.low and found.high < margin:
-        return Verdict.AGREES
-    outside = found.low > margin or found.high < -margin
-    return Verdict.DISAGREES if outside else Verdict.NOT_RESOLVED
+    if -margin < estimate.low and estimate.high < margin:
+        return Ruling.AGREES
+    outside = estimate.low > margin or estimate.high < -margin
+    return Ruling.DISAGREES if outside else Ruling.NOT_RESOLVED
 
 
-def both_signs(found: Sequence[Sequence[float]], images: int | None = None) -> Verdict:
+def both_signs(values_by_exit: Sequence[Sequence[float]], images: int | None = None) -> Ruling:
     """Whether some of several quantities lie above 0 and some below, each given by its values over seeds.
 
     To name one above and one below is to look for the best of many, so their intervals share the error between them. It
     is contradicted where all lie on one side, each by its own interval.
     """
-    shared = 1 - (1 - CONFIDENCE) / len(found)
-    signs = {above(estimate(values, shared, images)) for values in found}
-    if {Verdict.AGREES, Verdict.DISAGREES} <= signs:
-        return Verdict.AGREES
-    alone = {above(estimate(values, images=images)) for values in found}
-    return Verdict.DISAGREES if len(alone) == 1 and Verdict.NOT_RESOLVED not in alone else Verdict.NOT_RESOLVED
+    shared = 1 - (1 - CONFIDENCE) / len(values_by_exit)
+    signs = {above(estimate(values, shared, images)) for values in values_by_exit}
+    if {Ruling.AGREES, Ruling.DISAGREES} <= signs:
+        return Ruling.AGREES
+    alone = {above(estimate(values, images=images)) for values in values_by_exit}
+    return Ruling.DISAGREES if len(alone) == 1 and Ruling.NOT_RESOLVED not in alone else Ruling.NOT_RESOLVED
 
 
-def all_above(found: Sequence[Sequence[float]], but: int = 0, images: int | None = None) -> Verdict:
+def all_above(values_by_exit: Sequence[Sequence[float]], but: int = 0, images: int | None = None) -> Ruling:
     """Whether several quantities lie above 0, all `but` so many, each given by its values over seeds.
 
     It holds where they do, each by its own interval. It fails where more than `but` lie below 0; to look for those is
     to look for the worst of many, so their intervals share the error between them.
     """
-    if sum(above(estimate(values, images=images)) is Verdict.AGREES for values in found) >= len(found) - but:
-        return Verdict.AGREES
-    shared = 1 - (1 - CONFIDENCE) / len(found)
-    below_0 = sum(above(estimate(values, shared, images)) is Verdict.DISAGREES for values in found)
-    return Verdict.DISAGREES if below_0 > but else Verdict.NOT_RESOLVED
+    if (
+        sum(above(estimate(values, images=images)) is Ruling.AGREES for values in values_by_exit)
+        >= len(values_by_exit) - but
+    ):
+        return Ruling.AGREES
+    shared = 1 - (1 - CONFIDENCE) / len(values_by_exit)
+    below_0 = sum(above(estimate(values, shared, images)) is Ruling.DISAGREES for values in values_by_exit)
+    return Ruling.DISAGREES if below_0 > but else Ruling.NOT_RESOLVED
 
 
-def all_of(verdicts: Sequence[Verdict]) -> Verdict:
+def all_of(verdicts: Sequence[Ruling]) -> Ruling:
     """Of a claim with several parts: it agrees where all do, and fails with one."""
-    not_comparable = (Verdict.NOT_COMPARABLE, Verdict.OTHER_RECIPE, Verdict.OTHER_CLOCK, Verdict.DISTURBED)
-    for decisive in (Verdict.NOT_RUN, Verdict.DISAGREES, *not_comparable, Verdict.NOT_RESOLVED):
+    not_comparable = (Ruling.NOT_COMPARABLE, Ruling.OTHER_RECIPE, Ruling.OTHER_CLOCK, Ruling.DISTURBED)
+    for decisive in (Ruling.NOT_RUN, Ruling.DISAGREES, *not_comparable, Ruling.NOT_RESOLVED):
         if decisive in verdicts:
             return decisive
-    return Verdict.AGREES
+    return Ruling.AGREES
 
 
 def _t(freedom: int, confidence: float) -> float:

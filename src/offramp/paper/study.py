@@ -61,26 +61,26 @@ class Study:
         scale = self.scale
         if "study" in self.names:
             scale = dataclasses.replace(scale, chosen=pilot.chosen(scale, self._manifest_folders))
-        found = [experiment.with_methods(extra) for experiment in experiments(self.names, scale)]
-        chosen = self._chosen(found)
+        all_experiments = [experiment.with_methods(extra) for experiment in experiments(self.names, scale)]
+        chosen = self._chosen(all_experiments)
         object.__setattr__(self, "experiments", tuple(experiment for experiment in chosen if experiment.rows))
         left = {
             every.name: tuple(row.label for row in every.rows if row not in some.rows)
-            for every, some in zip(found, chosen, strict=True)
+            for every, some in zip(all_experiments, chosen, strict=True)
         }
         object.__setattr__(self, "left_out", {name: labels for name, labels in left.items() if labels})
 
-    def _chosen(self, found: Sequence[Experiment]) -> list[Experiment]:
-        rows = [row for experiment in found for row in experiment.rows]
+    def _chosen(self, experiments: Sequence[Experiment]) -> list[Experiment]:
+        rows = [row for experiment in experiments for row in experiment.rows]
         labels = dict.fromkeys(label for row in rows for label in (row.label, *row.aliases))
         for label in self.only:
             if label not in labels:
                 raise UsageError(f"No row is called {label!r}.{did_you_mean(label, list(labels))}")
         if not self.only:
-            return list(found)
+            return list(experiments)
         return [
             dataclasses.replace(experiment, rows=tuple(row for row in experiment.rows if row.is_called(self.only)))
-            for experiment in found
+            for experiment in experiments
         ]
 
     @property
@@ -107,11 +107,13 @@ class Study:
 
     def decide(self) -> Path | None:
         """Keep what the pilot says once all of it is done, and give the file; None before, or where it is no pilot."""
-        found = next((each for each in self.experiments if each.name == "pilot"), None)
+        experiment = next((each for each in self.experiments if each.name == "pilot"), None)
         manifests = self.manifests()
-        if found is None or self.left_out or self.tasks(manifests, [found]):
+        if experiment is None or self.left_out or self.tasks(manifests, [experiment]):
             return None
-        by_label = {row.label: [manifests[run_hash(row.with_seed(seed))] for seed in self.seeds] for row in found.rows}
+        by_label = {
+            row.label: [manifests[run_hash(row.with_seed(seed))] for seed in self.seeds] for row in experiment.rows
+        }
         return pilot.save(pilot.decide(by_label, self.scale.name, self.seeds), self.out / "manifests")
 
     def tasks(self, manifests: Mapping[str, Manifest], of: Sequence[Experiment] | None = None) -> list[Task]:
@@ -143,10 +145,10 @@ class Study:
         doing(tasks, finished)
 
 
-def distinct(found: Sequence[Experiment]) -> list[Row]:
+def distinct(experiments: Sequence[Experiment]) -> list[Row]:
     """The rows of several experiments, each run once."""
     rows = dict[str, Row]()
-    for experiment in found:
+    for experiment in experiments:
         for row in experiment.rows:
             rows.setdefault(run_hash(row.run), row)
     return list(rows.values())

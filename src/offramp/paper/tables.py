@@ -11,7 +11,7 @@ from offramp.paper import statistics
 from offramp.paper.estimate import counted
 from offramp.paper.experiments import Experiment, Row
 from offramp.paper.identity import run_hash
-from offramp.paper.judging import Judged, Part
+from offramp.paper.judging import ClaimPart, Judged
 from offramp.paper.predicates import EVERY, Exits, Greater, Q, Summed
 from offramp.paper.results import (
     BUDGETS,
@@ -42,7 +42,7 @@ GRADIENTS: tuple[tuple[What, str], ...] = (
     ("damped", "Share of images whose gradient is damped"),
     ("reversed", "Share of images whose gradient is reversed"),
 )
-OF_OUR_RUNS = (statistics.Verdict.AGREES, statistics.Verdict.DISAGREES, statistics.Verdict.NOT_RESOLVED)
+OF_OUR_RUNS = (statistics.Ruling.AGREES, statistics.Ruling.DISAGREES, statistics.Ruling.NOT_RESOLVED)
 GROUPS = (("first three exits", (None, 3)), ("last two exits", (-2, None)))  # where methods differ most, and least
 
 
@@ -85,23 +85,27 @@ def claims_table(
         note: How to read them.
     """
     rows = []
-    for one in judged:
-        verdict = f"{one.verdict}, {unlike}" if unlike and one.verdict in OF_OUR_RUNS else str(one.verdict)
-        source = f"{one.claim.source}: {one.claim.where}"
-        found = "\n".join(_part(part, unlike) for part in one.parts)
-        behind = tuple((f"{key[0]}: {key[1]}", anchors[key]) for key in one.rows if key in anchors)
-        rows.append((*map(Cell, (one.claim.text, source, verdict)), Cell(found, rows=behind if found else ())))
+    for judgement in judged:
+        verdict = (
+            f"{judgement.verdict}, {unlike}" if unlike and judgement.verdict in OF_OUR_RUNS else str(judgement.verdict)
+        )
+        source = f"{judgement.claim.source}: {judgement.claim.where}"
+        parts = "\n".join(_part(part, unlike) for part in judgement.parts)
+        behind = tuple((f"{key[0]}: {key[1]}", anchors[key]) for key in judgement.rows if key in anchors)
+        rows.append((*map(Cell, (judgement.claim.text, source, verdict)), Cell(parts, rows=behind if parts else ())))
     head = ("claim", "source", "verdict", f"found, with {100 * confidence:.0f} % intervals")
     return Table(title, head, tuple(rows), note)
 
 
-def _part(part: Part, unlike: str) -> str:
+def _part(part: ClaimPart, unlike: str) -> str:
     """What was found of a part of a claim, and the paper's own number beside it where the data are the paper's."""
     measured = f", {unlike}" if unlike else ""
-    found = f"{part.verdict}" if part.found is None else f"{part.found.text(part.digits)}, n = {part.found.n}{measured}"
+    result = (
+        f"{part.verdict}" if part.found is None else f"{part.found.text(part.digits)}, n = {part.found.n}{measured}"
+    )
     own = "" if part.published is None else f" (the paper's own numbers: {part.published:+.{part.digits}f})"
     note = f" ({part.note})" if part.note else ""
-    return f"{part.says}{note}: {found}{own}"
+    return f"{part.says}{note}: {result}{own}"
 
 
 def anchor(row: Row) -> str:
@@ -125,30 +129,32 @@ def not_run(experiment: Experiment, results: Results) -> list[str]:
 
 
 def _ours(experiment: Experiment, rows: Sequence[Row], results: Results) -> list[Table]:
-    made = [_accuracy(experiment, rows, results)]
+    tables = [_accuracy(experiment, rows, results)]
     if experiment.shows == "damping":
-        made += [
+        tables += [
             _by_exit(experiment, rows, results, "damping", "F[N+1] on test images", 4),
             _by_exit(experiment, rows, results, "damping-train", "F[N+1] on training images, with test transforms", 4),
         ]
         for what, title, digits in LAST_EPOCH:
             recorded = [row for row in rows if _recorded(experiment, row, results, what)]
             if recorded:
-                made.append(_by_exit(experiment, recorded, results, what, f"{title}, mean over the last epoch", digits))
+                tables.append(
+                    _by_exit(experiment, recorded, results, what, f"{title}, mean over the last epoch", digits)
+                )
     if experiment.shows == "threshold":
-        made.append(_by_exit(experiment, rows, results, "train-nll", "Loss converged to: nats on training images", 4))
+        tables.append(_by_exit(experiment, rows, results, "train-nll", "Loss converged to: nats on training images", 4))
     if experiment.shows in ("budgeted", "study"):
-        made.append(_budgeted(experiment, rows, results))
+        tables.append(_budgeted(experiment, rows, results))
     if experiment.shows == "pilot":
-        made.append(_by_exit(experiment, rows, results, "search", "Top-1 on `search`, last epoch", 2, mean=True))
+        tables.append(_by_exit(experiment, rows, results, "search", "Top-1 on `search`, last epoch", 2, mean=True))
     if experiment.shows == "study":
-        made.append(_by_exit(experiment, rows, results, "ece", "Calibration error (ECE) on test", 4, mean=True))
-        made += [
+        tables.append(_by_exit(experiment, rows, results, "ece", "Calibration error (ECE) on test", 4, mean=True))
+        tables += [
             _by_exit(experiment, recorded, results, what, f"{title}, over all epochs", 3)
             for what, title in GRADIENTS
             if (recorded := [row for row in rows if _recorded(experiment, row, results, what)])
         ]
-    return made
+    return tables
 
 
 def _recorded(experiment: Experiment, row: Row, results: Results, what: What) -> bool:
@@ -172,20 +178,20 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
     clocks = _clocks(experiment, results)
     rows = []
     for row in shown:
-        found = results.of(experiment.name, row.label)
+        figures = results.of(experiment.name, row.label)
         rows.append(
             (
                 Cell(row.label, anchor(row)),
-                *(_spread(row, [f.top1[k] for f in found.values()]) for k in range(num_exits)),
-                *(() if single else (_spread(row, [mean_top1(f) for f in found.values()]),)),
+                *(_spread(row, [f.top1[k] for f in figures.values()]) for k in range(num_exits)),
+                *(() if single else (_spread(row, [mean_top1(f) for f in figures.values()]),)),
                 *(_delta(experiment, row, results) for _ in deltas),
                 *(
                     [*_paired(experiment, row, groups, results), *_p(row, corrected)]
                     if row is not first
                     else [Cell("")] * len(against)
                 ),
-                Cell(str(len(found)), anchor(row)),
-                _linked(row, _time(found, results.of(experiment.name, first.label), say=len(clocks) > 1)),
+                Cell(str(len(figures)), anchor(row)),
+                _linked(row, _time(figures, results.of(experiment.name, first.label), say=len(clocks) > 1)),
             )
         )
     note = "Top-1 in percent on test: mean ± standard deviation (half-range) over n seeds. Times are of training alone"
@@ -212,8 +218,8 @@ def _corrected(experiment: Experiment, shown: Sequence[Row], results: Results) -
     first = Q(experiment.name, experiment.rows[0].label)
     contrasts = {row.label: Greater(Q(experiment.name, row.label), first) for row in shown if row.label != first.row}
     values = {label: list(greater.contrasts(results).values()) for label, greater in contrasts.items()}
-    found = {label: statistics.p_value(of, contrasts[label].images(results)) for label, of in values.items() if of}
-    return dict(zip(found, statistics.holm(list(found.values())), strict=True))
+    p_values = {label: statistics.p_value(of, contrasts[label].images(results)) for label, of in values.items() if of}
+    return dict(zip(p_values, statistics.holm(list(p_values.values())), strict=True))
 
 
 def _p(row: Row, corrected: Mapping[str, float]) -> list[Cell]:
@@ -224,8 +230,8 @@ def _delta(experiment: Experiment, row: Row, results: Results) -> Cell:
     """What a row has over the first, summed over exits."""
     if row is experiment.rows[0]:
         return Cell("")
-    found = Summed(*(Q(experiment.name, one.label) for one in (row, experiment.rows[0]))).estimate(results)
-    return _linked(row, NOTHING if found is None else found.text())
+    difference = Summed(*(Q(experiment.name, each.label) for each in (row, experiment.rows[0]))).estimate(results)
+    return _linked(row, NOTHING if difference is None else difference.text())
 
 
 def _linked(row: Row, text: str) -> Cell:
@@ -246,8 +252,8 @@ def _by_exit(
     num_exits = _num_exits(experiment, results)
     rows = []
     for row in shown:
-        found = [f.values(what) for f in results.of(experiment.name, row.label).values()]
-        curves = [curve for curve in found if curve is not None]
+        values = [f.values(what) for f in results.of(experiment.name, row.label).values()]
+        curves = [curve for curve in values if curve is not None]
         if mean:
             curves = [(*curve, fmean(curve)) for curve in curves]
         cells = [_number(row, [curve[k] for curve in curves], digits) for k in range(num_exits + mean)]
@@ -321,13 +327,13 @@ def _less_published(
     """Our figures less the printed ones, of rows that the paper's authors trained themselves."""
     known = [(row, theirs) for row, theirs in known if not theirs.get("copied")]
     runs = published()[experiment.name]["runs"]
-    said = "With 95 % intervals, which take "
+    note = "With 95 % intervals, which take "
     if runs > 1:
-        said += "the paper's ± of an exit for half the range of its runs, and that of the mean for a deviation, the "
-        said += "larger of its two readings."
+        note += "the paper's ± of an exit for half the range of its runs, and that of the mean for a deviation, the "
+        note += "larger of its two readings."
     else:
-        said += "the paper's run to spread like ours."
-    made = []
+        note += "the paper's run to spread like ours."
+    tables = []
     kinds: tuple[tuple[What, str], ...] = (
         ("top1", "Ours less published"),
         ("damping", "F[N+1] on test, ours less published"),
@@ -335,12 +341,12 @@ def _less_published(
     for what, title in kinds:
         if all(what in theirs for _, theirs in known):
             rows = tuple(
-                _gaps(row, theirs, found, runs, what)
+                _gaps(row, theirs, figures, runs, what)
                 for row, theirs in known
-                if (found := results.of(experiment.name, row.label))
+                if (figures := results.of(experiment.name, row.label))
             )
-            made += [Table(title, head, rows, said)] if rows else []
-    return made
+            tables += [Table(title, head, rows, note)] if rows else []
+    return tables
 
 
 def _printed(row: Row, theirs: Mapping[str, Any], digits: int) -> tuple[Cell, ...]:
@@ -362,13 +368,15 @@ def _printed_delta(theirs: Mapping[str, Any]) -> Cell:
     return Cell(f"{theirs['delta']:+.2f}" if "delta" in theirs else NOTHING)
 
 
-def _gaps(row: Row, theirs: Mapping[str, Any], found: Mapping[int, Figures], runs: int, what: What) -> tuple[Cell, ...]:
+def _gaps(
+    row: Row, theirs: Mapping[str, Any], figures: Mapping[int, Figures], runs: int, what: What
+) -> tuple[Cell, ...]:
     """What our figures have over the printed ones, exit by exit, and their mean over exits."""
     printed, digits = _with_mean(theirs[what]), 2 if what == "top1" else 4
     spreads = deviations(theirs) if what == "top1" else None
     known = [None] * len(printed) if spreads is None else [*spreads[0], spreads[1]]
-    images = fewest_images(found.values()) if what == "top1" else None
-    ours = [_with_mean(values) for f in found.values() if (values := f.values(what)) is not None]
+    images = fewest_images(figures.values()) if what == "top1" else None
+    ours = [_with_mean(values) for f in figures.values() if (values := f.values(what)) is not None]
     cells = [Cell(NOTHING)] * len(printed)
     if ours:
         gaps = (
@@ -400,37 +408,39 @@ def _number(row: Row, values: Sequence[float], digits: int) -> Cell:
 
 def _paired(experiment: Experiment, row: Row, groups: Sequence[tuple[str, Exits]], results: Results) -> list[Cell]:
     """What a row has over the first, over all exits and over groups of them; with groups, also of how many pairs."""
-    found = [
-        Greater(*(Q(experiment.name, one.label, exits=exits) for one in (row, experiment.rows[0]))).estimate(results)
+    differences = [
+        Greater(*(Q(experiment.name, compared.label, exits=exits) for compared in (row, experiment.rows[0]))).estimate(
+            results
+        )
         for exits in (EVERY, *(exits for _, exits in groups))
     ]
-    texts = [NOTHING if each is None else each.text() for each in found]
-    pairs = [str(found[0].n if found[0] else 0)] if groups else []
+    texts = [NOTHING if each is None else each.text() for each in differences]
+    pairs = [str(differences[0].n if differences[0] else 0)] if groups else []
     return [_linked(row, text) for text in (*texts, *pairs)]
 
 
 def _clocks(experiment: Experiment, results: Results) -> list[Clock]:
     """Under which conditions the times of an experiment were taken, each once."""
-    found = [f for row in experiment.rows for f in results.of(experiment.name, row.label).values()]
-    return list(dict.fromkeys(f.clock for f in found if f.clock is not None and f.seconds is not None))
+    figures = [f for row in experiment.rows for f in results.of(experiment.name, row.label).values()]
+    return list(dict.fromkeys(f.clock for f in figures if f.clock is not None and f.seconds is not None))
 
 
-def _time(found: Mapping[int, Figures], first: Mapping[int, Figures], *, say: bool) -> str:
+def _time(runs: Mapping[int, Figures], first: Mapping[int, Figures], *, say: bool) -> str:
     """Mean over seeds, and how many times the first row's, seed by seed; a line for each way the times were taken."""
     alike: dict[Clock | None, dict[int, Figures]] = {}
-    for seed, figures in found.items():
+    for seed, figures in runs.items():
         if figures.seconds is not None:
             alike.setdefault(figures.clock, {})[seed] = figures
     lines = [_mean_time(group, first) + (f"\n{clock}" if say else "") for clock, group in alike.items()]
     return "\n".join(lines) or NOTHING
 
 
-def _mean_time(found: Mapping[int, Figures], first: Mapping[int, Figures]) -> str:
-    mean = fmean(f.seconds for f in found.values() if f.seconds is not None)
-    said = f"{mean:.1f} s" if mean < 100 else f"{mean / 60:.1f} min" if mean < 7200 else f"{mean / 3600:.1f} h"
-    pairs = [(f, first[seed]) for seed, f in found.items() if seed in first and f.timed_like(first[seed])]
+def _mean_time(figures: Mapping[int, Figures], first: Mapping[int, Figures]) -> str:
+    mean = fmean(f.seconds for f in figures.values() if f.seconds is not None)
+    time = f"{mean:.1f} s" if mean < 100 else f"{mean / 60:.1f} min" if mean < 7200 else f"{mean / 3600:.1f} h"
+    pairs = [(f, first[seed]) for seed, f in figures.items() if seed in first and f.timed_like(first[seed])]
     ratios = [ours.seconds / theirs.seconds for ours, theirs in pairs if ours.seconds and theirs.seconds]
-    return f"{said} (×{fmean(ratios):.2f})" if ratios else said
+    return f"{time} (×{fmean(ratios):.2f})" if ratios else time
 
 
 def _num_exits(experiment: Experiment, results: Results) -> int:

@@ -277,7 +277,7 @@ class Bench:
     def wrong(self) -> dict[str, int]:
         """Answers that are not the policy's, by where they were given; empty where all is well."""
         agreements = {**{mode.name: mode.agreement for mode in self.modes}, self.test: self.agreement}
-        return {name: one.wrong for name, one in agreements.items() if one.wrong}
+        return {name: agreement.wrong for name, agreement in agreements.items() if agreement.wrong}
 
     @property
     def times(self) -> Times:

@@ -69,11 +69,11 @@ def _short(name: str) -> str:
 
 def _spec_differences(specs: Mapping[str, Any], field: str) -> list[Difference]:
     names = {key: _name(spec) for key, spec in specs.items()}
-    found: list[Difference] = [(f"{field}.name", names)] if len(set(names.values())) > 1 else []
+    different: list[Difference] = [(f"{field}.name", names)] if len(set(names.values())) > 1 else []
     for name in dict.fromkeys(names.values()):
         same = {key: spec["args"] for key, spec in specs.items() if names[key] == name}
-        found += differences(same, f"{field}.{_short(name)}")
-    return found
+        different += differences(same, f"{field}.{_short(name)}")
+    return different
 
 
 def _label(key: str, differing: Sequence[Difference]) -> str:

@@ -12,28 +12,28 @@ def outcome(evaluation: Evaluation) -> str | None:
 
     `As accurately`: the 95 % interval of the accuracy lost, over the test images, holds 0.
     """
-    found = evaluation.dynamic
-    if found is None:
+    dynamic = evaluation.dynamic
+    if dynamic is None:
         return None
-    policy = found.source or f"thresholds found for a drop of {MAX_DROP:g} points"
-    if found.exits[-1].images == evaluation.test.num_images:
+    policy = dynamic.source or f"thresholds found for a drop of {MAX_DROP:g} points"
+    if dynamic.exits[-1].images == evaluation.test.num_images:
         return f"Under {policy} no image leaves early: the last exit answers all of them."
     times = evaluation.times
     speed = f"; `{evaluation.run.command('bench')}` measures the time" if times is None else _speed(times)
     return (
-        f"Under {policy} the network answers {_accuracy(found, evaluation.test.num_images)} with "
-        f"{100 * found.share:.0f} % of the operations{speed}."
+        f"Under {policy} the network answers {_accuracy(dynamic, evaluation.test.num_images)} with "
+        f"{100 * dynamic.share:.0f} % of the operations{speed}."
     )
 
 
-def _accuracy(found: Dynamic, images: int) -> str:
-    centre, error = map(float, paired_difference(found.lost, found.gained, images))
-    drop = 100 * (found.lost - found.gained) / images
+def _accuracy(dynamic: Dynamic, images: int) -> str:
+    centre, error = map(float, paired_difference(dynamic.lost, dynamic.gained, images))
+    drop = 100 * (dynamic.lost - dynamic.gained) / images
     how = "as accurately as its last exit alone"
     if abs(centre) > Z95 * error:
         how = f"{'less' if centre > 0 else 'more'} accurately than its last exit alone"
     change = f"{'gain' if drop < 0 else 'drop'} {abs(drop):.1f} points on {images:,} test images"
-    return f"{how} ({change}, {_promise(found.certificate)})"
+    return f"{how} ({change}, {_promise(dynamic.certificate)})"
 
 
 def _promise(certificate: Certificate | None) -> str:

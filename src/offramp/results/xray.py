@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from offramp.evaluation.telling import Telling
+from offramp.evaluation.error_detection import ErrorDetection
 from offramp.evaluation.xray import STATES, Xray
 from offramp.files import RunConfig, RunFolder
 
@@ -66,8 +66,8 @@ class XrayReport:
             difference of the mean epochs first; never counts as one after the last.
         deep_first: The other way round.
         last: Images that all exits together learned last, or never.
-        telling: The damping value against the answers on test; None where that cannot be said.
-        no_telling: Why not; None where it can.
+        error_detection: The damping value against the answers on test; None where that cannot be said.
+        no_error_detection: Why not; None where it can.
         written: The page, if matplotlib is installed.
     """
 
@@ -78,8 +78,8 @@ class XrayReport:
     shallow_first: tuple[Watched, ...]
     deep_first: tuple[Watched, ...]
     last: tuple[Watched, ...]
-    telling: tuple[Telling, ...] | None
-    no_telling: str | None
+    error_detection: tuple[ErrorDetection, ...] | None
+    no_error_detection: str | None
     written: tuple[Path, ...] = ()
 
     @classmethod
@@ -88,8 +88,8 @@ class XrayReport:
         record: Xray,
         run: RunFolder,
         config: RunConfig,
-        telling: tuple[Telling, ...] | None,
-        no_telling: str | None,
+        error_detection: tuple[ErrorDetection, ...] | None,
+        no_error_detection: str | None,
     ) -> "XrayReport":
         """What a record says."""
         shallow_first, deep_first, last = _picked(record)
@@ -101,8 +101,8 @@ class XrayReport:
             shallow_first=shallow_first,
             deep_first=deep_first,
             last=last,
-            telling=telling,
-            no_telling=no_telling,
+            error_detection=error_detection,
+            no_error_detection=no_error_detection,
         )
 
     @property
@@ -119,8 +119,8 @@ class XrayReport:
             "epochs": self.record.epochs_E.tolist(),
             "shares": {name: shares_EK.tolist() for name, shares_EK in zip(STATES, shares_3EK, strict=True)},
             "exits": [dataclasses.asdict(exit) for exit in self.exits],
-            "telling": None if self.telling is None else [dataclasses.asdict(exit) for exit in self.telling],
-            "no_telling": self.no_telling,
+            "telling": self.error_detection and [dataclasses.asdict(exit) for exit in self.error_detection],
+            "no_telling": self.no_error_detection,
         }
 
 

@@ -95,9 +95,9 @@ def weighting(name: str, **settings: Any) -> Callable[[Tensor], Tensor]:
     try:
         from torchjd import aggregation
 
-        made: Callable[[Tensor], Tensor] = getattr(aggregation, name)(**settings)
+        aggregator: Callable[[Tensor], Tensor] = getattr(aggregation, name)(**settings)
     except ImportError as error:
         raise UsageError(
             "Gradient surgery needs torchjd, which is not all installed: pip install 'offramp[gradient-surgery]'."
         ) from error
-    return made
+    return aggregator

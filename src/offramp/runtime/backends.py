@@ -11,7 +11,7 @@ from torch import Tensor
 
 from offramp.choices import Backend
 from offramp.network import EarlyExitNet
-from offramp.runtime import kept
+from offramp.runtime import file_cache
 from offramp.runtime.images import spread
 from offramp.runtime.onnxruntime_ import OnnxRuntime
 from offramp.runtime.openvino_ import OpenVino
@@ -38,8 +38,8 @@ def make_program(network: EarlyExitNet, form: Form, device: torch.device | None 
     """A network, run as a form says. What a library has compiled is shared by all who run the same network so."""
     if form.backend == "torch":
         return TorchProgram(network, form, device)
-    scales = kept.scales_of(kept.find_int8(network)) if form.precision == "int8" else None
-    key = kept.place(network), form, scales, device, torch.get_num_threads()
+    scales = file_cache.scales_of(file_cache.find_int8(network)) if form.precision == "int8" else None
+    key = file_cache.folder_for(network), form, scales, device, torch.get_num_threads()
     program = _alive.get(key)
     if program is None:
         _alive[key] = program = PROGRAMS[form.backend](network, form, device)
@@ -63,7 +63,7 @@ def calibrate(network: EarlyExitNet, images_SCHW: Tensor) -> str:
         UsageError: The network cannot be exported, onnxruntime is not installed, images of another shape.
     """
     make_program(network, Form("onnxruntime"))  # makes the files in float32, or compares those kept with the network
-    return kept.scales_of(kept.make_int8(network, spread(images_SCHW, CALIBRATED)))
+    return file_cache.scales_of(file_cache.make_int8(network, spread(images_SCHW, CALIBRATED)))
 
 
 def is_installed(backend: Backend) -> bool:

@@ -86,7 +86,7 @@ class Expected(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Choice:
+class RankedPlans:
     """The fastest plans there are in the model.
 
     Attributes:
@@ -136,7 +136,7 @@ class Model:
         total_K, total_builds_K, met = np.zeros(num_exits), np.zeros(num_exits), set[tuple[int, int]]()
         batches = self._batches(plan, batch_size)
         for exits_B, weight in batches:
-            ms_K, builds_K = self._one(exits_B, plan, heads, met)
+            ms_K, builds_K = self._batch(exits_B, plan, heads, met)
             total_K += weight * ms_K
             total_builds_K += weight * builds_K
         kernels = sum(self.table.kernels_K[k] * count for k, count in enumerate(_counts(met, num_exits, plan)))
@@ -155,7 +155,7 @@ class Model:
         batches = exits_S.reshape(-1, batch_size)
         return [(batches[i], 1) for i in np.unique(np.linspace(0, len(batches) - 1, BATCHES).astype(int))]
 
-    def _one(
+    def _batch(
         self, exits_B: NDArray[np.int64], plan: Plan, heads: set[int], met: set[tuple[int, int]]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Times `[K]` of one batch, and of making the kernels it uses; `met` gets the stages and numbers of rows."""
@@ -241,29 +241,29 @@ def _by_rows(rows_R: Sequence[int], ms_R: Sequence[float], most: int) -> list[fl
     beyond = rows > rows_R[-1]
     ms[beyond] = ms_R[-1] + slope * (rows[beyond] - rows_R[-1])
     ms[0] = 0.0
-    return [float(one) for one in ms]
+    return [float(value) for value in ms]
 
 
-def choose(table: TimeTable, flow: Flow, batch_size: int) -> Choice:
+def choose(table: TimeTable, flow: Flow, batch_size: int) -> RankedPlans:
     """The plans that are expected to be fastest for batches of one size."""
     model = Model(table, flow, max(batch_size, *CHUNKS))
     chunks = [max(batch_size, 64), *(chunk for chunk in CHUNKS if chunk < min(batch_size, max(table.rows_R) + 1))]
     straight = _fastest((Plan(straight=True, chunk=chunk) for chunk in chunks), lambda p: model.batch_ms(p, batch_size))
     best: dict[tuple[int, ...], Expected] = {}
-    found: Plan | None = None
+    fastest: Plan | None = None
     for chunk in dict.fromkeys([straight[0].plan.chunk, *chunks]):
         for sizes in _roundings(min(batch_size, chunk or batch_size), chunk):
             start = Plan(sizes=sizes, chunk=chunk)
-            starts = _starts(flow, start) if found is None else [replace(found, sizes=sizes, chunk=chunk)]
-            one = _best_exits(starts, flow, lambda p: model.batch_ms(p, batch_size))
-            if one is not None:
+            starts = _starts(flow, start) if fastest is None else [replace(fastest, sizes=sizes, chunk=chunk)]
+            best_here = _best_exits(starts, flow, lambda p: model.batch_ms(p, batch_size))
+            if best_here is not None:
                 kind = sizes if batch_size > 1 else ()
-                best[kind] = min((one, best.get(kind, one)), key=lambda e: e.ms)
-                found = one.plan
-    return Choice(straight, tuple(sorted(best.values(), key=lambda e: e.ms)))
+                best[kind] = min((best_here, best.get(kind, best_here)), key=lambda e: e.ms)
+                fastest = best_here.plan
+    return RankedPlans(straight, tuple(sorted(best.values(), key=lambda e: e.ms)))
 
 
-def choose_stream(table: TimeTable, flow: Flow) -> Choice:
+def choose_stream(table: TimeTable, flow: Flow) -> RankedPlans:
     """The same for a long stream; times are per image."""
     model = Model(table, flow, max(CHUNKS))
     chunks = [chunk for chunk in CHUNKS if chunk <= max(table.rows_R)] or [CHUNKS[0]]
@@ -272,8 +272,10 @@ def choose_stream(table: TimeTable, flow: Flow) -> Choice:
         return float(model.stream_ms(plan, flow.asked(plan)).sum())
 
     straight = _fastest((Plan(straight=True, chunk=chunk) for chunk in chunks), ms)
-    found = (_best_exits(_starts(flow, Plan(chunk=chunk)), flow, ms, compacting=False) for chunk in chunks)
-    return Choice(straight, tuple(sorted((one for one in found if one is not None), key=lambda e: e.ms)))
+    adaptive = (_best_exits(_starts(flow, Plan(chunk=chunk)), flow, ms, compacting=False) for chunk in chunks)
+    return RankedPlans(
+        straight, tuple(sorted((expected for expected in adaptive if expected is not None), key=lambda e: e.ms))
+    )
 
 
 def exit_ms(table: TimeTable, flow: Flow, plan: Plan, batch_size: int | None) -> tuple[float, ...]:
@@ -328,7 +330,7 @@ def _best_exits(
             known[plan] = ms(plan)
         return Expected(plan, known[plan])
 
-    found = []
+    ends = []
     for start in starts:
         here = timed(start)
         while True:
@@ -336,8 +338,8 @@ def _best_exits(
             if best.ms >= here.ms:
                 break
             here = best
-        found.append(here)
-    return min(found, key=lambda e: e.ms, default=None)
+        ends.append(here)
+    return min(ends, key=lambda e: e.ms, default=None)
 
 
 def _neighbours(plan: Plan, flow: Flow, compacting: bool) -> list[Plan]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from offramp.devices import OnItsWay
+from offramp.devices import PendingCopy
 from offramp.errors import UsageError
 from offramp.network import Carry
 from offramp.policy import State
@@ -68,7 +68,7 @@ class Queue:
     def __init__(self, size: int) -> None:
         self.size = size
         self.chunks: deque[Chunk | Rows] = deque()
-        self._firsts: deque[OnItsWay] = deque()
+        self._firsts: deque[PendingCopy] = deque()
 
     def __len__(self) -> int:
         return sum(chunk.filled if isinstance(chunk, Chunk) else len(chunk) for chunk in self.chunks)
@@ -84,7 +84,7 @@ class Queue:
         while done < len(rows):
             last = self.chunks[-1] if self.chunks else None
             if not isinstance(last, Chunk) or last.filled == self.size:
-                self._firsts.append(OnItsWay(rows.ids_B[done : done + 1]))
+                self._firsts.append(PendingCopy(rows.ids_B[done : done + 1]))
                 if rows.places_B is None and len(rows) - done >= self.size:
                     self.chunks.append(rows.cut(slice(done, done + self.size)))
                     done += self.size

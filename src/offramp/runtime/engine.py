@@ -73,8 +73,8 @@ class Engine(Runner):
         Raises:
             UsageError: No images, sizes below 1, no forms.
         """
-        tuning, made = tuned(self, as_images(images_SCHW, self.network), batch_sizes, forms, seconds, streams)
-        adopt(self, tuning, made=made)
+        tuning, program = tuned(self, as_images(images_SCHW, self.network), batch_sizes, forms, seconds, streams)
+        adopt(self, tuning, program=program)
         return tuning
 
     def adopt(self, tuning: Tuning) -> tuple[str, ...]:

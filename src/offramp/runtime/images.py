@@ -47,10 +47,10 @@ def check_images(images_BCHW: Tensor, image_shape: Sequence[int] | None) -> None
 
 def spread(images_SCHW: Tensor, most: int) -> Tensor:
     """The images, or `most` of them, evenly spread."""
-    given = len(images_SCHW)
-    if given <= most:
+    num_images = len(images_SCHW)
+    if num_images <= most:
         return images_SCHW
-    return images_SCHW[torch.arange(most, device=images_SCHW.device) * given // most]
+    return images_SCHW[torch.arange(most, device=images_SCHW.device) * num_images // most]
 
 
 def _tensor(images: Any) -> Tensor:

@@ -19,7 +19,7 @@ from offramp.errors import OfframpError, UsageError, first_line
 from offramp.export import Stages
 from offramp.export.chain import Reading, chain
 from offramp.network import Carry, EarlyExitNet
-from offramp.runtime import kept
+from offramp.runtime import file_cache
 from offramp.runtime.program import Form, Program
 
 CLOSE = {
@@ -66,14 +66,14 @@ class LibraryProgram(Program):
         self._check(network)
         self._reads, self._lock = network.reads, threading.RLock()
         if form.precision == "int8":  # noise, which scales are not made for, tells nothing of it
-            files = kept.find_int8(network)
+            files = file_cache.find_int8(network)
             self._take(files)
-            self.scales = kept.scales_of(files)
+            self.scales = file_cache.scales_of(files)
             return
-        folder = kept.place(network)
-        found = kept.find(folder)
-        if found is None or not self._serves(found, network):
-            self._take(kept.make(network, folder))
+        folder = file_cache.folder_for(network)
+        stored = file_cache.find(folder)
+        if stored is None or not self._serves(stored, network):
+            self._take(file_cache.make(network, folder))
             if (exit := self._differs(network)) is not None:
                 raise UsageError(
                     f"Run by {form}, exit {exit + 1} gives other logits than run by torch: use backend='torch' for "
@@ -134,11 +134,11 @@ class LibraryProgram(Program):
         return self._call(segment, None, maps)
 
     def _call(self, segment: Segment, rows: int | None, maps: Carry) -> tuple[Tensor, ...]:
-        with self._in_words(f"stages {segment.first + 1} to {segment.last + 1} of this network"):
+        with self._one_line_errors(f"stages {segment.first + 1} to {segment.last + 1} of this network"):
             return self._model(segment, rows)(maps)
 
     @contextlib.contextmanager
-    def _in_words(self, what: str) -> Iterator[None]:
+    def _one_line_errors(self, what: str) -> Iterator[None]:
         """The library's errors within it as one line."""
         try:
             yield
@@ -160,8 +160,8 @@ class LibraryProgram(Program):
 
     def _onnx(self, segment: Segment, reading: Reading | None = None) -> bytes:
         first, last, exit, carry = segment
-        made = chain(self._parts, self._reads, first, last, exit=exit, carry=carry, reading=reading)
-        return bytes(made.SerializeToString())
+        model = chain(self._parts, self._reads, first, last, exit=exit, carry=carry, reading=reading)
+        return bytes(model.SerializeToString())
 
     def _places(self, segment: Segment) -> list[int]:
         """Which tensors of the carry a segment reads."""

@@ -70,9 +70,9 @@ class OnnxRuntime(LibraryProgram):
         places = self._places(segment)
 
         def run(carry: Carry) -> tuple[Tensor, ...]:
-            given = {
+            inputs = {
                 name: carry[place].detach().contiguous().numpy() for name, place in zip(names, places, strict=True)
             }
-            return tuple(map(torch.from_numpy, session.run(None, given)))
+            return tuple(map(torch.from_numpy, session.run(None, inputs)))
 
         return run

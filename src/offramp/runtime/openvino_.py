@@ -88,7 +88,7 @@ class OpenVino(LibraryProgram):
 
         def answer(images_BCHW: Tensor) -> Answers:
             images_BCHW, mark_B = self.enter(images_BCHW)
-            with self._in_words("this network"):
+            with self._one_line_errors("this network"):
                 label, k, confidence = run(images_BCHW, mark_B, thresholds)
             return Answers(torch.from_numpy(label), torch.tensor([asks[k]]), torch.from_numpy(confidence))
 
@@ -99,7 +99,7 @@ class OpenVino(LibraryProgram):
         for first, last in zip((0, *(k + 1 for k in asks)), asks, strict=False):
             segment = Segment(first, last, True, last < self.num_exits - 1)
             reading = Reading(measure, self.num_classes)
-            with self._in_words(f"stages {first + 1} to {last + 1} of this network"):
+            with self._one_line_errors(f"stages {first + 1} to {last + 1} of this network"):
                 models.append(self._compiled(self._onnx(segment, reading), segment, 1, answers=2))
             places.append(self._places(segment))
         return _SingleImage(models, places)
@@ -180,12 +180,12 @@ class _Model:
 
     def __call__(self, carry: Carry) -> tuple[Tensor, ...]:
         """Tensors of as many rows, which are the caller's."""
-        given = [self._seen(carry[place]) for place in self.places]
+        inputs = [self._seen(carry[place]) for place in self.places]
         with self.lock:
-            for number, x in enumerate(given):
+            for number, x in enumerate(inputs):
                 if x is not self.bound[number]:
                     self.request.set_input_tensor(number, x)
-            self.bound = given
+            self.bound = inputs
             outputs = self._outputs(carry[0].shape[0])
             if outputs is not self.last:
                 for number, x in enumerate(outputs.seen):

@@ -39,8 +39,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in ("asks", "compacts", "sizes"):  # a list is as good, but a plan is looked up by its value
-            given = getattr(self, name)
-            object.__setattr__(self, name, None if given is None else tuple(given))
+            numbers = getattr(self, name)
+            object.__setattr__(self, name, None if numbers is None else tuple(numbers))
         for name, values in (("chunk", () if self.chunk is None else (self.chunk,)), ("sizes", self.sizes)):
             for value in values:
                 check_whole(name, value, 1)

@@ -74,18 +74,18 @@ class Runner:
         stream: Plan | None = None,
         *,
         chunks: Mapping[int, int | None] | None = None,
-        made: Program | None = None,
+        program: Program | None = None,
     ) -> None:
         """Run in this form from now on, a batch under the plan of the size nearest to its own (by their ratio).
 
         Streams are run under `stream`; by default under the plan for the largest batches. `chunks` are what `straight`
-        takes at a time, by size; by default what the plans do. `made` is the program, where there is one in this form.
+        takes at a time, by size; by default what the plans do. `program` is one in this form, if there.
         """
         check_sizes(plans)
         for plan in filter(None, (*plans.values(), stream)):
             self._check(plan)
         check_form(form, self.policy)
-        program = made or make_program(self.network, form, self.device)
+        program = program or make_program(self.network, form, self.device)
         check_scales(program, self.policy)
         self.program = program
         self._arrange(plans, stream, chunks)
@@ -191,8 +191,8 @@ class Runner:
         Empty where every exit that matters is asked; see `policy_under` for the policy that is carried out there.
         """
         plans: list[tuple[int | str, Plan]] = [(STREAM, self.stream_plan), *self.plans.items()]
-        found = {size: tuple(sorted({*self._open()} - {*self.asks(plan)})) for size, plan in plans}
-        return {size: exits for size, exits in found.items() if exits}
+        closed = {size: tuple(sorted({*self._open()} - {*self.asks(plan)})) for size, plan in plans}
+        return {size: exits for size, exits in closed.items() if exits}
 
     def policy_under(self, plan: Plan) -> Policy:
         """The policy that a plan carries out: exits that it does not ask take nobody.
@@ -203,8 +203,8 @@ class Runner:
         if asked == self._open():
             return self.policy
         thresholds = [self.policy.thresholds[k] if k in asked else NOBODY for k in range(self.num_exits - 1)]
-        found = {"procedure": "exits closed by a plan", "from": self.policy.found}
-        return Policy((*thresholds, EVERYBODY), self.policy.measure, found, self.policy.network)
+        origin = {"procedure": "exits closed by a plan", "from": self.policy.found}
+        return Policy((*thresholds, EVERYBODY), self.policy.measure, origin, self.policy.network)
 
     def operations(self, plan: Plan | None = None, image_shape: tuple[int, int, int] | None = None) -> tuple[int, ...]:
         """Operations spent on an image that leaves at each exit: the stages up to it, and the heads that are asked.

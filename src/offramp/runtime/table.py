@@ -105,10 +105,10 @@ def _one_pass(runner: Runner, images_BCHW: Tensor) -> list[list[float]]:
         some_B = rows.ids_B % 2 == 1
         clock.ms()
         runner.divide(0, passed, asked._replace(takes_B=torch.zeros_like(some_B)))  # 0: the last one takes all
-        nobody = clock.ms()
+        dividing = clock.ms()
         runner.divide(0, passed, asked._replace(takes_B=some_B))
-        parts.append(max(0.0, clock.ms() - nobody))
-        heads[k] += nobody
+        parts.append(max(0.0, clock.ms() - dividing))
+        heads[k] += dividing
         kept = passed.keep(rows.ids_B)
         clock.ms()
         kept.compact()
@@ -131,4 +131,4 @@ class _Clock:
 
 
 def _kernels(module: nn.Module) -> int:
-    return sum(isinstance(one, (nn.Conv2d, nn.Linear)) for one in module.modules())
+    return sum(isinstance(layer, (nn.Conv2d, nn.Linear)) for layer in module.modules())

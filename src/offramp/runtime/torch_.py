@@ -80,10 +80,10 @@ class TorchProgram(Program):
         logits_BC: Tensor = self._in_own_precision(self._twin.exits[k], carry[self._twin.reads[k]])
         return logits_BC
 
-    def _in_own_precision(self, run: Callable[..., Any], *given: Any) -> Any:
+    def _in_own_precision(self, run: Callable[..., Any], *arguments: Any) -> Any:
         """What is run in the form's precision, whatever autocast there is around."""
         kind = self.device.type
         if not torch.is_autocast_enabled(kind):
-            return run(*given)
+            return run(*arguments)
         with torch.autocast(kind, enabled=False):
-            return run(*given)
+            return run(*arguments)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from offramp.errors import OfframpError, UsageError
 from offramp.policy import CERTIFICATE, PATIENCE
-from offramp.runtime import kept
+from offramp.runtime import file_cache
 from offramp.runtime.agreement import Agreement
 from offramp.runtime.backends import usual_forms
-from offramp.runtime.choice import WORTH, Choice, Expected, Flow, choose, choose_stream, exit_ms
+from offramp.runtime.choice import WORTH, Expected, Flow, RankedPlans, choose, choose_stream, exit_ms
 from offramp.runtime.images import spread
 from offramp.runtime.plan import STREAM, Plan
 from offramp.runtime.program import Form, Program, certified_form
@@ -29,7 +29,7 @@ from offramp.runtime.stream import in_turn
 from offramp.runtime.table import batches_of, time_table
 from offramp.runtime.timing import conditions, ratio, take_turns
 from offramp.runtime.torch_ import TorchProgram
-from offramp.runtime.tuning import Gain, Trial, Tuning, described
+from offramp.runtime.tuning import Speedup, Trial, Tuning, described
 from offramp.storage import weights_hash
 
 STREAM_BATCH = 32  # images that come together in the stream that is tried
@@ -65,24 +65,24 @@ def tuned(
     trials = _use_best(runner, forms, images_SCHW, logits_KSC, batch_sizes, FORM * seconds)
     table = time_table(runner, images_SCHW, max(*batch_sizes, 128), TABLE * seconds)
     share = (1 - TABLE - FORM) * seconds / (len(batch_sizes) + 1)
-    found: dict[str, _Found] = {}
+    results: dict[str, _Best] = {}
     for size in sorted(batch_sizes):
         feed = batches_of(images_SCHW, size)
-        found[str(size)] = _proven(runner, choose(table, flow, size), feed, share, _of_batches(size))
-    plans = {size: found[str(size)].plan for size in sorted(batch_sizes)}
+        results[str(size)] = _proven(runner, choose(table, flow, size), feed, share, _of_batches(size))
+    plans = {size: results[str(size)].plan for size in sorted(batch_sizes)}
     if streams:
         choice = choose_stream(table, flow)
         length = min(STREAMED[1], max(STREAMED[0], int(1000 * share / choice.straight[0].ms / 6)))
-        found[STREAM] = _proven(runner, choice, batches_of(images_SCHW, length)[:1], share, _of_stream)
+        results[STREAM] = _proven(runner, choice, batches_of(images_SCHW, length)[:1], share, _of_stream)
     tuning = Tuning(
         form=runner.program.form,
         plans=plans,
-        stream=found[STREAM].plan if streams else plans[max(plans)],
-        gains={name: one.gain for name, one in found.items()},
-        chunks={name: one.chunk for name, one in found.items()},
+        stream=results[STREAM].plan if streams else plans[max(plans)],
+        gains={name: result.gain for name, result in results.items()},
+        chunks={name: result.chunk for name, result in results.items()},
         exit_ms={
-            name: exit_ms(table, flow, one.with_exits, None if name == STREAM else int(name))
-            for name, one in found.items()
+            name: exit_ms(table, flow, result.with_exits, None if name == STREAM else int(name))
+            for name, result in results.items()
         },
         table=table,
         forms=trials,
@@ -144,9 +144,9 @@ def _use_best(
             continue
         # Of int8 only that the runner answers as its own logits say: what it costs is not rounding, and was asked for.
         own = logits_KSC if form.precision != "int8" else _logits(twin.program, images_SCHW)
-        found = _agreements(twin, images_SCHW, own)
-        admitted_too = all(one.is_rounding(twin.num_exits) for one in found)
-        flips, wrong = sum(one.flips for one in found), sum(one.wrong for one in found)
+        agreements = _agreements(twin, images_SCHW, own)
+        admitted_too = all(agreement.is_rounding(twin.num_exits) for agreement in agreements)
+        flips, wrong = (sum(getattr(agreement, name) for agreement in agreements) for name in ("flips", "wrong"))
         trials.append(Trial(form, admitted_too, flips, wrong, {}, took))
         if admitted_too:
             admitted[form] = twin
@@ -154,8 +154,8 @@ def _use_best(
         form, ms = _best_straight(admitted, images_SCHW, batch_sizes, seconds)
     else:
         form, ms = next(iter(admitted), certified_form(runner.policy) or Form()), {}
-    runner.use(form, {1: Plan()}, made=admitted[form].program if form in admitted else None)
-    return tuple(replace(one, straight_ms=ms.get(one.form, {})) for one in trials)
+    runner.use(form, {1: Plan()}, program=admitted[form].program if form in admitted else None)
+    return tuple(replace(trial, straight_ms=ms.get(trial.form, {})) for trial in trials)
 
 
 def _best_straight(
@@ -178,7 +178,7 @@ def _best_straight(
 
 def _set_up(runner: Runner, form: Form, images_SCHW: Tensor) -> str | None:
     """Make the runner run in a form, and run it for the first time; the reason where it cannot."""
-    if form.backend != "torch" and (seconds := kept.expected_seconds(runner.network)) > SETTING_UP:
+    if form.backend != "torch" and (seconds := file_cache.expected_seconds(runner.network)) > SETTING_UP:
         return (
             f"its files would take about {seconds:.0f} s to make, more than {SETTING_UP:.0f}; "
             f"Engine(network, policy, backend={form.backend!r}) makes them, and they are kept"
@@ -200,12 +200,12 @@ def _run_first(runner: Runner, images_SCHW: Tensor) -> None:
 
 def _agreements(runner: Runner, images_SCHW: Tensor, logits_KSC: Tensor) -> list[Agreement]:
     """How the engine's form answers with exits, and straight on."""
-    found = []
+    agreements = []
     for plan in (Plan(), Plan(straight=True)):
         variant = runner.under({1: plan})
         answers = joined(variant(images_BCHW) for images_BCHW in torch.split(images_SCHW, 64))
-        found.append(variant.agreement(answers, logits_KSC, variant.policy_under(plan)))
-    return found
+        agreements.append(variant.agreement(answers, logits_KSC, variant.policy_under(plan)))
+    return agreements
 
 
 class _Turn:
@@ -254,11 +254,11 @@ def _in_turns(turns: Mapping[str, _Turn], rounds: tuple[int, int], seconds: floa
     return take_turns(turns, number, warmup=0)
 
 
-class _Found(NamedTuple):
+class _Best(NamedTuple):
     """What is best for one size of batch."""
 
     plan: Plan
-    gain: Gain
+    gain: Speedup
     chunk: int | None
     with_exits: Plan
 
@@ -276,26 +276,26 @@ def _of_stream(runner: Runner, plan: Plan) -> Callable[[Tensor], object]:
     return lambda images_SCHW: list(in_turn(variant, torch.split(images_SCHW, STREAM_BATCH)))
 
 
-def _proven(runner: Runner, choice: Choice, feed: Sequence[Tensor], seconds: float, runs: _Runs) -> _Found:
+def _proven(runner: Runner, choice: RankedPlans, feed: Sequence[Tensor], seconds: float, runs: _Runs) -> _Best:
     """The best way straight on, or the best plan with exits where it is faster than that beyond doubt."""
 
     def turn(plan: Plan) -> _Turn:
         return _Turn(runs(runner, plan), feed, runner.wait)
 
-    near = [one for one in choice.straight if one.ms <= CLOSE * choice.straight[0].ms][:TRIED]
+    near = [way for way in choice.straight if way.ms <= CLOSE * choice.straight[0].ms][:TRIED]
     hopeful = choice.adaptive[:TRIED] if choice.gain * WORTH > 1 else ()
     straight, adaptive = _sorted_out(
-        [turn(one.plan) for one in near], near, [turn(one.plan) for one in hopeful], hopeful, seconds / 3
+        [turn(way.plan) for way in near], near, [turn(way.plan) for way in hopeful], hopeful, seconds / 3
     )
     chunk = straight.plan.chunk
     with_exits = (adaptive or next(iter(choice.adaptive), straight)).plan
     if adaptive is None:
-        return _Found(straight.plan, Gain(choice.gain, None), chunk, with_exits)
+        return _Best(straight.plan, Speedup(choice.gain, None), chunk, with_exits)
     took = _in_turns({"straight": turn(straight.plan), "exits": turn(adaptive.plan)}, PROVING, seconds * 2 / 3)
     spread = ratio(took["exits"], took["straight"])
     faster = spread["ratio"] < WORTH and spread["at_most"] < 1
-    gain = Gain(choice.gain, 1 / spread["ratio"])
-    return _Found(adaptive.plan if faster else straight.plan, gain, chunk, with_exits)
+    gain = Speedup(choice.gain, 1 / spread["ratio"])
+    return _Best(adaptive.plan if faster else straight.plan, gain, chunk, with_exits)
 
 
 def _sorted_out(

@@ -20,7 +20,7 @@ _MATTERS = ("device", "threads", "torch", "kernels_kept")  # of the conditions: 
 
 
 @dataclass(frozen=True)
-class Gain:
+class Speedup:
     """How many times as fast as straight on the best plan with exits is.
 
     Attributes:
@@ -76,7 +76,7 @@ class Tuning:
     form: Form
     plans: Mapping[int, Plan]
     stream: Plan
-    gains: Mapping[str, Gain]
+    gains: Mapping[str, Speedup]
     chunks: Mapping[str, int | None]
     exit_ms: Mapping[str, tuple[float, ...]]
     table: TimeTable
@@ -121,10 +121,12 @@ def described(policy: Policy) -> dict[str, Any]:
     return plain
 
 
-def adopt(runner: Runner, tuning: Tuning, *, only_here: bool = False, made: "Program | None" = None) -> tuple[str, ...]:
+def adopt(
+    runner: Runner, tuning: Tuning, *, only_here: bool = False, program: "Program | None" = None
+) -> tuple[str, ...]:
     """See `Engine.adopt`.
 
-    `only_here`: leave the runner as it is where something differs. `made`: the program in the tuning's form, if there.
+    `only_here`: leave the runner as it is where something differs. `program`: one in the tuning's form, if there.
     """
     weights = weights_hash(runner.network.state_dict())
     if tuning.weights != weights:
@@ -144,5 +146,5 @@ def adopt(runner: Runner, tuning: Tuning, *, only_here: bool = False, made: "Pro
     )
     if not (only_here and differs):
         chunks = {size: tuning.chunks[str(size)] for size in tuning.plans}
-        runner.use(tuning.form, tuning.plans, tuning.stream, chunks=chunks, made=made)
+        runner.use(tuning.form, tuning.plans, tuning.stream, chunks=chunks, program=program)
     return differs

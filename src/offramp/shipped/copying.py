@@ -34,11 +34,11 @@ def copy(name: str, path: str | Path) -> bool:
             raise UsageError("The folder you are in cannot be replaced; choose one that does not exist yet.")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".part") as beside:
-            made = Path(beside) / target.name
-            made.mkdir()
+            new = Path(beside) / target.name
+            new.mkdir()
             for file in (CARD, *known.sha256):
-                write_atomically(made / file, (source / file).read_bytes())
-            os.replace(made, target)
+                write_atomically(new / file, (source / file).read_bytes())
+            os.replace(new, target)
         sync_folder(target.parent)
     except OSError as error:
         raise OfframpError(f"{target} cannot be written: {error.strerror or error}.") from error

@@ -17,16 +17,16 @@ CLASSES_SHOWN = 100
 FLOW = 1000  # images
 
 
-def plot(dynamic: Dynamic, exits: figures.Curve) -> "Figure":
+def plot(dynamic: Dynamic, exits: figures.PlotCurve) -> "Figure":
     """Accuracy against expected operations; `exits` is the curve of the exits alone."""
-    policy = figures.Curve("the policy below", [dynamic.point.operations], [dynamic.point.accuracy])
+    policy = figures.PlotCurve("the policy below", [dynamic.point.operations], [dynamic.point.accuracy])
     published = _curve("geometric shares, as published", dynamic.published)
     return figures.budgeted(exits, published, _curve("searched thresholds", dynamic.searched), policy)
 
 
-def _curve(label: str, curve: Curve) -> figures.Curve:
+def _curve(label: str, curve: Curve) -> figures.PlotCurve:
     points = curve.points
-    return figures.Curve(label, [point.operations for point in points], [point.accuracy for point in points])
+    return figures.PlotCurve(label, [point.operations for point in points], [point.accuracy for point in points])
 
 
 def section(dynamic: Dynamic, sheet: Sheet | None) -> dict[str, Any]:
@@ -82,12 +82,12 @@ def _rows(dynamic: Dynamic, sheet: Sheet) -> list[dict[str, Any]]:
             "tiles": [
                 {
                     "image": image,
-                    "index": one.index,
-                    "name": names[one.target],
-                    "answer": names[one.answer] if one.answer != one.target else None,
-                    "confidence": f"{math.floor(1000 * one.confidence) / 1000:.3f}",
+                    "index": pick.index,
+                    "name": names[pick.target],
+                    "answer": names[pick.answer] if pick.answer != pick.target else None,
+                    "confidence": f"{math.floor(1000 * pick.confidence) / 1000:.3f}",
                 }
-                for one, image in zip(picked, images, strict=True)
+                for pick, image in zip(picked, images, strict=True)
             ],
         }
         for k, (picked, images) in enumerate(zip(dynamic.picked, sheet.rows, strict=True), 1)

@@ -116,7 +116,7 @@ def depth_colours(num_exits: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Curve:
+class PlotCurve:
     """Accuracy against operations: a point per exit, all in percent.
 
     Attributes:
@@ -132,7 +132,7 @@ class Curve:
     reach: Sequence[tuple[float, float]] = ()
 
 
-def accuracy(curves: Sequence[Curve], ylabel: str = "top-1 accuracy, %") -> "Figure":
+def accuracy(curves: Sequence[PlotCurve], ylabel: str = "top-1 accuracy, %") -> "Figure":
     """Top-1 accuracy against operations, each curve at its own; the points of a single curve are numbered."""
     labels = [textwrap.fill(curve.label, 85) for curve in curves]  # a line of the figure holds about 90
     columns = 1 if max(map(len, labels)) > 40 else 2
@@ -161,7 +161,7 @@ def accuracy(curves: Sequence[Curve], ylabel: str = "top-1 accuracy, %") -> "Fig
     return figure
 
 
-def budgeted(exits: Curve, published: Curve, searched: Curve, policy: Curve) -> "Figure":
+def budgeted(exits: PlotCurve, published: PlotCurve, searched: PlotCurve, policy: PlotCurve) -> "Figure":
     """Accuracy against expected operations: what thresholds do, and beside it the exits alone, numbered."""
     figure, (axes,) = panels(1, 3.7)
     published_order = sorted(zip(published.operations, published.top1, strict=True))

@@ -44,7 +44,7 @@ def draw(evaluation: Evaluation) -> "dict[str, Figure]":
     test = evaluation.test
     top1 = [exit.top1 for exit in test.exits]
     operations = [count.operations for count in evaluation.cost.exits]
-    curve = figures.Curve("test", operations, top1, [_wilson(value, test.num_images) for value in top1])
+    curve = figures.PlotCurve("test", operations, top1, [_wilson(value, test.num_images) for value in top1])
     drawn = {"accuracy": figures.accuracy([curve])}
     if evaluation.dynamic is not None:
         drawn["dynamic"] = plot(evaluation.dynamic, dataclasses.replace(curve, label="one exit for all images"))

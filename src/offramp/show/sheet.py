@@ -42,7 +42,7 @@ class Sheet:
 
 def sheet(picked: Sequence[Sequence[Picked]], split: Split) -> Sheet:
     """The picked images of `split`; no other image is read."""
-    shares = [np.array([one.index for one in row], dtype=np.int64) for row in picked if row]
+    shares = [np.array([image.index for image in row], dtype=np.int64) for row in picked if row]
     with contextlib.closing(split.read(shares, None)) as read:
         addresses = iter([_addresses(images_BCHW, split) for _, images_BCHW in zip(shares, read, strict=True)])
     return Sheet(tuple(next(addresses) if row else () for row in picked), _shown_as(split))

@@ -133,7 +133,7 @@ def _accuracy(comparison: Comparison) -> "Figure":
     return figures.accuracy([_curve(group) for group in comparison.groups], ylabel)
 
 
-def _curve(group: Group) -> figures.Curve:
+def _curve(group: Group) -> figures.PlotCurve:
     n = len(group.runs)
     top1 = [[run.figures.exits[k].top1 for run in group.runs] for k in range(group.num_exits)]
     means = [fmean(values) for values in top1]
@@ -141,4 +141,4 @@ def _curve(group: Group) -> figures.Curve:
     reach = [
         (max(0.0, mean - min(values)), max(0.0, max(values) - mean)) for mean, values in zip(means, top1, strict=True)
     ]
-    return figures.Curve(f"{group.label}, n = {n}", group.operations, means, reach if n > 1 else ())
+    return figures.PlotCurve(f"{group.label}, n = {n}", group.operations, means, reach if n > 1 else ())

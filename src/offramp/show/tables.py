@@ -94,7 +94,7 @@ def xray_table(report: XrayReport) -> RenderableType:
         *(["median γ"] if first.gamma is not None else []),
         *(["mean w"] if first.weight is not None else []),
     ]
-    tells = ["F[N+1] tells"] if report.telling else []
+    tells = ["F[N+1] tells"] if report.error_detection else []
     names = ["exit", *(f"{state} %" for state in STATES), "mean F[y]", *coefficients, "right %", "since epoch", *tells]
     for name in names:
         table.add_column(Text(name), justify="right", no_wrap=True)  # no markup: [y] would be a style
@@ -103,8 +103,8 @@ def xray_table(report: XrayReport) -> RenderableType:
         row += [f"{exit.gamma:#.3g}"] if exit.gamma is not None else []
         row += [f"{exit.weight:.2f}"] if exit.weight is not None else []
         row += [f"{100 * exit.learned:.1f}", "-" if exit.learned_by is None else str(exit.learned_by)]
-        if report.telling:
-            ranking = report.telling[k].ranking
+        if report.error_detection:
+            ranking = report.error_detection[k].ranking
             row += ["-" if ranking is None else f"{ranking:.3f}"]
         table.add_row(*row)
     lines = [
@@ -112,7 +112,7 @@ def xray_table(report: XrayReport) -> RenderableType:
         f"needed: at least {NEEDED:.0%} of plain cross-entropy's push on the true class is left; damped: less; "
         "reversed: it is pushed down",
     ]
-    if report.telling:
+    if report.error_detection:
         lines += [
             "F[N+1] tells: chance that it is larger for a test image answered wrongly than for one answered rightly"
         ]
@@ -126,9 +126,9 @@ def prediction_table(page: Sequence[Prediction]) -> RenderableType:
     table.add_column("class", overflow="fold")
     for name in ("exit", "confidence", "operations"):
         table.add_column(name, justify="right", no_wrap=True)
-    for one in page:  # Text: a name in brackets is no markup
-        numbers = str(one.exit), f"{one.confidence:.4f}", f"{one.operations:.1%}"
-        table.add_row(Text(escaped(one.file)), Text(escaped(one.class_name)), *numbers)
+    for prediction in page:  # Text: a name in brackets is no markup
+        numbers = str(prediction.exit), f"{prediction.confidence:.4f}", f"{prediction.operations:.1%}"
+        table.add_row(Text(escaped(prediction.file)), Text(escaped(prediction.class_name)), *numbers)
     return table
 
 
@@ -176,17 +176,18 @@ def cost_tables(title: str, counted: Cost) -> tuple[RenderableType, ...]:
     return exits, parts
 
 
-def layers_table(found: Mapping[str, Any], every: bool) -> RenderableType:
+def layers_table(layers: Mapping[str, Any], every: bool) -> RenderableType:
     """A row a cut: those that carry one tensor or are taken by `at=auto`, or `every` one."""
-    channels, height, width = found["image_shape"]
-    shown = [cut for cut in found["cuts"] if every or cut["auto"] or len(cut["carry"]) == 1]
-    left_out = len(found["cuts"]) - len(shown)
+    channels, height, width = layers["image_shape"]
+    shown = [cut for cut in layers["cuts"] if every or cut["auto"] or len(cut["carry"]) == 1]
+    left_out = len(layers["cuts"]) - len(shown)
     more = f" {left_out} more cuts carry several tensors (--every)." if left_out else ""
-    refused = f" {len(found['not_after'])} modules cannot be cut after (--json says why)." if found["not_after"] else ""
+    num_refused = len(layers["not_after"])
+    refused = f" {num_refused} modules cannot be cut after (--json says why)." if num_refused else ""
     table = Table(
-        title=f"{found['model']}: where it can be cut, {channels} x {height} x {width} images",
+        title=f"{layers['model']}: where it can be cut, {channels} x {height} x {width} images",
         caption=(
-            f"For one image; of {found['operations']:,} operations in all (as `offramp cost` counts, the last exit "
+            f"For one image; of {layers['operations']:,} operations in all (as `offramp cost` counts, the last exit "
             f"included). *: taken by at=auto.{more}{refused}"
         ),
         box=SIMPLE_HEAD,

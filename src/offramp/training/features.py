@@ -44,7 +44,7 @@ def planned(job: Job) -> tuple["Features | None", str | None]:
         size = features.size_of(job.train) + (features.size_of(job.val.search) if job.val else 0)
         if size <= IN_MEMORY or wanted == "yes":
             return features, None
-        why_not = f"kept they would take {in_words(size)}, too much for memory (--keep-features yes takes a file)"
+        why_not = f"kept they would take {describe_size(size)}, too much for memory (--keep-features yes takes a file)"
     if wanted == "yes":
         raise UsageError(f"The trunk's features cannot be kept: {why_not}.")
     return None, why_not
@@ -187,7 +187,7 @@ def _room(num: int, width: int, dtype: torch.dtype, folder: Path) -> Tensor:
         return torch.from_file(name, shared=True, size=num * width, dtype=dtype).view(num, width)
     except OSError as error:
         raise OfframpError(
-            f"There is no room in {folder} for a file of {in_words(size)} with the trunk's features: "
+            f"There is no room in {folder} for a file of {describe_size(size)} with the trunk's features: "
             f"{error.strerror or error}. Make room, or use --keep-features no."
         ) from error
     finally:
@@ -195,6 +195,6 @@ def _room(num: int, width: int, dtype: torch.dtype, folder: Path) -> Tensor:
         os.unlink(name)  # the memory stays until it is freed, and no kill leaves a file
 
 
-def in_words(size: int) -> str:
+def describe_size(size: int) -> str:
     """Bytes for a person."""
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"

@@ -23,7 +23,7 @@ from offramp.rules import TrainingRule, Workbench
 from offramp.terminal import display, say
 from offramp.training import environment
 from offramp.training.checkpoints import CheckpointStore
-from offramp.training.features import Features, in_words, planned
+from offramp.training.features import Features, describe_size, planned
 from offramp.training.form import Form, form_of, training_form
 from offramp.training.job import Job, summary_writer
 from offramp.training.loop import Loop
@@ -204,7 +204,7 @@ def _keep(features: Features, loop: Loop, folder: RunFolder) -> None:
     """Let the loop read what the exits read of the images, in their place: of the trunk that it has restored."""
     splits = [loop.train] if loop.search is None else [loop.train, loop.search]
     number, size = sum(map(len, splits)), sum(map(features.size_of, splits))
-    _say(f"What the exits read of {number:,} images is computed once and kept: {in_words(size)}.")
+    _say(f"What the exits read of {number:,} images is computed once and kept: {describe_size(size)}.")
     train, *search = (features.keep(split, loop.place, loop.bench.autocast, folder.path) for split in splits)
     loop.train, loop.search = train.on(loop.place.device), search[0].on(loop.place.device) if search else None
     loop.place = Placement(loop.place.device, channels_last=False)  # rows have no layout

@@ -77,7 +77,7 @@ def form_of(job: Job, device: torch.device, *, heads_alone: bool = False) -> For
     compiling, saved = estimate(job)
     if saved < WORTH * compiling:
         return Form("plain")
-    about = f"about {_in_words(compiling)}, saves about {_in_words(saved)}"
+    about = f"about {_describe_seconds(compiling)}, saves about {_describe_seconds(saved)}"
     return Form("compiled", f"Compiling the training step: {about} (--form plain trains without).")
 
 
@@ -95,7 +95,7 @@ def _has_known_modules(network: EarlyExitNet) -> bool:
     return all(home[:2] in (["torch", "nn"], ["offramp", "backbones"]) for home in homes)
 
 
-def _in_words(seconds: float) -> str:
+def _describe_seconds(seconds: float) -> str:
     minutes = max(1, round(seconds / 60))
     number, unit = (minutes, "minute") if minutes < 100 else (round(minutes / 60), "hour")
     return f"{number} {unit}{'s' if number > 1 else ''}"
@@ -176,13 +176,13 @@ class Compiled:
 
     def _is_watched(self) -> bool:
         """Whether any module has hooks; the first time that is said."""
-        found = bool(nn.modules.module._has_any_global_hook()) or any(  # type: ignore[no-untyped-call]
+        hooked = bool(nn.modules.module._has_any_global_hook()) or any(  # type: ignore[no-untyped-call]
             has_hooks(m) or m._backward_hooks or m._backward_pre_hooks for m in self.network.modules()
         )
-        if found and not self._has_said:
+        if hooked and not self._has_said:
             self._has_said = True
             self.log("Modules of the network have hooks, so it is run as it is, not compiled.")
-        return found
+        return hooked
 
     def _try(self, images: Tensor) -> None:
         """Compile both passes: what fails, fails here. Statistics, gradients and random numbers stay as they are."""

@@ -122,7 +122,7 @@ class Job:
             with open(file, "rb") as content:
                 origin["init"] = {"file": name, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
         began = {"init": self.config.init, "teacher": self.rule.settings().get("teacher"), "network": of_network}
-        known = [one.to_json() for through, path in began.items() for one in _ancestors(through, path)]
+        known = [ancestor.to_json() for through, path in began.items() for ancestor in _ancestors(through, path)]
         known += origin.get("ancestors", [])  # of a network that was read from a run
         return origin | ({"ancestors": known} if known else {})
 
@@ -147,10 +147,10 @@ class Job:
         """Where its weights come from and under which licence, and how it is trained."""
         origin = self._of_weights()
         known = [origin[key] for key in ("model", "licence") if origin.get(key)]
-        said = f" (trunk: {', '.join(known)})" if known else ""
+        trunk = f" (trunk: {', '.join(known)})" if known else ""
         if self.config.freeze_trunk:
-            return f"{said}, of which {sum(p.numel() for p in self.network.exits.parameters()):,} train"
-        return said if self.config.trunk_lr == 1 else f"{said}, trunk at {self.config.trunk_lr:g} of the rate"
+            return f"{trunk}, of which {sum(p.numel() for p in self.network.exits.parameters()):,} train"
+        return trunk if self.config.trunk_lr == 1 else f"{trunk}, trunk at {self.config.trunk_lr:g} of the rate"
 
 
 def _tried(network: EarlyExitNet, image: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from offramp import processes
 from offramp.config import TrainConfig
 from offramp.data import Batch, Split
 from offramp.data.randomness import Purpose, hashes
-from offramp.devices import OnItsWay
+from offramp.devices import PendingCopy
 from offramp.errors import OfframpError
 from offramp.files import OWNER, RunFolder
 from offramp.network import EarlyExitNet
@@ -93,7 +93,7 @@ class Loop:
 
     def _train_epoch(self, reporter: Reporter, stop: StopRequest) -> None:
         started, waited, images = time.monotonic(), 0.0, 0
-        previous: tuple[Batch, int, OnItsWay] | None = None
+        previous: tuple[Batch, int, PendingCopy] | None = None
         batches = self.train.batches(seed=self.config.seed, epoch=self.epoch, start=self.step)
         for batch, seconds in _timed(batches):
             waited += seconds
@@ -104,7 +104,7 @@ class Loop:
             # Read a step late, so that the device always has work.
             if previous is not None:
                 self._check(*previous)
-            previous = batch, step, OnItsWay(self.bench.broken)
+            previous = batch, step, PendingCopy(self.bench.broken)
             self.step += 1
             images += batch.size
             reporter.after_step(batch.size)
@@ -232,7 +232,7 @@ class Loop:
         else:
             torch.manual_seed(seed)
 
-    def _check(self, batch: Batch, step: int, broken: OnItsWay) -> None:
+    def _check(self, batch: Batch, step: int, broken: PendingCopy) -> None:
         """Stop where a step met something that is not finite. The gate kept it from the weights, then and since."""
         if not broken.read():
             return

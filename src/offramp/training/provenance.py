@@ -36,13 +36,16 @@ def ancestor(through: str, run: Path) -> list[Ancestor]:
     name = run.resolve().name
     images = {**config.images, **split.fingerprints}
     itself = Ancestor(through, name, named(config.data), split.division, images)
-    return [itself, *(replace(one, through=f"{one.through} of {name}") for one in ancestors(folder, config))]
+    return [
+        itself,
+        *(replace(ancestor, through=f"{ancestor.through} of {name}") for ancestor in ancestors(folder, config)),
+    ]
 
 
 def ancestors(folder: RunFolder, config: RunConfig) -> list[Ancestor]:
     """What `origin.json` says of a run's ancestors; where it says nothing of one, or of foreign weights, `unknown`."""
     origin = convert(folder.read_origin(), Origin, folder.origin)
-    listed = {one.through for one in origin.ancestors}
+    listed = {ancestor.through for ancestor in origin.ancestors}
     began = [Ancestor(through, unknown=what) for through, what in _began(config, origin) if through not in listed]
     return [*origin.ancestors, *began]
 
@@ -97,33 +100,43 @@ def check_ancestors(folder: RunFolder, config: RunConfig, parts: Parts) -> tuple
         OfframpError: A damaged file.
     """
     unknown = []
-    for one in ancestors(folder, config):
-        shared = _shared(one, named(config.data), parts)
+    for ancestor in ancestors(folder, config):
+        shared = _shared(ancestor, named(config.data), parts)
         if shared:
             raise UsageError(
-                f"{folder.path} began with, or listened to, the run {one.run} ({one.through}), which was trained "
-                f"on {shared:,} of the {len(parts.val.certify):,} images of {parts.val.certify.name}: they can certify "
-                "nothing. Hold the same images out in both runs."
+                f"{folder.path} began with, or listened to, the run {ancestor.run} ({ancestor.through}), which was "
+                f"trained on {shared:,} of the {len(parts.val.certify):,} images of {parts.val.certify.name}: they can "
+                "certify nothing.  Hold the same images out in both runs."
             )
         if shared is None:
-            unknown.append(f"{one.run or one.unknown} ({one.through})")
+            unknown.append(f"{ancestor.run or ancestor.unknown} ({ancestor.through})")
     return tuple(dict.fromkeys(unknown))
 
 
-def _shared(one: Ancestor, data: str | None, parts: Parts) -> int | None:
+def _shared(ancestor: Ancestor, data: str | None, parts: Parts) -> int | None:
     """Images of `certify` that an ancestor was trained on; None where that cannot be known."""
-    if one.unknown is not None:
+    if ancestor.unknown is not None:
         return None
     certify, ours = parts.val.certify, parts.val.division
-    if one.images.get("certify") == certify.fingerprint() or one.images.get("train") == parts.train.fingerprint():
+    if (
+        ancestor.images.get("certify") == certify.fingerprint()
+        or ancestor.images.get("train") == parts.train.fingerprint()
+    ):
         return 0  # it held the same images out, or was trained on the same as this run
-    if one.data in REGISTRY and data in REGISTRY and one.data != data:
+    if ancestor.data in REGISTRY and data in REGISTRY and ancestor.data != data:
         return 0  # no two of these have images in common
-    if None in (one.data, data) or one.data != data or one.division is None or not ours.keys() >= set(_DIVISION):
+    if (
+        None in (ancestor.data, data)
+        or ancestor.data != data
+        or ancestor.division is None
+        or not ours.keys() >= set(_DIVISION)
+    ):
         return None
-    if one.division.training_images != ours["training_images"]:
+    if ancestor.division.training_images != ours["training_images"]:
         return None
-    return len(np.intersect1d(_places(one.division)[0], _places(Division(**{key: ours[key] for key in _DIVISION}))[2]))
+    return len(
+        np.intersect1d(_places(ancestor.division)[0], _places(Division(**{key: ours[key] for key in _DIVISION}))[2])
+    )
 
 
 def _places(division: Division) -> Sequence[np.ndarray[Any, np.dtype[np.int64]]]:

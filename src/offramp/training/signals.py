@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from offramp import processes
-from offramp.devices import OnItsWay, sent
+from offramp.devices import PendingCopy, sent
 
 
 class StoppedError(SystemExit):
@@ -23,7 +23,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self._vote: OnItsWay | None = None
+        self._vote: PendingCopy | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -42,7 +42,7 @@ class StopRequest:
         if not processes.active():
             return self.number
         vote = sent(torch.tensor(float(self.number or 0)), device)
-        before, self._vote = self._vote, OnItsWay(processes.max_over_all(vote))
+        before, self._vote = self._vote, PendingCopy(processes.max_over_all(vote))
         return None if before is None else int(before.read()) or None
 
     def _note(self, number: int, frame: FrameType | None) -> None:

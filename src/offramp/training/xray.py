@@ -54,14 +54,14 @@ class GradientWatch:
         rows_R = (self.indices_W[slots_B] == batch.indices_B).nonzero().flatten()
         if not len(rows_R) and not processes.active():
             return
-        said = self._values(outcome, batch.targets_B, progress)
+        values = self._values(outcome, batch.targets_B, progress)
         here = self.bench.broken.device
         rows, slots = sent(rows_R, here), sent(slots_B[rows_R], here)
-        step_FKB = torch.stack([values_KB.float() for values_KB in said.values()])
+        step_FKB = torch.stack([values_KB.float() for values_KB in values.values()])
         step_FKW = step_FKB.new_zeros(*step_FKB.shape[:2], len(self))
         step_FKW = processes.sum_over_all(step_FKW.index_copy(2, slots, step_FKB.index_select(2, rows)))
         # An image comes by once an epoch, so these sums add up nothing and are exact.
-        for name, step_KW in zip(said, step_FKW, strict=True):
+        for name, step_KW in zip(values, step_FKW, strict=True):
             self.now[name] = self.now[name] + step_KW if name in self.now else step_KW
 
     def _values(self, outcome: Outcome, targets_B: Tensor, progress: float) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from offramp.backbones.attached.heads import HEADS, HeadKind, new_exit, with_neu
 from offramp.backbones.layers import check_choice
 from offramp.checks import check_counts, check_flags
 from offramp.errors import UsageError
-from offramp.graphs.cutting import Part
+from offramp.graphs.cutting import GraphPart
 from offramp.graphs.in_place import changes_in_place
 from offramp.graphs.interpreter import Fields, Shape
 from offramp.graphs.random_state import ONE_AT_A_TIME, RandomState, random_state_kept
@@ -204,7 +204,7 @@ def _classes_of(traced: Traced) -> int:
     return output.sizes[1]
 
 
-def _parts(sites: Sites, chosen: Sequence[Site], own: Sequence[bool]) -> Iterator[Part]:
+def _parts(sites: Sites, chosen: Sequence[Site], own: Sequence[bool]) -> Iterator[GraphPart]:
     """The stages, and the last exit."""
     cutter = sites.cutter
     (logits,) = cutter.output.all_input_nodes
@@ -282,9 +282,9 @@ def _starts_in_place(part: nn.Module) -> bool:
     return False
 
 
-def _last_exit(network: EarlyExitNet) -> Part:
+def _last_exit(network: EarlyExitNet) -> GraphPart:
     last = network.exits[-1]
-    assert isinstance(last, Part)
+    assert isinstance(last, GraphPart)
     return last
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.functional import pad
 
 from offramp.backbones.layers import Unit
-from offramp.graphs.cutting import Part
+from offramp.graphs.cutting import GraphPart
 from offramp.graphs.sites import Layout
 from offramp.network import NO_NEURON
 
@@ -87,7 +87,7 @@ def last_layer(head: fx.GraphModule) -> tuple[str, nn.Linear] | None:
     return None
 
 
-def with_outputs(head: Part, num_outputs: int) -> bool:
+def with_outputs(head: GraphPart, num_outputs: int) -> bool:
     """Give the last Linear of an exit fresh weights for so many outputs; False where it has no such Linear."""
     last = last_layer(head)
     if last is not None:
@@ -96,7 +96,7 @@ def with_outputs(head: Part, num_outputs: int) -> bool:
     return last is not None
 
 
-def with_neuron(head: Part) -> None:
+def with_neuron(head: GraphPart) -> None:
     """Give an exit one more output, the damping neuron; the others stay as they are.
 
     The neuron starts with weights of zero and a bias of zero, so it gives 0 for every image. An exit that does not end

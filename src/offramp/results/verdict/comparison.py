@@ -33,14 +33,14 @@ def frontier(rivals: Sequence[Contender], images: Literal["search", "test"] = "s
     By their accuracy on these `images`: the corners of the upper hull of accuracy over time.
     """
 
-    def top1(one: Contender) -> float:
-        return one.search_top1 if images == "search" else one.top1
+    def top1(contender: Contender) -> float:
+        return contender.search_top1 if images == "search" else contender.top1
 
     def slope(first: Contender, second: Contender) -> float:
         return (top1(second) - top1(first)) / max(second.ms - first.ms, np.finfo(float).tiny)
 
     corners: list[Contender] = []
-    for rival in sorted(rivals, key=lambda one: (one.ms, -top1(one))):
+    for rival in sorted(rivals, key=lambda each: (each.ms, -top1(each))):
         if corners and top1(rival) <= top1(corners[-1]):
             continue
         while len(corners) > 1 and slope(corners[-2], rival) >= slope(corners[-2], corners[-1]):
@@ -73,13 +73,13 @@ def at_equal_time(
     asking = sum(not engine.straight for engine in engines)
     tail = (1 - confidence) / 2 / max(asking, 1)
     comparisons = []
-    for engine in sorted(engines, key=lambda one: one.ms):
+    for engine in sorted(engines, key=lambda each: each.ms):
         first, second = _neighbours(engine.ms, best)
         share = _share(engine.ms, first.ms, second.ms)
         low, high = _interval(engine, first, second, tail, replicates, seed)
         against_lucky, _ = _interval(engine, *_neighbours(engine.ms, lucky), tail, replicates, seed)
         rival_top1 = (1 - share) * first.top1 + share * second.top1
-        names = [one.name for one, part in ((first, 1 - share), (second, share)) if part > 0]
+        names = [rival.name for rival, part in ((first, 1 - share), (second, share)) if part > 0]
         comparisons.append(
             EqualTimeComparison(
                 engine=engine.name,
@@ -124,7 +124,7 @@ def _interval(
     """
     generator = np.random.default_rng(seed)
     rows_J3 = _mixtures(engine, first, second, replicates, generator)
-    right_3S = torch.stack([one.right_S.double() for one in (engine, first, second)])
+    right_3S = torch.stack([contender.right_S.double() for contender in (engine, first, second)])
     images = right_3S.shape[1] + 2
     sums_3, products_33 = right_3S.sum(1).numpy(), (right_3S @ right_3S.T).numpy()
     mean_J = rows_J3 @ sums_3 / images
@@ -140,7 +140,7 @@ def _mixtures(
     engine: Contender, first: Contender, second: Contender, replicates: int, generator: np.random.Generator
 ) -> Floats:
     """Signs and shares of the three `[J, 3]`. Rounds are drawn for all three alike: they were timed side by side."""
-    ms_3R = np.array([one.ms_R for one in (engine, first, second)])
+    ms_3R = np.array([contender.ms_R for contender in (engine, first, second)])
     drawn_JR = generator.integers(ms_3R.shape[1], size=(replicates, ms_3R.shape[1]))
     ms_J, first_J, second_J = (np.median(of_one_R[drawn_JR], axis=1) for of_one_R in ms_3R)
     gap_J = second_J - first_J
@@ -151,10 +151,10 @@ def _mixtures(
 
 def _missing(ms: float, rivals: Sequence[Contender]) -> tuple[int, ...]:
     """Exits on both sides of a time, by the network cut there, that no rival was trained for alone."""
-    alone = {one.exit for one in rivals if one.kind == "alone"}
-    cuts = sorted((one for one in rivals if one.kind == "cut"), key=lambda one: one.ms)
-    faster, slower = [one for one in cuts if one.ms <= ms], [one for one in cuts if one.ms > ms]
-    near = [one.exit for one in (*faster[-1:], *slower[:1])]
+    alone = {rival.exit for rival in rivals if rival.kind == "alone"}
+    cuts = sorted((rival for rival in rivals if rival.kind == "cut"), key=lambda rival: rival.ms)
+    faster, slower = [rival for rival in cuts if rival.ms <= ms], [rival for rival in cuts if rival.ms > ms]
+    near = [rival.exit for rival in (*faster[-1:], *slower[:1])]
     return tuple(sorted(exit for exit in near if exit is not None and exit not in alone))
 
 
@@ -162,13 +162,13 @@ def simplest(rivals: Sequence[Contender]) -> Contender:
     """The fastest smaller network that is as accurate as the most accurate one, within a standard error on `search`."""
     best = frontier(rivals)
     most = best[-1]
-    return next(one for one in best if _behind(one, most) <= _error(one, most))
+    return next(contender for contender in best if _behind(contender, most) <= _error(contender, most))
 
 
-def _behind(one: Contender, most: Contender) -> float:
-    return (most.search_right_S - one.search_right_S).double().mean().item()
+def _behind(contender: Contender, most: Contender) -> float:
+    return (most.search_right_S - contender.search_right_S).double().mean().item()
 
 
-def _error(one: Contender, most: Contender) -> float:
-    behind_S = (most.search_right_S - one.search_right_S).double()
+def _error(contender: Contender, most: Contender) -> float:
+    behind_S = (most.search_right_S - contender.search_right_S).double()
     return sqrt(behind_S.var(unbiased=False).item() / len(behind_S))

@@ -27,11 +27,11 @@ def conclude(
     Returns:
         Yes, where they gain that at one time at least; no, where they do at none; else open.
     """
-    answers = {one.engine: one.answer(least_gain) for one in comparisons}
+    answers = {comparison.engine: comparison.answer(least_gain) for comparison in comparisons}
     details = [*_ranges(comparisons, answers, least_gain), *_about_missing(comparisons)]
-    won = [one for one in comparisons if answers[one.engine] == "yes"]
+    won = [comparison for comparison in comparisons if answers[comparison.engine] == "yes"]
     if won:
-        best = max(won, key=lambda one: one.low)
+        best = max(won, key=lambda comparison: comparison.low)
         headline = (
             f"Yes: at {time(best.ms)} early exits are {best.gain:.2f} points more accurate than the best smaller "
             f"network of that time ({interval(best)})."
@@ -49,24 +49,25 @@ def time(ms: float) -> str:
     return f"{ms:.3g} ms per image"
 
 
-def interval(one: EqualTimeComparison) -> str:
+def interval(comparison: EqualTimeComparison) -> str:
     """`95 % interval 0.70 to 1.70`."""
-    return f"{100 * CONFIDENCE:.0f} % interval {one.low:.2f} to {one.high:.2f}"
+    return f"{100 * CONFIDENCE:.0f} % interval {comparison.low:.2f} to {comparison.high:.2f}"
 
 
-def against(one: EqualTimeComparison) -> str:
+def against(comparison: EqualTimeComparison) -> str:
     """Who the rival is."""
-    if len(one.rivals) == 1:
-        return one.rivals[0]
-    return f"{one.rivals[0]} for {1 - one.share:.0%} of the images and {one.rivals[1]} for {one.share:.0%}"
+    if len(comparison.rivals) == 1:
+        return comparison.rivals[0]
+    first, second = comparison.rivals
+    return f"{first} for {1 - comparison.share:.0%} of the images and {second} for {comparison.share:.0%}"
 
 
-def _against(one: EqualTimeComparison) -> str:
-    return f"That network is {against(one)}: {one.rival_top1:.2f} %, early exits {one.top1:.2f} %."
+def _against(comparison: EqualTimeComparison) -> str:
+    return f"That network is {against(comparison)}: {comparison.rival_top1:.2f} %, early exits {comparison.top1:.2f} %."
 
 
 def _instead(rival: Contender, rivals: Sequence[Contender]) -> str:
-    deepest = max(one.exit or 0 for one in rivals)
+    deepest = max(each.exit or 0 for each in rivals)
     if rival.kind == "alone":
         return f"train the network up to exit {rival.exit} with that exit alone"
     if rival.exit == deepest:
@@ -75,10 +76,10 @@ def _instead(rival: Contender, rivals: Sequence[Contender]) -> str:
 
 
 def _most_gained(comparisons: Sequence[EqualTimeComparison]) -> str:
-    asking = [one for one in comparisons if not one.straight]
+    asking = [comparison for comparison in comparisons if not comparison.straight]
     if not asking:
         return "The engine runs straight on under every policy: leaving early saves no time on this machine."
-    best = max(asking, key=lambda one: one.high)
+    best = max(asking, key=lambda comparison: comparison.high)
     return f"The most that early exits may gain is {best.high:.2f} points, at {time(best.ms)} ({interval(best)})."
 
 
@@ -88,8 +89,9 @@ def _ranges(comparisons: Sequence[EqualTimeComparison], answers: dict[str, Answe
     phrases = {"yes": f"Early exits gain {more}", "no": f"They gain {'no ' + more if least_gain else 'nothing'}"}
     phrases["open"] = "Not resolved"
     times_of: dict[Answer, list[str]] = {}
-    for answer, group in groupby(sorted(comparisons, key=lambda one: one.ms), key=lambda one: answers[one.engine]):
-        times = [one.ms for one in group]
+    by_time = sorted(comparisons, key=lambda comparison: comparison.ms)
+    for answer, group in groupby(by_time, key=lambda comparison: answers[comparison.engine]):
+        times = [comparison.ms for comparison in group]
         times_of.setdefault(answer, []).append(
             f"{times[0]:.3g}" if len(times) == 1 else f"from {times[0]:.3g} to {times[-1]:.3g}"
         )
@@ -100,7 +102,7 @@ def _ranges(comparisons: Sequence[EqualTimeComparison], answers: dict[str, Answe
 
 
 def _about_missing(comparisons: Sequence[EqualTimeComparison]) -> list[str]:
-    missing = sorted({exit for one in comparisons for exit in one.missing})
+    missing = sorted({exit for comparison in comparisons for exit in comparison.missing})
     if not missing:
         return []
     exits = f"exit{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
@@ -110,10 +112,10 @@ def _about_missing(comparisons: Sequence[EqualTimeComparison]) -> list[str]:
 def _unresolved(
     comparisons: Sequence[EqualTimeComparison], answers: dict[str, Answer], images: int, least_gain: float
 ) -> str:
-    unknown = [one for one in comparisons if answers[one.engine] == "open"]
-    covering = [one for one in unknown if one.low <= least_gain]
+    unknown = [comparison for comparison in comparisons if answers[comparison.engine] == "open"]
+    covering = [comparison for comparison in unknown if comparison.low <= least_gain]
     if not covering:
-        best = max(unknown, key=lambda one: one.low)
+        best = max(unknown, key=lambda comparison: comparison.low)
         headline = (
             f"Not resolved: at {time(best.ms)} early exits are {best.gain:.2f} points more accurate than the best of "
             f"the smaller networks there are ({interval(best)}), but "
@@ -121,7 +123,7 @@ def _unresolved(
         if best.missing:
             return f"{headline}the networks trained for that time alone are missing."
         return f"{headline}on the test images another is best, and it may be as accurate; more images, or rounds."
-    best = max(covering, key=lambda one: one.gain)
+    best = max(covering, key=lambda comparison: comparison.gain)
     headline = (
         f"Not resolved: at {time(best.ms)} early exits are {_by(best.gain)} the best smaller network of that time, and "
         f"the interval of the gain covers {least_gain:g} ({interval(best)}); more test images or rounds."

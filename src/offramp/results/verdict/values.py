@@ -203,8 +203,8 @@ class Verdict:
             "least_gain": self.least_gain,
             "confidence": CONFIDENCE,
             "batch_size": self.batch_size,
-            "comparisons": [{**asdict(one), "answer": one.answer(self.least_gain)} for one in self.comparisons],
-            "contenders": [one.to_json() for one in self.contenders],
+            "comparisons": [{**asdict(each), "answer": each.answer(self.least_gain)} for each in self.comparisons],
+            "contenders": [each.to_json() for each in self.contenders],
             "frontier": list(self.frontier),
             "missing": list(self.missing),
             "data": {

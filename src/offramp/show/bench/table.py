@@ -55,7 +55,9 @@ def _block(bench: Bench, mode: Mode) -> Iterator[str]:
         f"({mode.straight_form}{chunk})"
     )
     if engine.latency is not None and mode.straight.latency is not None:
-        rows = (f"{one.p50:.3g}, {one.p95:.3g}, {one.p99:.3g}" for one in (engine.latency, mode.straight.latency))
+        rows = (
+            f"{times.p50:.3g}, {times.p95:.3g}, {times.p99:.3g}" for times in (engine.latency, mode.straight.latency)
+        )
         yield f"  ms of an image at p50, p95, p99: {next(rows)}; straight {next(rows)}"
     spent = mode.account
     yield (

@@ -29,8 +29,8 @@ def verdict_page(verdict: Verdict) -> str:
         word=word,
         reason=f"{reason[0].upper()}{reason[1:]}",
         plots=plots,
-        contenders=[one for kind in ("engine", "cut", "alone") for one in verdict.contenders if one.kind == kind],
-        comparisons=[(one, SAID[one.answer(verdict.least_gain)]) for one in verdict.comparisons],
+        contenders=[each for kind in ("engine", "cut", "alone") for each in verdict.contenders if each.kind == kind],
+        comparisons=[(each, SAID[each.answer(verdict.least_gain)]) for each in verdict.comparisons],
         confidence=PERCENT,
         against=against,
         label=label,
@@ -41,7 +41,7 @@ def verdict_page(verdict: Verdict) -> str:
 
 def _accuracy(verdict: Verdict) -> "Figure":
     figure, (axes,) = figures.panels(1, 3.9)
-    kinds = {kind: [one for one in verdict.contenders if one.kind == kind] for kind in ("cut", "alone", "engine")}
+    kinds = {kind: [c for c in verdict.contenders if c.kind == kind] for kind in ("cut", "alone", "engine")}
     axes.plot(*_points(kinds["cut"]), **EXITS, label="the network cut at one exit")
     if kinds["alone"]:
         axes.plot(
@@ -52,8 +52,8 @@ def _accuracy(verdict: Verdict) -> "Figure":
             color=figures.GROUPS[2],
             label="one exit, trained alone",
         )
-    best = [one for one in verdict.contenders if one.name in verdict.frontier]
-    best.sort(key=lambda one: one.ms)
+    best = [contender for contender in verdict.contenders if contender.name in verdict.frontier]
+    best.sort(key=lambda contender: contender.ms)
     axes.plot(
         *_points(best),
         color=figures.INK,
@@ -62,11 +62,11 @@ def _accuracy(verdict: Verdict) -> "Figure":
         label="best smaller networks, by held-out images",
     )
     axes.plot(*_points(kinds["engine"]), **STAR, label="early exits")
-    for one in (*kinds["cut"], *kinds["alone"]):
-        below = one.kind == "cut"
+    for contender in (*kinds["cut"], *kinds["alone"]):
+        below = contender.kind == "cut"
         axes.annotate(
-            f"{one.exit}",
-            (one.ms, one.top1),
+            f"{contender.exit}",
+            (contender.ms, contender.top1),
             xytext=(6, -9) if below else (-9, 6),
             textcoords="offset points",
             color=figures.MUTED if below else figures.GROUPS[2],
@@ -79,16 +79,19 @@ def _accuracy(verdict: Verdict) -> "Figure":
 
 def _gains(verdict: Verdict) -> "Figure":
     figure, (axes,) = figures.panels(1, 3.0)
-    asking = [one for one in verdict.comparisons if not one.straight]
+    asking = [comparison for comparison in verdict.comparisons if not comparison.straight]
     axes.axhline(0, color=figures.INK, lw=0.9)
     if verdict.least_gain:
         axes.axhline(verdict.least_gain, color=figures.MUTED, lw=0.9, linestyle=(0, (4, 3)))
     if asking:
-        reach = [[one.gain - one.low for one in asking], [one.high - one.gain for one in asking]]
+        reach = [
+            [comparison.gain - comparison.low for comparison in asking],
+            [comparison.high - comparison.gain for comparison in asking],
+        ]
         axes.errorbar(
-            [one.ms for one in asking],
-            [one.gain for one in asking],
-            [[max(0.0, one) for one in side] for side in reach],
+            [comparison.ms for comparison in asking],
+            [comparison.gain for comparison in asking],
+            [[max(0.0, length) for length in side] for side in reach],
             fmt="o",
             markersize=5,
             capsize=3,
@@ -100,9 +103,9 @@ def _gains(verdict: Verdict) -> "Figure":
 
 def _over_time(axes: "Axes", verdict: Verdict, ylabel: str) -> None:
     axes.set(xlabel="milliseconds per image", ylabel=ylabel)
-    axes.set_xlim(0, 1.08 * max(one.ms for one in verdict.contenders))
+    axes.set_xlim(0, 1.08 * max(contender.ms for contender in verdict.contenders))
     axes.margins(y=0.12)
 
 
 def _points(contenders: "list[Contender]") -> tuple[list[float], list[float]]:
-    return [one.ms for one in contenders], [one.top1 for one in contenders]
+    return [contender.ms for contender in contenders], [contender.top1 for contender in contenders]

@@ -22,8 +22,9 @@ def verdict_table(verdict: Verdict) -> RenderableType:
     for name in ("top-1 %", "ms", "operations"):
         table.add_column(name, justify="right", no_wrap=True)
     for kind in ("cut", "alone", "engine"):
-        for one in (one for one in verdict.contenders if one.kind == kind):
-            table.add_row(label(one), f"{one.top1:.2f}", milliseconds(one), short(one.operations))
+        for contender in (contender for contender in verdict.contenders if contender.kind == kind):
+            top1, operations = f"{contender.top1:.2f}", short(contender.operations)
+            table.add_row(label(contender), top1, milliseconds(contender), operations)
         table.add_section()
     gains = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("ms", "early exits %", "best smaller %"):
@@ -31,30 +32,32 @@ def verdict_table(verdict: Verdict) -> RenderableType:
     gains.add_column(f"gain ({PERCENT})", justify="right", no_wrap=True)
     for name in ("", "best smaller network of that time"):
         gains.add_column(name)
-    for found in verdict.comparisons:
+    for comparison in verdict.comparisons:
         gains.add_row(
-            f"{found.ms:.3g}",
-            f"{found.top1:.2f}",
-            f"{found.rival_top1:.2f}",
-            "straight on" if found.straight else f"{found.gain:+.2f} ({found.low:.2f} to {found.high:.2f})",
-            SAID[found.answer(verdict.least_gain)],
-            against(found),
+            f"{comparison.ms:.3g}",
+            f"{comparison.top1:.2f}",
+            f"{comparison.rival_top1:.2f}",
+            "straight on"
+            if comparison.straight
+            else f"{comparison.gain:+.2f} ({comparison.low:.2f} to {comparison.high:.2f})",
+            SAID[comparison.answer(verdict.least_gain)],
+            against(comparison),
         )
     lines = [verdict.conclusion.headline, *verdict.conclusion.details, "", *remarks(verdict)]
     return Group(table, gains, *map(Text, lines))
 
 
-def label(one: Contender) -> str:
+def label(contender: Contender) -> str:
     """Its name, with what is to be known of it."""
-    more = [f"mean of {one.seeds} seeds"] if one.seeds > 1 else []
-    more += ["runs straight on"] if one.straight else []
-    return f"{one.name} ({', '.join(more)})" if more else one.name
+    more = [f"mean of {contender.seeds} seeds"] if contender.seeds > 1 else []
+    more += ["runs straight on"] if contender.straight else []
+    return f"{contender.name} ({', '.join(more)})" if more else contender.name
 
 
-def milliseconds(one: Contender) -> str:
+def milliseconds(contender: Contender) -> str:
     """`1.32 (1.30 to 1.35)`."""
-    low, high = one.spread
-    return f"{one.ms:.3g} ({low:.3g} to {high:.3g})"
+    low, high = contender.spread
+    return f"{contender.ms:.3g} ({low:.3g} to {high:.3g})"
 
 
 def remarks(verdict: Verdict) -> Iterator[str]:

@@ -15,7 +15,7 @@ def xray_page(report: XrayReport, images: Sheet | None, no_images: str | None) -
     """The page; `images` are those that the report picks, or `no_images` says why there are none."""
     config, record = report.config, report.record
     with figures.style():
-        drawn = {name: inline_svg(figure, name) for name, figure in plots.draw(record, report.telling).items()}
+        drawn = {name: inline_svg(figure, name) for name, figure in plots.draw(record, report.error_detection).items()}
     data = "data of your own" if config.data is None else str(config.data.source)
     network = "a network of your own" if config.network is None else short_name(config.network.to_json())
     objective, rule = config.objective.to_json(), None if config.rule is None else config.rule.to_json()
@@ -54,11 +54,11 @@ def _rows(report: XrayReport, images: Sheet | None) -> list[dict[str, Any]]:
             "tiles": [
                 {
                     "image": image,
-                    "index": one.index,
-                    "name": report.record.class_names[one.target],
-                    "learned": " ".join(str(epoch) if epoch else "–" for epoch in one.learned),
+                    "index": watched.index,
+                    "name": report.record.class_names[watched.target],
+                    "learned": " ".join(str(epoch) if epoch else "–" for epoch in watched.learned),
                 }
-                for one, image in zip(row, addresses, strict=True)
+                for watched, image in zip(row, addresses, strict=True)
             ],
         }
         for (title, row), addresses in zip(kinds, pictures, strict=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from offramp.evaluation.telling import Telling
+from offramp.evaluation.error_detection import ErrorDetection
 from offramp.evaluation.xray import BANDS, STATES, Xray
 from offramp.show import figures
 
@@ -20,7 +20,7 @@ STEPS = 100  # of a panel, at most: a run of 300 epochs is shown three epochs a 
 BAND_COLOURS = ("#0072b2", "#56b4e9", "#e69f00", "#d55e00")  # from unsure to sure
 
 
-def draw(xray: Xray, telling: Sequence[Telling] | None) -> "dict[str, Figure]":
+def draw(xray: Xray, error_detection: Sequence[ErrorDetection] | None) -> "dict[str, Figure]":
     """The plots by name."""
     drawn = {
         "shares": _stacked(xray, xray.shares(), STATES, STATE_COLOURS, "watched images, %"),
@@ -29,8 +29,8 @@ def draw(xray: Xray, telling: Sequence[Telling] | None) -> "dict[str, Figure]":
     }
     if xray.gamma_EKW is not None or xray.weight_EKW is not None:
         drawn["coefficients"] = _coefficients(xray)
-    if telling is not None:
-        drawn["telling"] = _telling(telling)
+    if error_detection is not None:
+        drawn["errors"] = _error_detection(error_detection)
     return drawn
 
 
@@ -106,13 +106,13 @@ def _coefficients(xray: Xray) -> "Figure":
     return figure
 
 
-def _telling(telling: Sequence[Telling]) -> "Figure":
+def _error_detection(error_detection: Sequence[ErrorDetection]) -> "Figure":
     """Accuracy in each tenth of the test images, by the damping value."""
     figure, (axes,) = figures.panels(1, 3.2)
-    for exit, colour in zip(telling, figures.depth_colours(len(telling)), strict=True):
+    for exit, colour in zip(error_detection, figures.depth_colours(len(error_detection)), strict=True):
         axes.plot(exit.values, exit.top1, color=colour, marker="o", markersize=4)
     axes.set(xscale="log", xlabel="F[N+1], median of a tenth of the test images", ylabel="top-1 in that tenth, %")
-    figures.exit_legend(figure, len(telling))
+    figures.exit_legend(figure, len(error_detection))
     return figure
 
 

@@ -38,14 +38,14 @@ SECONDS = 0.03  # to make the files, for each innermost module: 0.025 and 0.013 
 
 def expected_seconds(network: EarlyExitNet) -> float:
     """About how long it will take until the files are there; 0 if they are."""
-    return 0.0 if find(place(network)) is not None else _seconds(network)
+    return 0.0 if find(folder_for(network)) is not None else _seconds(network)
 
 
 def _seconds(network: EarlyExitNet) -> float:
     return SECONDS * sum(1 for module in network.modules() if next(module.children(), None) is None)
 
 
-def place(network: EarlyExitNet) -> Path:
+def folder_for(network: EarlyExitNet) -> Path:
     """Where a network's files are kept: under a name for its weights, its make and the versions that write them."""
     make = [f"{name} {_described(module)}" for name, module in network.named_modules()]
     versions = [offramp.__version__, torch.__version__, *map(_version, WRITERS)]
@@ -78,11 +78,11 @@ def _source(kind: Any) -> str:
 def find(folder: Path) -> export.Stages | None:
     """The files made before; None where there are none, or where they are damaged."""
     try:
-        found = export.Stages.load(folder)
+        files = export.Stages.load(folder)
         os.utime(folder)
     except (UsageError, OfframpError, OSError):
         return None
-    return found
+    return files
 
 
 def make(network: EarlyExitNet, folder: Path) -> export.Stages:
@@ -92,7 +92,7 @@ def make(network: EarlyExitNet, folder: Path) -> export.Stages:
         UsageError: The network cannot be exported, or there is nowhere to keep what is made.
     """
     say(f"Making ONNX files (once for these weights on this machine, about {_seconds(network):.0f} s)")
-    return _keep(folder, lambda made: export.stages(network, made))
+    return _keep(folder, lambda new: export.stages(network, new))
 
 
 def make_int8(network: EarlyExitNet, images_SCHW: Tensor) -> export.Stages:
@@ -101,9 +101,9 @@ def make_int8(network: EarlyExitNet, images_SCHW: Tensor) -> export.Stages:
     Raises:
         UsageError: The network cannot be exported; onnxruntime is not installed; images of another shape, or none.
     """
-    folder = place(network)
+    folder = folder_for(network)
     in_int8 = quantized(network, (find(folder) or make(network, folder)).parts(), images_SCHW)
-    return _keep(_in_int8(folder), lambda made: export.stages(network, made, made=in_int8))
+    return _keep(_in_int8(folder), lambda new: export.stages(network, new, made=in_int8))
 
 
 def find_int8(network: EarlyExitNet) -> export.Stages:
@@ -112,19 +112,19 @@ def find_int8(network: EarlyExitNet) -> export.Stages:
     Raises:
         UsageError: There are none.
     """
-    found = find(_in_int8(place(network)))
-    if found is None:
+    files = find(_in_int8(folder_for(network)))
+    if files is None:
         raise UsageError(
             "int8 needs scales, and none have been found for this network on this machine: call "
             "offramp.runtime.calibrate(network, images), or `offramp certify RUN --precision int8`, which takes the "
             "run's search images."
         )
-    return found
+    return files
 
 
 def scales_of(files: export.Stages) -> str:
     """What the scales in files in int8 are called."""
-    names = [one.file for both in zip(files.stages, files.exits, strict=True) for one in both]
+    names = [file.file for both in zip(files.stages, files.exits, strict=True) for file in both]
     return hashlib.sha256(b"".join((files.folder / name).read_bytes() for name in names)).hexdigest()[:12]
 
 
@@ -137,12 +137,12 @@ def _keep(folder: Path, write: Callable[[Path], object]) -> export.Stages:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with held_folder(folder.parent, folder.name) as aside:
-            made = aside / "made"
-            write(made)
+            new = aside / "new"
+            write(new)
             _forget(folder.parent, KEPT - 1)
             shutil.rmtree(folder, ignore_errors=True)
             try:
-                made.rename(folder)
+                new.rename(folder)
             except OSError:  # another process was faster: what it has made is as good
                 there = find(folder)
                 if there is None:
@@ -158,13 +158,13 @@ def _keep(folder: Path, write: Callable[[Path], object]) -> export.Stages:
 def _forget(parent: Path, most: int) -> None:
     """Keep the folders used last, `most` of them, and nothing that processes killed long ago had begun."""
     kept = []
-    for one in parent.iterdir():
+    for entry in parent.iterdir():
         with contextlib.suppress(OSError):  # another process has just removed it
-            used = one.stat().st_mtime
-            if not one.name.startswith("."):
-                kept.append((used, one))
-            elif not one.name.endswith(".part") and used < time.time() - OLD:  # of versions that held nothing
-                shutil.rmtree(one, ignore_errors=True)
+            used = entry.stat().st_mtime
+            if not entry.name.startswith("."):
+                kept.append((used, entry))
+            elif not entry.name.endswith(".part") and used < time.time() - OLD:  # of versions that held nothing
+                shutil.rmtree(entry, ignore_errors=True)
     for _, folder in sorted(kept, reverse=True)[most:]:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
-from offramp.runtime import kept
+from offramp.runtime import file_cache
 
 
 def network() -> EarlyExitNet:
@@ -18,22 +18,22 @@ def network() -> EarlyExitNet:
 def test_made_once_and_found_again(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     net = network().eval()
-    folder = kept.place(net)
+    folder = file_cache.folder_for(net)
     assert folder.parent == tmp_path / "offramp" / "onnx"
-    assert kept.find(folder) is None
-    assert kept.expected_seconds(net) > 0
-    made = kept.make(net, folder)
+    assert file_cache.find(folder) is None
+    assert file_cache.expected_seconds(net) > 0
+    made = file_cache.make(net, folder)
     assert capsys.readouterr().err.startswith("Making ONNX files (once for these weights on this machine")
-    assert made == kept.find(folder)
-    assert kept.expected_seconds(net) == 0
+    assert made == file_cache.find(folder)
+    assert file_cache.expected_seconds(net) == 0
     assert [one.name for one in folder.parent.iterdir()] == [folder.name]
     saved = shutil.copytree(folder, tmp_path / "saved")
     monkeypatch.setattr(
         "offramp.export.stages", lambda network, to: shutil.copytree(saved, to)
     )  # traced once is enough
     (folder / "stage-1.onnx").unlink()
-    assert kept.find(folder) is None
-    assert kept.make(net, folder) == made  # in the place of what is damaged
+    assert file_cache.find(folder) is None
+    assert file_cache.make(net, folder) == made  # in the place of what is damaged
 
 
 class Scaled(nn.Module):
@@ -65,10 +65,10 @@ def traced(by: float) -> nn.Module:
 def test_what_computes_something_else_has_another_place(change) -> None:
     net = network()
     net.stages.extend([Scaled(2.0), traced(2.0)])
-    place = kept.place(net)
-    assert kept.place(net.train()) == place == kept.place(net.eval())
+    place = file_cache.folder_for(net)
+    assert file_cache.folder_for(net.train()) == place == file_cache.folder_for(net.eval())
     change(net)
-    assert kept.place(net) != place
+    assert file_cache.folder_for(net) != place
 
 
 def test_the_networks_used_last_are_kept(tmp_path) -> None:
@@ -79,7 +79,7 @@ def test_the_networks_used_last_are_kept(tmp_path) -> None:
     (tmp_path / ".killed").mkdir()
     os.utime(tmp_path / ".killed", (0, 0))
     (tmp_path / "gone").symlink_to("nowhere")  # as if another process had just removed it
-    kept._forget(tmp_path, 3)
+    file_cache._forget(tmp_path, 3)
     assert sorted(one.name for one in tmp_path.iterdir()) == [".being made", "0", "1", "2", "gone"]
 
 
@@ -88,13 +88,13 @@ def test_where_nothing_can_be_kept(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     net = network()
     with pytest.raises(UsageError, match=r"cannot be kept in .*file/offramp/onnx: Not a directory; set XDG_CACHE_HOME"):
-        kept.make(net, kept.place(net))
+        file_cache.make(net, file_cache.folder_for(net))
 
 
 def test_another_process_was_faster(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     there = object()
-    folder = kept.place(network())
+    folder = file_cache.folder_for(network())
 
     def make(network, made) -> None:
         made.mkdir()
@@ -104,11 +104,11 @@ def test_another_process_was_faster(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr("offramp.export.stages", make)
     monkeypatch.setattr(Path, "rename", fail)
-    monkeypatch.setattr(kept, "find", lambda folder: there)
-    assert kept.make(network(), folder) is there
-    monkeypatch.setattr(kept, "find", lambda folder: None)
+    monkeypatch.setattr(file_cache, "find", lambda folder: there)
+    assert file_cache.make(network(), folder) is there
+    monkeypatch.setattr(file_cache, "find", lambda folder: None)
     with pytest.raises(UsageError, match=r"cannot be kept in .*: Directory not empty"):
-        kept.make(network(), folder)
+        file_cache.make(network(), folder)
 
 
 def test_nothing_is_left_of_what_could_not_be_made(tmp_path, monkeypatch) -> None:
@@ -119,7 +119,7 @@ def test_nothing_is_left_of_what_could_not_be_made(tmp_path, monkeypatch) -> Non
         raise UsageError("it cannot")
 
     monkeypatch.setattr("offramp.export.stages", fail)
-    folder = kept.place(network())
+    folder = file_cache.folder_for(network())
     with pytest.raises(UsageError, match="it cannot"):
-        kept.make(network(), folder)
+        file_cache.make(network(), folder)
     assert not [*folder.parent.iterdir()]

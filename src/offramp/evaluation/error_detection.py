@@ -17,7 +17,7 @@ PARTS = 10  # equal parts of the images, by F[N+1]
 
 
 @dataclass(frozen=True)
-class Telling:
+class ErrorDetection:
     """One exit's damping value against its answers.
 
     Attributes:
@@ -38,7 +38,7 @@ class Telling:
     top1: tuple[float, ...]
 
 
-def telling(record: Record) -> tuple[Telling, ...]:
+def error_detection(record: Record) -> tuple[ErrorDetection, ...]:
     """The damping value against the answers, of each exit.
 
     Raises:
@@ -49,15 +49,15 @@ def telling(record: Record) -> tuple[Telling, ...]:
     confidence_KS, answers_KS = record.read(SOFTMAX)
     neuron_KS = record.logits_KSC.double().log_softmax(-1)[..., -1]
     return tuple(
-        _telling(neuron_S, answers_S == record.targets_S, confidence_S)
+        _error_detection(neuron_S, answers_S == record.targets_S, confidence_S)
         for neuron_S, answers_S, confidence_S in zip(neuron_KS, answers_KS, confidence_KS, strict=True)
     )
 
 
-def _telling(neuron_S: Tensor, right_S: Tensor, confidence_S: Tensor) -> Telling:
+def _error_detection(neuron_S: Tensor, right_S: Tensor, confidence_S: Tensor) -> ErrorDetection:
     """Of log F[N+1], which ranks images as F[N+1] does and does not become 0."""
     parts = [part for part in neuron_S.argsort(stable=True).tensor_split(PARTS) if len(part)]
-    return Telling(
+    return ErrorDetection(
         right=_median(neuron_S[right_S]),
         wrong=_median(neuron_S[~right_S]),
         ranking=_ranking(neuron_S, ~right_S),

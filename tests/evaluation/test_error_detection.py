@@ -8,12 +8,12 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from offramp.errors import UsageError
-from offramp.evaluation.telling import telling
+from offramp.evaluation.error_detection import error_detection
 
 
 def test_it_is_what_slow_loops_and_another_library_find(make_record):
     record = make_record(K=2, S=203, N=4)
-    for k, found in enumerate(telling(record)):
+    for k, found in enumerate(error_detection(record)):
         rows = []
         for logits, target in zip(record.logits_KSC[k].double().tolist(), record.targets_S.tolist(), strict=True):
             total = sum(math.exp(value) for value in logits)
@@ -44,7 +44,7 @@ def test_a_neuron_that_knows_ranks_perfectly_and_a_silent_one_tells_nothing(make
     record.logits_KSC[..., :3] = 2.0 * (answers_S[:, None] == classes)
     record.logits_KSC[0, :, 3] = torch.where(wrong_S, 0.0, -3.0)
     record.logits_KSC[1, :, 3] = -3.0
-    knows, silent = telling(record)
+    knows, silent = error_detection(record)
     assert (knows.ranking, silent.ranking) == (1.0, 0.5)
     assert knows.wrong > knows.right
     assert (knows.top1[0], knows.top1[-1]) == (100.0, 0.0)
@@ -53,11 +53,11 @@ def test_a_neuron_that_knows_ranks_perfectly_and_a_silent_one_tells_nothing(make
 def test_where_all_is_right_there_is_nothing_to_tell(make_record):
     record = make_record(K=1, S=3, N=3)
     record.logits_KSC[..., :3] = 50.0 * (record.targets_S[:, None] == torch.arange(3))
-    (found,) = telling(record)
+    (found,) = error_detection(record)
     assert (found.wrong, found.ranking, found.confidence_ranking) == (None, None, None)
     assert found.top1 == (100.0, 100.0, 100.0)
 
 
 def test_a_network_without_the_neuron_is_refused(make_record):
     with pytest.raises(UsageError, match="no damping neuron"):
-        telling(make_record(damping=False))
+        error_detection(make_record(damping=False))
