@@ -24,6 +24,7 @@ REGISTRY: Mapping[str, Callable[..., Parts]] = {
     "folder:PATH": folder,
     "imagenet": imagenet,
 }
+"""Every data set that has a name, and its builder."""
 KIND = "data set"
 
 __all__ = [

@@ -23,6 +23,7 @@ OBJECTIVES: dict[str, Any] = {
     "label-smoothing": LabelSmoothing,
     "power-sqrt": PowerSqrt,
 }
+"""Every objective that has a name."""
 
 __all__ = [
     "OBJECTIVES",

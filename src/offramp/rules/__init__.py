@@ -27,6 +27,7 @@ RULES: dict[str, Any] = {
     "standard": Standard,
     "wpn": WPN,
 }
+"""Every rule that has a name."""
 
 __all__ = [
     "CGT",
