@@ -39,7 +39,7 @@ docs: $(VENV)/.dev            ## the site, guides and API reference, in site/ind
 	$(BIN)/zensical build --strict --clean
 
 $(VENV)/.dist: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'build>=1.2' 'twine>=6.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'build>=1.2' 'twine>=6.1'  # 6.1 knows metadata 2.4
 	@touch $@
 
 dist: $(VENV)/.dist           ## wheel and sdist in dist/, checked; nothing is published

@@ -1,4 +1,4 @@
-"""The site is built in strict mode; every link, anchor and picture in it leads somewhere; every public name is in it."""
+"""The site is built in strict mode; every link and anchor in it leads somewhere; every public name is in it."""
 
 import importlib
 import shutil
