@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 QUICK  := runs/garments
 
-.PHONY: quickstart test test-slow torture lint bench bench-gpu clean
+.PHONY: quickstart test test-slow torture lint docs dist bench bench-gpu clean
 
 # One marker per set of extras, so that a second call does nothing.
 $(VENV)/bin/python:
@@ -47,6 +47,18 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.dev            ## the site, guides and API reference, in site/index.html; a broken link is an error
+	$(BIN)/zensical build --strict --clean
+
+$(VENV)/.dist: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'build>=1.2' 'twine>=6.1'  # 6.1 knows metadata 2.4
+	@touch $@
+
+dist: $(VENV)/.dist           ## wheel and sdist in dist/, checked; nothing is published
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
 bench: $(VENV)/.dev           ## every benchmark, quickly, in one table; warns of what is worse than recorded in two processes
 	$(BIN)/python benchmarks/all.py
 
@@ -55,4 +67,4 @@ bench-gpu: $(VENV)/.dev       ## training on a GPU in every form, data and five 
 	$(BIN)/python benchmarks/gpu.py --out runs/bench-gpu.json
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs site dist .cache .pytest_cache .mypy_cache .ruff_cache

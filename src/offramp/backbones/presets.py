@@ -53,6 +53,7 @@ PRESETS: Mapping[str, Spec] = {
     "ranet8-cifar10": _on(10, "ranet", _RANET8),
     "ranet8-imagenet": _on(1000, "ranet", _RANET8_IMAGENET),
 }
+"""Published networks by name: a builder and its arguments."""
 
 
 def fitting(image_shape: tuple[int, int, int]) -> dict[str, Any]:

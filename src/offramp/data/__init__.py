@@ -20,6 +20,7 @@ from offramp.data.sklearn_digits import digits
 from offramp.errors import UsageError
 
 REGISTRY: Mapping[str, Callable[..., Parts]] = registry.load(registry.DATA)
+"""Every data set that has a name, and its builder."""
 KIND = "data set"
 
 __all__ = [

@@ -16,6 +16,7 @@ from offramp.objectives.power_sqrt import PowerSqrt
 from offramp.objectives.weighting import DynamicWeights
 
 OBJECTIVES: Mapping[str, Any] = registry.load(registry.OBJECTIVES)
+"""Every objective that has a name."""
 
 __all__ = [
     "OBJECTIVES",

@@ -18,6 +18,7 @@ from offramp.rules.standard import Standard
 from offramp.rules.wpn import WPN
 
 RULES: Mapping[str, Any] = registry.load(registry.RULES)
+"""Every rule that has a name."""
 
 __all__ = [
     "CGT",

@@ -12,7 +12,12 @@ from torch import Tensor
 from offramp.policy import NOBODY, PATIENCE, Policy
 from offramp.runtime.rows import Answers
 
-FLOAT32, BF16, INT8 = 1e-4, 0.05, 0.1  # how far rounding may move a probability
+FLOAT32 = 1e-4
+"""How far rounding may move a probability where a network is computed in float32."""
+BF16 = 0.05
+"""The same in bfloat16."""
+INT8 = 0.1
+"""The same with weights and maps in 8 bits."""
 
 
 @dataclass(frozen=True)

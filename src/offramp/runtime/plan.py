@@ -10,8 +10,8 @@ from offramp.errors import UsageError
 
 STREAM = "stream"  # the name of the plan for streams, beside those by size of batch
 
-# Few sizes, so that a device's kernels for each of them are made once and stay in its caches.
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+"""Numbers of rows: few, so that a device's kernels for each of them are made once and stay in its caches."""
 
 
 @dataclass(frozen=True)
