@@ -3,7 +3,7 @@
 K exits, B rows (images) still there, S images of a data set, N classes, C outputs of an exit (N, or N + 1 with the
 damping neuron). Exits are numbered from 0.
 
-A policy knows logits and nothing else: recorded logits (`choose`) or one exit's at a time, from whoever runs stages
+A policy knows logits and nothing else: recorded logits (`choose`) or one exit's at a time, as stages are run
 (`log_probs`, then `leave`). Both ways give the same answers, because both do the same arithmetic on each row.
 """
 
@@ -29,7 +29,7 @@ FORMAT = 2  # of the file; 1 has no hash
 NOBODY, EVERYBODY = 1e8, -1e8  # thresholds of an exit that takes no image and of one that takes all
 CERTIFICATE = "certificate"  # in `Policy.found`: what is promised of it, see evaluation/certify.py
 
-# What is remembered of each row from exit to exit: tensors, batch first, of which whoever drops rows drops them too.
+# What is remembered of each row from exit to exit: tensors, batch first; code that drops rows drops them here too.
 State = tuple[Tensor, ...]
 
 

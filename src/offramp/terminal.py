@@ -20,7 +20,7 @@ _UNSAFE_BUT_NEWLINE = re.compile(_UNSAFE.pattern.replace("\0-\x1f", "\0-\x09\x0b
 
 
 class OutputError(OfframpError):
-    """Standard output cannot be written; `reader_gone` where nobody reads it any more, as with `| head -1`."""
+    """Standard output cannot be written; `reader_gone`: the reading end was closed, as by `| head -1`."""
 
     def __init__(self, error: OSError) -> None:
         self.reader_gone = error.errno == errno.EPIPE
@@ -58,7 +58,7 @@ class Screen(Console):
 
 
 class _Display(io.FileIO):
-    """What cannot be written to it is dropped: nothing ends because nobody can watch it."""
+    """A file that drops what cannot be written: a closed terminal does not end the work."""
 
     def write(self, content: Any, /) -> int:
         try:

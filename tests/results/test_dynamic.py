@@ -224,7 +224,7 @@ def test_uses_of_exits_by_hand():
 
 @pytest.mark.parametrize(
     ("threshold", "shown"),
-    [(NOBODY, "nobody"), (EVERYBODY, "all"), (0.5, "0.5"), (0.99996412, "0.999964"), (-0.0123456789, "-0.0123457")],
+    [(NOBODY, "none"), (EVERYBODY, "all"), (0.5, "0.5"), (0.99996412, "0.999964"), (-0.0123456789, "-0.0123457")],
 )
 def test_thresholds_are_short_and_not_rounded_up_to_certainty(threshold, shown):
     assert leaves_from(threshold) == shown

@@ -121,7 +121,7 @@ def test_the_page_says_what_the_runs_own_policy_does(make_run):
     assert first.images * last.images > 0
     threshold, accuracies = leaves_from(first.threshold), f"{first.top1:.2f} {first.full_top1:.2f}"
     assert f"1 {threshold} {first.images} {100 * first.share:.1f} {accuracies}" in text
-    assert "2 nobody 0 0.0 – –" in text
+    assert "2 none 0 0.0 – –" in text
     assert f"3 all {last.images} {100 * last.share:.1f} {last.top1:.2f} {last.full_top1:.2f}" in text
     assert f"all 40 {found.point.accuracy:.2f} {found.full_top1:.2f}" in text
     assert f"{100 * found.share:.1f} % of the whole network’s" in text

@@ -45,5 +45,5 @@ def download(url: str, target: Path, md5: str) -> None:
             partial.unlink()
         if not target.exists():
             for folder in new_folders:
-                with contextlib.suppress(OSError):  # not there, or somebody has put something in it
+                with contextlib.suppress(OSError):  # not there, or no longer empty
                     folder.rmdir()

@@ -26,14 +26,14 @@ def builder(function: Callable[P, Parts]) -> Callable[P, Parts]:
     def build_and_sign(*args: P.args, **kwargs: P.kwargs) -> Parts:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        given_values = dict(bound.arguments)
+        values = dict(bound.arguments)
         name = function.__name__.replace("_", "-")
-        if "path" in given_values:
-            name = f"{name}:{Path(given_values.pop('path')).expanduser().resolve()}"
-        settings = {key: given_values.pop(key) for key in SETTINGS if key in given_values}
+        if "path" in values:
+            name = f"{name}:{Path(values.pop('path')).expanduser().resolve()}"
+        settings = {key: values.pop(key) for key in SETTINGS if key in values}
         if settings.get("root") is not None:
             settings["root"] = str(settings["root"])
-        arguments = {key: value for key, value in given_values.items() if value != signature.parameters[key].default}
+        arguments = {key: value for key, value in values.items() if value != signature.parameters[key].default}
         config = DataConfig(source=Spec(name, arguments), **settings)  # first: it checks the settings
         parts = function(*args, **kwargs)
         for split in parts.splits():

@@ -43,7 +43,7 @@ def cifar10(
 ) -> Parts:
     """CIFAR-10: 50,000 and 10,000 colour images of 32 pixels, 10 classes; random crop (padding 4) and flip.
 
-    The paper's lambda for it (0.075) is nobody's default: `offramp reproduce table4` trains by it, and its page shows
+    The paper's lambda for it (0.075) is not the default: `offramp reproduce table4` trains by it, and its page shows
     the command of each run.
 
     Args:

@@ -47,7 +47,7 @@ def imagenet(
     Random resized crop (area 8 to 100 %, aspect 3/4 to 4/3, bilinear) and flip; for test the shorter side is resized to
     256 and the centre cropped to 224. The images stay in their files.
 
-    The paper's recipe for it (100 epochs, batches of 256, lambda 0.01, alpha 0.3) is nobody's default:
+    The paper's recipe for it (100 epochs, batches of 256, lambda 0.01, alpha 0.3) is not the default:
     `offramp reproduce table2` trains by it, and its page shows the command of each run.
 
     Args:
@@ -180,9 +180,9 @@ def list_images(folder: Path, class_names: tuple[str, ...] | None = None) -> Lis
     if unknown:
         raise OfframpError(f"{folder / unknown[0]}: there is no class {unknown[0]!r} among the training images.")
     if class_names is None and len(names) < 2:
-        found = f"one class folder only, {names[0]!r}" if names else "no class folders"
+        problem = f"one class folder only, {names[0]!r}" if names else "no class folders"
         raise OfframpError(
-            f"{folder} has {found}; put the images of each class into a folder of its own, at least two."
+            f"{folder} has {problem}; put the images of each class into a folder of its own, at least two."
         )
     files, labels = [], []
     for label, name in enumerate(names):

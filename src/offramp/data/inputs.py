@@ -161,7 +161,7 @@ def _content(path: Path, max_megapixels: float) -> bytearray:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO would wait for somebody who writes
+    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO would wait for a writer
 
 
 def _check_regular(status: os.stat_result) -> None:

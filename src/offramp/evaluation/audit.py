@@ -178,7 +178,7 @@ def _try(
         sets = Trials(population, population.draw(images, T, rng), population.draw(images, T, rng))
         chosen.append(_checked(procedure(sets, promise), T, J))
     chosen_T = np.concatenate(chosen)
-    # Index -1, nothing chosen, is the last entry: no risk, and nobody leaves.
+    # Index -1, nothing chosen, is the last entry: no risk, and no image leaves.
     breaks_J = np.append(_above(population.risks(promise.loss), promise.risk), False)
     leaving_J = np.append(population.leaving(), 0.0)
     broken = int(breaks_J[chosen_T].sum())

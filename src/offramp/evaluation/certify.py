@@ -43,8 +43,8 @@ class Certificate:
         split: Name of the certify half.
         fingerprint: Hash of what it holds.
         weights: Hash of the network's weights.
-        policy: Hash of the measure and the thresholds it was made for (`Policy.fingerprint`); None: it was made before
-            this was written down, so that nobody can tell whether they are still the same.
+        policy: Hash of the measure and the thresholds it was made for (`Policy.fingerprint`); None in files from before
+            this was recorded: whether they are still the same cannot be checked.
         unknown: What the network learnt from of which it cannot be known whether it was trained on these images.
         earlier: Other certificates that were made with these images before, as far as the policies' files told.
         copies: Images of the certify half that repeat others of it or images of the search half. The tests were passed
@@ -179,9 +179,9 @@ def certify(
         search: Logits on the search half: candidates and their order come from here.
         certify: Logits of the same network on the certify half: the tests use these images, and nothing else may.
         cost: What the network costs.
-        risk: With probability `confidence` the risk is at most this.
+        risk: With probability `confidence` the risk, the mean of `loss` (see `Promise`), is at most this.
         confidence: See `risk`.
-        loss: What the risk is the mean of: see `Promise`.
+        loss: See `risk`.
         per_class: Promise it for the images of each class.
         measure: How confidence is read off logits; the largest softmax by default.
         candidates: Policies to choose from, found without the certify half; by default all that the search for
@@ -211,12 +211,20 @@ def certify(
     on_search = _tally(seen.of(kept), loss, groups[0])
     on_certify = _tally(_replay(candidates, certify), loss, groups[1])
     chosen = int(learn_then_test(promise, on_search, on_certify, axis=0))
+    copies = int(repeated_S.sum())
     if chosen < 0:
-        raise OfframpError(_none_passed(promise, on_certify, certify, int(repeated_S.sum())))
+        raise OfframpError(_none_passed(promise, on_certify, certify, copies))
     bound = BETTING if promise.bets(on_search)[..., chosen].any() else BINOMIAL
+    certificate = _certificate(promise, per_class, bound, on_certify, chosen, certify, copies)
+    return certificate.on(candidates[chosen])
+
+
+def _certificate(
+    promise: Promise, per_class: bool, bound: str, counts: LossCounts, chosen: int, certify: Record, copies: int
+) -> Certificate:
     distinct = slice(-(certify.num_classes if per_class else 1), None)  # of the groups
-    lost, gained, counted = (int(count_GJ[distinct, chosen].sum()) for count_GJ in on_certify)
-    certificate = Certificate(
+    lost, gained, counted = (int(count_GJ[distinct, chosen].sum()) for count_GJ in counts)
+    return Certificate(
         promise=promise,
         per_class=per_class,
         method=METHOD,
@@ -225,13 +233,12 @@ def certify(
         counted=counted,
         lost=lost,
         gained=gained,
-        candidates=len(candidates),
+        candidates=counts.lost.shape[-1],
         split=certify.split,
         fingerprint=certify.fingerprint,
         weights=certify.weights,
-        copies=int(repeated_S.sum()),
+        copies=copies,
     )
-    return certificate.on(candidates[chosen])
 
 
 def _none_passed(promise: Promise, on_certify: LossCounts, certify: Record, copies: int) -> str:

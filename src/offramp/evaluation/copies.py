@@ -2,7 +2,7 @@
 
 K exits, S images, N classes, P pairs. Rounding moves logits by the place of an image in its batch, so what is equal up
 to rounding counts. That two pictures agree so far in all logits of all exits does not happen by chance, but a network
-may give many pictures the same (black ones); whoever asks has to be right either way.
+may give many pictures the same (black ones), so a caller has to be right either way.
 """
 
 from collections.abc import Iterator

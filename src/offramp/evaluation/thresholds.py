@@ -161,7 +161,7 @@ def share_thresholds(confidence_KS: Tensor, shares_JK: Tensor) -> Tensor:
     """Thresholds `[J, K]` at which each exit takes its share of all images, as published.
 
     Exit k is given floor(S * share) images (product in single precision), the surest of those that no earlier exit
-    took; its threshold is the confidence of the last of them, and whoever reaches it is taken (ties included). An exit
+    took; its threshold is the confidence of the last of them, and images that reach it leave (ties included). An exit
     that is given none, or more than are left, takes none (`NOBODY`). The last exit takes all.
     """
     num_exits, num_images = confidence_KS.shape

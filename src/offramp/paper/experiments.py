@@ -86,7 +86,7 @@ class Experiment:
     def with_methods(self, extra: Sequence[Method]) -> "Experiment":
         """With a row more for each method, trained like the first row but for the method.
 
-        One that is a row already stays that row; one that has the label of another is told apart from it.
+        A method that is a row already stays that row; two rows with one label get longer labels.
 
         Raises:
             UsageError: Two methods with one label.

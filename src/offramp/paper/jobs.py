@@ -1,11 +1,12 @@
-"""Runs done by processes of this machine, several side by side; what is seen meanwhile; what went wrong."""
+"""Runs of a study: the loop over tasks, whatever does them, and processes of this machine that do some side by side."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from offramp.terminal import Screen, escaped
 
 JOB = "offramp.commands.job"  # run as a program, because it uses commands, which stand above this room
 PAUSE = 0.2  # seconds between two looks at the processes
-QUIET = 600.0  # seconds after which something is said in a log file
-HOPELESS = 3  # runs that fail before any succeeds: data that are missing, say, and all others would fail alike
+QUIET = 600.0  # seconds after which a log file gets another line
+ALL_FAIL = 3  # failures before any success, after which the rest is not tried: data that are missing, say
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,66 +64,84 @@ class Task:
 
 
 Finished = Callable[[Task, Manifest], None]
+Step = tuple[Task, Manifest | str] | str | None
+Runner = Callable[[list[Task]], Generator[Step]]
+"""Does tasks, taking each off the list once it cannot be withdrawn; closing the generator stops what is running.
+
+It gives each task with its manifest or the reason why it failed, notes for the board, and None where nothing happened.
+"""
 
 
-def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished, *, before: int = 0) -> None:
-    """Do all tasks on this machine, `jobs` processes at a time with `threads` threads each.
-
-    A run that fails does not keep the others from being done. Children stop, saving, when this process ends.
+def do_all(tasks: Sequence[Task], runner: Runner, finished: Finished, before: int) -> None:
+    """Do all tasks. A run that fails does not keep the others from being done, unless the first ones all fail.
 
     Args:
         tasks: In the order in which they are begun.
-        jobs: Processes at a time.
-        threads: CPU threads of each.
+        runner: Does them.
         finished: Called with each task that is done and its manifest.
         before: How many runs of the study were done before.
 
     Raises:
-        OfframpError: Which runs failed, and where their last words stand.
+        OfframpError: Which runs failed, and where their logs are.
     """
-    waiting, running = list(tasks), dict[Task, subprocess.Popen[bytes]]()
-    failed, done, untried = list[Task](), before, 0
+    waiting, failed, done, untried = list(tasks), list[Task](), before, 0
+    with contextlib.closing(runner(waiting)) as steps, Board(tasks) as board:
+        for step in steps:
+            if isinstance(step, str):
+                board.note(step)
+            elif step is not None:
+                task, result = step
+                _mark(task, failed=isinstance(result, str))
+                if isinstance(result, str):
+                    failed.append(task)
+                    board.note(f"Failed: {task.name}: {result}")
+                else:
+                    done += 1
+                    finished(task, result)
+                    board.note(f"Done: {task.name}")
+            if not done and len(failed) >= ALL_FAIL:
+                untried += len(waiting)
+                waiting.clear()
+            board.show()
+    if failed:
+        logs = ", ".join(str(log_of(task)) for task in failed)
+        rest = f", and {untried} were not tried" if untried else "; the others are kept"
+        raise OfframpError(f"{len(failed)} of the runs failed{rest}. Their logs: {logs}.")
+
+
+def do_here(tasks: Sequence[Task], jobs: int, threads: int, finished: Finished, *, before: int = 0) -> None:
+    """Do all tasks on this machine, `jobs` processes at a time with `threads` threads each; see `do_all`.
+
+    Children stop, saving, when this process ends.
+    """
+    do_all(tasks, lambda waiting: _processes(waiting, jobs, threads), finished, before)
+
+
+def _processes(waiting: list[Task], jobs: int, threads: int) -> Generator[Step]:
+    running = dict[Task, subprocess.Popen[bytes]]()
     try:
-        with Board(tasks) as board:
-            while waiting or running:
-                while waiting and len(running) < jobs:
-                    task = waiting.pop(0)
-                    running[task] = _start(task, jobs, threads)
-                    board.note(f"Started {task.name}")
-                time.sleep(PAUSE)
-                for task, process in list(running.items()):
-                    status = process.poll()
-                    if status is None:
-                        continue
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                task = waiting.pop(0)
+                running[task] = _start(task, jobs, threads)
+                yield f"Started {task.name}"
+            time.sleep(PAUSE)
+            yield None
+            for task, process in list(running.items()):
+                status = process.poll()
+                if status is not None:
                     del running[task]
-                    process.communicate()  # nothing more to say to it: closes the pipe
-                    mark(task, failed=status != 0)
-                    if status == 0:
-                        done += 1
-                        finished(task, read_manifest(task))
-                        board.note(f"Done: {task.name}")
-                    else:
-                        failed.append(task)
-                        board.note(f"Failed (status {status}): {task.name}: {_last_words(task)}")
-                if hopeless(failed, done):
-                    untried += len(waiting)
-                    waiting.clear()
-                board.show()
+                    process.communicate()  # closes the pipe
+                    yield task, _read_manifest(task) if status == 0 else f"status {status}: {_last_line(task)}"
     finally:
         for process in running.values():  # after Ctrl-C: all of them save and leave
             assert process.stdin is not None
             process.stdin.close()
         for process in running.values():
             process.wait()
-    refuse_failed(failed, untried)
 
 
-def hopeless(failed: Sequence[Task], done: int) -> bool:
-    """Whether the rest need not be tried; never where a run of the study is done, now or before."""
-    return not done and len(failed) >= HOPELESS
-
-
-def mark(task: Task, *, failed: bool) -> None:
+def _mark(task: Task, *, failed: bool) -> None:
     """Keep beside its log whether the task failed, so that next time it is tried after the others."""
     if failed:
         _mark_of(task).parent.mkdir(parents=True, exist_ok=True)
@@ -135,32 +154,24 @@ def _mark_of(task: Task) -> Path:
     return task.folder.parent / f"{task.name}.failed"
 
 
-def refuse_failed(failed: Sequence[Task], untried: int) -> None:
-    """Raise an error that names the runs that failed, if any did."""
-    if failed:
-        logs = ", ".join(str(log_of(task)) for task in failed)
-        rest = f", and {untried} were not tried" if untried else "; the others are kept"
-        raise OfframpError(f"{len(failed)} of the runs failed{rest}. Their last words: {logs}.")
-
-
-def read_manifest(task: Task) -> Manifest:
+def _read_manifest(task: Task) -> Manifest:
     """The manifest that a finished task left in its folder."""
     path = RunFolder(task.folder).manifest
     return Manifest(read(path, dict[str, Any]), path)
 
 
 def log_of(task: Task) -> Path:
-    """Where a task's last words stand."""
+    """The log file of a task."""
     return task.folder.parent / f"{task.name}.log"
 
 
-def _last_words(task: Task) -> str:
+def _last_line(task: Task) -> str:
     lines = log_of(task).read_text(errors="replace").splitlines()
-    return lines[-1] if lines else "without a word"
+    return lines[-1] if lines else "its log is empty"
 
 
 def _start(task: Task, jobs: int, threads: int) -> "subprocess.Popen[bytes]":
-    """A process that does the task; what it says is appended to its log."""
+    """A process that does the task; its output is appended to the task's log."""
     task.folder.parent.mkdir(parents=True, exist_ok=True)
     with open(log_of(task), "ab") as log:
         process = subprocess.Popen(

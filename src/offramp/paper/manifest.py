@@ -1,7 +1,7 @@
 """What a finished run leaves behind: a small file with all that tables need, fit to be committed.
 
 K exits. A manifest says which configuration, data and versions gave its figures, so that studies can be done in pieces
-and on several machines: whoever has the manifest needs the run no more.
+and on several machines: the run itself is not needed any more.
 """
 
 import functools

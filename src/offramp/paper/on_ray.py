@@ -8,7 +8,7 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,7 @@ from offramp import trust
 from offramp.config import Run
 from offramp.errors import OfframpError, UsageError
 from offramp.files import RunFolder
-from offramp.paper.jobs import (
-    Board,
-    Finished,
-    Task,
-    from_json_line,
-    hopeless,
-    log_of,
-    mark,
-    refuse_failed,
-    to_json_line,
-)
+from offramp.paper.jobs import Finished, Step, Task, do_all, from_json_line, log_of, to_json_line
 from offramp.paper.manifest import Manifest
 from offramp.terminal import say
 
@@ -37,12 +27,7 @@ RETRIES = 20  # of a run whose worker is lost; each goes on where the last check
 def do_on_ray(tasks: Sequence[Task], threads: int, finished: Finished, work: Work, *, before: int = 0) -> None:
     """Do all tasks on a Ray cluster, each with `threads` CPUs, and one GPU where the cluster has any.
 
-    Args:
-        tasks: In the order in which they are handed over.
-        threads: CPU threads of each.
-        finished: Called with each task that is done and its manifest.
-        work: Trains a run in a folder, beside so many others, and gives its manifest.
-        before: How many runs of the study were done before.
+    See `do_all`; `work` trains a run in a folder, beside so many others, and gives its manifest.
 
     Raises:
         UsageError: Ray is not installed, or no machine of the cluster has so many CPUs.
@@ -54,17 +39,17 @@ def do_on_ray(tasks: Sequence[Task], threads: int, finished: Finished, work: Wor
         ray.init(log_to_driver=False, runtime_env={"env_vars": _environment(os.environ)})
     try:
         room, gpus = _room(ray.nodes(), threads)
-        there = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES)(_there)
+        remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES)(_in_worker)
         jobs = min(len(tasks), room)  # at most so many side by side
-        refs = {there.remote(work, _words(task, jobs), str(log_of(task).resolve())): task for task in tasks}
-        _collect(ray, refs, finished, before)
+        refs = {remote.remote(work, _job_line(task, jobs), str(log_of(task).resolve())): task for task in tasks}
+        do_all(tasks, lambda waiting: _collect(ray, refs, waiting), finished, before)
     finally:
         if started_here:
             ray.shutdown()
 
 
 def _environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """What workers, who work in other folders, have to be told: where code and data are that we find from here.
+    """Environment variables by which workers, started in other folders, find the same code and data.
 
     `mine:Loss` is found in the folder one works in, as by the command itself.
     """
@@ -79,7 +64,7 @@ def _room(nodes: Sequence[Mapping[str, Any]], threads: int) -> tuple[int, int]:
     """How many runs fit into a cluster at a time, and how many GPUs each gets: one where any machine has one.
 
     Raises:
-        UsageError: Not one fits: Ray would wait for a larger machine, for ever and without a word.
+        UsageError: Not one fits: Ray would wait silently, without end, for a larger machine.
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     with_gpu = [has for has in alive if has.get("GPU", 0) >= 1]
@@ -93,7 +78,7 @@ def _room(nodes: Sequence[Mapping[str, Any]], threads: int) -> tuple[int, int]:
     return sum(map(int, at_once)), 1 if with_gpu else 0
 
 
-def _words(task: Task, jobs: int) -> str:
+def _job_line(task: Task, jobs: int) -> str:
     """The job, with paths that hold wherever its worker works."""
     root = task.run.data.root
     data = dataclasses.replace(task.run.data, root=None if root is None else _absolute(root))
@@ -104,34 +89,23 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().resolve())
 
 
-def _collect(ray: Any, refs: dict[Any, Task], finished: Finished, before: int) -> None:
-    waiting, failed, done = dict(refs), list[Task](), before
-    untried = 0
-    with Board(list(refs.values())) as board:
-        while waiting:
-            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
-            for ref in ready:
-                task = waiting.pop(ref)
-                try:
-                    values = ray.get(ref)
-                except ray.exceptions.RayError as error:
-                    failed.append(task)
-                    mark(task, failed=True)
-                    board.note(f"Failed: {task.name}: {str(error).strip().splitlines()[-1]}")
-                else:
-                    done += 1
-                    mark(task, failed=False)
-                    finished(task, Manifest(values, RunFolder(task.folder).manifest))
-                    board.note(f"Done: {task.name}")
-            if hopeless(failed, done):
-                untried += len(waiting)
-                waiting.clear()  # Ray drops what is nobody's any more
-            board.show()
-    refuse_failed(failed, untried)
+def _collect(ray: Any, refs: dict[Any, Task], waiting: list[Task]) -> Generator[Step]:
+    while waiting:  # Ray drops tasks whose references are gone
+        ready, _ = ray.wait(list(refs), num_returns=1, timeout=1.0)
+        yield None
+        for ref in ready:
+            task = refs.pop(ref)
+            waiting.remove(task)
+            try:
+                values = ray.get(ref)
+            except ray.exceptions.RayError as error:
+                yield task, str(error).strip().splitlines()[-1]
+            else:
+                yield task, Manifest(values, RunFolder(task.folder).manifest)
 
 
-def _there(work: Work, line: str, log: str) -> Mapping[str, Any]:
-    """In a worker: do the job, and give its manifest. What training says goes to the run's log."""
+def _in_worker(work: Work, line: str, log: str) -> Mapping[str, Any]:
+    """In a worker: do the job, and give its manifest. What training prints goes to the run's log."""
     run, folder, jobs = from_json_line(line)
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     before = sys.stderr

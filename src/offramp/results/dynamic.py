@@ -250,7 +250,7 @@ def exit_uses(thresholds: Sequence[float], exits_S: Tensor, right_S: Tensor, ful
 
 def leaves_from(threshold: float) -> str:
     """A threshold in few characters; one close below 1 is not rounded up to it."""
-    return {NOBODY: "nobody", EVERYBODY: "all"}.get(threshold, f"{threshold:.6g}")
+    return {NOBODY: "none", EVERYBODY: "all"}.get(threshold, f"{threshold:.6g}")
 
 
 def _classes(exits_S: Tensor, right_S: Tensor, full_S: Tensor, test: Record) -> tuple[ClassUse, ...]:

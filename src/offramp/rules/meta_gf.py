@@ -76,9 +76,9 @@ class MetaGF(TrainingRule):
         self._start: dict[str, Tensor] = {}  # the weights that all exits start from
         self._trained: dict[str, Tensor] = {}  # [R, P]: what the exits that reach a weight made of it, so far
         dtype = torch.promote_types(bench.parameters[0].dtype, torch.float32)
-        ones_KM = torch.ones(bench.network.num_exits, len(self.names), dtype=dtype, device=bench.broken.device)
-        self.eta_KM = nn.Parameter(ones_KM)
-        self._eta_before_KM = ones_KM.clone()
+        initial_KM = torch.ones(bench.network.num_exits, len(self.names), dtype=dtype, device=bench.broken.device)
+        self.eta_KM = nn.Parameter(initial_KM)
+        self._eta_before_KM = initial_KM.clone()
         self.adam = torch.optim.Adam([self.eta_KM], lr=self.eta_lr, fused=True)
 
     def step(self, batch: Batch, progress: float) -> Outcome:

@@ -27,8 +27,8 @@ class Engine(Runner):
     It agrees with `policy.choose` on the logits of a full forward pass, image by image, except where rounding (other
     kernels for other batch sizes, folded batch norm) moves a confidence across a threshold: see `agreement`.
 
-    A plan may leave exits unasked, and `tune` makes such plans where an exit does not pay. An exit that is not asked
-    takes nobody, so that answers come from later exits than `policy.choose` says: they are those of
+    A plan may leave exits unasked, and `tune` makes such plans where an exit does not pay. No image
+    leaves at such an exit, so answers come from later exits than `policy.choose` says: they are those of
     `policy_under(plan)`. `closed` says which exits that are. `anytime` and `each_exit` ask every exit.
 
     Args:
@@ -95,8 +95,8 @@ class Engine(Runner):
 
         Args:
             batches: Images `[B, channels, height, width]`, B from 0 up; an iterator is read only as far as needed.
-            window: An image is hurried on when so many have come in after it, so that memory stays bounded and none
-                waits for ever; 32 chunks if None.
+            window: An image is hurried on when so many have come in after it, so that memory and
+                waiting stay bounded; 32 chunks if None.
             tally: Gets what is spent.
         """
         return in_turn(self, self._read(batches), window=window, tally=tally)

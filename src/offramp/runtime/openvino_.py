@@ -107,7 +107,7 @@ class OpenVino(LibraryProgram):
     def _run(self, segment: Segment, maps: Carry) -> tuple[Tensor, ...]:
         """With rows added where there is no model for as many, and in pieces where there are more than any has."""
         rows, most = maps[0].shape[0], SIZES[-1]
-        if not segment.carry:  # straight: nobody rounds the number of rows for it
+        if not segment.carry:  # straight: its number of rows is not rounded
             return self._call(segment, rows if rows in SIZES else None, maps)
         if rows > most:
             pieces = zip(*(self._run(segment, piece) for piece in _split(maps, most)), strict=True)
@@ -153,8 +153,8 @@ class OpenVino(LibraryProgram):
 class _Model:
     """A compiled model, called with a carry. One call at a time; others wait.
 
-    What a single image needs of Python takes as long as a stage, so memory is used again: outputs are written where
-    earlier ones were that nobody holds any more, and a tensor that the model before has made is handed on as it is.
+    What a single image needs of Python takes as long as a stage, so memory is used again: outputs overwrite
+    earlier ones to which no tensor refers any more, and a tensor of the model before is handed on as it is.
 
     Args:
         compiled: Of OpenVINO.

@@ -16,7 +16,7 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 @dataclass(frozen=True)
 class Plan:
-    """How one batch is run. It decides who leaves where only in that an exit that is not asked takes nobody.
+    """How one batch is run. It changes answers only in that no image leaves at an exit that is not asked.
 
     Attributes:
         asks: Exits (from 0) whose head runs; None: all whose answer matters to the policy. The last always runs.

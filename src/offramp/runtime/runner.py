@@ -195,7 +195,7 @@ class Runner:
         return {size: exits for size, exits in closed.items() if exits}
 
     def policy_under(self, plan: Plan) -> Policy:
-        """The policy that a plan carries out: exits that it does not ask take nobody.
+        """The policy that a plan carries out: no image leaves at an exit that it does not ask.
 
         Straight on, nothing is counted: under patience all confidences are 0 then.
         """
@@ -250,7 +250,7 @@ class Runner:
         images_BCHW: Tensor,
         tally: Tally | None = None,
     ) -> Answers:
-        """One image by a model with the exits inside; its time is told of the exit that answers alone."""
+        """One image by a model with the exits inside; its time counts for the exit that answers alone."""
         with quiet_torch(self.program):
             started = now(self.program, tally)
             answers = single(images_BCHW)
