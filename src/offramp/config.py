@@ -389,3 +389,16 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
         elif old != new:
             lines.append(f"{prefix}{key}: {old!r} there, {new!r} now")
     return lines
+
+
+_TELLING = ("network.name", "data.source", "objective", "rule.name", "training.epochs", "training.lr", "training.seed")
+_SHOWN = 3
+
+
+def most_telling(lines: Sequence[str]) -> str:
+    """Three of what `differences` found, in a line: what a user chose comes first, hashes of images come last."""
+    first = (*_TELLING, "training", "network", "data", "rule", "")
+    chosen = [line for line in lines if not line.startswith("images")] or ["the images are others"]
+    chosen.sort(key=lambda line: next(i for i, start in enumerate(first) if line.startswith(start)))
+    more = [f"and {len(chosen) - _SHOWN} more"] if len(chosen) > _SHOWN else []
+    return "; ".join([*chosen[:_SHOWN], *more])
