@@ -217,6 +217,8 @@ class DataConfig:
     """Training images held out, half for `search`, half for `certify`. Default: CIFAR 5000, ImageNet 50000; 0: none."""
     workers: int = field(default=0, metadata=FREE)
     """Worker processes that decode images (data sets that do not fit in memory)."""
+    skip_unreadable: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Leave out image files that cannot be used; which, the run's split.json says."""
 
     def __post_init__(self) -> None:
         check_whole("batch-size", self.batch_size, 1)

@@ -14,6 +14,7 @@ from offramp import backbones, data, objectives, processes, rules
 from offramp.backbones.foreign import start_from
 from offramp.config import Run, TrainConfig
 from offramp.data import HeldOut, Split
+from offramp.data.files import at_most_twenty
 from offramp.devices import device_named, with_kernels, with_threads
 from offramp.errors import UsageError
 from offramp.files import Epoch, RunFolder, load, write
@@ -101,6 +102,8 @@ def fit(
         begins = anew or not is_claimed(folder)
         if begins:
             check_readable(parts)
+            if left_out := job.val.division.get("left_out"):
+                _say("\n  ".join(at_most_twenty(left_out, "are left out")))
         if config.init is not None and begins:
             _say(start_from(network, config.init))
         if config.freeze_trunk:
