@@ -217,6 +217,8 @@ class DataConfig:
     """Training images held out, half for `search`, half for `certify`. Default: CIFAR 5000, ImageNet 50000; 0: none."""
     workers: int = field(default=0, metadata=FREE)
     """Worker processes that decode images (data sets that do not fit in memory)."""
+    skip_unreadable: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Leave out image files that cannot be used; which, the run's split.json says."""
 
     def __post_init__(self) -> None:
         check_whole("batch-size", self.batch_size, 1)
@@ -389,3 +391,16 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
         elif old != new:
             lines.append(f"{prefix}{key}: {old!r} there, {new!r} now")
     return lines
+
+
+_TELLING = ("network.name", "data.source", "objective", "rule.name", "training.epochs", "training.lr", "training.seed")
+_SHOWN = 3
+
+
+def most_telling(lines: Sequence[str]) -> str:
+    """Three of what `differences` found, in a line: what a user chose comes first, hashes of images come last."""
+    first = (*_TELLING, "training", "network", "data", "rule", "")
+    chosen = [line for line in lines if not line.startswith("images")] or ["the images are others"]
+    chosen.sort(key=lambda line: next(i for i, start in enumerate(first) if line.startswith(start)))
+    more = [f"and {len(chosen) - _SHOWN} more"] if len(chosen) > _SHOWN else []
+    return "; ".join([*chosen[:_SHOWN], *more])

@@ -48,6 +48,25 @@ def test_several_seeds_in_folders_of_their_own(tmp_path: Path) -> None:
     assert len(weights) == 3
 
 
+def test_overwrite_trains_what_a_run_of_its_own_would_and_then_continues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, other = [*QUICK, "--out", str(tmp_path / "run")], ["--seed", "4"]
+    assert main([*QUICK, *other, "--out", str(tmp_path / "alone")]) == 0
+    assert main(first) == 0
+    assert main([*first, *other]) == 2
+    assert "seed: 0 there, 4 now" in capsys.readouterr().err
+    again = [*first, *other, "--overwrite"]
+    assert main([*again, "--init", str(tmp_path / "run")]) == 2  # what it would begin with
+    assert (tmp_path / "run" / "weights.safetensors").is_file()
+    assert main(again) == 0
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("alone", "run")]
+    assert weights[0] == weights[1]
+    capsys.readouterr()
+    assert main(again) == 0
+    assert "is finished; nothing to do" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )

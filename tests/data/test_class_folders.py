@@ -200,11 +200,6 @@ def nested(folder: Path) -> None:
     fill(folder, {"training/cat": 5, "testing/cat": 5})
 
 
-def bitmap(folder: Path) -> None:
-    fill(folder, {"cat": 5, "dog": 5})
-    (folder / "dog" / "x.bmp").write_bytes(b"BM")
-
-
 def unknown_test_class(folder: Path) -> None:
     fill(folder / "train", {"cat": 5, "dog": 5})
     fill(folder / "test", {"cat": 5, "cow": 5})
@@ -218,7 +213,6 @@ def unknown_test_class(folder: Path) -> None:
         (empty_class, "eel holds no image"),
         (loose_image, r"what\.jpg lies outside the class folders"),
         (nested, "cat is a folder in a class folder"),
-        (bitmap, r"x\.bmp: \.bmp is not read; convert it"),
         (unknown_test_class, "test/cow: there is no class 'cow' among the training images"),
     ],
 )
@@ -247,6 +241,17 @@ def test_a_damaged_image_is_found_where_the_size_is_looked_up(tmp_path: Path) ->
         data.folder(tmp_path)
 
 
+def test_files_that_cannot_be_used_are_named_at_once_whatever_is_wrong_with_them(tmp_path: Path) -> None:
+    fill(tmp_path / "train", {"cat": 5, "dog": 5})
+    fill(tmp_path / "test", {"cat": 2, "dog": 2})
+    for name in ("train/dog/x.bmp", "test/cat/y.tiff", "train/cat/cat_2.jpg", "test/dog/dog_1.jpg"):
+        (tmp_path / name).write_bytes(b"BM")
+    with pytest.raises(OfframpError, match="4 image files cannot be used") as error:
+        data.folder(tmp_path, image_size=32)
+    words = ("x.bmp: .bmp is not read; convert it", "y.tiff", "cat_2.jpg", "dog_1.jpg")
+    assert all(word in str(error.value) for word in words)
+
+
 def test_indices_are_positions_in_the_sorted_official_set(tmp_path: Path) -> None:
     fill(tmp_path / "train", {"cat": 8, "dog": 8})
     train, val, _ = data.folder(tmp_path, holdout=4)
@@ -264,7 +269,7 @@ def test_what_is_named_as_an_image_and_is_no_file_is_refused_at_once(tmp_path: P
         odd = tmp_path / "a" / "odd.png"
         make(odd)
         with pytest.raises(OfframpError, match=r"odd\.png is no regular file"):
-            list_images(tmp_path)
+            data.folder(tmp_path)
         odd.rmdir() if odd.is_dir() else odd.unlink()
     assert len(list_images(tmp_path).files) == 2
 

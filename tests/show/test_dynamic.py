@@ -22,6 +22,7 @@ def made_up(classes=(), picked=((), ()), measure=SOFTMAX):
         certificate=None,
         source=None,
         note=None,
+        search_images=400,
         full_top1=66.0,
         full_operations=400,
         exits=(ExitUse(0.5, 200, 0.5, 60.0, 62.0), ExitUse(EVERYBODY, 200, 0.5, 68.0, 70.0)),

@@ -70,6 +70,15 @@ def test_the_sentence_says_what_the_policy_does_and_a_line_which_was_left_aside(
     assert "policy.json was left aside." in shown(evaluate(EvaluateOptions(run), page=False))
 
 
+def test_thresholds_that_rest_on_few_images_are_warned_of(make_run):
+    few = evaluate(EvaluateOptions(make_run()))
+    assert "Warning: thresholds rest on 4 images, fewer than 200" in " ".join(shown(few).split())
+    assert "thresholds rest on 4 images" in few.run.report.read_text()
+    assert few.to_json()["dynamic"]["search_images"] == 4
+    enough = dataclasses.replace(few, dynamic=dataclasses.replace(few.dynamic, search_images=200))
+    assert "Warning" not in shown(enough)
+
+
 def test_why_nothing_is_said_of_thresholds_is_said_but_with_one_exit(make_run, tiny_parts):
     tiny_parts.val.search.name = "mine/half"
     assert "No dynamic inference: " in shown(evaluate(EvaluateOptions(make_run()), page=False, parts=tiny_parts))

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 from torchvision.io import write_png
 
+from offramp import data
 from offramp.cli import main
 from offramp.config import DataConfig, Run, Spec, TrainConfig
 from offramp.data import files
@@ -43,6 +45,7 @@ def test_all_bad_files_are_named_before_anything_is_written(folder: Path, tmp_pa
     with pytest.raises(OfframpError, match=r"3 image files cannot be used:") as error:
         train(run_on(folder), tmp_path / "run")
     assert [sum(str(file) in line for line in str(error.value).splitlines()) for file in bad] == [1, 1, 1]
+    assert "--skip-unreadable" in str(error.value)
     assert not (tmp_path / "run").exists()
     for file in bad:
         file.unlink()
@@ -50,10 +53,43 @@ def test_all_bad_files_are_named_before_anything_is_written(folder: Path, tmp_pa
     assert main(["evaluate", str(tmp_path / "run")]) == 0
 
 
+def test_unreadable_files_are_left_out_on_request_and_the_run_says_which(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = [folder / "test" / "dog" / "01.png", folder / "train" / "cat" / "03.png", folder / "train" / "dog" / "x.bmp"]
+    for file in bad:
+        file.write_bytes(b"no image")
+    options = ["--network", *map(str, Spec("msdnet", TINY).words()), "--epochs", "1", "--device", "cpu"]
+    command = ["train", "--data", f"folder:{folder}", "image_size=16", *options, "--out", str(tmp_path / "run")]
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert all(str(file) in said for file in bad)
+    assert not (tmp_path / "run").exists()
+
+    command.append("--skip-unreadable")
+    assert main(command) == 0
+    assert "3 image files are left out" in capsys.readouterr().err
+    recorded = json.loads((tmp_path / "run" / "split.json").read_text())["left_out"]
+    assert all(any(str(file) in line for line in recorded) for file in bad)
+    assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 3
+    for file in bad:  # gone or left out is the same
+        file.unlink()
+    assert main(command) == 0
+    assert "finished" in capsys.readouterr().err
+
+
+def test_a_class_of_which_nothing_can_be_read_is_named(folder: Path) -> None:
+    for file in (folder / "train" / "cat").iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(OfframpError, match="cat holds no image that can be read"):
+        data.folder(folder, skip_unreadable=True)
+
+
 def test_a_long_list_is_cut(folder: Path, tmp_path: Path) -> None:
     for file in folder.rglob("*.png"):
         file.write_bytes(b"")
-    with pytest.raises(OfframpError, match=r"28 image files .*(\n.*){20}\n  and 8 more$"):
+    with pytest.raises(OfframpError, match=r"28 image files .*(\n.*){20}\n  and 8 more\n"):
         train(run_on(folder), tmp_path / "run")
 
 

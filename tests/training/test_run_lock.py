@@ -22,6 +22,12 @@ def config(**training: Any) -> dict[str, Any]:
     }
 
 
+def saved(folder: RunFolder) -> None:
+    """Make the folder that of a run of which something was saved."""
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / "step-000000001.safetensors").touch()
+
+
 def test_a_new_folder_is_made_and_explains_itself(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a" / "b")
     with locked(folder, config()):
@@ -32,7 +38,7 @@ def test_a_new_folder_is_made_and_explains_itself(tmp_path: Path) -> None:
 def test_a_run_in_a_form_that_is_gone_is_one_line(tmp_path: Path, form: str) -> None:
     folder = RunFolder(tmp_path)
     with locked(folder, config()):
-        pass
+        saved(folder)
     folder.config.write_text(folder.config.read_text().replace('"form": "auto"', f'"form": "{form}"'))
     with (
         pytest.raises(
@@ -43,17 +49,58 @@ def test_a_run_in_a_form_that_is_gone_is_one_line(tmp_path: Path, form: str) -> 
         pytest.fail("entered")
 
 
-def test_another_configuration_is_refused_with_the_fields(tmp_path: Path) -> None:
+def test_another_configuration_is_refused_with_the_most_telling_differences(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with locked(folder, config(lr=0.1)):
-        pass
+        saved(folder)
     before = folder.config.read_bytes()
-    with (
-        pytest.raises(UsageError, match=r"another configuration \(training.lr: 0.1 there, 0.2 now\)"),
-        locked(folder, config(lr=0.2)),
-    ):
+    now = config(lr=0.2, epochs=3, momentum=0.8, weight_decay=0.0) | {"images": {"train": "0"}}
+    now["objective"] = {"name": "damping", "args": {}}
+    shown = (
+        r"another configuration \(objective.name: 'cross-entropy' there, 'damping' now; "
+        r"training.epochs: 300 there, 3 now; training.lr: 0.1 there, 0.2 now; and 2 more\).*--overwrite"
+    )
+    with pytest.raises(UsageError, match=shown), locked(folder, now):
         pytest.fail("entered")
     assert folder.config.read_bytes() == before
+
+
+def test_a_folder_belongs_to_a_configuration_only_once_something_was_saved(tmp_path: Path) -> None:
+    """A run that a broken image ended before its first checkpoint went on with no other images."""
+    folder = RunFolder(tmp_path)
+    with locked(folder, config() | {"images": {"train": "with the broken one"}}):
+        folder.add_start({"threads": 7})
+    now = config() | {"images": {"train": "without it"}}
+    with locked(folder, now):
+        assert folder.read_config().images == {"train": "without it"}
+        assert folder.read_starts() == []
+        saved(folder)
+    with pytest.raises(UsageError, match="the images are others"), locked(folder, config() | {"images": {}}):
+        pytest.fail("entered")
+
+
+def test_overwriting_removes_the_other_run_and_nothing_else(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with locked(folder, config(lr=0.1)):
+        saved(folder)
+    for file in (folder.weights, folder.record("test"), folder.path / "notes.txt"):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    with locked(folder, config(lr=0.1), overwrite=True):
+        assert folder.weights.is_file()
+    with locked(folder, config(lr=0.2), overwrite=True):
+        assert folder.read_config().values["training"]["lr"] == 0.2
+    assert sorted(p.name for p in folder.path.iterdir()) == [".lock", "config.json", "notes.txt"]
+
+
+def test_only_a_run_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"debug": true}')
+    with pytest.raises(UsageError, match="is not a run"), locked(RunFolder(tmp_path), config(), overwrite=True):
+        pytest.fail("entered")
+    (tmp_path / "config.json").rename(tmp_path / "thesis.tex")
+    with pytest.raises(UsageError, match="holds no run"), locked(RunFolder(tmp_path), config(), overwrite=True):
+        pytest.fail("entered")
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_fields_that_change_nothing_may_differ(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from offramp.data.base import Parts
 
 P = ParamSpec("P")
 
-SETTINGS = ("root", "batch_size", "holdout", "workers")  # fields of DataConfig that are a builder's arguments
+# Fields of DataConfig that are a builder's arguments.
+SETTINGS = ("root", "batch_size", "holdout", "workers", "skip_unreadable")
 
 
 def builder(function: Callable[P, Parts]) -> Callable[P, Parts]:

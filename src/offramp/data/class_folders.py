@@ -6,7 +6,7 @@ S images.
 import functools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,7 @@ def imagenet(
     limit: int | None = None,
     workers: int = 0,
     max_megapixels: float = MAX_MEGAPIXELS,
+    skip_unreadable: bool = False,
 ) -> Parts:
     """ImageNet as the usual folders `train` and `val`, one folder per class in each; `val` is the test set.
 
@@ -59,6 +60,7 @@ def imagenet(
         limit: Train on only so many images; held-out ones are among them.
         workers: Processes that decode images, for each training process; 0: none besides it.
         max_megapixels: Images of more million pixels are refused before they are decoded.
+        skip_unreadable: Leave out image files that cannot be used, instead of refusing the folder.
     """
     cut = Cut(holdout, split_seed, limit, IMAGENET_HOLDOUT)
     folder = root_folder(root)
@@ -83,6 +85,7 @@ def imagenet(
         batch_size=batch_size,
         workers=workers,
         max_megapixels=max_megapixels,
+        skip_unreadable=skip_unreadable,
         cut=cut,
     )
 
@@ -99,6 +102,7 @@ def folder(
     limit: int | None = None,
     workers: int = 0,
     max_megapixels: float = MAX_MEGAPIXELS,
+    skip_unreadable: bool = False,
 ) -> Parts:
     """One's own labelled images (JPEG, PNG, WebP), one folder per class; `folder:PATH` on the command line.
 
@@ -116,6 +120,7 @@ def folder(
         limit: Train on only so many images; held-out ones are among them.
         workers: Processes that decode images, for each training process; 0: none besides it.
         max_megapixels: Images of more million pixels are refused before they are decoded.
+        skip_unreadable: Leave out image files that cannot be used, instead of refusing the folder.
     """
     cut = Cut(holdout, split_seed, limit)
     path = Path(path).expanduser()
@@ -133,6 +138,7 @@ def folder(
         batch_size=batch_size,
         workers=workers,
         max_megapixels=max_megapixels,
+        skip_unreadable=skip_unreadable,
         cut=cut,
     )
 
@@ -184,27 +190,31 @@ def list_images(folder: Path, class_names: tuple[str, ...] | None = None) -> Lis
         raise OfframpError(
             f"{folder} has {problem}; put the images of each class into a folder of its own, at least two."
         )
-    files, labels = [], []
+    files: list[str] = []
+    labels: list[int] = []
+    unread: list[str] = []
     for label, name in enumerate(names):
-        members = sorted(_images_in(folder, name)) if name in present else []
-        if not members and name in present:
+        known = len(unread)
+        members = sorted(_images_in(folder, name, unread)) if name in present else []
+        if not members and name in present and len(unread) == known:
             raise OfframpError(f"{folder / name} holds no image ({', '.join(READABLE)}); fill it or remove it.")
         files += members
         labels += [label] * len(members)
-    return Listing(folder, files, np.array(labels, dtype=np.int64), names)
+    return Listing(folder, files, np.array(labels, dtype=np.int64), names, tuple(sorted(unread)))
 
 
-def _images_in(folder: Path, name: str) -> Iterator[str]:
+def _images_in(folder: Path, name: str, unread: list[str]) -> Iterator[str]:
+    """Names of the images of a class; a sentence for each that is of no kind that is read goes to `unread`."""
     with os.scandir(folder / name) as entries:
         for entry in entries:
             ending = os.path.splitext(entry.name)[1].lower()
             if entry.name.startswith("."):
                 continue
             if ending in UNREADABLE:
-                raise OfframpError(f"{entry.path}: {ending} is not read; convert it to PNG or JPEG, or remove it.")
-            if ending in READABLE:
-                if not entry.is_file():
-                    raise OfframpError(f"{entry.path} is no regular file; remove it, or put the image in its place.")
+                unread.append(f"{entry.path}: {ending} is not read; convert it to PNG or JPEG, or remove it.")
+            elif ending in READABLE and not entry.is_file():
+                unread.append(f"{entry.path} is no regular file; remove it, or put the image in its place.")
+            elif ending in READABLE:
                 yield f"{name}/{entry.name}"
             elif entry.is_dir():
                 raise OfframpError(
@@ -223,17 +233,27 @@ def _parts(
     batch_size: int,
     workers: int,
     max_megapixels: float,
+    skip_unreadable: bool,
     cut: Cut,
 ) -> Parts:
     check_megapixels(max_megapixels)
+    check_flags(flip=flip, skip_unreadable=skip_unreadable)
+    if skip_unreadable:
+        train, test = train.readable(max_megapixels), test and test.readable(max_megapixels)
+    listings = [train] if test is None else [train, test]
+    if any(listing.unread for listing in listings):
+        _refuse_all(listings, max_megapixels)
     if test is None:
         test, (train_S, test_S) = train, share_for_test(train.labels_S)
     else:
         train_S, test_S = np.arange(len(train.files)), np.arange(len(test.files))
     if image_size is None:
-        image_size = _fitting_size(train, training_part(train_S, cut), max_megapixels)
+        try:
+            image_size = _fitting_size(train, training_part(train_S, cut), max_megapixels)
+        except OfframpError:  # one is broken: name all that are
+            _refuse_all(listings, max_megapixels)
+            raise
     check_whole("image_size", image_size, 1, _MOST_PIXELS)
-    check_flags(flip=flip)
     split = functools.partial(
         FileSplit,
         image_size=image_size,
@@ -243,15 +263,22 @@ def _parts(
         home=home,
         max_megapixels=max_megapixels,
     )
-    return divide(name, train_S, functools.partial(split, train), split(test, f"{name}/test", test_S, False), cut)
+    parts = divide(name, train_S, functools.partial(split, train), split(test, f"{name}/test", test_S, False), cut)
+    if left_out := [reason for listing in listings for reason in listing.left_out or ()]:
+        parts.val.division["left_out"] = left_out
+    return parts
+
+
+def _refuse_all(listings: Sequence[Listing], max_megapixels: float) -> None:
+    """Refuse files that cannot be used, all of them at once."""
+    found = [reason for listing in listings for reason in listing.unread]
+    for listing in listings:
+        found += unreadable(listing.paths, max_megapixels, may_be_thin=True).values()
+    check_found(found)
 
 
 def _fitting_size(listing: Listing, train_S: IntArray, max_megapixels: float) -> int:
     probed_S = train_S[np.linspace(0, len(train_S) - 1, min(_PROBED, len(train_S))).astype(np.int64)]
-    try:
-        files = (listing.folder / listing.files[i] for i in probed_S)
-        side = np.median([min(decode(file, max_megapixels).shape[1:]) for file in files])
-    except OfframpError:  # one is broken: name all that are
-        check_found(unreadable([listing.folder / name for name in listing.files], max_megapixels, may_be_thin=True))
-        raise
+    files = (listing.folder / listing.files[i] for i in probed_S)
+    side = np.median([min(decode(file, max_megapixels).shape[1:]) for file in files])
     return max((size for size in IMAGE_SIZES if size <= side), default=IMAGE_SIZES[0])

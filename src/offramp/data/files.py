@@ -15,10 +15,11 @@ import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -49,12 +50,31 @@ class Listing:
         files: Paths, in an order that is the same on every machine.
         labels_S: Their classes.
         class_names: One name per class.
+        unread: A sentence for each image file beside them that is of no kind that is read.
+        left_out: A sentence for each that could not be used and was left out; None where nobody looked.
     """
 
     folder: Path
     files: Sequence[str]
     labels_S: IntArray
     class_names: tuple[str, ...]
+    unread: tuple[str, ...] = ()
+    left_out: tuple[str, ...] | None = None
+
+    @property
+    def paths(self) -> list[Path]:
+        """Of all files."""
+        return [self.folder / name for name in self.files]
+
+    def readable(self, max_megapixels: float) -> "Listing":
+        """Those of the files that can be used; the others are left out."""
+        bad = unreadable(self.paths, max_megapixels, may_be_thin=False)
+        kept = [i for i, path in enumerate(self.paths) if path not in bad]
+        files, labels_S = [self.files[i] for i in kept], self.labels_S[kept]
+        for label in np.unique(self.labels_S):
+            if label not in labels_S:
+                raise OfframpError(f"{self.folder / self.class_names[label]} holds no image that can be read.")
+        return replace(self, files=files, labels_S=labels_S, unread=(), left_out=(*self.unread, *bad.values()))
 
 
 class FileSplit(Split):
@@ -129,20 +149,14 @@ class FileSplit(Split):
     def unreadable(self, advance: Callable[[int], None]) -> list[str]:
         """See `Split.unreadable`: decodes every file, about a millisecond an image and core.
 
-        Of several processes each looks at a share. That all could be read is kept on this machine for these files,
-        sizes and times of change.
+        Of several processes each looks at a share.
         """
         share_S = self.indices_S[share_of(len(self))]
-        paths = [self.listing.folder / self.listing.files[i] for i in share_S]
-        mark = _mark(paths, self.max_megapixels, self.training)
-        if mark is not None and mark.is_file():
-            advance(len(paths))
+        if self.listing.left_out is not None:
+            advance(len(share_S))
             return []
-        problems = unreadable(paths, self.max_megapixels, advance, may_be_thin=self.training)
-        if mark is not None and not problems:
-            with contextlib.suppress(OfframpError):  # a cache that cannot be written is none
-                write_atomically(mark, b"")
-        return problems
+        paths = [self.listing.folder / self.listing.files[i] for i in share_S]
+        return list(unreadable(paths, self.max_megapixels, advance, may_be_thin=self.training).values())
 
     def _slots(self, batch_size: int) -> Tensor:
         """Memory for the pixels of a step, T times: of each step that the workers are ahead, and of the one in use."""
@@ -173,46 +187,72 @@ def unreadable(
     advance: Callable[[int], None] = lambda _: None,
     *,
     may_be_thin: bool,
-) -> list[str]:
-    """What is wrong with those of the files that cannot be read as images, a sentence each."""
+) -> dict[Path, str]:
+    """What is wrong with those of the files that cannot be read as images, a sentence each.
+
+    Which these were is kept on this machine, for these files, sizes and times of change; only they are decoded again.
+    """
     import torchvision.io  # noqa: F401  Here, and not in a thread.
 
-    problems = []
+    mark = _mark(paths, max_megapixels, may_be_thin)
+    known = _places(mark, len(paths))
+    looked_at = range(len(paths)) if known is None else known
+    advance(len(paths) - len(looked_at))
+    found = {}
+    check = functools.partial(_unreadable, max_megapixels=max_megapixels, may_be_thin=may_be_thin)
     # Decoders let go of the interpreter's lock, so threads are enough.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
         try:
-            for problem in pool.map(
-                functools.partial(_unreadable, max_megapixels=max_megapixels, may_be_thin=may_be_thin), paths
-            ):
-                problems += problem
+            for i, reason in zip(looked_at, pool.map(check, [paths[i] for i in looked_at]), strict=True):
+                if reason is not None:
+                    found[i] = reason
                 advance(1)
         finally:
             pool.shutdown(cancel_futures=True)
-    return problems
+    if mark is not None and known is None:
+        with contextlib.suppress(OfframpError):  # a cache that cannot be written is none
+            write_atomically(mark, " ".join(map(str, found)).encode())
+    return {paths[i]: reason for i, reason in found.items()}
 
 
 def check_found(problems: Sequence[str]) -> None:
     """Refuse what `unreadable` found, a line for each of the first twenty files."""
-    if not problems:
-        return
-    more = [f"and {len(problems) - _LISTED:,} more"] if len(problems) > _LISTED else []
+    if problems:
+        lines = at_most_twenty(problems, "cannot be used")
+        raise SeveralErrors(*lines, "Mend or remove them, or leave them out by --skip-unreadable.")
+
+
+def at_most_twenty(problems: Sequence[str], what: str) -> list[str]:
+    """How many image files these are, a line for each of the first twenty, and how many more there are."""
     count = "1 image file" if len(problems) == 1 else f"{len(problems):,} image files"
-    raise SeveralErrors(f"{count} cannot be used:", *problems[:_LISTED], *more)
+    more = [f"and {len(problems) - _LISTED:,} more"] if len(problems) > _LISTED else []
+    return [f"{count} {what}:", *problems[:_LISTED], *more]
 
 
-def _unreadable(path: Path, max_megapixels: float, may_be_thin: bool) -> list[str]:
+def _unreadable(path: Path, max_megapixels: float, may_be_thin: bool) -> str | None:
     try:
         image_CHW = decode(path, max_megapixels)
         if not may_be_thin:  # augmentation cuts before it resizes
             not_too_thin(image_CHW, path)
     except OfframpError as error:
-        return [str(error)]
-    return []
+        return str(error)
+    return None
 
 
-def _mark(paths: Sequence[Path], max_megapixels: float, training: bool) -> Path | None:
-    """The file that says that all of these could be read; None where this user has no place for it."""
-    digest = hashlib.sha256(f"{training} {max_megapixels}\0".encode())
+def _places(mark: Path | None, count: int) -> list[int] | None:
+    """Which of so many files could not be read, as a mark says; None where nothing is known."""
+    if mark is None or not mark.is_file():
+        return None
+    try:
+        places = [int(word) for word in mark.read_text().split()]
+    except (OSError, ValueError):
+        return None
+    return places if all(0 <= i < count for i in places) else None
+
+
+def _mark(paths: Sequence[Path], max_megapixels: float, may_be_thin: bool) -> Path | None:
+    """The file that says which of these could not be read; None where this user has no place for it."""
+    digest = hashlib.sha256(f"{may_be_thin} {max_megapixels}\0".encode())
     for path in paths:
         try:
             known = path.stat()

@@ -56,6 +56,12 @@ class RunFolder:
         self.export = self.path / "export"
         self.manifest = self.path / "manifest.json"
 
+    def contents(self) -> list[Path]:
+        """All that offramp writes into the folder beside `config.json`, the weights first; it need not be there."""
+        paths = [path for path in vars(self).values() if isinstance(path, Path)]
+        paths.sort(key=lambda path: path not in (self.weights, self.best_weights, self.checkpoints))
+        return [path for path in (*paths, self.path / "tensorboard") if path not in (self.path, self.config)]
+
     def record(self, part: str) -> Path:
         """The file with the logits of a part of the data: `train`, `search`, `certify` or `test`."""
         return self.records / f"{part}.safetensors"

@@ -20,6 +20,7 @@ from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 BUDGETS = 8  # for which thresholds are searched, evenly spaced from the first exit's operations to the last's
 MAX_DROP = 0.5  # percentage points; of the policy that is found where the run has none
 SHOWN = 10  # test images an exit
+FEW = 200  # images; of fewer, a half is uncertain by more than 3.5 points (one standard error)
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Dynamic:
         certificate: What is promised of that policy, if anything is.
         source: Name of the file it was read from; None where it was found here.
         note: What there is to say of a file that was left aside; None where nothing is.
+        search_images: How many images thresholds are found on.
         full_top1: Accuracy of the last exit, in percent.
         full_operations: Operations of the whole network.
         exits: Who leaves at each exit.
@@ -111,6 +113,7 @@ class Dynamic:
     certificate: Certificate | None
     source: str | None
     note: str | None
+    search_images: int
     full_top1: float
     full_operations: int
     exits: tuple[ExitUse, ...]
@@ -126,6 +129,16 @@ class Dynamic:
     def share(self) -> float:
         """The policy's operations as a share of the whole network's."""
         return self.point.operations / self.full_operations
+
+    @property
+    def warning(self) -> str | None:
+        """That thresholds rest on few images; None where they do not."""
+        if self.search_images >= FEW:
+            return None
+        return (
+            f"Warning: thresholds rest on {self.search_images} images, fewer than {FEW}: on other images they may do "
+            f"otherwise than here. A training with --holdout {2 * FEW} leaves enough."
+        )
 
     @property
     def milliseconds(self) -> float | None:
@@ -151,6 +164,8 @@ class Dynamic:
             "policy": asdict(self.policy),
             "policy_file": self.source,
             "note": self.note,
+            "search_images": self.search_images,
+            "warning": self.warning,
             "accuracy": self.point.accuracy,
             "full_accuracy": self.full_top1,
             "operations": self.point.operations,
@@ -202,6 +217,7 @@ def dynamic(search: Record, test: Record, cost: Cost, policy_file: Path, measure
         certificate=certificate,
         source=source,
         note=note,
+        search_images=len(search.targets_S),
         full_top1=_percent(full_S),
         full_operations=last,
         exits=exit_uses(point.policy.thresholds, exits_S, right_S, full_S),

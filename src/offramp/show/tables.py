@@ -55,9 +55,9 @@ def run_table(evaluation: Evaluation) -> RenderableType:
     if train is not None and damped:
         lines.append(f"F[N+1] train: mean over {train.num_images} training images with test transforms")
     first = outcome(evaluation)
-    if evaluation.dynamic is not None and evaluation.dynamic.note:
-        lines.append(evaluation.dynamic.note)
-    elif evaluation.dynamic is None and len(test.exits) > 1:
+    if evaluation.dynamic is not None:
+        lines += filter(None, (evaluation.dynamic.note, evaluation.dynamic.warning))
+    elif len(test.exits) > 1:
         lines.append(f"No dynamic inference: {evaluation.no_dynamic}")
     texts = map(Text, lines)  # no markup: a path may have brackets
     return Group(*([] if first is None else [Text(escaped(first), style="bold")]), table, *texts)

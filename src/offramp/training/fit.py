@@ -14,6 +14,7 @@ from offramp import backbones, data, objectives, processes, rules
 from offramp.backbones.foreign import start_from
 from offramp.config import Run, TrainConfig
 from offramp.data import HeldOut, Split
+from offramp.data.files import at_most_twenty
 from offramp.devices import device_named, with_kernels, with_threads
 from offramp.errors import UsageError
 from offramp.files import Epoch, RunFolder, load, write
@@ -22,14 +23,13 @@ from offramp.objectives import Objective
 from offramp.rules import TrainingRule, Workbench
 from offramp.terminal import display, say
 from offramp.training import environment
-from offramp.training.checkpoints import CheckpointStore
 from offramp.training.features import Features, describe_size, planned
 from offramp.training.form import Form, form_of, training_form
 from offramp.training.job import Job, summary_writer
 from offramp.training.loop import Loop
 from offramp.training.monitor import Placement
 from offramp.training.readable import check_readable
-from offramp.training.run_lock import locked
+from offramp.training.run_lock import holds_another, is_claimed, locked
 from offramp.training.splits import Unaugmented
 from offramp.training.trunk import frozen, parameter_groups
 
@@ -37,7 +37,7 @@ CERTIFIABLE = math.ceil(math.log(1 - 0.95) / math.log(1 - 0.01))
 """Images without a loss that prove the usual promise of `offramp certify`: a risk of 0.01 at 0.95."""
 
 
-def train(run: Run, out: str | Path) -> EarlyExitNet:
+def train(run: Run, out: str | Path, *, overwrite: bool = False) -> EarlyExitNet:
     """Build everything that `run` names, and `fit` it into the folder `out`."""
     objective = objectives.build(run.objective)
     rule = rules.build(run.rule)
@@ -49,7 +49,7 @@ def train(run: Run, out: str | Path) -> EarlyExitNet:
         image_shape=train_split.image_shape,
         damping=objective.damping_neuron == "required",
     )
-    return fit(network, objective, train_split, val, run.training, out=out, rule=rule, test=test)
+    return fit(network, objective, train_split, val, run.training, out=out, rule=rule, test=test, overwrite=overwrite)
 
 
 def fit(
@@ -62,6 +62,7 @@ def fit(
     out: str | Path,
     rule: TrainingRule | None = None,
     test: Split | None = None,
+    overwrite: bool = False,
 ) -> EarlyExitNet:
     """Train `network`, keep everything in the folder `out`, and return the network, in evaluation mode and on the CPU.
 
@@ -78,6 +79,7 @@ def fit(
         out: The run's folder.
         rule: What happens to a batch; default: one backward pass and one optimiser step.
         test: Images for afterwards. Nothing is learned from them; that all can be read is checked before it begins.
+        overwrite: Remove a run of another configuration that the folder holds. Of the same one, it goes on as ever.
 
     Raises:
         UsageError: What does not fit together, or a folder that holds something else.
@@ -93,9 +95,15 @@ def fit(
     _check_outside(folder, parts)
     with display(), with_threads(config.threads), _together(config.device) as device, contextlib.ExitStack() as held:
         job.check()
-        begins = _begins(folder, config)
+        anew = overwrite and holds_another(folder, job.describe())
+        if anew:
+            _check_not_needed(folder, job)
+        finished = folder.weights.is_file() and not anew
+        begins = anew or not is_claimed(folder)
         if begins:
             check_readable(parts)
+            if left_out := job.val.division.get("left_out"):
+                _say("\n  ".join(at_most_twenty(left_out, "are left out")))
         if config.init is not None and begins:
             _say(start_from(network, config.init))
         if config.freeze_trunk:
@@ -105,9 +113,9 @@ def fit(
         network.to(device=device, memory_format=place.layout)  # type: ignore[call-overload]
         features, why_not = planned(job)
         form = Form("plain")
-        if not folder.weights.is_file():
+        if not finished:
             form = form_of(job, device, heads_alone=features is not None).checked()
-        held.enter_context(_locked_by_the_first(folder, job, device, begins, form))
+        held.enter_context(_locked_by_the_first(folder, job, device, begins, form, overwrite))
         if folder.weights.is_file():
             _say(f"{folder.path} is finished; nothing to do.")
             return load(folder.path, into=network).cpu()
@@ -136,9 +144,14 @@ def _of_unknown_trunk(network: EarlyExitNet, config: TrainConfig) -> str | None:
     return "The trunk stays as it is, and nothing says that it was trained; --init gives it weights."
 
 
-def _begins(folder: RunFolder, config: TrainConfig) -> bool:
-    """Whether nothing of the run was saved yet."""
-    return CheckpointStore(folder.checkpoints, config.keep_checkpoints).is_empty() and not folder.weights.is_file()
+def _check_not_needed(folder: RunFolder, job: Job) -> None:
+    """Refuse to remove a run that the new one begins with."""
+    for through, path in job.begun_with().items():
+        needed = Path(os.path.realpath(Path(str(path)).expanduser()))
+        if path is not None and needed.is_relative_to(os.path.realpath(folder.path)):
+            raise UsageError(
+                f"{folder.path} cannot be overwritten: {path} in it is needed ({through}). Choose another folder."
+            )
 
 
 def _train_in(
@@ -244,13 +257,15 @@ def _optimizer(network: EarlyExitNet, config: TrainConfig) -> torch.optim.Optimi
 
 
 @contextmanager
-def _locked_by_the_first(folder: RunFolder, job: Job, device: torch.device, begins: bool, form: Form) -> Iterator[None]:
+def _locked_by_the_first(
+    folder: RunFolder, job: Job, device: torch.device, begins: bool, form: Form, overwrite: bool
+) -> Iterator[None]:
     """The first process locks the folder and writes what explains the run; the others wait until it has."""
     if processes.rank() != 0:
         processes.wait_for_all()
         yield
         return
-    with locked(folder, job.describe()):
+    with locked(folder, job.describe(), overwrite=overwrite):
         if not folder.weights.is_file():
             folder.add_start(environment.describe(device) | {"form": form.name})
             write(folder.split, job.val.description(), indent=2)

@@ -115,16 +115,23 @@ class Job:
         Of the last, those that are runs whose folders are there: see `training.provenance`.
         """
         origin = self._of_weights()
-        of_network = origin.pop("run", None)  # where `collaborating` read it
+        origin.pop("run", None)
         if self.config.init is not None:
             file = weights_of(self.config.init)
             name = file.name if file == Path(self.config.init).expanduser() else f"{file.parent.name}/{file.name}"
             with open(file, "rb") as content:
                 origin["init"] = {"file": name, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
-        began = {"init": self.config.init, "teacher": self.rule.settings().get("teacher"), "network": of_network}
-        known = [ancestor.to_json() for through, path in began.items() for ancestor in _ancestors(through, path)]
+        known = [one.to_json() for through, path in self.begun_with().items() for one in _ancestors(through, path)]
         known += origin.get("ancestors", [])  # of a network that was read from a run
         return origin | ({"ancestors": known} if known else {})
+
+    def begun_with(self) -> dict[str, Any]:
+        """Files and folders that the run reads when it begins; None where it reads none."""
+        return {
+            "init": self.config.init,
+            "teacher": self.rule.settings().get("teacher"),
+            "network": (self.network.origin or {}).get("run"),  # where `collaborating` read it
+        }
 
     def _of_weights(self) -> dict[str, Any]:
         """What the network says of its weights; nothing of those from a hub whose place a file takes."""

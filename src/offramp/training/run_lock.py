@@ -1,26 +1,30 @@
-"""Locks a run's folder to one process at a time and to one configuration."""
+"""Locks a run's folder to one process at a time and, once something was saved, to one configuration."""
 
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from offramp import trust
-from offramp.config import FORMER_FORMS, DataConfig, TrainConfig, determining, differences, free_fields
+from offramp.config import FORMER_FORMS, DataConfig, TrainConfig, determining, differences, free_fields, most_telling
 from offramp.errors import OfframpError, UsageError
 from offramp.files import RunFolder, write
+from offramp.training.checkpoints import CheckpointStore
 
 
 @contextmanager
-def locked(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[None]:
+def locked(folder: RunFolder, config: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[None]:
     """The folder belongs to this process while the body runs.
 
     Writes `config.json`, except into a finished run, which stays as it is. Refuses a folder that holds something else,
-    another configuration (showing the fields that differ), or a training that is going on.
+    a run of another configuration of which something was saved (showing the fields that differ), or a training that is
+    going on. A run of another configuration is removed where nothing of it was saved, or with `overwrite`.
     """
     try:
-        _check(folder, config)
+        _check(folder, config, overwrite)
         folder.path.mkdir(parents=True, exist_ok=True)
         lock = open(folder.path / ".lock", "w")  # noqa: SIM115 - held, and released by the system even after kill -9
     except OSError as error:
@@ -30,21 +34,48 @@ def locked(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OfframpError(f"Another process is training in {folder.path} right now.") from None
-        _check(folder, config)  # again: another process may have been here since
+        _check(folder, config, overwrite)  # again: another process may have been here since
+        if holds_another(folder, config):
+            for path in folder.contents():
+                _remove(path)
+            write(folder.config, config, indent=2)  # last: until then the folder can be told to be a run's
         if not folder.weights.is_file():
             for part in (*folder.path.glob(".*.part"), *folder.checkpoints.glob(".*.part")):  # of a killed process
-                shutil.rmtree(part) if part.is_dir() else part.unlink()
+                _remove(part)
             write(folder.config, _as_begun(folder, config), indent=2)
         # It is the user who names this run's code, now or again.
         trust.remember(folder.path, folder.read_config().values)
         yield
 
 
-def _check(folder: RunFolder, config: Mapping[str, Any]) -> None:
+def is_claimed(folder: RunFolder) -> bool:
+    """Whether something was saved of the run: before, its folder may become that of another."""
+    return folder.weights.is_file() or not CheckpointStore(folder.checkpoints, 1).is_empty()
+
+
+def holds_another(folder: RunFolder, config: Mapping[str, Any]) -> bool:
+    """Whether the folder holds a run of another configuration."""
+    return folder.config.is_file() and bool(_differences(folder, config))
+
+
+def _differences(folder: RunFolder, config: Mapping[str, Any]) -> list[str]:
+    return differences(determining(folder.read_config().values), determining(config))
+
+
+def _check(folder: RunFolder, config: Mapping[str, Any], overwrite: bool) -> None:
     if folder.config.is_file():
-        _refuse_another(folder, config)
+        begun = folder.read_config()
+        if is_claimed(folder) and not overwrite:
+            _refuse_another(folder, begun.training.form, config)
     elif folder.path.is_dir() and any(not entry.name.startswith(".") for entry in folder.path.iterdir()):
         raise UsageError(f"{folder.path} is not empty and holds no run of offramp; choose another folder.")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
 
 
 def _as_begun(folder: RunFolder, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,17 +95,14 @@ def _as_begun(folder: RunFolder, config: Mapping[str, Any]) -> dict[str, Any]:
     return written
 
 
-def _refuse_another(folder: RunFolder, config: Mapping[str, Any]) -> None:
-    begun = folder.read_config()
-    form = begun.training.form
+def _refuse_another(folder: RunFolder, form: str | None, config: Mapping[str, Any]) -> None:
     if form in FORMER_FORMS:
         raise UsageError(
             f"{folder.path} was trained in form {form}, which this offramp does not have: it can be evaluated, but not "
             "trained further. Choose another folder."
         )
-    lines = differences(determining(begun.values), determining(config))
-    if lines:
+    if lines := _differences(folder, config):
         raise UsageError(
-            f"{folder.path} holds a run of another configuration ({'; '.join(lines)}). Choose another folder, or the "
-            "same configuration to continue."
+            f"{folder.path} holds a run of another configuration ({most_telling(lines)}). Choose another folder, the "
+            "same configuration to continue, or --overwrite to remove that run."
         )
