@@ -13,7 +13,7 @@ import torch
 from offramp import backbones, data, objectives, processes, rules
 from offramp.backbones.foreign import start_from
 from offramp.config import Run, TrainConfig
-from offramp.data import HeldOut, Split
+from offramp.data import Given, HeldOutGiven, Split
 from offramp.devices import device_named, with_kernels, with_threads
 from offramp.errors import UsageError
 from offramp.files import Epoch, RunFolder, load, write
@@ -55,13 +55,13 @@ def train(run: Run, out: str | Path) -> EarlyExitNet:
 def fit(
     network: EarlyExitNet,
     objective: Objective,
-    train: Split,
-    val: HeldOut | None = None,
+    train: Given,
+    val: HeldOutGiven = None,
     config: TrainConfig | None = None,
     *,
     out: str | Path,
     rule: TrainingRule | None = None,
-    test: Split | None = None,
+    test: Given | None = None,
 ) -> EarlyExitNet:
     """Train `network`, keep everything in the folder `out`, and return the network, in evaluation mode and on the CPU.
 
@@ -72,8 +72,9 @@ def fit(
     Args:
         network: Any `EarlyExitNet`; with a damping neuron where the objective needs one.
         objective: The loss.
-        train: The images to train on.
+        train: The images to train on: a `Split`, a torch `Dataset` or a `DataLoader` (see `offramp.data.from_torch`).
         val: Held-out images; every epoch is watched on `val.search`, and on the training images where there are none.
+            A pair of these, or one Dataset or DataLoader that is halved into them: see `offramp.data.held_out`.
         config: How to train. Default: the paper's recipe for CIFAR-100.
         out: The run's folder.
         rule: What happens to a batch; default: one backward pass and one optimiser step.
@@ -83,13 +84,13 @@ def fit(
         UsageError: What does not fit together, or a folder that holds something else.
         OfframpError: A loss that is not finite, a disk that is full, checkpoints that are all damaged.
     """
-    if val is not None and not isinstance(val, HeldOut):
-        raise UsageError(f"fit takes the held-out images as a whole, not {val.name} alone: pass val, or None.")
     config = config or TrainConfig()
-    train = train if config.augment else Unaugmented(train)
-    job = Job(network, objective, train, val or HeldOut(), config, rule or rules.Standard())
+    classes = network.num_classes
+    images = data.from_torch(train, "torch/train", classes, training=True)
+    images = images if config.augment else Unaugmented(images)
+    job = Job(network, objective, images, data.held_out(val, classes), config, rule or rules.Standard())
     folder = RunFolder(out)
-    parts = [train, *job.val.splits(), *([] if test is None else [test])]
+    parts = [images, *job.val.splits(), *([] if test is None else [data.from_torch(test, "torch/test", classes)])]
     _check_outside(folder, parts)
     with display(), with_threads(config.threads), _together(config.device) as device, contextlib.ExitStack() as held:
         job.check()
