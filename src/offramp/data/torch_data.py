@@ -194,8 +194,8 @@ def _taken(given: Any, name: str, first: int) -> tuple[_Source, IntArray, int]:
         )
     if not isinstance(dataset, Dataset) and not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
         raise UsageError(
-            f"{name} must be one part of a data set, such as val.search or test, a torch Dataset or a DataLoader, not of "
-            f"type {type(given).__name__}."
+            f"{name} must be one part of a data set, such as val.search or test, a torch Dataset or a DataLoader, not "
+            f"of type {type(given).__name__}."
         )
     positions_S = np.arange(len(dataset))
     if isinstance(sampler, SubsetRandomSampler):

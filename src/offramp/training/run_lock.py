@@ -35,8 +35,8 @@ def locked(folder: RunFolder, config: Mapping[str, Any]) -> Iterator[None]:
             for part in (*folder.path.glob(".*.part"), *folder.checkpoints.glob(".*.part")):  # of a killed process
                 shutil.rmtree(part) if part.is_dir() else part.unlink()
             write(folder.config, _as_begun(folder, config), indent=2)
-        # It is the user who names this run's code, now or again.
-        trust.remember(folder.path, folder.read_config().values)
+        if folder.kept:  # it is the user who names this run's code, now or again
+            trust.remember(folder.path, folder.read_config().values)
         yield
 
 
