@@ -29,8 +29,8 @@ BOTTOM = [
 ]  # each may import those before it
 LEVELS = {
     **dict.fromkeys(BOTTOM, 0),
-    "graphs": 1,
-    **dict.fromkeys(["backbones", "objectives", "data", "evaluation", "shipped"], 2),
+    **dict.fromkeys(["graphs", "data"], 1),
+    **dict.fromkeys(["backbones", "objectives", "evaluation", "shipped"], 2),
     **dict.fromkeys(["rules", "export"], 3),
     **dict.fromkeys(["training", "runtime"], 4),
     "results": 5,

@@ -289,7 +289,11 @@ class TrainConfig:
     keep_best: bool = field(default=False, metadata=FREE)
     """Keep the weights of the epoch with the best mean accuracy on `search`."""
     tensorboard: bool = field(default=False, metadata=FREE)
-    """Write TensorBoard files (extra `tensorboard`)."""
+    """Write TensorBoard files (extra `tensorboard`) into the run's folder."""
+    wandb: bool = field(default=False, metadata=FREE)
+    """Log to Weights & Biases (extra `wandb`), project offramp; WANDB_MODE=offline keeps it on this machine."""
+    mlflow: bool = field(default=False, metadata=FREE)
+    """Log to MLflow (extra `mlflow`), experiment offramp, where MLFLOW_TRACKING_URI says."""
     xray: int = field(default=0, metadata=FREE)
     """Training images whose gradients are written down, for `offramp xray`: 256 show a lot; at most 2048."""
 

@@ -3,10 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
+from offramp.costs import cost
 from offramp.data import HeldOut
 from offramp.errors import OfframpError, UsageError
-from offramp.evaluation import Record, record, recorded
+from offramp.evaluation import Record, certify, record, recorded
 from offramp.policy import Measure
 from offramp.storage import save_tensors, weights_hash
 
@@ -144,13 +146,13 @@ def test_a_record_that_contradicts_itself_is_refused(changes, said):
 
 @pytest.mark.parametrize(("arguments", "said"), [({"limit": 0}, "limit"), ({"batch_size": 0}, "batch_size")])
 def test_impossible_arguments_are_refused(network, split, arguments, said):
-    with pytest.raises(UsageError, match=f"{said} must be .* at least 1, not 0"):
+    with pytest.raises(UsageError, match=f"{said} must be .*at least 1, not 0"):
         record(network, split, **arguments)
 
 
 def test_held_out_images_as_a_whole_are_no_part(network, tmp_path):
     for made in (record, lambda *arguments: recorded(*arguments, tmp_path / "record")):
-        with pytest.raises(UsageError, match=r"such as val\.search or test, not of a HeldOut"):
+        with pytest.raises(UsageError, match=r"such as val\.search or test, .*not of type HeldOut"):
             made(network, HeldOut())
 
 
@@ -187,3 +189,36 @@ def test_confidences_and_answers_do_not_depend_on_how_many_images_are_read_toget
 def test_finite_logits_whose_sum_is_not_are_accepted():
     logits_KSC = torch.full((1, 2, 3), 3e38)
     assert Record(logits_KSC, torch.zeros(2, dtype=torch.int64), torch.arange(2), ("a", "b", "c"), "s", "f", "w", 2, "")
+
+
+def test_logits_from_anywhere_are_a_record(network, split):
+    seen = record(network, split)
+    for logits in (seen.logits_KSC, list(seen.logits_KSC.double().requires_grad_())):
+        made = Record.of(logits, seen.targets_S, network)
+        assert torch.equal(made.logits_KSC, seen.logits_KSC)
+        assert (made.num_classes, made.damping, made.weights) == (4, True, seen.weights)
+    plain = Record.of(seen.logits_KSC, seen.targets_S, class_names=list("abcd"), split="mine/search")
+    assert (plain.class_names, plain.split, plain.damping) == (tuple("abcd"), "mine/search", True)
+    assert Record.of(seen.logits_KSC, seen.targets_S).num_classes == 5  # nothing says that the last is no class
+    with pytest.raises(UsageError, match="logits of 17 images, but 3 targets"):
+        Record.of(seen.logits_KSC, torch.zeros(3))
+
+
+def test_halves_made_of_logits_give_a_certificate(network):
+    network.eval()
+    targets = torch.arange(1200) % 4
+    logits = torch.randn(3, 1200, 5) + 9 * torch.nn.functional.one_hot(targets, 5)
+    halves = {"search": slice(0, 600), "certify": slice(600, 1200)}
+    parts = [Record.of(logits[:, here], targets[here], network, split=f"mine/{name}") for name, here in halves.items()]
+    policy = certify(*parts, cost(network, (1, 4, 4)), risk=0.02, confidence=0.95)
+    assert policy.network == weights_hash(network.state_dict())
+    with pytest.raises(UsageError, match="share"):
+        certify(parts[0], dataclasses.replace(parts[0], split="mine/certify"), cost(network, (1, 4, 4)))
+
+
+def test_a_record_of_a_torch_data_set_is_that_of_its_split(network, split):
+    whole = TensorDataset(split.images, split.targets)
+    for given in (whole, DataLoader(whole, 3)):
+        made = record(network, given)
+        torch.testing.assert_close(made.logits_KSC, record(network, split).logits_KSC)
+        assert (made.split, made.num_classes) == ("torch/test", 4)

@@ -33,6 +33,12 @@ def _batch(K: int, B: int = 6, C: int = 5, dtype: torch.dtype = torch.float64) -
     return torch.randn(K, B, C, dtype=dtype) * 2, torch.randint(C - 1, (B,))
 
 
+@every_objective
+def test_a_list_of_logits_is_as_good_as_a_tensor(objective: Objective):
+    logits_KBC, targets_B = _batch(3)
+    assert torch.equal(objective(list(logits_KBC), targets_B), objective(logits_KBC, targets_B))
+
+
 def _gradient(objective: Objective, logits_KBC: Tensor, targets_B: Tensor) -> Tensor:
     leaf = logits_KBC.detach().requires_grad_()
     objective(leaf, targets_B).backward()

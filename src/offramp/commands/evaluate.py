@@ -11,7 +11,7 @@ from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
 
 if TYPE_CHECKING:
-    from offramp.data import Parts
+    from offramp.data import PartsGiven
     from offramp.network import EarlyExitNet
     from offramp.results.evaluation import Evaluation
 
@@ -49,7 +49,7 @@ class EvaluateOptions(RecordsLogits):
 def evaluate(
     options: EvaluateOptions,
     *,
-    parts: "Parts | None" = None,
+    parts: "PartsGiven | None" = None,
     into: "EarlyExitNet | None" = None,
     page: bool = True,
     watch: Watch = QUIET,

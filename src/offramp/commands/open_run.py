@@ -13,7 +13,7 @@ from offramp.commands.int8 import CALIBRATED_ON
 from offramp.commands.options import OnDevice, RecordsLogits
 from offramp.commands.sample import pool
 from offramp.costs import Cost, cost
-from offramp.data import Inputs, Parts, Split
+from offramp.data import Inputs, Parts, PartsGiven, Split
 from offramp.devices import device_named
 from offramp.errors import UsageError
 from offramp.evaluation import Record, recorded
@@ -33,7 +33,7 @@ class OpenRun:
         options: Which run, and where it runs.
         function: The command's function, to name in an error.
         written: What is written into the folder, to say where that is refused.
-        parts: The data, for a run that was fit from Python with data made by hand.
+        parts: The data, for a run that was fit from Python with data made by hand; torch data sets and loaders as well.
         into: A network of the same make, for one that was built by hand.
 
     Raises:
@@ -46,7 +46,7 @@ class OpenRun:
         options: OnDevice,
         function: str,
         written: str,
-        parts: Parts | None,
+        parts: PartsGiven | None,
         into: EarlyExitNet | None,
     ) -> None:
         self.folder = RunFolder(options.run, options.allow_code)
@@ -56,7 +56,8 @@ class OpenRun:
         if not os.access(self.folder.path, os.W_OK):
             raise UsageError(f"{self.folder.path} is not writable; {written}.")
         call = f"offramp.commands.{function}({type(options).__name__}({str(self.folder.path)!r}), parts=...)."
-        self.parts = parts_of(self.folder, self.config, options.root, call, parts)
+        given = None if parts is None else data.as_parts(parts, network.num_classes)
+        self.parts = parts_of(self.folder, self.config, options.root, call, given)
         self._batch_size = options.batch_size if isinstance(options, RecordsLogits) else None
 
     @functools.cached_property

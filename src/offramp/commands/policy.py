@@ -13,7 +13,7 @@ from offramp.show.watch import QUIET, Watch
 from offramp.terminal import say
 
 if TYPE_CHECKING:
-    from offramp.data import Parts
+    from offramp.data import PartsGiven
     from offramp.network import EarlyExitNet
     from offramp.policy import Measure
     from offramp.results.policy_use import PolicyUse
@@ -75,7 +75,7 @@ def find_policy(
     options: PolicyOptions,
     *,
     measure: "Measure | None" = None,
-    parts: "Parts | None" = None,
+    parts: "PartsGiven | None" = None,
     into: "EarlyExitNet | None" = None,
     watch: Watch = QUIET,
 ) -> "PolicyUse":

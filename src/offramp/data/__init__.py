@@ -17,6 +17,7 @@ from offramp.data.inputs import Inputs
 from offramp.data.numpy_arrays import arrays
 from offramp.data.pairs import fashion_pairs
 from offramp.data.sklearn_digits import digits
+from offramp.data.torch_data import Given, HeldOutGiven, PartsGiven, as_parts, from_torch, held_out
 from offramp.errors import UsageError
 
 REGISTRY: Mapping[str, Callable[..., Parts]] = registry.load(registry.DATA)
@@ -26,11 +27,15 @@ KIND = "data set"
 __all__ = [
     "REGISTRY",
     "Batch",
+    "Given",
     "HeldOut",
+    "HeldOutGiven",
     "Inputs",
     "Parts",
+    "PartsGiven",
     "Split",
     "arrays",
+    "as_parts",
     "builder",
     "cifar10",
     "cifar100",
@@ -38,7 +43,9 @@ __all__ = [
     "fashion_mnist",
     "fashion_pairs",
     "folder",
+    "from_torch",
     "garments",
+    "held_out",
     "imagenet",
     "load",
 ]

@@ -4,6 +4,7 @@ K exits, B images of a batch, S images of a data set, N classes, C outputs of an
 neuron).
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -13,6 +14,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from offramp import data
 from offramp.checks import check_whole
 from offramp.devices import describe_device
 from offramp.errors import OfframpError, UsageError
@@ -24,6 +26,7 @@ from offramp.storage import DamagedFileError, load_tensors, save_tensors, weight
 
 FORMAT = 1  # of the file
 PIECE = 2**17  # logits looked at together: what is made of them stays in the processor's cache
+_FIRST = {"search": 2**31, "certify": 2**32}  # of numbers for images whose positions are not known
 Progress = Callable[[int, int], None]  # called with images done and images in all
 
 
@@ -130,6 +133,44 @@ class Record:
             self._read[measure] = torch.cat(confidences, 1), torch.cat(labels, 1)
         return self._read[measure]
 
+    @classmethod
+    def of(
+        cls,
+        logits: Tensor | Sequence[Tensor],
+        targets: Tensor,
+        network: EarlyExitNet | None = None,
+        *,
+        split: str = "mine/test",
+        class_names: Sequence[str] | None = None,
+        indices: Tensor | None = None,
+    ) -> "Record":
+        """A record of logits that are there: `[K, S, C]`, or `[S, C]` of each exit.
+
+        Args:
+            logits: Of S images.
+            targets: Their classes, `[S]`.
+            network: What gave the logits: says its classes, and policies found here are for it.
+            split: Data set and part; `mine/search` for thresholds, `mine/certify` for certificates.
+            class_names: N names. Default: numbers, as many as the network has classes, else C.
+            indices: Positions of the images in their data set. Default: numbers, others for each part.
+        """
+        logits_KSC = (logits if isinstance(logits, Tensor) else torch.stack(tuple(logits))).detach().float().cpu()
+        targets_S = targets.detach().long().cpu()
+        names = class_names or [str(n) for n in range(network.num_classes if network else logits_KSC.shape[-1])]
+        first = _FIRST.get(split.rpartition("/")[2], 0)
+        sha = hashlib.sha256(targets_S.numpy().tobytes() + logits_KSC.contiguous().numpy().tobytes())
+        return cls(
+            logits_KSC=logits_KSC,
+            targets_S=targets_S,
+            indices_S=torch.arange(first, first + len(targets_S)) if indices is None else indices.long().cpu(),
+            class_names=tuple(names),
+            split=split,
+            fingerprint=sha.hexdigest(),
+            weights="" if network is None else weights_hash(network.state_dict()),
+            total=len(targets_S),
+            made_on="",
+        )
+
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
         about = asdict(_Header(*(getattr(self, field.name) for field in fields(_Header)[:-1])))
@@ -176,7 +217,7 @@ class Forward(NamedTuple):
 
 def record(
     network: EarlyExitNet,
-    split: SplitLike,
+    split: SplitLike | data.Given,
     *,
     forward: Forward | None = None,
     device: str | torch.device | None = None,
@@ -188,7 +229,8 @@ def record(
 
     Args:
         network: Its logits on a batch must be `[K, B, C]`.
-        split: A part of a data set, read in its own order; `train.plain()` gives training images test transforms.
+        split: A part of a data set, read in its own order; `train.plain()` gives training images test transforms. A
+            torch `Dataset` or `DataLoader` is test images; `offramp.data.held_out` makes the others of it.
         forward: Runs the network; by default torch does, as it is.
         device: Where to compute; the network's own device if None.
         batch_size: Largest number of images in one forward pass, below the split's own.
@@ -201,7 +243,7 @@ def record(
     """
     if active():
         raise UsageError("record reads a whole data set in one process; call it outside torchrun.")
-    _check(split, limit, batch_size)
+    split = _checked(network, split, limit, batch_size)
     if split.num_classes != network.num_classes:
         raise UsageError(f"{split.name} has {split.num_classes} classes, the network {network.num_classes}.")
     num_images = len(split) if limit is None else min(limit, len(split))
@@ -246,7 +288,7 @@ def record(
 
 def recorded(
     network: EarlyExitNet,
-    split: SplitLike,
+    split: SplitLike | data.Given,
     path: str | Path,
     *,
     forward: Forward | None = None,
@@ -259,7 +301,7 @@ def recorded(
 
     Arguments as for `record`. A damaged record is made again.
     """
-    _check(split, limit, batch_size)
+    split = _checked(network, split, limit, batch_size)
     num_images = len(split) if limit is None else min(limit, len(split))
     wanted = (weights_hash(network.state_dict()), split.fingerprint(), num_images)
     if Path(path).is_file():
@@ -274,14 +316,15 @@ def recorded(
     return made
 
 
-def _check(split: SplitLike, limit: int | None, batch_size: int | None) -> None:
-    if not isinstance(split, SplitLike):
-        raise UsageError(
-            f"A record is of one part of a data set, such as val.search or test, not of a {type(split).__name__}."
-        )
+def _checked(
+    network: EarlyExitNet, split: SplitLike | data.Given, limit: int | None, batch_size: int | None
+) -> SplitLike:
     for name, value in (("limit", limit), ("batch_size", batch_size)):
         if value is not None:
             check_whole(name, value, 1)
+    if isinstance(split, SplitLike):
+        return split
+    return data.from_torch(split, "torch/test", network.num_classes)
 
 
 def _home_of(network: EarlyExitNet) -> tuple[torch.device, torch.dtype | None]:

@@ -27,10 +27,11 @@ class RunFolder:
     Args:
         path: The folder.
         allow_code: Packages whose code its `config.json` may name: see `offramp.trust`.
+        kept: Whether it outlives the training.
     """
 
-    def __init__(self, path: str | Path, allow_code: Sequence[str] = ()) -> None:
-        self.path = _at_home(path)
+    def __init__(self, path: str | Path, allow_code: Sequence[str] = (), *, kept: bool = True) -> None:
+        self.path, self.kept = _at_home(path), kept
         self.allow_code = trust.packages(allow_code, "allow_code")
         self.config = self.path / "config.json"
         self.environment = self.path / "environment.json"

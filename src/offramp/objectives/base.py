@@ -5,7 +5,7 @@ K exits, B images, N classes, C outputs (N, or N + 1 with the damping neuron, wh
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -84,8 +84,12 @@ class Objective(ABC):
         # Where the weight is 0, so is the gradient of what it weighs.
         return push_KB if weight_KB is None else push_KB / weight_KB.masked_fill(weight_KB == 0, 1.0)
 
-    def __call__(self, logits_KBC: Tensor, targets_B: Tensor, *, progress: float = 0.0) -> Tensor:
-        """The scalar loss: sum over exits, mean over samples (paper, section 3.1)."""
+    def __call__(self, logits: Tensor | Sequence[Tensor], targets_B: Tensor, *, progress: float = 0.0) -> Tensor:
+        """The scalar loss: sum over exits, mean over samples (paper, section 3.1).
+
+        Logits are `[K, B, C]`, or `[B, C]` of each exit.
+        """
+        logits_KBC = logits if isinstance(logits, Tensor) else torch.stack(tuple(logits))
         return self.terms(logits_KBC, targets_B, progress=progress).loss_KB.mean(1).sum()
 
 

@@ -3,17 +3,17 @@
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from offramp import backbones, data, objectives, processes, rules
 from offramp.backbones.foreign import start_from
 from offramp.config import Run, TrainConfig
-from offramp.data import HeldOut, Split
+from offramp.data import Given, HeldOutGiven, Split
 from offramp.data.files import at_most_twenty
 from offramp.devices import device_named, with_kernels, with_threads
 from offramp.errors import UsageError
@@ -23,9 +23,10 @@ from offramp.objectives import Objective
 from offramp.rules import TrainingRule, Workbench
 from offramp.terminal import display, say
 from offramp.training import environment
+from offramp.training.callbacks import Callback, called, of_settings
 from offramp.training.features import Features, describe_size, planned
 from offramp.training.form import Form, form_of, training_form
-from offramp.training.job import Job, summary_writer
+from offramp.training.job import Job
 from offramp.training.loop import Loop
 from offramp.training.monitor import Placement
 from offramp.training.readable import check_readable
@@ -55,13 +56,14 @@ def train(run: Run, out: str | Path, *, overwrite: bool = False) -> EarlyExitNet
 def fit(
     network: EarlyExitNet,
     objective: Objective,
-    train: Split,
-    val: HeldOut | None = None,
+    train: Given,
+    val: HeldOutGiven = None,
     config: TrainConfig | None = None,
     *,
-    out: str | Path,
+    out: str | Path | None = None,
     rule: TrainingRule | None = None,
-    test: Split | None = None,
+    test: Given | None = None,
+    callbacks: Sequence[Callback] = (),
     overwrite: bool = False,
 ) -> EarlyExitNet:
     """Train `network`, keep everything in the folder `out`, and return the network, in evaluation mode and on the CPU.
@@ -73,27 +75,30 @@ def fit(
     Args:
         network: Any `EarlyExitNet`; with a damping neuron where the objective needs one.
         objective: The loss.
-        train: The images to train on.
+        train: The images to train on: a `Split`, a torch `Dataset` or a `DataLoader` (see `offramp.data.from_torch`).
         val: Held-out images; every epoch is watched on `val.search`, and on the training images where there are none.
+            A pair of these, or one Dataset or DataLoader that is halved into them: see `offramp.data.held_out`.
         config: How to train. Default: the paper's recipe for CIFAR-100.
-        out: The run's folder.
+        out: The run's folder. None: nothing is kept, and a training that is stopped cannot be continued.
         rule: What happens to a batch; default: one backward pass and one optimiser step.
         test: Images for afterwards. Nothing is learned from them; that all can be read is checked before it begins.
+        callbacks: What watches the training, besides what `config` asks for.
         overwrite: Remove a run of another configuration that the folder holds. Of the same one, it goes on as ever.
 
     Raises:
         UsageError: What does not fit together, or a folder that holds something else.
         OfframpError: A loss that is not finite, a disk that is full, checkpoints that are all damaged.
     """
-    if val is not None and not isinstance(val, HeldOut):
-        raise UsageError(f"fit takes the held-out images as a whole, not {val.name} alone: pass val, or None.")
     config = config or TrainConfig()
-    train = train if config.augment else Unaugmented(train)
-    job = Job(network, objective, train, val or HeldOut(), config, rule or rules.Standard())
-    folder = RunFolder(out)
-    parts = [train, *job.val.splits(), *([] if test is None else [test])]
-    _check_outside(folder, parts)
+    classes = network.num_classes
+    images = data.from_torch(train, "torch/train", classes, training=True)
+    images = images if config.augment else Unaugmented(images)
+    job = Job(network, objective, images, data.held_out(val, classes), config, rule or rules.Standard())
+    parts = [images, *job.val.splits(), *([] if test is None else [data.from_torch(test, "torch/test", classes)])]
     with display(), with_threads(config.threads), _together(config.device) as device, contextlib.ExitStack() as held:
+        folder = _folder(out, config, held)
+        _check_outside(folder, parts)
+        callbacks = [*callbacks, *of_settings(config, folder)]
         job.check()
         anew = overwrite and holds_another(folder, job.describe())
         if anew:
@@ -122,7 +127,18 @@ def fit(
         if why_not is not None:
             _say(f"The trunk is run in every epoch: {why_not}.")
         held.enter_context(with_kernels(device, deterministic=config.deterministic))
-        return _train_in(folder, job, place, form, features)
+        return _train_in(folder, job, place, form, features, callbacks)
+
+
+def _folder(out: str | Path | None, config: TrainConfig, held: contextlib.ExitStack) -> RunFolder:
+    """The run's folder; without `out` one that is removed when the training ends."""
+    if out is not None:
+        return RunFolder(out)
+    for name in ("keep_best", "tensorboard", "xray"):
+        if getattr(config, name):
+            raise UsageError(f"{name} is written into the run's folder, and there is none: pass out=FOLDER to fit.")
+    _say("No folder is given: nothing is kept, and a training that is stopped cannot be continued.")
+    return RunFolder(held.enter_context(tempfile.TemporaryDirectory(prefix="offramp-")), kept=False)
 
 
 def _check_outside(folder: RunFolder, parts: Sequence[Split]) -> None:
@@ -160,6 +176,7 @@ def _train_in(
     place: Placement,
     form: Form,
     features: Features | None,
+    callbacks: Sequence[Callback],
 ) -> EarlyExitNet:
     network, config, rule = job.network, job.config, job.rule
     _say(form.message)
@@ -172,7 +189,7 @@ def _train_in(
         precision=config.precision,
     )
     rule.prepare(bench)
-    _say(f"{folder.path}: {job.introduction(place.device)}")
+    _say(f"{folder.path}: {job.introduction(place.device)}" if folder.kept else job.introduction(place.device))
     _say(_too_few_to_certify(job.val.num_certify, len(job.train)))
     loop = Loop(folder, bench, rule, job.train, job.val.search if job.val else None, config, place, network)
     if loop.restore(_say):
@@ -180,12 +197,14 @@ def _train_in(
         _note_changes(folder, form, config.form)
     if features is not None:
         _keep(features, loop, folder)
-    with _listeners(folder, config) as listeners:
-        loop.run(listeners)
-    loop.write_final_weights()
+    callbacks = callbacks if processes.rank() == 0 else ()
+    with called(callbacks, job.describe()):
+        loop.run(callbacks)
+        loop.write_final_weights()
     processes.wait_for_all()
-    exploded = _exploded(folder.read_metrics()[-1], network, config)
-    _say(exploded or f"Done: {folder.weights}. Next: {folder.command('evaluate')}")
+    if processes.rank() == 0:
+        done = f"Done: {folder.weights}. Next: {folder.command('evaluate')}" if folder.kept else "Done."
+        _say(_exploded(folder.read_metrics()[-1], network, config) or done)
     return network.cpu().eval()
 
 
@@ -294,28 +313,6 @@ def _device(wanted: str) -> torch.device:
             device = device_named(f"cuda:{processes.from_environment('LOCAL_RANK', 0)}")
         torch.cuda.set_device(device)
     return device
-
-
-@contextmanager
-def _listeners(folder: RunFolder, config: TrainConfig) -> Iterator[list[Callable[[dict[str, Any]], None]]]:
-    if not config.tensorboard or processes.rank() != 0:
-        yield []
-        return
-    with summary_writer()(str(folder.path / "tensorboard")) as writer:
-
-        def write(line: dict[str, Any]) -> None:
-            for name, value in _scalars(line):
-                writer.add_scalar(name, value, line["epoch"])
-
-        yield [write]
-
-
-def _scalars(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in {**line, **line["stats"]}.items():
-        if isinstance(value, (int, float)):
-            yield name, value
-        elif isinstance(value, list):
-            yield from ((f"{name}/exit{k}", item) for k, item in enumerate(value, 1))
 
 
 def _say(text: str | None) -> None:

@@ -1,7 +1,6 @@
 """What is to be trained, all of it: does it fit together, and how is it described."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +57,6 @@ class Job:
             )
         if self.config.keep_best and not self.val:
             raise UsageError("keep-best picks the best epoch on held-out images, and none are held out; set holdout.")
-        if self.config.tensorboard:
-            summary_writer()
         self._try_out()
 
     def _check_epochs(self) -> None:
@@ -185,13 +182,3 @@ def _ancestors(through: str, path: Any) -> list[Ancestor]:
     place = Path(str(path)).expanduser()
     run = place if place.is_dir() else place.parent
     return ancestor(through, run) if RunFolder(run).config.is_file() else []
-
-
-def summary_writer() -> Callable[[str], Any]:
-    """TensorBoard's writer, from the extra `tensorboard`."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UsageError("TensorBoard is not installed: pip install 'offramp[tensorboard]'.") from error
-    writer: Callable[[str], Any] = SummaryWriter
-    return writer

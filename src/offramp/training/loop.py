@@ -9,7 +9,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,6 +28,7 @@ from offramp.network import EarlyExitNet
 from offramp.rules import TrainingRule, Workbench
 from offramp.rules.optimizer_state import load_state_by_name, state_by_name
 from offramp.storage import save_tensors, write_atomically
+from offramp.training.callbacks import Callback
 from offramp.training.checkpoints import Checkpoint, CheckpointStore, Position
 from offramp.training.diagnosis import diagnose, not_finite
 from offramp.training.monitor import EpochSums, Placement, mean, watch
@@ -71,15 +72,15 @@ class Loop:
     def _identity(self) -> str:
         return self.folder.identity()
 
-    def run(self, listeners: list[Callable[[dict[str, Any]], None]]) -> None:
-        """Train to the end. `listeners` hear each epoch's metrics."""
+    def run(self, callbacks: Sequence[Callback]) -> None:
+        """Train to the end."""
         with (
             Reporter(self.config.epochs, self.steps_per_epoch, self._global_step()) as reporter,
             StopRequest() as stop,
         ):
             while self.epoch < self.config.epochs:
                 self._train_epoch(reporter, stop)
-                self._finish_epoch(reporter, listeners)
+                self._finish_epoch(reporter, callbacks)
                 self._leave(stop.agreed(self.place.device) if self.epoch < self.config.epochs else None, reporter)
 
     def restore(self, note: Callable[[str], None]) -> bool:
@@ -130,7 +131,7 @@ class Loop:
         self.xray.add(outcome, batch, self._progress(step))
         self._average_statistics(len(batch.targets_B) / batch.size)
 
-    def _finish_epoch(self, reporter: Reporter, listeners: list[Callable[[dict[str, Any]], None]]) -> None:
+    def _finish_epoch(self, reporter: Reporter, callbacks: Sequence[Callback]) -> None:
         self.rule.end_epoch()
         self._check_state()
         self.epoch, self.step = self.epoch + 1, 0
@@ -156,8 +157,8 @@ class Loop:
         self._save()  # before the records: what stands there is always in a checkpoint
         self._write_records()
         reporter.after_epoch(line)
-        for listener in listeners:
-            listener(line)
+        for callback in callbacks:
+            callback.epoch(line)
 
     def write_final_weights(self) -> None:
         """The mark of a finished run."""
@@ -168,7 +169,7 @@ class Loop:
 
     def _save(self) -> None:
         self.saved_at = time.monotonic()
-        if processes.rank() != 0:
+        if processes.rank() != 0 or not self.folder.kept:
             return
         sums, sums_values = self.sums.state()
         tensors = self._state()
@@ -268,10 +269,9 @@ class Loop:
 
     def _leave(self, number: int | None, reporter: Reporter) -> None:
         if number is not None:
-            reporter.note(
-                f"Stopped by {signal.Signals(number).name}; saved after {self.epoch} epochs and {self.step} steps. "
-                "The same command continues."
-            )
+            done = f"after {self.epoch} epochs and {self.step} steps"
+            saved = f"saved {done}. The same command continues." if self.folder.kept else f"{done}. Nothing is saved."
+            reporter.note(f"Stopped by {signal.Signals(number).name}; {saved}")
             raise StoppedError(number)
 
     def _time_to_save(self) -> bool:
@@ -281,7 +281,7 @@ class Loop:
         return time.monotonic() - self.saved_at > 60 * self.config.save_every_minutes
 
     def _write_weights(self, path: Any) -> None:
-        if processes.rank() == 0:
+        if processes.rank() == 0 and self.folder.kept:
             network = self.network
             spec = None if network.spec is None else network.spec.to_json()
             metadata = {"network": json.dumps(spec, sort_keys=True), OWNER: self._identity}

@@ -264,7 +264,8 @@ class Prefixes:
         if self.config.training.form in FORMER_FORMS:
             values = {**values, "form": "auto"}
         whole = convert(values, TrainConfig, self.run.config)
-        return dataclasses.replace(whole, init=None, threads=None, xray=0, tensorboard=False, keep_best=False)
+        quiet = dataclasses.replace(whole, tensorboard=False, wandb=False, mlflow=False)
+        return dataclasses.replace(quiet, init=None, threads=None, xray=0, keep_best=False)
 
     def description(self) -> tuple[str, ...]:
         """How they are trained, in sentences."""

@@ -43,8 +43,8 @@ def locked(folder: RunFolder, config: Mapping[str, Any], *, overwrite: bool = Fa
             for part in (*folder.path.glob(".*.part"), *folder.checkpoints.glob(".*.part")):  # of a killed process
                 _remove(part)
             write(folder.config, _as_begun(folder, config), indent=2)
-        # It is the user who names this run's code, now or again.
-        trust.remember(folder.path, folder.read_config().values)
+        if folder.kept:  # it is the user who names this run's code, now or again
+            trust.remember(folder.path, folder.read_config().values)
         yield
 
 

@@ -16,7 +16,7 @@ from offramp.show.watch import QUIET, Watch
 
 if TYPE_CHECKING:
     from offramp.commands.open_run import OpenRun
-    from offramp.data import Parts
+    from offramp.data import PartsGiven
     from offramp.files import RunFolder
     from offramp.network import EarlyExitNet
     from offramp.policy import Policy
@@ -95,7 +95,7 @@ def bench(
     options: BenchOptions,
     *,
     policy: "Policy | None" = None,
-    parts: "Parts | None" = None,
+    parts: "PartsGiven | None" = None,
     into: "EarlyExitNet | None" = None,
     watch: Watch = QUIET,
 ) -> "Bench":

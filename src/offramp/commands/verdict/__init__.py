@@ -16,7 +16,7 @@ from offramp.show.watch import QUIET, Watch
 
 if TYPE_CHECKING:
     from offramp.commands.open_run import OpenRun
-    from offramp.data import Parts
+    from offramp.data import PartsGiven
     from offramp.files import RunConfig, RunFolder
     from offramp.network import EarlyExitNet
     from offramp.policy import Policy
@@ -86,7 +86,7 @@ def verdict(
     options: VerdictOptions,
     *,
     policy: "Policy | None" = None,
-    parts: "Parts | None" = None,
+    parts: "PartsGiven | None" = None,
     into: "EarlyExitNet | None" = None,
     watch: Watch = QUIET,
 ) -> "Verdict":
@@ -141,7 +141,7 @@ def verdict(
     return dataclasses.replace(result, written=write_result(result.to_json(), run.folder.verdict, page))
 
 
-def _opened(options: VerdictOptions, parts: "Parts | None", into: "EarlyExitNet | None") -> "OpenRun":
+def _opened(options: VerdictOptions, parts: "PartsGiven | None", into: "EarlyExitNet | None") -> "OpenRun":
     from offramp.commands.open_run import OpenRun
     from offramp.files import RunFolder
 
