@@ -162,7 +162,7 @@ def test_parts_are_what_they_were() -> None:
         (Rows((torch.zeros(1, 8, 8), 5)), "from 5 to 5.*0 to 2"),
         (TensorDataset(torch.zeros(4, 1, 8, 8)), "found list"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_cannot_be_a_split_is_one_line(given: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):

@@ -9,7 +9,7 @@ from offramp import data, export
 from offramp.data import Inputs
 from offramp.errors import UsageError
 from offramp.export.graph import Graph
-from offramp.export.parts import IR_VERSION, OPSET
+from offramp.export.part import IR_VERSION, OPSET
 from offramp.export.pixels import PIXELS, prepare
 from offramp.policy import EVERYBODY, Policy
 

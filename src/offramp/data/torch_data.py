@@ -30,6 +30,7 @@ from offramp.data.randomness import Draw, IntArray, Purpose, hashes, permutation
 from offramp.errors import UsageError
 
 Given = Split | Dataset[Any] | DataLoader[Any]
+"""Images as people have them: see `from_torch`."""
 BATCH_SIZE = 64  # of a Dataset, which says none
 _SCANNED = 256  # images looked at together
 
@@ -227,6 +228,7 @@ def _class_names(dataset: Any, labels_S: IntArray, num_classes: int | None, name
 
 
 HeldOutGiven = HeldOut | tuple[Given, Given] | Dataset[Any] | DataLoader[Any] | None
+"""Held-out images as people have them: see `held_out`."""
 
 
 def held_out(given: HeldOutGiven, num_classes: int | None = None) -> HeldOut:
@@ -254,7 +256,8 @@ def held_out(given: HeldOutGiven, num_classes: int | None = None) -> HeldOut:
     return HeldOut(whole.part("torch/search", order_S[::2]), whole.part("torch/certify", order_S[1::2]))
 
 
-PartsGiven = tuple[Given, HeldOutGiven, Given]  # train, held-out, test; `Parts` are such
+PartsGiven = tuple[Given, HeldOutGiven, Given]
+"""Train, held-out, test; `Parts` are such."""
 
 
 def as_parts(given: PartsGiven, num_classes: int | None = None) -> Parts:

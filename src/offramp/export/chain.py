@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from offramp.export.graph import Graph
-from offramp.export.parts import BATCH, IR_VERSION, OPSET, Part, Parts
+from offramp.export.part import BATCH, IR_VERSION, OPSET, Part, Parts
 from offramp.export.reading import read
 from offramp.policy import Measure
 

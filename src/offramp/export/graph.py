@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from offramp.export.parts import Part
+from offramp.export.part import Part
 
 if TYPE_CHECKING:
     import onnx

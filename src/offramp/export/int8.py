@@ -18,7 +18,7 @@ from torch import Tensor
 
 from offramp.data import Split
 from offramp.errors import UsageError
-from offramp.export.parts import Part, Parts
+from offramp.export.part import Part, Parts
 from offramp.export.tracing import quiet
 from offramp.network import EarlyExitNet
 from offramp.policy import CERTIFICATE, EVERYBODY, NOBODY, Policy

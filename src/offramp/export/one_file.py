@@ -17,7 +17,7 @@ from offramp.errors import UsageError
 from offramp.export.graph import Graph, content
 from offramp.export.int8 import Int8
 from offramp.export.metadata import metadata
-from offramp.export.parts import BATCH, IR_VERSION, OPSET, Part, Parts
+from offramp.export.part import BATCH, IR_VERSION, OPSET, Part, Parts
 from offramp.export.pixels import PIXELS, prepare
 from offramp.export.reading import Read, read
 from offramp.export.stage_files import check_policy

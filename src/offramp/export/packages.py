@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from offramp.data import Inputs
 from offramp.errors import UsageError
-from offramp.export.parts import BATCH
+from offramp.export.part import BATCH
 from offramp.export.stage_files import Stages, check_policy, describe
 from offramp.export.tracing import exportable, quiet, reason, stage_names, untraceable
 from offramp.network import Carry, EarlyExitNet, as_carry

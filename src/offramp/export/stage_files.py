@@ -14,7 +14,7 @@ import offramp
 from offramp.data import Inputs
 from offramp.errors import OfframpError, UsageError, first_line
 from offramp.export.int8 import Int8
-from offramp.export.parts import Part, Parts
+from offramp.export.part import Part, Parts
 from offramp.export.tracing import parts
 from offramp.files import convert, read, write
 from offramp.network import EarlyExitNet

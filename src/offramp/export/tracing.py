@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from offramp.errors import UsageError
 from offramp.export.graph import rename
-from offramp.export.parts import BATCH, IR_VERSION, OPSET, Part, Parts
+from offramp.export.part import BATCH, IR_VERSION, OPSET, Part, Parts
 from offramp.graphs.exit_writes import check_skippable
 from offramp.graphs.folding import fold
 from offramp.network import Carry, EarlyExitNet, as_carry
