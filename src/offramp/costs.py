@@ -43,9 +43,6 @@ class Cost:
     Attributes:
         exits: Up to exit k with the heads of all exits on the way, as the papers count.
         path: Up to exit k with no head but that of exit k: what an image costs that is asked for there alone.
-        stages: Each stage by itself.
-        heads: Each exit by itself.
-        image_shape: `(channels, height, width)`.
     """
 
     exits: tuple[Count, ...]

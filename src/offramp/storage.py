@@ -221,7 +221,6 @@ def load_pickled(path: Path, hint: str = "") -> Any:
     """What `torch.save` has written, tensors and plain values; nothing in the file is run.
 
     Args:
-        path: The file.
         hint: A sentence that goes after the error's.
 
     Raises:

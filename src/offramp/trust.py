@@ -99,8 +99,6 @@ def opened(path: Path, config: Mapping[str, Any], allowed: Sequence[str] = ()) -
     """While the names in a run's configuration are built.
 
     Args:
-        path: The run's folder.
-        config: What its `config.json` holds.
         allowed: Packages whose code it may name.
     """
     token = _opened.set(_Opened(str(path), packages(allowed, "allow_code"), _is_remembered(path, config)))

@@ -53,13 +53,8 @@ class Anytime:
     """Every exit over a data set.
 
     Attributes:
-        exits: From the shallowest to the deepest.
         mean_top1: Plain mean of the exits' accuracies, in percent (the paper's "Avg").
         mean_top1_se: Its standard error over images; the exits see the same images, so it is no mean of theirs.
-        split: Name of the part of the data set.
-        num_images: S.
-        class_names: N names.
-        class_images: Images of each class.
         renormalised: Whether likelihood and calibration are of classes that sum to 1 (A9(a)).
     """
 

@@ -26,8 +26,6 @@ class Trials:
 
     Attributes:
         population: What it reveals of kinds (confidences, answers) a procedure may use; their probabilities it may not.
-        search_TM: Images of each kind in each search set.
-        certify_TM: Images of each kind in each certify set.
     """
 
     population: Population
@@ -79,11 +77,7 @@ class Finding:
     """How often a procedure broke its promise in one setting.
 
     Attributes:
-        population: Name of the population.
-        images: Images of a calibration set.
-        candidates: Thresholds to choose from.
-        trials: Calibration sets.
-        broken: Those for which the true risk of what was chosen is above the promised one.
+        broken: Sets for which the true risk of what was chosen is above the promised one.
         promised: The rate at which that may happen, 1 - confidence.
         limit: Exact lower 99.9 % limit (Clopper-Pearson) of the rate at which it happens.
         none: Sets for which nothing was chosen.
@@ -142,11 +136,6 @@ def audit(
     """Try `procedure` on every population, with every number of `images` and of `candidates`.
 
     Args:
-        procedure: See above.
-        promise: What it is asked to promise.
-        trials: Calibration sets per setting.
-        images: Images of a calibration set.
-        candidates: Thresholds, evenly spaced from 1 to 0.
         populations: Functions of thresholds and the promised risk.
         seed: Of the draws; each setting has its own, so that leaving one out changes no other.
     """

@@ -42,7 +42,6 @@ def betting_p_value(
     Args:
         lost: Images with X = 1.
         gained: Images with X = -1.
-        images: All images.
         risk: In (0, 1).
         bet: In [0, 1 / (1 - risk)), so that the wealth stays positive; fixed before the images are seen. See
             `best_bet`.

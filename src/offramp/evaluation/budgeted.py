@@ -45,9 +45,6 @@ class Curve:
 
     Attributes:
         points: In the order of the policies.
-        split: Name of the part of the data set.
-        fingerprint: Hash of what that part holds.
-        num_images: S.
     """
 
     points: tuple[Point, ...]

@@ -31,18 +31,13 @@ class Certificate:
     """What is promised of a policy, and what it rests on. It travels in the policy: `Certificate.of(policy)`.
 
     Attributes:
-        promise: What is promised.
         per_class: Whether it is promised of the images of each class, of all classes at once.
-        method: How candidates were tested.
         bound: The p-value.
         images: Images of the certify half.
         counted: Those that the risk is a share of: all, or for `early-error` those that leave early.
         lost: Images with a loss of 1 under the policy.
         gained: Images with a loss of -1.
         candidates: Policies that might have been chosen, all from the search half.
-        split: Name of the certify half.
-        fingerprint: Hash of what it holds.
-        weights: Hash of the network's weights.
         policy: Hash of the measure and the thresholds it was made for (`Policy.fingerprint`); None in files from before
             this was recorded: whether they are still the same cannot be checked.
         unknown: What the network learnt from of which it cannot be known whether it was trained on these images.
@@ -178,7 +173,6 @@ def certify(
     Args:
         search: Logits on the search half: candidates and their order come from here.
         certify: Logits of the same network on the certify half: the tests use these images, and nothing else may.
-        cost: What the network costs.
         risk: With probability `confidence` the risk, the mean of `loss` (see `Promise`), is at most this.
         confidence: See `risk`.
         loss: See `risk`.

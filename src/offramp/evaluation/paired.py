@@ -68,10 +68,7 @@ def gains(
         policies: What is to be judged.
         rivals: Policies of one family over a range of operations, such as `geometric_policies(search, cost, FAMILY)`.
         test: Images that neither side was found on.
-        cost: What the network costs.
         confidence: Of each interval by itself.
-        replicates: Of the bootstrap.
-        seed: Of its random numbers.
 
     Raises:
         UsageError: A policy that spends less than the cheapest rival or more than the dearest; a part that is held out

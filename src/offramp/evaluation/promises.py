@@ -164,7 +164,6 @@ def learn_then_test(promise: Promise, search: LossCounts, certify: LossCounts, a
     often fails.
 
     Args:
-        promise: The promise.
         search: Counts on the search images, `[..., J]`.
         certify: Counts on the certify images, of the same shape.
         axis: Where the groups (classes) stand for each of which the promise is to hold. A candidate's p-value is then

@@ -63,11 +63,9 @@ def search_thresholds(
 
     Args:
         search: Logits on the search half.
-        cost: What the network costs.
         budgets: Expected operations per image; a share of the whole network's where 1 or less. With `times`, expected
             milliseconds per image.
         times: Milliseconds of an image that leaves at each exit, as measured: K positive numbers, none falling.
-        measure: How confidence is read off logits.
         caution: In standard errors.
 
     Raises:

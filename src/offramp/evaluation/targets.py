@@ -40,7 +40,6 @@ def policy_for(
 
     Args:
         search: Logits on the search half of the held-out images.
-        cost: `offramp.cost(network)`.
         budget: Expected operations per image; a share of the whole network's where 1 or less.
         max_drop: How many percentage points of accuracy may be lost against the last exit, for every image. The
             cheapest such policy is taken: in operations, or with `times` in milliseconds.

@@ -36,8 +36,6 @@ class Xray:
         right_EKW: Whether the exit answered rightly.
         gamma_EKW: The damping coefficient; None where the objective has none.
         weight_EKW: The weight w, that of the objective times that of the rule; None where there is neither.
-        class_names: N names.
-        split: Name of the part of the data set.
     """
 
     indices_W: Tensor

@@ -25,7 +25,6 @@ class RunFolder:
     """Paths and contents of one run's folder.
 
     Args:
-        path: The folder.
         allow_code: Packages whose code its `config.json` may name: see `offramp.trust`.
         kept: Whether it outlives the training.
     """

@@ -133,7 +133,6 @@ class Ancestor:
 
     Attributes:
         through: What came from it: `init`, `teacher` or `network`, and of an ancestor's ancestor `init of NAME`.
-        run: Its folder's name.
         data: A name that is the same for the same images; None where there is none.
         division: How it divided them, where that is known.
         images: Hashes of its parts.

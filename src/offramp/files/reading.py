@@ -22,7 +22,6 @@ def read(path: Path, kind: type[T], *, newest: int | None = None, hint: str = ""
     """What a JSON file holds.
 
     Args:
-        path: The file.
         kind: What it has to hold; `Any` for any value.
         newest: The newest `format` that is known; a file of a later one is refused as such.
         hint: A sentence after the error's: the way out.

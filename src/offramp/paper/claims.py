@@ -32,9 +32,7 @@ class Claim:
     """A claim of the paper.
 
     Attributes:
-        text: In few words.
         source: Whether it is read off a table or said in words.
-        where: Where it stands.
         parts: What must hold, all of it.
         other_data: Whether it is about several data sets, which only the paper's scale has.
     """

@@ -28,7 +28,6 @@ class Row:
     """One configuration of an experiment.
 
     Attributes:
-        label: The row's name; the paper's where it has the row.
         run: Its configuration with seed 0.
         setting: Where its data, network and recipe are from.
         work: Work of an image over that of cross-entropy, about.
@@ -70,7 +69,6 @@ class Experiment:
         title: What it shows, and on which of the paper's networks.
         rows: In the order of the paper.
         shows: Which figures it is about, besides accuracy.
-        scale: At which scale.
     """
 
     name: str

@@ -34,8 +34,6 @@ class Task:
     """A run to be done.
 
     Attributes:
-        run: What to train.
-        folder: Where.
         operations: About how much work it is (`estimate.operations`).
     """
 
@@ -77,7 +75,6 @@ def do_all(tasks: Sequence[Task], runner: Runner, finished: Finished, before: in
 
     Args:
         tasks: In the order in which they are begun.
-        runner: Does them.
         finished: Called with each task that is done and its manifest.
         before: How many runs of the study were done before.
 

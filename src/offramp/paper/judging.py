@@ -59,9 +59,7 @@ class Judged:
     """A claim and what the runs say of it.
 
     Attributes:
-        claim: The claim.
         verdict: Over all its parts.
-        parts: Each of them.
         rows: Whose runs it is about.
     """
 

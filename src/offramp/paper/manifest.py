@@ -160,9 +160,6 @@ class Manifest:
         """The manifest of a finished run, not yet written.
 
         Args:
-            run: Its configuration.
-            folder: Its folder.
-            evaluation: Of it.
             jobs: How many runs went on side by side: what its times are worth.
             load: The machine's load average at the beginning and at the end of training, where it is known of all of
                 it.

@@ -21,7 +21,6 @@ class Method:
     """A way to train, for any setting.
 
     Attributes:
-        label: In tables.
         objective: The objective that a setting asks for.
         rule: The training rule that a setting asks for.
         work: How much more work an image is than for cross-entropy, about; estimates of time go by it.
@@ -146,9 +145,6 @@ def own(spec: Spec) -> Method:
     """A method of your own: an objective or a training rule with arguments, or a `Method` that combines both.
 
     Registered damping objectives and WPN take from the setting what the arguments leave out: lambda, alpha and so on.
-
-    Args:
-        spec: A registered name or `package.module:Name`.
 
     Raises:
         UsageError: Arguments that it does not take.

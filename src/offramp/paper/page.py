@@ -59,10 +59,7 @@ class Section:
     """An experiment on the page.
 
     Attributes:
-        name: Of the experiment.
-        title: What it shows.
         expect: What the paper leads one to expect, and what is a choice of ours; in a line of its own what is missing.
-        tables: Ours, and the paper's.
         plot: Its figure, as an element of the page.
         no_plot: Why there is none although there should be.
     """
@@ -81,7 +78,6 @@ class RunsOfRow:
 
     Attributes:
         anchor: Where cells lead to.
-        title: The rows that they stand behind.
         command: What trains seed 0 by hand, with the threads of the first run that is there.
         runs: Of each seed what its manifest says, or that it is missing.
     """

@@ -53,9 +53,7 @@ def decide(manifests: Mapping[str, Sequence[Manifest]], scale: str, seeds: Seque
     """What the finished pilot says, as JSON values.
 
     Args:
-        found: Manifests of each candidate by its label, one a seed.
-        scale: Name of the scale.
-        seeds: Of the pilot.
+        manifests: Of each candidate by its label, one a seed.
     """
     search = {
         family: {each.label: fmean(_on_search(manifest) for manifest in manifests[each.label]) for each in candidates}

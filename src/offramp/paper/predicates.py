@@ -22,9 +22,6 @@ class Q:
     """A number of each run of a row: a figure's mean over some exits.
 
     Attributes:
-        experiment: Table or figure.
-        row: Its row.
-        what: Which figure.
         exits: Of which exits the mean is taken, as in a slice.
     """
 
@@ -48,7 +45,6 @@ class Finding:
     """What came out of a predicate.
 
     Attributes:
-        verdict: In words.
         found: The number it is about; None where there is none.
         note: Of which budgets the number is, or why there is none.
     """

@@ -49,8 +49,6 @@ class Clock:
 
     Attributes:
         device: Its name; of a processor that its manifest does not name (older ones), `cpu`.
-        threads: CPU threads.
-        jobs: How many runs went on side by side.
         moved: Whether the run was begun on another device or with other threads; then its time is like no other.
         alone: Whether the machine did nothing else meanwhile; None where the manifest does not say.
     """
@@ -85,7 +83,6 @@ class Figures:
         train_nll: Negative log-likelihood of each exit on training images, in nats: the loss it converged to.
         gamma: Damping coefficient of each exit, its mean over the last epoch of training.
         weight: Weight of each exit, likewise.
-        seconds: Of training.
         budgeted: Accuracy at each of `BUDGETS` under thresholds, in percent.
         ece: Expected calibration error of each exit on the test set, from 0 to 1.
         search: Accuracy of each exit on `search` after the last epoch, in percent.

@@ -20,7 +20,6 @@ class Recipe:
     """In what a method is trained otherwise than a setting says.
 
     Attributes:
-        batch_size: Images per step.
         training: Fields of `TrainConfig` by name, but for the epochs and the seed.
     """
 
@@ -44,17 +43,10 @@ class Setting:
     """Data, network and recipe of some of the paper's experiments.
 
     Attributes:
-        data: The data set.
-        network: With all its exits.
         last_only: The same trunk with the last exit alone.
-        exits: K.
-        num_classes: N, and with the next two what estimates of time go by: no data is read for them.
-        image_shape: Channels, height and width.
+        num_classes: N; with `image_shape` and `images` what estimates of time go by: no data is read for them.
         images: Training images, with those that are held out.
-        test_images: Images of the test set.
-        batch_size: Images per step.
         epochs: Passes over the training part.
-        strength: The paper's lambda.
         alpha: The paper's alpha; WPN's epsilon is the same number.
         wpn: WPN's further arguments.
         rivals: What the authors of a rule trained with, by its name. Their batches of 500 only on all of CIFAR: of few

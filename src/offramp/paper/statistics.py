@@ -41,9 +41,7 @@ class Estimate:
     """A mean and its interval.
 
     Attributes:
-        mean: Of n values.
         half: How far the interval reaches to each side; infinite for one value.
-        n: How many they are.
     """
 
     mean: float
@@ -76,7 +74,6 @@ def sampling_error(difference: float, images: int) -> float:
 
     Args:
         difference: In points.
-        images: Of the test set, S.
     """
     differing = min(abs(difference) / 100, 1) * images
     return 100 * float(paired_difference(differing, 0, images)[1])
@@ -132,8 +129,7 @@ def against_published(
 
     Args:
         values: Ours.
-        published: Their mean.
-        runs: Of how many.
+        published: The mean of `runs` others.
         deviation: Their standard deviation, which is pooled with ours; where none is known theirs are taken to spread
             like ours.
         confidence: Of the interval.

@@ -30,15 +30,10 @@ class Study:
     """What is to be reproduced, and where.
 
     Attributes:
-        names: Of the experiments, as asked for.
-        scale: At which scale.
         seeds: Every row is trained with each.
-        out: The folder.
         known: Further folders with manifests.
         only: Rows to run and show, by label; all if empty.
         also: Methods that join every experiment.
-        root: Folder that holds the data set's files.
-        workers: Processes that decode images.
     """
 
     names: tuple[str, ...]

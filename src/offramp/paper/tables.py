@@ -51,7 +51,6 @@ class Cell:
     """A text of one line or more.
 
     Attributes:
-        text: It.
         to: Where on the page it leads; nowhere if None.
         rows: Of what is made of the runs of several rows: their names, and where each leads.
     """
@@ -77,12 +76,9 @@ def claims_table(
     """Claims with their verdicts.
 
     Args:
-        title: Of the table.
-        judged: The claims.
         anchors: Where on the page the runs of a row are listed, of those that were run.
         unlike: Said beside all that other data or another recipe gave.
         confidence: Of the intervals.
-        note: How to read them.
     """
     rows = []
     for judgement in judged:

@@ -21,15 +21,7 @@ class _Watched(HeldOut):
 
 
 def on_test(root: str | None = None, *, batch_size: int = 64, workers: int = 0, source: str, **arguments: Any) -> Parts:
-    """The data set `source` with nothing held out, watched on its test set after every epoch.
-
-    Args:
-        root: Folder that holds the data set's files.
-        batch_size: Images per step.
-        workers: Processes that decode images.
-        source: Name of the data set.
-        **arguments: Its own arguments.
-    """
+    """The data set `source` with nothing held out, watched on its test set after every epoch."""
     named = DataConfig(source=Spec(source, arguments), root=root, batch_size=batch_size, holdout=0, workers=workers)
     parts = data.load(named)
     for split in parts.splits():

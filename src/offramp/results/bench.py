@@ -232,25 +232,18 @@ class Bench:
     """What was measured.
 
     Attributes:
-        run: The run.
         policy: Who leaves where.
         policy_file: Where it was read; None where it was found here or given.
         weights: Hash of the network's weights.
-        device: In words.
         conditions: What times depend on: device, threads, versions, how busy the machine was.
         tuning: How the engine was set up for this machine.
         tuned_on: Name of the part whose images it was tuned on.
-        test: Name of the test set.
-        fingerprint: Hash of what it holds.
-        images: How many images that are.
-        accuracy: Of the engine's own answers to them, in the form it was tuned to and with no exit closed.
+        accuracy: Of the engine's own answers to the test images, in the form it was tuned to and with no exit closed.
         operations: Per image, likewise: stages up to the exit taken, and the heads that may answer.
         asks: These exits, from 1.
-        exits: Accuracy of each exit.
         exit_operations: Of the network cut at each exit, without other heads; the last is the network run straight.
         modes: Batches of each size, then the stream.
         agreement: Whether these answers, given in a stream, are the policy's.
-        written: Files.
     """
 
     run: RunFolder

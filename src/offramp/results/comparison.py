@@ -25,10 +25,8 @@ class Spread:
     """Some numbers in short.
 
     Attributes:
-        mean: Their mean.
         std: Their standard deviation (n - 1 in the denominator); None for one.
         half_range: (max - min) / 2; None for one.
-        n: How many they are.
     """
 
     mean: float

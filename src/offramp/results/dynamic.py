@@ -47,8 +47,6 @@ class ClassUse:
     """The test images of one class.
 
     Attributes:
-        name: The class.
-        images: How many there are.
         top1: Accuracy under the policy, in percent; None where there is no image.
         full_top1: Accuracy of the last exit.
         lost: Images answered wrongly that the last exit gets right.
@@ -76,8 +74,6 @@ class Picked:
 
     Attributes:
         index: Its position in the official test set.
-        target: Its class.
-        answer: The class answered.
         confidence: Of the exit taken, in the measure's units.
     """
 
@@ -191,7 +187,6 @@ def dynamic(search: Record, test: Record, cost: Cost, policy_file: Path, measure
     Args:
         search: Logits on the search half; thresholds are found here.
         test: Logits on the test set; all figures are of these images.
-        cost: What the network costs.
         policy_file: Where the run keeps its policy.
         measure: How confidence is read off logits, for all that is found here.
 

@@ -73,16 +73,11 @@ class Evaluation:
     """What `evaluate` found out about a run.
 
     Attributes:
-        run: Its folder.
-        config: What its `config.json` holds.
         starts: Of its training.
-        metrics: Of its epochs.
         test: Every exit on the test set.
         train: Every exit on training images with test transforms; None where they were not asked for.
-        cost: Operations and parameters.
         dynamic: What thresholds do; None where that cannot be said.
         no_dynamic: Why it cannot be said; None where it can.
-        weights: Hash of the network's weights.
         fingerprint: Hash of the test set.
         made_on: Device and version of torch that made the logits.
         times: What `offramp bench` measured of the policy looked at; None where it did not.

@@ -15,12 +15,8 @@ class PolicyUse:
     """A policy, where it was written, and what it does on images of a held-out half: descriptions, no promises.
 
     Attributes:
-        policy: The policy.
         written: Its file.
         replaced: Whether that file held a certificate before, which is gone.
-        split: Name of the half.
-        images: How many images it holds.
-        exits: What happens at each exit.
         top1: Accuracy, in percent.
         full_top1: Accuracy of the last exit on all images.
         operations: Mean operations per image, with the heads of all exits up to the one taken.

@@ -8,9 +8,7 @@ class Prediction:
     """What a network answers for one file.
 
     Attributes:
-        file: Its path.
         label: The class, from 0.
-        class_name: The class's name.
         exit: The exit that answered, from 1.
         confidence: Its confidence, in the units of the policy's measure.
         operations: Operations spent, in units of those it takes to run straight to the last exit and ask no other.

@@ -23,7 +23,6 @@ class Watched:
 
     Attributes:
         index: Its position in the official training set.
-        target: Its class.
         learned: Epoch from which on each exit was right about it; 0 for never.
     """
 
@@ -58,9 +57,6 @@ class XrayReport:
     """What the record says.
 
     Attributes:
-        run: The run's folder.
-        config: What its `config.json` holds.
-        record: The record.
         exits: Every exit in the last epoch.
         shallow_first: Images that the exits of the first half learned earlier than those of the second, largest
             difference of the mean epochs first; never counts as one after the last.

@@ -1,6 +1,6 @@
 """Answers exit by exit, and the best ones there are when time is up.
 
-B images of a batch. Every exit is asked here, also one where no image may leave: its answer may be the last.
+B images of a batch. Every exit is asked here, also where the policy lets none leave: that may be the last answer.
 """
 
 import contextlib

@@ -52,7 +52,6 @@ def calibrate(network: EarlyExitNet, images_SCHW: Tensor) -> str:
     From then on `Form("openvino", "int8")` and `Form("onnxruntime", "int8")` run it with these scales.
 
     Args:
-        network: Stays as it is.
         images_SCHW: Like those to come, a few hundred, normalised as in training, and none that results are reported
             on. Of more than 512 so many are used, evenly spread.
 

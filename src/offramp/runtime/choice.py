@@ -112,7 +112,6 @@ class Model:
     """Expected times from a table and a flow.
 
     Args:
-        table: Measured.
         flow: Of images like those to come.
         most: Largest number of rows that will be asked for.
     """
@@ -282,7 +281,6 @@ def exit_ms(table: TimeTable, flow: Flow, plan: Plan, batch_size: int | None) ->
     """Milliseconds per image that leaves at each exit, were all exits asked, so that a batch's images sum to its time.
 
     Args:
-        table: Measured.
         flow: Who leaves where, of which it depends how full the later stages are.
         plan: How batches are run; that it asks some exits only does not count.
         batch_size: Of batches; None: in a stream.

@@ -115,7 +115,6 @@ class Engine(Runner):
         answers, and no stage is begun after the deadline, so it is missed by less than one stage with its exit.
 
         Args:
-            images_BCHW: Images.
             deadline_ms: Milliseconds from the call on.
             clock: Seconds.
             tally: Gets what is spent.

@@ -48,8 +48,6 @@ class LibraryProgram(Program):
     ReLU to convolutions in ways that turn NaN into 0, so a mark for each image goes with the carry, as its last tensor.
 
     Args:
-        network: Stays as it is.
-        form: See `Form`.
         device: The network's own if None.
 
     Raises:

@@ -64,7 +64,6 @@ class Tally:
     """What an engine has spent since the tally was made; give it to calls, which add to it.
 
     Attributes:
-        num_exits: K.
         timed: Whether to take times. On a GPU this makes it wait after each stage.
         exits_K: Images answered by each exit.
         stage_rows_K: Rows run through each stage, padding included.

@@ -105,8 +105,6 @@ class Program(ABC):
     """A network, run by a backend; the network given is never touched.
 
     Args:
-        network: What is run.
-        form: See `Form`.
         device: Where to compute; the network's own device if None.
     """
 
@@ -147,8 +145,6 @@ class Program(ABC):
         """Run stages `first` to `last` (from 0), and exit `last` if `head`.
 
         Args:
-            first: First stage.
-            last: Last stage.
             carry: What comes out of the stage before, or of `enter`.
             head: Whether the exit is asked.
 

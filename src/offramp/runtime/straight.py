@@ -18,7 +18,6 @@ class Straight:
     """The network run to one exit for every image, computing no other head: the plain way to an answer.
 
     Args:
-        program: The network in the form in which it is run.
         policy: How an answer and its confidence are read off logits.
         exit: The exit that answers, from 0.
         chunk: Most images run at a time; None: all at once.

@@ -29,7 +29,6 @@ class Queues:
     """The images under way in a stream.
 
     Args:
-        runner: What runs.
         plan: Its chunk is what stages are run on; 64 where it has none.
         window: An image is fetched when so many images have come in after it.
         tally: Gets what is spent.

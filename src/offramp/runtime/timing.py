@@ -26,7 +26,6 @@ def take_turns(
 
     Args:
         variants: By name, what runs once and says how many seconds it took.
-        rounds: How many times each runs.
         warmup: Rounds before them that are not counted: allocations and caches.
         after_round: Called after each round, these included, while nothing is timed.
     """

@@ -21,7 +21,6 @@ class TorchProgram(Program):
     """A network as modules of torch.
 
     Args:
-        network: Stays as it is.
         form: One whose backend is torch.
         device: The network's own if None.
         as_it_is: Run it without folding and in its own layout: what the other forms are compared with.

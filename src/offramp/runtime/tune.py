@@ -213,7 +213,6 @@ class _Turn:
 
     Args:
         call: Given a batch.
-        batches: All of them.
         wait: Waits until the device is done.
     """
 

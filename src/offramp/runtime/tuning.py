@@ -37,7 +37,6 @@ class Trial:
     """A form that was tried.
 
     Attributes:
-        form: Which.
         admitted: Whether its answers are those of the plain network but for rounding (`Agreement.is_rounding`).
         flips: Images on which rounding decided (`Agreement`).
         wrong: Images that differ for another reason.
@@ -68,8 +67,6 @@ class Tuning:
         exit_ms: Milliseconds per image that leaves at each exit, were all exits asked, likewise.
         table: The milliseconds that plans were chosen by.
         forms: All forms tried; those that are not admitted cannot be used.
-        conditions: Device, threads, versions.
-        weights: Hash of the network's weights.
         policy: What of the policy matters here: measure, thresholds, whether it has a certificate.
     """
 

@@ -120,7 +120,6 @@ class PlotCurve:
     """Accuracy against operations: a point per exit, all in percent.
 
     Attributes:
-        label: What it is of.
         operations: Of each exit, cumulative.
         top1: Of each exit.
         reach: How far the bar of each exit reaches down and up; empty for no bars.

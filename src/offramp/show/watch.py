@@ -15,7 +15,6 @@ class Watch:
     """What is called while a command works; by default nothing is shown.
 
     Attributes:
-        note: Called with progress messages.
         bars: Shows progress while data sets are read; closed before anything is timed.
         countdown: Shows what share is done, in [0, 1], between rounds of timing, while the context that it gives is
             open.

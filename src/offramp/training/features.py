@@ -108,7 +108,6 @@ class Features:
         """Compute the features of a split's images with test transforms, each process a share of them.
 
         Args:
-            split: The images.
             place: Brings them to where the network is.
             autocast: The context of a forward pass.
             folder: Where a file may lie that has no name and is gone with the process.

@@ -128,10 +128,7 @@ def training_form(
     """What to call in the network's place while training it: images to logits `[K, B, C]`, gradients to its weights.
 
     Args:
-        network: The network.
-        form: How it is run.
         batch_size: Images of a full batch, over all processes.
-        log: Called with messages.
     """
     if form.name == "plain":
         return network
@@ -148,7 +145,6 @@ class Compiled:
     Args:
         network: Gets the gradients and statistics.
         batch_size: Images of a full batch, in this process.
-        log: Called with messages.
         is_asked_for: Whether it is an error that the network cannot be compiled; else it is run as it is from then on.
     """
 

@@ -47,10 +47,8 @@ class Prefixes:
     """The prefixes of a run's network and where they are trained.
 
     Attributes:
-        run: The run's folder.
         network: The run's.
         config: What the run's `config.json` holds.
-        parts: The data.
         runs: Folder of their runs.
     """
 

@@ -29,7 +29,6 @@ def ancestor(through: str, run: Path) -> list[Ancestor]:
 
     Args:
         through: What the weights or answers came by: `init`, `teacher` or `network`.
-        run: The run's folder.
     """
     folder = RunFolder(run)
     config, split = folder.read_config(), folder.read_split()
@@ -86,11 +85,6 @@ def named(data: DataConfig | None) -> str | None:
 
 def check_ancestors(folder: RunFolder, config: RunConfig, parts: Parts) -> tuple[str, ...]:
     """Refuse to certify with images that an ancestor was trained on.
-
-    Args:
-        folder: The run's folder.
-        config: Its configuration.
-        parts: Its data.
 
     Returns:
         Ancestors of which it cannot be known whether they were trained on such images.

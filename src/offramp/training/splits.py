@@ -71,7 +71,6 @@ class Kept(SplitOf):
     """What was computed of each image, in the place of the images.
 
     Args:
-        split: The images.
         rows_SF: What is kept of them, in the order of `split.indices_S`; on a GPU as well, where it has room.
     """
 

@@ -67,7 +67,6 @@ def at_equal_time(
         rivals: Smaller networks on the same images, timed in the same rounds; among them the network cut at each exit.
         confidence: Of all intervals together.
         replicates: Of the rounds, drawn with replacement.
-        seed: Of their random numbers.
     """
     best, lucky = frontier(rivals), frontier(rivals, "test")
     asking = sum(not engine.straight for engine in engines)

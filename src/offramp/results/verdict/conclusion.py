@@ -19,9 +19,6 @@ def conclude(
     """What follows from the comparisons.
 
     Args:
-        comparisons: Of all policies.
-        rivals: What they were compared with.
-        images: Test images.
         least_gain: Points that early exits have to gain to be worth it.
 
     Returns:

@@ -34,7 +34,6 @@ class Contender:
         right_S: Of each test image, whether it is answered rightly: 0 or 1, or a mean over seeds, float64.
         search_right_S: The same of the search images.
         ms_R: Milliseconds per image in each round; the rounds are those of all contenders.
-        operations: Per image.
         seeds: How many trainings it stands for.
         straight: Whether an engine runs straight on, no exit asked, because that is faster.
     """
@@ -93,9 +92,6 @@ class EqualTimeComparison:
     """Early exits under one policy against the best smaller network of the same time.
 
     Attributes:
-        engine: Name of the contender.
-        ms: Its time.
-        top1: Its accuracy.
         rivals: Name of the smaller network; of two where their mixture takes exactly that time.
         share: Of the images, those that the second of two answers.
         rival_top1: Accuracy of the rival.
@@ -134,8 +130,6 @@ class Conclusion:
 
     Attributes:
         answer: To "is early exit worth it?".
-        headline: One sentence.
-        details: More of them.
     """
 
     answer: Answer
@@ -148,8 +142,6 @@ class Verdict:
     """Is early exit worth it for this network, data and machine?
 
     Attributes:
-        run: The run.
-        conclusion: In words.
         comparisons: One for each policy, by time.
         contenders: All that were measured.
         frontier: Names of the smaller networks that are best at some time, by accuracy on the search images.
@@ -160,15 +152,12 @@ class Verdict:
         test: Name of the test set; `fingerprint` is the hash of what it holds, `images` how many that are.
         fingerprint: See `test`.
         images: See `test`.
-        searched: Number of search images.
-        weights: Hash of the network's weights.
         device: In words.
         conditions: What times depend on: device, threads, versions, how busy the machine was.
         form: How the engine runs the network's modules.
         trained: How the smaller networks were trained, in sentences.
         wrong: Answers, of those timed, that rounding does not explain: 0, or something is broken.
         left_out: Forms that were not used, or not with some smaller networks, and why, in sentences.
-        written: Files.
     """
 
     run: RunFolder
