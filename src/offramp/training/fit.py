@@ -111,6 +111,7 @@ def fit(
             held.enter_context(frozen(network))
         place = Placement(device, config.channels_last)
         network.to(device=device, memory_format=place.layout)  # type: ignore[call-overload]
+        network.inputs = job.train.inputs()
         features, why_not = planned(job)
         form = Form("plain")
         if not finished:
