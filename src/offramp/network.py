@@ -10,7 +10,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,18 @@ def plain_link(k: int, K: int, carry: Carry, reads: int) -> tuple[Tensor, Carry]
 def as_carry(outputs: Tensor | Carry) -> Carry:
     """What a stage gives, as a tuple."""
     return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+class Preprocessing(Protocol):
+    """How images become a network's input: `offramp.data.Inputs`."""
+
+    @property
+    def mean(self) -> tuple[float, ...]: ...  # noqa: D102
+
+    @property
+    def std(self) -> tuple[float, ...]: ...  # noqa: D102
+
+    def prepare(self, images: Any) -> Tensor: ...  # noqa: D102
 
 
 class EarlyExitNet(nn.Module):
@@ -85,6 +97,7 @@ class EarlyExitNet(nn.Module):
         self.link = plain_link
         self.spec: Spec | None = None  # how to build this network again; set by `builder`
         self.origin: dict[str, Any] | None = None  # where its trunk comes from, as JSON values; set by `attach`
+        self.inputs: Preprocessing | None = None  # how an image becomes its input; set by `fit` and `offramp.load`
 
     def _check_outputs(self) -> None:
         check_whole("num_classes", self.num_classes, 1)
@@ -119,6 +132,24 @@ class EarlyExitNet(nn.Module):
     def num_outputs(self) -> int:
         """C: the classes, and the damping neuron where there is one."""
         return self.num_classes + self.damping
+
+    def preprocess(self, images: Any) -> Tensor:
+        """Images as the network wants them: float32 `[B, channels, height, width]`, normalised as in training.
+
+        Args:
+            images: A path of an image file, an image (of Pillow; uint8 pixels `[H, W]`, `[H, W, 3]` or, of torch,
+                `[C, H, W]`), or a list of these; one of them is a batch of one.
+
+        Raises:
+            UsageError: Something else, or a network that was not trained on images that say how they were prepared.
+            OfframpError: A file that cannot be read.
+        """
+        if self.inputs is None:
+            raise UsageError(
+                "The network does not say how an image becomes its input. Those of offramp.load and offramp.fit do, if "
+                "the run has an input.json; for another set network.inputs = offramp.data.Inputs(...)."
+            )
+        return self.inputs.prepare(images)
 
     def run_stage(self, k: int, carry: Carry) -> Carry:
         """The carry after stage k (from 0) for the carry after stage k - 1 (the images, for k = 0)."""

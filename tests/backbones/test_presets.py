@@ -68,3 +68,11 @@ def test_auto_at_the_usual_sizes_is_the_paper_network() -> None:
 def test_images_that_are_too_small_for_anything() -> None:
     with pytest.raises(UsageError, match="No network fits images of 4 x 40; the least side is 5"):
         fitting((1, 4, 40))
+
+
+@pytest.mark.parametrize(("side", "num_images", "most"), [(64, 149, 0.7e6), (224, 149, 0.7e6), (128, 20_000, 6e6)])
+def test_few_images_get_a_small_network(side: int, num_images: int, most: float) -> None:
+    """149 images of 128 pixels were given 27 million parameters."""
+    network = backbones.build(Spec("auto"), num_classes=5, image_shape=(3, side, side), num_images=num_images)
+    assert sum(parameter.numel() for parameter in network.parameters()) < most
+    assert fitting((3, side, side), 10**6) == fitting((3, side, side))

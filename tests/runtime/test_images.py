@@ -5,6 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from offramp.data import Inputs
+from offramp.data.augment import normalise
 from offramp.errors import UsageError
 from offramp.policy import EVERYBODY, Policy
 from offramp.runtime import Engine
@@ -121,3 +123,42 @@ def test_a_batch_that_is_a_tensor_is_not_copied(small) -> None:
 def test_a_network_that_does_not_say_its_images_takes_any_shape(recorded) -> None:
     logits_BKC = torch.randn(2, 3, 4)
     assert torch.equal(as_images(logits_BKC.numpy(), recorded(3, 4)), logits_BKC)
+
+
+MEAN, STD = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
+
+
+def prepared(mean: tuple[float, ...] = tuple(MEAN.tolist()), std: tuple[float, ...] = tuple(STD.tolist())) -> Inputs:
+    return Inputs(("a", "b"), (len(mean), 16, 16), mean, std, "central-fit")
+
+
+def as_trained(inputs: Inputs, shade: torch.Tensor) -> torch.Tensor:
+    return inputs.prepare([(one * 255).to(torch.uint8) for one in shade])
+
+
+@pytest.mark.parametrize(
+    ("prepare", "shade"),
+    [
+        (lambda images: images, PIXELS),  # not normalised
+        (lambda images: images * 255, PIXELS),
+        (lambda images: normalise(as_trained(prepared(), images), MEAN, STD), PIXELS),  # twice
+        (lambda images: images * 255, PIXELS[:1]),
+    ],
+)
+def test_images_prepared_otherwise_than_in_training_are_warned_of_once(small, prepare, shade) -> None:
+    network = small()
+    network.inputs = prepared()
+    for call in (lambda engine, images: engine(images), lambda engine, images: [*engine.stream([images])]):
+        engine = Engine(network, POLICY)
+        with pytest.warns(UserWarning, match=r"normalised as in training\?.*preprocess"):
+            call(engine, prepare(shade))
+        call(engine, prepare(shade))  # a second warning would be an error
+
+
+@pytest.mark.parametrize("inputs", [prepared(), prepared((0.0,) * 3, (1.0,) * 3), prepared((0.1,) * 3, (0.05,) * 3)])
+def test_images_as_in_training_are_not_warned_of(small, inputs) -> None:
+    network = small()
+    network.inputs = inputs
+    for shade in (PIXELS, PIXELS * 0, PIXELS * 0 + 1, PIXELS.round(), PIXELS * 0.1 + 0.5, PIXELS[:1], PIXELS[:0]):
+        Engine(network, POLICY)(as_trained(inputs, shade))
+    Engine(network, POLICY)(torch.full((2, 3, 16, 16), torch.nan))

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -154,3 +155,18 @@ def _places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Callable[[]
         monkeypatch.setattr(Path, "home", nobody)
 
     return [lambda: monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file")), homeless]
+
+
+def test_size_and_scratch_are_said_of_few_photos(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run_on(folder)
+    data_alone = DataConfig(source=Spec(f"folder:{folder}"), batch_size=8)
+    own_size = dataclasses.replace(whole, data=data_alone, network=Spec("auto"))
+    train(own_size, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "32 x 32 pixels: the median of their shorter sides is 32" in said
+    assert "from scratch on 22 images is the second best" in said
+    started = dataclasses.replace(whole.training, init=str(tmp_path / "run"), epochs=2)
+    train(dataclasses.replace(own_size, training=started), tmp_path / "again")
+    assert "second best" not in capsys.readouterr().err

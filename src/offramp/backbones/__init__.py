@@ -35,6 +35,7 @@ def build(
     *,
     num_classes: int | None = None,
     image_shape: tuple[int, int, int] | None = None,
+    num_images: int | None = None,
     damping: bool | None = None,
 ) -> EarlyExitNet:
     """The network that `spec` names, for the data at hand.
@@ -44,6 +45,7 @@ def build(
             function that returns an `EarlyExitNet`, or a subclass of it), with arguments.
         num_classes: N of the data.
         image_shape: `(channels, height, width)` of the images.
+        num_images: How many there are to train on: of few, `auto` makes a small network.
         damping: Whether the damping neuron is wanted.
 
     What the spec says comes first, then the data, then a preset's own arguments. The builder is asked for the data with
@@ -59,7 +61,7 @@ def build(
     if spec.name == "auto":
         if image_shape is None:
             raise UsageError("The network 'auto' is chosen by the images, and there are none here; name a preset.")
-        spec = Spec(spec.name, {**fitting(image_shape), **spec.args})
+        spec = Spec(spec.name, {**fitting(image_shape, num_images), **spec.args})
     known = NETWORKS
     if zoo.is_named(spec.name):
         known = {spec.name: functools.partial(zoo.settled, spec.name)}

@@ -56,12 +56,18 @@ PRESETS: Mapping[str, Spec] = {
 """Published networks by name: a builder and its arguments."""
 
 
-def fitting(image_shape: tuple[int, int, int]) -> dict[str, Any]:
+_FEW, _MANY = 5_000, 50_000  # images trained on
+
+
+def fitting(image_shape: tuple[int, int, int], num_images: int | None = None) -> dict[str, Any]:
     """MSDNet's knobs for images `(channels, height, width)`: what `--network auto` builds.
 
     By the smaller side: below 24, three exits (1, 2 and 3 layers); below 32, four exits (2, 1, 1 and 1 layers); below
     96, the paper's CIFAR network; from there on, the paper's ImageNet network. As many scales as leave the exits a map
     they can read. All of these end on a single scale, so every weight is trained.
+
+    Where the number of images trained on is known, fewer than 5,000 get the four exits (0.6 million parameters),
+    and fewer than 50,000 no more than the paper's CIFAR network.
     """
     sides, side = image_shape[1:], min(image_shape[1:])
     stem: StemKind = "imagenet" if side >= 96 else "cifar"
@@ -72,9 +78,12 @@ def fitting(image_shape: tuple[int, int, int]) -> dict[str, Any]:
         )
     if side < 24:
         knobs: dict[str, Any] = {"exits": 3, "head_channels": 64}
-    elif side < 32:
-        knobs = {"exits": 4, "base": 2, "step_mode": "even", "head_channels": 64}
+    elif side < 32 or (num_images is not None and num_images < _FEW):
+        knobs = {"exits": 4, "base": 2, "step_mode": "even", "head_channels": 64} | (
+            {"stem": stem} if stem == "imagenet" else {}
+        )
     else:
-        knobs = dict(_MSDNET5 if stem == "imagenet" else _MSDNET7)
+        large = stem == "imagenet" and (num_images is None or num_images >= _MANY)
+        knobs = dict(_MSDNET5 if large else _MSDNET7) | {"stem": stem}
         del knobs["image_size"]
     return {**knobs, "growth_factors": (1, 2, *[4] * num_scales)[:num_scales]}

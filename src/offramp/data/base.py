@@ -57,6 +57,8 @@ class Split(ABC):
     """What `load` needs to build it again; None where it cannot."""
     home: Path | None = None
     """The folder that is read as this data set, files and subfolders; nothing else may be written into it."""
+    size_reason: str | None = None
+    """Why its images have the size that they have, where that was chosen by them."""
     device = torch.device("cpu")
     """Where `read` may leave the images: a split that does not look at it leaves them on the CPU."""
 

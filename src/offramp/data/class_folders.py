@@ -247,9 +247,10 @@ def _parts(
         test, (train_S, test_S) = train, share_for_test(train.labels_S)
     else:
         train_S, test_S = np.arange(len(train.files)), np.arange(len(test.files))
+    reason = None
     if image_size is None:
         try:
-            image_size = _fitting_size(train, training_part(train_S, cut), max_megapixels)
+            image_size, reason = _fitting_size(train, training_part(train_S, cut), max_megapixels)
         except OfframpError:  # one is broken: name all that are
             _refuse_all(listings, max_megapixels)
             raise
@@ -264,6 +265,7 @@ def _parts(
         max_megapixels=max_megapixels,
     )
     parts = divide(name, train_S, functools.partial(split, train), split(test, f"{name}/test", test_S, False), cut)
+    parts.train.size_reason = reason
     if left_out := [reason for listing in listings for reason in listing.left_out or ()]:
         parts.val.division["left_out"] = left_out
     return parts
@@ -277,8 +279,13 @@ def _refuse_all(listings: Sequence[Listing], max_megapixels: float) -> None:
     check_found(found)
 
 
-def _fitting_size(listing: Listing, train_S: IntArray, max_megapixels: float) -> int:
+def _fitting_size(listing: Listing, train_S: IntArray, max_megapixels: float) -> tuple[int, str]:
+    """The size for these images, and why."""
     probed_S = train_S[np.linspace(0, len(train_S) - 1, min(_PROBED, len(train_S))).astype(np.int64)]
     files = (listing.folder / listing.files[i] for i in probed_S)
     side = np.median([min(decode(file, max_megapixels).shape[1:]) for file in files])
-    return max((size for size in IMAGE_SIZES if size <= side), default=IMAGE_SIZES[0])
+    size = max((size for size in IMAGE_SIZES if size <= side), default=IMAGE_SIZES[0])
+    reason = (
+        f"Images are made {size} x {size} pixels: the median of their shorter sides is {side:.0f} (image_size=...)."
+    )
+    return size, reason

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,12 +76,20 @@ class Inputs:
             OfframpError: No such file, or one that cannot be read as an image, or that has more than `max_megapixels`
                 million pixels.
         """
+        return self._seen(decode(Path(path), max_megapixels), path)
+
+    def prepare(self, images: Any) -> Tensor:
+        """See `EarlyExitNet.preprocess`."""
+        given = images if isinstance(images, (list, tuple)) else [images]
+        seen = [self._seen(decode(Path(i)) if isinstance(i, (str, Path)) else pixels(i), "An image") for i in given]
+        return torch.stack(seen) if seen else torch.empty(0, *self.image_shape)
+
+    def _seen(self, image_CHW: Tensor, name: str | Path) -> Tensor:
         channels, height, width = self.image_shape
-        image_CHW = decode(Path(path), max_megapixels)
         if channels == 1:
             image_CHW = grey(image_CHW)
         if self.resizing == "central-cut":
-            not_too_thin(image_CHW, path)
+            not_too_thin(image_CHW, name)
             image_CHW = central_cut(image_CHW, height)
         else:
             image_CHW = central_fit(image_CHW, (height, width))
@@ -107,6 +116,26 @@ def not_too_thin(image_CHW: Tensor, path: str | Path) -> None:
     shorter, longer = sorted(image_CHW.shape[1:])
     if longer > _MAX_ASPECT * shorter:
         raise OfframpError(f"{path} has {longer} times {shorter} pixels, too thin to be resized. Crop it.")
+
+
+def pixels(image: Any) -> Tensor:
+    """Uint8 RGB `[3, H, W]` of an image of Pillow, or of uint8 pixels: `[H, W]`, `[H, W, 3]`, of torch `[C, H, W]`."""
+    from PIL import Image, ImageOps  # here: few need it
+
+    if isinstance(image, Image.Image):
+        image = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    rows = torch.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
+    if isinstance(rows, Tensor) and rows.dtype == torch.uint8 and rows.numel():
+        if rows.ndim == 3 and isinstance(image, np.ndarray):
+            rows = rows.permute(2, 0, 1)
+        rows = rows[None] if rows.ndim == 2 else rows
+        if rows.ndim == 3 and len(rows) in CHANNELS:
+            return rows.expand(3, -1, -1).contiguous()
+    what = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, Tensor) else type(image).__name__
+    raise UsageError(
+        f"An image must be a path, an image of Pillow, or uint8 pixels [H, W], [H, W, 3] or, of torch, [C, H, W], not "
+        f"{what}."
+    )
 
 
 def decode(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:

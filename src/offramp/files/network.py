@@ -12,18 +12,7 @@ from offramp.storage import load_tensors
 
 
 def load(run: str | Path, into: EarlyExitNet | None = None, *, allow_code: Sequence[str] = ()) -> EarlyExitNet:
-    """The trained network of a finished run, in evaluation mode, on the CPU.
-
-    Args:
-        run: The run's folder. It may be a stranger's: of the code that it names only offramp's own networks are built.
-        into: A network of the same make, for one that was built by hand and so has no recipe in the run.
-        allow_code: Packages whose code the run may name and have called, such as `("mine",)`. Not needed for a run that
-            was made here.
-
-    Raises:
-        UsageError: No finished run, or one that names code that is not allowed.
-        OfframpError: A damaged file.
-    """
+    """The trained network of a finished run, in evaluation mode, on the CPU: see `offramp.load`."""
     folder = RunFolder(run, allow_code)
     config = folder.read_config()
     if not folder.weights.is_file():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from torch import Tensor
 
 from offramp.runtime.anytime import each_exit, until
-from offramp.runtime.images import Images, as_images
+from offramp.runtime.images import Images
 from offramp.runtime.plan import Tally
 from offramp.runtime.program import Form
 from offramp.runtime.rows import Answers
@@ -30,6 +30,9 @@ class Engine(Runner):
     A plan may leave exits unasked, and `tune` makes such plans where an exit does not pay. No image
     leaves at such an exit, so answers come from later exits than `policy.choose` says: they are those of
     `policy_under(plan)`. `closed` says which exits that are. `anytime` and `each_exit` ask every exit.
+
+    Where the network says how its images were prepared (`network.inputs`), the first ones that the engine is given are
+    looked at, and it warns of such as were prepared otherwise.
 
     Args:
         network: Stays as it is; the engine works on a copy.
@@ -73,7 +76,7 @@ class Engine(Runner):
         Raises:
             UsageError: No images, sizes below 1, no forms.
         """
-        tuning, program = tuned(self, as_images(images_SCHW, self.network), batch_sizes, forms, seconds, streams)
+        tuning, program = tuned(self, self._read(images_SCHW), batch_sizes, forms, seconds, streams)
         adopt(self, tuning, program=program)
         return tuning
 
@@ -99,7 +102,7 @@ class Engine(Runner):
                 waiting stay bounded; 32 chunks if None.
             tally: Gets what is spent.
         """
-        return in_turn(self, self._read(batches), window=window, tally=tally)
+        return in_turn(self, map(self._read, batches), window=window, tally=tally)
 
     def anytime(
         self,
@@ -122,23 +125,20 @@ class Engine(Runner):
         Raises:
             UsageError: A deadline that is not a number of at least 0.
         """
-        return until(self, as_images(images_BCHW, self.network), deadline_ms, clock, tally)
+        return until(self, self._read(images_BCHW), deadline_ms, clock, tally)
 
     def each_exit(self, images_BCHW: Images, *, tally: Tally | None = None) -> Iterator[Answers]:
         """After each exit the best answer there is for every image; ends when all have left.
 
         Each stage runs when the next answers are asked for.
         """
-        return each_exit(self, as_images(images_BCHW, self.network), tally)
+        return each_exit(self, self._read(images_BCHW), tally)
 
     def as_ready(
         self, batches: Iterable[Images], *, window: int | None = None, tally: Tally | None = None
     ) -> Iterator[tuple[Tensor, Answers]]:
         """The same as soon as they are there: positions `[B]` (int64, from 0 over the whole stream), and answers."""
-        return as_ready(self, self._read(batches), window=window, tally=tally)
-
-    def _read(self, batches: Iterable[Images]) -> Iterator[Tensor]:
-        return (as_images(images_BCHW, self.network) for images_BCHW in batches)
+        return as_ready(self, map(self._read, batches), window=window, tally=tally)
 
     def __repr__(self) -> str:
         closed = "; ".join(f"{', '.join(map(str, exits))} for {size}" for size, exits in self.closed.items())

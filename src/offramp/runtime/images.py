@@ -3,6 +3,7 @@
 B images of a batch.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from offramp.errors import UsageError
-from offramp.network import EarlyExitNet
+from offramp.network import EarlyExitNet, Preprocessing
 
 Images = Tensor | npt.NDArray[np.floating[Any]] | Sequence[Any]
 
@@ -43,6 +44,26 @@ def check_images(images_BCHW: Tensor, image_shape: Sequence[int] | None) -> None
         raise UsageError(f"Images must be a batch [B, {sides}], not {shape}.")
     if not images_BCHW.is_floating_point():
         raise UsageError(f"Images must be floats, normalised as in training, not {images_BCHW.dtype}.")
+
+
+def warn_of_odd(images_BCHW: Tensor, inputs: Preprocessing) -> None:
+    """Warn of images that were hardly prepared as in training: pixels from 0 to 255 or to 1, normalised twice."""
+    edges = [[(pixel - mean) / std for pixel in (0, 1)] for mean, std in zip(inputs.mean, inputs.std, strict=True)]
+    low, high = min(low for low, _ in edges), max(high for _, high in edges)
+    images = images_BCHW.detach().float()
+    mean, deviation = float(images.mean()), float(images.std(correction=0))
+    smallest, largest = (float(edge) for edge in images.aminmax())
+    slack = (high - low) / 10
+    # Numbers from `low` to `high` deviate from their mean by at most half of that range.
+    beyond = mean < low - slack or mean > high + slack or deviation > (high - low) / 2 + slack
+    raw = high - low > 2 and smallest >= 0 and largest <= 1 and largest - smallest > 0.9
+    if beyond or raw:
+        warnings.warn(
+            f"Are these images normalised as in training? They have numbers from {smallest:.3g} to {largest:.3g}, mean "
+            f"{mean:.2g}; the network was trained on numbers from {low:.3g} to {high:.3g}. network.preprocess(image) "
+            "prepares images.",
+            stacklevel=4,
+        )
 
 
 def spread(images_SCHW: Tensor, most: int) -> Tensor:

@@ -19,7 +19,7 @@ from offramp.network import EarlyExitNet
 from offramp.policy import CERTIFICATE, EVERYBODY, NOBODY, PATIENCE, Policy
 from offramp.runtime.agreement import Agreement, agreement
 from offramp.runtime.backends import make_program
-from offramp.runtime.images import Images, as_images
+from offramp.runtime.images import Images, as_images, warn_of_odd
 from offramp.runtime.plan import STREAM, Plan, Tally, check_sizes
 from offramp.runtime.program import Form, Program, Single, certified_form, check_form, check_scales, quiet_torch
 from offramp.runtime.rows import Answers, Left, Rows, in_order, join
@@ -59,6 +59,7 @@ class Runner:
         if policy.network is not None:
             policy.check_network(weights_hash(network.state_dict()))
         self.network, self.policy = network, policy
+        self._looked = False
         self.device = device_named(device) if isinstance(device, str) else device
         self.use(form or (Form(backend) if backend else certified_form(policy) or Form()), {1: plan or Plan()})
 
@@ -238,9 +239,18 @@ class Runner:
         Raises:
             UsageError: Anything else, or images of another size than the network's.
         """
-        images = as_images(images_BCHW, self.network)
+        images = self._read(images_BCHW)
         num_images = len(images)
         return (self._calls.get(num_images) or self.runs(num_images))(images, tally)  # counting changes nothing
+
+    def _read(self, images_BCHW: Images) -> Tensor:
+        """A batch as one tensor. The first one is looked at: prepared otherwise than in training, it is warned of."""
+        images = as_images(images_BCHW, self.network)
+        if not self._looked and len(images):
+            self._looked = True
+            if self.network.inputs is not None:
+                warn_of_odd(images, self.network.inputs)
+        return images
 
     @torch.inference_mode()
     def _in_one(

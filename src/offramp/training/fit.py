@@ -37,6 +37,9 @@ from offramp.training.trunk import frozen, parameter_groups
 CERTIFIABLE = math.ceil(math.log(1 - 0.95) / math.log(1 - 0.01))
 """Images without a loss that prove the usual promise of `offramp certify`: a risk of 0.01 at 0.95."""
 
+SMALL = 5_000
+"""Fewer images than this to train on are few for a network from scratch."""
+
 
 def train(run: Run, out: str | Path, *, overwrite: bool = False) -> EarlyExitNet:
     """Build everything that `run` names, and `fit` it into the folder `out`."""
@@ -48,6 +51,7 @@ def train(run: Run, out: str | Path, *, overwrite: bool = False) -> EarlyExitNet
         run.network,
         num_classes=train_split.num_classes,
         image_shape=train_split.image_shape,
+        num_images=len(train_split),
         damping=objective.damping_neuron == "required",
     )
     return fit(network, objective, train_split, val, run.training, out=out, rule=rule, test=test, overwrite=overwrite)
@@ -116,6 +120,7 @@ def fit(
             held.enter_context(frozen(network))
         place = Placement(device, config.channels_last)
         network.to(device=device, memory_format=place.layout)  # type: ignore[call-overload]
+        network.inputs = job.train.inputs()
         features, why_not = planned(job)
         form = Form("plain")
         if not finished:
@@ -190,6 +195,8 @@ def _train_in(
     )
     rule.prepare(bench)
     _say(f"{folder.path}: {job.introduction(place.device)}" if folder.kept else job.introduction(place.device))
+    _say(job.train.size_reason)
+    _say(_second_best(job))
     _say(_too_few_to_certify(job.val.num_certify, len(job.train)))
     loop = Loop(folder, bench, rule, job.train, job.val.search if job.val else None, config, place, network)
     if loop.restore(_say):
@@ -206,6 +213,17 @@ def _train_in(
         done = f"Done: {folder.weights}. Next: {folder.command('evaluate')}" if folder.kept else "Done."
         _say(_exploded(folder.read_metrics()[-1], network, config) or done)
     return network.cpu().eval()
+
+
+def _second_best(job: Job) -> str | None:
+    """That a trained trunk would do better, of few images in files on which a network is trained from scratch."""
+    origin = job.network.origin or {}
+    if job.config.init is not None or origin.get("weights") or job.train.home is None or len(job.train) >= SMALL:
+        return None
+    return (
+        f"Training from scratch on {len(job.train):,} images is the second best: exits on a trained network do better "
+        "(--backbone timm/resnet18 pretrained=true --freeze-trunk, or weights in a file by --init)."
+    )
 
 
 def _too_few_to_certify(held_out: int, trained_on: int) -> str | None:

@@ -30,7 +30,7 @@ class SplitOf(Split):
             training=split.training,
         )
         self.split = split
-        self.config, self.home = split.config, split.home
+        self.config, self.home, self.size_reason = split.config, split.home, split.size_reason
 
     def content(self) -> Iterator[bytes]:
         """See `Split.content`."""
