@@ -35,6 +35,7 @@ LEVELS = {
     **dict.fromkeys(["training", "runtime"], 4),
     "results": 5,
     "show": 6,
+    "hub": 6,
     "paper": 7,
     "commands": 8,
     "cli": 9,
