@@ -7,6 +7,7 @@ import torch
 from offramp.data import HeldOut
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, record, recorded
+from offramp.evaluation.record import Forward
 from offramp.policy import Measure
 from offramp.storage import save_tensors, weights_hash
 
@@ -144,7 +145,7 @@ def test_a_record_that_contradicts_itself_is_refused(changes, said):
 
 @pytest.mark.parametrize(("arguments", "said"), [({"limit": 0}, "limit"), ({"batch_size": 0}, "batch_size")])
 def test_impossible_arguments_are_refused(network, split, arguments, said):
-    with pytest.raises(UsageError, match=f"{said} must be at least 1, not 0"):
+    with pytest.raises(UsageError, match=f"{said} must be .*at least 1, not 0"):
         record(network, split, **arguments)
 
 
@@ -187,3 +188,12 @@ def test_confidences_and_answers_do_not_depend_on_how_many_images_are_read_toget
 def test_finite_logits_whose_sum_is_not_are_accepted():
     logits_KSC = torch.full((1, 2, 3), 3e38)
     assert Record(logits_KSC, torch.zeros(2, dtype=torch.int64), torch.arange(2), ("a", "b", "c"), "s", "f", "w", 2, "")
+
+
+def test_a_record_of_another_form_is_made_again(network, split, tmp_path):
+    """One in int8 was used again after its scales had changed."""
+    ones = torch.ones(len(split), network.num_outputs)
+    for scale in (1.0, 2.0, 2.0):
+        form = Forward(f"int8 {scale}", lambda images, scale=scale: scale * ones[: len(images)].expand(3, -1, -1))
+        made = recorded(network, split, tmp_path / "r", forward=form)
+        assert made.logits_KSC.unique().tolist() == [scale]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.choices import Backend, Loss, MeasureName, Precision
-from offramp.commands.options import File, Flag, RecordsLogits
+from offramp.commands.options import File, Flag, RecordsLogits, in_threads
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
 from offramp.terminal import say
@@ -60,6 +60,7 @@ class CertifyOptions(RecordsLogits):
         print_result(certified.to_json, lambda: exit_table(certified, remark), [certified.written], as_json=self.json)
 
 
+@in_threads
 def certify(
     options: CertifyOptions,
     *,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from offramp.commands.evaluate import EvaluateOptions, evaluate
-from offramp.commands.options import File, OpensRuns, PrintsJson
+from offramp.commands.options import Computes, File, OpensRuns, PrintsJson, in_threads
 from offramp.errors import UsageError
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(OpensRuns, PrintsJson):
+class CompareOptions(OpensRuns, Computes, PrintsJson):
     """Put runs side by side: seeds grouped, with mean, standard deviation and half-range of every exit.
 
     Runs that have no current evaluation are evaluated first. Differences to the first group are paired by seed.
@@ -37,6 +37,7 @@ class CompareOptions(OpensRuns, PrintsJson):
     """Also write accuracy against operations to FILE (.svg or .png)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.runs:
             raise UsageError("Name at least one run: offramp compare RUN ...")
         _refuse_unless_writable("--out", self.out, (".html", ".md"))
@@ -50,6 +51,7 @@ class CompareOptions(OpensRuns, PrintsJson):
         print_result(comparison.to_json, lambda: on_terminal(comparison), comparison.written, as_json=self.json)
 
 
+@in_threads
 def compare(options: CompareOptions, *, watch: Watch = QUIET) -> "Comparison":
     """Put runs side by side; a folder that holds several stands for all of them.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from offramp.commands.options import OpensRuns, PrintsJson
+from offramp.commands.options import Computes, OpensRuns, PrintsJson, in_threads
 from offramp.config import SpecFlag
 from offramp.errors import UsageError
 from offramp.terminal import Screen
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CostOptions(OpensRuns, PrintsJson):
+class CostOptions(OpensRuns, Computes, PrintsJson):
     """Count a network's operations, multiply-adds and parameters per exit and per stage, for one image."""
 
     preset: tyro.conf.Positional[SpecFlag] = field(kw_only=False)
@@ -44,6 +44,7 @@ class CostOptions(OpensRuns, PrintsJson):
             Screen().print(*cost_tables(str(self.preset), counted))
 
 
+@in_threads
 def cost(options: CostOptions) -> "Cost":
     """What a network costs that is named, or the network of a run: see `offramp.cost`.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from offramp.commands.options import PrintsJson
+from offramp.commands.options import Computes, PrintsJson, in_threads
 from offramp.config import Spec, SpecFlag
 from offramp.errors import UsageError
 from offramp.terminal import Screen
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayersOptions(PrintsJson):
+class LayersOptions(Computes, PrintsJson):
     """List where a model can be cut for exits: after which modules, at which share of operations, carrying what."""
 
     model: tyro.conf.Positional[SpecFlag] = field(kw_only=False)
@@ -41,6 +41,7 @@ class LayersOptions(PrintsJson):
             Screen().print(layers_table(found, self.every))
 
 
+@in_threads
 def layers(options: LayersOptions) -> dict[str, Any]:
     """Where a model can be cut, as JSON values.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.choices import MeasureName
-from offramp.commands.options import File, Flag, RecordsLogits
+from offramp.commands.options import File, Flag, RecordsLogits, in_threads
 from offramp.errors import UsageError
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
@@ -71,6 +71,7 @@ class PolicyOptions(RecordsLogits):
         print_result(found.to_json, lambda: exit_table(found, remark), [found.written], as_json=self.json)
 
 
+@in_threads
 def find_policy(
     options: PolicyOptions,
     *,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from offramp.commands.before_torch import before_torch
-from offramp.commands.options import File, OnDevice
+from offramp.commands.options import File, OnDevice, in_threads
 from offramp.errors import OfframpError, UsageError
 from offramp.show.terminal import console, passes
 from offramp.terminal import say
@@ -56,6 +56,7 @@ class PredictOptions(OnDevice):
     """Folder that holds the data set's files; asked for only by runs that have no input.json."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.images:
             raise UsageError("Name at least one image or folder: offramp predict RUN IMAGE ...")
         if self.batch_size < 1:
@@ -89,6 +90,7 @@ class PredictOptions(OnDevice):
         _sum_up(predictions)
 
 
+@in_threads
 def predict(
     options: PredictOptions,
     *,
@@ -147,6 +149,7 @@ def predict(
         tuned=is_tuned,
         differs=differs,
         max_megapixels=options.max_megapixels,
+        threads=options.threads,
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from offramp.costs import cost
 from offramp.data import Inputs
 from offramp.data.inputs import MAX_MEGAPIXELS
+from offramp.devices import with_threads
 from offramp.errors import OfframpError, UsageError
 from offramp.files import RunFolder, read
 from offramp.network import EarlyExitNet
@@ -60,6 +61,7 @@ class Predictions(Iterator[Prediction]):
         tuned: bool = False,
         differs: tuple[str, ...] = (),
         max_megapixels: float = MAX_MEGAPIXELS,
+        threads: int | None = None,
     ) -> None:
         self.files, self.policy, self.policy_file = files, policy, policy_file
         self.tuned, self.differs = tuned, differs
@@ -71,7 +73,7 @@ class Predictions(Iterator[Prediction]):
         self.unreadable = 0
         self.progress: Progress | None = None
         self._inputs, self._batch_size, self._on_unreadable = inputs, batch_size, on_unreadable
-        self._max_megapixels = max_megapixels
+        self._max_megapixels, self._threads = max_megapixels, threads
         self._under_way: deque[list[str]] = deque()  # the files of each batch that the engine has been given
         self._predictions = self._predict(engine)
 
@@ -82,7 +84,8 @@ class Predictions(Iterator[Prediction]):
         return spent / sum(self.exits_K) if any(self.exits_K) else math.nan
 
     def __next__(self) -> Prediction:
-        return next(self._predictions)
+        with with_threads(self._threads):
+            return next(self._predictions)
 
     def _predict(self, engine: Engine) -> Iterator[Prediction]:
         for answers in engine.stream(self._batches(), window=_WINDOW * self._batch_size):

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from offramp.commands.options import OnRun, PrintsJson
+from offramp.commands.options import Computes, OnRun, PrintsJson, in_threads
 from offramp.errors import UsageError
 from offramp.show.terminal import print_result
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class XrayOptions(OnRun, PrintsJson):
+class XrayOptions(OnRun, Computes, PrintsJson):
     """See which gradients a training needed: those of the images that it watched (offramp train --xray 256).
 
     Of each exit over time: which gradients are needed, damped or reversed, where the push comes from, what was learned
@@ -36,6 +36,7 @@ class XrayOptions(OnRun, PrintsJson):
         note_missing("xray.html")
 
 
+@in_threads
 def xray(options: XrayOptions, *, parts: "Parts | None" = None) -> "XrayReport":
     """Look at what the gradients of a run's watched training images did, and write `xray.html` into its folder.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from offramp import trust
 from offramp.commands.before_torch import before_torch
 from offramp.commands.bench import LEAST_ROUNDS, ROUNDS
-from offramp.commands.options import AnyBackend, File, Flag, Folder, OnDevice, PrintsJson
+from offramp.commands.options import AnyBackend, File, Flag, Folder, OnDevice, PrintsJson, in_threads
 from offramp.errors import UsageError
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
@@ -59,6 +59,7 @@ class VerdictOptions(OnDevice, PrintsJson):
     """What may run the networks; auto tries all that are installed."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value, least in (
             ("seeds", self.seeds, 1),
             ("batch-size", self.batch_size, 1),
@@ -82,6 +83,7 @@ class VerdictOptions(OnDevice, PrintsJson):
         note_missing("verdict.html")
 
 
+@in_threads
 def verdict(
     options: VerdictOptions,
     *,
