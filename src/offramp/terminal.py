@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -43,13 +44,35 @@ def _written_out(character: re.Match[str]) -> str:
     return f"\\x{code - 0xDC00:02x}" if code >= 0xDC80 else character[0].encode("unicode_escape").decode()
 
 
+_quiet: ContextVar[bool] = ContextVar("_quiet", default=False)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within it, standard error has nothing but errors: no notes, no bars."""
+    token = _quiet.set(True)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
 def say(text: object) -> None:
+    """A note: one line on standard error, unless it is to be quiet."""
+    if not _quiet.get():
+        say_error(text)
+
+
+def say_error(text: object) -> None:
     """One line on standard error."""
     print(escaped(text), file=sys.stderr, flush=True)
 
 
 class Screen(Console):
-    """A console whose text, tables and bars included, holds no control characters but its own."""
+    """A console whose text, tables and bars included, holds no control characters but its own; see `quiet`."""
+
+    def __init__(self, *, stderr: bool = False, quiet: bool = False, **more: Any) -> None:
+        super().__init__(stderr=stderr, quiet=quiet or (stderr and _quiet.get()), **more)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """See `rich.console.Console.render`."""

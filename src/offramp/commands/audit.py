@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from offramp.choices import Loss
-from offramp.commands.options import Computes, PrintsJson, in_threads
+from offramp.commands.options import Computes, in_threads
 from offramp.errors import OfframpError, UsageError
 from offramp.show.terminal import print_result
 
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditOptions(Computes, PrintsJson):
-    """Try a procedure that promises a risk on made-up populations whose risks are known: how often does it break it?
+class AuditOptions(Computes):
+    """Count how often a procedure breaks the risk that it promises.
+
+    On made-up populations whose risks are known.
 
     It fails, with status 1, where the exact lower 99.9 % limit of that rate is above 1 - CONFIDENCE.
     """

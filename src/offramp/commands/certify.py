@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CertifyOptions(RecordsLogits):
-    """Find the cheapest thresholds of a finished run that keep a promise, with proof from images nothing else touched.
+    """Find the cheapest thresholds that provably keep a promise.
 
-    With probability CONFIDENCE over the draw of the certify images, the risk is at most RISK. Writes RUN/policy.json.
+    The proof is from images that nothing else has touched. With probability CONFIDENCE over the draw of the certify
+    images, the risk is at most RISK. Writes RUN/policy.json.
     """
 
     risk: float = 0.01

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(RecordsLogits):
-    """Measure every exit of a finished run on its test set, and say in a sentence what leaving early is worth.
+    """Measure every exit of a finished run on its test set.
 
-    Accuracy, cost, likelihood, calibration, damping; what the run's policy does, what is certified of it (offramp
-    certify), how fast it is (offramp bench). Writes RUN/evaluation.json and RUN/report.html. Logits are kept in
-    RUN/records and used again.
+    It begins with a sentence that says what leaving early is worth. Accuracy, cost, likelihood, calibration,
+    damping; what the run's policy does, what is certified of it (offramp certify), how fast it is (offramp bench).
+    Writes RUN/evaluation.json and RUN/report.html. Logits are kept in RUN/records and used again.
     """
 
     plots: Plots | None = None

@@ -1,6 +1,7 @@
 """`offramp export`: the network of a finished run for another runtime, with what the run knows of it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -21,7 +22,9 @@ Target = Literal["onnx", "torch"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(OnRun, Computes):
-    """Write a finished run's network for another runtime, with its policy: ONNX, or packages of torch.export.
+    """Write a finished run's network as ONNX or torch.export packages.
+
+    With its policy.
 
     The ONNX file skips by itself: stages that no image of a batch needs are not run. Its metadata say how to call it.
     """
@@ -62,6 +65,10 @@ class ExportOptions(OnRun, Computes):
     def main(self) -> None:
         """See `Options.main`."""
         exported = export(self, watch=IN_TERMINAL)
+        if self.json:
+            int8 = None if exported.int8 is None else asdict(exported.int8)
+            print(dumps({"written": str(exported.written), "int8": int8}))
+            return
         if exported.int8 is not None:
             print(escaped(exported.int8))
         print(escaped(exported.written))

@@ -27,6 +27,9 @@ MOST_THREADS = 1024
 class Options(ABC):
     """What a command is asked."""
 
+    json: Flag = False
+    """Print one JSON object, and nothing else, to standard output."""
+
     @abstractmethod
     def main(self) -> None:
         """Run the command, and print what comes of it."""
@@ -71,15 +74,7 @@ class OnDevice(OnRun, Computes):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrintsJson(Options):
-    """Of a command that prints a table."""
-
-    json: Flag = False
-    """Print one JSON object, and nothing else, to standard output."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecordsLogits(OnDevice, PrintsJson):
+class RecordsLogits(OnDevice):
     """Of a command that keeps the logits of a run's network in `records/`, and uses them again."""
 
     batch_size: int | None = None

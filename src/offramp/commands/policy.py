@@ -23,7 +23,7 @@ BATCH = "1"  # whose times are taken where none is named
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyOptions(RecordsLogits):
-    """Find thresholds of a finished run for what an image may cost, or for how much accuracy may be lost.
+    """Find thresholds for a budget, a latency or an accuracy drop.
 
     Give one target: --budget, --max-drop or --latency. Thresholds are found on the search half of the held-out images;
     on other images a target is met on average, not surely: for a promise, use offramp certify. Writes RUN/policy.json.

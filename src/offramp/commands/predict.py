@@ -17,7 +17,7 @@ from offramp.commands.before_torch import before_torch
 from offramp.commands.options import File, OnDevice, in_threads
 from offramp.errors import OfframpError, UsageError
 from offramp.show.terminal import console, passes
-from offramp.terminal import say
+from offramp.terminal import say, say_error
 
 if TYPE_CHECKING:
     from offramp.commands.predictions import Predictions
@@ -32,7 +32,9 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how it may begin, for a spreadshee
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(OnDevice):
-    """Say what is in image files: class, exit taken, confidence, and operations spent.
+    """Classify image files, with the exit that answered each.
+
+    Class, exit taken, confidence, and operations spent.
 
     Operations are in units of running straight to the last exit and asking no other.
 
@@ -68,7 +70,7 @@ class PredictOptions(OnDevice):
         from offramp.files import RunFolder
         from offramp.results.prediction import Prediction
 
-        predictions = predict(self, on_unreadable=say)
+        predictions = predict(self, on_unreadable=say_error)
         folder = RunFolder(self.run)
         if predictions.policy is None and len(predictions.exits_K) > 1:
             say(
@@ -78,7 +80,9 @@ class PredictOptions(OnDevice):
         if predictions.differs:
             why = "; ".join(predictions.differs)
             say(f"{self.run}/bench.json is not used ({why}). `{folder.command('bench')}` tunes anew.")
-        if self.format == "table":
+        if self.json:
+            print(json.dumps({"predictions": [asdict(one) for one in predictions], **_summary(predictions)}))
+        elif self.format == "table":
             _print_tables(predictions)
         elif self.format == "csv":
             if isinstance(sys.stdout, io.TextIOWrapper):
@@ -183,6 +187,17 @@ def _csv(values: Iterable[object]) -> str:
         f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value for value in values
     )
     return written.getvalue()
+
+
+def _summary(predictions: "Predictions") -> dict[str, object]:
+    answered = sum(predictions.exits_K)
+    return {
+        "policy": None if predictions.policy_file is None else str(predictions.policy_file),
+        "images": answered,
+        "unreadable": predictions.unreadable,
+        "exits": predictions.exits_K,
+        "operations": predictions.mean_operations if answered else None,
+    }
 
 
 def _sum_up(predictions: "Predictions") -> None:

@@ -28,7 +28,9 @@ LEAST_ROUNDS = 5  # of which the lowest and the highest are a 90 % interval
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions(RecordsLogits):
-    """Measure on this machine how much time early exits save, beside how many operations, and where the rest goes.
+    """Measure how much time early exits save on this machine.
+
+    Beside it how many operations they save, and where the rest of the time goes.
 
     The engine takes turns with the network run straight to its last exit and with the network cut at each exit, on the
     same test images: one at a time, in batches, in a stream. Writes RUN/bench.json. Let nothing else run meanwhile.
