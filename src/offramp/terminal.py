@@ -44,6 +44,15 @@ def _written_out(character: re.Match[str]) -> str:
     return f"\\x{code - 0xDC00:02x}" if code >= 0xDC80 else character[0].encode("unicode_escape").decode()
 
 
+def with_error(value: float, standard_error: float, num_images: int) -> str:
+    """`92.35 ±0.27`: a percentage and its standard error over images, but at least 100 / (S + 1).
+
+    Where all answers are right, the standard error is 0, which would claim certainty. Wilson's interval of one standard
+    error reaches 100 / (S + 1) down from there; between 0 and 100 % an exit's standard error is always larger.
+    """
+    return f"{value:.2f} ±{max(standard_error, 100 / (num_images + 1)):.2f}"
+
+
 _quiet: ContextVar[bool] = ContextVar("_quiet", default=False)
 
 

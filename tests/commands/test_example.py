@@ -11,7 +11,7 @@ from offramp.data import archives, fashion
 from offramp.data.garment_subset import COUNTS
 from offramp.evaluation import Certificate
 from offramp.policy import Policy
-from offramp.show.report import with_error
+from offramp.terminal import with_error
 
 
 def test_the_example_is_copied_and_says_what_it_is(

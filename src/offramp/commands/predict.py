@@ -36,7 +36,7 @@ class PredictOptions(OnDevice):
 
     Class, exit taken, confidence, and operations spent.
 
-    Operations are in units of running straight to the last exit and asking no other.
+    Operations are a share of the whole network's with every exit, as in offramp policy, certify and evaluate.
 
     Where offramp bench measured this policy on this machine, images are run in the way that was fastest.
 
@@ -210,7 +210,7 @@ def _sum_up(predictions: "Predictions") -> None:
     if predictions.tuned:
         under += f", tuned by bench.json (asks exits {', '.join(map(str, predictions.asks))})"
     exits = ", ".join(f"{count / answered:.1%} at exit {k}" for k, count in enumerate(predictions.exits_K, 1))
-    operations = f"{predictions.mean_operations:.1%} of the operations of running straight to the last exit, on average"
+    operations = f"{predictions.mean_operations:.1%} of the operations of the full network, on average"
     say(f"{images}{under}: {exits}; {operations}.")
     if predictions.unreadable:
         raise OfframpError(f"{predictions.unreadable:,} of {total:,} files could not be read.")

@@ -42,8 +42,7 @@ class Predictions(Iterator[Prediction]):
         differs: Why a tuning that is there for this policy is not used: what is other here than where it was made; or
             that it is in bf16 and the policy has a certificate.
         exits_K: Images answered by each exit so far.
-        operations_K: Operations spent on an image that leaves at each exit, in units of running straight to the last
-            exit and asking no other; the heads asked on the way may take the last one above 1.
+        operations_K: Operations spent on an image that leaves at each exit, as a share of the whole network's.
         unreadable: Files that could not be read so far.
         progress: Called now and then with `images`, files read and files in all.
     """
@@ -67,9 +66,9 @@ class Predictions(Iterator[Prediction]):
         self.tuned, self.differs = tuned, differs
         self.asks = tuple(k + 1 for k in engine.asks(engine.stream_plan))
         self.exits_K = [0] * engine.num_exits
-        straight = cost(engine.network, inputs.image_shape).path[-1].operations
+        whole = cost(engine.network, inputs.image_shape).exits[-1].operations
         spent_K = engine.operations(engine.stream_plan, inputs.image_shape)
-        self.operations_K = [spent / max(straight, 1) for spent in spent_K]
+        self.operations_K = [spent / max(whole, 1) for spent in spent_K]
         self.unreadable = 0
         self.progress: Progress | None = None
         self._inputs, self._batch_size, self._on_unreadable = inputs, batch_size, on_unreadable
