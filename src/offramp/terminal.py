@@ -44,6 +44,16 @@ def _written_out(character: re.Match[str]) -> str:
     return f"\\x{code - 0xDC00:02x}" if code >= 0xDC80 else character[0].encode("unicode_escape").decode()
 
 
+def short(count: float, *, zeros: bool = True) -> str:
+    """A count in few characters: 812, 6.86 k, 12.0 M, 1.36 G; 12 M without `zeros`."""
+    for unit, size in ((" G", 1e9), (" M", 1e6), (" k", 1e3)):
+        if abs(count) >= size:
+            value = count / size
+            text = f"{value:.{2 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f}"
+            return (text if zeros or "." not in text else text.rstrip("0").rstrip(".")) + unit
+    return f"{count:.3g}"
+
+
 def with_error(value: float, standard_error: float, num_images: int) -> str:
     """`92.35 ±0.27`: a percentage and its standard error over images, but at least 100 / (S + 1).
 

@@ -59,8 +59,7 @@ def next_commands(out: Path) -> list[str]:
 
 
 def _print_card(name: str, card: "Card") -> None:
-    from offramp.show.figures import short
-    from offramp.terminal import with_error
+    from offramp.terminal import short, with_error
 
     print(f"{name}: {card.summary}")
     print(f"Data: {card.data['about']} Licence: {card.data['licence']}. {card.data['source']}")

@@ -156,8 +156,8 @@ def _list(study: "Study", rate: float, jobs: int, *, as_json: bool) -> None:
     from rich.table import Table
 
     from offramp.paper.study import distinct
-    from offramp.show.figures import short
     from offramp.show.terminal import console
+    from offramp.terminal import short
 
     manifests = study.manifests()
     if as_json:
