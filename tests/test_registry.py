@@ -66,10 +66,10 @@ def stripes(*, batch_size=64, holdout=None):
 """,
     "commands/greet.py": '''
 from dataclasses import dataclass
-from offramp.commands.options import PrintsJson
+from offramp.commands.options import Options
 
 @dataclass(frozen=True, kw_only=True)
-class GreetOptions(PrintsJson):
+class GreetOptions(Options):
     """Say hello."""
 
     def main(self) -> None:
@@ -81,7 +81,7 @@ LINES = {
     "RULES": '"even-lengths": "rules.even_lengths:EvenLengths",',
     "BACKBONES": '"tiny": "backbones.tiny:tiny",',
     "DATA": '"stripes": "data.stripes:stripes",',
-    "COMMANDS": '"greet": "commands.greet:GreetOptions",',
+    '    "Use"': '"greet": "commands.greet:GreetOptions",',
 }
 PROGRAM = """
 import contextlib, sys

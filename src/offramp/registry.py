@@ -43,25 +43,36 @@ DATA: Mapping[str, str] = {
     "garments": "data.garment_subset:garments",
     "imagenet": "data.class_folders:imagenet",
 }
-COMMANDS: Mapping[str, str] = {  # in the order of `offramp --help`
-    "train": "commands.train:TrainOptions",
-    "evaluate": "commands.evaluate:EvaluateOptions",
-    "predict": "commands.predict:PredictOptions",
-    "compare": "commands.compare:CompareOptions",
-    "policy": "commands.policy:PolicyOptions",
-    "certify": "commands.certify:CertifyOptions",
-    "audit": "commands.audit:AuditOptions",
-    "bench": "commands.bench:BenchOptions",
-    "export": "commands.export:ExportOptions",
-    "verdict": "commands.verdict:VerdictOptions",
-    "xray": "commands.xray:XrayOptions",
-    "cost": "commands.cost:CostOptions",
-    "layers": "commands.layers:LayersOptions",
-    "names": "commands.names:NamesOptions",
-    "import": "commands.import_:ImportOptions",
-    "reproduce": "commands.reproduce:ReproduceOptions",
-    "example": "commands.example:ExampleOptions",
+COMMAND_GROUPS: Mapping[str, Mapping[str, str]] = {  # in the order of `offramp --help`
+    "Train": {
+        "train": "commands.train:TrainOptions",
+        "names": "commands.names:NamesOptions",
+        "cost": "commands.cost:CostOptions",
+        "layers": "commands.layers:LayersOptions",
+        "import": "commands.import_:ImportOptions",
+        "example": "commands.example:ExampleOptions",
+    },
+    "Measure": {
+        "evaluate": "commands.evaluate:EvaluateOptions",
+        "compare": "commands.compare:CompareOptions",
+        "bench": "commands.bench:BenchOptions",
+        "verdict": "commands.verdict:VerdictOptions",
+        "xray": "commands.xray:XrayOptions",
+    },
+    "Promise": {
+        "policy": "commands.policy:PolicyOptions",
+        "certify": "commands.certify:CertifyOptions",
+        "audit": "commands.audit:AuditOptions",
+    },
+    "Use": {
+        "predict": "commands.predict:PredictOptions",
+        "export": "commands.export:ExportOptions",
+    },
+    "Study": {
+        "reproduce": "commands.reproduce:ReproduceOptions",
+    },
 }
+COMMANDS: Mapping[str, str] = {name: path for group in COMMAND_GROUPS.values() for name, path in group.items()}
 
 
 def load(registry: Mapping[str, str]) -> dict[str, Any]:

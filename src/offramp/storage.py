@@ -1,6 +1,7 @@
 """Files that are whole or not there: atomic writes, tensors as safetensors.
 
-Nothing read here runs code. What a run's config.json names is another matter: see `offramp.trust`.
+torch is imported where tensors are: small files are read without it. Nothing read here runs code. What a run's
+config.json names is another matter: see `offramp.trust`.
 """
 
 import contextlib
@@ -17,15 +18,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
 
 from offramp.errors import OfframpError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PART, _HELD = ".part", ".held.part"  # how the names of files and folders end that are not whole yet
 _A_DAY = 24 * 3600.0
@@ -148,15 +149,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file atomically, with a hash of its content; equal input gives equal bytes."""
+    from safetensors.torch import save_file  # brings torch
+
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     kept = dict(metadata or {})
     # One entry: the format does not fix the order of several, and files of equal runs must be equal.
     packed = {_ENTRY: json.dumps({"metadata": kept, "sha256": _content_hash(plain, kept)}, sort_keys=True)}
     with _replacing(path) as temporary:
         try:  # straight to the file: as bytes it would be in memory two more times, gigabytes for ImageNet's logits
-            safetensors.torch.save_file(plain, temporary, packed)
+            save_file(plain, temporary, packed)
         except safetensors.SafetensorError as error:  # how it says that the disk is full
             number = re.search(r"\(os error (\d+)\)", str(error))
             reason = str(error) if number is None else os.strerror(int(number[1]))
@@ -195,7 +198,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def load_tensors(path: Path, *, foreign: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_tensors(path: Path, *, foreign: bool = False) -> "tuple[dict[str, Tensor], dict[str, str]]":
     """Tensors (on CPU) and metadata of a safetensors file. A missing or damaged one is a clear error.
 
     Only of `foreign` files, which other programs wrote, no hash is demanded.
@@ -227,6 +230,8 @@ def load_pickled(path: Path, hint: str = "") -> Any:
         UsageError: There is no such file.
         OfframpError: It is damaged, or holds more than that.
     """
+    import torch
+
     if not path.is_file():
         raise UsageError(f"There is no file {path}.")
     try:
@@ -239,21 +244,23 @@ def load_pickled(path: Path, hint: str = "") -> Any:
         ) from error
 
 
-def _content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+def _content_hash(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> str:
     content = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
         content.update(tensor_hash(tensors[name], name).encode())
     return content.hexdigest()
 
 
-def tensor_hash(tensor: Tensor, name: str = "") -> str:
+def tensor_hash(tensor: "Tensor", name: str = "") -> str:
     """SHA-256 of a name, type, shape and the values, 64 hexadecimal digits."""
+    import torch
+
     content = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
     content.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return content.hexdigest()
 
 
-def weights_hash(tensors: Mapping[str, Tensor]) -> str:
+def weights_hash(tensors: "Mapping[str, Tensor]") -> str:
     """SHA-256 over names, types, shapes and values: the same for a `state_dict` and for the weights file made of it."""
     hashes = (tensor_hash(tensor, name) for name, tensor in sorted(tensors.items()))
     return hashlib.sha256("".join(hashes).encode()).hexdigest()

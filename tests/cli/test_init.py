@@ -77,10 +77,17 @@ def test_damaged_checkpoints_are_a_failure_not_a_misuse(tmp_path: Path, capsys: 
     assert "Every checkpoint in" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_help_names_every_command_and_python_m_is_the_same() -> None:
+def test_help_has_a_line_for_every_command_and_python_m_is_the_same() -> None:
+    """Once tyro listed them in an order without groups, three lines each."""
     done = subprocess.run([sys.executable, "-m", "offramp", "--help"], capture_output=True, text=True, check=True)
-    assert all(name in done.stdout for name in COMMANDS)
     assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    place = {name: [n for n, line in enumerate(lines) if re.match(rf"  {name} +[A-Z].*\.$", line)] for name in COMMANDS}
+    assert all(len(found) == 1 for found in place.values())
+    titles = [lines.index(f"{title}:") for title in ("Train", "Measure", "Promise", "Use", "Study")]
+    assert titles == sorted(titles)
+    assert titles[2] < place["certify"][0] < titles[3]
 
 
 def test_a_config_of_something_else_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,18 +128,21 @@ def test_names_that_are_not_utf8_can_be_shown(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_version_and_a_reader_that_has_enough(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("offramp ")
+    assert main(["-V"]) == 0
+    assert re.fullmatch(r"(offramp \S+\n){2}", capsys.readouterr().out)
     command = f"{sys.executable} -m offramp cost msdnet7-cifar100 --json | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stderr == ""
 
 
 def test_unknown_commands_and_options_are_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["trian"], [*DIGITS, "--epoch", "3"], []):
+    for arguments in ([*DIGITS, "--epoch", "3"], []):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 2
-    assert "trian" in capsys.readouterr().err
+    capsys.readouterr()
+    assert main(["trian"]) == 2
+    assert "'trian'. Did you mean train?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -143,3 +153,35 @@ def test_every_option_has_its_help(command: str, capsys: pytest.CaptureFixture[s
     words = " ".join(line.strip(" │|") for line in capsys.readouterr().out.splitlines())
     assert "--" in words
     assert not re.findall(r"--[a-z-]+(?: [A-Z{\[]\S*)* \((?:default|required)", words)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_prints_json(command: str) -> None:
+    assert COMMANDS[command].__dataclass_fields__["json"].default is False
+
+
+def test_json_is_one_object_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `train`, `predict`, `names`, `example`, `export` and `import` printed was for people only."""
+    run = str(tmp_path / "digits")
+    images = f"{run}/images"
+    for words in (
+        ["example", "digits", "--out", run],
+        ["example", "--list"],
+        ["names"],
+        ["train", "--config", run, "--epochs", "1", "--out", f"{tmp_path}/new"],
+        ["predict", run, images],
+        ["export", run, "--to", "onnx", "--stages"],
+        ["layers", "torchvision/resnet18", "--image-size", "32"],
+    ):
+        assert main([*words, "--json"]) == 0
+        assert isinstance(json.loads(capsys.readouterr().out), dict), words
+
+
+def test_quiet_and_verbose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = [*DIGITS, "limit=100", "--epochs", "1", "--out", str(tmp_path / "run")]
+    assert main([*quick, "-q"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["-q", "evaluate", "nowhere"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert main(["evaluate", "nowhere", "-v"]) == 2
+    assert "Traceback" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """`offramp example`."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from offramp.data import archives, fashion
 from offramp.data.garment_subset import COUNTS
 from offramp.evaluation import Certificate
 from offramp.policy import Policy
-from offramp.show.report import with_error
+from offramp.terminal import with_error
 
 
 def test_the_example_is_copied_and_says_what_it_is(
@@ -76,3 +78,13 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_place_with_a_space_gives_commands_a_shell_understands() -> None:
     assert next_commands(Path("my runs/a"))[0] == "offramp certify 'my runs/a'"
     assert next_commands(Path("my runs/a"))[2] == "offramp predict 'my runs/a' 'my runs/a/images'"
+
+
+def test_it_needs_no_torch(tmp_path: Path) -> None:
+    """Whose import alone takes longer than a second of processor time; the command took 2.7 s."""
+    words = ["example", "digits", "--out", str(tmp_path / "run")]
+    program = (
+        f"import sys\nfrom offramp.cli import main\nassert main({words!r}) == 0\n"
+        "assert not {'torch', 'numpy', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

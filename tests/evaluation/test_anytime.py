@@ -127,3 +127,10 @@ def test_classes_that_only_deep_exits_know():
 def test_extreme_logits_stay_finite(make_record):
     result = anytime(make_record(scale=1e4))
     assert all(math.isfinite(exit.nll) and math.isfinite(exit.ece) for exit in result.exits)
+
+
+def test_it_shows_the_error_that_evaluate_shows(make_record):
+    """Where all answers are right it said ±0.00."""
+    record = make_record(K=1, S=4, N=3, damping=False)
+    right = dataclasses.replace(record, targets_S=record.logits_KSC[0].argmax(-1))
+    assert str(anytime(right)).count("100.00 ±20.00") == 2

@@ -9,6 +9,7 @@ from offramp.costs import cost
 from offramp.data import HeldOut
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, certify, record, recorded
+from offramp.evaluation.record import Forward
 from offramp.policy import Measure
 from offramp.storage import save_tensors, weights_hash
 
@@ -222,3 +223,12 @@ def test_a_record_of_a_torch_data_set_is_that_of_its_split(network, split):
         made = record(network, given)
         torch.testing.assert_close(made.logits_KSC, record(network, split).logits_KSC)
         assert (made.split, made.num_classes) == ("torch/test", 4)
+
+
+def test_a_record_of_another_form_is_made_again(network, split, tmp_path):
+    """One in int8 was used again after its scales had changed."""
+    ones = torch.ones(len(split), network.num_outputs)
+    for scale in (1.0, 2.0, 2.0):
+        form = Forward(f"int8 {scale}", lambda images, scale=scale: scale * ones[: len(images)].expand(3, -1, -1))
+        made = recorded(network, split, tmp_path / "r", forward=form)
+        assert made.logits_KSC.unique().tolist() == [scale]

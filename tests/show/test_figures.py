@@ -5,6 +5,7 @@ from offramp.errors import UsageError
 from offramp.evaluation import reliability
 from offramp.files import Epoch
 from offramp.show import figures
+from offramp.terminal import short
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +43,8 @@ def drawn(figure, title):
     ],
 )
 def test_short_counts(count, text, without_zeros):
-    assert figures.short(count) == text
-    assert figures.short(count, zeros=False) == without_zeros
+    assert short(count) == text
+    assert short(count, zeros=False) == without_zeros
 
 
 def test_training_draws_held_out_accuracy_where_there_is_some():

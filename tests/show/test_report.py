@@ -10,7 +10,8 @@ from offramp.evaluation import Certificate, Promise, Record
 from offramp.policy import EVERYBODY, NOBODY, SOFTMAX, Policy
 from offramp.results.dynamic import leaves_from
 from offramp.results.outcome import outcome
-from offramp.show.report import _wilson, with_error
+from offramp.show.report import _wilson
+from offramp.terminal import with_error
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 

@@ -3,23 +3,38 @@
 import contextlib
 import errno
 import io
+import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import tyro
 
 import offramp
 from offramp import registry, trust
+from offramp.checks import did_you_mean
+from offramp.cli.config_file import ConfigFile
 from offramp.commands.options import OpensRuns, Options
 from offramp.errors import OfframpError, SeveralErrors, UsageError
-from offramp.terminal import OutputError, escaped_lines, say, standard_streams
+from offramp.terminal import OutputError, escaped_lines, quiet, say_error, standard_streams
 
 COMMANDS: Mapping[str, type[Options]] = registry.load(registry.COMMANDS)
 
 _NAMES = ("EACCES", "EDQUOT", "EIO", "ELOOP", "EMFILE", "ENAMETOOLONG", "ENFILE", "ENOSPC", "EPERM", "EROFS", "ESTALE")
 REFUSALS = {getattr(errno, name) for name in _NAMES if hasattr(errno, name)}
 """What the system refuses, through no fault of the code: one line. Its other errors keep their traceback."""
+
+
+GENERAL = """\
+Every command takes these as well, wherever they stand:
+  --config FILE   Options out of a YAML or JSON file, or for train out of a
+                  run's config.json. Those on the command line override them.
+  -v, --verbose   Show messages of libraries, and where an error came from.
+  -q, --quiet     Show results and errors only.
+  -h, --help      Show the options of a command.
+  -V, --version   Show the version.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,42 +51,43 @@ def _status(arguments: Sequence[str]) -> int:
     try:
         _run(arguments)
     except UsageError as error:
-        say(f"offramp: {error}")
+        say_error(f"offramp: {error}")
         return 2
     except OutputError as error:
         if error.reader_gone:  # `offramp cost ... | head`: the reader has what it wanted
             return 141
-        say(f"offramp: {error}")
+        say_error(f"offramp: {error}")
         return 1
     except SeveralErrors as error:
         for number, line in enumerate(error.lines):  # each by itself: a name may hold the end of a line
-            say(f"  {line}" if number else f"offramp: {line}")
+            say_error(f"  {line}" if number else f"offramp: {line}")
         return 1
     except OfframpError as error:
-        say(f"offramp: {error}")
+        say_error(f"offramp: {error}")
         return 1
     except KeyboardInterrupt:
         return 130
     except OSError as error:
         if error.errno not in REFUSALS or error.filename is None:
             raise
-        say(f"offramp: {os.fsdecode(error.filename)}: {error.strerror}.")
+        say_error(f"offramp: {os.fsdecode(error.filename)}: {error.strerror}.")
         return 1
     except RuntimeError as error:
         if str(error) != "Could not determine home directory.":  # pathlib's
             raise
-        say("offramp: A path begins with ~ and a name, and nobody of that name has a home here.")
+        say_error("offramp: A path begins with ~ and a name, and nobody of that name has a home here.")
         return 2
     return 0
 
 
 def _run(arguments: Sequence[str]) -> None:
     try:
-        if list(arguments) == ["--version"]:
+        if arguments and arguments[0] in ("-V", "--version"):
             print(f"offramp {offramp.__version__}")
+        elif arguments and arguments[0] in ("-h", "--help"):
+            print(overview(), end="")
         else:
-            options = parse(arguments)
-            with trust.allowing(options.allow_code if isinstance(options, OpensRuns) else ()):
+            with _opened(arguments) as options:
                 options.main()
     except SystemExit:  # after --help, too
         sys.stdout.flush()
@@ -79,18 +95,82 @@ def _run(arguments: Sequence[str]) -> None:
     sys.stdout.flush()
 
 
+def overview() -> str:
+    """The help of all: a line for each command."""
+    lines = ["usage: offramp COMMAND ...", "", "Early-exiting image classifiers: train, evaluate, compare."]
+    for title, group in registry.COMMAND_GROUPS.items():
+        lines += ["", f"{title}:"]
+        for name in group:
+            first, _, _ = str(COMMANDS[name].__doc__).partition("\n")
+            lines.append(f"  {name:<10} {first}")
+    return "\n".join([*lines, "", GENERAL])
+
+
+@contextlib.contextmanager
+def _opened(arguments: Sequence[str]) -> Iterator[Options]:
+    """What is asked, with what holds while it is done: how much is said, what may be run."""
+    words, file = _without_config(arguments)
+    verbose, silent = (any(word in words for word in names) for names in (("-v", "--verbose"), ("-q", "--quiet")))
+    words = [word for word in words if word not in ("-v", "--verbose", "-q", "--quiet")]
+    with contextlib.ExitStack() as held:
+        if silent:
+            held.enter_context(quiet())
+        if verbose:
+            logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+        given = None
+        if file is not None and words and words[0] in COMMANDS:
+            given = ConfigFile.read(file)
+            words = [words[0], *given.words(COMMANDS[words[0]]), *words[1:]]
+        options = parse(words)
+        allowed = options.allow_code if isinstance(options, OpensRuns) else ()
+        held.enter_context(trust.allowing(allowed))
+        if given is not None:  # it may be a stranger's, and name code
+            held.enter_context(trust.opened(given.path.parent, given.written, allowed))
+        try:
+            yield options
+        except (OfframpError, UsageError):
+            if verbose:
+                traceback.print_exc()
+            raise
+
+
+def _without_config(arguments: Sequence[str]) -> tuple[list[str], str | None]:
+    """The arguments without `--config FILE`, and the file."""
+    words, file = [], None
+    rest = iter(arguments)
+    for word in rest:
+        if word == "--config" or word.startswith("--config="):
+            file = word.partition("=")[2] or next(rest, None)
+            if not file:
+                raise UsageError("--config takes a FILE: a run's config.json, or YAML.")
+        else:
+            words.append(word)
+    return words, file
+
+
 def parse(arguments: Sequence[str]) -> Options:
     """What is asked of which command. What its options refuse is raised as it was, not in a box."""
+    if not arguments:
+        print(overview(), end="", file=sys.stderr)
+        raise SystemExit(2)
+    name, *words = arguments
+    if name.startswith("--tyro-"):  # completion of a shell
+        return _parsed(lambda: tyro.extras.subcommand_cli_from_dict(dict(COMMANDS), prog="offramp", args=arguments))
+    if name not in COMMANDS:
+        raise UsageError(f"There is no command {name!r}.{did_you_mean(name, list(COMMANDS))}")
+    try:
+        return _parsed(lambda: tyro.cli(COMMANDS[name], prog=f"offramp {name}", args=words))
+    except SystemExit:
+        if {"-h", "--help"} & set(words):
+            print("Also: --config FILE, -v, -q. `offramp --help` explains them.")
+        raise
+
+
+def _parsed(parser: Callable[[], Options]) -> Options:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            options: Options = tyro.extras.subcommand_cli_from_dict(
-                dict(COMMANDS),
-                prog="offramp",
-                description="Early-exiting image classifiers: train, evaluate, compare.",
-                args=arguments,
-            )
-            return options
+            return parser()
     except SystemExit as stop:
         cause: BaseException | None = stop
         while cause is not None and not isinstance(cause, UsageError):

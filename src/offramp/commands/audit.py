@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from offramp.choices import Loss
-from offramp.commands.options import PrintsJson
+from offramp.commands.options import Computes, in_threads
 from offramp.errors import OfframpError, UsageError
 from offramp.show.terminal import print_result
 
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditOptions(PrintsJson):
-    """Try a procedure that promises a risk on made-up populations whose risks are known: how often does it break it?
+class AuditOptions(Computes):
+    """Count how often a procedure breaks the risk that it promises.
+
+    On made-up populations whose risks are known.
 
     It fails, with status 1, where the exact lower 99.9 % limit of that rate is above 1 - CONFIDENCE.
     """
@@ -40,6 +42,7 @@ class AuditOptions(PrintsJson):
     """Of the draws, at least 0."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.seed < 0:
             raise UsageError(f"seed must be at least 0, not {self.seed}.")
 
@@ -56,6 +59,7 @@ class AuditOptions(PrintsJson):
             raise OfframpError(f"{self.procedure} breaks its promise in {failed} of {len(found.findings)} settings.")
 
 
+@in_threads
 def audit(options: AuditOptions) -> "Audit":
     """Try a procedure by its name: see `offramp.evaluation.audit`.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.choices import Backend, Loss, MeasureName, Precision
-from offramp.commands.options import File, Flag, RecordsLogits
+from offramp.commands.options import File, Flag, RecordsLogits, in_threads
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
 from offramp.terminal import say
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CertifyOptions(RecordsLogits):
-    """Find the cheapest thresholds of a finished run that keep a promise, with proof from images nothing else touched.
+    """Find the cheapest thresholds that provably keep a promise.
 
-    With probability CONFIDENCE over the draw of the certify images, the risk is at most RISK. Writes RUN/policy.json.
+    The proof is from images that nothing else has touched. With probability CONFIDENCE over the draw of the certify
+    images, the risk is at most RISK. Writes RUN/policy.json.
     """
 
     risk: float = 0.01
@@ -60,6 +61,7 @@ class CertifyOptions(RecordsLogits):
         print_result(certified.to_json, lambda: exit_table(certified, remark), [certified.written], as_json=self.json)
 
 
+@in_threads
 def certify(
     options: CertifyOptions,
     *,

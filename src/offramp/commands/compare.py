@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from offramp.commands.evaluate import EvaluateOptions, evaluate
-from offramp.commands.options import File, OpensRuns, PrintsJson
+from offramp.commands.options import Computes, File, OpensRuns, in_threads
 from offramp.errors import UsageError
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(OpensRuns, PrintsJson):
-    """Put runs side by side: seeds grouped, with mean, standard deviation and half-range of every exit.
+class CompareOptions(OpensRuns, Computes):
+    """Put runs side by side, with their seeds grouped.
 
-    Runs that have no current evaluation are evaluated first. Differences to the first group are paired by seed.
+    Mean, standard deviation and half-range of every exit. Runs that have no current evaluation are evaluated first.
+    Differences to the first group are paired by seed.
     """
 
     runs: Annotated[tyro.conf.Positional[Sequence[str | Path]], tyro.conf.arg(metavar="RUN")] = field(kw_only=False)
@@ -37,6 +38,7 @@ class CompareOptions(OpensRuns, PrintsJson):
     """Also write accuracy against operations to FILE (.svg or .png)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.runs:
             raise UsageError("Name at least one run: offramp compare RUN ...")
         _refuse_unless_writable("--out", self.out, (".html", ".md"))
@@ -50,6 +52,7 @@ class CompareOptions(OpensRuns, PrintsJson):
         print_result(comparison.to_json, lambda: on_terminal(comparison), comparison.written, as_json=self.json)
 
 
+@in_threads
 def compare(options: CompareOptions, *, watch: Watch = QUIET) -> "Comparison":
     """Put runs side by side; a folder that holds several stands for all of them.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from offramp.commands.options import OpensRuns, PrintsJson
+from offramp.commands.options import Computes, Flag, OpensRuns, in_threads
 from offramp.config import SpecFlag
 from offramp.errors import UsageError
 from offramp.terminal import Screen
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CostOptions(OpensRuns, PrintsJson):
-    """Count a network's operations, multiply-adds and parameters per exit and per stage, for one image."""
+class CostOptions(OpensRuns, Computes):
+    """Count a network's operations and parameters, exit by exit.
+
+    Multiply-adds too, and by stage; for one image.
+    """
 
     preset: tyro.conf.Positional[SpecFlag] = field(kw_only=False)
     """A preset such as msdnet7-cifar100, msdnet, ranet, auto, package.module:Name, or a run's folder."""
@@ -30,7 +33,7 @@ class CostOptions(OpensRuns, PrintsJson):
     """Classes of the data."""
     image_shape: Annotated[tuple[int, int, int] | None, tyro.conf.arg(metavar="C H W")] = None
     """Channels, height and width of the images."""
-    json: bool = False
+    json: Flag = False
     """Print JSON: exits (cumulative, with all heads on the way), path (with the last head alone), stages, heads."""
 
     def main(self) -> None:
@@ -44,6 +47,7 @@ class CostOptions(OpensRuns, PrintsJson):
             Screen().print(*cost_tables(str(self.preset), counted))
 
 
+@in_threads
 def cost(options: CostOptions) -> "Cost":
     """What a network costs that is named, or the network of a run: see `offramp.cost`.
 

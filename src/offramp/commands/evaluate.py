@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from offramp.choices import Plots
-from offramp.commands.options import Flag, RecordsLogits
+from offramp.commands.options import Flag, RecordsLogits, in_threads
 from offramp.errors import UsageError
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(RecordsLogits):
-    """Measure every exit of a finished run on its test set, and say in a sentence what leaving early is worth.
+    """Measure every exit of a finished run on its test set.
 
-    Accuracy, cost, likelihood, calibration, damping; what the run's policy does, what is certified of it (offramp
-    certify), how fast it is (offramp bench). Writes RUN/evaluation.json and RUN/report.html. Logits are kept in
-    RUN/records and used again.
+    It begins with a sentence that says what leaving early is worth. Accuracy, cost, likelihood, calibration,
+    damping; what the run's policy does, what is certified of it (offramp certify), how fast it is (offramp bench).
+    Writes RUN/evaluation.json and RUN/report.html. Logits are kept in RUN/records and used again.
     """
 
     plots: Plots | None = None
@@ -33,6 +33,7 @@ class EvaluateOptions(RecordsLogits):
     """Likelihood, calibration and confidence of classes that sum to 1, without the damping neuron."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.train_limit < 0:
             raise UsageError(f"train-limit must be at least 0, not {self.train_limit}.")
 
@@ -46,6 +47,7 @@ class EvaluateOptions(RecordsLogits):
         note_missing(evaluation.run.report.name)
 
 
+@in_threads
 def evaluate(
     options: EvaluateOptions,
     *,
@@ -69,49 +71,16 @@ def evaluate(
     Raises:
         UsageError: No run, an unfinished one, data that cannot be found again or is not what the run was trained on.
     """
+    from offramp.commands.measured_exits import measured_exits
     from offramp.commands.open_run import OpenRun
-    from offramp.commands.sample import Sample
     from offramp.commands.writing import write_result
-    from offramp.evaluation import anytime
-    from offramp.policy import Measure
-    from offramp.results.dynamic import dynamic
-    from offramp.results.evaluation import Evaluation
-    from offramp.results.times import read_times
     from offramp.show import figures
     from offramp.show.report import report_files
 
     if options.plots is not None:
         figures.require()
     run = OpenRun(options, "evaluate", "evaluation writes its logits and figures there", parts, into)
-    folder, parts, renormalise = run.folder, run.parts, options.renormalise
-    train, found = None, None
-    with watch.bars() as progress:
-        test = run.record(parts.test, "test", progress)
-        if options.train_limit:
-            sample = Sample(parts.train, options.train_limit)
-            train = anytime(run.record(sample, "train", progress), renormalise=renormalise)
-        no_dynamic = run.no_thresholds()
-        if no_dynamic is None:
-            search = run.record(parts.val.search, "search", progress)
-            try:
-                found = dynamic(search, test, run.cost, folder.policy, Measure(renormalise=renormalise))
-            except UsageError as error:  # parts of one's own may have names by which nobody knows what they are for
-                no_dynamic = str(error)
-    evaluation = Evaluation(
-        run=folder,
-        config=run.config,
-        starts=folder.read_starts(),
-        metrics=folder.read_metrics(),
-        test=anytime(test, renormalise=renormalise),
-        train=train,
-        cost=run.cost,
-        dynamic=found,
-        no_dynamic=no_dynamic,
-        weights=test.weights,
-        fingerprint=test.fingerprint,
-        made_on=test.made_on,
-        times=None if found is None else read_times(folder.bench, test.weights, found.policy),
-    )
-    drawn = report_files(evaluation, parts.test, page=page, plots=options.plots)
-    written = write_result(evaluation.to_json(), folder.evaluation, drawn)
-    return dataclasses.replace(evaluation, written=tuple(sorted(written, key=lambda path: path == folder.report)))
+    evaluation = measured_exits(run, options.train_limit, renormalise=options.renormalise, watch=watch)
+    drawn = report_files(evaluation, run.parts.test, page=page, plots=options.plots)
+    written = write_result(evaluation.to_json(), run.folder.evaluation, drawn)
+    return dataclasses.replace(evaluation, written=tuple(sorted(written, key=lambda path: path == run.folder.report)))

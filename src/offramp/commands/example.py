@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import dataclass, field
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleOptions(Options):
-    """Copy a small trained network that ships with offramp, to try the other commands on."""
+    """Copy a small trained network, to try the other commands on."""
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")] = field(
         default="fashion-mnist", kw_only=False
@@ -33,12 +34,19 @@ class ExampleOptions(Options):
 
         if self.names:
             known = shipped.names()
+            if self.json:
+                print(dumps({name: shipped.card(name).summary for name in known}))
+                return
             width = max(map(len, known))
             for name in known:
                 print(f"{name:<{width}}  {shipped.card(name).summary}")
             return
         out = Path("runs", self.name) if self.out is None else self.out
         copied = shipped.copy(self.name, out)
+        if self.json:
+            known_of = {"name": self.name, "summary": shipped.card(self.name).summary}
+            print(dumps({**known_of, "written": str(out), "copied": copied, "next": next_commands(out)}))
+            return
         _print_card(self.name, shipped.card(self.name))
         print(escaped(f"Copied to {out}." if copied else f"{out} holds it already; nothing to do."))
         print("Next:", *(f"  {escaped(line)}" for line in next_commands(out)), sep="\n")
@@ -51,8 +59,7 @@ def next_commands(out: Path) -> list[str]:
 
 
 def _print_card(name: str, card: "Card") -> None:
-    from offramp.show.figures import short
-    from offramp.show.report import with_error
+    from offramp.terminal import short, with_error
 
     print(f"{name}: {card.summary}")
     print(f"Data: {card.data['about']} Licence: {card.data['licence']}. {card.data['source']}")

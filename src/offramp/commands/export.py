@@ -1,13 +1,14 @@
 """`offramp export`: the network of a finished run for another runtime, with what the run knows of it."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
 from offramp.checks import did_you_mean
-from offramp.commands.options import File, Flag, OnRun
+from offramp.commands.options import Computes, File, Flag, OnRun, in_threads
 from offramp.errors import UsageError
 from offramp.show.terminal import IN_TERMINAL
 from offramp.show.watch import QUIET, Watch
@@ -20,8 +21,10 @@ Target = Literal["onnx", "torch"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions(OnRun):
-    """Write a finished run's network for another runtime, with its policy: ONNX, or packages of torch.export.
+class ExportOptions(OnRun, Computes):
+    """Write a finished run's network as ONNX or torch.export packages.
+
+    With its policy.
 
     The ONNX file skips by itself: stages that no image of a batch needs are not run. Its metadata say how to call it.
     """
@@ -47,6 +50,7 @@ class ExportOptions(OnRun):
     """Folder that holds the data set's files; asked for only by --int8, and by runs that have no input.json."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.to not in get_args(Target):
             raise UsageError(f"Unknown target {self.to!r}.{did_you_mean(self.to, get_args(Target))}")
         if self.compiled and self.to != "torch":
@@ -61,6 +65,10 @@ class ExportOptions(OnRun):
     def main(self) -> None:
         """See `Options.main`."""
         exported = export(self, watch=IN_TERMINAL)
+        if self.json:
+            int8 = None if exported.int8 is None else asdict(exported.int8)
+            print(dumps({"written": str(exported.written), "int8": int8}))
+            return
         if exported.int8 is not None:
             print(escaped(exported.int8))
         print(escaped(exported.written))
@@ -74,6 +82,7 @@ class Exported:
     int8: "Int8 | None"
 
 
+@in_threads
 def export(options: ExportOptions, *, watch: Watch = QUIET) -> Exported:
     """Write a finished run's network for another runtime: see `offramp.export`.
 

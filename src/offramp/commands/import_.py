@@ -14,7 +14,10 @@ from offramp.terminal import escaped
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions(OpensRuns):
-    """Make weights of the original MSDNet and RANet programs ours: a safetensors file, for `--init` and for Python."""
+    """Convert weights of the original MSDNet and RANet programs.
+
+    The result is a safetensors file, for `--init` and for Python.
+    """
 
     file: tyro.conf.Positional[Path] = field(kw_only=False)
     """Checkpoint that the original program wrote (.pth.tar); nothing in it is run."""
@@ -41,4 +44,7 @@ class ImportOptions(OpensRuns):
         out = out.expanduser()
         save_tensors(out, network.state_dict(), {"network": dumps(network.spec.to_json()), "source": file.name})
         parameters = sum(p.numel() for p in network.parameters())
+        if self.json:
+            print(dumps({"written": str(out), "exits": network.num_exits, "parameters": parameters}))
+            return
         print(f"{escaped(out)}: {network.num_exits} exits, {parameters:,} parameters.")

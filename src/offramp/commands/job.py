@@ -17,7 +17,7 @@ from offramp.files import RunFolder
 from offramp.paper.jobs import from_json_line
 from offramp.paper.manifest import Manifest
 from offramp.results.evaluation import current
-from offramp.terminal import say
+from offramp.terminal import say, say_error
 from offramp.training import train
 
 
@@ -62,7 +62,7 @@ def main() -> int:
     try:
         work(run, folder, jobs)
     except (OfframpError, UsageError) as error:
-        say(f"offramp: {error}")
+        say_error(f"offramp: {error}")
         return 1
     return 0
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from offramp.commands.options import PrintsJson
+from offramp.commands.options import Computes, Flag, in_threads
 from offramp.config import Spec, SpecFlag
 from offramp.errors import UsageError
 from offramp.terminal import Screen
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayersOptions(PrintsJson):
-    """List where a model can be cut for exits: after which modules, at which share of operations, carrying what."""
+class LayersOptions(Computes):
+    """List where a model can be cut for exits.
+
+    After which modules, at which share of operations, carrying what.
+    """
 
     model: tyro.conf.Positional[SpecFlag] = field(kw_only=False)
     """timm/NAME, torchvision/NAME, or package.module:Name, something that returns a torch.nn.Module."""
@@ -27,7 +30,7 @@ class LayersOptions(PrintsJson):
     """Channels of the images."""
     every: bool = False
     """List cuts that carry several tensors as well."""
-    json: bool = False
+    json: Flag = False
     """Print JSON: all cuts, and the modules after which it cannot be cut, with the reason."""
 
     def main(self) -> None:
@@ -41,6 +44,7 @@ class LayersOptions(PrintsJson):
             Screen().print(layers_table(found, self.every))
 
 
+@in_threads
 def layers(options: LayersOptions) -> dict[str, Any]:
     """Where a model can be cut, as JSON values.
 

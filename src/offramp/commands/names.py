@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,10 @@ from offramp.terminal import Screen
 
 @dataclass(frozen=True, kw_only=True)
 class NamesOptions(Options):
-    """List data sets, networks, objectives and rules by name, with their arguments and defaults."""
+    """List data sets, networks, objectives and rules.
+
+    By name, with their arguments and defaults.
+    """
 
     def main(self) -> None:
         """See `Options.main`."""
@@ -20,12 +24,19 @@ class NamesOptions(Options):
         from rich.table import Table
         from rich.text import Text
 
-        for option, known in registered().items():
+        listed = {
+            option: {name: arguments(builder) for name, builder in known.items()}
+            for option, known in registered().items()
+        }
+        if self.json:
+            print(json.dumps(listed))
+            return
+        for option, known in listed.items():
             table = Table(box=SIMPLE_HEAD, pad_edge=False)
             table.add_column(option, no_wrap=True)
             table.add_column("arguments")
-            for name, builder in known.items():
-                table.add_row(name, Text(arguments(builder)))
+            for name, settings in known.items():
+                table.add_row(name, Text(settings))
             Screen().print(table)
 
 

@@ -79,17 +79,24 @@ class OpenRun:
         name: str,
         progress: Progress | None,
         *,
-        shown_as: str | None = None,
-        forward: Forward | None = None,
+        program: Program | None = None,
     ) -> Record:
-        """Logits on a part, kept in the run's folder by this name as long as weights and images are the same."""
+        """Logits on a part, of a program or of the network as it is; kept in the run's folder by this name.
+
+        They are used again as long as weights, images and the program's form and scales are the same.
+        """
+        forward, kept_as = None, name
+        if program is not None:
+            form = program.form
+            forward = Forward(f"{form} {program.scales or ''}".strip(), program.logits)
+            kept_as = f"{name}-{form.backend}-{form.precision}"
         return recorded(
             self.network,
             split,
-            self.folder.record(name),
+            self.folder.record(kept_as),
             forward=forward,
             batch_size=self._batch_size,
-            progress=named(progress, shown_as or name),
+            progress=named(progress, name),
         )
 
     def held_out(self, *names: str, progress: Progress | None, program: Program | None = None) -> list[Record]:
@@ -98,19 +105,11 @@ class OpenRun:
         Data whose held-out images are others than they were are refused.
         """
         self._check_held_out(*names)
-        forward, ending = None, ""
-        if program is not None:
-            form = program.form
-            forward = Forward(f"{form} {program.scales or ''}".strip(), program.logits)
-            ending = f"-{form.backend}-{form.precision}"
-        val = self.parts.val
-        return [
-            self.record(getattr(val, name), name + ending, progress, shown_as=name, forward=forward) for name in names
-        ]
+        return [self.record(getattr(self.parts.val, name), name, progress, program=program) for name in names]
 
-    def program(self, form: Form) -> Program | None:
+    def program(self, form: Form | None) -> Program | None:
         """What runs the network in a form; None: it is run as it is. Scales of int8 are found on `search`."""
-        if form == Form():
+        if form in (None, Form()):
             return None
         self._check_held_out("search", "certify")  # before files are made
         if form.precision == "int8":

@@ -4,24 +4,31 @@ The command line is made from these classes: a field is an option, the docstring
 command is a function of its options: `evaluate(EvaluateOptions("runs/photos", plots="svg"))`.
 """
 
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Concatenate, Literal, ParamSpec, TypeVar
 
 import tyro
 
+from offramp.checks import check_whole
 from offramp.choices import Backend
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 File = Annotated[str | Path | None, tyro.conf.arg(metavar="FILE")]
 Folder = Annotated[str | Path | None, tyro.conf.arg(metavar="DIR")]
 AnyBackend = Literal["auto", Backend]
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(ABC):
     """What a command is asked."""
+
+    json: Flag = False
+    """Print one JSON object, and nothing else, to standard output."""
 
     @abstractmethod
     def main(self) -> None:
@@ -47,7 +54,19 @@ class OnRun(OpensRuns):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnDevice(OnRun):
+class Computes(Options):
+    """Of a command that computes with torch."""
+
+    threads: int | None = None
+    """CPU threads of torch."""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            check_whole("threads", self.threads, 1, MOST_THREADS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDevice(OnRun, Computes):
     """Of a command that runs the network of a run."""
 
     device: str = "auto"
@@ -55,16 +74,26 @@ class OnDevice(OnRun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrintsJson(Options):
-    """Of a command that prints a table."""
-
-    json: Flag = False
-    """Print one JSON object, and nothing else, to standard output."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecordsLogits(OnDevice, PrintsJson):
+class RecordsLogits(OnDevice):
     """Of a command that keeps the logits of a run's network in `records/`, and uses them again."""
 
     batch_size: int | None = None
     """Largest number of images in one forward pass, below the run's own batch size."""
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Asked = TypeVar("Asked", bound=Computes)
+
+
+def in_threads(command: Callable[Concatenate[Asked, P], R]) -> Callable[Concatenate[Asked, P], R]:
+    """The command, run in as many threads of torch as its options say; afterwards torch has those it had before."""
+
+    @functools.wraps(command)
+    def run(options: Asked, /, *args: P.args, **more: P.kwargs) -> R:
+        from offramp.devices import with_threads
+
+        with with_threads(options.threads):
+            return command(options, *args, **more)
+
+    return run

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.choices import MeasureName
-from offramp.commands.options import File, Flag, RecordsLogits
+from offramp.commands.options import File, Flag, RecordsLogits, in_threads
 from offramp.errors import UsageError
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
@@ -23,7 +23,7 @@ BATCH = "1"  # whose times are taken where none is named
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyOptions(RecordsLogits):
-    """Find thresholds of a finished run for what an image may cost, or for how much accuracy may be lost.
+    """Find thresholds for a budget, a latency or an accuracy drop.
 
     Give one target: --budget, --max-drop or --latency. Thresholds are found on the search half of the held-out images;
     on other images a target is met on average, not surely: for a promise, use offramp certify. Writes RUN/policy.json.
@@ -71,6 +71,7 @@ class PolicyOptions(RecordsLogits):
         print_result(found.to_json, lambda: exit_table(found, remark), [found.written], as_json=self.json)
 
 
+@in_threads
 def find_policy(
     options: PolicyOptions,
     *,

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from offramp.commands.before_torch import before_torch
-from offramp.commands.options import File, OnDevice
+from offramp.commands.options import File, OnDevice, in_threads
 from offramp.errors import OfframpError, UsageError
 from offramp.show.terminal import console, passes
-from offramp.terminal import say
+from offramp.terminal import say, say_error
 
 if TYPE_CHECKING:
     from offramp.commands.predictions import Predictions
@@ -32,9 +32,11 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how it may begin, for a spreadshee
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(OnDevice):
-    """Say what is in image files: class, exit taken, confidence, and operations spent.
+    """Classify image files, with the exit that answered each.
 
-    Operations are in units of running straight to the last exit and asking no other.
+    Class, exit taken, confidence, and operations spent.
+
+    Operations are a share of the whole network's with every exit, as in offramp policy, certify and evaluate.
 
     Where offramp bench measured this policy on this machine, images are run in the way that was fastest.
 
@@ -56,6 +58,7 @@ class PredictOptions(OnDevice):
     """Folder that holds the data set's files; asked for only by runs that have no input.json."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.images:
             raise UsageError("Name at least one image or folder: offramp predict RUN IMAGE ...")
         if self.batch_size < 1:
@@ -67,7 +70,7 @@ class PredictOptions(OnDevice):
         from offramp.files import RunFolder
         from offramp.results.prediction import Prediction
 
-        predictions = predict(self, on_unreadable=say)
+        predictions = predict(self, on_unreadable=say_error)
         folder = RunFolder(self.run)
         if predictions.policy is None and len(predictions.exits_K) > 1:
             say(
@@ -77,7 +80,9 @@ class PredictOptions(OnDevice):
         if predictions.differs:
             why = "; ".join(predictions.differs)
             say(f"{self.run}/bench.json is not used ({why}). `{folder.command('bench')}` tunes anew.")
-        if self.format == "table":
+        if self.json:
+            print(json.dumps({"predictions": [asdict(one) for one in predictions], **_summary(predictions)}))
+        elif self.format == "table":
             _print_tables(predictions)
         elif self.format == "csv":
             if isinstance(sys.stdout, io.TextIOWrapper):
@@ -89,6 +94,7 @@ class PredictOptions(OnDevice):
         _sum_up(predictions)
 
 
+@in_threads
 def predict(
     options: PredictOptions,
     *,
@@ -147,6 +153,7 @@ def predict(
         tuned=is_tuned,
         differs=differs,
         max_megapixels=options.max_megapixels,
+        threads=options.threads,
     )
 
 
@@ -182,6 +189,17 @@ def _csv(values: Iterable[object]) -> str:
     return written.getvalue()
 
 
+def _summary(predictions: "Predictions") -> dict[str, object]:
+    answered = sum(predictions.exits_K)
+    return {
+        "policy": None if predictions.policy_file is None else str(predictions.policy_file),
+        "images": answered,
+        "unreadable": predictions.unreadable,
+        "exits": predictions.exits_K,
+        "operations": predictions.mean_operations if answered else None,
+    }
+
+
 def _sum_up(predictions: "Predictions") -> None:
     """One line on standard error; files that could not be read are an error."""
     answered, total = sum(predictions.exits_K), len(predictions.files)
@@ -192,7 +210,7 @@ def _sum_up(predictions: "Predictions") -> None:
     if predictions.tuned:
         under += f", tuned by bench.json (asks exits {', '.join(map(str, predictions.asks))})"
     exits = ", ".join(f"{count / answered:.1%} at exit {k}" for k, count in enumerate(predictions.exits_K, 1))
-    operations = f"{predictions.mean_operations:.1%} of the operations of running straight to the last exit, on average"
+    operations = f"{predictions.mean_operations:.1%} of the operations of the full network, on average"
     say(f"{images}{under}: {exits}; {operations}.")
     if predictions.unreadable:
         raise OfframpError(f"{predictions.unreadable:,} of {total:,} files could not be read.")

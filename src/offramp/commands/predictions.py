@@ -15,6 +15,7 @@ from torch import Tensor
 from offramp.costs import cost
 from offramp.data import Inputs
 from offramp.data.inputs import MAX_MEGAPIXELS
+from offramp.devices import with_threads
 from offramp.errors import OfframpError, UsageError
 from offramp.files import RunFolder, read
 from offramp.network import EarlyExitNet
@@ -41,8 +42,7 @@ class Predictions(Iterator[Prediction]):
         differs: Why a tuning that is there for this policy is not used: what is other here than where it was made; or
             that it is in bf16 and the policy has a certificate.
         exits_K: Images answered by each exit so far.
-        operations_K: Operations spent on an image that leaves at each exit, in units of running straight to the last
-            exit and asking no other; the heads asked on the way may take the last one above 1.
+        operations_K: Operations spent on an image that leaves at each exit, as a share of the whole network's.
         unreadable: Files that could not be read so far.
         progress: Called now and then with `images`, files read and files in all.
     """
@@ -60,18 +60,19 @@ class Predictions(Iterator[Prediction]):
         tuned: bool = False,
         differs: tuple[str, ...] = (),
         max_megapixels: float = MAX_MEGAPIXELS,
+        threads: int | None = None,
     ) -> None:
         self.files, self.policy, self.policy_file = files, policy, policy_file
         self.tuned, self.differs = tuned, differs
         self.asks = tuple(k + 1 for k in engine.asks(engine.stream_plan))
         self.exits_K = [0] * engine.num_exits
-        straight = cost(engine.network, inputs.image_shape).path[-1].operations
+        whole = cost(engine.network, inputs.image_shape).exits[-1].operations
         spent_K = engine.operations(engine.stream_plan, inputs.image_shape)
-        self.operations_K = [spent / max(straight, 1) for spent in spent_K]
+        self.operations_K = [spent / max(whole, 1) for spent in spent_K]
         self.unreadable = 0
         self.progress: Progress | None = None
         self._inputs, self._batch_size, self._on_unreadable = inputs, batch_size, on_unreadable
-        self._max_megapixels = max_megapixels
+        self._max_megapixels, self._threads = max_megapixels, threads
         self._under_way: deque[list[str]] = deque()  # the files of each batch that the engine has been given
         self._predictions = self._predict(engine)
 
@@ -82,7 +83,8 @@ class Predictions(Iterator[Prediction]):
         return spent / sum(self.exits_K) if any(self.exits_K) else math.nan
 
     def __next__(self) -> Prediction:
-        return next(self._predictions)
+        with with_threads(self._threads):
+            return next(self._predictions)
 
     def _predict(self, engine: Engine) -> Iterator[Prediction]:
         for answers in engine.stream(self._batches(), window=_WINDOW * self._batch_size):

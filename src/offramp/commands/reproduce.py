@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from json import dumps
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -27,7 +28,9 @@ RESULTS = Path("docs", "results")
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceOptions(OpensRuns):
-    """Train what a table or figure of the paper is made of, and show it beside the published numbers, with verdicts.
+    """Train a table or figure of the paper, and compare the numbers.
+
+    Ours stand beside the published ones, with verdicts.
 
     Runs that are finished are not run again, runs that were killed go on. Writes DIR/NAME.html and DIR/NAME.md.
     """
@@ -101,7 +104,7 @@ class ReproduceOptions(OpensRuns):
             workers=self.workers,
         )
         if self.dry_run:
-            _list(study, self.rate or _measured(study, self.jobs, threads), self.jobs)
+            _list(study, self.rate or _measured(study, self.jobs, threads), self.jobs, as_json=self.json)
             return
         if self.on == "ray" and not self.page_only:
             from offramp.paper.on_ray import installed
@@ -115,11 +118,11 @@ class ReproduceOptions(OpensRuns):
             say("Stopped; the same command continues.")
             raise
         finally:  # also where some runs failed, or somebody stopped: what is there is shown
-            for path in write(study):
-                print(escaped(path))
-            decision = study.decide()
-            if decision is not None:
-                print(escaped(decision))
+            written = [*write(study), *filter(None, [study.decide()])]
+            if self.json:
+                print(dumps({"written": list(map(str, written))}))
+            else:
+                print(*map(escaped, written), sep="\n")
 
 
 @contextlib.contextmanager
@@ -147,16 +150,21 @@ def _threads(jobs: int) -> int:
     return int(said) if said.isdigit() and int(said) else max(1, (os.cpu_count() or 1) // jobs)
 
 
-def _list(study: "Study", rate: float, jobs: int) -> None:
+def _list(study: "Study", rate: float, jobs: int, *, as_json: bool) -> None:
     """What there is, what is missing, and how long that takes."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from offramp.paper.study import distinct
-    from offramp.show.figures import short
     from offramp.show.terminal import console
+    from offramp.terminal import short
 
     manifests = study.manifests()
+    if as_json:
+        missing = {one.name: study.tasks(manifests, [one]) for one in study.experiments}
+        hours = {name: sum(task.operations for task in tasks) / rate / 3600 for name, tasks in missing.items()}
+        print(dumps({name: {"missing": len(tasks), "hours": hours[name]} for name, tasks in missing.items()}))
+        return
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("", "what", "rows", "runs", "missing", "about"):
         table.add_column(name, justify="left" if name in ("", "what") else "right")

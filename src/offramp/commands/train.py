@@ -2,8 +2,9 @@
 
 import dataclasses
 from dataclasses import dataclass
+from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -16,7 +17,10 @@ from offramp.terminal import say
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(OpensRuns):
-    """Train a network into a run's folder. The same command again continues a run that was interrupted."""
+    """Train a network into a run's folder.
+
+    The same command again continues a run that was interrupted.
+    """
 
     run: tyro.conf.OmitArgPrefixes[Run]
     """What to train."""
@@ -37,10 +41,20 @@ class TrainOptions(OpensRuns):
         from offramp.training import train
 
         if self.seeds == 1:
-            train(self.run, self.out, overwrite=self.overwrite)
-            return
-        first = self.run.training.seed
-        for seed in range(first, first + self.seeds):
-            say(f"Seed {seed}, the {seed - first + 1}. of {self.seeds}")
-            training = dataclasses.replace(self.run.training, seed=seed)
-            train(dataclasses.replace(self.run, training=training), f"{self.out}/seed-{seed}", overwrite=self.overwrite)
+            runs = {str(self.out): self.run}
+        else:
+            first = self.run.training.seed
+            seeds = [dataclasses.replace(self.run.training, seed=seed) for seed in range(first, first + self.seeds)]
+            runs = {f"{self.out}/seed-{one.seed}": dataclasses.replace(self.run, training=one) for one in seeds}
+        for number, (out, run) in enumerate(runs.items(), 1):
+            if len(runs) > 1:
+                say(f"Seed {run.training.seed}, run {number} of {len(runs)}")
+            train(run, out, overwrite=self.overwrite)
+        if self.json:
+            print(dumps({"runs": [{"run": out, "last_epoch": _last_epoch(out)} for out in runs]}))
+
+
+def _last_epoch(out: str) -> dict[str, Any]:
+    from offramp.files import RunFolder
+
+    return dataclasses.asdict(RunFolder(out).read_metrics()[-1])

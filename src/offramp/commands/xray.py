@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from offramp.commands.options import OnRun, PrintsJson
+from offramp.commands.options import Computes, OnRun, in_threads
 from offramp.errors import UsageError
 from offramp.show.terminal import print_result
 
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class XrayOptions(OnRun, PrintsJson):
-    """See which gradients a training needed: those of the images that it watched (offramp train --xray 256).
+class XrayOptions(OnRun, Computes):
+    """See which gradients a training needed.
 
-    Of each exit over time: which gradients are needed, damped or reversed, where the push comes from, what was learned
-    when, with pictures; and whether the damping value knows wrong answers on test. Writes RUN/xray.html. A run that is
-    not finished is shown as far as it is.
+    Those of the images that it watched (offramp train --xray 256). Of each exit over time: which gradients are
+    needed, damped or reversed, where the push comes from, what was learned when, with pictures; and whether the
+    damping value knows wrong answers on test. Writes RUN/xray.html. A run that is not finished is shown as far as
+    it is.
     """
 
     def main(self) -> None:
@@ -36,6 +37,7 @@ class XrayOptions(OnRun, PrintsJson):
         note_missing("xray.html")
 
 
+@in_threads
 def xray(options: XrayOptions, *, parts: "Parts | None" = None) -> "XrayReport":
     """Look at what the gradients of a run's watched training images did, and write `xray.html` into its folder.
 

@@ -15,6 +15,7 @@ from offramp.evaluation.calibration import Reliability, reliability
 from offramp.evaluation.damping import DampingFigures, damping_figures
 from offramp.evaluation.record import Record, pieces
 from offramp.network import class_log_probs
+from offramp.terminal import with_error
 
 TOP5_FROM = 11  # classes from which top-5 says something
 MASTERED = 50.0  # percent of a class's images an exit must get right to be said to know the class
@@ -84,12 +85,12 @@ class Anytime:
         )
 
     def __str__(self) -> str:
-        lines = [f"{self.split}, {self.num_images} images", "exit   top-1 %      nll     ece"]
+        lines = [f"{self.split}, {self.num_images} images", "exit      top-1 %      nll     ece"]
         lines += [
-            f"{k:4d}  {exit.top1:6.2f} ±{exit.top1_se:4.2f}  {exit.nll:7.4f}  {exit.ece:6.4f}"
+            f"{k:4d}  {with_error(exit.top1, exit.top1_se, self.num_images):>12}  {exit.nll:7.4f}  {exit.ece:6.4f}"
             for k, exit in enumerate(self.exits, 1)
         ]
-        return "\n".join([*lines, f"mean  {self.mean_top1:6.2f} ±{self.mean_top1_se:4.2f}"])
+        return "\n".join([*lines, f"mean  {with_error(self.mean_top1, self.mean_top1_se, self.num_images):>12}"])
 
 
 def anytime(record: Record, *, renormalise: bool = False) -> Anytime:

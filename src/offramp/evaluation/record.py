@@ -297,7 +297,7 @@ def recorded(
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> Record:
-    """The record kept at `path` if it is of these weights and these images; else one made now and kept there.
+    """The record kept at `path` if it is of these weights, images and `forward`; else one made now and kept there.
 
     Arguments as for `record`. A damaged record is made again.
     """
@@ -309,7 +309,8 @@ def recorded(
             kept = Record.load(path)
         except DamagedFileError:
             kept = None  # nothing is lost: it is made again below, from the same weights and images
-        if kept is not None and (kept.weights, kept.fingerprint, kept.num_images) == wanted:
+        is_of_it = forward is None or (kept is not None and kept.made_on.endswith(f", {forward.name}"))
+        if kept is not None and is_of_it and (kept.weights, kept.fingerprint, kept.num_images) == wanted:
             return kept
     made = record(network, split, forward=forward, device=device, batch_size=batch_size, limit=limit, progress=progress)
     made.save(path)

@@ -25,10 +25,15 @@ export/              the network for other runtimes, made by `offramp export`
 manifest.json        what `offramp reproduce` keeps of a run of a study: configuration, figures, times
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from offramp.files.folder import FORMAT, OWNER, RunFolder, weights_of
 from offramp.files.kinds import Ancestor, Clock, Division, Epoch, HeldOutImages, Origin, RunConfig, Start
-from offramp.files.network import load, load_weights
 from offramp.files.reading import convert, parse, read, read_lines, write
+
+if TYPE_CHECKING:
+    from offramp.files.network import load, load_weights
 
 __all__ = [
     "FORMAT",
@@ -51,3 +56,10 @@ __all__ = [
     "weights_of",
     "write",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs torch, when it is first used: files of a run can be read without."""
+    if name in ("load", "load_weights"):
+        return getattr(importlib.import_module("offramp.files.network"), name)
+    raise AttributeError(f"module 'offramp.files' has no attribute {name!r}")

@@ -11,7 +11,7 @@ class Prediction:
         label: The class, from 0.
         exit: The exit that answered, from 1.
         confidence: Its confidence, in the units of the policy's measure.
-        operations: Operations spent, in units of those it takes to run straight to the last exit and ask no other.
+        operations: Operations spent, as a share of the whole network's with every exit, as in `offramp certify`.
     """
 
     file: str

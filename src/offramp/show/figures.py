@@ -19,7 +19,7 @@ from offramp.errors import UsageError
 from offramp.evaluation import Anytime, Reliability
 from offramp.evaluation.damping import EDGES
 from offramp.files import Epoch
-from offramp.terminal import say
+from offramp.terminal import say, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -260,16 +260,6 @@ def damping(result: Anytime) -> "Figure":
     axes.set_ylim(bottom=0)
     exit_legend(figure, len(result.exits))
     return figure
-
-
-def short(count: float, *, zeros: bool = True) -> str:
-    """A count in few characters: 812, 6.86 k, 12.0 M, 1.36 G; 12 M without `zeros`."""
-    for unit, size in ((" G", 1e9), (" M", 1e6), (" k", 1e3)):
-        if abs(count) >= size:
-            value = count / size
-            text = f"{value:.{2 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f}"
-            return (text if zeros or "." not in text else text.rstrip("0").rstrip(".")) + unit
-    return f"{count:.3g}"
 
 
 def panels(count: int, height: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:

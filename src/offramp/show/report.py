@@ -18,6 +18,7 @@ from offramp.show.bench.plots import times
 from offramp.show.dynamic import CLASSES_SHOWN, plot, section
 from offramp.show.page import inline_svg, page
 from offramp.show.sheet import Sheet, sheet
+from offramp.terminal import with_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,15 +85,6 @@ def report(evaluation: Evaluation, drawn: "dict[str, Figure]", images: Sheet | N
         **({} if evaluation.dynamic is None else section(evaluation.dynamic, images)),
         facts=_facts(evaluation),
     )
-
-
-def with_error(value: float, standard_error: float, num_images: int) -> str:
-    """`92.35 ±0.27`: a percentage and its standard error over images, but at least 100 / (S + 1).
-
-    Where all answers are right, the standard error is 0, which would claim certainty. Wilson's interval of one standard
-    error reaches 100 / (S + 1) down from there; between 0 and 100 % an exit's standard error is always larger.
-    """
-    return f"{value:.2f} ±{max(standard_error, 100 / (num_images + 1)):.2f}"
 
 
 def _wilson(top1: float, num_images: int) -> tuple[float, float]:

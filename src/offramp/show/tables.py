@@ -18,9 +18,7 @@ from offramp.results.outcome import outcome
 from offramp.results.policy_use import PolicyUse
 from offramp.results.prediction import Prediction
 from offramp.results.xray import XrayReport
-from offramp.show.figures import short
-from offramp.show.report import with_error
-from offramp.terminal import escaped
+from offramp.terminal import escaped, short, with_error
 
 
 def run_table(evaluation: Evaluation) -> RenderableType:

@@ -1,5 +1,6 @@
 """`timm/NAME` and `torchvision/NAME`."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -132,3 +133,22 @@ def test_a_run_with_such_a_name_is_loaded_again(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(again(images), trained(images))
     assert again.spec == trained.spec
+
+
+def test_a_hub_that_does_not_answer_is_one_error_without_its_clients_warnings(capsys):
+    """Each attempt was two lines on standard error, before the one that counts."""
+    client = logging.getLogger("huggingface_hub")
+    handler, level = logging.StreamHandler(sys.stderr), client.level
+    client.addHandler(handler)
+
+    def build():
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise OSError("no route to it")
+
+    try:
+        with pytest.raises(UsageError, match="cannot be fetched"):
+            zoo._built("timm/resnet18", build)
+    finally:
+        client.removeHandler(handler)
+    assert capsys.readouterr().err == ""
+    assert client.level == level

@@ -155,7 +155,7 @@ def test_plots(make_run):
         ({"batches": (8, 0)}, "Each of batches must be at least 1, not 0"),
         ({"limit": 0}, "limit must be at least 1"),
         ({"rounds": 4}, "rounds must be at least 5"),
-        ({"threads": 0}, "threads must be at least 1"),
+        ({"threads": 0}, "threads must be a whole number of at least 1"),
         ({"max_drop": float("nan")}, "max_drop must be a number of at least 0"),
         ({"policy": LEAVING, "max_drop": 1.0}, "not both"),
         ({"policy": Policy((0.5, EVERYBODY))}, "policy is for 2 exits; the network has 3"),
@@ -236,3 +236,21 @@ def test_an_engine_that_answers_otherwise_is_an_error_after_the_file_is_written(
     assert values["agreement"]["wrong"] > 0
     assert values["top1"] < values["exits"][-1]["top1"] - 20
     assert "by more than that" in " ".join(captured.out.split())
+
+
+def test_a_policy_certified_in_int8_is_timed_in_that_form_alone(make_trained, tmp_path, monkeypatch, capsys):
+    """Its answers were compared with those of float32, and differed: status 1."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run, file = make_trained(), str(tmp_path / "policy.json")
+    promise = ["--risk", "0.1", "--confidence", "0.9", "--backend", "openvino", "--precision", "int8"]
+    assert main(["certify", run, *promise, "--out", file]) == 0
+    capsys.readouterr()
+    assert main(["bench", run, *WORDS, "--policy", file]) == 0
+    assert "not tried" not in capsys.readouterr().out
+    values = json.loads(Path(run, "bench.json").read_text())
+    assert [trial["form"] for trial in values["tuning"]["forms"]] == [{"backend": "openvino", "precision": "int8"}]
+    own = Record.load(f"{run}/records/test-openvino-int8.safetensors")
+    right_S = own.logits_KSC[-1].argmax(-1) == own.targets_S
+    assert values["exits"][-1]["top1"] == pytest.approx(100 * right_S.double().mean().item())
+    for more in (["--backend", "torch"], ["--backend", "onnxruntime"], ["--bf16"]):
+        assert main(["bench", run, *WORDS, "--policy", file, *more]) == 2

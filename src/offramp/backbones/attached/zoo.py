@@ -1,19 +1,19 @@
 """Networks made of torchvision's and timm's classifiers by name: `torchvision/NAME`, `timm/NAME`.
 
-timm takes seconds to import and knows the way to a model hub, so it is imported here alone and only when a name asks
-for it; the hub is asked for nothing unless `pretrained` says so.
+Both take seconds to import, and timm knows the way to a model hub, so they are imported only when a name asks for
+them; the hub is asked for nothing unless `pretrained` says so.
 """
 
 import contextlib
 import difflib
 import functools
 import importlib
+import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torchvision
 from torch import nn
 
 from offramp import config, trust
@@ -227,6 +227,8 @@ def _of_torchvision(wanted: _Wanted) -> nn.Module:
 
     With weights or without, the model is built alike, for `num_classes`; the weights are taken from a second one.
     """
+    import torchvision
+
     name, pretrained, num_classes, in_channels, sides, arguments = wanted
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
@@ -266,6 +268,8 @@ def _hub_weights(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> A
     wanted = arguments.get("weights") or ("DEFAULT" if pretrained else None)
     if wanted is None:
         return None
+    import torchvision
+
     known: Any = torchvision.models.get_model_weights(name)
     own_name = str(wanted).removeprefix(f"{known.__name__}.")
     if own_name not in known.__members__:
@@ -286,13 +290,26 @@ def _take_weights(model: nn.Module, source: nn.Module, auxiliary: tuple[str, ...
 
 def _built(name: str, build: Callable[[], nn.Module]) -> nn.Module:
     try:
-        return build()
+        with _hub_warns_of_nothing():
+            return build()
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # of the library, about what it was given
         raise UsageError(f"{name} cannot be built: {first_line(error)}.") from error
     except OSError as error:  # of a hub, or of the file that it keeps
         raise UsageError(
             f"The weights of {name} cannot be fetched ({first_line(error)}); give a file with --init."
         ) from error
+
+
+@contextlib.contextmanager
+def _hub_warns_of_nothing() -> Iterator[None]:
+    """A hub's client warns of every attempt that fails, with an address; the error that ends them says it once."""
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        client.setLevel(level)
 
 
 def _first_conv(model: nn.Module) -> tuple[str, nn.Conv2d]:
@@ -348,6 +365,8 @@ def builder_of(name: str, registry: Mapping[str, Any], kind: str) -> Any:
         UsageError: A model that is built already, a library's name without the library, or nothing of that name.
     """
     if ":" not in name and not difflib.get_close_matches(name, list(registry), n=1, cutoff=0.8):
+        import torchvision
+
         libraries = ["torchvision"] if name in torchvision.models.list_models(module=torchvision.models) else []
         with contextlib.suppress(ImportError):
             libraries += ["timm"] if importlib.import_module("timm").is_model(name) else []

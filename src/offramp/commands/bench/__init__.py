@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 from offramp.checks import check_number
 from offramp.choices import Plots
 from offramp.commands.before_torch import before_torch
-from offramp.commands.options import AnyBackend, File, Flag, RecordsLogits
+from offramp.commands.options import AnyBackend, File, Flag, RecordsLogits, in_threads
 from offramp.errors import OfframpError, UsageError
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
 
 if TYPE_CHECKING:
-    from offramp.commands.open_run import OpenRun
     from offramp.data import PartsGiven
     from offramp.files import RunFolder
     from offramp.network import EarlyExitNet
@@ -29,7 +28,9 @@ LEAST_ROUNDS = 5  # of which the lowest and the highest are a 90 % interval
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions(RecordsLogits):
-    """Measure on this machine how much time early exits save, beside how many operations, and where the rest goes.
+    """Measure how much time early exits save on this machine.
+
+    Beside it how many operations they save, and where the rest of the time goes.
 
     The engine takes turns with the network run straight to its last exit and with the network cut at each exit, on the
     same test images: one at a time, in batches, in a stream. Writes RUN/bench.json. Let nothing else run meanwhile.
@@ -53,18 +54,18 @@ class BenchOptions(RecordsLogits):
     """How many times each variant takes its turn, at least 5."""
     seconds: float = 140
     """About how long it may take, setting libraries up aside: rounds have as many images as fit."""
-    threads: int | None = None
-    """CPU threads of torch."""
     bf16: Flag = False
     """Try bfloat16 too, for the engine and what it is compared with."""
     backend: AnyBackend = "auto"
-    """What may run the network; auto tries all that are installed."""
+    """What may run the network; auto tries all that are installed. Under a policy that was certified in int8 or bf16,
+    only the form that it was certified in."""
     out: File = None
     """Write to FILE instead of RUN/bench.json, which offramp policy reads."""
     plots: Plots | None = None
     """Draw accuracy against operations and against time as files of this kind, to RUN/plots."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.policy is not None and self.max_drop is not None:
             raise UsageError("Give a policy or max_drop, for which one is found, not both.")
         if not self.batches or len(set(self.batches)) < len(self.batches):
@@ -72,7 +73,6 @@ class BenchOptions(RecordsLogits):
         for name, value, least in (
             ("Each of batches", min(self.batches), 1),
             ("limit", self.limit, 1),
-            ("threads", self.threads, 1),
             ("rounds", self.rounds, LEAST_ROUNDS),
         ):
             if value is not None and value < least:
@@ -88,9 +88,10 @@ class BenchOptions(RecordsLogits):
         print_result(measured.to_json, lambda: bench_table(measured), measured.written, as_json=self.json)
         if measured.wrong:
             where = ", ".join(f"{count:,} in {name}" for name, count in measured.wrong.items())
-            raise OfframpError(f"The engine's answers are not all the policy's ({where}): its times are worth nothing.")
+            raise OfframpError(f"The engine's answers are not all the policy's ({where}): its timings are not valid.")
 
 
+@in_threads
 def bench(
     options: BenchOptions,
     *,
@@ -113,50 +114,46 @@ def bench(
 
     Raises:
         UsageError: A network with one exit; a run without held-out images and without a policy; other data; a policy
-            for another network; a folder as `out`.
+            for another network; a form that the policy's certificate is not of; a folder as `out`.
         OfframpError: A file that cannot be written, which is said before anything is measured.
     """
-    from offramp.commands.bench.measuring import Timing, measured
+    from offramp.commands.bench.measuring import Timing, measured, subject
     from offramp.commands.open_run import OpenRun
     from offramp.commands.policy_files import given_policy
     from offramp.commands.writing import write_result
-    from offramp.devices import device_named, with_threads
-    from offramp.evaluation import policy_for
+    from offramp.devices import device_named
     from offramp.evaluation.targets import check_target
-    from offramp.runtime import usual_forms
     from offramp.runtime.timing import conditions
     from offramp.show import figures
     from offramp.show.bench.plots import drawn
 
     if policy is not None and options.max_drop is not None:
         raise UsageError("Give a policy or max_drop, for which one is found, not both.")
-    with with_threads(options.threads):
-        measured_on = conditions(device_named(options.device))  # before the machine is busy with us
+    measured_on = conditions(device_named(options.device))  # before the machine is busy with us
     if options.plots is not None:
         figures.require()
     run = OpenRun(options, "bench", "logits of the test set are kept in its records, wherever `out` is", parts, into)
-    target = _target(run.folder, options.out)
-    file = None
+    target, file = _target(run.folder, options.out), None
     if options.max_drop is None:
         policy, file = given_policy(policy or options.policy, run.folder)
-    _check_network(run, policy)
-    if options.max_drop is not None:
+    else:
         check_target(run.cost, max_drop=options.max_drop)
-    with watch.bars() as progress:
-        search = None
-        if run.parts.val.splits() and (policy is None or options.plots is not None):
-            (search,) = run.held_out("search", progress=progress)
-        test = run.record(run.parts.test, "test", progress)
-    if policy is None:
-        assert search is not None
-        policy = policy_for(search, run.cost, max_drop=MAX_DROP if options.max_drop is None else options.max_drop)
-    forms = usual_forms(device_named(options.device), backend=options.backend, bf16=options.bf16)
-    with with_threads(options.threads):
-        timing = Timing(options.batches, options.limit, options.rounds, options.seconds)
-        found = measured(run, policy, file, test, forms, timing, watch, measured_on)
+    timed = subject(
+        run,
+        policy,
+        file,
+        max_drop=MAX_DROP if options.max_drop is None else options.max_drop,
+        device=options.device,
+        backend=options.backend,
+        bf16=options.bf16,
+        curve=options.plots is not None,
+        watch=watch,
+    )
+    timing = Timing(options.batches, options.limit, options.rounds, options.seconds)
+    found = measured(timed, timing, watch, measured_on)
     plots: dict[Path, bytes] = {}
     if options.plots is not None:
-        contents = drawn(found, search, test, run.cost, options.plots)
+        contents = drawn(found, timed.search, timed.test, run.cost, options.plots)
         plots = {run.folder.plots / f"{name}.{options.plots}": content for name, content in contents.items()}
     return dataclasses.replace(found, written=write_result(found.to_json(), target, plots))
 
@@ -171,18 +168,3 @@ def _target(folder: "RunFolder", out: str | Path | None) -> Path:
         reason = "not writable" if above.is_dir() else "no folder"
         raise OfframpError(f"{target} cannot be written: {above} is {reason}. Name another file.")
     return target
-
-
-def _check_network(run: "OpenRun", policy: "Policy | None") -> None:
-    """Refuse what cannot be measured before anything is read."""
-    from offramp.runtime import Engine
-
-    if run.network.num_exits == 1:
-        raise UsageError(f"The network of {run.folder.path} has one exit, so no image can leave early.")
-    if policy is not None:
-        Engine(run.network, policy)  # refuses a policy for another network
-    elif not run.parts.val.splits():
-        raise UsageError(
-            f"Thresholds are found on held-out images, and {run.folder.path} held none out (holdout=0): give a policy, "
-            "or train with a holdout."
-        )

@@ -6,13 +6,17 @@ from typing import Any, NamedTuple
 
 from offramp.commands.bench.timing import TRIALS, Feed, Rivals, in_the_time, measure, on_test, right, round_of, whole
 from offramp.commands.open_run import OpenRun
+from offramp.commands.options import AnyBackend
 from offramp.commands.sample import pool
 from offramp.costs import Cost
 from offramp.data import Parts
-from offramp.evaluation import Record
+from offramp.devices import device_named
+from offramp.errors import UsageError
+from offramp.evaluation import Record, policy_for
 from offramp.policy import Policy
 from offramp.results.bench import Bench, Mode, accuracy
-from offramp.runtime import Engine, Form, Plan, Tuning
+from offramp.runtime import Engine, Form, Plan, Tuning, usual_forms
+from offramp.runtime.program import certified_form, check_form
 from offramp.runtime.rows import joined
 from offramp.show.durations import duration_in_words
 from offramp.show.watch import Watch
@@ -31,17 +35,73 @@ class Timing(NamedTuple):
     seconds: float
 
 
-def measured(
+class Subject(NamedTuple):
+    """What is timed: a run's network under a policy, in these forms.
+
+    `test` and `search` are logits of the form that the policy was certified in, else of the network as it is.
+    """
+
+    run: OpenRun
+    policy: Policy
+    policy_file: Path | None
+    forms: Sequence[Form]
+    test: Record
+    search: Record | None
+
+
+def subject(
     run: OpenRun,
-    policy: Policy,
+    policy: Policy | None,
     policy_file: Path | None,
-    test: Record,
-    forms: Sequence[Form],
-    timing: Timing,
+    *,
+    max_drop: float,
+    device: str,
+    backend: AnyBackend,
+    bf16: bool,
+    curve: bool,
     watch: Watch,
-    conditions: dict[str, Any],
-) -> Bench:
+) -> Subject:
+    """Records and forms for a policy, or for one that is found here, for `max_drop`, where there is none.
+
+    With `curve` there is a record of `search` wherever images were held out.
+
+    Raises:
+        UsageError: What cannot be timed, before anything is read.
+    """
+    _check_exits(run, policy)
+    form = None if policy is None else certified_form(policy)
+    if policy is None or form is None:
+        forms = usual_forms(device_named(device), backend=backend, bf16=bf16)
+    else:
+        check_form(Form(form.backend if backend == "auto" else backend, "bf16" if bf16 else form.precision), policy)
+        forms = (form,)
+    program = run.program(form)
+    if policy is not None:
+        Engine(run.network, policy)  # refuses a policy for another network
+    with watch.bars() as progress:
+        search = None
+        if run.parts.val.splits() and (policy is None or curve):
+            (search,) = run.held_out("search", progress=progress, program=program)
+        test = run.record(run.parts.test, "test", progress, program=program)
+    if policy is None:
+        assert search is not None
+        policy = policy_for(search, run.cost, max_drop=max_drop)
+    return Subject(run, policy, policy_file, forms, test, search)
+
+
+def _check_exits(run: OpenRun, policy: Policy | None) -> None:
+    if run.network.num_exits == 1:
+        raise UsageError(f"The network of {run.folder.path} has one exit, so no image can leave early.")
+    if policy is None and not run.parts.val.splits():
+        raise UsageError(
+            f"Thresholds are found on held-out images, and {run.folder.path} held none out (holdout=0): give a policy, "
+            "or train with a holdout."
+        )
+
+
+def measured(timed: Subject, timing: Timing, watch: Watch, conditions: dict[str, Any]) -> Bench:
     """What early exits save; `conditions` are those of the machine before it was busy."""
+    run, policy, test, forms = timed.run, timed.policy, timed.test, timed.forms
     parts, costs = run.parts, run.cost
     engine = Engine(run.network, policy)
     held = parts.val.splits()
@@ -65,7 +125,7 @@ def measured(
     return Bench(
         run=run.folder,
         policy=policy,
-        policy_file=policy_file,
+        policy_file=timed.policy_file,
         weights=test.weights,
         device=conditions["device"],
         conditions=conditions,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from offramp import trust
 from offramp.commands.before_torch import before_torch
 from offramp.commands.bench import LEAST_ROUNDS, ROUNDS
-from offramp.commands.options import AnyBackend, File, Flag, Folder, OnDevice, PrintsJson
+from offramp.commands.options import AnyBackend, File, Flag, Folder, OnDevice, in_threads
 from offramp.errors import UsageError
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerdictOptions(OnDevice, PrintsJson):
-    """Is early exit worth it here? The engine against the best single smaller network of the same time per image.
+class VerdictOptions(OnDevice):
+    """Say whether early exits beat a smaller network of the same time.
+
+    The engine against the best single smaller network that takes the same time per image.
 
     Smaller networks are this one cut at each exit, and networks up to each exit trained with that exit alone, as the
     run was trained: runs of their own, trained first, continued where they were interrupted. Says yes, no or not
@@ -59,6 +61,7 @@ class VerdictOptions(OnDevice, PrintsJson):
     """What may run the networks; auto tries all that are installed."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value, least in (
             ("seeds", self.seeds, 1),
             ("batch-size", self.batch_size, 1),
@@ -82,6 +85,7 @@ class VerdictOptions(OnDevice, PrintsJson):
         note_missing("verdict.html")
 
 
+@in_threads
 def verdict(
     options: VerdictOptions,
     *,

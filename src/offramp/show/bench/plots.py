@@ -11,6 +11,7 @@ from offramp.results.bench import Bench
 from offramp.results.dynamic import BUDGETS
 from offramp.results.times import Times, title
 from offramp.show import figures
+from offramp.terminal import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +59,7 @@ def _operations(bench: Bench, search: Record | None, test: Record, costs: Cost) 
     _number(axes, bench.exit_operations, top1)
     axes.plot(bench.operations, bench.accuracy.top1, **STAR, label="engine, heads that may answer")
     figure.legend(loc="outside upper left", ncols=2)
-    axes.xaxis.set_major_formatter(lambda value, _: figures.short(value, zeros=False))
+    axes.xaxis.set_major_formatter(lambda value, _: short(value, zeros=False))
     axes.set(xlabel="operations per image", ylabel="top-1 accuracy, %")
     axes.margins(x=0.06, y=0.12)
     return figure

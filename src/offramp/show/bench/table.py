@@ -10,7 +10,7 @@ from rich.text import Text
 from offramp.results.bench import Accuracy, Bench, Mode
 from offramp.results.times import title
 from offramp.runtime import Agreement
-from offramp.show.figures import short
+from offramp.terminal import short
 
 
 def bench_table(bench: Bench) -> RenderableType:

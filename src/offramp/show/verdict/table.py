@@ -9,7 +9,7 @@ from rich.text import Text
 
 from offramp.results.verdict.conclusion import against
 from offramp.results.verdict.values import CONFIDENCE, Contender, Verdict
-from offramp.show.figures import short
+from offramp.terminal import short
 
 PERCENT = f"{100 * CONFIDENCE:.0f} %"
 SAID = {"yes": "gain", "no": "no gain", "open": "not resolved"}
