@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offramp import backbones, commands, data, evaluation, export, objectives, rules, runtime, shipped
+    from offramp import backbones, commands, data, evaluation, export, objectives, rules, runtime, shipped, training
     from offramp.config import DataConfig, Run, Spec, TrainConfig
     from offramp.costs import cost
     from offramp.data.prepared import load
@@ -30,7 +30,18 @@ _HOME = {  # public name -> module that defines it
     "load": "offramp.data.prepared",
     "train": "offramp.training",
 }
-_ROOMS = ("backbones", "commands", "data", "evaluation", "export", "objectives", "rules", "runtime", "shipped")
+_ROOMS = (
+    "backbones",
+    "commands",
+    "data",
+    "evaluation",
+    "export",
+    "objectives",
+    "rules",
+    "runtime",
+    "shipped",
+    "training",
+)
 
 __all__ = [
     "DataConfig",
@@ -55,6 +66,7 @@ __all__ = [
     "runtime",
     "shipped",
     "train",
+    "training",
 ]
 
 
