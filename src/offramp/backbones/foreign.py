@@ -45,9 +45,9 @@ def start_from(network: EarlyExitNet, path: str | Path) -> str | None:
     """
     source = weights_of(path)
     tensors = _tensors_of(source, is_foreign=source == Path(path).expanduser())
-    said = None
+    note = None
     if _has_original_names(network, tensors):
-        tensors, said = _under_own_names(network, tensors, source)
+        tensors, note = _under_own_names(network, tensors, source)
     if network.damping:
         for name, own in network.state_dict().items():
             there = tensors.get(name)
@@ -58,7 +58,7 @@ def start_from(network: EarlyExitNet, path: str | Path) -> str | None:
             ):
                 tensors[name] = torch.cat([there, own[-1:].to(there)])
     load_weights(network, tensors, source)
-    return said
+    return note
 
 
 def _tensors_of(source: Path, *, is_foreign: bool) -> dict[str, Tensor]:
@@ -77,8 +77,8 @@ def _tensors_of(source: Path, *, is_foreign: bool) -> dict[str, Tensor]:
             held = held[key]
     names = list(held) if isinstance(held, Mapping) else []
     if not names or not all(isinstance(held[name], Tensor) for name in names):
-        found = f"the entries {', '.join(map(str, names[:5]))}" if names else f"a {type(held).__name__}"
-        raise UsageError(f"{source} holds no dictionary of tensors by name; found {found}.")
+        content = f"the entries {', '.join(map(str, names[:5]))}" if names else f"a {type(held).__name__}"
+        raise UsageError(f"{source} holds no dictionary of tensors by name; found {content}.")
     prefix = "module." if all(name.startswith("module.") for name in names) else ""
     return {name.removeprefix(prefix): held[name] for name in names}
 
@@ -105,7 +105,7 @@ def _under_own_names(
 ) -> tuple[dict[str, Tensor], str | None]:
     """The weights of the model that exits were attached to, as weights of the network, and what is to be said of it."""
     own, originals = network.state_dict(), _original_names(network)
-    found = {here: tensors[there] for here, there in originals.items() if there in tensors}
+    renamed = {here: tensors[there] for here, there in originals.items() if there in tensors}
     left = {name: tensor for name, tensor in tensors.items() if name not in originals.values()}
     heads = tuple(itertools.chain.from_iterable(AUXILIARY.values()))
     auxiliary = [name for name in left if name.startswith(heads)]
@@ -114,25 +114,27 @@ def _under_own_names(
     head = [name for name in originals if name.startswith("exits.")]
     classifier = _last_layer(network)
     fresh = {name for name in own if name not in originals}
-    said = "trunk and last exit; the other exits start fresh" if fresh else None
-    if head and not any(name in found for name in classifier or head):  # the last exit is none of the model's
-        fresh |= set(head) - found.keys()
-        said = f"trunk; the exits start fresh, without {shape_of(left, sorted(left)) if left else 'a head'} of the file"
+    note = "trunk and last exit; the other exits start fresh" if fresh else None
+    if head and not any(name in renamed for name in classifier or head):  # the last exit is none of the model's
+        fresh |= set(head) - renamed.keys()
+        note = f"trunk; the exits start fresh, without {shape_of(left, sorted(left)) if left else 'a head'} of the file"
         left = {}
-    elif classifier and all(_tells_others_apart(network, own[name], found.get(name)) for name in classifier):
+    elif classifier and all(_tells_others_apart(network, own[name], renamed.get(name)) for name in classifier):
         fresh |= set(classifier)
-        there, here = len(found[classifier[0]]), network.num_classes
-        said = f"trunk and last exit; its last layer, for {there} classes there and {here} here, starts fresh"
-        said += ", as do the other exits" if network.num_exits > 1 else ""
-    said = f"{said or 'trunk and last exit'}; auxiliary heads of the file are left out" if auxiliary else said
-    first = next((name for name, tensor in found.items() if tensor.ndim == 4), None)
+        there, here = len(renamed[classifier[0]]), network.num_classes
+        note = f"trunk and last exit; its last layer, for {there} classes there and {here} here, starts fresh"
+        note += ", as do the other exits" if network.num_exits > 1 else ""
+    note = f"{note or 'trunk and last exit'}; auxiliary heads of the file are left out" if auxiliary else note
+    first = next((name for name, tensor in renamed.items() if tensor.ndim == 4), None)
     if first is not None and network.image_shape is not None and network.image_shape[0] == 1:
-        grey = for_grey(found[first])
-        if found[first].shape[1] == 3 and grey.shape == own[first].shape:
-            found[first] = grey
-            said = f"{said or 'trunk and last exit'}; its first convolution, for colours, is summed for grey images"
-    fresh |= {name for name in originals if name not in found and name.endswith("num_batches_tracked")}  # of old files
-    return {**found, **{name: own[name] for name in fresh}, **left}, said and f"From {source.name}: {said}."
+        grey = for_grey(renamed[first])
+        if renamed[first].shape[1] == 3 and grey.shape == own[first].shape:
+            renamed[first] = grey
+            note = f"{note or 'trunk and last exit'}; its first convolution, for colours, is summed for grey images"
+    fresh |= {
+        name for name in originals if name not in renamed and name.endswith("num_batches_tracked")
+    }  # of old files
+    return {**renamed, **{name: own[name] for name in fresh}, **left}, note and f"From {source.name}: {note}."
 
 
 def for_grey(weight: Tensor) -> Tensor:

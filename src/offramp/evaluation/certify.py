@@ -191,11 +191,7 @@ def certify(
     _check_records(search, certify)
     repeated_S = repeats(certify, search)
     _check_enough(promise, certify, per_class, ~repeated_S)
-    if candidates is None:
-        candidates = _found_on_search(search, cost, measure or SOFTMAX)
-    elif measure is not None:
-        raise UsageError("Candidates have their own measures; give candidates or a measure, not both.")
-    _check_candidates(candidates, search, cost)
+    candidates = _candidates(candidates, search, cost, measure)
     seen = _replay(candidates, search)
     kept = _frontier(seen, search, cost, loss)
     candidates = [candidates[j] for j in kept]
@@ -249,10 +245,18 @@ def _none_passed(promise: Promise, on_certify: LossCounts, certify: Record, copi
     )
 
 
-def _found_on_search(search: Record, cost: Cost, measure: Measure) -> tuple[Policy, ...]:
-    tried = found_on(search, cost, measure)
-    how = [tried.how(j) for j in range(len(tried.thresholds_JK))]
-    return policies(tried.thresholds_JK, tried.seen, search, measure, how)
+def _candidates(
+    candidates: Sequence[Policy] | None, search: Record, cost: Cost, measure: Measure | None
+) -> Sequence[Policy]:
+    """The caller's, or all that the search for thresholds looks at; checked."""
+    if candidates is None:
+        tried = found_on(search, cost, measure or SOFTMAX)
+        how = [tried.how(j) for j in range(len(tried.thresholds_JK))]
+        candidates = policies(tried.thresholds_JK, tried.seen, search, measure or SOFTMAX, how)
+    elif measure is not None:
+        raise UsageError("Candidates have their own measures; give candidates or a measure, not both.")
+    _check_candidates(candidates, search, cost)
+    return candidates
 
 
 class _Replay(NamedTuple):
