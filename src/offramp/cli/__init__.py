@@ -38,7 +38,7 @@ Every command takes these as well, wherever they stand:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Status: 0 done, 1 failed, 2 wrong use, 130 or 143 stopped by a signal, 141 nobody reads on."""
+    """Run a command. Status: 0 done, 1 failed, 2 wrong use, 130 or 143 stopped by a signal, 141 no reader left."""
     with standard_streams():
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
@@ -75,7 +75,7 @@ def _status(arguments: Sequence[str]) -> int:
     except RuntimeError as error:
         if str(error) != "Could not determine home directory.":  # pathlib's
             raise
-        say_error("offramp: A path begins with ~ and a name, and nobody of that name has a home here.")
+        say_error("offramp: A path begins with ~ and a name, and no user of that name has a home folder here.")
         return 2
     return 0
 

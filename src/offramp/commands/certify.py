@@ -54,8 +54,8 @@ class CertifyOptions(RecordsLogits):
         if certificate is not None and certificate.earlier:
             number = certificate.earlier + 1
             say(
-                f"These images have certified before (this is certificate {number} at least): whoever makes several "
-                f"and keeps one has to divide 1 - confidence among them, here by {number}."
+                f"These images have certified before (this is certificate {number} at least). If you keep one of "
+                f"several, divide 1 - confidence among them, here by {number}."
             )
         remark = str(certificate)
         print_result(certified.to_json, lambda: exit_table(certified, remark), [certified.written], as_json=self.json)

@@ -33,7 +33,7 @@ def work(run: Run, folder: Path, jobs: int = 1) -> Manifest:
         place, before = RunFolder(folder), os.getloadavg()[0]
         begun = place.config.is_file()
         train(run, folder)
-        load = None if begun else (before, os.getloadavg()[0])  # of a run that is continued nobody knows the first part
+        load = None if begun else (before, os.getloadavg()[0])  # of a continued run the first part is unknown
         with trust.allowing(trust.packages_in(to_json(run))):  # the user named them, wherever this machine keeps that
             asked = EvaluateOptions(folder, root=run.data.root)
             figures = current(place) or evaluate(asked, page=False).summary()

@@ -37,7 +37,7 @@ class Predictions(Iterator[Prediction]):
         policy: What is followed, but for exits that a tuning leaves unasked; None: the last exit answers every image.
         policy_file: Where it was read, if it was.
         tuned: Whether the engine runs as was found to be fastest for this policy on this machine, by the run's
-            `bench.json`. It may then leave exits unasked: such an exit takes nobody.
+            `bench.json`. It may then leave exits unasked: no image leaves there.
         asks: The exits that are asked, from 1, the last one included.
         differs: Why a tuning that is there for this policy is not used: what is other here than where it was made; or
             that it is in bf16 and the policy has a certificate.

@@ -117,7 +117,7 @@ class ReproduceOptions(OpensRuns):
         except (KeyboardInterrupt, SystemExit):
             say("Stopped; the same command continues.")
             raise
-        finally:  # also where some runs failed, or somebody stopped: what is there is shown
+        finally:  # also where some runs failed, or it was stopped: what is there is shown
             written = [*write(study), *filter(None, [study.decide()])]
             if self.json:
                 print(dumps({"written": list(map(str, written))}))

@@ -35,7 +35,7 @@ class BenchOptions(RecordsLogits):
     The engine takes turns with the network run straight to its last exit and with the network cut at each exit, on the
     same test images: one at a time, in batches, in a stream. Writes RUN/bench.json. Let nothing else run meanwhile.
 
-    On a CPU oneDNN is told to keep 16,384 kernels, as in offramp predict: it usually keeps 1,024, and variants that
+    On a CPU oneDNN keeps 16,384 kernels, as in offramp predict. Its default is 1,024, and variants that
     take turns would throw out each other's. Programs of your own get that by ONEDNN_PRIMITIVE_CACHE_CAPACITY=16384.
     """
 
