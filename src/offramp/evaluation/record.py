@@ -5,6 +5,7 @@ neuron).
 """
 
 import hashlib
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -252,12 +253,8 @@ def record(
     targets_S, indices_S = (torch.empty(num_images, dtype=torch.int64) for _ in range(2))
     home, dtype = _home_of(network)
     device = home if device is None else torch.device(device)
-    modes = [(module, module.training) for module in network.modules()]
-    try:
-        if device != home:  # to where it is takes as long as several images
-            network.to(device)
-        network.eval()
-        done = 0
+    done = 0
+    with _evaluating(network, home, device):
         for images_BCHW, targets_B, indices_B in _chunks(split, num_images, batch_size):
             here = slice(done, done + len(targets_B))
             run = network if forward is None else forward.logits
@@ -266,11 +263,6 @@ def record(
             done = here.stop
             if progress is not None:
                 progress(done, num_images)
-    finally:
-        if device != home:
-            network.to(home)
-        for module, mode in modes:
-            module.training = mode
     if done != num_images:
         raise OfframpError(f"{split.name} should hold {num_images} images, but its batches ended after {done}.")
     return Record(
@@ -284,6 +276,22 @@ def record(
         total=len(split),
         made_on=f"{describe_device(device)}, torch {torch.__version__}" + (f", {forward.name}" if forward else ""),
     )
+
+
+@contextlib.contextmanager
+def _evaluating(network: EarlyExitNet, home: torch.device, device: torch.device) -> Iterator[None]:
+    """Within it the network is in evaluation mode on a device; afterwards as and where it was."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        if device != home:  # to where it is takes as long as several images
+            network.to(device)
+        network.eval()
+        yield
+    finally:
+        if device != home:
+            network.to(home)
+        for module, mode in modes:
+            module.training = mode
 
 
 def recorded(

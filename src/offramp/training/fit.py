@@ -104,35 +104,49 @@ def fit(
         _check_outside(folder, parts)
         callbacks = [*callbacks, *of_settings(config, folder)]
         job.check()
-        anew = overwrite and holds_another(folder, job.describe())
-        if anew:
-            _check_not_needed(folder, job)
-        finished = folder.weights.is_file() and not anew
-        begins = anew or not is_claimed(folder)
-        if begins:
-            check_readable(parts)
-            if left_out := job.val.division.get("left_out"):
-                _say("\n  ".join(at_most_twenty(left_out, "are left out")))
-        if config.init is not None and begins:
-            _say(start_from(network, config.init))
-        if config.freeze_trunk:
-            _say(_of_unknown_trunk(network, config) if begins else None)
-            held.enter_context(frozen(network))
-        place = Placement(device, config.channels_last)
-        network.to(device=device, memory_format=place.layout)  # type: ignore[call-overload]
-        network.inputs = job.train.inputs()
-        features, why_not = planned(job)
-        form = Form("plain")
-        if not finished:
-            form = form_of(job, device, heads_alone=features is not None).checked()
-        held.enter_context(_locked_by_the_first(folder, job, device, begins, form, overwrite))
-        if folder.weights.is_file():
-            _say(f"{folder.path} is finished; nothing to do.")
-            return load(folder.path, into=network).cpu()
-        if why_not is not None:
-            _say(f"The trunk is run in every epoch: {why_not}.")
-        held.enter_context(with_kernels(device, deterministic=config.deterministic))
-        return _train_in(folder, job, place, form, features, callbacks)
+        return _train_or_load(folder, job, parts, device, callbacks, overwrite, held)
+
+
+def _train_or_load(
+    folder: RunFolder,
+    job: Job,
+    parts: Sequence[Split],
+    device: torch.device,
+    callbacks: Sequence[Callback],
+    overwrite: bool,
+    held: contextlib.ExitStack,
+) -> EarlyExitNet:
+    """Begin the run, continue it, or load what it ended with; `held` is left when the training ends."""
+    network, config = job.network, job.config
+    anew = overwrite and holds_another(folder, job.describe())
+    if anew:
+        _check_not_needed(folder, job)
+    finished = folder.weights.is_file() and not anew
+    begins = anew or not is_claimed(folder)
+    if begins:
+        check_readable(parts)
+        if left_out := job.val.division.get("left_out"):
+            _say("\n  ".join(at_most_twenty(left_out, "are left out")))
+    if config.init is not None and begins:
+        _say(start_from(network, config.init))
+    if config.freeze_trunk:
+        _say(_of_unknown_trunk(network, config) if begins else None)
+        held.enter_context(frozen(network))
+    place = Placement(device, config.channels_last)
+    network.to(device=device, memory_format=place.layout)  # type: ignore[call-overload]
+    network.inputs = job.train.inputs()
+    features, why_not = planned(job)
+    form = Form("plain")
+    if not finished:
+        form = form_of(job, device, heads_alone=features is not None).checked()
+    held.enter_context(_locked_by_the_first(folder, job, device, begins, form, overwrite))
+    if folder.weights.is_file():
+        _say(f"{folder.path} is finished; nothing to do.")
+        return load(folder.path, into=network).cpu()
+    if why_not is not None:
+        _say(f"The trunk is run in every epoch: {why_not}.")
+    held.enter_context(with_kernels(device, deterministic=config.deterministic))
+    return _train_in(folder, job, place, form, features, callbacks)
 
 
 def _folder(out: str | Path | None, config: TrainConfig, held: contextlib.ExitStack) -> RunFolder:
