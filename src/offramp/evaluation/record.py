@@ -4,8 +4,8 @@ K exits, B images of a batch, S images of a data set, N classes, C outputs of an
 neuron).
 """
 
-import hashlib
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
