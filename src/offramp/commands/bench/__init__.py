@@ -53,7 +53,8 @@ class BenchOptions(RecordsLogits):
     rounds: int = ROUNDS
     """How many times each variant takes its turn, at least 5."""
     seconds: float = 140
-    """About how long it may take, setting libraries up aside: rounds have as many images as fit."""
+    """About how long it may take, a fifth of it for tuning; reading data and setting libraries up aside. Rounds have as
+    many images as fit."""
     bf16: Flag = False
     """Try bfloat16 too, for the engine and what it is compared with."""
     backend: AnyBackend = "auto"
@@ -106,9 +107,6 @@ def bench(
     at each exit, all in one process and on the same test images. Written is `bench.json` in the run's folder, which
     `find_policy` reads for latencies. Where answers are not the policy's, `Bench.wrong` counts them.
 
-    A fifth of `seconds` is for tuning; reading data and making files for libraries, once for these weights, are beside
-    it.
-
     `parts` are the data, and `into` is a network of the same make, of a run that was fit from Python with those made by
     hand. `policy` may be given instead of a file.
 
@@ -149,8 +147,7 @@ def bench(
         curve=options.plots is not None,
         watch=watch,
     )
-    timing = Timing(options.batches, options.limit, options.rounds, options.seconds)
-    found = measured(timed, timing, watch, measured_on)
+    found = measured(timed, Timing(options.batches, options.limit, options.rounds, options.seconds), watch, measured_on)
     plots: dict[Path, bytes] = {}
     if options.plots is not None:
         contents = drawn(found, timed.search, timed.test, run.cost, options.plots)
