@@ -134,12 +134,14 @@ class Pretrained(ModelHubMixin, library_name="offramp", tags=["early-exit", "ima
         return [*about, f"**Licence of the weights.** {license or 'Not said.'}"]
 
     def _accuracies(self) -> str:
-        found = current(self.folder)
-        if found is None:
+        evaluation = current(self.folder)
+        if evaluation is None:
             return "It was not evaluated: `offramp evaluate` measures every exit."
-        last = found.exits[-1].operations
-        rows = [f"| {k} | {one.top1:.2f} % | {one.operations / last:.1%} |" for k, one in enumerate(found.exits, 1)]
-        images = "" if found.images is None else f" on {found.images:,} test images of {found.data}"
+        last = evaluation.exits[-1].operations
+        rows = [
+            f"| {k} | {one.top1:.2f} % | {one.operations / last:.1%} |" for k, one in enumerate(evaluation.exits, 1)
+        ]
+        images = "" if evaluation.images is None else f" on {evaluation.images:,} test images of {evaluation.data}"
         head = f"| exit | accuracy{images} | operations |\n|---|---|---|"
         return "\n".join([head, *rows])
 

@@ -117,15 +117,15 @@ def _opened(arguments: Sequence[str]) -> Iterator[Options]:
             held.enter_context(quiet())
         if verbose:
             logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-        given = None
+        config_file = None
         if file is not None and words and words[0] in COMMANDS:
-            given = ConfigFile.read(file)
-            words = [words[0], *given.words(COMMANDS[words[0]]), *words[1:]]
+            config_file = ConfigFile.read(file)
+            words = [words[0], *config_file.words(COMMANDS[words[0]]), *words[1:]]
         options = parse(words)
         allowed = options.allow_code if isinstance(options, OpensRuns) else ()
         held.enter_context(trust.allowing(allowed))
-        if given is not None:  # it may be a stranger's, and name code
-            held.enter_context(trust.opened(given.path.parent, given.written, allowed))
+        if config_file is not None:  # it may be a stranger's, and name code
+            held.enter_context(trust.opened(config_file.path.parent, config_file.written, allowed))
         try:
             yield options
         except (OfframpError, UsageError):
@@ -167,9 +167,9 @@ def parse(arguments: Sequence[str]) -> Options:
 
 
 def _parsed(parser: Callable[[], Options]) -> Options:
-    said = io.StringIO()
+    captured = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(captured):
             return parser()
     except SystemExit as stop:
         cause: BaseException | None = stop
@@ -177,5 +177,5 @@ def _parsed(parser: Callable[[], Options]) -> Options:
             cause = cause.__context__
         if cause is not None:
             raise cause from None
-        print(escaped_lines(said.getvalue()), end="", file=sys.stderr)
+        print(escaped_lines(captured.getvalue()), end="", file=sys.stderr)
         raise

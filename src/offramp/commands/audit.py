@@ -48,15 +48,18 @@ class AuditOptions(Computes):
 
     def main(self) -> None:
         """See `Options.main`."""
-        found = audit(self)
+        result = audit(self)
         from offramp.show.tables import audit_table
 
         print_result(
-            lambda: {"procedure": self.procedure, **found.to_json()}, lambda: audit_table(found), [], as_json=self.json
+            lambda: {"procedure": self.procedure, **result.to_json()},
+            lambda: audit_table(result),
+            [],
+            as_json=self.json,
         )
-        failed = sum(not finding.passes for finding in found.findings)
+        failed = sum(not finding.passes for finding in result.findings)
         if failed:
-            raise OfframpError(f"{self.procedure} breaks its promise in {failed} of {len(found.findings)} settings.")
+            raise OfframpError(f"{self.procedure} breaks its promise in {failed} of {len(result.findings)} settings.")
 
 
 @in_threads

@@ -21,9 +21,9 @@ def in_int8(
     """The parts in int8, what that costs on the test set, and the policy, without what holds for float32 only."""
     calibration = data.val.search if data.val.splits() else data.train
     note(f"Calibrating int8 on {calibration.name}, measuring it on {data.test.name}.")
-    made = files.parts(network, image_shape)
-    small = files.quantized(network, made, pool(calibration, CALIBRATED_ON).images_SCHW)
-    measured = files.compared(network, made, small, policy, data.test)
+    whole = files.parts(network, image_shape)
+    small = files.quantized(network, whole, pool(calibration, CALIBRATED_ON).images_SCHW)
+    measured = files.compared(network, whole, small, policy, data.test)
     bare = None if policy is None else files.uncertified(policy)
     if bare != policy:
         note("The certificate is of float32's answers and does not pass on to int8.")

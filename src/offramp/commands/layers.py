@@ -35,13 +35,13 @@ class LayersOptions(Computes):
 
     def main(self) -> None:
         """See `Options.main`."""
-        found = layers(self)
+        result = layers(self)
         from offramp.show.tables import layers_table
 
         if self.json:
-            print(dumps(found, indent=1))
+            print(dumps(result, indent=1))
         else:
-            Screen().print(layers_table(found, self.every))
+            Screen().print(layers_table(result, self.every))
 
 
 @in_threads

@@ -56,8 +56,8 @@ class OpenRun:
         if not os.access(self.folder.path, os.W_OK):
             raise UsageError(f"{self.folder.path} is not writable; {written}.")
         call = f"offramp.commands.{function}({type(options).__name__}({str(self.folder.path)!r}), parts=...)."
-        given = None if parts is None else data.as_parts(parts, network.num_classes)
-        self.parts = parts_of(self.folder, self.config, options.root, call, given)
+        as_splits = None if parts is None else data.as_parts(parts, network.num_classes)
+        self.parts = parts_of(self.folder, self.config, options.root, call, as_splits)
         self._batch_size = options.batch_size if isinstance(options, RecordsLogits) else None
 
     @functools.cached_property

@@ -49,26 +49,26 @@ class PolicyOptions(RecordsLogits):
 
     def main(self) -> None:
         """See `Options.main`."""
-        found = find_policy(self, watch=IN_TERMINAL)
+        use = find_policy(self, watch=IN_TERMINAL)
         from offramp.show.tables import exit_table
 
-        if found.replaced:
-            say(f"The policy in {found.written} had a certificate; this one replaces it and has none.")
-        if found.better_exit is not None and self.max_drop is not None:
+        if use.replaced:
+            say(f"The policy in {use.written} had a certificate; this one replaces it and has none.")
+        if use.better_exit is not None and self.max_drop is not None:
             say(
-                f"Exit {found.better_exit + 1} alone is right more often than the last one ({found.better_top1:.2f} "
-                f"and {found.full_top1:.2f} % of the search images), and max-drop counts from the last: a budget does "
+                f"Exit {use.better_exit + 1} alone is right more often than the last one ({use.better_top1:.2f} "
+                f"and {use.full_top1:.2f} % of the search images), and max-drop counts from the last: a budget does "
                 "not."
             )
-        if self.max_drop is not None and found.policy.found["procedure"] == "last exit alone":
+        if self.max_drop is not None and use.policy.found["procedure"] == "last exit alone":
             say(
-                f"No image leaves early: on the {found.images} images of {found.split} no policy that lets one leave "
+                f"No image leaves early: on the {use.images} images of {use.split} no policy that lets one leave "
                 f"shows a drop of at most {self.max_drop:g} points, two standard errors added. Allow more, or hold out "
                 "more images."
             )
-        where = f"{found.images} of {found.split}"
+        where = f"{use.images} of {use.split}"
         remark = f"On the search images ({where}), where the thresholds were found: a description, no promise."
-        print_result(found.to_json, lambda: exit_table(found, remark), [found.written], as_json=self.json)
+        print_result(use.to_json, lambda: exit_table(use, remark), [use.written], as_json=self.json)
 
 
 @in_threads

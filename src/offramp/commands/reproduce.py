@@ -146,8 +146,8 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 def _threads(jobs: int) -> int:
     """For each of so many runs: what the environment says, else an even share of the cores."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    return int(said) if said.isdigit() and int(said) else max(1, (os.cpu_count() or 1) // jobs)
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    return int(text) if text.isdigit() and int(text) else max(1, (os.cpu_count() or 1) // jobs)
 
 
 def _list(study: "Study", rate: float, jobs: int, *, as_json: bool) -> None:

@@ -273,10 +273,10 @@ def _parts(
 
 def _refuse_all(listings: Sequence[Listing], max_megapixels: float) -> None:
     """Refuse files that cannot be used, all of them at once."""
-    found = [reason for listing in listings for reason in listing.unread]
+    problems = [reason for listing in listings for reason in listing.unread]
     for listing in listings:
-        found += unreadable(listing.paths, max_megapixels, may_be_thin=True).values()
-    check_found(found)
+        problems += unreadable(listing.paths, max_megapixels, may_be_thin=True).values()
+    check_found(problems)
 
 
 def _fitting_size(listing: Listing, train_S: IntArray, max_megapixels: float) -> tuple[int, str]:

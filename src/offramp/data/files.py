@@ -51,7 +51,7 @@ class Listing:
         labels_S: Their classes.
         class_names: One name per class.
         unread: A sentence for each image file beside them that is of no kind that is read.
-        left_out: A sentence for each that could not be used and was left out; None where nobody looked.
+        left_out: A sentence for each that could not be used and was left out; None where that was not asked for.
     """
 
     folder: Path
@@ -198,21 +198,21 @@ def unreadable(
     known = _places(mark, len(paths))
     looked_at = range(len(paths)) if known is None else known
     advance(len(paths) - len(looked_at))
-    found = {}
+    reasons = {}
     check = functools.partial(_unreadable, max_megapixels=max_megapixels, may_be_thin=may_be_thin)
     # Decoders let go of the interpreter's lock, so threads are enough.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
         try:
             for i, reason in zip(looked_at, pool.map(check, [paths[i] for i in looked_at]), strict=True):
                 if reason is not None:
-                    found[i] = reason
+                    reasons[i] = reason
                 advance(1)
         finally:
             pool.shutdown(cancel_futures=True)
     if mark is not None and known is None:
         with contextlib.suppress(OfframpError):  # a cache that cannot be written is none
-            write_atomically(mark, " ".join(map(str, found)).encode())
-    return {paths[i]: reason for i, reason in found.items()}
+            write_atomically(mark, " ".join(map(str, reasons)).encode())
+    return {paths[i]: reason for i, reason in reasons.items()}
 
 
 def check_found(problems: Sequence[str]) -> None:

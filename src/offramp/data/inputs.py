@@ -80,8 +80,8 @@ class Inputs:
 
     def prepare(self, images: Any) -> Tensor:
         """See `EarlyExitNet.preprocess`."""
-        given = images if isinstance(images, (list, tuple)) else [images]
-        seen = [self._seen(decode(Path(i)) if isinstance(i, (str, Path)) else pixels(i), "An image") for i in given]
+        items = images if isinstance(images, (list, tuple)) else [images]
+        seen = [self._seen(decode(Path(i)) if isinstance(i, (str, Path)) else pixels(i), "An image") for i in items]
         return torch.stack(seen) if seen else torch.empty(0, *self.image_shape)
 
     def _seen(self, image_CHW: Tensor, name: str | Path) -> Tensor:

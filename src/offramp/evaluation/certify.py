@@ -80,7 +80,9 @@ class Certificate:
             read = convert(value, cls, "The policy's certificate", exact=True, hint="A newer offramp may know it.")
         except OfframpError as error:
             raise UsageError(str(error)) from error
-        if missing := asdict(read.promise).keys() - value["promise"].keys():  # its defaults promise what nobody proved
+        if (
+            missing := asdict(read.promise).keys() - value["promise"].keys()
+        ):  # defaults would promise what was not proved
             raise UsageError(f"The policy's certificate is damaged: its promise has no {min(missing)}.")
         return read
 

@@ -320,9 +320,11 @@ def recorded(
         is_of_it = forward is None or (kept is not None and kept.made_on.endswith(f", {forward.name}"))
         if kept is not None and is_of_it and (kept.weights, kept.fingerprint, kept.num_images) == wanted:
             return kept
-    made = record(network, split, forward=forward, device=device, batch_size=batch_size, limit=limit, progress=progress)
-    made.save(path)
-    return made
+    fresh = record(
+        network, split, forward=forward, device=device, batch_size=batch_size, limit=limit, progress=progress
+    )
+    fresh.save(path)
+    return fresh
 
 
 def _checked(

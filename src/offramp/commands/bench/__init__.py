@@ -147,12 +147,14 @@ def bench(
         curve=options.plots is not None,
         watch=watch,
     )
-    found = measured(timed, Timing(options.batches, options.limit, options.rounds, options.seconds), watch, measured_on)
+    result = measured(
+        timed, Timing(options.batches, options.limit, options.rounds, options.seconds), watch, measured_on
+    )
     plots: dict[Path, bytes] = {}
     if options.plots is not None:
-        contents = drawn(found, timed.search, timed.test, run.cost, options.plots)
+        contents = drawn(result, timed.search, timed.test, run.cost, options.plots)
         plots = {run.folder.plots / f"{name}.{options.plots}": content for name, content in contents.items()}
-    return dataclasses.replace(found, written=write_result(found.to_json(), target, plots))
+    return dataclasses.replace(result, written=write_result(result.to_json(), target, plots))
 
 
 def _target(folder: "RunFolder", out: str | Path | None) -> Path:

@@ -120,7 +120,7 @@ def measured(timed: Subject, timing: Timing, watch: Watch, conditions: dict[str,
     watch.note(f"Comparing the engine's answers with the policy's on {test.split}.")
     engine = whole(engine)
     answers = joined(engine.stream(batch.images_BCHW for batch in parts.test.batches()))
-    found = on_test(answers, policy, engine.operations(Plan(), costs.image_shape), test)
+    on_all = on_test(answers, policy, engine.operations(Plan(), costs.image_shape), test)
     full_S = right(policy, test, -1)
     return Bench(
         run=run.folder,
@@ -134,8 +134,8 @@ def measured(timed: Subject, timing: Timing, watch: Watch, conditions: dict[str,
         test=test.split,
         fingerprint=test.fingerprint,
         images=test.num_images,
-        accuracy=found.accuracy,
-        operations=found.operations_S.mean().item(),
+        accuracy=on_all.accuracy,
+        operations=on_all.operations_S.mean().item(),
         asks=tuple(k + 1 for k in engine.asks(engine.stream_plan)),
         exits=tuple(accuracy(right(policy, test, k), full_S) for k in range(run.network.num_exits)),
         exit_operations=tuple(count.operations for count in costs.path),

@@ -176,12 +176,12 @@ class Rivals:
 
     def _that_run(self, programs: Sequence[Program], exit: int, feed: Feed) -> list[Program]:
         """The programs that answer an image: what is compiled is, by some forms, only at the first call."""
-        found = []
+        runnable = []
         for one in programs:
             with self._noting(one.form):
                 Straight(one, self.engine.policy, exit, None)(feed.offers[0][:1])
-                found.append(one)
-        return found
+                runnable.append(one)
+        return runnable
 
     @contextmanager
     def _noting(self, form: Form) -> Iterator[None]:
@@ -256,7 +256,7 @@ def measure(
     seconds = take_turns(turns, rounds, after_round=tick)
     names, last = [str(k) for k in range(engine.num_exits)], str(engine.num_exits - 1)
     speeds = {name: _speed(turns[name], seconds[name], seconds[last], feed) for name in ("engine", *names)}
-    found = on_test(_chosen(policy, test), policy, engine.operations(fed.plan, costs.image_shape), test)
+    expected = on_test(_chosen(policy, test), policy, engine.operations(fed.plan, costs.image_shape), test)
     spent_K = engine.operations(Plan(), costs.image_shape)
     in_full_S = on_test(_chosen(engine.policy, test), engine.policy, spent_K, test).operations_S
     if not fed.plan.straight:
@@ -265,8 +265,8 @@ def measure(
         name=feed.name,
         images=feed.images,
         asks=tuple(k + 1 for k in engine.asks(fed.plan)),
-        accuracy=found.accuracy,
-        operations=found.operations_S.mean().item(),
+        accuracy=expected.accuracy,
+        operations=expected.operations_S.mean().item(),
         promised=costs.path[-1].operations / in_full_S[feed.positions_S].mean().item(),
         engine=speeds["engine"],
         exits=tuple(speeds[name] for name in names),
