@@ -88,7 +88,7 @@ def do_all(tasks: Sequence[Task], runner: Runner, finished: Finished, before: in
                 board.note(step)
             elif step is not None:
                 task, result = step
-                _mark(task, failed=isinstance(result, str))
+                mark(task, failed=isinstance(result, str))
                 if isinstance(result, str):
                     failed.append(task)
                     board.note(f"Failed: {task.name}: {result}")
@@ -138,7 +138,7 @@ def _processes(waiting: list[Task], jobs: int, threads: int) -> Generator[Step]:
             process.wait()
 
 
-def _mark(task: Task, *, failed: bool) -> None:
+def mark(task: Task, *, failed: bool) -> None:
     """Keep beside its log whether the task failed, so that next time it is tried after the others."""
     if failed:
         _mark_of(task).parent.mkdir(parents=True, exist_ok=True)

@@ -20,9 +20,24 @@ class _Watched(HeldOut):
         self._search = test
 
 
-def on_test(root: str | None = None, *, batch_size: int = 64, workers: int = 0, source: str, **arguments: Any) -> Parts:
+def on_test(
+    root: str | None = None,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    skip_unreadable: bool = False,
+    source: str,
+    **arguments: Any,
+) -> Parts:
     """The data set `source` with nothing held out, watched on its test set after every epoch."""
-    named = DataConfig(source=Spec(source, arguments), root=root, batch_size=batch_size, holdout=0, workers=workers)
+    named = DataConfig(
+        source=Spec(source, arguments),
+        root=root,
+        batch_size=batch_size,
+        holdout=0,
+        workers=workers,
+        skip_unreadable=skip_unreadable,
+    )
     parts = data.load(named)
     for split in parts.splits():
         split.config = None  # `load` signs what it returns with the configuration that names this function
