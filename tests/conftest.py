@@ -293,14 +293,10 @@ TINY = Path(__file__).parent / "paper" / "tiny.py"
 
 
 @pytest.fixture
-def tiny_scale() -> Scale:
+def tiny_scale(script: Callable[[Path], ModuleType]) -> Scale:
     """The scale of `tiny.py`."""
-    spec = importlib.util.spec_from_file_location("tiny", TINY)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.SCALE
+    scale: Scale = script(TINY).SCALE
+    return scale
 
 
 @pytest.fixture

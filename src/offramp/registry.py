@@ -1,6 +1,6 @@
 """Every objective, rule, backbone, data set and command by name, as `module:attribute` in this package.
 
-A new one is its file and a line here: the command line, its help, `offramp train --list`, the study's league and the
+A new one is its file and a line here: the command line, its help, `offramp names`, the study's league and the
 tests that hold for all read these tables. Nothing is imported until `load`, so that help needs no torch.
 """
 

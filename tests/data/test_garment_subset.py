@@ -1,6 +1,5 @@
 """The images that ship: what they are, that no two parts share one, and that they are what the script makes."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +61,8 @@ def test_each_part_is_of_the_part_of_that_name_of_fashion_mnist() -> None:
 
 
 @with_debian
-def test_the_files_are_what_the_script_makes() -> None:
-    found = importlib.util.spec_from_file_location("garments_script", SCRIPT)
-    assert found is not None
-    assert found.loader is not None
-    script = importlib.util.module_from_spec(found)
-    found.loader.exec_module(script)
-    images, labels = script.chosen()
+def test_the_files_are_what_the_script_makes(script) -> None:
+    images, labels = script(SCRIPT).chosen()
     for name, split in zip(COUNTS, data.garments().splits(), strict=True):
         assert torch.equal(split.pixels_SCHW[torch.from_numpy(split.indices_S)], images[name])  # type: ignore[attr-defined]
         assert torch.equal(split.labels_S, labels[name])

@@ -5,7 +5,6 @@ archives are torchvision's. They hold pickles, which are read here: the bytes wh
 by an unpickler that can build nothing but arrays and plain values. torchvision's reader runs what a pickle asks for.
 """
 
-import functools
 import io
 import pickle
 import tarfile
@@ -20,8 +19,8 @@ from torch import Tensor
 from offramp.data.archives import check, download, root_folder
 from offramp.data.base import Parts
 from offramp.data.builder import builder
-from offramp.data.memory import Look, MemorySplit
-from offramp.data.partition import Cut, divide
+from offramp.data.memory import Look, official_parts
+from offramp.data.partition import Cut
 from offramp.data.randomness import IntArray
 from offramp.errors import OfframpError
 
@@ -84,14 +83,7 @@ def _cifar(name: str, look: Look, root: str | Path | None, batch_size: int, cut:
     contents = {file: unpickle(content) for file, content in _files(published, root_folder(root))}
     train, test = (_join([contents[file] for file, _ in part]) for part in (published.train_list, published.test_list))
     names = contents[published.meta["filename"]][published.meta["key"]]
-    split = functools.partial(MemorySplit, look=look, class_names=names, batch_size=batch_size)
-    return divide(
-        name,
-        np.arange(len(train[1])),
-        functools.partial(split, *train),
-        split(*test, f"{name}/test", np.arange(len(test[1])), False),
-        cut,
-    )
+    return official_parts(name, train, test, cut, look=look, class_names=names, batch_size=batch_size)
 
 
 def _files(published: Any, root: Path) -> Iterator[tuple[str, bytes]]:

@@ -3,7 +3,6 @@
 S images. Xiao, Rasul and Vollgraf, Fashion-MNIST, 2017; Debian packages it as dataset-fashion-mnist.
 """
 
-import functools
 import gzip
 import zlib
 from pathlib import Path
@@ -15,8 +14,8 @@ from torch import Tensor
 from offramp.data.archives import check, download, root_folder
 from offramp.data.base import Parts
 from offramp.data.builder import builder
-from offramp.data.memory import Look, MemorySplit
-from offramp.data.partition import Cut, divide
+from offramp.data.memory import Look, official_parts
+from offramp.data.partition import Cut
 from offramp.data.randomness import IntArray
 from offramp.errors import OfframpError
 
@@ -56,14 +55,7 @@ def fashion_mnist(
     """
     cut = Cut(holdout, split_seed, limit, HOLDOUT)
     train, test = (read(part, root_folder(root)) for part in ("train", "t10k"))
-    split = functools.partial(MemorySplit, look=LOOK, class_names=CLASS_NAMES, batch_size=batch_size)
-    return divide(
-        "fashion-mnist",
-        np.arange(len(train[1])),
-        functools.partial(split, *train),
-        split(*test, "fashion-mnist/test", np.arange(len(test[1])), False),
-        cut,
-    )
+    return official_parts("fashion-mnist", train, test, cut, look=LOOK, class_names=CLASS_NAMES, batch_size=batch_size)
 
 
 def read(part: str, root: Path) -> tuple[Tensor, IntArray]:

@@ -126,18 +126,9 @@ class FileSplit(Split):
         slots_TBCHW = self._slots(max(map(len, shares), default=0))
         free = collections.deque(range(len(slots_TBCHW)))
         jobs = (([folder / files[i] for i in indices_B], indices_B, free.popleft()) for indices_B in shares)
-        loader: DataLoader[tuple[int, int] | OfframpError] = DataLoader(
-            _Decoder(slots_TBCHW, self.flip, draw, self.max_megapixels),
-            sampler=jobs,
-            batch_size=None,  # a job is a batch already
-            num_workers=self.workers,
-            prefetch_factor=_AHEAD if self.workers else None,
-            collate_fn=_as_it_is,
-            worker_init_fn=_leave_interrupts_to_the_parent,
-            generator=torch.Generator(),  # or it would draw from, and so advance, the run's generator
-        )
+        decoder = _Decoder(slots_TBCHW, self.flip, draw, self.max_megapixels)
         mean_C, std_C = (sent(torch.tensor(values), self.device) for values in (MEAN, STD))
-        for done in _guarded(iter(loader)):
+        for done in by_workers(decoder, jobs, self.workers):
             if isinstance(done, OfframpError):
                 raise done
             slot, size = done
@@ -294,6 +285,21 @@ class _Decoder(Dataset[tuple[int, int] | OfframpError]):
         height, width = image_CHW.shape[1:]
         image_CHW = resize(cut(image_CHW, random_box(height, width, uniforms)), (self.image_size, self.image_size))
         return image_CHW.flip(-1) if self.flip and uniforms[CROP_UNIFORMS] < 0.5 else image_CHW
+
+
+def by_workers(dataset: Dataset[Any], jobs: Iterable[Any], workers: int) -> Iterator[Any]:
+    """`dataset[job]` of each job in order, by so many processes that work ahead; one that is gone is a clear error."""
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        sampler=jobs,
+        batch_size=None,  # a job is a batch already
+        num_workers=workers,
+        prefetch_factor=_AHEAD if workers else None,
+        collate_fn=_as_it_is,
+        worker_init_fn=_leave_interrupts_to_the_parent,
+        generator=torch.Generator(),  # or it would draw from, and so advance, the run's generator
+    )
+    return _guarded(iter(loader))
 
 
 def _as_it_is(item: Any) -> Any:

@@ -6,6 +6,7 @@ B images of a batch, S images of the whole array, C channels, H and W pixels.
 """
 
 import copy
+import functools
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from offramp.data.augment import crop_and_flip, normalise
-from offramp.data.base import Split
+from offramp.data.base import Parts, Split
 from offramp.data.inputs import CHANNELS, Inputs
+from offramp.data.partition import Cut, divide
 from offramp.data.randomness import Draw, IntArray
 from offramp.devices import has_room, sent
 
@@ -124,3 +126,25 @@ def statistics(pixels_SCHW: Tensor, indices_S: IntArray) -> tuple[tuple[float, .
     mean_C = np.asarray(total) / count
     std_C = np.sqrt(np.maximum(np.asarray(squares) / count - mean_C**2, 0))
     return tuple(mean_C.tolist()), tuple(np.where(std_C > 1e-6, std_C, 1.0).tolist())
+
+
+def official_parts(
+    name: str,
+    train: tuple[Tensor, IntArray],
+    test: tuple[Tensor, IntArray],
+    cut: Cut,
+    *,
+    look: Look,
+    class_names: Sequence[str],
+    batch_size: int,
+) -> Parts:
+    """The parts of a data set whose publisher says which images are for training and which for test.
+
+    Args:
+        train: Pixels and classes of the official training images.
+        test: The same for test.
+        cut: What is held out of `train`.
+    """
+    split = functools.partial(MemorySplit, look=look, class_names=class_names, batch_size=batch_size)
+    whole = split(*test, f"{name}/test", np.arange(len(test[1])), False)
+    return divide(name, np.arange(len(train[1])), functools.partial(split, *train), whole, cut)

@@ -6,7 +6,6 @@ a third garment, of any class, which says nothing about the class of the image.
 S images, B blocks of garments, N = 10 classes of garments.
 """
 
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,8 @@ from offramp.data import fashion
 from offramp.data.archives import root_folder
 from offramp.data.base import Parts
 from offramp.data.builder import builder
-from offramp.data.memory import Look, MemorySplit
-from offramp.data.partition import Cut, divide
+from offramp.data.memory import Look, official_parts
+from offramp.data.partition import Cut
 from offramp.data.randomness import IntArray, Purpose, permutation
 
 NAME = "fashion-pairs"
@@ -54,26 +53,19 @@ def fashion_pairs(
     """
     cut = Cut(holdout, split_seed, limit)
     train, test = (_read(part, root_folder(root)) for part in ("train", "t10k"))
-    split = functools.partial(MemorySplit, look=LOOK, class_names=CLASS_NAMES, batch_size=batch_size)
-    return divide(
-        NAME,
-        np.arange(len(train[1])),
-        functools.partial(split, *train),
-        split(*test, f"{NAME}/test", np.arange(len(test[1])), False),
-        cut,
-    )
+    return official_parts(NAME, train, test, cut, look=LOOK, class_names=CLASS_NAMES, batch_size=batch_size)
 
 
 def _read(part: str, root: Path) -> tuple[Tensor, IntArray]:
     """Pixels and classes of one part."""
-    garments_SHW, classes_S = fashion.read(part, root)[0][:, 0], fashion.read(part, root)[1]
+    garments_SCHW, classes_S = fashion.read(part, root)
     blocks = len(classes_S) // N**3
     if part == "train":
         triples = np.arange(blocks // 3 * 3).reshape(3, -1).T  # each block in one channel of one triple
     else:
         triples = (np.arange(blocks)[:, None] + np.arange(3)) % blocks  # each block in each channel once
     pairs_S3 = pairs(classes_S, triples)
-    pixels_S3HW = F.pad(garments_SHW[torch.from_numpy(pairs_S3)], (MARGIN,) * 4)
+    pixels_S3HW = F.pad(garments_SCHW[:, 0][torch.from_numpy(pairs_S3)], (MARGIN,) * 4)
     return pixels_S3HW, classes_S[pairs_S3[:, 0]] * N + classes_S[pairs_S3[:, 1]]
 
 

@@ -25,7 +25,7 @@ from torch.utils.data import (
 )
 
 from offramp.data.base import HeldOut, Parts, Split
-from offramp.data.files import _as_it_is, _guarded, _leave_interrupts_to_the_parent
+from offramp.data.files import by_workers
 from offramp.data.randomness import Draw, IntArray, Purpose, hashes, permutation
 from offramp.errors import UsageError
 
@@ -47,16 +47,7 @@ class _Source:
     """Position of its first image, so that images of two data sets are told apart."""
 
     def read(self, shares: Iterable[IntArray], draw: Draw | None) -> Iterator[tuple[Tensor, Tensor]]:
-        loader: DataLoader[Any] = DataLoader(
-            _Seeded(self, draw),
-            sampler=shares,
-            batch_size=None,  # a share is a batch already
-            num_workers=self.workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_leave_interrupts_to_the_parent,
-            generator=torch.Generator(),  # or it would draw from the run's generator
-        )
-        return _guarded(iter(loader))
+        return by_workers(_Seeded(self, draw), shares, self.workers)
 
 
 class _Seeded(Dataset[tuple[Tensor, Tensor]]):

@@ -23,6 +23,7 @@ verdict.html         the same as a page
 verdict/             the runs of these smaller networks
 export/              the network for other runtimes, made by `offramp export`
 manifest.json        what `offramp reproduce` keeps of a run of a study: configuration, figures, times
+tensorboard/         curves of `offramp train --tensorboard`
 """
 
 import importlib

@@ -55,12 +55,13 @@ class RunFolder:
         self.verdict_runs = self.path / "verdict"
         self.export = self.path / "export"
         self.manifest = self.path / "manifest.json"
+        self.tensorboard = self.path / "tensorboard"
 
     def contents(self) -> list[Path]:
         """All that offramp writes into the folder beside `config.json`, the weights first; it need not be there."""
         paths = [path for path in vars(self).values() if isinstance(path, Path)]
         paths.sort(key=lambda path: path not in (self.weights, self.best_weights, self.checkpoints))
-        return [path for path in (*paths, self.path / "tensorboard") if path not in (self.path, self.config)]
+        return [path for path in paths if path not in (self.path, self.config)]
 
     def record(self, part: str) -> Path:
         """The file with the logits of a part of the data: `train`, `search`, `certify` or `test`."""

@@ -82,9 +82,7 @@ class Runner:
         Streams are run under `stream`; by default under the plan for the largest batches. `chunks` are what `straight`
         takes at a time, by size; by default what the plans do. `program` is one in this form, if there.
         """
-        check_sizes(plans)
-        for plan in filter(None, (*plans.values(), stream)):
-            self._check(plan)
+        self._check_all(plans, stream)
         check_form(form, self.policy)
         program = program or make_program(self.network, form, self.device)
         check_scales(program, self.policy)
@@ -95,9 +93,7 @@ class Runner:
         self, plans: Mapping[int, Plan], stream: Plan | None = None, *, chunks: Mapping[int, int | None] | None = None
     ) -> Self:
         """The same under other plans that shares this one's program; arguments as of `use`."""
-        check_sizes(plans)
-        for plan in filter(None, (*plans.values(), stream)):
-            self._check(plan)
+        self._check_all(plans, stream)
         twin = copy.copy(self)
         twin._arrange(plans, stream, chunks)
         return twin
@@ -116,6 +112,11 @@ class Runner:
             for size, plan in self.plans.items()
         }
         self._straight[None] = Straight(self.program, self.policy, last, self.stream_plan.chunk)
+
+    def _check_all(self, plans: Mapping[int, Plan], stream: Plan | None) -> None:
+        check_sizes(plans)
+        for plan in filter(None, (*plans.values(), stream)):
+            self._check(plan)
 
     def _check(self, plan: Plan) -> None:
         named = {*(plan.asks or ()), *(plan.compacts or ())}
@@ -150,12 +151,11 @@ class Runner:
     def _call_for(self, images: int) -> Callable[..., Answers]:
         if images == 0:
             return lambda images_BCHW, tally=None: self.nothing()
-        size = self._size(images)
-        if self.plans[size].straight:
-            return self._straight[size]
-        asks = self.asks(self.plans[size])
-        single = self.program.single(self.policy, asks) if images == 1 else None
-        return self._adaptive if single is None else functools.partial(self._in_one, single, segments(asks))
+        plan = self.plan_for(images)
+        if plan.straight:
+            return self.straight(images)
+        single = self.program.single(self.policy, self.asks(plan)) if images == 1 else None
+        return self._adaptive if single is None else functools.partial(self._in_one, single, self.segments(plan))
 
     def straight(self, images: int | None) -> Straight:
         """The plain way for a batch of so many images, in the engine's form: what exits have to be faster than.

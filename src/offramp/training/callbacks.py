@@ -45,7 +45,7 @@ def of_settings(config: TrainConfig, folder: RunFolder) -> list[Callback]:
     name = folder.path.resolve().name
     callbacks: list[Callback] = []
     if config.tensorboard:
-        callbacks.append(TensorBoard(folder.path / "tensorboard"))
+        callbacks.append(TensorBoard(folder.tensorboard))
     if config.wandb:
         callbacks.append(WandB(project="offramp", name=name))
     if config.mlflow:

@@ -17,6 +17,7 @@ from offramp.data import Given, HeldOutGiven, Split
 from offramp.data.files import at_most_twenty
 from offramp.devices import device_named, with_kernels, with_threads
 from offramp.errors import UsageError
+from offramp.evaluation import Promise
 from offramp.files import Epoch, RunFolder, load, write
 from offramp.network import EarlyExitNet
 from offramp.objectives import Objective
@@ -34,8 +35,8 @@ from offramp.training.run_lock import holds_another, is_claimed, locked
 from offramp.training.splits import Unaugmented
 from offramp.training.trunk import frozen, parameter_groups
 
-CERTIFIABLE = math.ceil(math.log(1 - 0.95) / math.log(1 - 0.01))
-"""Images without a loss that prove the usual promise of `offramp certify`: a risk of 0.01 at 0.95."""
+CERTIFIABLE = math.ceil(math.log(Promise().level) / math.log(1 - Promise().risk))
+"""Images without a loss that prove the usual promise of `offramp certify`."""
 
 SMALL = 5_000
 """Fewer images than this to train on are few for a network from scratch."""

@@ -15,6 +15,7 @@ from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
 
 if TYPE_CHECKING:
+    from offramp.commands.bench.measuring import Subject
     from offramp.data import PartsGiven
     from offramp.files import RunFolder
     from offramp.network import EarlyExitNet
@@ -67,8 +68,7 @@ class BenchOptions(RecordsLogits):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.policy is not None and self.max_drop is not None:
-            raise UsageError("Give a policy or max_drop, for which one is found, not both.")
+        _check_one(self.policy, self.max_drop)
         if not self.batches or len(set(self.batches)) < len(self.batches):
             raise UsageError(f"batches must be one size or more, each once, not {list(self.batches)}.")
         for name, value, least in (
@@ -123,10 +123,8 @@ def bench(
     from offramp.evaluation.targets import check_target
     from offramp.runtime.timing import conditions
     from offramp.show import figures
-    from offramp.show.bench.plots import drawn
 
-    if policy is not None and options.max_drop is not None:
-        raise UsageError("Give a policy or max_drop, for which one is found, not both.")
+    _check_one(policy, options.max_drop)
     measured_on = conditions(device_named(options.device))  # before the machine is busy with us
     if options.plots is not None:
         figures.require()
@@ -150,11 +148,21 @@ def bench(
     result = measured(
         timed, Timing(options.batches, options.limit, options.rounds, options.seconds), watch, measured_on
     )
-    plots: dict[Path, bytes] = {}
-    if options.plots is not None:
-        contents = drawn(result, timed.search, timed.test, run.cost, options.plots)
-        plots = {run.folder.plots / f"{name}.{options.plots}": content for name, content in contents.items()}
+    plots = {} if options.plots is None else _drawn(result, timed, options.plots)
     return dataclasses.replace(result, written=write_result(result.to_json(), target, plots))
+
+
+def _drawn(result: "Bench", timed: "Subject", kind: Plots) -> dict[Path, bytes]:
+    """Plots by the files that they go to."""
+    from offramp.show.bench.plots import drawn
+
+    contents = drawn(result, timed.search, timed.test, timed.run.cost, kind)
+    return {timed.run.folder.plots / f"{name}.{kind}": content for name, content in contents.items()}
+
+
+def _check_one(policy: "str | Path | Policy | None", max_drop: float | None) -> None:
+    if policy is not None and max_drop is not None:
+        raise UsageError("Give a policy or max_drop, for which one is found, not both.")
 
 
 def _target(folder: "RunFolder", out: str | Path | None) -> Path:
