@@ -80,9 +80,8 @@ class Certificate:
             read = convert(value, cls, "The policy's certificate", exact=True, hint="A newer offramp may know it.")
         except OfframpError as error:
             raise UsageError(str(error)) from error
-        if (
-            missing := asdict(read.promise).keys() - value["promise"].keys()
-        ):  # defaults would promise what was not proved
+        missing = asdict(read.promise).keys() - value["promise"].keys()
+        if missing:  # its defaults would promise what was not proved
             raise UsageError(f"The policy's certificate is damaged: its promise has no {min(missing)}.")
         return read
 
