@@ -119,7 +119,7 @@ def export(options: ExportOptions, *, watch: Watch = QUIET) -> Exported:
         shape = parts_of(folder, config, options.root, call).test.image_shape
     made, measured, suffix = None, None, ""
     if options.int8:
-        call = "offramp.export.quantized(network, offramp.export.part(network), images)."
+        call = "offramp.export.quantized(network, offramp.export.parts(network), images)."
         data = parts_of(folder, config, options.root, call)
         made, measured, policy = in_int8(network, policy, shape, data, watch.note)
         suffix = "-int8"
