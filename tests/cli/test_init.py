@@ -177,6 +177,17 @@ def test_json_is_one_object_alone(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert isinstance(json.loads(capsys.readouterr().out), dict), words
 
 
+def test_of_several_processes_the_first_prints_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*DIGITS, "limit=100", "--epochs", "1", "--json", "--out", str(tmp_path / "run")]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["runs"]
+    monkeypatch.setenv("RANK", "1")
+    assert main(words) == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_quiet_and_verbose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quick = [*DIGITS, "limit=100", "--epochs", "1", "--out", str(tmp_path / "run")]
     assert main([*quick, "-q"]) == 0

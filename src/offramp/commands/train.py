@@ -38,6 +38,7 @@ class TrainOptions(OpensRuns):
     def main(self) -> None:
         """See `Options.main`."""
         before_torch()
+        from offramp.processes import from_environment
         from offramp.training import train
 
         if self.seeds == 1:
@@ -50,7 +51,7 @@ class TrainOptions(OpensRuns):
             if len(runs) > 1:
                 say(f"Seed {run.training.seed}, run {number} of {len(runs)}")
             train(run, out, overwrite=self.overwrite)
-        if self.json:
+        if self.json and from_environment("RANK", 0) == 0:  # of several processes the first
             print(dumps({"runs": [{"run": out, "last_epoch": _last_epoch(out)} for out in runs]}))
 
 
