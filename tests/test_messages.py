@@ -33,3 +33,16 @@ def test_what_messages_tell_to_call_can_be_called() -> None:
             outer, _, kind = module.rpartition(".")
             owner = getattr(importlib.import_module(outer), kind)
         assert callable(getattr(owner, attribute)), name
+
+
+def test_files_that_the_docs_name_are_there() -> None:
+    """Pages named files of rooms that had moved."""
+    root = Path(__file__).parents[1]
+    pages = [page for page in (root / "docs").glob("*.md") if page.name != "LOG.md"]  # it tells what was
+    missing = [
+        f"{page.name}: {name}"
+        for page in pages
+        for name in re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", page.read_text())
+        if not any((root / above / name).is_file() for above in (".", "src/offramp", "tests"))
+    ]
+    assert not missing

@@ -26,8 +26,8 @@ class TorchProgram(Program):
         as_it_is: Run it without folding and in its own layout: what the other forms are compared with.
 
     Raises:
-        UsageError: An exit that writes into a map that a later part reads: see `fast.writes`. Where the network does
-            not say which images it is for, that is known once images have come, and `enter` raises it.
+        UsageError: An exit that writes into a map that a later part reads: see `graphs.exit_writes`. Where the network
+            does not say which images it is for, that is known once images have come, and `enter` raises it.
     """
 
     def __init__(
