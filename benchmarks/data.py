@@ -38,7 +38,7 @@ from offramp import backbones, data, objectives
 from offramp.config import Spec, TrainConfig
 from offramp.data import Batch, Parts
 from offramp.data.files import _Decoder
-from offramp.data.inputs import decode
+from offramp.data.inputs import MAX_MEGAPIXELS, decode
 from offramp.data.randomness import Draw
 from offramp.runtime.timing import conditions, take_turns
 
@@ -161,7 +161,8 @@ def make_files(folder: Path, copies: int) -> list[Path]:
 def decode_all(paths: Sequence[Path], whole: bool) -> None:
     """What a plain process does: decode, and if `whole` crop and resize as for training."""
     torch.set_num_threads(1)
-    decoder = _Decoder(torch.empty(1, FILES_BATCH, 3, 224, 224, dtype=torch.uint8), True, Draw(0, 0))
+    slots = torch.empty(1, FILES_BATCH, 3, 224, 224, dtype=torch.uint8)
+    decoder = _Decoder(slots, True, Draw(0, 0), MAX_MEGAPIXELS)
     for first in range(0, len(paths), FILES_BATCH):
         batch = list(paths[first : first + FILES_BATCH])
         if whole:

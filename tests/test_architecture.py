@@ -34,6 +34,7 @@ LEVELS = {
     **dict.fromkeys(["rules", "export"], 3),
     **dict.fromkeys(["training", "runtime"], 4),
     "results": 5,
+    "serve": 5,
     "show": 6,
     "hub": 6,
     "paper": 7,
