@@ -11,7 +11,13 @@ from offramp.policy import Measure
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 40, 30, 3), dtype=np.uint8)
 INPUTS = Inputs(tuple("0123456789"), (1, 16, 16), (0.3,), (0.32,), "central-fit")
-MEASURES = [Measure(), Measure(temperatures=(0.7, 1.0, 1.6)), Measure("margin"), Measure("entropy"), Measure("patience")]
+MEASURES = [
+    Measure(),
+    Measure(temperatures=(0.7, 1.0, 1.6)),
+    Measure("margin"),
+    Measure("entropy"),
+    Measure("patience"),
+]
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: f"{measure.name} {measure.temperatures is not None}")

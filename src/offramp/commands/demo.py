@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class DemoOptions(OnRun, Computes):
     """Make a web page that runs the network in the browser, exit by exit.
 
-    A folder for any static host: the page, the network as ONNX, and onnxruntime-web, which is downloaded once (33 MB). No
-    server computes, and no image leaves the browser.
+    A folder for any static host: the page, the network as ONNX, and onnxruntime-web, which is downloaded once (33 MB).
+    No server computes, and no image leaves the browser.
     """
 
     out: Annotated[str | Path, tyro.conf.arg(metavar="DIR")] = "site"
@@ -66,7 +66,7 @@ def demo(options: DemoOptions) -> Demo:
     from offramp.costs import cost
     from offramp.export.levels import levels
     from offramp.export.stage_files import check_policy
-    from offramp.export.tracing import parts
+    from offramp.export.tracing import need_onnx, parts
     from offramp.files import RunFolder, load
     from offramp.serve.page import page
     from offramp.serve.samples import samples
@@ -75,7 +75,9 @@ def demo(options: DemoOptions) -> Demo:
 
     target = Path(options.out).expanduser()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise UsageError(f"{target} is there already; remove it, or choose a folder that does not exist yet with --out.")
+        raise UsageError(
+            f"{target} is there already; remove it, or choose a folder that does not exist yet with --out."
+        )
     folder = RunFolder(options.run, options.allow_code)
     config = folder.read_config()
     network = load(folder.path, allow_code=options.allow_code)
@@ -84,8 +86,12 @@ def demo(options: DemoOptions) -> Demo:
         check_policy(network, policy)
     inputs = inputs_of(folder, config, options.root)
     check_fits(inputs, network, folder)
+    need_onnx()
+    runtime = web_runtime(options.runtime)
     split = parts(network, inputs.image_shape)
-    stages = [model.SerializeToString(deterministic=True) for model in levels(split, network, ladder[0].measure, inputs)]
+    stages = [
+        model.SerializeToString(deterministic=True) for model in levels(split, network, ladder[0].measure, inputs)
+    ]
     names = [f"stage-{k}.onnx" for k in range(1, len(stages) + 1)]
     shown = samples(folder.path, inputs.class_names)
     addresses = [f"samples/{number}{sample.path.suffix.lower()}" for number, sample in enumerate(shown)]
@@ -105,7 +111,7 @@ def demo(options: DemoOptions) -> Demo:
         "model.json": dumps(model, ensure_ascii=False).encode(),
         **dict(zip(names, stages, strict=True)),
         **{url: one.path.read_bytes() for url, one in zip(addresses, shown, strict=True)},
-        **{f"runtime/{name}": content for name, content in web_runtime(options.runtime).items()},
+        **{f"runtime/{name}": content for name, content in runtime.items()},
     }
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +148,6 @@ def _described(folder: "RunFolder", ladder: "Sequence[Policy]") -> dict[str, Any
     from offramp.files import read
     from offramp.policy import NOBODY
     from offramp.results.evaluation import EvaluationFile
-    from offramp.storage import weights_hash
 
     certificates = [Certificate.of(policy) for policy in ladder]
     evaluation = read(folder.evaluation, EvaluationFile) if folder.evaluation.is_file() else None

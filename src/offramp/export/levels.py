@@ -1,8 +1,8 @@
 """A file for each stage with its exit, for a runtime that walks them itself: one image, shown exit by exit.
 
-What such a runtime has to do is to compare a confidence with a threshold. Everything else is in the files: pixels become
-the network's input in the first, and each reads its exit's logits as the measure does. They connect by names: each
-wants some of what those before it gave.
+Such a runtime has to compare a confidence with a threshold; everything else is in the files. Pixels become the network's
+input in the first, and each reads its exit's logits as the measure does. They connect by names: each wants some of what
+those before it gave.
 """
 
 from collections.abc import Iterator
@@ -49,7 +49,10 @@ def levels(split: Parts, network: EarlyExitNet, measure: Measure, inputs: Inputs
         given = [
             (answer.label, helper.make_tensor_value_info("label", _INT64, [BATCH])),
             (answer.confidence, helper.make_tensor_value_info("confidence", _FLOAT, [BATCH])),
-            (answer.probabilities, helper.make_tensor_value_info("probabilities", _FLOAT, [BATCH, network.num_classes])),
+            (
+                answer.probabilities,
+                helper.make_tensor_value_info("probabilities", _FLOAT, [BATCH, network.num_classes]),
+            ),
         ]
         passed = []
         if k < last:
@@ -66,9 +69,7 @@ def levels(split: Parts, network: EarlyExitNet, measure: Measure, inputs: Inputs
         taken = [called for _, called in passed]
 
 
-def _model(
-    graph: Graph, taken: "list[onnx.ValueInfoProto]", given: "list[onnx.ValueInfoProto]"
-) -> "onnx.ModelProto":
+def _model(graph: Graph, taken: "list[onnx.ValueInfoProto]", given: "list[onnx.ValueInfoProto]") -> "onnx.ModelProto":
     import onnx
     from onnx import helper, shape_inference
 

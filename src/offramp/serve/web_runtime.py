@@ -61,8 +61,8 @@ def web_runtime(folder: str | Path | None = None) -> dict[str, bytes]:
         )
     if missing:
         say(
-            f"Downloading onnxruntime-web {VERSION} from registry.npmjs.org: 33 MB, once; 14 MB of it are kept in {kept} "
-            "and go into the folder."
+            f"Downloading onnxruntime-web {VERSION} from registry.npmjs.org: 33 MB, once; 14 MB of it are kept in "
+            f"{kept} and go into the folder."
         )
         for name, content in _downloaded().items():
             write_atomically(kept / name, content)
@@ -79,8 +79,8 @@ def _downloaded() -> dict[str, bytes]:
                     packed.write(block)
         except (OSError, http.client.HTTPException) as error:  # no network, refused, cut off
             raise OfframpError(
-                f"onnxruntime-web is not on this machine and could not be downloaded: {error}. Unpack {URL} where there "
-                "is a network, and name its folder package/dist with --runtime."
+                f"onnxruntime-web is not on this machine and could not be downloaded: {error}. Unpack {URL} where "
+                "there is a network, and name its folder package/dist with --runtime."
             ) from error
         if base64.b64encode(digest.digest()).decode() != SHA512:
             raise OfframpError(f"What {URL} gave is not onnxruntime-web {VERSION} as it was published. Try again.")
