@@ -4,6 +4,7 @@ from offramp.commands.audit import AuditOptions, audit
 from offramp.commands.bench import BenchOptions, bench
 from offramp.commands.certify import CertifyOptions, certify
 from offramp.commands.compare import CompareOptions, compare
+from offramp.commands.demo import DemoOptions, demo
 from offramp.commands.evaluate import EvaluateOptions, evaluate
 from offramp.commands.export import ExportOptions, export
 from offramp.commands.policy import PolicyOptions, find_policy
@@ -17,6 +18,7 @@ __all__ = [
     "BenchOptions",
     "CertifyOptions",
     "CompareOptions",
+    "DemoOptions",
     "EvaluateOptions",
     "ExportOptions",
     "PolicyOptions",
@@ -28,6 +30,7 @@ __all__ = [
     "bench",
     "certify",
     "compare",
+    "demo",
     "evaluate",
     "export",
     "find_policy",

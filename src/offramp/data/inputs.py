@@ -20,6 +20,7 @@ from offramp.data.augment import central_cut, central_fit, grey, normalise
 from offramp.data.headers import has_more_scans, size_of
 from offramp.errors import OfframpError, UsageError, first_line
 from offramp.files import convert, read, write
+from offramp.network import EarlyExitNet
 
 FORMAT = 1  # of the file
 CHANNELS = (1, 3)  # grey, or red, green, blue
@@ -99,6 +100,16 @@ class Inputs:
         else:
             image_CHW = central_fit(image_CHW, (height, width))
         return normalise(image_CHW, torch.tensor(self.mean), torch.tensor(self.std))
+
+    def check_network(self, network: EarlyExitNet, run: Path) -> None:
+        """Refuse a run's network of other classes, or for images of another shape."""
+        if len(self.class_names) != network.num_classes:
+            raise UsageError(f"{run}: there are {len(self.class_names)} class names for {network.num_classes} classes.")
+        if network.image_shape is not None and tuple(network.image_shape) != tuple(self.image_shape):
+            raise UsageError(
+                f"{run}: the network was made for images of shape {tuple(network.image_shape)}, not "
+                f"{tuple(self.image_shape)} (channels, height, width)."
+            )
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file, whole or not at all."""

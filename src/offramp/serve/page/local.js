@@ -39,7 +39,7 @@ async function runStage(k, values) {
   const start = performance.now();
   const feeds = Object.fromEntries(sessions[k].inputNames.map((name) => [name, values[name]]));
   Object.assign(values, await sessions[k].run(feeds));
-  return performance.now() - start;
+  return performance.measure(`stage ${k + 1}`, { start }).duration; // developer tools draw it
 }
 
 function top(probabilities) {
@@ -53,7 +53,8 @@ const engine = {
     about = await (await fetched("model.json")).json();
     progress("Loading onnxruntime-web …");
     ort = await import(new URL("runtime/ort.wasm.bundle.min.mjs", document.baseURI));
-    Object.assign(ort.env.wasm, { numThreads: 1, wasmPaths: new URL("runtime/", document.baseURI).href });
+    ort.env.wasm.numThreads = 1; // several would need headers of the host (cross-origin isolation)
+    ort.env.wasm.wasmPaths = { wasm: new URL("runtime/ort-wasm-simd-threaded.wasm", document.baseURI).href };
     ort.env.logLevel = "error";
     for (const [k, { file, bytes }] of about.stages.entries()) {
       progress(`Loading the network: stage ${k + 1} of ${about.stages.length}, ${(bytes / 1e6).toFixed(1)} MB …`);
@@ -61,10 +62,12 @@ const engine = {
     }
     progress("Trying it …");
     const [, height, width] = about.image_shape;
-    for (let turn = 0; turn < 2; turn++) {
+    about.full_ms = Infinity;
+    for (let turn = 0, start = performance.now(); turn < 3 || (turn < 20 && performance.now() - start < 300); turn++) {
       const values = { images: new ort.Tensor("uint8", new Uint8Array(height * width * 3), [1, height, width, 3]) };
-      about.full_ms = 0;
-      for (const k of sessions.keys()) about.full_ms += await runStage(k, values);
+      let whole = 0;
+      for (const k of sessions.keys()) whole += await runStage(k, values);
+      about.full_ms = Math.min(about.full_ms, whole);
     }
     return about;
   },

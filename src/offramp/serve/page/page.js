@@ -4,6 +4,7 @@ const $ = (id) => document.getElementById(id);
 const NEVER = 1e7; // a threshold beyond: no image leaves there, or, below zero, every one
 const canvas = $("picture"), pen = canvas.getContext("2d");
 let model, draws, cards, shown, asking;
+let inSight = true; // the answer
 let isDrawing = false; // whether what is on the canvas was drawn there
 
 function make(tag, attributes = {}, ...children) {
@@ -82,6 +83,7 @@ function empty() {
 async function show(image, name, { label = null, button = null, drawn = false } = {}) {
   asking?.abort();
   const control = (asking = new AbortController());
+  $("exits").setAttribute("aria-busy", "true");
   isDrawing = drawn;
   shown = { image, name, label };
   for (const other of $("samples").children) other.setAttribute("aria-pressed", other === button);
@@ -164,6 +166,7 @@ function showAnswer(data) {
   $("label").classList.toggle("wrong", isWrong);
   let why = MEASURES[model.measure].words(data.confidence);
   if (shown.label !== null) why += isWrong ? `. Its label says ${model.class_names[shown.label]}.` : ", and right.";
+  else why += ".";
   if (!data.in_time) why += " Time was up: this is the best answer there was.";
   $("why").textContent = why;
   const left = model.exits - data.exit, saved = 1 - data.operations;
@@ -176,6 +179,8 @@ function showAnswer(data) {
   fact("time", milliseconds(data.computed_ms), data.queued_ms >= 0.05 ? `${time}${time && "; "}${milliseconds(data.queued_ms)} waited` : time);
   const asked = Number($("rung").value);
   showPromise(data.rung, data.rung > asked ? `The server is busy and answered on rung ${data.rung} instead of ${asked}. ` : "");
+  $("brief").replaceChildren(make("b", { textContent: data.class_name }), make("span", { textContent: `exit ${data.exit} of ${model.exits}, ${left ? percent(saved) : "nothing"} saved` }));
+  $("brief").hidden = inSight;
   $("spoken").textContent = `${shown.name}: ${data.class_name}, ${why} Exit ${data.exit} of ${model.exits}, ${skipped}, ${percent(saved)} of the operations saved.`;
 }
 
@@ -186,6 +191,7 @@ function fact(name, value, more) {
 function fail(message, needsToken = false) {
   $("problem").textContent = message;
   $("problem").hidden = !message;
+  if (message) $("brief").hidden = true;
   if (needsToken) {
     $("token").hidden = false;
     $("token-value").focus();
@@ -318,8 +324,14 @@ function listen() {
   });
   $("clear").addEventListener("click", () => {
     empty();
+    isDrawing = true;
     drawn();
   });
+  // Where the answer is out of sight, below the image, a line at the foot of the window leads to it.
+  new IntersectionObserver((changes) => {
+    inSight = changes.at(-1).isIntersecting;
+    $("brief").hidden = inSight || !$("brief").textContent || !$("problem").hidden;
+  }).observe($("road"));
   let wait;
   $("rung").addEventListener("input", () => {
     moved();
@@ -332,7 +344,7 @@ function build() {
   document.title = `${model.name} · offramp`;
   $("name").textContent = model.name;
   const classes = `${model.class_names.length} classes`, [channels, height, width] = model.image_shape;
-  $("about").textContent = `${model.data ? `${model.data} ` : ""}${classes}, ${model.exits} exits. Easy images leave at an early exit; the stages behind it are not run.`;
+  $("about").textContent = `${model.data ? `Trained on ${model.data}: ` : ""}${classes}, ${model.exits} exits. Easy images leave at an early exit; the stages behind it are not run.`;
   draws = channels === 1 && Math.max(height, width) <= 64;
   if (draws) {
     const scale = Math.max(1, Math.round(280 / Math.max(height, width)));
@@ -354,8 +366,8 @@ function build() {
   });
   $("road").replaceChildren(...road);
   cards = operations.map((_, k) => {
-    const accuracy = model.accuracies?.[k] == null ? "" : `right on ${model.accuracies[k].toFixed(1)} % of test images · `;
-    const about = `${accuracy}${percent(model.operations[k])} of the operations`;
+    const accuracy = model.accuracies?.[k] == null ? "" : `${model.accuracies[k].toFixed(1)} % right on test · `;
+    const about = `${accuracy}${percent(model.operations[k])} of operations`;
     const body = make("div", { className: "body" }, make("p", { className: "said", textContent: "Waits for an image." }));
     const title = make("h3", { textContent: `Exit ${k + 1}` });
     return make("li", { className: "waiting" }, make("span", { className: "node", textContent: k + 1, ariaHidden: "true" }), title, make("span", { className: "about", textContent: about }), body);
@@ -366,9 +378,10 @@ function build() {
   $("rung").max = rungs;
   $("rung").value = 1;
   const ticks = model.ladder.map(({ rung, risk }) => make("span", { textContent: risk == null ? rung : percentOf(risk) }));
+  for (const [i, tick] of ticks.entries()) tick.style.left = `${(100 * i) / Math.max(1, rungs - 1)}%`;
   $("ticks").replaceChildren(...(rungs > 8 ? [ticks[0], ticks[rungs - 1]] : ticks));
   moved();
-  const foot = [engine.about, model.certificate, `Weights and policies: `].filter(Boolean).map((textContent) => make("p", { textContent }));
+  const foot = [engine.about, model.ladder[0].promise === model.certificate ? null : model.certificate, "Weights and policies: "].filter(Boolean).map((textContent) => make("p", { textContent }));
   foot.at(-1).append(make("code", { textContent: model.fingerprint.slice(0, 16) }));
   $("foot").replaceChildren(...foot);
   $("all").hidden = false;
