@@ -2,7 +2,7 @@
 
 from offramp.commands.audit import AuditOptions, audit
 from offramp.commands.bench import BenchOptions, bench
-from offramp.commands.certify import CertifyOptions, certify
+from offramp.commands.certify import CertifyOptions, certify, certify_ladder
 from offramp.commands.compare import CompareOptions, compare
 from offramp.commands.evaluate import EvaluateOptions, evaluate
 from offramp.commands.export import ExportOptions, export
@@ -27,6 +27,7 @@ __all__ = [
     "audit",
     "bench",
     "certify",
+    "certify_ladder",
     "compare",
     "evaluate",
     "export",
