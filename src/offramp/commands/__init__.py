@@ -2,7 +2,7 @@
 
 from offramp.commands.audit import AuditOptions, audit
 from offramp.commands.bench import BenchOptions, bench
-from offramp.commands.certify import CertifyOptions, certify
+from offramp.commands.certify import CertifyOptions, certify, certify_ladder
 from offramp.commands.compare import CompareOptions, compare
 from offramp.commands.demo import DemoOptions, demo
 from offramp.commands.evaluate import EvaluateOptions, evaluate
@@ -29,6 +29,7 @@ __all__ = [
     "audit",
     "bench",
     "certify",
+    "certify_ladder",
     "compare",
     "demo",
     "evaluate",
