@@ -137,7 +137,9 @@ class Serving:
         finally:
             connection.close()
 
-    def predict(self, body: bytes, kind: str = "image/png", path: str = "/v1/predict", **headers: str) -> tuple[int, Any]:
+    def predict(
+        self, body: bytes, kind: str = "image/png", path: str = "/v1/predict", **headers: str
+    ) -> tuple[int, Any]:
         status, _, content = self.ask("POST", path, body, {"Content-Type": kind, **headers})
         return status, json.loads(content)
 
@@ -207,7 +209,9 @@ def serving(schedules: Fake | None = None, limits: Limits | None = None, **more:
         assert not thread.is_alive()
 
 
-def picture(colour: int = 1, size: tuple[int, int] = (8, 8), kind: str = "PNG", mode: str = "RGB", **options: Any) -> bytes:
+def picture(
+    colour: int = 1, size: tuple[int, int] = (8, 8), kind: str = "PNG", mode: str = "RGB", **options: Any
+) -> bytes:
     """An image whose brightest channel is `colour`, which is the label it is answered with."""
     channels = [200 if channel == colour else 20 for channel in range(3)]
     file = io.BytesIO()
@@ -218,7 +222,7 @@ def picture(colour: int = 1, size: tuple[int, int] = (8, 8), kind: str = "PNG", 
 def multipart(*contents: bytes, names: list[bytes] | None = None, boundary: bytes = b"edge") -> bytes:
     names = names or [b"%d.png" % number for number in range(len(contents))]
     parts = [
-        b"--%s\r\nContent-Disposition: form-data; name=\"files\"; filename=\"%s\"\r\n\r\n%s\r\n" % (boundary, name, content)
+        b'--%s\r\nContent-Disposition: form-data; name="files"; filename="%s"\r\n\r\n%s\r\n' % (boundary, name, content)
         for name, content in zip(names, contents, strict=True)
     ]
     return b"".join(parts) + b"--%s--\r\n" % boundary

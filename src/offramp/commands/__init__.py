@@ -9,6 +9,7 @@ from offramp.commands.evaluate import EvaluateOptions, evaluate
 from offramp.commands.export import ExportOptions, export
 from offramp.commands.policy import PolicyOptions, find_policy
 from offramp.commands.predict import PredictOptions, predict
+from offramp.commands.serve import ServeOptions, serve
 from offramp.commands.verdict import VerdictOptions, verdict
 from offramp.commands.xray import XrayOptions, xray
 from offramp.show.watch import Watch
@@ -23,6 +24,7 @@ __all__ = [
     "ExportOptions",
     "PolicyOptions",
     "PredictOptions",
+    "ServeOptions",
     "VerdictOptions",
     "Watch",
     "XrayOptions",
@@ -36,6 +38,7 @@ __all__ = [
     "export",
     "find_policy",
     "predict",
+    "serve",
     "verdict",
     "xray",
 ]

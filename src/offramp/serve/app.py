@@ -83,7 +83,7 @@ class App:
         self._preparing = 0
         self._known: dict[str, tuple[Served, Card]] = {}  # by what answers are of
         self.add(schedules.served, card)
-        self.metrics = metrics or Metrics(schedules.snapshot, lambda: self._preparing)
+        self.metrics = metrics or Metrics(schedules.snapshot)
         routes: dict[str, tuple[str, Callable[[HttpRequest], Awaitable[Response]]]] = {
             "/": ("GET", self._page),
             "/healthz": ("GET", self._alive),

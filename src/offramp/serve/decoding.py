@@ -20,6 +20,8 @@ class Decoder:
     """Decodes at most `threads` images at once, the smallest ones where it is called."""
 
     def __init__(self, limits: Limits, threads: int) -> None:
+        import torchvision.io  # noqa: F401 - half a second, and decoding the first image would take it
+
         self._limits = limits
         self._threads = ThreadPoolExecutor(threads, "decode", initializer=torch.set_num_threads, initargs=(1,))
 

@@ -32,10 +32,9 @@ class Metrics:
 
     Args:
         snapshot: How the scheduler stands; asked for when somebody looks.
-        preparing: Images that are being decoded, likewise.
     """
 
-    def __init__(self, snapshot: Callable[[], Snapshot], preparing: Callable[[], int]) -> None:
+    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
         self.registry = CollectorRegistry()
         more: dict[str, Any] = {"registry": self.registry}
         families = {
@@ -53,7 +52,7 @@ class Metrics:
         self._batches = Histogram(
             "offramp_batch_rows", "Images run together, by stage.", ["stage"], buckets=_ROWS, **more
         )
-        self.registry.register(_Standing(snapshot, preparing))
+        self.registry.register(_Standing(snapshot))
         ProcessCollector(registry=self.registry)
 
     def request(self, path: str, status: int) -> None:
@@ -91,8 +90,8 @@ class Metrics:
 
 
 class _Standing(Collector):
-    def __init__(self, snapshot: Callable[[], Snapshot], preparing: Callable[[], int]) -> None:
-        self._snapshot, self._preparing = snapshot, preparing
+    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+        self._snapshot = snapshot
 
     def collect(self) -> "Iterator[Metric]":
         now = self._snapshot()
@@ -102,7 +101,6 @@ class _Standing(Collector):
         yield waiting
         for name, text, value in (
             ("capacity", "Images that may be under way.", now.capacity),
-            ("preparing", "Images being decoded.", self._preparing()),
             ("rung", "Of the ladder, that new images run on.", now.rung),
             ("rate", "Images answered a second, lately.", now.rate),
             ("ready", "1: warm, and there is a place.", now.is_ready),
