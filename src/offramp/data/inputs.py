@@ -3,6 +3,7 @@
 C channels, H and W pixels, N classes.
 """
 
+import functools
 import math
 import os
 import re
@@ -99,7 +100,11 @@ class Inputs:
             image_CHW = central_cut(image_CHW, height)
         else:
             image_CHW = central_fit(image_CHW, (height, width))
-        return normalise(image_CHW, torch.tensor(self.mean), torch.tensor(self.std))
+        return normalise(image_CHW, *self._mean_and_std)
+
+    @functools.cached_property
+    def _mean_and_std(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor(self.mean), torch.tensor(self.std)
 
     def check_network(self, network: EarlyExitNet, run: Path) -> None:
         """Refuse a run's network of other classes, or for images of another shape."""
