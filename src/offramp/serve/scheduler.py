@@ -61,7 +61,7 @@ class Scheduler(Schedules):
         model: Model,
         *,
         max_waiting: int = 256,
-        max_wait_ms: float = 5.0,
+        max_wait_ms: float = 2.0,
         within_ms: float | None = None,
         audit: float = 0.0,
         safe_on_alarm: bool = False,
