@@ -62,7 +62,6 @@ def demo(options: DemoOptions) -> Demo:
         OfframpError: The runtime cannot be downloaded, the folder not written.
     """
     from offramp.commands.open_run import inputs_of
-    from offramp.commands.predictions import check_fits
     from offramp.costs import cost
     from offramp.export.levels import levels
     from offramp.export.stage_files import check_policy
@@ -85,7 +84,7 @@ def demo(options: DemoOptions) -> Demo:
     for policy in ladder:
         check_policy(network, policy)
     inputs = inputs_of(folder, config, options.root)
-    check_fits(inputs, network, folder)
+    inputs.check_network(network, folder.path)
     need_onnx()
     runtime = web_runtime(options.runtime)
     split = parts(network, inputs.image_shape)
