@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from torchvision.io import write_png
 
 from offramp.cli import main
 from offramp.commands import DemoOptions, PredictOptions, demo, predict
@@ -42,7 +44,7 @@ def runtime(tmp_path: Path) -> Path:
 
 def test_the_folder_holds_the_page_and_all_it_asks_for(run: Path, runtime: Path, tmp_path: Path, capsys) -> None:
     (run / "images" / "1").mkdir(parents=True)  # named like a class
-    (run / "images" / "1" / "image.png").write_bytes(b"of any content")
+    write_png(torch.zeros(1, 4, 4, dtype=torch.uint8), str(run / "images" / "1" / "image.png"))
     assert main(["demo", str(run), "--out", str(tmp_path / "site"), "--runtime", str(runtime), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     site = tmp_path / "site"

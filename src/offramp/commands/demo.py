@@ -1,21 +1,17 @@
 """`offramp demo`: a page that shows images leave early, as a folder for any static host."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from json import dumps
+from json import dumps, loads
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from offramp.commands.options import Computes, File, Folder, OnRun, in_threads
 from offramp.errors import OfframpError, UsageError
 from offramp.terminal import escaped, say
-
-if TYPE_CHECKING:
-    from offramp.files import RunFolder
-    from offramp.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +25,8 @@ class DemoOptions(OnRun, Computes):
     out: Annotated[str | Path, tyro.conf.arg(metavar="DIR")] = "site"
     """The folder to make."""
     policy: File = None
-    """Thresholds, as offramp policy and offramp certify write them. Default: RUN/policy.json."""
+    """Thresholds, as offramp policy and offramp certify write them. Default: RUN/ladder.json, then
+    RUN/policy.json."""
     runtime: Folder = None
     """Folder with the files of onnxruntime-web (its dist), instead of a download."""
 
@@ -67,103 +64,79 @@ def demo(options: DemoOptions) -> Demo:
     from offramp.export.stage_files import check_policy
     from offramp.export.tracing import need_onnx, parts
     from offramp.files import RunFolder, load
+    from offramp.serve.card import Card, media_type
+    from offramp.serve.contract import Served
+    from offramp.serve.messages import encode
+    from offramp.serve.model import fingerprint_of, ladder_of
     from offramp.serve.page import page
-    from offramp.serve.samples import samples
     from offramp.serve.web_runtime import web_runtime
-    from offramp.storage import held_folder, sync_folder
+    from offramp.storage import weights_hash
 
     target = Path(options.out).expanduser()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise UsageError(
-            f"{target} is there already; remove it, or choose a folder that does not exist yet with --out."
-        )
+        raise UsageError(f"{target} is there already. Remove it, or choose another folder with --out.")
     folder = RunFolder(options.run, options.allow_code)
     config = folder.read_config()
+    if options.policy is None and not folder.ladder.is_file() and not folder.policy.is_file():
+        raise UsageError(
+            f"{folder.path} has no policy.json, and the page has to know who leaves where: "
+            f"`{folder.command('policy')}` or `{folder.command('certify')}` finds thresholds, --policy FILE gives some."
+        )
     network = load(folder.path, allow_code=options.allow_code)
-    ladder = _ladder(options.policy, folder)
+    ladder, promises = ladder_of(folder, options.policy, network)
     for policy in ladder:
         check_policy(network, policy)
     inputs = inputs_of(folder, config, options.root)
     inputs.check_network(network, folder.path)
     need_onnx()
     runtime = web_runtime(options.runtime)
+
     split = parts(network, inputs.image_shape)
-    stages = [
-        model.SerializeToString(deterministic=True) for model in levels(split, network, ladder[0].measure, inputs)
-    ]
-    names = [f"stage-{k}.onnx" for k in range(1, len(stages) + 1)]
-    shown = samples(folder.path, inputs.class_names)
-    addresses = [f"samples/{number}{sample.path.suffix.lower()}" for number, sample in enumerate(shown)]
-    operations = [count.operations for count in cost(network, inputs.image_shape).exits]
+    models = levels(split, network, ladder[0].measure, inputs)
+    stages = {f"stage-{k}.onnx": model.SerializeToString(deterministic=True) for k, model in enumerate(models, 1)}
+    card = Card.of(folder, config, inputs, weights_hash(network.state_dict()))
+    samples = {
+        f"samples/{number}.{media_type(content).partition('/')[2]}": (content, label)
+        for number, (content, label) in enumerate(card.samples)
+    }
+    spent = [count.operations for count in cost(network, inputs.image_shape).exits]
+    served = Served(
+        name=folder.path.resolve().name,
+        fingerprint=fingerprint_of(network, ladder),
+        class_names=inputs.class_names,
+        image_shape=inputs.image_shape,
+        ladder=ladder,
+        promises=promises,
+        operations_K=tuple(operations / max(spent[-1], 1) for operations in spent),
+    )
     model = {
-        "name": folder.path.name,
-        **_described(folder, ladder),
-        "class_names": inputs.class_names,
-        "exits": network.num_exits,
-        "image_shape": inputs.image_shape,
-        "operations": [spent / max(operations[-1], 1) for spent in operations],
-        "stages": [{"file": name, "bytes": len(content)} for name, content in zip(names, stages, strict=True)],
-        "samples": [{"url": url, "label": one.label} for url, one in zip(addresses, shown, strict=True)],
+        **loads(encode(card.model(served))),
+        "stages": [{"file": name, "bytes": len(content)} for name, content in stages.items()],
+        "samples": [{"url": name, "label": label} for name, (_, label) in samples.items()],
     }
     files = {
         "index.html": page("local").encode(),
         "model.json": dumps(model, ensure_ascii=False).encode(),
-        **dict(zip(names, stages, strict=True)),
-        **{url: one.path.read_bytes() for url, one in zip(addresses, shown, strict=True)},
+        **stages,
+        **{name: content for name, (content, _) in samples.items()},
         **{f"runtime/{name}": content for name, content in runtime.items()},
     }
+    _write(target, files)
+    return Demo(target, sum(map(len, files.values())), len(samples))
+
+
+def _write(target: Path, files: Mapping[str, bytes]) -> None:
+    """A folder with files by their relative names, which takes the place of an empty one."""
+    from offramp.storage import held_folder, sync_folder
+
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with held_folder(target.parent, target.name) as beside:
-            new = beside / "new"
             for name, content in files.items():
-                (new / name).parent.mkdir(parents=True, exist_ok=True)
-                (new / name).write_bytes(content)
-            os.replace(new, target)
+                file = beside / "new" / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+            os.replace(beside / "new", target)
         sync_folder(target.parent)
     except OSError as error:
         raise OfframpError(f"{target} cannot be written: {error.strerror or error}.") from error
-    return Demo(target, sum(map(len, files.values())), len(shown))
-
-
-def _ladder(policy: str | Path | None, folder: "RunFolder") -> "Sequence[Policy]":
-    """The policies that the page can move along: one."""
-    from offramp.commands.policy_files import given_policy
-
-    found, _ = given_policy(policy, folder)
-    if found is None:
-        raise UsageError(
-            f"{folder.path} has no policy.json, and the page has to know who leaves where: "
-            f"`{folder.command('policy')}` or `{folder.command('certify')}` finds thresholds, --policy FILE gives some."
-        )
-    return [found]
-
-
-def _described(folder: "RunFolder", ladder: "Sequence[Policy]") -> dict[str, Any]:
-    """What is known of a run and its policies: as `GET /v1/model` of a server has it."""
-    import hashlib
-
-    from offramp.evaluation import Certificate
-    from offramp.files import read
-    from offramp.policy import NOBODY
-    from offramp.results.evaluation import EvaluationFile
-
-    certificates = [Certificate.of(policy) for policy in ladder]
-    evaluation = read(folder.evaluation, EvaluationFile) if folder.evaluation.is_file() else None
-    fingerprint = hashlib.sha256(" ".join(policy.fingerprint() for policy in ladder).encode()).hexdigest()
-    return {
-        "fingerprint": fingerprint,
-        "measure": ladder[0].measure.name,
-        "ladder": [
-            {
-                "rung": rung,
-                "thresholds": [*(None if t == NOBODY else t for t in policy.thresholds[:-1]), None],
-                "promise": None if certificate is None else str(certificate),
-                "risk": None if certificate is None else certificate.promise.risk,
-            }
-            for rung, (policy, certificate) in enumerate(zip(ladder, certificates, strict=True), 1)
-        ],
-        "accuracies": None if evaluation is None else [exit.top1 for exit in evaluation.exits],
-        "data": None if evaluation is None else evaluation.data,
-        "certificate": None if certificates[0] is None else str(certificates[0]),
-    }

@@ -1,8 +1,8 @@
 """A file for each stage with its exit, for a runtime that walks them itself: one image, shown exit by exit.
 
-Such a runtime has to compare a confidence with a threshold; everything else is in the files. Pixels become the network's
-input in the first, and each reads its exit's logits as the measure does. They connect by names: each wants some of what
-those before it gave.
+Such a runtime has to compare a confidence with a threshold; all else is in the files. Pixels become the network's input
+in the first, and each reads its exit's logits as the measure does. They connect by names: each wants some of what those
+before it gave.
 """
 
 from collections.abc import Iterator
