@@ -277,7 +277,7 @@ def test_an_error_of_ours_is_a_line_of_json_too(server: Serving, caplog: pytest.
     server.schedules.outcome = broken
     status, answer = server.predict(picture())
     assert (status, answer) == (500, {"error": "The server has failed at this request."})
-    assert "IndexError" in caplog.text
+    assert wait_for(lambda: "IndexError" in caplog.text)
     assert server.ask("GET", "/healthz")[0] == 200
 
 

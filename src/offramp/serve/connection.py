@@ -91,8 +91,8 @@ class Connection(HttpToolsProtocol):
         if size > self.limits.max_head or len(self.headers) > self.limits.max_headers:
             self._error = self._head_too_large()
             raise self._error
+        super().on_headers_complete()  # it may refuse the path
         self._state, self._head_bytes = "body", 0
-        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """The body is whole; it may have been answered before."""
