@@ -158,9 +158,11 @@ class TestToken:
 
 @pytest.mark.parametrize(
     "options",
-    [{"port": -1}, {"port": 70000}, {"max_waiting": 0}, {"grace": -1}, {"audit": 2}, {"max_body_mb": 0}, {"decoders": 0}]
-    + [{"audit_level": 1}, {"max_connections": 0}, {"request_seconds": float("inf")}, {"max_megapixels": float("nan")}],
-)  # fmt: skip
-def test_options_that_cannot_be(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        ServeOptions("run", **options)
+    "port=-1 port=70000 max_waiting=0 grace=-1 audit=2 max_body_mb=0 decoders=0 audit_level=1 max_connections=0 "
+    "request_seconds=inf max_megapixels=nan within_ms=-1".split(),
+)
+def test_options_that_cannot_be(options: str) -> None:
+    name, _, value = options.partition("=")
+    number = float(value)
+    with pytest.raises(UsageError, match=name.replace("_", ".")):
+        ServeOptions("run", **{name: int(number) if number.is_integer() else number})
