@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -226,6 +228,28 @@ def test_the_token_is_asked_for_once(served: Server, look_at: Callable, chromium
     tab.locator("#samples button").first.click()
     tab.locator("#spoken", has_text="Sample 1: ").wait_for(state="attached")
     tab.close()
+
+
+@pytest.fixture(scope="module")
+def really_served(garments: Path) -> Iterator[str]:
+    """The address of `offramp serve`, in a process of its own."""
+    words = ["serve", str(garments), "--port", "0", "--backend", "torch", "--device", "cpu", "--json"]
+    with subprocess.Popen([sys.executable, "-m", "offramp", *words], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["address"] + "/"
+        process.terminate()
+
+
+@pytest.mark.slow
+def test_of_50_test_images_on_a_real_server(
+    really_served: str, garments: Path, garment_images: list[Path], look_at: Callable
+) -> None:
+    seen = look_at(really_served)
+    for expected in predict(PredictOptions(garments, garment_images)):
+        assert seen.drop(Path(expected.file)) == (expected.class_name, expected.exit)
+    seen.page.locator("#samples button").nth(3).click()
+    seen.page.locator("#why", has_text="and right").wait_for()  # a sample's class is known
+    assert seen.complaints == []
 
 
 @pytest.mark.slow
