@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -18,7 +18,8 @@ from offramp.data import Inputs
 from offramp.devices import device_named
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Certificate
-from offramp.files import RunFolder, convert, load, read
+from offramp.evaluation.ladder import rungs_of
+from offramp.files import RunFolder, load
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, NOBODY, Policy
 from offramp.runtime.backends import usual_forms
@@ -153,30 +154,17 @@ def _ladder(
     folder: RunFolder, policy: str | Path | Policy | None, network: EarlyExitNet
 ) -> tuple[tuple[Policy, ...], tuple[str | None, ...]]:
     """The policies, by rising risk, and what is promised of each."""
-    ladder_file = folder.path / "ladder.json"
     if isinstance(policy, Policy):
-        ladder = [policy]
-    elif policy is None and ladder_file.is_file():
-        ladder = _read_ladder(ladder_file)
-    elif policy is None and not folder.policy.is_file():
+        ladder: Sequence[Policy] = [policy]
+    elif policy is None and not folder.ladder.is_file() and not folder.policy.is_file():
         ladder = [Policy((*[NOBODY] * (network.num_exits - 1), EVERYBODY))]
     else:
-        ladder = [Policy.load(policy or folder.policy)]
+        ladder = rungs_of(policy or (folder.ladder if folder.ladder.is_file() else folder.policy))
     weights = weights_hash(network.state_dict())
     for one in ladder:
         one.check_network(weights)
     certificates = [Certificate.of(one) for one in ladder]
     return tuple(ladder), tuple(None if one is None else str(one) for one in certificates)
-
-
-def _read_ladder(file: Path) -> list[Policy]:
-    """The policies of `ladder.json`."""
-    content = read(file, dict[str, Any], hint="`offramp certify --ladder` writes ladders.")
-    ladder = []
-    for number, rung in enumerate(content["rungs"], 1):
-        values = {name: value for name, value in rung.items() if name not in ("format", "sha256")}
-        ladder.append(convert(values, Policy, f"{file}, rung {number}", exact=True))
-    return ladder
 
 
 def _set_up(
