@@ -7,7 +7,7 @@ COPY src src
 RUN python -m venv /opt/offramp \
     && /opt/offramp/bin/pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu \
         'torch>=2.6,<3' 'torchvision>=0.21,<1' \
-    && /opt/offramp/bin/pip install --no-cache-dir '.[report,onnx,openvino]'
+    && /opt/offramp/bin/pip install --no-cache-dir '.[report,onnx,openvino,serve]'
 
 FROM python:3.11-slim
 COPY --from=build /opt/offramp /opt/offramp
@@ -18,5 +18,7 @@ ENV PATH=/opt/offramp/bin:$PATH \
     MPLCONFIGDIR=/tmp/matplotlib
 USER 1000:1000
 WORKDIR /work
+# Of `offramp serve`; it listens on 127.0.0.1 unless told otherwise, see docs/container.md.
+EXPOSE 8000
 ENTRYPOINT ["offramp"]
 CMD ["--help"]

@@ -13,6 +13,7 @@ from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Certificate, Ladder, certify_ladder
 from offramp.evaluation.audit import Trials
 from offramp.evaluation.bounds import binomial_p_value, lower_limit, upper_limit
+from offramp.evaluation.ladder import rungs_of
 from offramp.evaluation.populations import POPULATIONS, Population, calibrated, grid
 from offramp.evaluation.promises import LOSSES, Promise, climb, disagreement_limits, learn_then_test, rung_promises
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
@@ -166,6 +167,15 @@ def test_a_ladder_and_a_policy_are_told_apart(ladder, tmp_path):
         Policy.load(tmp_path / "ladder.json")
     with pytest.raises(UsageError, match=r"policy.json is one policy, no ladder"):
         Ladder.load(tmp_path / "policy.json")
+
+
+def test_what_may_hold_a_ladder_or_a_policy_is_read_as_rungs(ladder, tmp_path):
+    ladder.save(tmp_path / "ladder.json")
+    ladder.rungs[0].save(tmp_path / "policy.json")
+    assert rungs_of(tmp_path / "ladder.json") == ladder.rungs
+    assert rungs_of(tmp_path / "policy.json") == ladder.rungs[:1]
+    with pytest.raises(UsageError, match="no file"):
+        rungs_of(tmp_path / "none.json")
 
 
 def test_a_changed_ladder_is_refused(ladder, tmp_path):

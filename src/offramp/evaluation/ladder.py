@@ -106,7 +106,7 @@ class Ladder:
         """
         source = Path(path).expanduser()
         content = read(source, dict[str, Any], hint=_HINT)
-        if "thresholds" in content:
+        if "rungs" not in content and "thresholds" in content:
             raise UsageError(f"{source} is one policy, no ladder. {_HINT}")
         digest = content.pop("sha256", None)
         written = convert(content, _Written, source, newest=FORMAT, exact=True, hint=_HINT)
@@ -117,6 +117,13 @@ class Ladder:
             return cls(tuple(rungs), written.confidence, written.left_out)
         except UsageError as error:
             raise UsageError(f"{source}: {error}") from error
+
+
+def rungs_of(path: str | Path) -> tuple[Policy, ...]:
+    """The rungs of a file with a ladder, or the one policy of a file with a policy; errors as of `Ladder.load`."""
+    if "rungs" in read(Path(path).expanduser(), dict[str, Any], hint=_HINT):
+        return Ladder.load(path).rungs
+    return (Policy.load(path),)
 
 
 @dataclass(frozen=True)

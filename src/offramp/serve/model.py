@@ -17,7 +17,8 @@ from offramp.costs import cost
 from offramp.data import Inputs
 from offramp.devices import device_named
 from offramp.errors import OfframpError, UsageError
-from offramp.evaluation import Certificate, Ladder
+from offramp.evaluation import Certificate
+from offramp.evaluation.ladder import rungs_of
 from offramp.files import RunFolder, load
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, NOBODY, Policy
@@ -152,13 +153,11 @@ def ladder_of(
 ) -> tuple[tuple[Policy, ...], tuple[str | None, ...]]:
     """The policies, by rising risk, and what is promised of each."""
     if isinstance(policy, Policy):
-        ladder = [policy]
-    elif policy is None and folder.ladder.is_file():
-        ladder = list(Ladder.load(folder.ladder).rungs)
-    elif policy is None and not folder.policy.is_file():
+        ladder: Sequence[Policy] = [policy]
+    elif policy is None and not folder.ladder.is_file() and not folder.policy.is_file():
         ladder = [Policy((*[NOBODY] * (network.num_exits - 1), EVERYBODY))]
     else:
-        ladder = [Policy.load(policy or folder.policy)]
+        ladder = rungs_of(policy or (folder.ladder if folder.ladder.is_file() else folder.policy))
     weights = weights_hash(network.state_dict())
     for one in ladder:
         one.check_network(weights)
