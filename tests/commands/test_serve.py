@@ -15,7 +15,7 @@ import pytest
 
 from offramp.commands import PredictOptions, ServeOptions, predict
 from offramp.commands.example import ExampleOptions
-from offramp.commands.serve import TOKEN, _token
+from offramp.commands.serve import TOKEN, _is_loopback, _token
 from offramp.errors import UsageError
 from offramp.files import RunFolder
 from offramp.policy import EVERYBODY, Policy
@@ -154,6 +154,11 @@ class TestToken:
     def test_no_option_takes_it(self) -> None:
         """Every user of a machine sees the command lines of all."""
         assert "token" not in ServeOptions.__dataclass_fields__
+
+
+def test_which_addresses_are_this_machines_own() -> None:
+    assert all(map(_is_loopback, ("127.0.0.1", "127.1.2.3", "::1", "localhost")))
+    assert not any(map(_is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.com", "")))
 
 
 @pytest.mark.parametrize(

@@ -348,6 +348,13 @@ class TestReload:
             assert (status, json.loads(content)) == (200, {"fingerprint": "n" * 64})
             jsonschema.validate(json.loads(content), described(server, "/v1/reload", "post", 200))
 
+    def test_what_is_served_is_kept_however_often_another_fails_to_take_over(self) -> None:
+        with serving() as server:
+            for number in range(10):
+                server.app.add(dataclasses.replace(SERVED, fingerprint=str(number)), CARD)
+            assert server.predict(picture())[0] == 200
+            assert len(server.app._known) <= 6
+
     @pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "Via", "X-Real-IP"])
     def test_not_through_a_proxy(self, header: str) -> None:
         called = []

@@ -26,7 +26,7 @@ _LEAST_TOKEN = 16  # characters
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions(OnDevice):
-    """Answer images over HTTP, with queues, deadlines and honest refusals.
+    """Answer images over HTTP, with deadlines and honest refusals.
 
     POST an image to /v1/predict; open / in a browser for a page to play with. docs/serve.md has the rest.
 

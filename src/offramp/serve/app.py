@@ -106,8 +106,8 @@ class App:
     def add(self, served: Served, card: Card) -> None:
         """What the scheduler is about to serve. Images are prepared for it from the moment that it does."""
         self._known[served.fingerprint] = served, card
-        for fingerprint in list(self._known)[:-_KEPT]:
-            del self._known[fingerprint]
+        kept = {*list(self._known)[-_KEPT:], served.fingerprint, self._schedules.served.fingerprint}
+        self._known = {fingerprint: known for fingerprint, known in self._known.items() if fingerprint in kept}
 
     @property
     def card(self) -> Card:
