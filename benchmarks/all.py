@@ -40,6 +40,7 @@ BENCHMARKS = (
     "objective",
     "end_to_end",
     "xray",
+    "serving",
     "data",
     "evaluation",
     "growth",

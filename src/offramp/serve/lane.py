@@ -102,7 +102,11 @@ class Line(Generic[T]):
 
     def oldest(self) -> T | None:
         """The first that is not gone."""
-        return next(iter(self.images()), None)
+        for _, images in self._pieces:  # asked for so often that a generator costs
+            for image in images:
+                if not image.is_gone:
+                    return image
+        return None
 
     def put(self, rows: Rows, images: list[T], chunk: int) -> None:
         """Add images behind the others; their rows are not copied unless too many are held on to."""
@@ -289,7 +293,7 @@ class Lane:
             self.coming.popleft()
         while self.alone and self.alone[0][0].is_gone:
             self.alone.popleft()
-        audit = self._oldest(self.audits)
+        audit = self._oldest(self.audits) if self.num_audits else None
         if audit is not None and now - audit[1].waits_since() >= AUDIT_WAIT:
             return self._further(self.audits, audit[0])
         found = self._next(now)
