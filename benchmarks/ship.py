@@ -29,7 +29,8 @@ from offramp.config import DataConfig, Spec
 from offramp.data import Split
 from offramp.data.memory import MemorySplit
 from offramp.errors import OfframpError, UsageError
-from offramp.files import RunConfig, RunFolder, Start, read, write
+from offramp.files import RunConfig, RunFolder, Start
+from offramp.json_files import read, write
 from offramp.results.evaluation import Evaluation
 from offramp.runtime.timing import conditions
 from offramp.shipped.card import CARD, Card

@@ -17,7 +17,8 @@ from offramp.data import Inputs
 from offramp.data.inputs import MAX_MEGAPIXELS
 from offramp.devices import with_threads
 from offramp.errors import OfframpError, UsageError
-from offramp.files import RunFolder, read
+from offramp.files import RunFolder
+from offramp.json_files import read
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.results.prediction import Prediction

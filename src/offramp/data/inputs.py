@@ -19,7 +19,7 @@ from offramp.checks import check_number
 from offramp.data.augment import central_cut, central_fit, grey, normalise
 from offramp.data.headers import size_of
 from offramp.errors import OfframpError, UsageError, first_line
-from offramp.files import convert, read, write
+from offramp.json_files import convert, read, write
 
 FORMAT = 1  # of the file
 CHANNELS = (1, 3)  # grey, or red, green, blue

@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING, Any
 
 from offramp.files.folder import FORMAT, OWNER, RunFolder, weights_of
 from offramp.files.kinds import Ancestor, Clock, Division, Epoch, HeldOutImages, Origin, RunConfig, Start
-from offramp.files.reading import convert, parse, read, read_lines, write
 
 if TYPE_CHECKING:
     from offramp.files.network import load, load_weights
@@ -48,14 +47,9 @@ __all__ = [
     "RunConfig",
     "RunFolder",
     "Start",
-    "convert",
     "load",
     "load_weights",
-    "parse",
-    "read",
-    "read_lines",
     "weights_of",
-    "write",
 ]
 
 

@@ -13,7 +13,7 @@ from offramp import trust
 from offramp.config import DataConfig, TrainConfig, determining, with_defaults
 from offramp.errors import UsageError
 from offramp.files.kinds import Epoch, HeldOutImages, Origin, RunConfig, Start
-from offramp.files.reading import convert, read, read_lines, write
+from offramp.json_files import convert, read, read_lines, write
 from offramp.storage import DamagedFileError
 
 FORMAT = 2  # of the folder; a run folder of a newer format is refused

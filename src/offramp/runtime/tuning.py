@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from offramp.errors import OfframpError, UsageError
-from offramp.files import convert
+from offramp.json_files import convert
 from offramp.policy import CERTIFICATE, Policy
 from offramp.runtime.choice import TimeTable
 from offramp.runtime.plan import Plan

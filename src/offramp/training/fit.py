@@ -18,7 +18,8 @@ from offramp.data.files import at_most_twenty
 from offramp.devices import device_named, with_kernels, with_threads
 from offramp.errors import UsageError
 from offramp.evaluation import Promise
-from offramp.files import Epoch, RunFolder, load, write
+from offramp.files import Epoch, RunFolder, load
+from offramp.json_files import write
 from offramp.network import EarlyExitNet
 from offramp.objectives import Objective
 from offramp.rules import TrainingRule, Workbench

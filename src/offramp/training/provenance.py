@@ -19,7 +19,8 @@ from offramp.data import REGISTRY, Parts
 from offramp.data.builder import SETTINGS
 from offramp.data.partition import Cut, cut_up
 from offramp.errors import UsageError
-from offramp.files import Ancestor, Division, Origin, RunConfig, RunFolder, convert
+from offramp.files import Ancestor, Division, Origin, RunConfig, RunFolder
+from offramp.json_files import convert
 
 _DIVISION = ("training_images", "limit", "holdout", "split_seed")
 
