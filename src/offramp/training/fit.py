@@ -18,7 +18,7 @@ from offramp.data.files import at_most_twenty
 from offramp.devices import device_named, with_kernels, with_threads
 from offramp.errors import UsageError
 from offramp.evaluation import Promise
-from offramp.files import Epoch, RunFolder, load, write
+from offramp.files import Epoch, RunFolder, keep_asked, load, write
 from offramp.network import EarlyExitNet
 from offramp.objectives import Objective
 from offramp.rules import TrainingRule, Workbench
@@ -55,7 +55,12 @@ def train(run: Run, out: str | Path, *, overwrite: bool = False) -> EarlyExitNet
         num_images=len(train_split),
         damping=objective.damping_neuron == "required",
     )
-    return fit(network, objective, train_split, val, run.training, out=out, rule=rule, test=test, overwrite=overwrite)
+    trained = fit(
+        network, objective, train_split, val, run.training, out=out, rule=rule, test=test, overwrite=overwrite
+    )
+    if processes.rank() == 0:
+        keep_asked(RunFolder(out), run, train_split.home)
+    return trained
 
 
 def fit(
