@@ -33,6 +33,7 @@ class RunFolder:
         self.path, self.kept = _at_home(path), kept
         self.allow_code = trust.packages(allow_code, "allow_code")
         self.config = self.path / "config.json"
+        self.asked = self.path / "asked.json"
         self.environment = self.path / "environment.json"
         self.input = self.path / "input.json"
         self.origin = self.path / "origin.json"

@@ -76,7 +76,7 @@ def named(data: DataConfig | None) -> str | None:
     name = data.source.name
     if name in REGISTRY:
         return name
-    free = {*SETTINGS, *_DIVISION, "image_size", "flip", "max_megapixels"}
+    free = {*SETTINGS, *_DIVISION, "image_size", "flip", "max_megapixels", "mean", "std"}
     args = {key: value for key, value in data.source.args.items() if key not in free}
     if name.startswith("folder:"):
         name = f"folder:{Path(name.partition(':')[2]).expanduser().resolve()}"
