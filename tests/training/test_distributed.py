@@ -35,7 +35,7 @@ def torchrun(folder: Path, out: str, *options: str, **environment: str) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     command += ["-m", "offramp", "train", "--data", "digits", "--objective", "killer:Killer", "--epochs", "3"]
     command += ["--network", *NETWORK, "--save-every-steps", "4", "--xray", "30", "--out", out, *options]
-    variables = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"} | environment
+    variables = os.environ | {"PYTHONPATH": str(folder)} | environment
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     return done.stderr
@@ -73,9 +73,8 @@ def test_several_processes_leave_a_frozen_trunk_as_it_is_and_share_its_features(
     for processes, keep in ((1, "no"), (2, "no"), (2, "yes")):
         out = tmp_path / f"{processes}-{keep}"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         command += [str(path), str(out), keep]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         assert ("is computed once and kept" in done.stderr) == (keep == "yes")
         tensors, _ = load_tensors(RunFolder(out).weights)
@@ -90,12 +89,9 @@ def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on_to_the_same_byte
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "offramp", "train", "--data", "digits", "--epochs", "6", "--batch-size", "32"]
     command += ["--network", *NETWORK, "--save-every-minutes", "60", "--keep-checkpoints", "100", "--device", "cpu"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def start(out: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*command, "--out", str(tmp_path / out)], env=environment, stderr=subprocess.PIPE, text=True
-        )
+        return subprocess.Popen([*command, "--out", str(tmp_path / out)], stderr=subprocess.PIPE, text=True)
 
     calm = start("calm")
     _, said = calm.communicate(timeout=500)
