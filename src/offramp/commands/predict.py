@@ -124,12 +124,13 @@ def predict(
     from offramp.commands.image_files import find_images
     from offramp.commands.open_run import inputs_of
     from offramp.commands.policy_files import given_policy
-    from offramp.commands.predictions import Predictions, check_fits, tuned
+    from offramp.commands.predictions import Predictions
     from offramp.data.inputs import check_megapixels
     from offramp.devices import device_named
     from offramp.files import RunFolder, load
     from offramp.policy import EVERYBODY, NOBODY, Policy
     from offramp.runtime import Engine
+    from offramp.runtime.tuning import adopt_file
 
     check_megapixels(options.max_megapixels)
     files = find_images(options.images)
@@ -137,11 +138,11 @@ def predict(
     config = folder.read_config()
     network = load(folder.path, into, allow_code=options.allow_code)
     inputs = inputs or inputs_of(folder, config, options.root)
-    check_fits(inputs, network, folder)
+    inputs.check_network(network, folder.path)
     ready, policy_file = given_policy(policy or options.policy, folder)
     full = Policy((*[NOBODY] * (network.num_exits - 1), EVERYBODY))
     engine = Engine(network, ready or full, device=device_named(options.device))
-    is_tuned, differs = tuned(engine, folder)
+    is_tuned, differs = adopt_file(engine, folder.bench)
     return Predictions(
         engine,
         inputs,

@@ -7,7 +7,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +15,10 @@ from offramp.costs import cost
 from offramp.data import Inputs
 from offramp.data.inputs import MAX_MEGAPIXELS
 from offramp.devices import with_threads
-from offramp.errors import OfframpError, UsageError
-from offramp.files import RunFolder
-from offramp.json_files import read
-from offramp.network import EarlyExitNet
+from offramp.errors import OfframpError
 from offramp.policy import Policy
 from offramp.results.prediction import Prediction
-from offramp.runtime import Engine, Tuning
-from offramp.runtime.program import check_form
-from offramp.runtime.tuning import adopt
+from offramp.runtime import Engine
 from offramp.show.watch import Progress
 
 _WINDOW = 8  # batches after which an image that is still under way is hurried on: answers come in the files' order
@@ -124,34 +118,3 @@ class Predictions(Iterator[Prediction]):
         if files:
             self._under_way.append(files)
             yield torch.stack(images)
-
-
-def tuned(engine: Engine, folder: RunFolder) -> tuple[bool, tuple[str, ...]]:
-    """Whether the engine now runs as the run's `bench.json` says, and what differs where that was for another machine.
-
-    What was measured for other weights or another policy, or is damaged, is as good as nothing. What was tuned in
-    one form before the policy was certified in another is named.
-    """
-    try:
-        tuning = Tuning.from_json(read(folder.bench, dict[str, Any])["tuning"])
-        try:
-            check_form(tuning.form, engine.policy)
-        except UsageError:
-            return False, (f"{tuning.form}: the certificate is of answers in {engine.policy.certified_form}",)
-        differs = adopt(engine, tuning, only_here=True)
-    except (UsageError, OfframpError, OSError, KeyError):
-        return False, ()
-    return not differs, differs
-
-
-def check_fits(inputs: Inputs, network: EarlyExitNet, folder: RunFolder) -> None:
-    """Refuse inputs of other classes or another shape than the network's."""
-    if len(inputs.class_names) != network.num_classes:
-        raise UsageError(
-            f"{folder.path}: there are {len(inputs.class_names)} class names for {network.num_classes} classes."
-        )
-    if network.image_shape is not None and tuple(network.image_shape) != tuple(inputs.image_shape):
-        raise UsageError(
-            f"{folder.path}: the network was made for images of shape {tuple(network.image_shape)}, not "
-            f"{tuple(inputs.image_shape)} (channels, height, width)."
-        )

@@ -17,6 +17,7 @@ evaluation.json      the figures of every exit
 report.html          the same as a page
 plots/               its plots as files
 policy.json          thresholds, made by `offramp policy`, or with a certificate by `offramp certify`
+ladder.json          policies of rising certified risk, made by `offramp certify --ladder`
 xray.html            the page that `offramp xray` makes of xray.safetensors
 bench.json           times to each exit and how this machine runs it fastest, made by `offramp bench`
 verdict.json         early exits against smaller networks, made by `offramp verdict`

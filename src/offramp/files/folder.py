@@ -49,6 +49,7 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.plots = self.path / "plots"
         self.policy = self.path / "policy.json"
+        self.ladder = self.path / "ladder.json"
         self.xray_page = self.path / "xray.html"
         self.bench = self.path / "bench.json"
         self.verdict = self.path / "verdict.json"

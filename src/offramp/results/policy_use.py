@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offramp.evaluation import Certificate
+from offramp.evaluation import Certificate, Ladder
 from offramp.policy import Policy
 from offramp.results.dynamic import ExitUse
 
@@ -48,3 +48,25 @@ class PolicyUse:
         """JSON values; accuracies in percent, shares in [0, 1]."""
         certificate = None if self.certificate is None else self.certificate.to_json()
         return {**dataclasses.asdict(self), "written": str(self.written), "certificate": certificate}
+
+
+@dataclass(frozen=True)
+class LadderUse:
+    """A ladder, where it was written, and what each rung does on images of a held-out half: descriptions, no promises.
+
+    Attributes:
+        rungs: In the ladder's order.
+    """
+
+    ladder: Ladder
+    written: Path
+    rungs: tuple[PolicyUse, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; see `PolicyUse.to_json`."""
+        return {
+            "confidence": self.ladder.confidence,
+            "rungs": [use.to_json() for use in self.rungs],
+            "left_out": [dataclasses.asdict(rung) for rung in self.ladder.left_out],
+            "written": str(self.written),
+        }

@@ -3,14 +3,16 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+from offramp.choices import Backend
 from offramp.errors import OfframpError, UsageError
-from offramp.json_files import convert
+from offramp.json_files import convert, read
 from offramp.policy import CERTIFICATE, Policy
 from offramp.runtime.choice import TimeTable
 from offramp.runtime.plan import Plan
-from offramp.runtime.program import Form, Program
+from offramp.runtime.program import Form, Program, check_form
 from offramp.runtime.runner import Runner
 from offramp.runtime.timing import conditions
 from offramp.storage import weights_hash
@@ -145,3 +147,25 @@ def adopt(
         chunks = {size: tuning.chunks[str(size)] for size in tuning.plans}
         runner.use(tuning.form, tuning.plans, tuning.stream, chunks=chunks, program=program)
     return differs
+
+
+def adopt_file(
+    runner: Runner, file: Path, *, backend: Literal["auto", Backend] = "auto"
+) -> tuple[bool, tuple[str, ...]]:
+    """Whether the runner now runs as a run's `bench.json` says, and what differs where that was for another machine.
+
+    What was measured for other weights, another policy or another backend than wanted, or is damaged, is as good as
+    nothing. What was tuned in one form before the policy was certified in another is named.
+    """
+    try:
+        tuning = Tuning.from_json(read(file, dict[str, Any])["tuning"])
+        if backend not in ("auto", tuning.form.backend):
+            return False, ()
+        try:
+            check_form(tuning.form, runner.policy)
+        except UsageError:
+            return False, (f"{tuning.form}: the certificate is of answers in {runner.policy.certified_form}",)
+        differs = adopt(runner, tuning, only_here=True)
+    except (UsageError, OfframpError, OSError, KeyError):
+        return False, ()
+    return not differs, differs

@@ -84,7 +84,8 @@ class RefusedError(OfframpError):
     """A request that is not taken, or that cannot be answered any more.
 
     Attributes:
-        reason: `full`, `draining`, `deadline` (time was up before any exit), or `not finite` (the network's logits).
+        reason: `full`, `draining`, `deadline` (time was up before any exit), `not finite` (the network's logits), or
+            `replaced` (see `Request.fingerprint`).
         retry_after: Seconds after which a place is expected to be free, from the measured rate; None if never.
     """
 
@@ -103,6 +104,8 @@ class Request:
         deadline: Of `time.perf_counter`, in seconds: the best answer that is there by then is given.
         rung: At least this rung, from 1, whatever the load: for one who takes a cheaper promise.
         on_step: Called after each exit. Such an image goes alone through every exit up to the one that answers.
+        fingerprint: Of the `Served` that the image was prepared for: where another one has taken over meanwhile, the
+            request is refused as `replaced`, to be prepared again. None: what is served prepares images alike.
     """
 
     image_CHW: Tensor
@@ -110,6 +113,7 @@ class Request:
     deadline: float | None = None
     rung: int = 1
     on_step: Callable[[Step], None] | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
