@@ -1,14 +1,17 @@
 """What all tests share: a fixed seed, one thread each (two processes on two cores), interrupted and trained runs."""
 
+import base64
 import contextlib
 import functools
 import importlib.util
 import json
 import multiprocessing
 import runpy
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,17 +20,19 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.io import write_png
 
 import offramp
-from offramp import data, training
+from offramp import data, shipped, training
 from offramp.commands import EvaluateOptions, evaluate
 from offramp.commands.open_run import parts_of
 from offramp.config import DataConfig, Run, Spec, TrainConfig
 from offramp.files import RunFolder, load
 from offramp.network import EarlyExitNet, builder
 from offramp.paper import Scale, experiments
+from offramp.policy import EVERYBODY, Policy
 from offramp.results.evaluation import Evaluation
-from offramp.storage import save_tensors
+from offramp.storage import save_tensors, weights_hash
 from offramp.training.prefixes import Prefixes
 
 torch.set_num_threads(1)
@@ -36,10 +41,11 @@ AS_TORCHRUN = Path(__file__).with_name("as_torchrun.py")
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is remembered of runs made here stays here; and runs made by hand may name code of these tests."""
+    """What is remembered of runs made here stays here, runs made by hand may name code of these tests, one thread."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.setenv("OFFRAMP_ALLOW_CODE", __name__.partition(".")[0])
+        patch.setenv("OMP_NUM_THREADS", "1")  # processes started here: threads that wait for each other spin
         yield
 
 
@@ -308,3 +314,96 @@ def rows(tiny_scale):
         return {row.label: row for row in experiment.rows}
 
     return of
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A page in Chromium, and what it has done that it should not."""
+
+    page: Any
+    complaints: list[str]
+
+    def drop(self, image: Path) -> tuple[str, int]:
+        """Drop an image file, and wait: the label shown and the exit, from 1."""
+        content = base64.b64encode(image.read_bytes()).decode()
+        kind = {".png": "image/png", ".jpg": "image/jpeg"}.get(image.suffix, "")
+        transfer = self.page.evaluate_handle(
+            """([content, name, type]) => {
+                const transfer = new DataTransfer();
+                transfer.items.add(new File([Uint8Array.from(atob(content), c => c.charCodeAt(0))], name, { type }));
+                return transfer;
+            }""",
+            [content, image.name, kind],
+        )
+        self.page.dispatch_event("body", "drop", {"dataTransfer": transfer})
+        self.page.locator("#spoken", has_text=f"{image.name}:").wait_for(state="attached")
+        return self.page.inner_text("#label"), int(self.page.inner_text("#fact-exit").split()[0])
+
+
+@pytest.fixture(scope="module")  # while it runs, no other event loop can
+def chromium() -> Iterator[Any]:
+    """The system's Chromium, without a window."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'offramp[browser]'")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("there is no Chromium here")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def look_at(chromium: Any) -> Iterator[Callable[..., Seen]]:
+    """`look_at(address, width=1280, scheme="light")`: a page that is ready. No other host may be asked for anything."""
+    contexts = []
+
+    def open_page(address: str, width: int = 1280, scheme: str = "light") -> Seen:
+        context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        complaints: list[str] = []
+
+        def only_here(route: Any) -> None:
+            if route.request.url.startswith(address):
+                route.continue_()
+            else:
+                complaints.append(f"asked for {route.request.url}")
+                route.abort()
+
+        context.route("**/*", only_here)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(address)
+        page.locator("body[data-ready]").wait_for()
+        return Seen(page, complaints)
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture(scope="session")
+def garments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped Fashion-MNIST network with thresholds, as a run's folder."""
+    run = tmp_path_factory.mktemp("garments") / "run"
+    shipped.copy("fashion-mnist", run)
+    policy = Policy((0.8, 0.7, 0.7, EVERYBODY), network=weights_hash(load(run).state_dict()))
+    policy.save(run / "policy.json")
+    return run
+
+
+@pytest.fixture(scope="session")
+def garment_images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """50 test images of garments as PNG files; every fifth is no longer grey, nor of the network's size."""
+    folder = tmp_path_factory.mktemp("images")
+    batch = next(iter(data.garments(batch_size=50).test.batches()))
+    files = []
+    for i, image_CHW in enumerate(batch.images_BCHW):
+        pixels_CHW = 255 * (image_CHW * 0.353 + 0.286)  # as Fashion-MNIST is normalised
+        if i % 5 == 0:
+            tinted_CHW = pixels_CHW * torch.tensor([1.0, 0.9, 0.95]).view(3, 1, 1)
+            pixels_CHW = torch.nn.functional.interpolate(tinted_CHW[None], (61 + i, 90), mode="bilinear")[0]
+        files.append(folder / f"image-{i}.png")
+        write_png(pixels_CHW.round().byte(), str(files[-1]))
+    return files

@@ -21,12 +21,13 @@ from torch import Tensor
 from offramp.checks import did_you_mean
 from offramp.choices import MeasureName
 from offramp.errors import UsageError
-from offramp.files import convert, read, write
+from offramp.json_files import convert, read, write
 from offramp.network import class_log_probs
 from offramp.storage import DamagedFileError
 
 FORMAT = 2  # of the file; 1 has no hash
 NOBODY, EVERYBODY = 1e8, -1e8  # thresholds of an exit that takes no image and of one that takes all
+_HINT = "`offramp policy` and `offramp certify` write policies."
 CERTIFICATE = "certificate"  # in `Policy.found`: what is promised of it, see evaluation/certify.py
 
 # What is remembered of each row from exit to exit: tensors, batch first; code that drops rows drops them here too.
@@ -260,8 +261,8 @@ class Policy:
                 f"thresholds say nothing here. Find thresholds for this network."
             )
 
-    def save(self, path: str | Path) -> None:
-        """Write a JSON file, whole or not at all; equal policies give equal bytes."""
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
         content = {
             "format": FORMAT,
             "measure": asdict(self.measure),
@@ -269,8 +270,11 @@ class Policy:
             "network": self.network,
             "found": self.found,
         }
-        content["sha256"] = _content_hash(content)
-        write(Path(path).expanduser(), content, sort_keys=True)
+        return {**content, "sha256": _content_hash(content)}
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file, whole or not at all; equal policies give equal bytes."""
+        write(Path(path).expanduser(), self.to_json(), sort_keys=True)
 
     @classmethod
     def load(cls, path: str | Path) -> "Policy":
@@ -280,10 +284,21 @@ class Policy:
             UsageError: No such file, or none of this make.
             OfframpError: A damaged one.
         """
-        source, hint = Path(path).expanduser(), "`offramp policy` and `offramp certify` write policies."
-        content = read(source, dict[str, Any], newest=FORMAT, hint=hint)
+        source = Path(path).expanduser()
+        return cls.from_json(read(source, dict[str, Any], newest=FORMAT, hint=_HINT), source)
+
+    @classmethod
+    def from_json(cls, value: Any, source: object) -> "Policy":
+        """The inverse of `to_json`; `source` says in errors where it stands. See `load`."""
+        content = convert(value, dict[str, Any], source, newest=FORMAT, hint=_HINT)
+        if "rungs" in content:
+            raise UsageError(
+                f"{source} is a ladder of policies, for `offramp serve`. Here one policy is needed: `offramp certify` "
+                "without --ladder writes one, and `offramp.evaluation.Ladder.load(...).rungs` are some."
+            )
+        content = dict(content)
         number, digest = content.pop("format", FORMAT), content.pop("sha256", None)
-        policy = convert(content, cls, source, exact=True, hint=hint)
+        policy = convert(content, cls, source, exact=True, hint=_HINT)
         if digest not in (None, _content_hash({"format": number, **content})):
             raise DamagedFileError(
                 f"{source} is damaged: its content does not have the hash it was written with. Find the policy anew; "

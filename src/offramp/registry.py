@@ -67,6 +67,8 @@ COMMAND_GROUPS: Mapping[str, Mapping[str, str]] = {  # in the order of `offramp 
     "Use": {
         "predict": "commands.predict:PredictOptions",
         "export": "commands.export:ExportOptions",
+        "serve": "commands.serve:ServeOptions",
+        "demo": "commands.demo:DemoOptions",
     },
     "Study": {
         "reproduce": "commands.reproduce:ReproduceOptions",

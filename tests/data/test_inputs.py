@@ -116,6 +116,34 @@ def test_the_thinnest_images_are_read(size: tuple[int, int], resizing: Any, tmp_
     torch.testing.assert_close(pixels(found), torch.full((1, 8, 8), 90.0))
 
 
+def progressive(scans: int, trailer: bytes = b"") -> bytes:
+    """A JPEG file whose last scan comes again and again: each is 14 bytes, and takes as long as the whole picture."""
+    file = io.BytesIO()
+    Image.new("L", (400, 300), 128).save(file, "JPEG", progressive=True, quality=10)
+    content = file.getvalue()
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + scan * scans + content[-2:] + trailer
+
+
+def test_an_image_in_thousands_of_scans_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = tmp_path / "bomb.jpg"
+    bomb.write_bytes(progressive(100))
+    with pytest.raises(OfframpError, match="more than 64 scans"):
+        decode(bomb)
+    monkeypatch.setattr("offramp.data.inputs.MAX_SCANS", 1000)
+    assert decode(bomb).shape == (3, 300, 400)  # the decoder itself goes through all of them
+    bomb.write_bytes(progressive(20_000))
+    with pytest.raises(OfframpError, match="more than 1000 scans"):
+        decode(bomb)
+
+
+def test_what_stands_behind_an_image_is_no_scan_of_it(tmp_path: Path) -> None:
+    """Telephones put a film there, whose bytes may be any."""
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(progressive(5, b"\xff\xda" * 1000))
+    assert decode(photo).shape == (3, 300, 400)
+
+
 def test_an_image_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     thread = saved(Image.fromarray(np.zeros((1, 60000), np.uint8)), tmp_path / "thread.png")
     with pytest.raises(OfframpError, match=r"thread\.png has 60000 times 1 pixels, too thin"):

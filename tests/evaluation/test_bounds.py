@@ -4,7 +4,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from offramp.evaluation.bounds import best_bet, betting_p_value, binomial_p_value, lower_limit
+from offramp.evaluation.bounds import best_bet, betting_p_value, binomial_p_value, lower_limit, upper_limit
 
 
 def trinomial(n: int, up: float, down: float) -> list[tuple[int, int, float]]:
@@ -115,3 +115,9 @@ def test_the_lower_limit_is_where_so_many_hits_are_that_unlikely(hits, trials):
 
 def test_no_hits_have_the_lower_limit_0():
     assert lower_limit(0, 100, 0.999) == 0
+
+
+@pytest.mark.parametrize(("hits", "trials"), [(0, 10), (1, 10), (130, 1000), (9, 10)])
+def test_the_upper_limit_is_where_so_few_hits_are_that_unlikely(hits, trials):
+    assert binomial_p_value(hits, trials, float(upper_limit(hits, trials, 0.999))) == pytest.approx(0.001, rel=1e-6)
+    assert upper_limit([3, 0], [3, 0], 0.999).tolist() == [1.0, 1.0]  # all, and of nothing

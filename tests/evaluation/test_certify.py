@@ -1,11 +1,14 @@
 import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import one_hot
 
+sys.path.append(str(Path(__file__).parents[1]))
+from evaluation.made_up import COST, FIRST, OPERATIONS, grid_policies, outcomes, record, sure, true_risk
 from offramp.costs import Cost, Count
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record
@@ -14,57 +17,7 @@ from offramp.evaluation.certify import Certificate, certify
 from offramp.evaluation.promises import LOSSES
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 
-OPERATIONS = (30, 60, 100)
-COST = Cost(*[tuple(Count(o, o, 1) for o in OPERATIONS)] * 4, (1, 8, 8))
 NEWER = ("policy", "unknown", "earlier", "copies")  # than the first certificates
-FIRST = {"search": 0, "certify": 10**6, "test": 10**7}
-
-
-def record(part: str, S: int = 1200, seed: int = 0, *, N: int = 4, flaw: float = 0.0, **changes) -> Record:
-    """Three exits that get better; `flaw` of the images fool the first exit alone, which is sure of them."""
-    generator = torch.Generator().manual_seed(100 * seed + len(part))
-    targets_S = torch.randint(0, N, (S,), generator=generator)
-    noise_SN = torch.randn(S, N, generator=generator)
-    hard_S = torch.rand(S, generator=generator)
-    exits = []
-    for k in range(3):
-        own_SN = torch.randn(S, N, generator=generator)
-        exits.append((3 + 1.5 * k - 2 * hard_S)[:, None] * one_hot(targets_S, N) + 0.7 * (noise_SN + own_SN))
-    fooled_S = torch.rand(S, generator=generator) < flaw
-    exits[0][fooled_S] = 9.0 * one_hot((targets_S[fooled_S] + 1) % N, N)
-    values = {
-        "logits_KSC": 2 * torch.stack(exits),
-        "targets_S": targets_S,
-        "indices_S": torch.arange(S) + FIRST[part],
-        "class_names": tuple(f"class {n}" for n in range(N)),
-        "split": f"made-up/{part}",
-        "fingerprint": f"{part} {seed}",
-        "weights": "w" * 64,
-        "total": S,
-        "made_on": "cpu",
-    }
-    return Record(**values | changes)
-
-
-def sure(targets_S: torch.Tensor, part: str, N: int = 4) -> torch.Tensor:
-    """Logits `[S, N]` that are equally sure of a class, and of no two images the same."""
-    number_S = torch.arange(len(targets_S)) + (0.5 if part == "search" else 0.0)
-    return 9.0 * one_hot(targets_S, N) + number_S[:, None] / 2  # a sum that the softmax does not see
-
-
-def outcomes(policy: Policy, seen: Record) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """left early, right, right at the last exit"""
-    choice = policy.choose(seen.logits_KSC, seen.num_classes)
-    right = choice.labels_S == seen.targets_S
-    full = seen.logits_KSC[-1].argmax(-1) == seen.targets_S
-    return tuple(mask.numpy() for mask in (choice.exits_S < 2, right, full))
-
-
-def true_risk(policy: Policy, loss: str, seen: Record) -> float:
-    left, right, full = outcomes(policy, seen)
-    if loss == "early-error":
-        return (left & ~right).sum() / left.sum()
-    return (full & ~right).mean() if loss == "regret" else full.mean() - right.mean()
 
 
 @pytest.fixture(scope="module")
@@ -189,11 +142,6 @@ def test_what_was_certified_is_no_candidate():
     for candidate in (policy, closed):
         with pytest.raises(UsageError, match="A candidate has a certificate"):
             certify(record("search"), record("certify"), COST, risk=0.03, candidates=[candidate])
-
-
-def grid_policies(search: Record) -> list[Policy]:
-    found = {"fingerprint": search.fingerprint}
-    return [Policy((t, t, EVERYBODY), found=found) for t in np.linspace(0.25, 1.0, 40).tolist()]
 
 
 def test_the_cheapest_is_found_as_by_a_slow_loop():

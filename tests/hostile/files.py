@@ -24,10 +24,11 @@ from offramp.cli import main
 from offramp.commands.bench.exit_times import exit_times
 from offramp.data import Inputs
 from offramp.errors import OfframpError, UsageError
-from offramp.evaluation import Certificate, Record
+from offramp.evaluation import Certificate, Ladder, Record
 from offramp.evaluation.xray import Xray
 from offramp.export.stage_files import ExitFile, StageFile, Stages
-from offramp.files import RunFolder, read
+from offramp.files import RunFolder
+from offramp.json_files import read
 from offramp.paper.manifest import find
 from offramp.policy import Policy
 from offramp.results.evaluation import current
@@ -51,6 +52,7 @@ COMMANDS: dict[str, list[str]] = {
     "policy": ["policy", "RUN", "--max-drop", "20"],
     "policy, milliseconds": ["policy", "RUN", "--latency", "1000"],
     "certify": ["certify", "RUN", "--risk", "0.5"],
+    "certify a ladder": ["certify", "RUN", "--ladder", "40,60"],
     "xray": ["xray", "RUN"],
     "train": TRAIN,
     "train from it": [*TRAIN[:-1], "NEW", "--init", "RUN"],
@@ -83,6 +85,7 @@ READ_BY: dict[str, list[str]] = {
     "split.json": ["policy", "certify", "train from it", "verdict"],
     "metrics.jsonl": ["evaluate", "verdict", "xray"],
     "policy.json": ["predict", "evaluate", "policy", "certify", "bench", "verdict", "export"],
+    "ladder.json": ["certify", "certify a ladder"],
     "bench.json": ["predict", "policy, milliseconds"],
     "evaluation.json": ["compare"],
     "verdict.json": ["verdict"],
@@ -99,6 +102,7 @@ READERS: dict[str, Callable[[RunFolder], object]] = {
     "split.json": lambda run: ancestor("init", run.path),
     "metrics.jsonl": lambda run: run.read_metrics(),
     "policy.json": lambda run: Certificate.of(Policy.load(run.policy)),
+    "ladder.json": lambda run: Ladder.load(run.ladder),
     "bench.json": lambda run: (
         exit_times(run, weights_hash(load_tensors(run.weights)[0]), "1", 2),
         Tuning.from_json(read(run.bench, dict[str, Any])["tuning"]),
@@ -271,7 +275,7 @@ def prepare(folder: Path, *, quickly: bool = False) -> Path:
     run = folder / "RUN"
     assert outcome(TRAIN, folder) == ""
     Image.new("L", (8, 8), 99).save(run / "image.png")
-    for name in ("policy", "certify", "evaluate", *(() if quickly else ("bench", "verdict"))):
+    for name in ("policy", "certify", "certify a ladder", "evaluate", *(() if quickly else ("bench", "verdict"))):
         assert outcome(COMMANDS[name], folder) == "", name
     if quickly:
         (run / "bench.json").write_text(json.dumps(bench_file(run)))

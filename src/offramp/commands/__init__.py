@@ -2,12 +2,14 @@
 
 from offramp.commands.audit import AuditOptions, audit
 from offramp.commands.bench import BenchOptions, bench
-from offramp.commands.certify import CertifyOptions, certify
+from offramp.commands.certify import CertifyOptions, certify, certify_ladder
 from offramp.commands.compare import CompareOptions, compare
+from offramp.commands.demo import DemoOptions, demo
 from offramp.commands.evaluate import EvaluateOptions, evaluate
 from offramp.commands.export import ExportOptions, export
 from offramp.commands.policy import PolicyOptions, find_policy
 from offramp.commands.predict import PredictOptions, predict
+from offramp.commands.serve import ServeOptions, serve
 from offramp.commands.verdict import VerdictOptions, verdict
 from offramp.commands.xray import XrayOptions, xray
 from offramp.show.watch import Watch
@@ -17,21 +19,26 @@ __all__ = [
     "BenchOptions",
     "CertifyOptions",
     "CompareOptions",
+    "DemoOptions",
     "EvaluateOptions",
     "ExportOptions",
     "PolicyOptions",
     "PredictOptions",
+    "ServeOptions",
     "VerdictOptions",
     "Watch",
     "XrayOptions",
     "audit",
     "bench",
     "certify",
+    "certify_ladder",
     "compare",
+    "demo",
     "evaluate",
     "export",
     "find_policy",
     "predict",
+    "serve",
     "verdict",
     "xray",
 ]

@@ -1,21 +1,28 @@
 """`offramp certify`: the cheapest policy of a finished run that keeps a promise."""
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import tyro
 
 from offramp.choices import Backend, Loss, MeasureName, Precision
 from offramp.commands.options import File, Flag, RecordsLogits, in_threads
+from offramp.errors import UsageError
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
 from offramp.terminal import say
 
 if TYPE_CHECKING:
+    from offramp.costs import Cost
     from offramp.data import PartsGiven
+    from offramp.evaluation import Certificate, Record
+    from offramp.files import RunFolder
     from offramp.network import EarlyExitNet
-    from offramp.policy import Measure
-    from offramp.results.policy_use import PolicyUse
+    from offramp.policy import Measure, Policy
+    from offramp.results.policy_use import LadderUse, PolicyUse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +30,14 @@ class CertifyOptions(RecordsLogits):
     """Find the cheapest thresholds that provably keep a promise.
 
     The proof is from images that nothing else has touched. With probability CONFIDENCE over the draw of the certify
-    images, the risk is at most RISK. Writes RUN/policy.json.
+    images, the risk is at most RISK. Writes RUN/policy.json; with --ladder RUN/ladder.json.
     """
 
     risk: float = 0.01
     """What the risk is to be at most, between 0 and 1."""
+    ladder: Annotated[str | None, tyro.conf.arg(metavar="PERCENT,...")] = None
+    """In place of --risk: rising risks in percent, such as 0.5,1,2,5. Finds a policy for each, whose promises hold all
+    at once: what a server may slide along under load."""
     confidence: float = 0.95
     """How sure the promise is to be, between 0 and 1."""
     loss: Loss = "regret"
@@ -43,22 +53,41 @@ class CertifyOptions(RecordsLogits):
     """In which precision. A promise in float32 is of every backend's answers in float32; one in bf16 or int8 is of what
     this backend answers in it, and it is run so. Scales of int8 are found on the search images."""
     out: File = None
-    """Write the policy to FILE."""
+    """Write the policy, or the ladder, to FILE."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ladder is not None and self.risk != CertifyOptions.risk:
+            raise UsageError("Give one risk or a ladder of risks, not both.")
 
     def main(self) -> None:
         """See `Options.main`."""
+        if self.ladder is not None:
+            self._certify_ladder()
+            return
         certified = certify(self, watch=IN_TERMINAL)
         from offramp.show.tables import exit_table
 
         certificate = certified.certificate
-        if certificate is not None and certificate.earlier:
-            number = certificate.earlier + 1
-            say(
-                f"These images have certified before (this is certificate {number} at least). If you keep one of "
-                f"several, divide 1 - confidence among them, here by {number}."
-            )
+        _say_earlier(certificate)
         remark = str(certificate)
         print_result(certified.to_json, lambda: exit_table(certified, remark), [certified.written], as_json=self.json)
+
+    def _certify_ladder(self) -> None:
+        use = certify_ladder(self, watch=IN_TERMINAL)
+        from offramp.show.tables import ladder_table
+
+        _say_earlier(use.ladder.certificates[0])
+        print_result(use.to_json, lambda: ladder_table(use), [use.written], as_json=self.json)
+
+
+def _say_earlier(certificate: "Certificate | None") -> None:
+    if certificate is not None and certificate.earlier:
+        number = certificate.earlier + 1
+        say(
+            f"These images have certified before (this is certificate {number} at least). If you keep one of "
+            f"several, divide 1 - confidence among them, here by {number}."
+        )
 
 
 @in_threads
@@ -83,33 +112,114 @@ def certify(
             with weights, or listened to a teacher, that were trained on the certify images.
         OfframpError: Nothing that lets an image leave early can be certified.
     """
+    if options.ladder is not None:
+        raise UsageError("These options ask for a ladder: call certify_ladder.")
     from offramp import evaluation
-    from offramp.commands.open_run import OpenRun
-    from offramp.commands.policy_files import certified_before, write_policy
-    from offramp.policy import Measure
-    from offramp.runtime import Form
-    from offramp.training.provenance import check_ancestors
+    from offramp.commands.policy_files import write_policy
 
-    run = OpenRun(options, "certify", "logits and the policy are written there", parts, into)
-    unknown = check_ancestors(run.folder, run.config, run.parts)
-    program = run.program(Form(options.backend, options.precision))
-    with watch.bars() as progress:
-        search, on_certify = run.held_out("search", "certify", progress=progress, program=program)
-    policy = evaluation.certify(
-        search,
-        on_certify,
-        run.cost,
-        risk=options.risk,
-        confidence=options.confidence,
-        loss=options.loss,
-        per_class=options.per_class,
-        measure=measure or Measure(options.measure),
-    )
-    certificate = evaluation.Certificate.of(policy)
-    assert certificate is not None
-    own = run.folder.policy
-    written = own if options.out is None else Path(options.out).expanduser()
-    before = [policy for path in {own, written} for policy in certified_before(path)]
-    answers = "float32" if program is None else program.answers
-    policy = dataclasses.replace(certificate, unknown=unknown, form=answers).after(policy, before).on(policy)
-    return write_policy(policy, on_certify, run.cost, written)
+    tried = _Tried.of(options, "certify", measure, parts, into, watch)
+    policy = evaluation.certify(*tried.records, risk=options.risk, **tried.asked)
+    written = tried.folder.policy if options.out is None else Path(options.out).expanduser()
+    (policy,) = tried.finished([policy], written)
+    return write_policy(policy, tried.records[1], tried.records[2], written)
+
+
+@in_threads
+def certify_ladder(
+    options: CertifyOptions,
+    *,
+    measure: "Measure | None" = None,
+    parts: "PartsGiven | None" = None,
+    into: "EarlyExitNet | None" = None,
+    watch: Watch = QUIET,
+) -> "LadderUse":
+    """Certify policies of rising risk together, for the risks of `options.ladder`: see `evaluation.certify_ladder`.
+
+    Written to `ladder.json` in the run's folder, or to `out`. Arguments and errors as of `certify`; also a UsageError
+    where the ladder's risks cannot be read or do not rise.
+    """
+    from offramp import evaluation
+    from offramp.commands.policy_files import policy_use
+    from offramp.evaluation.ladder import check_risks
+    from offramp.results.policy_use import LadderUse
+
+    risks = _risks(options.ladder)
+    check_risks(risks)
+    tried = _Tried.of(options, "certify_ladder", measure, parts, into, watch)
+    ladder = evaluation.certify_ladder(*tried.records, risks=risks, **tried.asked)
+    written = tried.folder.ladder if options.out is None else Path(options.out).expanduser()
+    ladder = replace(ladder, rungs=tuple(tried.finished(ladder.rungs, written)))
+    ladder.save(written)
+    uses = (policy_use(policy, tried.records[1], tried.records[2], written) for policy in ladder.rungs)
+    return LadderUse(ladder, written, tuple(uses))
+
+
+def _risks(percent: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(float(Decimal(risk.strip()) / 100) for risk in (percent or "").split(","))
+    except ArithmeticError as error:
+        raise UsageError(
+            f"A ladder is risks in percent with commas between, such as 0.5,1,2,5, not {percent!r}."
+        ) from error
+
+
+class _Tried(NamedTuple):
+    """A run opened to be certified: what both kinds of certificates need.
+
+    Attributes:
+        records: Of the search and the certify half, and what the network costs.
+        asked: Arguments of both.
+    """
+
+    folder: "RunFolder"
+    records: "tuple[Record, Record, Cost]"
+    asked: dict[str, Any]
+    unknown: tuple[str, ...]
+    form: str
+
+    @classmethod
+    def of(
+        cls,
+        options: CertifyOptions,
+        function: str,
+        measure: "Measure | None",
+        parts: "PartsGiven | None",
+        into: "EarlyExitNet | None",
+        watch: Watch,
+    ) -> "_Tried":
+        from offramp.commands.open_run import OpenRun
+        from offramp.policy import Measure
+        from offramp.runtime import Form
+        from offramp.training.provenance import check_ancestors
+
+        run = OpenRun(options, function, "logits and the policy are written there", parts, into)
+        unknown = check_ancestors(run.folder, run.config, run.parts)
+        program = run.program(Form(options.backend, options.precision))
+        with watch.bars() as progress:
+            search, on_certify = run.held_out("search", "certify", progress=progress, program=program)
+        asked = {
+            "confidence": options.confidence,
+            "loss": options.loss,
+            "per_class": options.per_class,
+            "measure": measure or Measure(options.measure),
+        }
+        answers = "float32" if program is None else program.answers
+        return cls(run.folder, (search, on_certify, run.cost), asked, unknown, answers)
+
+    def finished(self, policies: "Sequence[Policy]", written: Path) -> "list[Policy]":
+        """Policies certified together, whose certificates say also what is known of the run and of files before."""
+        from offramp.commands.policy_files import certified_before
+        from offramp.evaluation import Certificate
+
+        files = {(self.folder.policy, self.folder.ladder), (written, written)}
+        certificates = []
+        for policy in policies:
+            certificate = Certificate.of(policy)
+            assert certificate is not None
+            before = [one for paths in files for one in certified_before(*paths, certificate.promise)]
+            certificates.append(replace(certificate, unknown=self.unknown, form=self.form).after(policy, before))
+        earlier = max(certificate.earlier for certificate in certificates)
+        return [
+            replace(certificate, earlier=earlier).on(policy)
+            for policy, certificate in zip(policies, certificates, strict=True)
+        ]

@@ -1,5 +1,7 @@
 """Policies as files: the one that a command is to follow, and the one that it writes, with what it does."""
 
+import contextlib
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor
 
 from offramp.costs import Cost
 from offramp.errors import OfframpError, UsageError
-from offramp.evaluation import Certificate, Record
+from offramp.evaluation import Certificate, Ladder, Promise, Record
 from offramp.files import RunFolder
 from offramp.policy import CERTIFICATE, Policy
 from offramp.results.dynamic import exit_uses
@@ -31,6 +33,14 @@ def given_policy(policy: Policy | str | Path | None, folder: RunFolder) -> tuple
 
 def write_policy(policy: Policy, record: Record, cost: Cost, written: Path) -> PolicyUse:
     """Save `policy`, and say what it does on `record`."""
+    use = policy_use(policy, record, cost, written)
+    use = dataclasses.replace(use, replaced=_holds_certificate(written))
+    policy.save(written)
+    return use
+
+
+def policy_use(policy: Policy, record: Record, cost: Cost, written: Path) -> PolicyUse:
+    """What `policy`, of the file `written`, does on `record`."""
     choice = policy.choose(record.logits_KSC, record.num_classes)
     right_S = choice.labels_S == record.targets_S
     right_KS = torch.stack(
@@ -41,12 +51,10 @@ def write_policy(policy: Policy, record: Record, cost: Cost, written: Path) -> P
     )
     full_S, better = right_KS[-1], _better_than_last(right_KS.double())
     operations_K = torch.tensor([count.operations for count in cost.exits], dtype=torch.float64)
-    replaced = _holds_certificate(written)
-    policy.save(written)
     return PolicyUse(
         policy=policy,
         written=written,
-        replaced=replaced,
+        replaced=False,
         split=record.split,
         images=record.num_images,
         exits=exit_uses(policy.thresholds, choice.exits_S, right_S, full_S),
@@ -54,7 +62,7 @@ def write_policy(policy: Policy, record: Record, cost: Cost, written: Path) -> P
         full_top1=100 * full_S.double().mean().item(),
         operations=operations_K[choice.exits_S].mean().item(),
         full_operations=cost.exits[-1].operations,
-        better_exit=better,
+        better_exit=None if better is None else better + 1,
         better_top1=None if better is None else 100 * right_KS[better].double().mean().item(),
     )
 
@@ -73,11 +81,18 @@ def _holds_certificate(path: Path) -> bool:
         return False  # nothing that could be read promises anything
 
 
-def certified_before(path: Path) -> list[Policy]:
-    """The policy in a file; none where there is none, or one whose certificate is not its own."""
-    try:
-        policy = Policy.load(path)
-        Certificate.of(policy)
-    except (UsageError, OfframpError, OSError):
-        return []
-    return [policy]
+def certified_before(policy: Path, ladder: Path, promise: Promise) -> list[Policy]:
+    """What the two files hold that has a certificate of its own; what is not there, or cannot be read, holds none.
+
+    A ladder is certified at once, so one of its rungs stands for all: that of the same promise where there is one.
+    """
+    before: list[Policy] = []
+    with contextlib.suppress(UsageError, OfframpError, OSError):
+        one = Policy.load(policy)
+        Certificate.of(one)
+        before.append(one)
+    with contextlib.suppress(UsageError, OfframpError, OSError):
+        known = Ladder.load(ladder)
+        same = [rung for rung, c in zip(known.rungs, known.certificates, strict=True) if c.promise == promise]
+        before += same or known.rungs[:1]
+    return before

@@ -11,6 +11,7 @@ import struct
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _MARKER = re.compile(rb"\xff([\x01-\xfe])")  # what stands before it, and more 0xff, is passed over as libjpeg does
+_MARKER_AFTER_SCAN = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")  # no 0 that fills up a scan, no restart
 _MAX_MARKERS = 10_000  # a file may consist of nothing else
 _START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _BARE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
@@ -59,3 +60,19 @@ def _size_of_webp(content: bytes | bytearray) -> tuple[int, int] | None:
         width, more, height, most = struct.unpack_from("<HBHB", content, 24)  # 24 bits each, less one
         return (most << 16 | height) + 1, (more << 16 | width) + 1
     return None
+
+
+def has_more_scans(content: bytes | bytearray, limit: int) -> bool:
+    """Whether the image of a JPEG file comes in more scans than `limit`; False of any other file."""
+    if not content.startswith(_JPEG):
+        return False
+    position, scans = 2, 0
+    for _ in range(_MAX_MARKERS):
+        match = _MARKER_AFTER_SCAN.search(content, position)
+        if match is None or match[1][0] == 0xD9 or len(content) < match.end() + 2:
+            return False
+        scans += match[1][0] == 0xDA
+        if scans > limit:
+            return True
+        position = match.end() + struct.unpack_from(">H", content, match.end())[0]
+    return True  # what comes in so many pieces is no photograph

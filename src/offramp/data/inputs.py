@@ -3,6 +3,7 @@
 C channels, H and W pixels, N classes.
 """
 
+import functools
 import math
 import os
 import re
@@ -17,14 +18,15 @@ from torch import Tensor
 
 from offramp.checks import check_number
 from offramp.data.augment import central_cut, central_fit, grey, normalise
-from offramp.data.headers import size_of
+from offramp.data.headers import has_more_scans, size_of
 from offramp.errors import OfframpError, UsageError, first_line
-from offramp.files import convert, read, write
+from offramp.json_files import convert, read, write
 from offramp.network import EarlyExitNet
 
 FORMAT = 1  # of the file
 CHANNELS = (1, 3)  # grey, or red, green, blue
 MAX_MEGAPIXELS = 100.0  # 0.3 GB when decoded
+MAX_SCANS = 64  # of a JPEG file; encoders write about 10. Each may be a few bytes, and is decoded for every pixel
 _BYTES_A_PIXEL = 8  # in a file, at most: 16 bits of four channels, not compressed
 _BYTES_BESIDE = 2**26  # in a file, beside its pixels: profiles, thumbnails, texts
 _MAX_ASPECT = 1000  # central-cut resizes before it cuts: one thin image could fill the memory
@@ -79,6 +81,10 @@ class Inputs:
         """
         return self._seen(decode(Path(path), max_megapixels), path)
 
+    def read_content(self, content: bytearray, name: str, *, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:
+        """The same of what is in a file; `name` is for errors."""
+        return self._seen(decode_content(content, name, max_megapixels), name)
+
     def prepare(self, images: Any) -> Tensor:
         """See `EarlyExitNet.preprocess`."""
         items = images if isinstance(images, (list, tuple)) else [images]
@@ -94,7 +100,11 @@ class Inputs:
             image_CHW = central_cut(image_CHW, height)
         else:
             image_CHW = central_fit(image_CHW, (height, width))
-        return normalise(image_CHW, torch.tensor(self.mean), torch.tensor(self.std))
+        return normalise(image_CHW, *self._mean_and_std)
+
+    @functools.cached_property
+    def _mean_and_std(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor(self.mean), torch.tensor(self.std)
 
     def check_network(self, network: EarlyExitNet, run: Path) -> None:
         """Refuse a run's network of other classes, or for images of another shape."""
@@ -154,31 +164,43 @@ def decode(path: Path, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:
 
     An image of more than `max_megapixels` million pixels, by its header, is refused and not decoded.
     """
+    try:
+        content = _content(path, max_megapixels)
+    except (ValueError, OSError, MemoryError) as error:
+        raise _unreadable(path, error) from error
+    return decode_content(content, path, max_megapixels)
+
+
+def decode_content(content: bytearray, name: str | Path, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:
+    """The same of what is in a file; `name` is for errors."""
     from torchvision.io import ImageReadMode, decode_image  # slow to import
 
     try:
-        content = _content(path, max_megapixels)
         size = size_of(content)
         if size is None:
             raise ValueError("it is no PNG, JPEG or WebP file, or its header is damaged")
         if math.prod(size) > max_megapixels * 1e6:
             raise OfframpError(
-                f"{path} has {size[0]} times {size[1]} pixels, more than {max_megapixels:g} million. Shrink it, or "
+                f"{name} has {size[0]} times {size[1]} pixels, more than {max_megapixels:g} million. Shrink it, or "
                 "raise max-megapixels."
             )
+        if has_more_scans(content, MAX_SCANS):
+            raise ValueError(f"its pixels come in more than {MAX_SCANS} scans")
         encoded = torch.frombuffer(content, dtype=torch.uint8)
         image_CHW: Tensor = decode_image(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
         if sorted(image_CHW.shape[1:]) != sorted(size):  # EXIF data may turn it
             raise ValueError("its header says another size")
-    except OfframpError:
-        raise
-    except (RuntimeError, ValueError, OSError, MemoryError) as error:
-        raise OfframpError(
-            f"{path} cannot be read as an image ({_reason(error)}). Mend, replace or remove it."
-        ) from error
+    except (RuntimeError, ValueError, MemoryError) as error:
+        if isinstance(error, OfframpError):
+            raise
+        raise _unreadable(name, error) from error
     if image_CHW.dtype == torch.uint16:  # PNG files with 16 bits
         image_CHW = image_CHW.to(torch.int32).bitwise_right_shift(8).to(torch.uint8)
     return image_CHW
+
+
+def _unreadable(name: str | Path, error: Exception) -> OfframpError:
+    return OfframpError(f"{name} cannot be read as an image ({_reason(error)}). Mend, replace or remove it.")
 
 
 def check_megapixels(value: float) -> None:

@@ -6,6 +6,7 @@ from offramp.evaluation.budgeted import Curve, Point, budgeted, curve, geometric
 from offramp.evaluation.calibration import Reliability, reliability
 from offramp.evaluation.certify import Certificate, certify
 from offramp.evaluation.damping import DampingFigures
+from offramp.evaluation.ladder import Ladder, certify_ladder
 from offramp.evaluation.paired import Gain, gains
 from offramp.evaluation.promises import Promise
 from offramp.evaluation.record import Record, record, recorded
@@ -22,6 +23,7 @@ __all__ = [
     "DampingFigures",
     "ExitFigures",
     "Gain",
+    "Ladder",
     "Point",
     "Promise",
     "Record",
@@ -30,6 +32,7 @@ __all__ = [
     "audit",
     "budgeted",
     "certify",
+    "certify_ladder",
     "curve",
     "fit_temperatures",
     "gains",

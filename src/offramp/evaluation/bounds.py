@@ -73,6 +73,14 @@ def lower_limit(hits: npt.ArrayLike, trials: npt.ArrayLike, confidence: float) -
     return np.asarray(np.where(hits > 0, special.betaincinv(np.maximum(hits, 1), trials - hits + 1, 1 - confidence), 0))
 
 
+def upper_limit(hits: npt.ArrayLike, trials: npt.ArrayLike, confidence: npt.ArrayLike) -> FloatArray:
+    """Exact (Clopper-Pearson) upper limit of a probability after `hits` among `trials`; 1 where there were none."""
+    hits, trials = np.asarray(hits, dtype=np.float64), np.asarray(trials, dtype=np.float64)
+    return np.asarray(
+        np.where(hits < trials, special.betaincinv(hits + 1, np.maximum(trials - hits, 1), confidence), 1)
+    )
+
+
 def paired_difference(
     lost: npt.ArrayLike, gained: npt.ArrayLike, images: npt.ArrayLike
 ) -> tuple[FloatArray, FloatArray]:

@@ -15,15 +15,44 @@ from offramp.costs import Cost
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation.bounds import IntArray
 from offramp.evaluation.copies import repeats
-from offramp.evaluation.promises import BoolArray, LossCounts, Promise, events, learn_then_test
+from offramp.evaluation.promises import (
+    DISAGREEMENT_CONFIDENCE,
+    BoolArray,
+    LossCounts,
+    Promise,
+    disagreement_limits,
+    events,
+    learn_then_test,
+)
 from offramp.evaluation.record import Record
 from offramp.evaluation.search import candidates as found_on
 from offramp.evaluation.thresholds import check_search, policies
-from offramp.files import convert
+from offramp.json_files import convert
 from offramp.policy import CERTIFICATE, SOFTMAX, Measure, Policy
 
 METHOD = "Learn-then-Test, fixed sequence"
 BINOMIAL, BETTING = "exact binomial", "betting on {-1, 0, 1}"
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """How often the early answer is another class than the last exit's would be, among images that leave early.
+
+    It needs no labels, so it can be watched where the policy is used (`offramp.serve.guard`). It is no part of the
+    promise: two exits also differ where both are wrong, or where the early one alone is right. But an image lost to
+    `regret` is one on which they differ.
+
+    Attributes:
+        early: Images of the certify half that leave early.
+        differing: Those of them whose two answers differ.
+        limit: Of the share, in [0, 1]: with probability `confidence` over the draw of the certify images it is at most
+            this for every candidate at once, and so for the one chosen, and for all rungs of a ladder.
+    """
+
+    early: int
+    differing: int
+    limit: float
+    confidence: float
 
 
 @dataclass(frozen=True)
@@ -45,6 +74,8 @@ class Certificate:
         copies: Images of the certify half that repeat others of it or images of the search half. The tests were passed
             with them and without them; `counted`, `lost` and `gained` are without them.
         form: Of which logits it is: `float32`, by any backend, or one backend and precision, such as `openvino, bf16`.
+        together: The confidence with which all promises of its ladder hold at once; None where it is of no ladder.
+        disagreement: What a guard may watch; None in files from before this was recorded.
     """
 
     promise: Promise
@@ -64,6 +95,8 @@ class Certificate:
     earlier: int = 0
     copies: int = 0
     form: str = "float32"
+    together: float | None = None
+    disagreement: Disagreement | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -144,8 +177,9 @@ class Certificate:
             doubts += f" It is of what {self.form} answers, and of nothing else."
         if self.earlier:
             doubts += f" Certificates made before with the same images: at least {self.earlier}."
+        at_once = "" if self.together is None else f" ({self.together} for all rungs of its ladder at once)"
         return (
-            f"With {self.promise.confidence} confidence {of_what}{where} is at most {self.promise.risk} "
+            f"With {self.promise.confidence} confidence{at_once} {of_what}{where} is at most {self.promise.risk} "
             f"({self.lost} of {self.counted} images of {self.split}{gains}; {self.bound}; {self.method}, "
             f"{self.candidates} candidates).{doubts}"
         )
@@ -189,55 +223,104 @@ def certify(
         OfframpError: No candidate that lets an image leave keeps the promise.
     """
     promise = Promise(risk, confidence, loss)
-    _check_records(search, certify)
-    repeated_S = repeats(certify, search)
-    _check_enough(promise, certify, per_class, ~repeated_S)
-    candidates = _candidates(candidates, search, cost, measure)
-    seen = _replay(candidates, search)
-    kept = _frontier(seen, search, cost, loss)
-    candidates = [candidates[j] for j in kept]
-    groups = [_groups(part, per_class) for part in (search, certify)]
-    if repeated_S.any():
-        groups = [np.concatenate([groups[0]] * 2), np.concatenate([groups[1], groups[1] & ~repeated_S])]
-    on_search = _tally(seen.of(kept), loss, groups[0])
-    on_certify = _tally(_replay(candidates, certify), loss, groups[1])
-    chosen = int(learn_then_test(promise, on_search, on_certify, axis=0))
-    copies = int(repeated_S.sum())
+    tested = Tested.of(promise, search, certify, cost, per_class, measure, candidates)
+    chosen = int(learn_then_test(promise, tested.on_search, tested.on_certify, axis=0))
     if chosen < 0:
-        raise OfframpError(_none_passed(promise, on_certify, certify, copies))
-    bound = BETTING if promise.bets(on_search)[..., chosen].any() else BINOMIAL
-    certificate = _certificate(promise, per_class, bound, on_certify, chosen, certify, copies)
-    return certificate.on(candidates[chosen])
+        raise OfframpError(tested.none_passed(promise))
+    return tested.certified(promise, chosen)
 
 
-def _certificate(
-    promise: Promise, per_class: bool, bound: str, counts: LossCounts, chosen: int, certify: Record, copies: int
-) -> Certificate:
-    distinct = slice(-(certify.num_classes if per_class else 1), None)  # of the groups
-    lost, gained, counted = (int(count_GJ[distinct, chosen].sum()) for count_GJ in counts)
-    return Certificate(
-        promise=promise,
-        per_class=per_class,
-        method=METHOD,
-        bound=bound,
-        images=certify.num_images,
-        counted=counted,
-        lost=lost,
-        gained=gained,
-        candidates=counts.lost.shape[-1],
-        split=certify.split,
-        fingerprint=certify.fingerprint,
-        weights=certify.weights,
-        copies=copies,
-    )
+@dataclass(frozen=True, eq=False)
+class Tested:
+    """Candidates, the dearest first, and what they do on both halves: counts `[G, J]` of G groups of images.
+
+    Attributes:
+        differing: How the early answers of each candidate differ from the last exit's.
+        copies: See `Certificate`.
+    """
+
+    candidates: Sequence[Policy]
+    on_search: LossCounts
+    on_certify: LossCounts
+    differing: Sequence[Disagreement]
+    certify: Record
+    per_class: bool
+    copies: int
+
+    @classmethod
+    def of(
+        cls,
+        promise: Promise,
+        search: Record,
+        certify: Record,
+        cost: Cost,
+        per_class: bool,
+        measure: Measure | None,
+        candidates: Sequence[Policy] | None,
+        *,
+        falling: bool = False,
+    ) -> "Tested":
+        """Arguments as of `certify`; `falling`: only candidates none of whose thresholds is above one before it."""
+        _check_records(search, certify)
+        repeated_S = repeats(certify, search)
+        _check_enough(promise, certify, per_class, ~repeated_S)
+        candidates = _candidates(candidates, search, cost, measure)
+        seen = _replay(candidates, search)
+        kept = _frontier(seen, search, cost, promise.loss)
+        if falling:
+            kept = _falling(candidates, kept, seen, cost)
+        candidates = [candidates[j] for j in kept]
+        groups = [_groups(part, per_class) for part in (search, certify)]
+        if repeated_S.any():
+            groups = [np.concatenate([groups[0]] * 2), np.concatenate([groups[1], groups[1] & ~repeated_S])]
+        replay = _replay(candidates, certify)
+        return cls(
+            candidates=candidates,
+            on_search=_tally(seen.of(kept), promise.loss, groups[0]),
+            on_certify=_tally(replay, promise.loss, groups[1]),
+            differing=_disagreements(replay, ~repeated_S),
+            certify=certify,
+            per_class=per_class,
+            copies=int(repeated_S.sum()),
+        )
+
+    def certified(self, promise: Promise, chosen: int, together: float | None = None) -> Policy:
+        """A candidate that passed, with its certificate."""
+        bets = promise.bets(self.on_search)[..., chosen].any()
+        distinct = slice(-(self.certify.num_classes if self.per_class else 1), None)  # of the groups
+        lost, gained, counted = (int(count_GJ[distinct, chosen].sum()) for count_GJ in self.on_certify)
+        certificate = Certificate(
+            promise=promise,
+            per_class=self.per_class,
+            method=METHOD,
+            bound=BETTING if bets else BINOMIAL,
+            images=self.certify.num_images,
+            counted=counted,
+            lost=lost,
+            gained=gained,
+            candidates=len(self.candidates),
+            split=self.certify.split,
+            fingerprint=self.certify.fingerprint,
+            weights=self.certify.weights,
+            copies=self.copies,
+            together=together,
+            disagreement=self.differing[chosen],
+        )
+        return certificate.on(self.candidates[chosen])
+
+    def none_passed(self, promise: Promise) -> str:
+        """Why nothing was certified."""
+        return _none_passed(promise, self.on_certify, self.certify, self.copies)
 
 
 def _none_passed(promise: Promise, on_certify: LossCounts, certify: Record, copies: int) -> str:
     risk_GJ = on_certify.risk
     seen_J = risk_GJ.max(0)[(on_certify.counted > 0).all(0)]  # where nothing is counted no risk is seen
     seen = f"the lowest risk seen is {seen_J.min():.4g}" if len(seen_J) else "none lets enough images leave"
-    needed = promise.images_needed() if promise.loss == "drop" else 0
-    few = f" Without gains at least {needed} images are needed." if certify.num_images - copies < needed else ""
+    needed = promise.images_needed()
+    few = ""
+    if certify.num_images - copies < needed:
+        few = f" {'Without gains at' if promise.loss == 'drop' else 'At'} least {needed} images are needed."
     repeated = f" ({copies} of them repeat others or images of the search half)" if copies else ""
     return (
         f"None of {risk_GJ.shape[-1]} policies that let images leave early can be certified at risk {promise.risk} "
@@ -267,23 +350,65 @@ class _Replay(NamedTuple):
     left: BoolArray
     right: BoolArray
     full: BoolArray
+    differs: BoolArray  # from the last exit's answer
 
     def of(self, policies: Sequence[int]) -> "_Replay":
         """Some of the policies alone."""
-        return _Replay(self.exits[policies], self.left[policies], self.right[policies], self.full[policies])
+        return _Replay(self.exits[policies], *(mask_JS[policies] for mask_JS in self[1:]))
 
 
 def _replay(policies: Sequence[Policy], record: Record) -> _Replay:
-    exits, right, full = [], [], []
+    exits, right, full, differs = [], [], [], []
     rows_S = torch.arange(record.num_images)
     for policy in policies:
         confidence_KS, labels_KS = record.read(policy.measure)  # the costly part, the same for most, and kept
         exits_S = policy.exits(confidence_KS)
+        answers_S = labels_KS[exits_S, rows_S]
         exits.append(exits_S.numpy())
-        right.append((labels_KS[exits_S, rows_S] == record.targets_S).numpy())
+        right.append((answers_S == record.targets_S).numpy())
+        differs.append((answers_S != labels_KS[-1]).numpy())
         full.append((labels_KS[-1] == record.targets_S).numpy())
     exits_JS = np.stack(exits)
-    return _Replay(exits_JS, exits_JS < len(record.logits_KSC) - 1, np.stack(right), np.stack(full))
+    left_JS = exits_JS < len(record.logits_KSC) - 1
+    return _Replay(exits_JS, left_JS, np.stack(right), np.stack(full), np.stack(differs))
+
+
+def _disagreements(replay: _Replay, distinct_S: BoolArray) -> list[Disagreement]:
+    """Of each candidate, by the images without copies; the limit is the larger of theirs and that of all images."""
+    limits, counts = [], []
+    for counted_S in (np.ones_like(distinct_S), distinct_S):
+        early_J = (replay.left & counted_S).sum(1)
+        differing_J = (replay.left & replay.differs & counted_S).sum(1)
+        limits.append(disagreement_limits(differing_J, early_J))
+        counts.append((early_J, differing_J))
+    rows = zip(*counts[-1], np.maximum(*limits), strict=True)
+    return [
+        Disagreement(int(early), int(differing), float(limit), DISAGREEMENT_CONFIDENCE)
+        for early, differing, limit in rows
+    ]
+
+
+def _falling(candidates: Sequence[Policy], kept: Sequence[int], seen: _Replay, cost: Cost) -> list[int]:
+    """Those of `kept` (the dearest first) along which no threshold rises, so that no image leaves later than before.
+
+    Of all such chains the one whose steps in operations on search are smallest: their squares have the least sum.
+    """
+    operations_K = np.array([count.operations for count in cost.exits], dtype=np.float64) / cost.exits[-1].operations
+    operations_J = np.array([1.0, *operations_K[seen.exits[kept]].mean(1), operations_K[0]])
+    thresholds_JK = np.array([candidates[j].thresholds for j in kept])
+    J = len(kept)
+    may_follow = np.ones((J + 2, J + 2), dtype=bool)  # any may be the first, and any the last
+    may_follow[1:-1, 1:-1] = (thresholds_JK[None] <= thresholds_JK[:, None]).all(-1)
+    total_J, before = np.zeros(J + 2), np.zeros(J + 2, dtype=np.int64)
+    for j in range(1, J + 2):
+        steps = total_J[:j] + (operations_J[:j] - operations_J[j]) ** 2
+        steps[~may_follow[:j, j]] = np.inf
+        before[j], total_J[j] = j - 1 - steps[::-1].argmin(), steps.min()  # of equal ones the longer chain
+    chain, j = [], int(before[J + 1])
+    while j:
+        chain.append(kept[j - 1])
+        j = int(before[j])
+    return chain[::-1]
 
 
 def _groups(record: Record, per_class: bool) -> BoolArray:

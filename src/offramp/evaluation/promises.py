@@ -8,7 +8,9 @@ No image may be in both of the two sets used here. From `search` come the candid
 and how much is bet; from `certify` come p-values, and nothing else.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_DOWN, Decimal
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -17,10 +19,11 @@ import numpy.typing as npt
 from offramp.checks import did_you_mean
 from offramp.choices import Loss
 from offramp.errors import UsageError
-from offramp.evaluation.bounds import FloatArray, IntArray, best_bet, betting_p_value, binomial_p_value
+from offramp.evaluation.bounds import FloatArray, IntArray, best_bet, betting_p_value, binomial_p_value, upper_limit
 
 BoolArray = npt.NDArray[np.bool_]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
+DISAGREEMENT_CONFIDENCE = 0.995  # of the limit that a guard watches: see `certify.Disagreement`
 MOST_IMAGES = 10**9  # where `images_needed` gives up
 
 
@@ -175,3 +178,39 @@ def learn_then_test(promise: Promise, search: LossCounts, certify: LossCounts, a
     if axis is not None:
         expected_J, p_values_J = expected_J.max(axis), p_values_J.max(axis)
     return cheapest_kept(p_values_J, expected_J.argmin(-1), promise.level)
+
+
+def rung_promises(risks: Sequence[float], confidence: float, loss: Loss) -> tuple[Promise, ...]:
+    """A promise for each risk, such that all hold at once with `confidence`: 1 - confidence is divided among them.
+
+    Each may be broken with probability (1 - confidence) / rungs, rounded down to three digits that can be read. Which
+    rung fails can depend on which others do in any way (Bonferroni), and a rung that cannot be kept has had its share.
+    """
+    Promise(0.5, confidence, loss)
+    level = (1 - Decimal(str(confidence))) / len(risks)
+    level = level.quantize(Decimal((0, (1,), level.adjusted() - 2)), ROUND_DOWN)
+    return tuple(Promise(risk, float(1 - level), loss) for risk in risks)
+
+
+def climb(promises: Sequence[Promise], search: LossCounts, certify: LossCounts, axis: int | None = None) -> IntArray:
+    """For each rung of a ladder the cheapest candidate certified to keep its promise, `[R, ...]`; -1 where none is.
+
+    Each rung is `learn_then_test` on the same candidates. What is certified for a lower risk is certified for a higher
+    one, so no rung is given an earlier candidate than the rung before it.
+    """
+    chosen = [learn_then_test(promise, search, certify, axis) for promise in promises]
+    return np.maximum.accumulate(chosen, axis=0)
+
+
+def disagreement_limits(differing: IntArray, early: IntArray) -> FloatArray:
+    """Upper limits of the shares that differ among the images that leave early, for all J candidates at once.
+
+    Which images leave is given: their answers are then independent, and differ with the probability in question. The
+    images also choose among the candidates, so any may be the one whose limit is used: each has its J-th of the doubt.
+
+    Args:
+        differing: Images that leave early with another answer than the last exit's, `[..., J]`.
+        early: Images that leave early.
+    """
+    level = (1 - DISAGREEMENT_CONFIDENCE) / differing.shape[-1]
+    return upper_limit(differing, early, 1 - level)

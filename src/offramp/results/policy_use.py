@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offramp.evaluation import Certificate
+from offramp.evaluation import Certificate, Ladder
 from offramp.policy import Policy
 from offramp.results.dynamic import ExitUse
 
@@ -21,7 +21,7 @@ class PolicyUse:
         full_top1: Accuracy of the last exit on all images.
         operations: Mean operations per image, with the heads of all exits up to the one taken.
         full_operations: Those of the whole network.
-        better_exit: The exit (from 0) that alone is right most often, where that is more often than the last one beyond
+        better_exit: The exit (from 1) that alone is right most often, where that is more often than the last one beyond
             doubt (two standard errors): a policy that keeps near the last exit then keeps near the wrong one.
         better_top1: Its accuracy on all images.
     """
@@ -48,3 +48,25 @@ class PolicyUse:
         """JSON values; accuracies in percent, shares in [0, 1]."""
         certificate = None if self.certificate is None else self.certificate.to_json()
         return {**dataclasses.asdict(self), "written": str(self.written), "certificate": certificate}
+
+
+@dataclass(frozen=True)
+class LadderUse:
+    """A ladder, where it was written, and what each rung does on images of a held-out half: descriptions, no promises.
+
+    Attributes:
+        rungs: In the ladder's order.
+    """
+
+    ladder: Ladder
+    written: Path
+    rungs: tuple[PolicyUse, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values; see `PolicyUse.to_json`."""
+        return {
+            "confidence": self.ladder.confidence,
+            "rungs": [use.to_json() for use in self.rungs],
+            "left_out": [dataclasses.asdict(rung) for rung in self.ladder.left_out],
+            "written": str(self.written),
+        }

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -17,8 +17,8 @@ from offramp.costs import cost
 from offramp.data import Inputs
 from offramp.devices import device_named
 from offramp.errors import OfframpError, UsageError
-from offramp.evaluation import Certificate
-from offramp.files import RunFolder, convert, load, read
+from offramp.evaluation import Certificate, Ladder
+from offramp.files import RunFolder, load
 from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, NOBODY, Policy
 from offramp.runtime.backends import usual_forms
@@ -118,14 +118,14 @@ def open_model(
     network = load(folder.path, allow_code=allow_code)
     inputs = inputs or _inputs(folder)
     inputs.check_network(network, folder.path)
-    ladder, promises = _ladder(folder, policy, network)
+    ladder, promises = ladder_of(folder, policy, network)
     runner, plan, notes = _set_up(network, ladder, folder, backend, device_named(device))
     chunk = chunk or CHUNKS[runner.program.device.type]
     plan = replace(plan, chunk=chunk, sizes=tuple(size for size in SIZES if size <= chunk))
     whole = max(cost(network, inputs.image_shape).exits[-1].operations, 1)
     served = Served(
         name=folder.path.resolve().name,
-        fingerprint=_fingerprint(network, ladder),
+        fingerprint=fingerprint_of(network, ladder),
         class_names=inputs.class_names,
         image_shape=inputs.image_shape,
         ladder=ladder,
@@ -147,15 +147,14 @@ def _inputs(folder: RunFolder) -> Inputs:
     return Inputs.load(folder.input)
 
 
-def _ladder(
+def ladder_of(
     folder: RunFolder, policy: str | Path | Policy | None, network: EarlyExitNet
 ) -> tuple[tuple[Policy, ...], tuple[str | None, ...]]:
     """The policies, by rising risk, and what is promised of each."""
-    ladder_file = folder.path / "ladder.json"
     if isinstance(policy, Policy):
         ladder = [policy]
-    elif policy is None and ladder_file.is_file():
-        ladder = _read_ladder(ladder_file)
+    elif policy is None and folder.ladder.is_file():
+        ladder = list(Ladder.load(folder.ladder).rungs)
     elif policy is None and not folder.policy.is_file():
         ladder = [Policy((*[NOBODY] * (network.num_exits - 1), EVERYBODY))]
     else:
@@ -165,16 +164,6 @@ def _ladder(
         one.check_network(weights)
     certificates = [Certificate.of(one) for one in ladder]
     return tuple(ladder), tuple(None if one is None else str(one) for one in certificates)
-
-
-def _read_ladder(file: Path) -> list[Policy]:
-    """The policies of `ladder.json`."""
-    content = read(file, dict[str, Any], hint="`offramp certify --ladder` writes ladders.")
-    ladder = []
-    for number, rung in enumerate(content["rungs"], 1):
-        values = {name: value for name, value in rung.items() if name not in ("format", "sha256")}
-        ladder.append(convert(values, Policy, f"{file}, rung {number}", exact=True))
-    return ladder
 
 
 def _set_up(
@@ -214,6 +203,7 @@ def _set_up(
     return runner, plan, notes
 
 
-def _fingerprint(network: EarlyExitNet, ladder: Sequence[Policy]) -> str:
+def fingerprint_of(network: EarlyExitNet, ladder: Sequence[Policy]) -> str:
+    """SHA-256 of weights and policies together."""
     parts = itertools.chain([weights_hash(network.state_dict())], (policy.fingerprint() for policy in ladder))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -15,7 +15,7 @@ from offramp.evaluation.xray import NEEDED, STATES
 from offramp.results.dynamic import leaves_from
 from offramp.results.evaluation import Evaluation
 from offramp.results.outcome import outcome
-from offramp.results.policy_use import PolicyUse
+from offramp.results.policy_use import LadderUse, PolicyUse
 from offramp.results.prediction import Prediction
 from offramp.results.xray import XrayReport
 from offramp.terminal import escaped, short, with_error
@@ -81,6 +81,41 @@ def exit_table(use: PolicyUse, remark: str) -> RenderableType:
             f"Milliseconds per image: {known['milliseconds']:.4g}, {share:.1%} of the full network, as measured in "
             f"{how} on {known['device']}."
         )
+    return Group(table, *map(Text, lines))
+
+
+LOST = {
+    "regret": "images that leave early with a wrong answer though the full network is right, as a share of all",
+    "early-error": "wrong answers among the images that leave early, as a share of these",
+    "drop": "the accuracy lost against the full network",
+}
+
+
+def ladder_table(use: LadderUse) -> RenderableType:
+    """A row a rung, what is promised of all of them, and which could not be certified."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("rung", "risk at most", "operations", "leave early", "top-1 %", "differ from the last exit"):
+        table.add_column(name, justify="right", no_wrap=True)
+    first, promise = use.rungs[0], use.ladder.certificates[0].promise
+    for n, (one, certificate) in enumerate(zip(use.rungs, use.ladder.certificates, strict=True), 1):
+        differ = certificate.disagreement
+        table.add_row(
+            str(n),
+            f"{100 * certificate.promise.risk:g} %",
+            f"{one.operations / one.full_operations:.1%}",
+            f"{1 - one.exits[-1].share:.1%}",
+            f"{one.top1:.2f}",
+            "-" if differ is None else f"{differ.differing} of {differ.early}, at most {differ.limit:.2%}",
+        )
+    where = ", in every class" if use.ladder.certificates[0].per_class else ""
+    lines = [
+        f"With {use.ladder.confidence} confidence no rung's risk is above its own: all at once (each alone: "
+        f"{promise.confidence}).",
+        f"The risk{where}: {LOST[promise.loss]}.",
+        f"All other figures are of the {first.images} images of {first.split}: a description, no promise. The full "
+        f"network's accuracy there: {first.full_top1:.2f} %.",
+        *(f"Left out: {100 * rung.risk:g} %. {rung.why}" for rung in use.ladder.left_out),
+    ]
     return Group(table, *map(Text, lines))
 
 
