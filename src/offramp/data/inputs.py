@@ -20,7 +20,7 @@ from offramp.checks import check_number
 from offramp.data.augment import central_cut, central_fit, grey, normalise
 from offramp.data.headers import has_more_scans, size_of
 from offramp.errors import OfframpError, UsageError, first_line
-from offramp.files import convert, read, write
+from offramp.json_files import convert, read, write
 from offramp.network import EarlyExitNet
 
 FORMAT = 1  # of the file

@@ -102,7 +102,11 @@ class Line(Generic[T]):
 
     def oldest(self) -> T | None:
         """The first that is not gone."""
-        return next(iter(self.images()), None)
+        for _, images in self._pieces:  # asked for so often that a generator costs
+            for image in images:
+                if not image.is_gone:
+                    return image
+        return None
 
     def put(self, rows: Rows, images: list[T], chunk: int) -> None:
         """Add images behind the others; their rows are not copied unless too many are held on to."""
@@ -110,16 +114,14 @@ class Line(Generic[T]):
         self._length += len(images)
         self._held += rows.run
         if self._held > HELD * chunk and len(self._pieces) > 1:
-            rows, images = self.take(self._length, lambda number: number)
+            pieces, images = self.take(self._length)
             if images:
+                rows = gather(pieces, len(images))
                 self._pieces.append((rows, images))
                 self._length, self._held = len(images), rows.run
 
-    def take(self, most: int, round_up: Callable[[int], int]) -> tuple[Rows, list[T]]:
-        """The first `most` that are not gone, in a carry of as many rows as `round_up` makes of their number.
-
-        Rows beyond them are copies of the first image's.
-        """
+    def take(self, most: int) -> tuple[list[Rows], list[T]]:
+        """The first `most` that are not gone, in pieces as they were put here."""
         pieces: list[Rows] = []
         taken: list[T] = []
         while self._pieces and len(taken) < most:
@@ -135,10 +137,7 @@ class Line(Generic[T]):
             if now:
                 pieces.append(_kept(rows, now))
                 taken += [images[place] for place in now]
-        return gather(pieces, round_up(len(taken))) if taken else _NONE, taken
-
-
-_NONE = Rows(torch.empty(0, dtype=torch.int64), (torch.empty(0),))
+        return pieces, taken
 
 
 def gather(pieces: Sequence[Rows], size: int) -> Rows:
@@ -163,7 +162,7 @@ class Work:
 
     Attributes:
         place: Of the segment among the lane's; the exit (from 0) where an image goes alone.
-        rows: None before the first segment.
+        pieces: Their rows; none before the first segment.
         tensors: There, the images `[C, H, W]`.
     """
 
@@ -172,13 +171,13 @@ class Work:
     first: int
     last: int
     images: Sequence[Ticket | Audit]
-    rows: Rows | None
+    pieces: Sequence[Rows] = ()
     is_alone: bool = False
     tensors: Sequence[Tensor] = ()
 
     def begin(self, now: float) -> "Work":
         """Begin now."""
-        if self.rows is None:
+        if not self.pieces:
             tensors = []
             for ticket in self.images:
                 assert isinstance(ticket, Ticket)
@@ -194,9 +193,10 @@ class Work:
         model = self.lane.model
         program, measure = model.program, model.served.ladder[0].measure
         with quiet_torch(program):
-            rows = self.rows
-            if rows is None:
-                size = 1 if self.is_alone else model.plan.rows(len(self.tensors))
+            size = model.plan.rows(len(self.images))
+            if self.pieces:
+                rows = gather(self.pieces, size)
+            else:
                 images = [*self.tensors, *[self.tensors[0]] * (size - len(self.tensors))]
                 carry = program.enter(torch.stack(images))
                 rows = Rows(torch.arange(len(self.tensors), device=carry[0].device), carry)
@@ -289,7 +289,7 @@ class Lane:
             self.coming.popleft()
         while self.alone and self.alone[0][0].is_gone:
             self.alone.popleft()
-        audit = self._oldest(self.audits)
+        audit = self._oldest(self.audits) if self.num_audits else None
         if audit is not None and now - audit[1].waits_since() >= AUDIT_WAIT:
             return self._further(self.audits, audit[0])
         found = self._next(now)
@@ -299,7 +299,7 @@ class Lane:
                 return self._first() if place == 0 else self._further(self.between, place)
         if self.alone:
             ticket, k, rows = self.alone.popleft()
-            return Work(self, k, k, k, [ticket], rows, is_alone=True)
+            return Work(self, k, k, k, [ticket], [] if rows is None else [rows], is_alone=True)
         return None if audit is None else self._further(self.audits, audit[0])
 
     def _next(self, now: float) -> tuple[int, Ticket] | None:
@@ -330,11 +330,11 @@ class Lane:
         while self.coming and len(tickets) < self.chunk:
             if not (ticket := self.coming.popleft()).is_gone:
                 tickets.append(ticket)
-        return Work(self, 0, *self.model.segments[0], tickets, None)
+        return Work(self, 0, *self.model.segments[0], tickets)
 
     def _further(self, lines: Sequence[Line[Ticket]] | Sequence[Line[Audit]], place: int) -> Work:
-        rows, images = lines[place - 1].take(self.chunk, self.model.plan.rows)
-        return Work(self, place, *self.model.segments[place], images, rows)
+        pieces, images = lines[place - 1].take(self.chunk)
+        return Work(self, place, *self.model.segments[place], images, pieces)
 
     def settle(self, work: Work, ran: Ran, seconds: float, now: float) -> list[Outcome]:
         """Send the images on that do not leave, and say what becomes of the others."""
