@@ -136,7 +136,7 @@ def is_compared(row: Row) -> bool:
 
 def more_is_better(row: Row) -> bool:
     """Whether a figure is the better the larger it is: by its goal, or its unit where it has none."""
-    return row["goal"].startswith("at least") or (row["goal"] == "none" and row["unit"].startswith("times"))
+    return str(row["goal"]).startswith("at least") or bool(row["goal"] == "none" and row["unit"].startswith("times"))
 
 
 def is_worse(row: Row, before: Row) -> bool:

@@ -102,8 +102,8 @@ def call(way: Way, engines: dict[Form, Engine], size: int | str, images: Tensor)
 def batches_of(size: int | str, images: Tensor) -> list[Tensor]:
     """The batches of a round."""
     if size == 1:
-        return list(images[: min(SINGLES, len(images) // 4)].split(1))
-    return list(images.split(STREAM_BATCH if isinstance(size, str) else size))
+        return list(images[: min(SINGLES, len(images) // 4)].split(1))  # type: ignore[no-untyped-call]
+    return list(images.split(STREAM_BATCH if isinstance(size, str) else size))  # type: ignore[no-untyped-call]
 
 
 def fastest(
@@ -192,9 +192,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     sizes = (1, 32, STREAM) if options.quick else SIZES
     for name, network, shares in networks():
         generator, number = torch.Generator().manual_seed(1), IMAGES // 2 if options.quick else IMAGES
+        assert network.image_shape is not None
         images = torch.randn(number, *network.image_shape, generator=generator)
         with torch.inference_mode():
-            logits_KSC = torch.cat([network(batch) for batch in images.split(64)], 1)
+            logits_KSC = torch.cat([network(batch) for batch in images.split(64)], 1)  # type: ignore[no-untyped-call]
         policy = policy_for(logits_KSC, network.num_classes, shares)
         engines: dict[Form, Engine] = {}
         for form in usual_forms(torch.device("cpu"), bf16=True):

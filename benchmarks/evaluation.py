@@ -78,7 +78,9 @@ def arithmetic(num_images: int, rounds: int, threads: int) -> dict[str, Any]:
         "published curve": lambda search, test: budgeted(search, test, cost),
     }
     others: dict[str, Callable[[Record, Record], object]] = {
-        "all that `evaluate` says of thresholds": lambda *both: dynamic(*both, cost, Path("none.json"), SOFTMAX),
+        "all that `evaluate` says of thresholds": lambda search, test: dynamic(
+            search, test, cost, Path("none.json"), SOFTMAX
+        ),
         "paired gains": lambda search, test: gains(*compared(search, cost), test, cost),
     }
     seconds: dict[str, list[float]] = {name: [] for name in (*parts, *others)}

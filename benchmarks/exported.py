@@ -106,7 +106,7 @@ def on(name: str, rounds: int, threads: int) -> tuple[list[rows.Row], dict[str, 
     engine = Engine(network, policy)
     results: list[rows.Row] = []
     for size, kept in KEPT.items():
-        tensors = list(images_SCHW.split(size))
+        tensors = list(images_SCHW.split(size))  # type: ignore[no-untyped-call]
         arrays = [{"images": images.numpy()} for images in tensors]
         ways = {
             "file": turn(lambda given: skips.run(None, given), arrays),

@@ -28,11 +28,11 @@ BANDWIDTH = 3.35e12  # bytes a second
 LAUNCH = 5e-6  # seconds from Python to the kernel, of one operator: a rule of thumb, no specification
 
 
-class Counted(TorchDispatchMode):
+class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operators that compute, and the bytes of what they are given and give."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operators = self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
@@ -56,7 +56,8 @@ def counted(case: Case, precision: str, size: int) -> Counted:
     images_BCHW = torch.randn(size, *case.image_shape).to(memory_format=torch.channels_last)
     batch = Batch(images_BCHW, torch.randint(case.num_classes, (size,)), torch.arange(size), size)
     rule.step(batch, 0.0)  # the optimiser's memory is made here
-    with Counted() as seen:
+    seen = Counted()
+    with seen:
         rule.step(batch, 0.0)
     return seen
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.io import encode_png
 
 from offramp.data import fashion_mnist
-from offramp.data.garment_subset import COUNTS, FOLDER, IN_A_ROW
+from offramp.data.garment_subset import COUNTS, FOLDER, IN_A_ROW, SIDE
 from offramp.data.memory import MemorySplit
 from offramp.storage import write_atomically
 
@@ -22,12 +22,11 @@ from offramp.storage import write_atomically
 def chosen() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """For each part its images `[S, 1, 28, 28]` and their classes."""
     parts = fashion_mnist()
-    splits = dict(zip(("train", "search", "certify", "test"), parts.splits(), strict=True))
+    splits = {name: split for name, split in zip(COUNTS, parts.splits(), strict=True) if isinstance(split, MemorySplit)}
     all_images = torch.cat([splits[name].pixels_SCHW for name in ("train", "test")])  # search and certify index train's
     times = Counter(image.numpy().tobytes() for image in all_images)
     images, labels = {}, {}
     for name, split in splits.items():
-        assert isinstance(split, MemorySplit)
         once = [
             place
             for place, index in enumerate(split.indices_S[: COUNTS[name] + 200])
@@ -41,7 +40,7 @@ def chosen() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 def main(folder: Path = FOLDER) -> None:
     images, labels = chosen()
-    rows = torch.cat(list(images.values())).unflatten(0, (-1, IN_A_ROW))  # row, column, channel, y, x
+    rows = torch.cat(list(images.values())).view(-1, IN_A_ROW, 1, SIDE, SIDE)  # row, column, channel, y, x
     picture_CHW = rows.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
     png = encode_png(picture_CHW.contiguous(), compression_level=9).numpy().tobytes()
     write_atomically(folder / "images.png", png)

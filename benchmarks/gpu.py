@@ -40,7 +40,7 @@ import caches  # isort: skip  # noqa: F401  sets what torch reads when it is loa
 import rows
 import torch
 from profiling import profiled, shares, wait_for
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 from two_processes import Paced, Run
 
 import offramp
@@ -122,7 +122,8 @@ def built(case: Case, device: torch.device) -> EarlyExitNet:
     network = backbones.build(
         Spec(case.network), num_classes=case.num_classes, image_shape=case.image_shape, damping=True
     )
-    return network.to(device=device, memory_format=torch.channels_last).train()
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.train()
 
 
 def bench_of(case: Case, form: str, precision: str, device: torch.device, objective: str) -> Workbench:
@@ -357,10 +358,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         if "steps" not in options.skip:
             keep(*form_of(name, size.cases[name], one, precision, size, rounds, device))
     case = next(iter(size.cases.values()))
-    for part, about, work in (
+    more: tuple[tuple[str, str, Callable[[], tuple[Any, Any]]], ...] = (
         ("seeds", "side by side", lambda: side_by_side(size, rounds, device)),
         ("profile", "a step of the loop, bf16", lambda: ([], profiles(case, ("plain", form), device))),
-    ):
+    )
+    for part, about, work in more:
         if part not in options.skip:
             try:
                 own, figures = work()

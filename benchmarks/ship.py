@@ -29,12 +29,13 @@ from offramp.config import DataConfig, Spec
 from offramp.data import Split
 from offramp.data.memory import MemorySplit
 from offramp.errors import OfframpError, UsageError
-from offramp.files import RunConfig, RunFolder, Start, read, write
+from offramp.files import RunConfig, RunFolder, Start
+from offramp.json_files import read, write
 from offramp.results.evaluation import Evaluation
 from offramp.runtime.timing import conditions
 from offramp.shipped.card import CARD, Card
-from offramp.show.report import with_error
 from offramp.storage import write_atomically
+from offramp.terminal import with_error
 
 SHIPPED = Path(shipped.__file__).parent
 KEPT = ("split.json", "metrics.jsonl", "weights.safetensors")  # as they are
@@ -76,7 +77,7 @@ def ship(run: Path, name: str, chosen: str, to: Path = SHIPPED, root: str | None
     source = RunFolder(run)
     config = source.read_config()
     about = None if config.data is None else DATA.get(config.data.source.name)
-    if about is None:
+    if config.data is None or about is None:
         raise UsageError(f"{run} is trained on other data than {', '.join(DATA)}; say in DATA where it is from.")
     if config.training.init is not None:
         raise UsageError(f"{run} started from other weights ({config.training.init}), which do not ship.")
@@ -251,6 +252,7 @@ More in `evaluation.json`; `card.json` has the SHA-256 of every file."""
 def _summary(evaluation: Evaluation, image_shape: Sequence[int]) -> str:
     """One line: network, objective, data."""
     config = evaluation.config
+    assert config.network is not None
     maker = config.network.name.rpartition(":")[2]
     kind = {"msdnet": "MSDNet", "ranet": "RANet"}.get(maker, maker)
     exits, objective = evaluation.cost.exits, objectives.called(config.objective.to_json())

@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "backbones"))
 
-from plain import PlainMSDNet, PlainRANet, copy_weights, train_step
+from plain import PlainMSDNet, PlainRANet, copy_weights, train_step  # type: ignore[import-not-found]
 
 __all__ = ["PlainMSDNet", "PlainRANet", "copy_weights", "train_step"]

@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import caches  # isort: skip  # noqa: F401  sets what torch reads when it is loaded
 
@@ -47,6 +47,7 @@ from offramp.rules import Standard, Workbench
 from offramp.runtime.timing import conditions, take_turns
 from offramp.training.form import Compiled
 
+Precision = Literal["float32", "bf16"]
 SIDE = 2048
 
 
@@ -64,16 +65,16 @@ CASES = {
     "RANet-6": Case("ranet6-cifar100", PlainRANet, 64, {"float32": None, "bf16": 1.4}),
     "MSDNet-5 at 224": Case("msdnet5-imagenet", PlainMSDNet, 8, {"float32": None, "bf16": 1.4}),
 }
-QUICK = {"MSDNet-7": ("bf16",)}
+QUICK: dict[str, tuple[Precision, ...]] = {"MSDNet-7": ("bf16",)}
 PLAIN, COMPILED = ("plain", "float32"), "compiled"
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
 LOSS = {"float32": 1e-5, "bf16": 2e-3}  # how far from plain's in float32 the first loss may be, as a share of it
 PRODUCTS, PROFILED = 2, 5
 
 Step = Callable[[], Tensor]  # gives the loss
 
 
-def our_step(network: EarlyExitNet, precision: str, batch: Batch) -> Step:
+def our_step(network: EarlyExitNet, precision: Precision, batch: Batch) -> Step:
     """A function that trains for one step, compiled, as `offramp.fit` does."""
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True)
@@ -90,7 +91,7 @@ def plain_step(network: nn.Module, precision: str, batch: Batch) -> Step:
     return lambda: train_step(network, optimizer, batch.images_BCHW, batch.targets_B, precision)
 
 
-def steps_of(case: Case, precisions: Sequence[str] = tuple(DTYPES)) -> dict[tuple[str, str], Step]:
+def steps_of(case: Case, precisions: Sequence[Precision] = ("float32", "bf16")) -> dict[tuple[str, str], Step]:
     """Of the textbook's network, in float32 at least, and of ours, compiled; same weights, same batch."""
     torch.manual_seed(0)
     network = backbones.build(Spec(case.preset))
@@ -99,6 +100,7 @@ def steps_of(case: Case, precisions: Sequence[str] = tuple(DTYPES)) -> dict[tupl
     copy_weights(network, plain)
     targets_B = torch.randint(network.num_classes, (case.batch,))
     batch = Batch(torch.randn(case.batch, *network.image_shape), targets_B, torch.arange(case.batch), case.batch)
+    steps: dict[tuple[str, str], Step]
     plains = dict.fromkeys((PLAIN[1], *precisions))
     steps = {("plain", p): plain_step(copy.deepcopy(plain), p, batch) for p in plains}
     return steps | {(COMPILED, p): our_step(copy.deepcopy(network), p, batch) for p in precisions}
@@ -144,15 +146,18 @@ def peak(seconds: Sequence[float]) -> float:
     return 2 * SIDE**3 / min(seconds)
 
 
-def measured(name: str, case: Case, rounds: int, precisions: Sequence[str]) -> tuple[list[rows.Row], dict[str, Any]]:
+def measured(
+    name: str, case: Case, rounds: int, precisions: Sequence[Precision]
+) -> tuple[list[rows.Row], dict[str, Any]]:
     """The rows of one network, and the figures behind them."""
     steps = steps_of(case, precisions)
     off = check(name, steps)
+    turns: dict[tuple[str, str], Callable[[], float]]
     turns = {key: functools.partial(second, step) for key, step in steps.items()}
-    peaks = {("peak", p): product(dtype) for p, dtype in DTYPES.items()}
-    seconds = take_turns({**turns, **peaks}, rounds, warmup=1)
+    turns |= {("peak", p): product(dtype) for p, dtype in DTYPES.items()}
+    seconds = take_turns(turns, rounds, warmup=1)
     operations = 6 * cost(backbones.build(Spec(case.preset))).exits[-1].multiply_adds * case.batch  # see the top
-    rates = {p: peak(seconds["peak", p]) for p in DTYPES}
+    rates: dict[str, float] = {p: peak(seconds["peak", p]) for p in DTYPES}
     found, figures = [], {}
     for form, precision in steps:
         label, times = f"{name}, {form}, {precision}", seconds[form, precision]
@@ -173,7 +178,7 @@ def measured(name: str, case: Case, rounds: int, precisions: Sequence[str]) -> t
     return found, {"peak, billion operations a second": peak_rates, "first loss over plain's, less 1": off, **figures}
 
 
-def profile_of(name: str, precision: str) -> dict[str, Any]:
+def profile_of(name: str, precision: Precision) -> dict[str, Any]:
     """Where a plain step's time goes, under torch's profiler, which does not see into what is compiled."""
     device = torch.device("cpu")
     step = steps_of(CASES[name], [precision])["plain", precision]

@@ -20,6 +20,7 @@ BOTTOM = [
     "trust",
     "config",
     "storage",
+    "json_files",
     "processes",
     "devices",
     "network",
@@ -30,7 +31,7 @@ BOTTOM = [
 LEVELS = {
     **dict.fromkeys(BOTTOM, 0),
     **dict.fromkeys(["graphs", "data"], 1),
-    **dict.fromkeys(["backbones", "objectives", "evaluation", "shipped"], 2),
+    **dict.fromkeys(["backbones", "objectives", "evaluation", "loading", "shipped"], 2),
     **dict.fromkeys(["rules", "export"], 3),
     **dict.fromkeys(["training", "runtime"], 4),
     "results": 5,

@@ -123,7 +123,7 @@ def test_one_of_each_is_a_file_and_a_line(tmp_path: Path) -> None:
     tests = Path(__file__).parent
     words = ["-v", "-p", "no:cacheprovider", "-c", str(tests.parent / "pyproject.toml")]
     words += ["-k", " or ".join(name for name, _ in PROPERTIES.values()), *(str(tests / file) for file in PROPERTIES)]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "COLUMNS": "200"}
     command = [sys.executable, "-c", PROGRAM, *words]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

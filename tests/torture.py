@@ -287,13 +287,13 @@ def damaged_files(task: str, plan: Plan) -> Iterator[Tried]:
     work = plan.folder / "work"
     work.mkdir()
     if task == CONTROL:
-        from offramp.files import reading
+        from offramp import json_files
 
         run = files.prepare(plan.folder, quickly=True)
-        with mock.patch.object(reading, "parse_json", json.loads):
+        with mock.patch.object(json_files, "parse_json", json.loads):
             deep = files.failure(run, "config.json", files.TEXTS["nested objects"], "cost", work)
         yield Tried("depth is not looked at", deep)
-        with mock.patch.object(reading, "convert", lambda value, *_, **__: value):
+        with mock.patch.object(json_files, "convert", lambda value, *_, **__: value):
             other = files.failure(run, "split.json", b"[]", "certify", work)
         yield Tried("types are not looked at", other)
         return

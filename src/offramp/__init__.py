@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from offramp import backbones, commands, data, evaluation, export, objectives, rules, runtime, shipped, training
     from offramp.config import DataConfig, Run, Spec, TrainConfig
     from offramp.costs import cost
-    from offramp.data.prepared import load
+    from offramp.loading import load
     from offramp.network import EarlyExitNet, class_log_probs
     from offramp.policy import Measure, Policy
     from offramp.runtime import Engine
@@ -27,7 +27,7 @@ _HOME = {  # public name -> module that defines it
     "class_log_probs": "offramp.network",
     "cost": "offramp.costs",
     "fit": "offramp.training",
-    "load": "offramp.data.prepared",
+    "load": "offramp.loading",
     "train": "offramp.training",
 }
 _ROOMS = (

@@ -11,7 +11,8 @@ from typing import Any
 from offramp import objectives
 from offramp.errors import OfframpError, UsageError, first_line
 from offramp.evaluation import Certificate
-from offramp.files import RunFolder, load, read, write
+from offramp.files import RunFolder, load
+from offramp.json_files import read, write
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.results.evaluation import current

@@ -21,7 +21,7 @@ from torch import Tensor
 from offramp.checks import did_you_mean
 from offramp.choices import MeasureName
 from offramp.errors import UsageError
-from offramp.files import convert, read, write
+from offramp.json_files import convert, read, write
 from offramp.network import class_log_probs
 from offramp.storage import DamagedFileError
 

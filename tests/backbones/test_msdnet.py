@@ -324,7 +324,9 @@ MERGED = {
 }
 
 
-@pytest.mark.parametrize("name", MERGED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "three scales" else []) for name in MERGED]
+)
 def test_a_compiled_network_joins_units_that_read_the_same_map(name: str) -> None:
     """To 1e-9 what it is by itself: logits, gradients, statistics; with fewer convolutions where there are such."""
     torch.manual_seed(0)

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -19,23 +19,22 @@ import gpu
 SCRIPT = Path(gpu.__file__)
 
 
-def run(*options: str) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, SCRIPT, *options], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here, and it would be measured")
-def test_without_a_gpu_it_says_so_in_one_line() -> None:
-    said = run()
+def test_without_a_gpu_it_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    said = capsys.readouterr().out
     assert said.startswith("There is no CUDA GPU here")
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_everything_it_measures_is_measured_small_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
-    said = run("--device", "cpu", "--quick", "--out", str(out))
+    options = ["--device", "cpu", "--quick", "--out", str(out)]
+    done = subprocess.run([sys.executable, SCRIPT, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
     found = json.loads(said)
     assert found == json.loads(out.read_text())
     names = [row["name"] for row in found["rows"]]

@@ -1,7 +1,10 @@
 """A finished run made by hand: a tiny network, trained for a second, on tiny images of which half are held out."""
 
+import contextlib
 import json
-from collections.abc import Callable
+import os
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,31 @@ from torch import Tensor, nn
 from offramp import data
 from offramp.network import EarlyExitNet, builder
 from offramp.storage import save_tensors
+
+
+@contextlib.contextmanager
+def _signalled(number: int, condition: Callable[[], object]) -> Iterator[None]:
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            if condition():
+                os.kill(os.getpid(), number)
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+@pytest.fixture
+def signalled() -> Callable[..., contextlib.AbstractContextManager[None]]:
+    """`with signalled(number, condition):` sends this process a signal as soon as the condition holds."""
+    return _signalled
 
 
 @builder

@@ -222,7 +222,13 @@ def test_of_foreign_weights_the_certificate_says_that_it_cannot_be_known(make_tr
 
 @pytest.mark.parametrize(
     ("backend", "precision"),
-    [("torch", "bf16"), ("openvino", "float32"), ("openvino", "bf16"), ("openvino", "int8"), ("onnxruntime", "int8")],
+    [
+        ("torch", "bf16"),
+        ("openvino", "float32"),
+        pytest.param("openvino", "bf16", marks=pytest.mark.slow),
+        pytest.param("openvino", "int8", marks=pytest.mark.slow),
+        ("onnxruntime", "int8"),
+    ],
 )
 def test_a_certificate_is_of_what_runs(backend, precision, make_trained, tiny, parts, tmp_path, monkeypatch, capsys):
     """Found and tested on the answers of the form that runs; others are refused, which once was bf16 as a whole."""

@@ -79,7 +79,7 @@ def test_one_exit_and_many_classes(make_run):
     assert values["mean_top1"] == values["exits"][0]["top1"] <= values["exits"][0]["top5"]
 
 
-@pytest.mark.parametrize("kind", ["png", "svg"])
+@pytest.mark.parametrize("kind", [pytest.param("png", marks=pytest.mark.slow), "svg"])
 def test_a_second_time_no_image_is_looked_at_and_every_byte_is_the_same(make_run, kind):
     run = make_run(exits=2)
     first = evaluate(EvaluateOptions(run, plots=kind), page=kind == "svg")
@@ -130,10 +130,10 @@ def test_a_policy_that_comes_or_goes_is_seen_the_next_time(make_run):
 
 def test_without_held_out_images_everything_else_is_there(make_run, tiny_parts):
     run = make_run()
-    kept = evaluate(EvaluateOptions(run))
+    kept = evaluate(EvaluateOptions(run), page=False)
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "data": {**config["data"], "holdout": 0}}))
-    found = evaluate(EvaluateOptions(run))
+    found = evaluate(EvaluateOptions(run), page=False)
     assert found.dynamic is None
     assert found.test == kept.test
     assert read_json(run)["dynamic"] is None
@@ -157,7 +157,7 @@ def test_other_held_out_images_give_no_thresholds(make_run, tiny_parts):
 
 def test_parts_under_other_names_are_measured_but_give_no_thresholds(make_run, tiny_parts):
     tiny_parts.val.search.name = "mine/first-half"
-    found = evaluate(EvaluateOptions(make_run()), parts=tiny_parts)
+    found = evaluate(EvaluateOptions(make_run()), parts=tiny_parts, page=False)
     assert len(found.test.exits) == 3
     assert found.dynamic is None
     assert "not on mine/first-half" in found.no_dynamic

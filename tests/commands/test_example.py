@@ -35,6 +35,7 @@ def test_the_example_is_copied_and_says_what_it_is(
     assert "runs/fashion-mnist holds it already; nothing to do." in capsys.readouterr().out
 
 
+@pytest.mark.slow  # quickly, without a download being forbidden: README.md in tests/docs
 def test_the_copy_is_certified_evaluated_and_used_without_a_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,14 +3,13 @@
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from offramp.commands.job import work
+from offramp.commands.job import main, work
 from offramp.files import RunFolder
 from offramp.paper.jobs import from_json_line, to_json_line
 from offramp.paper.results import of_manifest
@@ -30,26 +29,30 @@ def test_a_job_travels_as_a_line(rows) -> None:
     assert from_json_line(line) == (run, Path("somewhere/here"), 2)
 
 
-def test_an_orphan_saves_and_leaves(rows, tmp_path: Path) -> None:
+def test_an_orphan_saves_and_leaves(rows, tmp_path: Path, capsys) -> None:
     """A job whose starter is gone stops as by SIGTERM: status 143 once training has begun, and a checkpoint."""
     row = rows("table1")["MSDNet"]
-    run = dataclasses.replace(row.run, training=dataclasses.replace(row.run.training, epochs=100_000))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "offramp.commands.job"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    try:
-        process.stdin.write(f"{to_json_line(run, tmp_path / 'run', 1)}\n".encode())
-        process.stdin.flush()
-        metrics = RunFolder(tmp_path / "run").metrics
+    long = dataclasses.replace(row.run.training, epochs=100_000, form="plain")  # or so long a run would be compiled
+    run = dataclasses.replace(row.run, training=long)
+    own, (reads, writes), metrics = os.dup(0), os.pipe(), RunFolder(tmp_path / "run").metrics
+
+    def starter() -> None:
+        os.write(writes, f"{to_json_line(run, tmp_path / 'run', 1)}\n".encode())
         while not metrics.is_file():
-            assert process.poll() is None
-            time.sleep(0.05)
-        _, said = process.communicate(timeout=60)  # closes its standard input, as the end of the starter would
+            time.sleep(0.02)
+        os.close(writes)  # as its end would
+
+    os.dup2(reads, 0)
+    threading.Thread(target=starter, daemon=True).start()
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main()
     finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 128 + signal.SIGTERM
-    assert b"The same command continues" in said
+        os.dup2(own, 0)
+        os.close(own)
+        os.close(reads)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert "The same command continues" in capsys.readouterr().err
     assert os.listdir(tmp_path / "run" / "checkpoints")
 
 

@@ -106,7 +106,7 @@ def test_an_exit_that_is_better_than_the_last_beyond_doubt_is_named(held_out_rec
     policy, written = Policy((0.5, 0.5, EVERYBODY)), tmp_path / "policy.json"
     sure_KSC = torch.zeros_like(held_out_record.logits_KSC)
     sure_KSC[:, range(200), held_out_record.targets_S] = 9.0
-    for wrong, named in ((3, None), (40, 1)):  # images that the last exit, and the first, get wrong
+    for wrong, named in ((3, None), (40, 2)):  # images that the last exit, and the first, get wrong
         logits_KSC = sure_KSC.clone()
         logits_KSC[[0, 2], :wrong] *= -1
         use = write_policy(policy, dataclasses.replace(held_out_record, logits_KSC=logits_KSC), costs, written)

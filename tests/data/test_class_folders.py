@@ -157,6 +157,23 @@ def test_flip_can_be_switched_off(tmp_path: Path) -> None:
     assert not data.folder(tmp_path, flip=False).train.flip  # type: ignore[attr-defined]
 
 
+def test_images_are_normalised_as_asked_and_so_are_files_afterwards(tmp_path: Path) -> None:
+    fill(tmp_path, {"cat": 8, "dog": 8}, size=(32, 32))
+    half = data.folder(tmp_path, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    (batch, *_) = half.test.batches()
+    shades = {round(value, 2) for value in batch.images_BCHW.unique().tolist()}
+    assert shades == {round((shade / 255 - 0.5) / 0.25, 2) for shade in (40, 100)}
+    inputs = half.test.inputs()
+    assert inputs is not None
+    assert torch.equal(inputs.read(tmp_path / "cat" / "cat_0.jpg"), batch.images_BCHW[0])
+    assert half.test.config is not None
+    again = data.load(half.test.config).test.inputs()
+    assert again == inputs
+    for wrong in (0.5, (0.5, 0.5), "half"):
+        with pytest.raises(UsageError, match="mean"):
+            data.folder(tmp_path, mean=wrong)  # type: ignore[arg-type]
+
+
 def test_files_are_sorted_and_what_is_no_image_is_passed_over(tmp_path: Path) -> None:
     for name in ("b/2.png", "b/10.png", "a/x.JPG", "a/y.jpeg"):
         write(tmp_path / name)

@@ -27,7 +27,8 @@ from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Certificate, Ladder, Record
 from offramp.evaluation.xray import Xray
 from offramp.export.stage_files import ExitFile, StageFile, Stages
-from offramp.files import RunFolder, read
+from offramp.files import RunFolder
+from offramp.json_files import read
 from offramp.paper.manifest import find
 from offramp.policy import Policy
 from offramp.results.evaluation import current

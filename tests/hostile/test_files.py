@@ -9,7 +9,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1]))
 from hostile import files
 
-CASES = 100  # of each file, of some thousands
+CASES = 40  # of each file, of some thousands
 
 
 @pytest.fixture(scope="module")

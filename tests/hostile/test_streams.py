@@ -20,10 +20,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 QUICK = [  # each stream, and each quick command, with a few of the others
     ("help", "no output"),
     ("version", "full output"),
-    ("cost", "output that nobody reads"),
+    ("help of a command", "output that nobody reads"),
     ("example", "no error"),
     ("predict, table", "full output"),
-    ("train", "no stream at all"),
+    ("example", "no stream at all"),
 ]
 
 

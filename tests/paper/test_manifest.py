@@ -76,7 +76,7 @@ def test_where_a_run_was_continued_is_kept(rows, tmp_path: Path) -> None:
         folder.environment.write_text(json.dumps(starts))
         made = work(run, folder.path)
         assert made.values["made_by"]["device"] == start["device"]
-        assert ([one["device"] for one in made.starts] or None) == kept
+        assert ([start.device for start in made.file.starts] or None) == kept
         elsewhere = any((one["device"], one["processor"]) != ("cpu", start["processor"]) for one in starts)
         clock = of_manifest(made).clock
         assert (clock.device, clock.moved) == (start["processor"], elsewhere)

@@ -7,7 +7,8 @@ import gc
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -22,8 +23,8 @@ from offramp.network import NO_NEURON, EarlyExitNet
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 from offramp.runtime import SIZES, Answers, Engine, Form, Plan, Tally, backends, file_cache, usual_forms
 from offramp.runtime.library import LibraryProgram, Segment
-from offramp.runtime.onnxruntime_ import OnnxRuntime
-from offramp.runtime.openvino_ import OpenVino
+from offramp.runtime.onnxruntime_ import OnnxRuntime, onnxruntime
+from offramp.runtime.openvino_ import OpenVino, openvino
 from offramp.runtime.rows import joined
 
 ONNX, VINO, VINO_BF16 = Form("onnxruntime"), Form("openvino"), Form("openvino", "bf16")
@@ -33,9 +34,20 @@ FEW_LAYERS = {"msdnet": {"step_mode": "even"}, "ranet": {"step_mode": "even", "b
 BATCHES = (0, 1, 7, 32)
 pytestmark = pytest.mark.usefixtures("operators_once")
 of_each = pytest.mark.parametrize("form", FORMS, ids=str)
+some_of_each = pytest.mark.parametrize(
+    ("name", "damping", "form"), [("msdnet", True, ONNX), ("ranet", False, VINO_BF16), ("by hand", False, VINO)]
+)
 mostly_float32 = pytest.mark.parametrize(  # that bf16 answers as the policy says is tested quickly in the first tests
     "form", [ONNX, VINO, pytest.param(VINO_BF16, marks=pytest.mark.slow)], ids=str
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_once() -> Iterator[None]:
+    """What a library has compiled stays for all tests here, which takes seconds; else it goes with its last engine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "_alive", {})
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +102,7 @@ def test_answers_are_those_of_the_policy(some, name, damping, form) -> None:
         agree(engine, engine(images_BCHW[:size]), logits_KBC[:, :size], engine.plan_for(size))
 
 
-@of_each
-@pytest.mark.parametrize(("name", "damping"), NETWORKS)
+@some_of_each
 def test_segments_of_several_stages_and_straight_are_the_chain_of_stages(some, name, damping, form) -> None:
     network, images_BCHW, logits_KBC, policy = some(name, damping)
     program, last = Engine(network, policy, form=form).program, network.num_exits - 1
@@ -108,8 +119,7 @@ def test_segments_of_several_stages_and_straight_are_the_chain_of_stages(some, n
             torch.testing.assert_close(straight_BC, logits_KBC[k, :size], rtol=1e-4, atol=close)
 
 
-@of_each
-@pytest.mark.parametrize(("name", "damping"), NETWORKS)
+@some_of_each
 def test_no_image_is_no_trouble(some, name, damping, form) -> None:
     network, images_BCHW, logits_KBC, policy = some(name, damping)
     engine = Engine(network, policy, form=form)
@@ -365,6 +375,7 @@ def test_images_as_they_come(some) -> None:
 @mostly_float32
 def test_a_second_engine_shares_the_program_and_a_third_finds_the_files(some, monkeypatch, form) -> None:
     network, _, _, policy = some()
+    monkeypatch.setattr(backends, "_alive", weakref.WeakValueDictionary())
     first = Engine(network, policy, form=form)
     monkeypatch.setattr(file_cache, "make", None)
     again = Engine(network, policy, form=form)
@@ -535,43 +546,22 @@ def test_a_form_or_a_backend() -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "extra"),
-    [("onnxruntime", "onnx"), pytest.param("openvino", "openvino", marks=pytest.mark.slow)],
+    ("package", "extra", "load"), [("onnxruntime", "onnx", onnxruntime), ("openvino", "openvino", openvino)]
 )
-def test_without_the_package_one_line_says_what_to_install(package: str, extra: str) -> None:
-    program = f"""
-import sys
-sys.modules[{package!r}] = None
-import torch
-from torch import nn
-from offramp.errors import UsageError
-from offramp.network import EarlyExitNet
-from offramp.policy import EVERYBODY, Policy
-from offramp.runtime import Engine, Form, usual_forms
-
-network = EarlyExitNet([nn.ReLU()], [nn.Sequential(nn.Flatten(), nn.Linear(48, 5))], image_shape=(3, 4, 4))
-assert Form({package!r}) not in usual_forms(torch.device("cpu"))
-try:
-    Engine(network, Policy((EVERYBODY,)), backend={package!r})
-except UsageError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert f"pip install 'offramp[{extra}]'" in done.stdout
+def test_without_the_package_one_line_says_what_to_install(package: str, extra: str, load, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert Form(package) not in usual_forms(torch.device("cpu"))
+    with pytest.raises(UsageError, match=rf"pip install 'offramp\[{extra}\]'"):
+        load.__wrapped__()  # as the first time
 
 
 def test_openvino_reports_nothing() -> None:
     """Its telemetry would send that it was imported; it is not even loaded."""
-    program = """
-import sys
-from offramp.runtime.openvino_ import openvino
-openvino().Core()
-print(sys.modules.get("openvino_telemetry"))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "None"
+    openvino().Core()
+    assert sys.modules["openvino_telemetry"] is None
 
 
+@pytest.mark.slow  # a process: it may die
 def test_a_signal_after_engines_of_openvino_are_gone() -> None:
     """In the order in which they were made: the process died at the next signal, each having had a core of its own."""
     program = """

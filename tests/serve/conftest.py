@@ -177,6 +177,21 @@ def everything(connection: socket.socket, seconds: float = 5.0) -> bytes:
     return content
 
 
+def an_answer(connection: socket.socket) -> bytes:
+    """One answer, whose body has the length it says; a connection may go on after it."""
+    connection.settimeout(5)
+    content = b""
+    while b"\r\n\r\n" not in content:
+        content += connection.recv(65536)
+    head, _, body = content.partition(b"\r\n\r\n")
+    length = next(
+        int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+    )
+    while len(body) < length:
+        body += connection.recv(65536)
+    return head + b"\r\n\r\n" + body
+
+
 def is_closed_within(connection: socket.socket, seconds: float) -> bool:
     try:
         everything(connection, seconds)
@@ -238,6 +253,13 @@ def post(content: bytes, *headers: bytes) -> bytes:
 
 @pytest.fixture
 def server() -> Iterator[Serving]:
+    with serving() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Serving]:
+    """One server of the tests of a file, for those that leave it as it is."""
     with serving() as one:
         yield one
 

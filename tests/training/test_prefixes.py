@@ -15,8 +15,9 @@ from offramp.backbones.attached import zoo
 from offramp.backbones.prefix import shortened
 from offramp.config import Spec, TrainConfig, to_json
 from offramp.errors import UsageError
-from offramp.files import RunConfig, RunFolder, convert, load
+from offramp.files import RunConfig, RunFolder, load
 from offramp.files.kinds import Training
+from offramp.json_files import convert
 from offramp.network import EarlyExitNet
 from offramp.rules import DFS, Standard
 from offramp.training.prefixes import Prefixes

@@ -7,7 +7,8 @@ import pytest
 
 from offramp import data
 from offramp.config import DataConfig, Spec
-from offramp.files import Ancestor, RunFolder, convert
+from offramp.files import Ancestor, RunFolder
+from offramp.json_files import convert
 from offramp.training.provenance import _shared, ancestor, ancestors, named
 
 PIXELS, LABELS = np.random.default_rng(0).integers(0, 255, (200, 2, 2)).astype(np.uint8), np.arange(200) % 2

@@ -56,7 +56,7 @@ class PolicyOptions(RecordsLogits):
             say(f"The policy in {use.written} had a certificate; this one replaces it and has none.")
         if use.better_exit is not None and self.max_drop is not None:
             say(
-                f"Exit {use.better_exit + 1} alone is right more often than the last one ({use.better_top1:.2f} "
+                f"Exit {use.better_exit} alone is right more often than the last one ({use.better_top1:.2f} "
                 f"and {use.full_top1:.2f} % of the search images), and max-drop counts from the last: a budget does "
                 "not."
             )

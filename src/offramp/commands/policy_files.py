@@ -62,7 +62,7 @@ def policy_use(policy: Policy, record: Record, cost: Cost, written: Path) -> Pol
         full_top1=100 * full_S.double().mean().item(),
         operations=operations_K[choice.exits_S].mean().item(),
         full_operations=cost.exits[-1].operations,
-        better_exit=better,
+        better_exit=None if better is None else better + 1,
         better_top1=None if better is None else 100 * right_KS[better].double().mean().item(),
     )
 

@@ -49,13 +49,13 @@ class ServeOptions(OnDevice):
     token_file: File = None
     """A file with a token that requests have to bring (Authorization: Bearer). Or the variable OFFRAMP_TOKEN; there is
     no option for the token itself, because other users see command lines."""
-    max_wait_ms: float = 5
+    max_wait_ms: float = 2
     """Milliseconds that an image may wait, in all, for others to run with."""
     max_waiting: int = 256
     """Images that may be under way; more are refused (429)."""
-    within_ms: float = 100
-    """Images are refused (429), though there are places, where those before them are expected to take longer.
-    0: never."""
+    within_ms: float = 30
+    """Images are refused (429), though there are places, where those before them are expected to take longer;
+    about half of the time in which 99 % are to be answered. 0: never."""
     audit: float = 0.01
     """Share of the images that left early that also run to the end, for the guard against drift."""
     audit_level: float = 0.01

@@ -1,6 +1,7 @@
 """`offramp train`: a run, or several that differ in their seed."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
@@ -12,6 +13,7 @@ from offramp.commands.before_torch import before_torch
 from offramp.commands.options import Flag, OpensRuns
 from offramp.config import Run
 from offramp.errors import UsageError
+from offramp.files import RunFolder, is_finished
 from offramp.terminal import say
 
 
@@ -37,10 +39,6 @@ class TrainOptions(OpensRuns):
 
     def main(self) -> None:
         """See `Options.main`."""
-        before_torch()
-        from offramp.processes import from_environment
-        from offramp.training import train
-
         if self.seeds == 1:
             runs = {str(self.out): self.run}
         else:
@@ -50,12 +48,20 @@ class TrainOptions(OpensRuns):
         for number, (out, run) in enumerate(runs.items(), 1):
             if len(runs) > 1:
                 say(f"Seed {run.training.seed}, run {number} of {len(runs)}")
-            train(run, out, overwrite=self.overwrite)
-        if self.json and from_environment("RANK", 0) == 0:  # of several processes the first
+            if os.environ.get("WORLD_SIZE", "1") == "1" and is_finished(RunFolder(out), run):
+                say(f"{RunFolder(out).path} is finished; nothing to do.")
+            else:
+                _train(run, out, overwrite=self.overwrite)
+        if self.json and os.environ.get("RANK", "0") == "0":  # of several processes the first
             print(dumps({"runs": [{"run": out, "last_epoch": _last_epoch(out)} for out in runs]}))
 
 
-def _last_epoch(out: str) -> dict[str, Any]:
-    from offramp.files import RunFolder
+def _train(run: Run, out: str, *, overwrite: bool) -> None:
+    before_torch()
+    from offramp.training import train
 
+    train(run, out, overwrite=overwrite)
+
+
+def _last_epoch(out: str) -> dict[str, Any]:
     return dataclasses.asdict(RunFolder(out).read_metrics()[-1])

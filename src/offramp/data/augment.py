@@ -116,6 +116,8 @@ def central_fit(image_CHW: Tensor, size: tuple[int, int]) -> Tensor:
 def grey(image_3HW: Tensor) -> Tensor:
     """One channel `[1, H, W]` of RGB pixels: the usual luma (0.299, 0.587, 0.114), rounded; grey stays as it is."""
     red_HW, green_HW, blue_HW = image_3HW
+    if torch.equal(red_HW, green_HW) and torch.equal(red_HW, blue_HW):  # of a grey file; the sum below gives the same
+        return image_3HW[:1]
     luma_HW = red_HW.int().mul_(19595)  # shares of 65536; in place, because a photo may have a hundred million pixels
     luma_HW.add_(green_HW.int(), alpha=38470).add_(blue_HW.int(), alpha=7471).add_(32768)
     grey_HW: Tensor = luma_HW.bitwise_right_shift_(16).to(torch.uint8)

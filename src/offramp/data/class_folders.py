@@ -15,7 +15,7 @@ from offramp.checks import check_flags, check_whole
 from offramp.data.archives import root_folder
 from offramp.data.base import Parts
 from offramp.data.builder import builder
-from offramp.data.files import FileSplit, Listing, check_found, unreadable
+from offramp.data.files import MEAN, STD, FileSplit, Listing, check_found, unreadable
 from offramp.data.inputs import MAX_MEGAPIXELS, check_megapixels, decode
 from offramp.data.partition import Cut, divide, share_for_test, training_part
 from offramp.data.randomness import IntArray
@@ -42,6 +42,8 @@ def imagenet(
     workers: int = 0,
     max_megapixels: float = MAX_MEGAPIXELS,
     skip_unreadable: bool = False,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
 ) -> Parts:
     """ImageNet as the usual folders `train` and `val`, one folder per class in each; `val` is the test set.
 
@@ -61,6 +63,8 @@ def imagenet(
         workers: Processes that decode images, for each training process; 0: none besides it.
         max_megapixels: Images of more million pixels are refused before they are decoded.
         skip_unreadable: Leave out image files that cannot be used, instead of refusing the folder.
+        mean: Of red, green and blue, scaled to [0, 1]: what images are normalised by. Default: ImageNet's.
+        std: Likewise.
     """
     cut = Cut(holdout, split_seed, limit, IMAGENET_HOLDOUT)
     folder = root_folder(root)
@@ -86,6 +90,8 @@ def imagenet(
         workers=workers,
         max_megapixels=max_megapixels,
         skip_unreadable=skip_unreadable,
+        mean=mean,
+        std=std,
         cut=cut,
     )
 
@@ -103,11 +109,14 @@ def folder(
     workers: int = 0,
     max_megapixels: float = MAX_MEGAPIXELS,
     skip_unreadable: bool = False,
+    mean: Sequence[float] = MEAN,
+    std: Sequence[float] = STD,
 ) -> Parts:
     """One's own labelled images (JPEG, PNG, WebP), one folder per class; `folder:PATH` on the command line.
 
     `path` has the class folders either in `train` and `test` (or `val`, which then is the test set), or directly;
-    without a test set a fixed fifth of each class is test. Images become RGB; transforms and statistics are ImageNet's.
+    without a test set a fixed fifth of each class is test. Images become RGB; transforms are ImageNet's. Size,
+    `mean` and `std` are the trained trunk's in `offramp train --backbone timm/NAME`, where timm says them.
 
     Args:
         path: The folder.
@@ -121,6 +130,8 @@ def folder(
         workers: Processes that decode images, for each training process; 0: none besides it.
         max_megapixels: Images of more million pixels are refused before they are decoded.
         skip_unreadable: Leave out image files that cannot be used, instead of refusing the folder.
+        mean: Of red, green and blue, scaled to [0, 1]: what images are normalised by. Default: ImageNet's.
+        std: Likewise.
     """
     cut = Cut(holdout, split_seed, limit)
     path = Path(path).expanduser()
@@ -139,6 +150,8 @@ def folder(
         workers=workers,
         max_megapixels=max_megapixels,
         skip_unreadable=skip_unreadable,
+        mean=mean,
+        std=std,
         cut=cut,
     )
 
@@ -234,10 +247,15 @@ def _parts(
     workers: int,
     max_megapixels: float,
     skip_unreadable: bool,
+    mean: Sequence[float],
+    std: Sequence[float],
     cut: Cut,
 ) -> Parts:
     check_megapixels(max_megapixels)
     check_flags(flip=flip, skip_unreadable=skip_unreadable)
+    for what, values in (("mean", mean), ("std", std)):
+        if not (isinstance(values, (tuple, list)) and all(isinstance(value, (int, float)) for value in values)):
+            raise UsageError(f"{what} must be three numbers such as (0.5, 0.5, 0.5), not {values!r}.")
     if skip_unreadable:
         train, test = train.readable(max_megapixels), test and test.readable(max_megapixels)
     listings = [train] if test is None else [train, test]
@@ -263,6 +281,8 @@ def _parts(
         workers=workers,
         home=home,
         max_megapixels=max_megapixels,
+        mean=tuple(mean),
+        std=tuple(std),
     )
     parts = divide(name, train_S, functools.partial(split, train), split(test, f"{name}/test", test_S, False), cut)
     parts.train.size_reason = reason

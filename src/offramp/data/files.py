@@ -87,6 +87,8 @@ class FileSplit(Split):
         workers: Processes that decode; 0: this one does.
         home: See `Split.home`; default: the listing's folder.
         max_megapixels: Images of more million pixels are refused before they are decoded.
+        mean: Of each channel, to normalise by; see `Inputs`.
+        std: Likewise.
     """
 
     def __init__(
@@ -102,6 +104,8 @@ class FileSplit(Split):
         workers: int,
         home: Path | None = None,
         max_megapixels: float = MAX_MEGAPIXELS,
+        mean: tuple[float, ...] = MEAN,
+        std: tuple[float, ...] = STD,
     ) -> None:
         check_megapixels(max_megapixels)
         super().__init__(
@@ -115,6 +119,7 @@ class FileSplit(Split):
         )
         self.listing = listing
         self.home = home or listing.folder
+        self._inputs = Inputs(self.class_names, self.image_shape, mean, std, "central-cut")
         self.image_size, self.flip, self.workers, self.max_megapixels = image_size, flip, workers, max_megapixels
 
     def read(self, shares: Iterable[IntArray], draw: Draw | None) -> Generator[Tensor]:
@@ -127,7 +132,8 @@ class FileSplit(Split):
         free = collections.deque(range(len(slots_TBCHW)))
         jobs = (([folder / files[i] for i in indices_B], indices_B, free.popleft()) for indices_B in shares)
         decoder = _Decoder(slots_TBCHW, self.flip, draw, self.max_megapixels)
-        mean_C, std_C = (sent(torch.tensor(values), self.device) for values in (MEAN, STD))
+        statistics = (self._inputs.mean, self._inputs.std)
+        mean_C, std_C = (sent(torch.tensor(values), self.device) for values in statistics)
         for done in by_workers(decoder, jobs, self.workers):
             if isinstance(done, OfframpError):
                 raise done
@@ -163,7 +169,7 @@ class FileSplit(Split):
 
     def inputs(self) -> Inputs:
         """See `Split.inputs`: the test transform."""
-        return Inputs(self.class_names, self.image_shape, MEAN, STD, "central-cut")
+        return self._inputs
 
     def content(self) -> Iterator[bytes]:
         """See `Split.content`: names and sizes of the files; reading them all would take as long as an epoch."""

@@ -3,6 +3,7 @@
 C channels, H and W pixels, N classes.
 """
 
+import functools
 import math
 import os
 import re
@@ -19,7 +20,7 @@ from offramp.checks import check_number
 from offramp.data.augment import central_cut, central_fit, grey, normalise
 from offramp.data.headers import has_more_scans, size_of
 from offramp.errors import OfframpError, UsageError, first_line
-from offramp.files import convert, read, write
+from offramp.json_files import convert, read, write
 from offramp.network import EarlyExitNet
 
 FORMAT = 1  # of the file
@@ -99,7 +100,11 @@ class Inputs:
             image_CHW = central_cut(image_CHW, height)
         else:
             image_CHW = central_fit(image_CHW, (height, width))
-        return normalise(image_CHW, torch.tensor(self.mean), torch.tensor(self.std))
+        return normalise(image_CHW, *self._mean_and_std)
+
+    @functools.cached_property
+    def _mean_and_std(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor(self.mean), torch.tensor(self.std)
 
     def check_network(self, network: EarlyExitNet, run: Path) -> None:
         """Refuse a run's network of other classes, or for images of another shape."""

@@ -27,7 +27,7 @@ from offramp.evaluation.promises import (
 from offramp.evaluation.record import Record
 from offramp.evaluation.search import candidates as found_on
 from offramp.evaluation.thresholds import check_search, policies
-from offramp.files import convert
+from offramp.json_files import convert
 from offramp.policy import CERTIFICATE, SOFTMAX, Measure, Policy
 
 METHOD = "Learn-then-Test, fixed sequence"

@@ -19,7 +19,7 @@ from offramp.errors import OfframpError, UsageError
 from offramp.evaluation.certify import Certificate, Tested
 from offramp.evaluation.promises import climb, rung_promises
 from offramp.evaluation.record import Record
-from offramp.files import convert, read, write
+from offramp.json_files import convert, read, write
 from offramp.policy import Measure, Policy
 from offramp.storage import DamagedFileError
 

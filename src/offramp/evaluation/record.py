@@ -19,7 +19,7 @@ from offramp import data
 from offramp.checks import check_whole
 from offramp.devices import describe_device
 from offramp.errors import OfframpError, UsageError
-from offramp.files import convert, parse
+from offramp.json_files import convert, parse
 from offramp.network import EarlyExitNet
 from offramp.policy import Measure
 from offramp.processes import active

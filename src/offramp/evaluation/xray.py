@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from offramp.errors import UsageError
-from offramp.files import convert, parse
+from offramp.json_files import convert, parse
 from offramp.storage import load_tensors, save_tensors
 
 FORMAT = 1

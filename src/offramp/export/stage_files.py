@@ -16,7 +16,7 @@ from offramp.errors import OfframpError, UsageError, first_line
 from offramp.export.int8 import Int8
 from offramp.export.part import Part, Parts
 from offramp.export.tracing import parts
-from offramp.files import convert, read, write
+from offramp.json_files import convert, read, write
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.storage import weights_hash, write_atomically

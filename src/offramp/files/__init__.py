@@ -1,6 +1,7 @@
 """What stands in a run's folder, and how to read it back.
 
 config.json          everything that determines the run (and the fields that may change when it is continued)
+asked.json           what a finished run was asked for: the same command again ends at once
 environment.json     versions, device, threads, git state, command, of every start
 input.json           how an image file becomes the network's input, and the names of the classes
 origin.json          where the weights that it began with come from, and their licence, where that is known
@@ -30,9 +31,9 @@ tensorboard/         curves of `offramp train --tensorboard`
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from offramp.files.asked import is_finished, keep_asked
 from offramp.files.folder import FORMAT, OWNER, RunFolder, weights_of
 from offramp.files.kinds import Ancestor, Clock, Division, Epoch, HeldOutImages, Origin, RunConfig, Start
-from offramp.files.reading import convert, parse, read, read_lines, write
 
 if TYPE_CHECKING:
     from offramp.files.network import load, load_weights
@@ -49,14 +50,11 @@ __all__ = [
     "RunConfig",
     "RunFolder",
     "Start",
-    "convert",
+    "is_finished",
+    "keep_asked",
     "load",
     "load_weights",
-    "parse",
-    "read",
-    "read_lines",
     "weights_of",
-    "write",
 ]
 
 

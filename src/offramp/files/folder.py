@@ -13,7 +13,7 @@ from offramp import trust
 from offramp.config import DataConfig, TrainConfig, determining, with_defaults
 from offramp.errors import UsageError
 from offramp.files.kinds import Epoch, HeldOutImages, Origin, RunConfig, Start
-from offramp.files.reading import convert, read, read_lines, write
+from offramp.json_files import convert, read, read_lines, write
 from offramp.storage import DamagedFileError
 
 FORMAT = 2  # of the folder; a run folder of a newer format is refused
@@ -33,6 +33,7 @@ class RunFolder:
         self.path, self.kept = _at_home(path), kept
         self.allow_code = trust.packages(allow_code, "allow_code")
         self.config = self.path / "config.json"
+        self.asked = self.path / "asked.json"
         self.environment = self.path / "environment.json"
         self.input = self.path / "input.json"
         self.origin = self.path / "origin.json"

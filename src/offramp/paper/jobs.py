@@ -17,7 +17,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from offramp import trust
 from offramp.config import Run
 from offramp.errors import OfframpError
-from offramp.files import RunFolder, convert, parse, read
+from offramp.files import RunFolder
+from offramp.json_files import convert, parse, read
 from offramp.paper.identity import run_name
 from offramp.paper.manifest import Manifest
 from offramp.show.durations import duration_in_words

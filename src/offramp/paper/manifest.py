@@ -23,8 +23,9 @@ from offramp.config import Run, differences
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record
 from offramp.evaluation.xray import Xray
-from offramp.files import Clock, Epoch, RunFolder, Start, convert, read, read_lines, write
+from offramp.files import Clock, Epoch, RunFolder, Start
 from offramp.files.kinds import Git, Numbers
+from offramp.json_files import convert, read, read_lines, write
 from offramp.paper.identity import command, configuration, run_hash, run_name
 from offramp.results.evaluation import EvaluationFile, ExitFile
 from offramp.terminal import say
@@ -57,10 +58,23 @@ class _Images:
 
 
 @dataclass(frozen=True)
-class _Start:
+class MadeBy:
+    """A start of a run: where, and with which versions; older manifests know fewer."""
+
     device: str
     threads: int
     git: Git | None = None
+    processor: str | None = None
+    offramp: str | None = None
+    torch: str | None = None
+    torchvision: str | None = None
+    numpy: str | None = None
+    python: str | None = None
+
+    @property
+    def device_name(self) -> str:
+        """The device's name; of a processor its own, where that is known."""
+        return self.processor if self.device == "cpu" and self.processor else self.device
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,7 @@ class _Exit:
     ece: float
     damping: float | None
     train: _Train | None
+    parameters: float | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +128,7 @@ class _Order:
 
 
 @dataclass(frozen=True)
-class _File:
+class ManifestFile:
     """What pages read of a manifest."""
 
     format: int
@@ -122,12 +137,12 @@ class _File:
     run: _Run
     images: _Images
     weights: str
-    made_by: _Start
+    made_by: MadeBy
     timing: _Timing
     exits: Annotated[tuple[_Exit, ...], Meta(min_length=1)]
     best_epoch: _BestEpoch | None
     budgeted: tuple[tuple[float, float], ...] | None
-    starts: tuple[_Start, ...] = ()
+    starts: tuple[MadeBy, ...] = ()
     test_images: int | None = None
     load: _Load | None = None
     search_top1: tuple[Percent, ...] | None = None
@@ -197,31 +212,26 @@ class Manifest:
         write(path, self.values)
 
     @property
-    def name(self) -> str:
-        """The run's name."""
-        return str(self.values["name"])
+    def file(self) -> ManifestFile:
+        """The values by name: `starts` are empty where device, threads and versions stayed the same.
+
+        Raises:
+            UsageError: It is of a newer format.
+            OfframpError: It is damaged.
+        """
+        hint = "Restore it, or move it away."
+        return convert(self.values, ManifestFile, f"The manifest {self.path}", newest=FORMAT, hint=hint)
 
     @property
     def seconds(self) -> float:
         """Seconds spent in training steps, as if the run had never been interrupted."""
-        return float(self.values["timing"]["seconds"])
-
-    @property
-    def threads(self) -> int:
-        """CPU threads, at the last start."""
-        return int(self.values["made_by"]["threads"])
+        return self.file.timing.seconds
 
     @property
     def undisturbed(self) -> bool | None:
         """Whether the machine did nothing but this command's runs at both ends of training; None where nothing says."""
-        load = self.values.get("load")
-        return None if load is None else max(load["start"], load["end"]) <= load["own"] + SPARE_LOAD
-
-    @property
-    def starts(self) -> Sequence[Mapping[str, Any]]:
-        """Where a run was begun and continued, in order; empty where device, threads and versions stayed the same."""
-        starts: Sequence[Mapping[str, Any]] = self.values.get("starts", ())
-        return starts
+        load = self.file.load
+        return None if load is None else max(load.start, load.end) <= load.own + SPARE_LOAD
 
     def check(self, run: Run, num_exits: int) -> None:
         """Refuse a manifest of this hash that is of another run.
@@ -231,7 +241,7 @@ class Manifest:
         Raises:
             OfframpError: What differs.
         """
-        counts = [len(self.values["exits"]), *([len(best["top1"])] if (best := self.values["best_epoch"]) else [])]
+        counts = [len(self.file.exits), *([len(best.top1)] if (best := self.file.best_epoch) else [])]
         if set(counts) != {num_exits}:
             raise OfframpError(
                 f"The manifest {self.path} is damaged: it has {min(counts)} exits, its setting's network {num_exits}. "
@@ -353,13 +363,13 @@ def find(folders: Iterable[Path]) -> dict[str, Manifest]:
     manifests: dict[str, Manifest] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*.json")):
-            values = _read(path)
-            if values is not None:
-                manifests.setdefault(values["hash"], Manifest(values, path))
+            manifest = _read(path)
+            if manifest is not None:
+                manifests.setdefault(manifest.file.hash, manifest)
     return manifests
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> Manifest | None:
     try:
         values = read(path, Any)
     except (OfframpError, UsageError) as error:
@@ -367,8 +377,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(values, dict) or not {"format", "hash", "run"} <= values.keys():
         return None
-    convert(values, _File, f"The manifest {path}", newest=FORMAT, hint="Restore it, or move it away.")
-    return values
+    return Manifest(values, path)
 
 
 @functools.cache  # a command looks for manifests more than once, and says it once

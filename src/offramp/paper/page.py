@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
@@ -13,9 +12,9 @@ from offramp.paper.claims import CLAIMS
 from offramp.paper.experiments import ALL, EXPERIMENTS, Experiment
 from offramp.paper.identity import command, run_hash, run_name
 from offramp.paper.judging import CLOSE, judge, judge_numbers
-from offramp.paper.manifest import Manifest
+from offramp.paper.manifest import MadeBy, Manifest
 from offramp.paper.plots import draw
-from offramp.paper.results import Results, device_of, manifest_of, measured
+from offramp.paper.results import Results, manifest_of, measured
 from offramp.paper.study import Study, distinct
 from offramp.paper.tables import Cell, Table, anchor, claims_table, not_run, tables
 from offramp.show import figures
@@ -140,7 +139,7 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 def _finished_seeds(study: Study, manifests: Mapping[str, Manifest]) -> list[int]:
     """Of which seeds runs are done that the page does not show."""
-    others = {manifest.values["run"]["training"]["seed"] for manifest in manifests.values()} - set(study.seeds)
+    others = {manifest.file.run.training.seed for manifest in manifests.values()} - set(study.seeds)
     rows = distinct(study.experiments)
     return [seed for seed in sorted(others) if any(run_hash(row.with_seed(seed)) in manifests for row in rows)]
 
@@ -208,31 +207,30 @@ def _runs(study: Study, manifests: Mapping[str, Manifest]) -> list[RunsOfRow]:
             continue
         title = "; ".join(labels[anchor(row)])
         line = command(row.run, f"runs/{run_name(row.run)}")
-        threads = next(m for seed in study.seeds if (m := manifest_of(row, seed, manifests))).threads
+        threads = next(m for seed in study.seeds if (m := manifest_of(row, seed, manifests))).file.made_by.threads
         listed.append(RunsOfRow(anchor(row), title, f"OMP_NUM_THREADS={threads} {line}", tuple(runs)))
     return listed
 
 
 def _facts(manifest: Manifest) -> str:
     """Where and with what a run was made, and the hashes of what went in and came out."""
-    values = manifest.values
-    by, images = values["made_by"], values["images"]
-    sentences = [_where(by)]
-    if manifest.starts:
-        first, *later = map(_where, manifest.starts)
+    file = manifest.file
+    git, images = file.made_by.git, file.images
+    sentences = [_where(file.made_by)]
+    if file.starts:
+        first, *later = map(_where, file.starts)
         sentences = [f"begun on {first}", *(f"continued elsewhere, on {where}" for where in later)]
-    if by["git"]:
-        changes = ", with changes" if by["git"].get("changed") else ""
-        sentences.append(f"started in a checkout of commit {by['git']['commit'][:10]}{changes}")
-    sentences.append(
-        f"training images {images['train'][:10]}, test {images['test'][:10]}, weights {values['weights'][:10]}"
-    )
+    if git:
+        changes = ", with changes" if git.changed else ""
+        sentences.append(f"started in a checkout of commit {git.commit[:10]}{changes}")
+    sentences.append(f"training images {images.train[:10]}, test {images.test[:10]}, weights {file.weights[:10]}")
     return "; ".join(sentences)
 
 
-def _where(start: Mapping[str, Any]) -> str:
-    versions = [f"{name} {start[key]}" for key, name in _VERSIONS.items() if start.get(key)]
-    return ", ".join([device_of(start), f"{start['threads']} thread{'s' if start['threads'] != 1 else ''}", *versions])
+def _where(start: MadeBy) -> str:
+    versions = [f"{name} {version}" for key, name in _VERSIONS.items() if (version := getattr(start, key))]
+    threads = f"{start.threads} thread{'s' if start.threads != 1 else ''}"
+    return ", ".join([start.device_name, threads, *versions])
 
 
 def _markdown(

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from offramp.errors import OfframpError, UsageError
-from offramp.files import read, write
+from offramp.json_files import read, write
 from offramp.paper import methods
 from offramp.paper.manifest import Manifest
 from offramp.paper.methods import Chooser, Method, fitted, plainly

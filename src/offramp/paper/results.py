@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 from offramp.paper import statistics
 from offramp.paper.experiments import Experiment, Row
 from offramp.paper.identity import run_hash
-from offramp.paper.manifest import Manifest
+from offramp.paper.manifest import Manifest, ManifestFile
 
 What = Literal[
     "top1",
@@ -140,48 +140,41 @@ class Figures:
 
 def of_manifest(manifest: Manifest, *, best_epoch: bool = False) -> Figures:
     """The figures of a finished run; `best_epoch`: accuracies of the epoch that was best on what was watched."""
-    values = manifest.values
-    exits = values["exits"]
-    train = [exit["train"] for exit in exits]
-    best = values["best_epoch"] if best_epoch else None
-    last = values.get("last_stats", {})
+    file = manifest.file
+    exits, order, shares = file.exits, file.order, file.xray
+    train = [exit.train for exit in exits]
+    best = file.best_epoch if best_epoch else None
     return Figures(
-        top1=tuple(best["top1"] if best else (exit["top1"] for exit in exits)),
-        damping=_all(exit["damping"] for exit in exits),
-        damping_train=_all(part and part["damping"] for part in train),
-        train_nll=_all(part and part["nll"] for part in train),
-        gamma=_all(last.get("gamma") or [None]),
-        weight=_all(last.get("weight") or [None]),
-        seconds=manifest.seconds,
-        budgeted=values["budgeted"] and at_budgets(values["budgeted"], exits[-1]["operations"]),
-        ece=_all(exit["ece"] for exit in exits),
-        search=_all(values.get("search_top1") or [None]),
-        operations=tuple(exit["operations"] for exit in exits),
-        parameters=_all(exit.get("parameters") for exit in exits),
-        **{name: (value,) for name, value in values.get("order", {}).items()},
-        **{name: tuple(shares) for name, shares in values.get("xray", {}).items()},
-        epoch=best["epoch"] if best else None,
-        clock=_clock(manifest),
-        images=values.get("test_images"),
+        top1=best.top1 if best else tuple(exit.top1 for exit in exits),
+        damping=_all(exit.damping for exit in exits),
+        damping_train=_all(part.damping if part else None for part in train),
+        train_nll=_all(part.nll if part else None for part in train),
+        gamma=_all(file.last_stats.get("gamma") or [None]),
+        weight=_all(file.last_stats.get("weight") or [None]),
+        seconds=file.timing.seconds,
+        budgeted=at_budgets(file.budgeted, exits[-1].operations) if file.budgeted else None,
+        ece=_all(exit.ece for exit in exits),
+        search=file.search_top1,
+        operations=tuple(exit.operations for exit in exits),
+        parameters=_all(exit.parameters for exit in exits),
+        **{name: (value,) for name, value in (dataclasses.asdict(order) if order else {}).items()},
+        **(dataclasses.asdict(shares) if shares else {}),
+        epoch=best.epoch if best else None,
+        clock=_clock(file, manifest.undisturbed),
+        images=file.test_images,
     )
 
 
-def _clock(manifest: Manifest) -> Clock:
-    by = manifest.values["made_by"]
-    device, threads = device_of(by), by["threads"]
-    moved = any((device_of(start), start["threads"]) != (device, threads) for start in manifest.starts)
-    return Clock(device, threads, manifest.values["timing"]["jobs"], moved, manifest.undisturbed)
+def _clock(file: ManifestFile, undisturbed: bool | None) -> Clock:
+    device, threads = file.made_by.device_name, file.made_by.threads
+    moved = any((start.device_name, start.threads) != (device, threads) for start in file.starts)
+    return Clock(device, threads, file.timing.jobs, moved, undisturbed)
 
 
-def device_of(start: Mapping[str, Any]) -> str:
-    """The device's name of a start; of a processor its own, where a manifest tells it."""
-    device, processor = str(start["device"]), start.get("processor")
-    return str(processor) if device == "cpu" and processor else device
-
-
-def _all(values: Any) -> tuple[float, ...] | None:
+def _all(values: Iterable[float | None]) -> tuple[float, ...] | None:
     kept = tuple(values)
-    return None if any(value is None for value in kept) else kept
+    numbers = tuple(value for value in kept if value is not None)
+    return numbers if len(numbers) == len(kept) else None
 
 
 def at_budgets(points: Sequence[Sequence[float]], full_operations: float) -> tuple[float, ...]:

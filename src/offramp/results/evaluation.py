@@ -11,7 +11,8 @@ from offramp.costs import Cost
 from offramp.errors import OfframpError
 from offramp.evaluation import Anytime, ExitFigures
 from offramp.evaluation.damping import EDGES
-from offramp.files import Epoch, RunConfig, RunFolder, Start, convert, read
+from offramp.files import Epoch, RunConfig, RunFolder, Start
+from offramp.json_files import convert, read
 from offramp.results.dynamic import Dynamic
 from offramp.results.times import Times
 from offramp.storage import load_tensors, weights_hash

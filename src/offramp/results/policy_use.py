@@ -21,7 +21,7 @@ class PolicyUse:
         full_top1: Accuracy of the last exit on all images.
         operations: Mean operations per image, with the heads of all exits up to the one taken.
         full_operations: Those of the whole network.
-        better_exit: The exit (from 0) that alone is right most often, where that is more often than the last one beyond
+        better_exit: The exit (from 1) that alone is right most often, where that is more often than the last one beyond
             doubt (two standard errors): a policy that keeps near the last exit then keeps near the wrong one.
         better_top1: Its accuracy on all images.
     """

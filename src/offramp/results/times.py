@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from offramp.files import read
+from offramp.json_files import read
 from offramp.policy import Policy
 
 

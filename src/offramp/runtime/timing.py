@@ -4,24 +4,25 @@ import importlib.metadata
 import math
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from offramp.devices import describe_device, processor_name
 from offramp.errors import UsageError
 
+Name = TypeVar("Name", bound=Hashable)
 KERNELS_KEPT = 1024  # by oneDNN, where it is not told otherwise
 
 
 def take_turns(
-    variants: Mapping[str, Callable[[], float]],
+    variants: Mapping[Name, Callable[[], float]],
     rounds: int,
     warmup: int = 2,
     after_round: Callable[[], object] = lambda: None,
-) -> dict[str, list[float]]:
+) -> dict[Name, list[float]]:
     """Seconds of each variant in every round; the order turns around from round to round.
 
     Args:
@@ -33,7 +34,7 @@ def take_turns(
         for step in variants.values():
             step()
         after_round()
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    seconds: dict[Name, list[float]] = {name: [] for name in variants}
     for number in range(rounds):
         order = list(variants.items())
         for name, step in order if number % 2 else reversed(order):

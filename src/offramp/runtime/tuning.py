@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from offramp.choices import Backend
 from offramp.errors import OfframpError, UsageError
-from offramp.files import convert, read
+from offramp.json_files import convert, read
 from offramp.policy import CERTIFICATE, Policy
 from offramp.runtime.choice import TimeTable
 from offramp.runtime.plan import Plan

@@ -7,7 +7,8 @@ from pathlib import Path
 from offramp.data.headers import size_of
 from offramp.data.inputs import Inputs
 from offramp.evaluation import Certificate
-from offramp.files import RunConfig, RunFolder, read
+from offramp.files import RunConfig, RunFolder
+from offramp.json_files import read
 from offramp.serve.contract import Served
 from offramp.serve.messages import Model, Rung, threshold_of
 from offramp.serve.samples import samples

@@ -91,8 +91,8 @@ class Connection(HttpToolsProtocol):
         if size > self.limits.max_head or len(self.headers) > self.limits.max_headers:
             self._error = self._head_too_large()
             raise self._error
+        super().on_headers_complete()  # it may refuse the path
         self._state, self._head_bytes = "body", 0
-        super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """The body is whole; it may have been answered before."""
@@ -107,14 +107,15 @@ class Connection(HttpToolsProtocol):
             self._set_timer()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no request, as all errors are answered, after the answer that is under way."""
+        """Answer what is no request, as all errors are answered; not before the answer that is under way."""
         error = self._error or RequestError(400, "http", "This is no HTTP request that is understood here.")
         self._is_deaf = True
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._state == "answer":
             self.cycle.keep_alive = False  # closed after it
             return
-        self._refused(error.reason)
-        self.transport.write(raw(error))
+        if self._state == "head" or not self.cycle.response_started:
+            self._refused(error.reason)
+            self.transport.write(raw(error))
         self.transport.close()
 
     def pause_writing(self) -> None:

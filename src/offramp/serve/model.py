@@ -33,11 +33,9 @@ CHUNKS = {"cpu": 16, "cuda": 128}  # images that run together: more of them make
 FASTEST: tuple[Backend, ...] = ("openvino", "onnxruntime", "torch")  # on a CPU, as a rule: docs/performance.md
 
 
-class Guard(Protocol):
-    """Watches without labels whether early answers still agree with the last exit's as often as they should."""
+class Watch(Protocol):
+    """Watches without labels whether early answers agree with the last exit's as often as they should."""
 
-    level: float
-    """The share of early answers that may disagree."""
     alarm: str | None
     """What it has found, in words; None while nothing."""
 
@@ -62,7 +60,7 @@ class Model:
     segments: tuple[tuple[int, int], ...]
     plan: Plan
     inputs: Inputs | None = None
-    guards: Sequence[Guard | None] = ()
+    guards: Sequence[Watch | None] = ()
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -97,7 +95,7 @@ def open_model(
     device: str = "cpu",
     chunk: int | None = None,
     inputs: Inputs | None = None,
-    guards: Callable[[Sequence[Policy]], Sequence[Guard | None]] | None = None,
+    guards: Callable[[Sequence[Policy]], Sequence[Watch | None]] | None = None,
     allow_code: Sequence[str] = (),
 ) -> Model:
     """A finished run as it is served, warmed up.
@@ -188,7 +186,7 @@ def _set_up(
         try:
             runner = Runner(network, ladder[0], form=form, plan=Plan(), device=device)
             break
-        except OfframpError as error:
+        except (UsageError, OfframpError) as error:
             if form == forms[-1]:
                 raise
             notes.append(f"{form} is not used: {error}")

@@ -6,7 +6,6 @@ it has.
 """
 
 import heapq
-import math
 import os
 import random
 import sys
@@ -17,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from offramp.checks import check_whole
+from offramp.checks import check_number, check_whole
 from offramp.errors import UsageError
 from offramp.serve.contract import RefusedError, Request, Schedules, Served, Snapshot
 from offramp.serve.lane import Lane, Outcome, Ticket
@@ -62,7 +61,7 @@ class Scheduler(Schedules):
         model: Model,
         *,
         max_waiting: int = 256,
-        max_wait_ms: float = 5.0,
+        max_wait_ms: float = 2.0,
         within_ms: float | None = None,
         audit: float = 0.0,
         safe_on_alarm: bool = False,
@@ -72,11 +71,10 @@ class Scheduler(Schedules):
         start: bool = True,
     ) -> None:
         check_whole("max_waiting", max_waiting, 1)
-        for name, value in (("max_wait_ms", max_wait_ms), ("within_ms", within_ms), ("audit", audit)):
-            if value is not None and not (isinstance(value, (int, float)) and 0 <= value < math.inf):
-                raise UsageError(f"{name} must be a number of at least 0, not {value!r}.")
-        if audit > 1:
-            raise UsageError(f"audit is a share, at most 1, not {audit!r}.")
+        check_number("max_wait_ms", max_wait_ms, "of at least 0", lambda value: value >= 0)
+        if within_ms is not None:
+            check_number("within_ms", within_ms, "above 0", lambda value: value > 0)
+        check_number("audit", audit, "from 0 to 1", lambda value: 0 <= value <= 1)
         self._max_waiting, self._max_wait, self._safe_on_alarm = max_waiting, max_wait_ms / 1000, safe_on_alarm
         self._within = None if within_ms is None else within_ms / 1000
         self._audit, self._random = audit, random.Random()
@@ -186,7 +184,7 @@ class Scheduler(Schedules):
         capacity = self._pace.capacity
         if self._within is None or capacity is None:
             return self._max_waiting
-        return min(self._max_waiting, max(self._lanes[-1].chunk, int(self._within * capacity)))
+        return min(self._max_waiting, max(self._lanes[-1].chunk, round(self._within * capacity)))
 
     def _retry_after(self, now: float) -> float | None:
         """Until all that wait now will have been answered: sooner, all who were refused would find it full again."""

@@ -7,7 +7,8 @@ from typing import Any
 
 from offramp.checks import did_you_mean
 from offramp.errors import UsageError
-from offramp.files import RunFolder, Start, convert, read
+from offramp.files import RunFolder, Start
+from offramp.json_files import convert, read
 
 CARD = "card.json"
 

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from torch import Tensor
 
 from offramp.errors import OfframpError
-from offramp.files import convert, parse
+from offramp.json_files import convert, parse
 from offramp.storage import DamagedFileError, load_tensors, save_tensors
 from offramp.training.diagnosis import not_finite
 

@@ -6,19 +6,22 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from offramp import backbones, data, objectives, processes, rules
+from offramp.backbones.attached.zoo import trained_on
 from offramp.backbones.foreign import start_from
-from offramp.config import Run, TrainConfig
+from offramp.config import DataConfig, Run, Spec, TrainConfig
 from offramp.data import Given, HeldOutGiven, Split
 from offramp.data.files import at_most_twenty
 from offramp.devices import device_named, with_kernels, with_threads
 from offramp.errors import UsageError
 from offramp.evaluation import Promise
-from offramp.files import Epoch, RunFolder, load, write
+from offramp.files import Epoch, RunFolder, keep_asked, load
+from offramp.json_files import write
 from offramp.network import EarlyExitNet
 from offramp.objectives import Objective
 from offramp.rules import TrainingRule, Workbench
@@ -46,7 +49,7 @@ def train(run: Run, out: str | Path, *, overwrite: bool = False) -> EarlyExitNet
     """Build everything that `run` names, and `fit` it into the folder `out`."""
     objective = objectives.build(run.objective)
     rule = rules.build(run.rule)
-    train_split, val, test = data.load(run.data)
+    train_split, val, test = data.load(_for_the_trunk(run))
     torch.manual_seed(run.training.seed)  # of the initial weights
     network = backbones.build(
         run.network,
@@ -55,7 +58,28 @@ def train(run: Run, out: str | Path, *, overwrite: bool = False) -> EarlyExitNet
         num_images=len(train_split),
         damping=objective.damping_neuron == "required",
     )
-    return fit(network, objective, train_split, val, run.training, out=out, rule=rule, test=test, overwrite=overwrite)
+    trained = fit(
+        network, objective, train_split, val, run.training, out=out, rule=rule, test=test, overwrite=overwrite
+    )
+    if processes.rank() == 0:
+        keep_asked(RunFolder(out), run, train_split.home)
+    return trained
+
+
+def _for_the_trunk(run: Run) -> DataConfig:
+    """The data with their images as those that a library's trained trunk knows, but for what `run` says of them.
+
+    Weights may be those of a run as well, which stand in its folder, and were trained on that run's images.
+    """
+    source, init = run.data.source, run.training.init
+    trained = run.network.args.get("pretrained") or (init is not None and not Path(init).expanduser().is_dir())
+    if not trained or not (source.name == "imagenet" or source.name.startswith("folder:")):
+        return run.data
+    expected = {key: value for key, value in trained_on(run.network).items() if key not in source.args}
+    if expected:
+        said = ", ".join(f"{key}={value}" for key, value in expected.items())
+        _say(f"Images are prepared as those that {run.network.name} was trained on: {said}.")
+    return replace(run.data, source=Spec(source.name, {**source.args, **expected}))
 
 
 def fit(

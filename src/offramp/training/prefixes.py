@@ -28,8 +28,9 @@ from offramp.costs import cost
 from offramp.data import Parts
 from offramp.devices import device_named
 from offramp.errors import UsageError, first_line
-from offramp.files import RunConfig, RunFolder, convert, load, weights_of
+from offramp.files import RunConfig, RunFolder, load, weights_of
 from offramp.graphs.exit_writes import check_skippable
+from offramp.json_files import convert
 from offramp.network import EarlyExitNet, rebuild
 from offramp.objectives import CrossEntropy, Objective
 from offramp.rules import Standard, TrainingRule

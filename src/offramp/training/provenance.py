@@ -19,7 +19,8 @@ from offramp.data import REGISTRY, Parts
 from offramp.data.builder import SETTINGS
 from offramp.data.partition import Cut, cut_up
 from offramp.errors import UsageError
-from offramp.files import Ancestor, Division, Origin, RunConfig, RunFolder, convert
+from offramp.files import Ancestor, Division, Origin, RunConfig, RunFolder
+from offramp.json_files import convert
 
 _DIVISION = ("training_images", "limit", "holdout", "split_seed")
 
@@ -75,7 +76,7 @@ def named(data: DataConfig | None) -> str | None:
     name = data.source.name
     if name in REGISTRY:
         return name
-    free = {*SETTINGS, *_DIVISION, "image_size", "flip", "max_megapixels"}
+    free = {*SETTINGS, *_DIVISION, "image_size", "flip", "max_megapixels", "mean", "std"}
     args = {key: value for key, value in data.source.args.items() if key not in free}
     if name.startswith("folder:"):
         name = f"folder:{Path(name.partition(':')[2]).expanduser().resolve()}"

@@ -11,7 +11,8 @@ from typing import Any
 from offramp import trust
 from offramp.config import FORMER_FORMS, DataConfig, TrainConfig, determining, differences, free_fields, most_telling
 from offramp.errors import OfframpError, UsageError
-from offramp.files import RunFolder, write
+from offramp.files import RunFolder
+from offramp.json_files import write
 from offramp.training.checkpoints import CheckpointStore
 
 

@@ -62,6 +62,22 @@ _WORD = re.compile(r"[A-Za-z0-9_]*")
 _MODEL = re.compile(r"[A-Za-z0-9_.-]+")  # no way to a hub or a folder: hf-hub:OWNER/NAME, local-dir:PATH
 
 
+def trained_on(spec: Spec) -> dict[str, Any]:
+    """What timm says of the images that its weights of a model were trained on: image_size, mean, std.
+
+    Empty where it says nothing, or the images are none of three channels with equal sides.
+    """
+    library, _, name = spec.name.partition("/")
+    if library != "timm":
+        return {}
+    with contextlib.suppress(ImportError, RuntimeError):  # no timm, or no such weights: building it says so
+        known = importlib.import_module("timm").get_pretrained_cfg(name)
+        if known is not None and known.input_size == (3, known.input_size[1], known.input_size[1]):
+            said = {"image_size": known.input_size[1], "mean": known.mean, "std": known.std}
+            return {key: value for key, value in said.items() if key not in spec.args}
+    return {}
+
+
 @builder
 def named(
     model: str,

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from offramp.errors import UsageError
 from offramp.evaluation.thresholds import check_times
-from offramp.files import RunFolder, read
+from offramp.files import RunFolder
+from offramp.json_files import read
 
 
 @dataclass(frozen=True)

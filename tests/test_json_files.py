@@ -7,7 +7,7 @@ import pytest
 from msgspec import Meta
 
 from offramp.errors import OfframpError, UsageError
-from offramp.files import convert, read, read_lines, write
+from offramp.json_files import convert, read, read_lines, write
 from offramp.storage import DamagedFileError
 
 
