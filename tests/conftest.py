@@ -372,6 +372,7 @@ def look_at(chromium: Any) -> Iterator[Callable[..., Seen]]:
 
         context.route("**/*", only_here)
         page = context.new_page()
+        page.set_default_timeout(120_000)  # of a machine that is busy
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(address)

@@ -41,6 +41,7 @@ def test_it_is_small_and_holds_the_package_alone(wheel: Path) -> None:
         names = [Path(name) for name in archive.namelist()]
     assert {name.parts[0] for name in names} == {"offramp", f"offramp-{offramp.__version__}.dist-info"}
     assert not [name for name in names if name.match("test_*.py") or name.name == "conftest.py"]
+    assert {Path("offramp/serve/page") / name for name in ("page.html", "style.css", "page.js")} <= {*names}
     licences = [path for part in ("LICENSE", "src/offramp/**/LICENSE") for path in ROOT.glob(part)]
     assert len([name for name in names if "licenses" in name.parts]) == len(licences)
 

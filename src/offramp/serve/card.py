@@ -35,13 +35,14 @@ class Card:
     @classmethod
     def of(cls, folder: RunFolder, config: RunConfig, inputs: Inputs, weights: str) -> "Card":
         """What is in a run's folder. What `evaluate` found of other weights is left out."""
-        accuracies = None
+        accuracies, data = None, None if config.data is None else config.data.source.name
         if folder.evaluation.is_file():
             evaluation = read(folder.evaluation, Evaluated)
-            accuracies = tuple(exit.top1 for exit in evaluation.exits) if evaluation.weights == weights else None
+            if evaluation.weights == weights:
+                accuracies, data = tuple(exit.top1 for exit in evaluation.exits), evaluation.data
         contents = [(_content(sample.path), sample.label) for sample in samples(folder.path, inputs.class_names)]
         shown = tuple((content, label) for content, label in contents if content is not None)
-        return cls(inputs, accuracies, None if config.data is None else config.data.source.name, shown)
+        return cls(inputs, accuracies, data, shown)
 
     def model(self, served: Served) -> Model:
         """The card as it is sent."""
@@ -83,6 +84,7 @@ class Evaluated:
     """What is read of `evaluation.json`."""
 
     weights: str
+    data: str
     exits: tuple[EvaluatedExit, ...]
 
 

@@ -103,7 +103,7 @@ class Model(Struct, frozen=True):
     measure: Annotated[str, Meta(description="What confidence is: softmax, margin, entropy or patience.")]
     operations: Annotated[list[float], Meta(description="Of an image that leaves at each exit, as a share.")]
     ladder: list[Rung]
-    accuracies: Annotated[list[float] | None, Meta(description="Of each exit on test images, as a share.")]
+    accuracies: Annotated[list[float] | None, Meta(description="Of each exit on test images, in per cent.")]
     data: Annotated[str | None, Meta(description="What it was trained on.")]
     certificate: Annotated[str | None, Meta(description="In words.")]
 
