@@ -125,7 +125,7 @@ def line(row: dict[str, Any]) -> str:
     return f"| {row['drift']} | {row['rung']} | {shares} | {100 * row['accuracy_lost']:+.2f} | {until} |"
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+def delays_of_all(options: argparse.Namespace) -> dict[str, Any]:
     """All rungs and drifts."""
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -176,7 +176,7 @@ def main() -> None:
     made.add_argument("--root", help="folder of Fashion-MNIST, if it is not Debian's")
     made.add_argument("--out", type=Path, help="where JSON goes as well")
     options = made.parse_args()
-    found = measure(options)
+    found = delays_of_all(options)
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
 
