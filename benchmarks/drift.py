@@ -110,7 +110,22 @@ def delays(guard: Guard, quiet: float, drifted: float, options: argparse.Namespa
     return after_T, int((found_T <= options.quiet).sum())
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
+HEAD = """| images | rung | leave early | differ (may) | regret | accuracy lost | images looked at until the alarm |
+|---|---|---|---|---|---|---|"""
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    until = "-"
+    if "quartiles" in row:
+        low, middle, high = (f"{count:,}" if count < MOST else "more" for count in row["quartiles"])
+        late = f"; {row['never'] / row['streams']:.0%} not within {MOST:,}" if row["never"] else ""
+        until = f"{middle} ({low} to {high}){late}" if row["quartiles"][1] < MOST else late.removeprefix("; ")
+    shares = f"{row['leave']:.0%} | {row['differ']:.2%} ({row['limit']:.2%}) | {row['regret']:.2%}"
+    return f"| {row['drift']} | {row['rung']} | {shares} | {100 * row['accuracy_lost']:+.2f} | {until} |"
+
+
+def delays_of_all(options: argparse.Namespace) -> dict[str, Any]:
     """All rungs and drifts."""
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -123,6 +138,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     images_SCHW, positions_S = pool(test, options.images)
     targets_S = test.labels_S[positions_S]
     rows: list[dict[str, Any]] = []
+    print(HEAD)
     records: dict[object, Record] = {}
     for drift in DRIFTS:
         if drift.pixels not in records:
@@ -135,7 +151,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             found = effect(policy, seen, drift.weights(targets_S))
             if drift is DRIFTS[0]:
                 rows.append({"rung": n, "drift": drift.name, "limit": guard.allowed, **vars(found)})
-                print(rows[-1], flush=True)
+                print(line(rows[-1]), flush=True)
                 continue
             quiet = next(row["differ"] for row in rows if row["rung"] == n)
             after_T, before = delays(guard, quiet, found.differ, options)
@@ -143,7 +159,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             late = int((after_T >= MOST).sum())
             more = {"quartiles": quartiles, "never": late, "false": before, "streams": options.streams}
             rows.append({"rung": n, "drift": drift.name, "limit": guard.allowed, **vars(found), **more})
-            print(rows[-1], flush=True)
+            print(line(rows[-1]), flush=True)
     return {"what": "delay of the drift guard", "options": {k: str(v) for k, v in vars(options).items()}, "rows": rows}
 
 
@@ -160,7 +176,7 @@ def main() -> None:
     made.add_argument("--root", help="folder of Fashion-MNIST, if it is not Debian's")
     made.add_argument("--out", type=Path, help="where JSON goes as well")
     options = made.parse_args()
-    found = measure(options)
+    found = delays_of_all(options)
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=1) + "\n")
 
