@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,7 @@ def arrivals(phases: list[list[float]], *, bursts: bool, seed: int) -> npt.NDArr
     return np.concatenate(due)
 
 
-def offer(path: str, due: npt.NDArray[np.float64], images: int, seed: int) -> dict[str, npt.NDArray[np.generic]]:
+def offer(path: str, due: npt.NDArray[np.float64], images: int, seed: int) -> dict[str, Any]:
     """Send images when they are due, and note when and how each was answered."""
     asked = np.zeros(len(due), ASKED)
     asked["number"] = np.arange(len(due))

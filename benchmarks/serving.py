@@ -19,6 +19,7 @@ how soon after ten times the capacity the 99th percentile is what it was.
 """
 
 import argparse
+import functools
 import os
 import socket
 import subprocess
@@ -202,8 +203,8 @@ class Door:
 
     def _answering(self, line: socket.socket, number: int) -> Callable[[Answer | RefusedError], None]:
         def on_done(outcome: Answer | RefusedError) -> None:
-            is_answer = isinstance(outcome, Answer)
-            self._tell(line, [(number, load.ANSWERED, outcome.exit) if is_answer else (number, load.FAILED, 0)])
+            told = (load.ANSWERED, outcome.exit) if isinstance(outcome, Answer) else (load.FAILED, 0)
+            self._tell(line, [(number, *told)])
 
         return on_done
 
@@ -293,7 +294,7 @@ def fastest(network: EarlyExitNet, images_SCHW: Tensor) -> tuple[Form, Program]:
             program.straight(batch, last)
         return time.perf_counter() - started
 
-    took = take_turns({str(form): lambda form=form: run(programs[form]) for form in programs}, 5)
+    took = take_turns({str(form): functools.partial(run, program) for form, program in programs.items()}, 5)
     form = min(programs, key=lambda form: min(took[str(form)]))
     return form, programs[form]
 
@@ -305,7 +306,7 @@ def opened(options: argparse.Namespace) -> Iterator[Network]:
         assert network.image_shape is not None
         images_SCHW = torch.randn(IMAGES, *network.image_shape, generator=torch.Generator().manual_seed(1))
         with torch.inference_mode():
-            logits_KSC = torch.cat([network(batch) for batch in images_SCHW.split(64)], 1)
+            logits_KSC = torch.cat([network(batch) for batch in torch.split(images_SCHW, 64)], 1)
         _, program = fastest(network, images_SCHW)
         policy = policy_for(logits_KSC, network.num_classes, shares)
         found = Network(name, program, policy, images_SCHW)

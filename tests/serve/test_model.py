@@ -9,10 +9,15 @@ import torch
 
 import offramp
 from offramp.errors import UsageError
+from offramp.evaluation import Certificate, Ladder, Promise
 from offramp.files import RunFolder, load
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 from offramp.runtime import Engine, Form, Plan
+from offramp.runtime.choice import TimeTable
+from offramp.runtime.timing import conditions
+from offramp.runtime.tuning import Tuning, described
 from offramp.serve.model import Model, open_model
+from offramp.storage import weights_hash
 
 SHIPPED = Path(offramp.__file__).parent / "shipped" / "digits"
 
@@ -62,13 +67,16 @@ def test_the_runs_policy_is_followed_and_costs_are_shares_of_the_whole(run) -> N
 
 def test_a_ladder_comes_before_a_policy_and_opens_every_exit_that_any_rung_has(run) -> None:
     policy_at(run, 0.9).save(run / "policy.json")
-    exits = num_exits(run)
-    rungs = [policy_at(run, NOBODY), policy_at(run, 0.7)]
-    written = []
-    for number, rung in enumerate(rungs):
-        rung.save(run / f"{number}.json")
-        written.append(json.loads((run / f"{number}.json").read_text()))
-    (run / "ladder.json").write_text(json.dumps({"format": 1, "confidence": 0.95, "left_out": [], "rungs": written}))
+    network = load(run)
+    weights, exits = weights_hash(network.state_dict()), network.num_exits
+    promises = [Promise(risk, 0.975) for risk in (0.01, 0.02)]
+    rungs = [
+        Certificate(promise, False, "", "", 9, 9, 0, 0, 1, "x/certify", "f", weights, together=0.95).on(
+            policy_at(run, threshold, network=weights)
+        )
+        for promise, threshold in zip(promises, (NOBODY, 0.7), strict=True)
+    ]
+    Ladder(tuple(rungs), 0.95).save(run / "ladder.json")
     model = opened(run)
     assert model.served.ladder == tuple(rungs)
     assert model.segments == tuple((k, k) for k in range(exits))
@@ -96,10 +104,21 @@ def test_a_guard_watches_each_rung(run) -> None:
 def test_what_bench_found_here_is_adopted(run) -> None:
     policy = policy_at(run, 0.9)
     policy.save(run / "policy.json")
-    engine = Engine(load(run), policy)
-    tuning = engine.tune(torch.randn(64, *load(run).image_shape), batch_sizes=(1,), forms=[Form()], seconds=0.1)
-    asks = (num_exits(run) - 1,)
-    content = {**tuning.to_json(), "stream": {**tuning.to_json()["stream"], "asks": asks}}
+    network, asks = load(run), (num_exits(run) - 1,)
+    tuning = Tuning(
+        form=Form(),
+        plans={1: Plan()},
+        stream=Plan(asks=asks),
+        gains={},
+        chunks={"1": None},
+        exit_ms={},
+        table=TimeTable((1,), (0.0,), (), (), (), (0.0,), (), ()),
+        forms=(),
+        conditions=conditions(torch.device("cpu")),
+        weights=weights_hash(network.state_dict()),
+        policy=described(policy),
+    )
+    content = tuning.to_json()
     (run / "bench.json").write_text(json.dumps({"tuning": content}))
     assert opened(run).segments == ((0, asks[0]),)
     assert opened(run, policy=policy_at(run, 0.8)).segments != ((0, asks[0]),)
