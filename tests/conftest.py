@@ -117,6 +117,12 @@ def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots are made and not rendered, which is most of the time of a page: for tests of what else stands there."""
+    monkeypatch.setattr("offramp.show.figures.render", lambda *_, **__: b"<svg></svg>")
+
+
+@pytest.fixture
 def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunFolder]:
     """Checks that a run ends with the same bytes though its plug is pulled on the way and it is started again.
 

@@ -93,6 +93,7 @@ HEADS = {  # operations and parameters of each head alone
         (289892, 400484, 327908, 438500, 329060, 412004),
     ),
 }
+SLOW = {("ranet8-imagenet", False), ("msdnet5-imagenet", True), "msdnet5-step6-imagenet", "msdnet5-step7-imagenet"}
 TRUNKS = {"msdnet7-cifar100": (104212736, 1038860), "ranet6-cifar100": (35633664, 419413)}
 
 
@@ -115,12 +116,15 @@ def parameters(counts: tuple[Count, ...]) -> tuple[int, ...]:
     return tuple(c.parameters for c in counts)
 
 
-@pytest.mark.parametrize(("name", "damping"), EXACT)
+@pytest.mark.parametrize(
+    ("name", "damping"), [pytest.param(*key, marks=[pytest.mark.slow] if key in SLOW else []) for key in EXACT]
+)
 def test_published_counts_to_the_unit(name: str, damping: bool) -> None:
     exits = counted(name, damping).exits
     assert (operations(exits), parameters(exits)) == EXACT[name, damping]
 
 
+@pytest.mark.slow
 def test_published_counts_of_ranet_with_the_factors_of_its_readme() -> None:
     """The original's README has 4-2-2-1 for ImageNet, its script, as the preset, 4-2-1-1."""
     with torch.device("meta"):
@@ -132,7 +136,9 @@ def test_published_counts_of_ranet_with_the_factors_of_its_readme() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ROUNDED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in ROUNDED]
+)
 def test_published_counts_to_the_printed_digit(name: str) -> None:
     exits = counted(name, False).exits
     (millions, digits), (millions_of_parameters, parameter_digits) = ROUNDED[name]

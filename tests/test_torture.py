@@ -11,6 +11,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("torture.py")
 
 
+@pytest.mark.slow  # half a minute of processes
 def test_a_share_of_one_section() -> None:
     command = [sys.executable, str(SCRIPT), "--share", "0.1", "--only", "flipped bits: policy.json", "--only", "bombs"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

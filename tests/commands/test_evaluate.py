@@ -111,6 +111,7 @@ def test_dynamic_figures_are_those_of_the_two_records(make_run, tiny_parts):
     assert again == dynamic(search, test, costs, run / "policy.json", Measure(renormalise=True))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_certify_half_is_not_looked_at(make_run, tiny_parts, monkeypatch):
     monkeypatch.setattr(tiny_parts.val.certify, "batches", lambda **_: pytest.fail("certify was looked at"))
     monkeypatch.setattr(tiny_parts.val.certify, "read", lambda *_: pytest.fail("certify was looked at"))
@@ -248,6 +249,7 @@ def test_weights_that_are_not_finite_are_said_and_no_figures_are_written(make_ru
     assert not (run / "evaluation.json").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_classes_whose_folders_have_names_that_are_not_utf8(make_run):
     names = [f"caf\udce9{n}" for n in range(4)]
     images, labels = torch.arange(6400).view(100, 8, 8).remainder(251).to(torch.uint8).numpy(), torch.arange(100) % 4

@@ -131,6 +131,7 @@ def test_images_are_picked_by_who_learned_them_first(watched: Path, tiny_parts: 
     assert min(leads[0]) > 0 > max(leads[1])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_each_picture_is_of_its_own_image(watched: Path, tiny_parts: Parts):
     report = xray(XrayOptions(watched))
     tiles = re.findall(r'<img src="([^"]*)"[^>]*alt="training image (\d+)', page_of(watched))
@@ -169,7 +170,7 @@ def test_scripts_get_shares_over_time(watched: Path):
     assert values["exits"][1]["shares"][0] == values["shares"]["needed"][-1][1]
 
 
-@pytest.mark.parametrize(("K", "epochs"), [(1, 1), (1, 4), (2, 3), (7, 1)])
+@pytest.mark.parametrize(("K", "epochs"), [(1, 1), (2, 3), (7, 1)])
 def test_any_number_of_exits_and_epochs_has_a_page(
     make_run: Callable[..., Path], tiny_parts: Parts, K: int, epochs: int
 ):
@@ -195,6 +196,7 @@ def test_a_long_run_is_shown_some_epochs_a_step(make_run: Callable[..., Path], t
     assert sizes[1] < 1.3 * sizes[0]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_cross_entropy_has_neither_coefficients_nor_a_damping_value(make_run: Callable[..., Path], tiny_parts: Parts):
     run = make_run(damping=False, objective={"name": "offramp.objectives.cross_entropy:CrossEntropy", "args": {}})
     record(tiny_parts, damped=False).save(RunFolder(run).xray)
@@ -237,6 +239,7 @@ def test_the_damping_value_needs_a_record_of_these_weights(watched: Path):
     assert xray(XrayOptions(watched)).no_error_detection == f"The run is not finished. When it is: {how}"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_the_data_there_is_a_page_without_pictures(make_run: Callable[..., Path], tiny_parts: Parts):
     run = make_run(data=None)
     record(tiny_parts).save(RunFolder(run).xray)
@@ -255,6 +258,7 @@ def test_without_the_data_there_is_a_page_without_pictures(make_run: Callable[..
     assert dataclasses.astuple(report.exits[0]) == dataclasses.astuple(xray(XrayOptions(run)).exits[0])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_a_rule_does_afterwards_is_said_not_to_be_seen(make_run: Callable[..., Path], tiny_parts: Parts):
     for name, rule in (("plain", "standard:Standard"), ("cut", "dfs:DFS")):
         run = make_run(name, rule={"name": f"offramp.rules.{rule}", "args": {}})
@@ -263,6 +267,7 @@ def test_what_a_rule_does_afterwards_is_said_not_to_be_seen(make_run: Callable[.
         assert ("What the rule does with gradients" in page_of(run)) == (name == "cut")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_names_of_classes_are_no_html_and_what_is_missing_is_said(watched: Path):
     xray(XrayOptions(watched))
     assert f"That does: offramp evaluate {watched}" in page_of(watched)
@@ -303,6 +308,7 @@ def test_a_table_and_where_the_page_lies(run: Path, capsys: pytest.CaptureFixtur
     assert (run / "xray.html").is_file()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_after_evaluate_the_damping_value_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(run)]) == 0
     capsys.readouterr()

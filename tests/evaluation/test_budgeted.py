@@ -5,8 +5,8 @@ import torch
 
 from offramp.errors import UsageError
 from offramp.evaluation.budgeted import budgeted, curve, geometric_policies
-from offramp.evaluation.thresholds import PUBLISHED_P, geometric_shares, share_thresholds
-from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
+from offramp.evaluation.thresholds import PUBLISHED_P, share_thresholds
+from offramp.policy import EVERYBODY, NOBODY, Measure, Policy, geometric_shares
 
 
 @pytest.fixture

@@ -13,11 +13,10 @@ from offramp.evaluation.thresholds import (
     PUBLISHED_P,
     Scores,
     check_search,
-    geometric_shares,
     scores,
     share_thresholds,
 )
-from offramp.policy import EVERYBODY, NOBODY, SOFTMAX, Policy
+from offramp.policy import EVERYBODY, NOBODY, SOFTMAX, Policy, geometric_shares
 
 OPERATIONS = torch.tensor([10.0, 20.0, 40.0], dtype=torch.float64)
 

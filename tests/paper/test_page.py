@@ -4,6 +4,8 @@ import dataclasses
 import re
 from html.parser import HTMLParser
 
+import pytest
+
 from offramp.paper.identity import run_name
 from offramp.paper.page import write
 from offramp.paper.scales import PAPER, POCKET
@@ -44,6 +46,7 @@ def test_everything_at_once(study) -> None:
     assert "146 of 146 runs are done; seeds 0, 1." in text.read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_number_leads_to_its_runs(study) -> None:
     """Accuracies, differences, n, pairs, times, and what verdicts go by; the paper's own numbers have no runs here."""
     html, text = write(study(POCKET, "table1", "table2", "table5", "league", "figure4"))
@@ -83,6 +86,7 @@ def test_a_pocket_number_is_never_set_against_the_papers(study) -> None:
     assert "the paper's own numbers" not in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_table_and_figure_says_what_it_was_measured_on(study) -> None:
     """Copied off the page, "the CIFAR-10 setting" would pass for CIFAR-10."""
     html, text = write(study(POCKET, "table3", "table4", "table5", "figure3", "figure4"))
@@ -303,6 +307,7 @@ def test_times_beside_other_work_are_not_set_against_others(study, manifest) -> 
     assert "×" not in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_dear_first_exit_leaves_no_number_at_small_budgets(study, manifest) -> None:
     """Made-up runs whose cheapest point is half the operations: 30 and 40 % cannot be spent."""
     made = study(POCKET, "figure4", only=("cross-entropy", "WPN", "dynamic"))
@@ -331,6 +336,7 @@ def test_damping_on_test_and_on_training_images(study) -> None:
     assert re.search(r"\) \| 0.0050 ±0.0000 \| 0.0100 ±0.0000 \|", train)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_single_exit_has_no_mean_over_exits(study) -> None:
     page = write(study(POCKET, "table3", "figure3"))[1].read_text()
     assert "mean over exits" not in page.split("**What the paper says.**")[1].split("## table3")[0].replace(

@@ -1,5 +1,6 @@
 """Small networks whose exits disagree, and one whose exits give logits that were handed in."""
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,30 +86,38 @@ def _untrained(name: str, damping: bool = False, **more: Any) -> EarlyExitNet:
     return _by_hand()
 
 
-@pytest.fixture
+def _settled(name: str, damping: bool, more: dict[str, Any]) -> EarlyExitNet:
+    torch.manual_seed(1)
+    network = _untrained(name, damping, **more).train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.3, 0.3)
+            module.momentum = 1.0
+    with torch.no_grad():
+        network(images(network, 200))
+        logits_KBC = network.eval()(images(network, 200))
+        for logits_BC, head in zip(logits_KBC, network.exits, strict=True):
+            linear = last_linear(head)
+            scale = 1.5 / logits_BC.std(0).mean()
+            linear.weight *= scale
+            linear.bias *= scale
+    return network
+
+
+@pytest.fixture(scope="session")
 def small() -> Callable[..., EarlyExitNet]:
     """A function from `msdnet`, `ranet` or `by hand` to a network with running statistics and confidences that vary.
 
-    It takes knobs of the former two.
+    It takes knobs of the former two. Each is made once; what is given is a copy.
     """
+    made: dict[str, EarlyExitNet] = {}
 
     def build(name: str = "msdnet", *, damping: bool = False, **more: Any) -> EarlyExitNet:
-        torch.manual_seed(1)
-        network = _untrained(name, damping, **more).train()
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.uniform_(module.bias, -0.3, 0.3)
-                module.momentum = 1.0
-        with torch.no_grad():
-            network(images(network, 200))
-            logits_KBC = network.eval()(images(network, 200))
-            for logits_BC, head in zip(logits_KBC, network.exits, strict=True):
-                linear = last_linear(head)
-                scale = 1.5 / logits_BC.std(0).mean()
-                linear.weight *= scale
-                linear.bias *= scale
-        return network
+        key = repr((name, damping, more))
+        if key not in made:
+            made[key] = _settled(name, damping, more)
+        return copy.deepcopy(made[key])
 
     return build
 

@@ -37,9 +37,13 @@ def ways(images: Any) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="module")
+def engine(small) -> Engine:
+    return Engine(small(), POLICY)
+
+
 @pytest.mark.parametrize("way", ways(PIXELS))
-def test_images_may_come_in_many_ways(small, way) -> None:
-    engine = Engine(small(), POLICY)
+def test_images_may_come_in_many_ways(engine, way) -> None:
     images = ways(PIXELS)[way]
     wanted = engine(PIXELS)
     found = {
@@ -84,8 +88,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_no_batch_of_images_is_one_line_wherever_it_is_given(small, kind) -> None:
-    engine = Engine(small(), POLICY)
+def test_what_is_no_batch_of_images_is_one_line_wherever_it_is_given(engine, kind) -> None:
     images, said = REFUSED[kind]
     calls = {
         "call": lambda: engine(images),
@@ -102,16 +105,15 @@ def test_what_is_no_batch_of_images_is_one_line_wherever_it_is_given(small, kind
 
 
 @pytest.mark.parametrize("none", [PIXELS[:0], PIXELS[:0].numpy(), [], ()], ids=["tensor", "array", "list", "tuple"])
-def test_no_images_have_no_answers(small, none) -> None:
-    engine = Engine(small(), POLICY)
+def test_no_images_have_no_answers(engine, none) -> None:
     answers = [engine(none), engine.anytime(none, deadline_ms=1), *engine.stream([none])]
     assert [len(column_B) for one in answers for column_B in one] == [0] * 9
 
 
-def test_what_is_not_finite_is_let_through(small) -> None:
+def test_what_is_not_finite_is_let_through(engine) -> None:
     images = PIXELS.clone()
     images[1] = torch.nan
-    answers = Engine(small(), POLICY)(images.numpy())
+    answers = engine(images.numpy())
     assert answers.confidence_B.isnan().tolist() == [False, True, False, False]
     assert answers.exits_B[1] == 2
 

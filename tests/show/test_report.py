@@ -112,6 +112,7 @@ def with_policy(run):
     return run
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_says_what_the_runs_own_policy_does(make_run):
     run = with_policy(make_run())
     found = evaluate(EvaluateOptions(run)).dynamic
@@ -131,6 +132,7 @@ def test_the_page_says_what_the_runs_own_policy_does(make_run):
     assert "No test image leaves here." in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_says_where_a_policy_comes_from_and_what_it_promises(make_run):
     run = make_run()
     weights = evaluate(EvaluateOptions(run, train_limit=0), page=False).weights
@@ -146,6 +148,7 @@ def test_the_page_says_where_a_policy_comes_from_and_what_it_promises(make_run):
     assert "Nothing is promised" not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_images_stand_under_their_exits_with_wrong_answers_marked(make_run):
     run = with_policy(make_run())
     picked = evaluate(EvaluateOptions(run)).dynamic.picked
@@ -179,6 +182,7 @@ def bench_of(run, **changes):
     (run / "bench.json").write_text(json.dumps({**content, **changes}))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_begins_with_the_outcome_and_the_flow_then_time(make_run):
     run = with_policy(make_run())
     bench_of(run)
@@ -199,6 +203,7 @@ def test_the_page_begins_with_the_outcome_and_the_flow_then_time(make_run):
 @pytest.mark.parametrize(
     "changes", [{"weights": "f" * 64}, {"policy": {"thresholds": [0.1], "measure": {"name": "margin"}}}]
 )
+@pytest.mark.usefixtures("undrawn")
 def test_times_of_other_weights_or_another_policy_are_not_told(make_run, changes):
     run = with_policy(make_run())
     bench_of(run, **changes)
@@ -208,6 +213,7 @@ def test_times_of_other_weights_or_another_policy_are_not_told(make_run, changes
     assert "Accuracy against time" not in words(run)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_policy_found_here_and_a_file_left_aside_are_said(make_run):
     run = make_run()
     Policy((0.3, 0.3, EVERYBODY), network="f" * 64).save(run / "policy.json")
@@ -217,6 +223,7 @@ def test_a_policy_found_here_and_a_file_left_aside_are_said(make_run):
     assert "It was found for this report: the cheapest one that loses at most 0.5 percentage points" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_held_out_images_the_page_says_why_and_with_one_exit_nothing(make_run):
     run = make_run()
     config = json.loads((run / "config.json").read_text())
@@ -243,6 +250,7 @@ def test_the_page_follows_the_readers_theme(reported):
     assert not re.search(r"#24292f|#6a737d|#d8dde3|#ffffff|#000000", plots)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_without_metrics_or_environment_is_reported_without_them(make_run):
     run = make_run()
     for name in ("metrics.jsonl", "environment.json"):

@@ -70,6 +70,7 @@ def test_the_sentence_says_what_the_policy_does_and_a_line_which_was_left_aside(
     assert "policy.json was left aside." in shown(evaluate(EvaluateOptions(run), page=False))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_thresholds_that_rest_on_few_images_are_warned_of(make_run):
     few = evaluate(EvaluateOptions(make_run()))
     assert "Warning: thresholds rest on 4 images, fewer than 200" in " ".join(shown(few).split())

@@ -13,13 +13,12 @@ from offramp.evaluation.thresholds import (
     PUBLISHED_P,
     check_reported,
     check_search,
-    geometric_shares,
     policies,
     scores,
     share_thresholds,
     share_true,
 )
-from offramp.policy import SOFTMAX, Measure, Policy
+from offramp.policy import SOFTMAX, Measure, Policy, geometric_shares
 
 
 @dataclass(frozen=True)

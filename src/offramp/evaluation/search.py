@@ -28,13 +28,12 @@ from offramp.evaluation.thresholds import (
     Scores,
     check_search,
     check_times,
-    geometric_shares,
     policies,
     scores,
     share_thresholds,
     share_true,
 )
-from offramp.policy import EVERYBODY, NOBODY, SOFTMAX, Measure, Policy
+from offramp.policy import EVERYBODY, NOBODY, SOFTMAX, Measure, Policy, geometric_shares
 
 PRICES = 40
 LEAST_GAP = 1e-3  # of the whole network's cost; prices at which less than that decides are not tried

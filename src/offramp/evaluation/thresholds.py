@@ -142,21 +142,6 @@ def check_reported(record: Record, policies: Sequence[Policy]) -> None:
         policy.check_network(record.weights)
 
 
-def geometric_shares(p: Sequence[float], num_exits: int) -> Tensor:
-    """The share of images that is to leave at each exit, `[J, K]`: p^k / (p + ... + p^K) for k = 1...K, for each p.
-
-    In single precision and in this order, as the original evaluators compute it, so that floors agree.
-    """
-    if not all(value > 0 for value in p):
-        raise UsageError(f"Each p must be above 0, not {min(p)}.")
-    exponents_K = torch.arange(1, num_exits + 1, dtype=torch.float32)
-    logs_JK = torch.tensor(p, dtype=torch.float32).log()[:, None] * exponents_K
-    powers_JK = logs_JK.exp()
-    total_J1 = powers_JK.sum(1, keepdim=True)
-    # Large powers of many exits overflow; divided by the largest, which the softmax does, they do not.
-    return torch.where(total_J1.isfinite(), powers_JK / total_J1, logs_JK.softmax(1))
-
-
 def share_thresholds(confidence_KS: Tensor, shares_JK: Tensor) -> Tensor:
     """Thresholds `[J, K]` at which each exit takes its share of all images, as published.
 

@@ -64,7 +64,7 @@ def decide(manifests: Mapping[str, Sequence[Manifest]], scale: str, seeds: Seque
 
 
 def _on_search(manifest: Manifest) -> float:
-    exits = manifest.values.get("search_top1")
+    exits = manifest.file.search_top1
     if exits is None:
         raise OfframpError(f"The manifest {manifest.path} says nothing of `search`. Move it away to run it again.")
     return fmean(exits)

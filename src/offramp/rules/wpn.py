@@ -17,9 +17,9 @@ from offramp import processes
 from offramp.checks import check_name, check_number, check_size, check_whole
 from offramp.data import Batch
 from offramp.errors import UsageError, first_line
-from offramp.evaluation.thresholds import geometric_shares
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy
+from offramp.policy import geometric_shares
 from offramp.rules.base import Outcome, TrainingRule
 from offramp.rules.optimizer_state import load_state_by_name, state_by_name
 from offramp.rules.pseudo_update import next_weights, step_of

@@ -40,6 +40,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- the smaller networks ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_stopped_and_started_again_it_ends_the_same(run: Path, tmp_path: Path, monkeypatch, capsys, prefixes) -> None:
     """Ctrl-C in the second training: the first is not repeated, the second goes on, and its weights are as if never
     stopped; then everything is measured.
@@ -102,6 +103,7 @@ def check(found: Verdict, run: Path, prefixes) -> None:
     assert found.conclusion == conclude(found.comparisons, rivals, found.images)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_training_it_says_what_is_missing(run: Path, monkeypatch, prefixes) -> None:
     """And which forms some networks could not be run in: here all smaller ones, in any but the first."""
 
@@ -124,6 +126,7 @@ def test_without_training_it_says_what_is_missing(run: Path, monkeypatch, prefix
     assert not (run / "verdict" / "prefix-2").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_form_that_the_engine_cannot_be_run_in_is_named(run: Path, monkeypatch, capsys) -> None:
     """onnxruntime loads no file: the verdict goes on without it, and the page and the terminal say so."""
 
@@ -193,6 +196,7 @@ def test_runs_of_which_nothing_can_be_said(run: Path, tmp_path: Path) -> None:
         verdict(VerdictOptions(run))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_with_settings_that_are_gone_is_judged_without_training(run: Path, prefixes) -> None:
     prefixes(run).train(1, 0)
     config = json.loads((run / "config.json").read_text())

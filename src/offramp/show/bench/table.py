@@ -9,7 +9,6 @@ from rich.text import Text
 
 from offramp.results.bench import Accuracy, Bench, Mode
 from offramp.results.times import title
-from offramp.runtime import Agreement
 from offramp.terminal import short
 
 
@@ -64,10 +63,11 @@ def _block(bench: Bench, mode: Mode) -> Iterator[str]:
         f"  time: {spent.stages:.0%} stages at straight's speed, {spent.slower:.0%} their being slower "
         f"({spent.idle_rows:.0%} of rows idle), {spent.exits:.0%} heads, {spent.rest:.0%} dropping rows and Python"
     )
-    yield f"  {_differing(mode.agreement)}"
+    yield f"  {_differing(mode)}"
 
 
-def _differing(agreement: Agreement) -> str:
+def _differing(measured: Bench | Mode) -> str:
+    agreement = measured.agreement
     return (
         f"{agreement.flips} of {agreement.images:,} answers differ from the policy's on the plain network by rounding"
         + (f", {agreement.wrong} by more than that" if agreement.wrong else "")
@@ -99,7 +99,7 @@ def _remarks(bench: Bench) -> Iterator[str]:
         elif not trial.admitted:
             yield f"not used: {trial.form}: {trial.flips} answers flipped, {trial.wrong} were wrong"
     yield "times: median of paired rounds (90 % interval); intervals cover timing, and not which images were timed"
-    yield f"engine on all of {bench.test}: {_differing(bench.agreement)}"
+    yield f"engine on all of {bench.test}: {_differing(bench)}"
 
 
 def _runtime(bench: Bench) -> str:
