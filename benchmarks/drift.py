@@ -144,10 +144,11 @@ def delays_of_all(options: argparse.Namespace) -> dict[str, Any]:
         if drift.pixels not in records:
             drifted_SCHW = (drift.pixels((images_SCHW * deviation + mean).clamp(0, 1)) - mean) / deviation
             with torch.inference_mode():
-                logits_KSC = torch.cat([network(part) for part in drifted_SCHW.split(64)], 1)
+                logits_KSC = torch.cat([network(part) for part in torch.split(drifted_SCHW, 64)], 1)
             records[drift.pixels] = Record.of(logits_KSC, targets_S, network)
         seen = records[drift.pixels]
         for n, (policy, guard) in enumerate(zip(ladder.rungs, guards(ladder.rungs, options.level), strict=True), 1):
+            assert guard is not None  # every rung of a ladder that was certified now has its limit
             found = effect(policy, seen, drift.weights(targets_S))
             if drift is DRIFTS[0]:
                 rows.append({"rung": n, "drift": drift.name, "limit": guard.allowed, **vars(found)})
