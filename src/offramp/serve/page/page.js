@@ -175,8 +175,8 @@ function showAnswer(data) {
   fact("operations", percent(data.operations), left ? `${percent(saved)} saved` : "the whole network");
   if (!left) model.full_ms = data.computed_ms;
   const spared = model.full_ms - data.computed_ms; // NaN before an image went to the end
-  const time = left && spared > 0 ? `about ${milliseconds(spared)} saved` : left && !(spared <= 0) ? "saved: known after one that goes to the end" : "";
-  fact("time", milliseconds(data.computed_ms), data.queued_ms >= 0.05 ? `${time}${time && "; "}${milliseconds(data.queued_ms)} waited` : time);
+  const time = left && spared > 0 ? `about ${milliseconds(spared)} saved` : left && !(spared <= 0) ? "saved: not known yet" : "";
+  fact("time", milliseconds(data.computed_ms), data.queued_ms >= 1 ? `${time}${time && "; "}${milliseconds(data.queued_ms)} waited` : time);
   const asked = Number($("rung").value);
   showPromise(data.rung, data.rung > asked ? `The server is busy and answered on rung ${data.rung} instead of ${asked}. ` : "");
   $("brief").replaceChildren(make("b", { textContent: data.class_name }), make("span", { textContent: `exit ${data.exit} of ${model.exits}, ${left ? percent(saved) : "nothing"} saved` }));
