@@ -133,7 +133,8 @@ class Dynamic:
             return None
         return (
             f"Warning: thresholds rest on {self.search_images} images, fewer than {FEW}: on other images they may do "
-            f"otherwise than here. A training with --holdout {2 * FEW} leaves enough."
+            f"otherwise than here. A training with --holdout {2 * FEW} leaves enough, if there are so "
+            "many to spare."
         )
 
     @property

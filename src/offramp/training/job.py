@@ -138,13 +138,13 @@ class Job:
 
     def introduction(self, device: torch.device) -> str:
         """One line for a person."""
-        train, network = self.train, self.network
+        train, network, threads = self.train, self.network, torch.get_num_threads()
         parts = ", ".join(f"{len(part):,} for {part.name.rpartition('/')[2]}" for part in (train, *self.val.splits()))
         size = " x ".join(str(side) for side in train.image_shape)
         return (
             f"{objectives.called(objectives.describe(self.objective))} on {train.name.partition('/')[0]} ({parts}; "
             f"{size}), {network.num_exits} exits, {sum(p.numel() for p in network.parameters()):,} parameters"
-            f"{self._of_the_trunk()}, {describe_device(device)}, {torch.get_num_threads()} threads"
+            f"{self._of_the_trunk()}, {describe_device(device)}, {threads} thread{'' if threads == 1 else 's'}"
         )
 
     def _of_the_trunk(self) -> str:

@@ -24,6 +24,8 @@ from offramp.config import Spec
 from offramp.errors import UsageError, first_line
 from offramp.graphs.sites import At
 from offramp.network import EarlyExitNet, builder
+from offramp.processes import from_environment
+from offramp.terminal import say
 
 Side = int | Sequence[int] | None
 _OF_WEIGHTS = ("weights",)  # arguments of torchvision that say which weights to read
@@ -139,6 +141,8 @@ def named_model(
         raise UsageError(f"{model!r} is no model: name timm/NAME or torchvision/NAME.")
     _check_arguments(model, pretrained, arguments)
     sides = None if image_size is None else _sides(image_size)
+    if _asks_hub(pretrained, arguments) and from_environment("RANK", 0) == 0:
+        say(f"Weights of {model}: from the hub, unless they are here; where it cannot be reached this takes a minute.")
     return _LIBRARIES[library](_Wanted(name, pretrained, num_classes, in_channels, sides, arguments))
 
 
