@@ -124,13 +124,17 @@ def test_a_client_that_does_not_read_its_answer_loses_its_connection() -> None:
         assert not unread(server)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize("head", [b"X-Large: " + b"x" * 30_000, b"\r\n".join(b"X-%d: x" % n for n in range(200))])
+@pytest.mark.parametrize(
+    ("head", "whole"),
+    [
+        (b"X-Large: " + b"x" * 30_000, True),
+        (b"X-Large: " + b"x" * 30_000, False),
+        (b"\r\n".join(b"X-%d: x" % n for n in range(200)), True),
+    ],
+)
 def test_a_large_head_is_refused(head: bytes, whole: bool) -> None:
     """httptools itself has no limit."""
     ask = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + head + (b"\r\n\r\n" if whole else b"")
-    if not whole and len(head) < 30_000:
-        pytest.skip("many headers are counted once all are there")
     with serving() as server:
         answer = everything(server.open(ask))
         assert answer.startswith(b"HTTP/1.1 431 ")
