@@ -173,7 +173,7 @@ def test_a_file_with_several_images_is_refused(kind: str, why: str, tmp_path: Pa
         ({"image_shape": (2, 6, 8)}, "1 or 3 channels"),
         ({"image_shape": (1, 0, 8)}, "at least one pixel"),
         ({"image_shape": (28, 28)}, r"image_shape must be \(channels, height, width\), not \(28, 28\)"),
-        ({"image_shape": (3, 6, 8)}, "one mean and std per channel"),
+        ({"image_shape": (3, 6, 8)}, "one mean and one std a channel"),
         ({"mean": (float("nan"),)}, "Mean must be finite"),
         ({"std": (0.0,)}, "std finite and above 0"),
         ({"resizing": "stretch"}, "resizing must be one of central-cut, central-fit, not 'stretch'"),

@@ -1,14 +1,11 @@
 import dataclasses
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.evaluation.made_up import COST, FIRST, OPERATIONS, grid_policies, outcomes, record, sure, true_risk
 
-sys.path.append(str(Path(__file__).parents[1]))
-from evaluation.made_up import COST, FIRST, OPERATIONS, grid_policies, outcomes, record, sure, true_risk
 from offramp.costs import Cost, Count
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record

@@ -1,14 +1,11 @@
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.evaluation.made_up import COST, OPERATIONS, grid_policies, outcomes, record, true_risk
 
-sys.path.append(str(Path(__file__).parents[1]))
-from evaluation.made_up import COST, OPERATIONS, grid_policies, outcomes, record, true_risk
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Certificate, Ladder, certify_ladder
 from offramp.evaluation.audit import Trials

@@ -43,8 +43,8 @@ def test_ten_lines_with_onnxruntime_and_numpy_alone(written, tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     photos = np.random.default_rng(0).integers(0, 256, (4, 480, 640, 3), dtype=np.uint8)
     labels, exits, *_ = onnxruntime.InferenceSession(written).run(None, {"images": photos})
-    said = [line.split()[:2] for line in done.stdout.splitlines()]
-    assert said == [[str(label), str(exit)] for label, exit in zip(labels, exits, strict=True)]
+    said = [line.split(",")[0] for line in done.stdout.splitlines()]
+    assert said == [f"{label} at exit {exit + 1}" for label, exit in zip(labels, exits, strict=True)]
 
 
 def test_the_example_would_fail_if_it_used_torch(tmp_path) -> None:

@@ -276,6 +276,8 @@ COMMANDS = {
     "export": Command(("export", "RUN", "--to", "onnx", "--preprocess"), ("network", "data")),
     "export int8": Command(("export", "RUN", "--to", "onnx", "--int8"), ("network", "data")),
     "export torch": Command(("export", "RUN", "--to", "torch", "--out", "OUT"), ("network",)),
+    "serve": Command(("serve", "RUN", "--port", "0", "--backend", "torch"), ("network", "data")),
+    "demo": Command(("demo", "RUN", "--out", "OUT"), ("network", "data")),
     "verdict": Command(("verdict", "RUN", "--rounds", "5", "--seconds", "1"), KINDS),
     "cost": Command(("cost", "RUN"), ("network",)),
     "train from": Command((*_TRAIN, "--network", "collaborating", "run=RUN"), ("network",)),

@@ -60,6 +60,7 @@ def test_they_start_from_the_random_weights_of_the_run(
     began: list[EarlyExitNet] = []
     with monkeypatch.context() as patch:
         patch.setattr(fit, "fit", lambda network, *args, **settings: began.append(network) or network)
+        patch.setattr(fit, "keep_asked", lambda *_: None)
         run_of(tmp_path / "never")
     made = prefixes(run)
     assert made.network.damping

@@ -64,7 +64,10 @@ class Inputs:
         if channels not in CHANNELS or min(height, width) < 1:
             raise UsageError(f"Images must have 1 or 3 channels, and at least one pixel, not {self.image_shape}.")
         if not len(self.mean) == len(self.std) == channels:
-            raise UsageError(f"There must be one mean and std per channel; found {self.mean}, {self.std}.")
+            raise UsageError(
+                f"There must be one mean and one std a channel, {channels} of each, not {len(self.mean)} and "
+                f"{len(self.std)}."
+            )
         if not all(map(math.isfinite, self.mean)) or not all(0 < value < math.inf for value in self.std):
             raise UsageError(f"Mean must be finite, std finite and above 0; found {self.mean}, {self.std}.")
         if self.resizing not in get_args(Resizing):

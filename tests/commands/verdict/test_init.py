@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from offramp import shipped
 from offramp.cli import main
 from offramp.commands import VerdictOptions, Watch, verdict
 from offramp.commands.bench import timing as bench_timing
@@ -194,6 +195,13 @@ def test_runs_of_which_nothing_can_be_said(run: Path, tmp_path: Path) -> None:
     rewrite(run, config)
     with pytest.raises(UsageError, match="held none out"):
         verdict(VerdictOptions(run))
+
+
+def test_a_shipped_network_that_saw_more_than_its_data_is_compared_with_itself_alone(tmp_path: Path) -> None:
+    shipped.copy("fashion-mnist", tmp_path / "clothes")
+    with pytest.raises(UsageError, match="trained on 55,000 images, of which garments has a part"):
+        verdict(VerdictOptions(tmp_path / "clothes"))
+    assert not (tmp_path / "clothes" / "verdict").exists()
 
 
 @pytest.mark.usefixtures("undrawn")

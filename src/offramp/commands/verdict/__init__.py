@@ -151,6 +151,8 @@ def _opened(options: VerdictOptions, parts: "PartsGiven | None", into: "EarlyExi
 
     folder = RunFolder(options.run, options.allow_code)
     _check_code(folder, folder.read_config())
+    if not options.no_train:
+        _check_data(folder)
     return OpenRun(options, "verdict", "the verdict is written there", parts, into)
 
 
@@ -160,6 +162,21 @@ def _check_code(folder: "RunFolder", config: "RunConfig") -> None:
         for kind, spec in {"objective": config.objective, "rule": config.rule}.items():
             if spec is not None and ":" in spec.name:
                 trust.check(spec.name, kind)
+
+
+def _check_data(folder: "RunFolder") -> None:
+    """Refuse a shipped network that was trained on more than the data set that ships with it."""
+    from offramp.shipped.card import CARD, Card
+
+    if not (folder.path / CARD).is_file():
+        return
+    card = Card.of(folder.path)
+    if card.at_hand is not None:
+        raise UsageError(
+            f"{folder.path} was trained on {card.division['train']:,} images, of which {card.at_hand} has a part: "
+            "smaller networks trained on that would be no fair rivals. --no-train compares with this network cut at its exits; "
+            "or train a run of your own."
+        )
 
 
 def _exits(run: "OpenRun", exits: Sequence[int] | None) -> tuple[int, ...]:
