@@ -174,8 +174,8 @@ def _check_data(folder: "RunFolder") -> None:
     if card.at_hand is not None:
         raise UsageError(
             f"{folder.path} was trained on {card.division['train']:,} images, of which {card.at_hand} has a part: "
-            "smaller networks trained on that would be no fair rivals. --no-train compares with this network cut at its "
-            "exits; or train a run of your own."
+            "smaller networks trained on that would be no fair rivals. --no-train compares with this network cut at "
+            "its exits; or train a run of your own."
         )
 
 
