@@ -110,37 +110,38 @@ def offer_over_http(
     asked = [asked_over_http(address, body) for body in bodies]
     images = np.random.default_rng(seed + 1).integers(0, len(asked), len(due)).tolist()
     done, kind, exits = np.full(len(due), np.nan), np.full(len(due), LOST), np.zeros(len(due), dtype=int)
-    lines = {line.fileno(): line for line in (socket.create_connection((host, int(port))) for _ in range(connections))}
-    poll = select.epoll()
-    for number, line in lines.items():
+    lines, poll = dict[int, socket.socket](), select.epoll()
+    for _ in range(connections):
+        line = socket.create_connection((host, int(port)))
         line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        poll.register(number, select.EPOLLIN)
+        lines[line.fileno()] = line
+        poll.register(line, select.EPOLLIN)
     free, under_way, read = [*lines], dict[int, int](), dict.fromkeys(lines, b"")
     when, sent = due.tolist(), 0
-    answered = []  # read when all is over, so that reading it delays nothing
+    answered = []  # looked into when all is over, so that this delays nothing
     started = time.perf_counter() + 0.05
     last = when[-1] + PATIENCE
     while (sent < len(when) or under_way) and (now := time.perf_counter() - started) < last:
         while sent < len(when) and when[sent] <= now and free:
-            line = free.pop()
-            under_way[line] = sent
-            lines[line].sendall(asked[images[sent]])
+            place = free.pop()
+            under_way[place] = sent
+            lines[place].sendall(asked[images[sent]])
             sent += 1
         wait = when[sent] - now if sent < len(when) and free else 0.1
-        for line, _ in poll.poll(max(wait, 0.0)):
-            data = lines[line].recv(2**16)
-            read[line] += data
-            if data and not is_whole(read[line]):
+        for place, _ in poll.poll(max(wait, 0.0)):
+            data = lines[place].recv(2**16)
+            read[place] += data
+            if data and not is_whole(read[place]):
                 continue
-            number = under_way.pop(line, None)
-            if number is not None:
+            if place in under_way:
+                number = under_way.pop(place)
                 done[number] = time.perf_counter() - started
-                answered.append((number, read[line]))
-            read[line] = b""
+                answered.append((number, read[place]))
+            read[place] = b""
             if data:
-                free.append(line)
+                free.append(place)
             else:
-                poll.unregister(line)
+                poll.unregister(place)
     for number, data in answered:
         kind[number], exits[number] = told(data)
     return {"due": due, "done": done, "kind": kind, "exit": exits}
