@@ -42,6 +42,7 @@ from offramp.runtime.openvino_ import OpenVino
 from offramp.runtime.timing import conditions, take_turns
 
 SHIPPED = Path(backbones.__file__).parents[1] / "shipped" / "fashion-mnist"
+SHIPPED_NAME = "Fashion-MNIST's network"
 STREAM, STREAM_BATCH = "stream", 32
 SIZES: tuple[int | str, ...] = (1, 32, 256, STREAM)
 GOALS = {
@@ -70,8 +71,13 @@ def networks() -> Iterator[tuple[str, EarlyExitNet, tuple[float, ...]]]:
         for _ in range(4):
             network(torch.randn(64, 3, 32, 32))
     yield "MSDNet-7", network.eval(), (0.4, 0.2, 0.1, 0.1, 0.08, 0.06, 0.06)
+    yield shipped()
+
+
+def shipped() -> tuple[str, EarlyExitNet, tuple[float, ...]]:
+    """The second of them."""
     found = json.loads((SHIPPED / "evaluation.json").read_text())["dynamic"]["exits"]
-    yield "Fashion-MNIST's network", load(SHIPPED), tuple(exit["share"] for exit in found)
+    return SHIPPED_NAME, load(SHIPPED), tuple(exit["share"] for exit in found)
 
 
 def policy_for(logits_KSC: Tensor, num_classes: int, shares: Sequence[float]) -> Policy:

@@ -1,19 +1,24 @@
 """Open-loop load for benchmarks/serving.py, from a process of its own: images are sent when due, come what may.
 
     python benchmarks/load.py SOCKET --out FILE --images N [--bursts] --then RATE SECONDS [--then RATE SECONDS ...]
+    python benchmarks/load.py HOST:PORT --bodies FILE [--connections 480] ...
 
-What is sent is the number of an image, over a Unix socket; what comes back is what became of it. Times are counted from
-when an image was due, not from when it was sent, so that a generator or a server that falls behind hides nothing. With
-`--bursts` groups of 1 to 31 images come together, as often as keeps the rate.
+What is sent is the number of an image, over a Unix socket; what comes back is what became of it. Or, with `--bodies`,
+image files over HTTP, on connections that are kept; where all of them wait for an answer, what is due waits for one of
+them. Times are counted from when an image was due, not from when it was sent, so that a generator or a server that
+falls behind hides nothing. With `--bursts` groups of 1 to 31 images come together, as often as keeps the rate.
 """
 
 import argparse
+import json
+import select
 import socket
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -76,18 +81,91 @@ def offer(path: str, due: npt.NDArray[np.float64], images: int, seed: int) -> di
     return {"due": due, "done": done, "kind": kind, "exit": exits}
 
 
+def asked_over_http(address: str, body: bytes) -> bytes:
+    """A whole request."""
+    lines = ["POST /v1/predict HTTP/1.1", f"host: {address}", "content-type: image/png", f"content-length: {len(body)}"]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether an answer has all of its bytes."""
+    head, _, body = data.partition(b"\r\n\r\n")
+    _, found, length = head.partition(b"content-length: ")
+    return bool(found) and len(body) >= int(length.partition(b"\r")[0])
+
+
+def told(data: bytes) -> tuple[int, int]:
+    """What became of an image, and the exit that answered."""
+    status = data[9:12]
+    if status == b"200" and is_whole(data):
+        return ANSWERED, json.loads(data.partition(b"\r\n\r\n")[2])["predictions"][0]["exit"]
+    return (REFUSED if status in (b"429", b"503") else FAILED), 0
+
+
+def offer_over_http(
+    address: str, due: npt.NDArray[np.float64], bodies: list[bytes], seed: int, connections: int
+) -> dict[str, Any]:
+    """As `offer`. What has failed or has no answer in the end stays so; a connection that breaks is not used again."""
+    host, port = address.split(":")
+    asked = [asked_over_http(address, body) for body in bodies]
+    images = np.random.default_rng(seed + 1).integers(0, len(asked), len(due)).tolist()
+    done, kind, exits = np.full(len(due), np.nan), np.full(len(due), LOST), np.zeros(len(due), dtype=int)
+    lines, poll = dict[int, socket.socket](), select.epoll()
+    for _ in range(connections):
+        line = socket.create_connection((host, int(port)))
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        lines[line.fileno()] = line
+        poll.register(line, select.EPOLLIN)
+    free, under_way, read = [*lines], dict[int, int](), dict.fromkeys(lines, b"")
+    when, sent = due.tolist(), 0
+    answered = []  # looked into when all is over, so that this delays nothing
+    started = time.perf_counter() + 0.05
+    last = when[-1] + PATIENCE
+    while (sent < len(when) or under_way) and (now := time.perf_counter() - started) < last:
+        while sent < len(when) and when[sent] <= now and free:
+            place = free.pop()
+            under_way[place] = sent
+            lines[place].sendall(asked[images[sent]])
+            sent += 1
+        wait = when[sent] - now if sent < len(when) and free else 0.1
+        for place, _ in poll.poll(max(wait, 0.0)):
+            data = lines[place].recv(2**16)
+            read[place] += data
+            if data and not is_whole(read[place]):
+                continue
+            if place in under_way:
+                number = under_way.pop(place)
+                done[number] = time.perf_counter() - started
+                answered.append((number, read[place]))
+            read[place] = b""
+            if data:
+                free.append(place)
+            else:
+                poll.unregister(place)
+    for number, data in answered:
+        kind[number], exits[number] = told(data)
+    return {"due": due, "done": done, "kind": kind, "exit": exits}
+
+
 def main() -> None:
     """See above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("socket")
+    parser.add_argument("where")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--images", type=int, required=True)
+    parser.add_argument("--images", type=int, help="how many there are, over a Unix socket")
+    parser.add_argument("--bodies", type=Path, help="image files, as a list in msgpack: over HTTP")
+    parser.add_argument("--connections", type=int, default=480, help="over HTTP")
     parser.add_argument("--bursts", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--then", type=float, nargs=2, action="append", required=True, metavar=("RATE", "SECONDS"))
     options = parser.parse_args()
     due = arrivals(options.then, bursts=options.bursts, seed=options.seed)
-    np.savez(options.out, **offer(options.socket, due, options.images, options.seed))
+    if options.bodies is None:
+        seen = offer(options.where, due, options.images, options.seed)
+    else:
+        bodies = msgspec.msgpack.decode(options.bodies.read_bytes(), type=list[bytes])
+        seen = offer_over_http(options.where, due, bodies, options.seed, options.connections)
+    np.savez(options.out, **seen)
 
 
 if __name__ == "__main__":

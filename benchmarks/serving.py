@@ -4,8 +4,9 @@
 
 Open-loop load, Poisson and in bursts of 1 to 31, from a process of its own (`load.py`) over a Unix socket into the
 scheduler of `offramp serve`, at 0.5, 0.8, 1, 2 and 10 times the capacity with exits. The shipped Fashion-MNIST network
-and MSDNet-7 with random weights (not with --quick), under the shares of early_exits.py, in float32 by the backend that
-is fastest straight on. An image counts if its answer is there within 50 ms of when it was due.
+and MSDNet-7 with random weights, under the shares of early_exits.py, in float32 by the backend that is fastest straight
+on. An image counts if its answer is there within 50 ms of when it was due. With --quick less of everything: no
+MSDNet-7, no bursts, two loads, no whole batches over HTTP.
 
 - exits: the scheduler as it is.
 - whole requests: dynamic batching without exits, the whole network in one piece.
@@ -14,8 +15,12 @@ is fastest straight on. An image counts if its answer is there within 50 ms of w
 All three have the same code around them: places, order, refusals. Each gets the chunk and the limit of expected waiting
 (`within_ms`) that answer most in time at twice the capacity, found beforehand. Then they take turns, load by load.
 
-Beside that: the processor's time an image of everything that is not the network (a network that answers at once), and
-how soon after ten times the capacity the 99th percentile is what it was.
+The shipped network also over HTTP: PNG files over 480 connections that are kept, to the application of `offramp serve`
+in uvicorn, before each discipline's scheduler. Its capacity is what 16 connections get that always ask.
+
+Beside that: the processor's time an image of everything that is not the network (in process of a network that answers
+at once; over HTTP of the threads that serve, less that in segments), and how soon after ten times the capacity the 99th
+percentile is what it was.
 """
 
 import argparse
@@ -29,7 +34,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -38,9 +43,11 @@ import caches  # isort: skip  # noqa: F401  sets what torch reads when it is loa
 
 import load
 import numpy as np
+import over_http
 import rows
 import torch
-from early_exits import networks, policy_for
+from early_exits import SHIPPED, SHIPPED_NAME, networks, policy_for, shipped
+from over_http import Front, Timed, Used
 from torch import Tensor
 
 from offramp.network import Carry, EarlyExitNet
@@ -117,13 +124,17 @@ class BatchScheduler(Scheduler):
 
 @dataclass(frozen=True)
 class Network:
-    """A network to be served, its policy, its images, and how fast it is with exits, in images a second."""
+    """A network to be served, its policy, its images, and how fast it is with exits, in images a second.
+
+    Over HTTP where it has a front.
+    """
 
     name: str
     program: Program
     policy: Policy
     images_SCHW: Tensor
     capacity: float = 0.0
+    front: Front | None = None
 
     def model(self, way: str, chunk: int, program: Program | None = None) -> Model:
         K = self.program.num_exits
@@ -144,6 +155,9 @@ class Setting(NamedTuple):
     within_ms: float
 
 
+USUAL = Setting(16, 30.0)  # as `offramp serve` has it
+
+
 class Seen(NamedTuple):
     """What the generator saw, image by image: when due and done, in seconds, and what became of it."""
 
@@ -161,6 +175,11 @@ class Seen(NamedTuple):
     def goodput(self) -> float:
         """Images a second answered in time."""
         return float(((self.kind == load.ANSWERED) & (self.ms <= 1000 * IN_TIME)).sum() / self.seconds)
+
+    @property
+    def slowest(self) -> float:
+        """Of the answered and refused, in ms; what has neither counts as long as it was waited for."""
+        return float(np.where(np.isnan(self.ms), 1000 * load.PATIENCE, self.ms).max())
 
     def percentile(self, share: float) -> float:
         """Of the answered, in ms; NaN where none was."""
@@ -241,25 +260,32 @@ def offered(
     bursts: bool = False,
     program: Program | None = None,
     seed: int = 0,
+    used: Used | None = None,
+    connections: int | None = None,
 ) -> tuple[Seen, float]:
     """What becomes of images offered in phases of (images a second, seconds), and this process's processor seconds."""
     with tempfile.TemporaryDirectory() as folder, scheduled(network, way, setting, program) as scheduler:
         path, out = Path(folder, "socket"), Path(folder, "seen.npz")
-        door = Door(path, scheduler, network.images_SCHW)
-        words = [word for phase in phases for word in ("--then", *map(str, phase))]
-        command = [sys.executable, str(Path(load.__file__)), str(path), "--out", str(out), "--seed", str(seed)]
-        used = time.process_time()
-        subprocess.run(
-            [*command, "--images", str(len(network.images_SCHW)), *(["--bursts"] if bursts else []), *words], check=True
-        )
-        used = time.process_time() - used
-        door.close()
+        words = ["--out", str(out), "--seed", str(seed), *(["--bursts"] if bursts else [])]
+        words += [word for phase in phases for word in ("--then", *map(str, phase))]
+        started = time.process_time()
+        if network.front is not None:
+            over_http.offer(network.front, scheduler, used or Used(), words, connections)
+        else:
+            door = Door(path, scheduler, network.images_SCHW)
+            words += ["--images", str(len(network.images_SCHW))]
+            subprocess.run([sys.executable, str(Path(load.__file__)), str(path), *words], check=True)
+            door.close()
+        taken = time.process_time() - started
         with np.load(out) as seen:
-            return Seen(seen["due"], seen["done"], seen["kind"], sum(seconds for _, seconds in phases)), used
+            return Seen(seen["due"], seen["done"], seen["kind"], sum(seconds for _, seconds in phases)), taken
 
 
 def capacity(network: Network, images: int) -> float:
     """Images a second with exits when there always are some."""
+    if network.front is not None:  # as many at once as are sure to have a place
+        seen, _ = offered(network, EXITS, USUAL, [(1e8, images / 1e8)], connections=USUAL.chunk)
+        return float((seen.kind == load.ANSWERED).sum() / np.nanmax(seen.done))
     found: list[Any] = []
     model = network.model(EXITS, 16)
     scheduler = Scheduler(model, max_waiting=images + 1, start=False)
@@ -274,6 +300,8 @@ def capacity(network: Network, images: int) -> float:
 
 def best_setting(network: Network, way: str, options: argparse.Namespace) -> tuple[Setting, dict[str, float]]:
     """The chunk and the limit under which most is answered in time at twice the capacity, and what all of them gave."""
+    if options.quick and network.front is not None:
+        return USUAL, {}
     chunks, within = ((8, 16), (30.0,)) if options.quick else (CHUNKS, WITHIN_MS)
     tried = {}
     for setting in (Setting(chunk, limit) for chunk in chunks for limit in within):
@@ -300,17 +328,21 @@ def fastest(network: EarlyExitNet, images_SCHW: Tensor) -> tuple[Form, Program]:
 
 
 def opened(options: argparse.Namespace) -> Iterator[Network]:
-    for name, network, shares in networks():
-        if options.quick and name == "MSDNet-7":  # takes a minute to be compiled
-            continue
+    """MSDNet-7, unless it is to be quick: it takes a minute to be compiled. The shipped network, then over HTTP."""
+    for name, network, shares in [shipped()] if options.quick else networks():
         assert network.image_shape is not None
         images_SCHW = torch.randn(IMAGES, *network.image_shape, generator=torch.Generator().manual_seed(1))
-        with torch.inference_mode():
-            logits_KSC = torch.cat([network(batch) for batch in torch.split(images_SCHW, 64)], 1)
+        front = Front(SHIPPED, IMAGES) if name == SHIPPED_NAME else None
         _, program = fastest(network, images_SCHW)
-        policy = policy_for(logits_KSC, network.num_classes, shares)
-        found = Network(name, program, policy, images_SCHW)
-        yield Network(name, program, policy, images_SCHW, capacity(found, 500 if options.quick else 3000))
+        for before, images in ((None, images_SCHW), (front, None if front is None else front.images())):
+            if images is None:
+                continue
+            with torch.inference_mode():
+                logits_KSC = torch.cat([network(batch) for batch in torch.split(images, 64)], 1)
+            policy = policy_for(logits_KSC, network.num_classes, shares)
+            called = name if before is None else f"{name} over HTTP"
+            found = Network(called, program, policy, images, front=before)
+            yield replace(found, capacity=capacity(found, 500 if options.quick else 3000))
 
 
 def kept(by_load: dict[float, list[Seen]], number: int) -> float:
@@ -324,12 +356,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The rows, and every discipline under every load."""
     torch.set_num_threads(options.threads)
     where = conditions()
-    rounds = options.rounds = 5 if options.quick else options.rounds
-    options.seconds = 0.5 if options.quick else options.seconds
-    loads = (1.0, 10.0) if options.quick else LOADS
-    shapes = (False,) if options.quick else (False, True)
+    options.rounds = 5 if options.quick else options.rounds
+    options.seconds = 0.3 if options.quick else options.seconds
     results: list[rows.Row] = []
     tried: dict[str, Any] = {}
+    spent: dict[str, Any] = {}
     table = [
         "| network, load | offered a second | "
         + " | ".join(f"{way}: in time a second, median and 99 % in ms, refused" for way in (EXITS, WHOLE, BATCHES))
@@ -338,46 +369,65 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     ]
     for network in opened(options):
         settings = {}
-        for way in (EXITS, WHOLE, BATCHES):
+        ways = (EXITS, WHOLE) if options.quick and network.front is not None else (EXITS, WHOLE, BATCHES)
+        for way in ways:
             settings[way], found = best_setting(network, way, options)
             tried.setdefault(network.name, {}).update(found)
-        for bursts in shapes:
-            name = f"{network.name}, {'bursts' if bursts else 'Poisson'}"
-            seen = {way: {one: list[Seen]() for one in loads} for way in settings}
-            for number in range(rounds):
-                order = [*settings] if number % 2 else [*reversed(settings)]
-                for one in loads:
-                    phases = [(one * network.capacity, options.seconds)]
-                    for way in order:
-                        told, _ = offered(network, way, settings[way], phases, bursts=bursts, seed=number)
-                        seen[way][one].append(told)
-            for one in loads:
-                cells = [described(seen[way][one]) for way in settings]
-                table.append(f"| {name}, {one:g} x | {one * network.capacity:.0f} | {' | '.join(cells)} |")
-            best = {way: [max(kept(seen[way], number), 0.01) for number in range(rounds)] for way in settings}
-            for way, goal in GOALS.items():
-                label, words = f"{name}: in time a second, exits over {way}", f"at least {goal:g}"
-                results.append(rows.paired(label, "times as many", best[EXITS], best[way], words, at_least=goal))
-            top = [one.goodput for one in seen[EXITS][loads[-1]]]
-            label = f"{name}: in time a second at ten times the capacity over the best"
-            results.append(rows.paired(label, "", top, best[EXITS], "at least 0.9", at_least=0.9))
-            slowest = [float(np.nanmax(one.ms)) for one in seen[EXITS][loads[-1]]]
-            label = f"{name}: slowest answer or refusal at ten times the capacity"
-            results.append(rows.value(label, "ms", slowest, f"below {REFUSED_IN:g}", below=REFUSED_IN))
-            lost = [float((one.kind >= load.FAILED).sum()) for by_load in seen[EXITS].values() for one in by_load]
-            results.append(rows.value(f"{name}: neither answered nor refused", "images", lost, "none", below=0.5))
-        results.append(recovery(network, settings[EXITS], options))
+        results += compared(network, settings, options, table)
+        if network.front is not None or not options.quick:
+            results.append(recovery(network, settings[EXITS], options))
         results.append(outside(network, settings[EXITS], options))
+        if network.front is not None:
+            spent[network.name] = parts(network, settings[EXITS], options)
     return {
         "what": "images answered within 50 ms: early exits, whole requests, whole batches",
         **where,
-        "rounds": rounds,
+        "rounds": options.rounds,
         "quick": options.quick,
         "processors": os.cpu_count(),
         "rows": results,
         "table": table,
         "tried, answered in time a second at twice the capacity": tried,
+        "the processor's milliseconds an image at half the capacity": spent,
     }
+
+
+def compared(
+    network: Network, settings: dict[str, Setting], options: argparse.Namespace, table: list[str]
+) -> list[rows.Row]:
+    """The disciplines in turns, under every load."""
+    loads = (1.0, 10.0) if options.quick else LOADS
+    shapes = (False,) if options.quick else (False, True)
+    results: list[rows.Row] = []
+    for bursts in shapes:
+        name = f"{network.name}, {'bursts' if bursts else 'Poisson'}"
+        seen = {way: {one: list[Seen]() for one in loads} for way in settings}
+        for number in range(options.rounds):
+            order = [*settings] if number % 2 else [*reversed(settings)]
+            for one in loads:
+                phases = [(one * network.capacity, options.seconds)]
+                for way in order:
+                    told, _ = offered(network, way, settings[way], phases, bursts=bursts, seed=number)
+                    seen[way][one].append(told)
+        for one in loads:
+            cells = [described(seen[way][one]) for way in settings]
+            table.append(
+                f"| {name}, {one:g} x | {one * network.capacity:.0f} | {' | '.join(cells)}{' |' * (4 - len(cells))}"
+            )
+        best = {way: [max(kept(seen[way], number), 0.01) for number in range(options.rounds)] for way in settings}
+        for way in [*settings][1:]:
+            goal = GOALS[way]
+            label, words = f"{name}: in time a second, exits over {way}", f"at least {goal:g}"
+            results.append(rows.paired(label, "times as many", best[EXITS], best[way], words, at_least=goal))
+        top = [one.goodput for one in seen[EXITS][loads[-1]]]
+        label = f"{name}: in time a second at ten times the capacity over the best"
+        results.append(rows.paired(label, "", top, best[EXITS], "at least 0.9", at_least=0.9))
+        slowest = [one.slowest for one in seen[EXITS][loads[-1]]]
+        label = f"{name}: slowest answer or refusal at ten times the capacity"
+        results.append(rows.value(label, "ms", slowest, f"below {REFUSED_IN:g}", below=REFUSED_IN))
+        lost = [float((one.kind >= load.FAILED).sum()) for by_load in seen[EXITS].values() for one in by_load]
+        results.append(rows.value(f"{name}: neither answered nor refused", "images", lost, "none", below=0.5))
+    return results
 
 
 def described(rounds: Sequence[Seen]) -> str:
@@ -402,14 +452,41 @@ def recovery(network: Network, setting: Setting, options: argparse.Namespace) ->
 
 
 def outside(network: Network, setting: Setting, options: argparse.Namespace) -> rows.Row:
-    """The processor's time an image beside the network: scheduler, socket, and this benchmark's own door."""
+    """The processor's time an image beside the network.
+
+    In process of a network that answers at once: scheduler, socket, and this benchmark's own door. Over HTTP of the
+    network itself, at half the capacity: everything that the server does, but for the segments.
+    """
     used = []
     for number in range(options.rounds):
-        phases = [(network.capacity, options.seconds)]
-        seen, seconds = offered(network, EXITS, setting, phases, program=AtOnce(network.program), seed=number)
+        if network.front is None:
+            phases = [(network.capacity, options.seconds)]
+            seen, seconds = offered(network, EXITS, setting, phases, program=AtOnce(network.program), seed=number)
+        else:
+            phases, one = [(0.5 * network.capacity, options.seconds)], Used()
+            program = Timed(network.program, one)
+            seen, _ = offered(network, EXITS, setting, phases, program=program, seed=number, used=one)
+            seconds = one.beside
         used.append(1000 * seconds / len(seen.due))
-    label = f"{network.name}: the processor's time an image beside the network, without HTTP"
+    what = "without HTTP" if network.front is None else "all of it"
+    label = f"{network.name}: the processor's time an image beside the network, {what}"
     return rows.value(label, "ms", used, f"below {CPU_MS:g}", below=CPU_MS)
+
+
+def parts(network: Network, setting: Setting, options: argparse.Namespace) -> dict[str, float]:
+    """Where the processor's milliseconds an image go, with parsing and decoding told apart, which takes some itself."""
+    used = Used()
+    phases = [(0.5 * network.capacity, 2 * options.seconds)]
+    with over_http.parts_timed(used):
+        seen, _ = offered(network, EXITS, setting, phases, program=Timed(network.program, used), used=used)
+    spent = {
+        "parsing": used.parsing,
+        "decoding": used.decoding,
+        "the event loop, the rest": used.loop - used.parsing - used.decoding,
+        "the scheduler": used.scheduler - used.segments,
+        "segments": used.segments,
+    }
+    return {part: round(1000 * seconds / len(seen.due), 4) for part, seconds in spent.items()}
 
 
 def parser() -> argparse.ArgumentParser:

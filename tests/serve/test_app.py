@@ -9,7 +9,19 @@ from typing import Any
 
 import jsonschema
 import pytest
-from tests.serve.conftest import CARD, INPUTS, SERVED, Fake, Serving, multipart, picture, serving, wait_for
+from tests.serve.conftest import (
+    CARD,
+    INPUTS,
+    SERVED,
+    Fake,
+    Serving,
+    an_answer,
+    multipart,
+    picture,
+    post,
+    serving,
+    wait_for,
+)
 
 from offramp.errors import OfframpError
 from offramp.serve.card import Card
@@ -159,6 +171,25 @@ def test_full_is_429_before_anything_is_decoded(server: Serving) -> None:
     assert json.loads(content) == {"error": "All 8 places are taken."}
     server.schedules.hold.clear()
     assert wait_for(lambda: server.ask("GET", "/readyz")[0] == 200)
+
+
+def test_a_full_server_refuses_by_the_head_and_goes_on_with_the_connection() -> None:
+    schedules = Fake(capacity=1)
+    with serving(schedules, token="t" * 16) as server:
+        authorized = b"Authorization: Bearer " + b"t" * 16
+        schedules.hold.set()
+        server.open(post(picture(), authorized))
+        assert wait_for(lambda: schedules.submitted == 1)
+        whole = post(picture(), authorized)
+        connection = server.open(whole[:-10])
+        assert an_answer(connection).startswith(b"HTTP/1.1 429 ")  # before the body is there
+        assert an_answer(server.open(post(picture()))).startswith(b"HTTP/1.1 401 ")  # who may not ask learns no more
+        assert server.counted('offramp_refusals_total{reason="full"}') == 1
+        assert server.counted('offramp_requests_total{path="/v1/predict",status="429"}') == 1
+        schedules.hold.clear()
+        assert wait_for(lambda: not schedules.waiting)
+        connection.sendall(whole[-10:] + post(picture(), authorized))
+        assert an_answer(connection).startswith(b"HTTP/1.1 200 ")
 
 
 def post_of(content: bytes) -> bytes:

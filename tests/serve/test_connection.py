@@ -93,6 +93,17 @@ def test_it_is_told_why(part: str) -> None:
         assert server.counted('offramp_refusals_total{reason="slow"}') == 1
 
 
+def test_a_body_that_was_refused_because_all_places_are_taken_does_not_hold_its_connection() -> None:
+    schedules = Fake(capacity=1)
+    with serving(schedules, limits=quick()) as server:
+        schedules.hold.set()
+        server.open(post(picture()))
+        assert wait_for(lambda: schedules.submitted == 1)
+        connection = server.open(SLOW["body"][0])
+        drip(connection, SLOW["body"][1])
+        assert everything(connection, 3).startswith(b"HTTP/1.1 429 ")
+
+
 def test_a_slow_but_steady_client_within_the_time_is_answered() -> None:
     with serving(limits=quick(body_seconds=5, head_seconds=5)) as server:
         connection = server.open()

@@ -7,6 +7,7 @@ the header of the image says; then it is decoded, and submitted. Each error is o
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from offramp.errors import OfframpError, UsageError
 from offramp.serve.bodies import HungUpError, images_of, read_body
 from offramp.serve.card import Card, media_type
+from offramp.serve.connection import COMMON, WHOLE, json_headers
 from offramp.serve.contract import Answer, RefusedError, Request, Schedules, Served, Step
 from offramp.serve.decoding import Decoder
 from offramp.serve.gate import Gate, is_from_here
@@ -48,8 +50,6 @@ _KEPT = 4  # of what was served, images that were taken in before may still be a
 _TOP = 5  # classes that an event tells of
 _MAX_DEADLINE_MS = 600_000
 _STATUS = {"full": 429, "draining": 503, "deadline": 503, "not finite": 422, "replaced": 503}
-_JSON = (b"content-type", b"application/json")
-_COMMON = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 _BROKEN = encode(Error("The server has failed at this request."))
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -80,6 +80,7 @@ class App:
         self._schedules, self._gate, self._reload = schedules, gate or Gate(), reload
         self._decoder = Decoder(self.limits, decoders)
         self._budget = Budget(TOGETHER * self.limits.max_body)
+        self._outcomes = _Outcomes()
         self._preparing = 0
         self._known: dict[str, tuple[Served, Card]] = {}  # by what answers are of
         self.add(schedules.served, card)
@@ -126,11 +127,18 @@ class App:
             return
         path: str = scope["path"]
         status = 0
+        whole = scope.get("extensions", {}).get(WHOLE) if scope["method"] == "POST" else None
 
         async def counted(message: Any) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                body = message.get("body")
+                if body is not None:
+                    if whole is None or not whole(status, message["headers"], body):
+                        await send({"type": "http.response.start", "status": status, "headers": message["headers"]})
+                        await send({"type": "http.response.body", "body": body})
+                    return
             await send(message)
 
         try:
@@ -155,6 +163,25 @@ class App:
             self.metrics.request(shown, status)
 
     # -- predict
+
+    def turned_away(self, scope: Scope) -> RequestError | None:
+        """What a request is refused with where its head says enough and all places are taken; counted here."""
+        if scope["path"] != "/v1/predict" or scope["method"] != "POST" or scope["query_string"]:
+            return None
+        started = time.perf_counter()
+        try:
+            self._check_place()
+            return None
+        except RequestError as error:
+            full = error
+        try:
+            self._gate.check(scope)
+        except RequestError:
+            return None
+        self.metrics.refused(full.reason)
+        self.metrics.predicted(time.perf_counter() - started)
+        self.metrics.request("/v1/predict", full.status)
+        return full
 
     async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
@@ -195,7 +222,7 @@ class App:
 
     async def _one(self, content: bytes, asked: "_Asked") -> Prediction:
         future: asyncio.Future[Answer | RefusedError] = asyncio.get_running_loop().create_future()
-        cancel = await self._submit(content, asked, _into(future))
+        cancel = await self._submit(content, asked, self._outcomes.into(future))
         try:
             outcome = await future
         except asyncio.CancelledError:
@@ -269,7 +296,7 @@ class App:
         async with _Watched(receive):
             cancel = await self._submit(contents[0], asked, put, put)
             try:
-                start = [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"), *_COMMON]
+                start = [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"), *COMMON]
                 await send({"type": "http.response.start", "status": 200, "headers": start})
                 while isinstance(event := await events.get(), Step):
                     await _event(send, b"exit", encode(self._step(event)))
@@ -414,18 +441,34 @@ class _Watched:
             raise HungUpError
 
 
-def _into(future: "asyncio.Future[Answer | RefusedError]") -> Callable[[Answer | RefusedError], None]:
-    """A callback of the scheduler's thread that gives what it is given to a future of the loop."""
-    loop = future.get_loop()
+class _Outcomes:
+    """Gives futures of the loop what the scheduler's thread says, and wakes the loop once for all of a batch."""
 
-    def settle(outcome: Answer | RefusedError) -> None:
-        if not future.done():
-            future.set_result(outcome)
+    def __init__(self) -> None:
+        self._told: deque[tuple[asyncio.Future[Answer | RefusedError], Answer | RefusedError]] = deque()
+        self._is_woken = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    def on_done(outcome: Answer | RefusedError) -> None:
-        loop.call_soon_threadsafe(settle, outcome)
+    def into(self, future: "asyncio.Future[Answer | RefusedError]") -> Callable[[Answer | RefusedError], None]:
+        """A callback for the scheduler's thread."""
+        loop = future.get_loop()
+        if loop is not self._loop:  # the one before may have ended between being woken and looking
+            self._loop, self._is_woken = loop, False
 
-    return on_done
+        def on_done(outcome: Answer | RefusedError) -> None:
+            self._told.append((future, outcome))
+            if not self._is_woken:
+                self._is_woken = True
+                loop.call_soon_threadsafe(self._settle)
+
+        return on_done
+
+    def _settle(self) -> None:
+        self._is_woken = False  # before looking: what is told from now on wakes anew
+        while self._told:
+            future, outcome = self._told.popleft()
+            if not future.done():
+                future.set_result(outcome)
 
 
 def _refusal(error: RefusedError) -> RequestError:
@@ -433,9 +476,9 @@ def _refusal(error: RefusedError) -> RequestError:
 
 
 async def _reply(send: Send, status: int, content: bytes, headers: Headers = ()) -> None:
-    length = (b"content-length", b"%d" % len(content))
-    await send({"type": "http.response.start", "status": status, "headers": [_JSON, length, *_COMMON, *headers]})
-    await send({"type": "http.response.body", "body": content})
+    """With its body: `App.__call__` sends it in two parts where the server knows no better."""
+    head = json_headers(content, headers)
+    await send({"type": "http.response.start", "status": status, "headers": head, "body": content})
 
 
 async def _event(send: Send, name: bytes, data: bytes, *, more: bool = True) -> None:
@@ -451,7 +494,7 @@ def _headers_of(error: RequestError) -> Headers:
 def _response(
     content: bytes, kind: str = "application/json", *, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
-    common = {name.decode(): value.decode() for name, value in _COMMON}
+    common = {name.decode(): value.decode() for name, value in COMMON}
     return Response(content, status, {**common, **(headers or {})}, kind)
 
 

@@ -7,16 +7,22 @@ all kept (docs/LOG.md, 30 November). Here every state of a connection has a dead
 
 import asyncio
 import http
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import ASGIApp, Scope
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from offramp.serve.limits import Limits, RequestError
 
 Refused = Callable[[str], None]
 """Called with the reason of each refusal."""
+TurnedAway = Callable[[Scope], RequestError | None]
+"""Called with each request's head: what it is refused with, if that needs nothing else."""
+WHOLE = "offramp.whole"  # an extension of ASGI: a function that writes a whole answer at once, if it can
 
+COMMON = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 SLOW, BUSY = "slow", "connections"
 
 
@@ -28,20 +34,27 @@ def raw(error: RequestError) -> bytes:
     return b"\r\n".join([*lines, b"", error.content])
 
 
+def json_headers(content: bytes, more: Sequence[tuple[bytes, bytes]] = ()) -> list[tuple[bytes, bytes]]:
+    """Of an answer in JSON."""
+    return [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content)), *COMMON, *more]
+
+
 class Connection(HttpToolsProtocol):
-    """See above. uvicorn makes one of each connection; `limits` and `refused` are bound before.
+    """See above. uvicorn makes one of each connection; all but `more` is bound before.
 
     A state is what is waited for: `head` (a request has begun, or none yet), `body`, `answer` (ours), `idle`.
     """
 
-    def __init__(self, *, limits: Limits, refused: Refused, **more: Any) -> None:
+    def __init__(self, *, limits: Limits, refused: Refused, turned_away: TurnedAway, **more: Any) -> None:
         super().__init__(**more)
-        self.limits, self._refused = limits, refused
+        self.limits, self._refused, self._turned_away = limits, refused, turned_away
         self._state, self._timed = "head", ""
         self._head_bytes = 0
         self._is_deaf = False  # what still comes in is not looked at
         self._error: RequestError | None = None
+        self._is_turned_away = False  # before its body was there
         self._timer: asyncio.TimerHandle | None = None
+        self._fires = self._deadline = math.inf  # of the timer, and of the state
         self._write_timer: asyncio.TimerHandle | None = None
         self._seconds = {"head": limits.head_seconds, "body": limits.body_seconds, "idle": limits.idle_seconds}
 
@@ -76,7 +89,10 @@ class Connection(HttpToolsProtocol):
             self._error = self._head_too_large()
             self.send_400_response("")
         if not self.transport.is_closing():
+            if self._is_turned_away and self._state == "body":
+                super().on_response_complete()  # for its timer
             self._set_timer()
+        self._is_turned_away = False
 
     def on_message_begin(self) -> None:
         """The first byte of a request. One that comes before the last was answered is not taken, nor any after it."""
@@ -84,6 +100,7 @@ class Connection(HttpToolsProtocol):
             raise ValueError("pipelined")
         self._state = "head"
         super().on_message_begin()
+        self.scope["extensions"] = {WHOLE: self.reply}  # type: ignore[dict-item]
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
@@ -101,10 +118,40 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the rest of this one, which nobody reads any more."""
-        super().on_response_complete()
-        if self._state == "answer":
+        if self._state == "body":
+            super().on_response_complete()
+            return
+        # Without uvicorn's timer: `idle` is one, and setting and cancelling it would take as long as parsing a request.
+        self.server_state.total_requests += 1
+        if self._state == "answer" and not self.transport.is_closing():
+            self.flow.resume_reading()
             self._state = "idle"
             self._set_timer()
+
+    def reply(self, status: int, headers: list[tuple[bytes, bytes]], content: bytes) -> bool:
+        """Write a whole answer at once; False: not now, and nothing was done."""
+        cycle = self.cycle
+        if self.flow.write_paused or cycle.disconnected or cycle.response_started:
+            return False
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        cycle.message_event.set()
+        close = [] if cycle.keep_alive else [(b"connection", b"close")]
+        lines = [b"%s: %s\r\n" % header for header in (*cycle.default_headers, *headers, *close)]
+        self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", content]))
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
+        return True
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
+        """Spare a request that is refused by its head the task: under ten times the load most are."""
+        error = None if self.flow.write_paused else self._turned_away(cast(Scope, self.scope))
+        if error is None:
+            super()._start_asgi_task(cycle, app)  # type: ignore[arg-type]
+        else:
+            self._is_turned_away = True
+            self.reply(error.status, json_headers(error.content, error.headers), error.content)
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request, as all errors are answered; not before the answer that is under way."""
@@ -135,11 +182,23 @@ class Connection(HttpToolsProtocol):
         if self._state == self._timed:
             return
         self._timed = self._state
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._state != "answer":
-            self._timer = self.loop.call_later(self._seconds[self._state], self._too_slow)
+        self._deadline = self.loop.time() + self._seconds.get(self._state, math.inf)
+        if (
+            self._deadline < self._fires
+        ):  # else it fires too early, and is set anew then: cheaper than with each request
+            if self._timer is not None:
+                self._timer.cancel()
+            self._fire()
+
+    def _fire(self) -> None:
+        self._fires = self._deadline
+        self._timer = None if math.isinf(self._fires) else self.loop.call_at(self._fires, self._fired)
+
+    def _fired(self) -> None:
+        if self.loop.time() < self._deadline:
+            self._fire()
+        else:
+            self._too_slow()
 
     def _too_slow(self) -> None:
         if self.transport.is_closing():

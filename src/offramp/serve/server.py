@@ -75,7 +75,9 @@ class Server(uvicorn.Server):
         reload: Callable[[], Awaitable[None]] | None = None,
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
-        protocol = functools.partial(Connection, limits=app.limits, refused=app.metrics.refused)
+        protocol = functools.partial(
+            Connection, limits=app.limits, refused=app.metrics.refused, turned_away=app.turned_away
+        )
         config = uvicorn.Config(
             app,
             http=cast(type[asyncio.Protocol], protocol),
