@@ -192,6 +192,18 @@ def test_a_full_server_refuses_by_the_head_and_goes_on_with_the_connection() -> 
         assert an_answer(connection).startswith(b"HTTP/1.1 200 ")
 
 
+def test_requests_that_the_loop_is_behind_with_take_places() -> None:
+    """Else all that come at once are let in, and none is answered in time."""
+    schedules = Fake(capacity=3)
+    with serving(schedules) as server:
+
+        def scope() -> dict[str, Any]:
+            return {"path": "/v1/predict", "method": "POST", "query_string": b"", "headers": [(b"host", b"localhost")]}
+
+        refused = [server.app.turned_away(scope()) for _ in range(5)]
+        assert [error is None for error in refused] == [True, True, True, False, False]
+
+
 def post_of(content: bytes) -> bytes:
     head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
     return head % len(content) + content

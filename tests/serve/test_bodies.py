@@ -57,13 +57,13 @@ def test_all_bodies_together_have_a_limit() -> None:
     """Unprotected, each connection may hold as much as one body may have."""
     limits = Limits(max_body=MB)
     half = head(b"Content-Length: %d" % MB) + bytes(MB - 1000)
-    with serving(limits=limits) as server:
+    with serving(Fake(capacity=100), limits) as server:
         for _ in range(20):
             server.open(half)
         assert wait_for(lambda: server.counted('offramp_refusals_total{reason="memory"}') >= 4)
         assert server.app._budget.held <= 16 * MB
         assert server.ask("GET", "/healthz")[0] == 200
-    with serving(limits=limits) as server:
+    with serving(Fake(capacity=100), limits) as server:
         server.app._budget = Budget(10**12)
         for _ in range(20):
             server.open(half)

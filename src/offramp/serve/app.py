@@ -50,6 +50,7 @@ _KEPT = 4  # of what was served, images that were taken in before may still be a
 _TOP = 5  # classes that an event tells of
 _MAX_DEADLINE_MS = 600_000
 _STATUS = {"full": 429, "draining": 503, "deadline": 503, "not finite": 422, "replaced": 503}
+_LET_IN = "offramp.let_in"
 _BROKEN = encode(Error("The server has failed at this request."))
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -82,6 +83,7 @@ class App:
         self._budget = Budget(TOGETHER * self.limits.max_body)
         self._outcomes = _Outcomes()
         self._preparing = 0
+        self._let_in = 0  # heads that have passed and that nothing has looked at since: the loop is behind with them
         self._known: dict[str, tuple[Served, Card]] = {}  # by what answers are of
         self.add(schedules.served, card)
         self.metrics = metrics or Metrics(schedules.snapshot)
@@ -127,6 +129,8 @@ class App:
             return
         path: str = scope["path"]
         status = 0
+        if scope.get("extensions", {}).pop(_LET_IN, False):
+            self._let_in -= 1
         whole = scope.get("extensions", {}).get(WHOLE) if scope["method"] == "POST" else None
 
         async def counted(message: Any) -> None:
@@ -170,7 +174,9 @@ class App:
             return None
         started = time.perf_counter()
         try:
-            self._check_place()
+            self._check_place(self._let_in)
+            self._let_in += 1
+            scope.setdefault("extensions", {})[_LET_IN] = True
             return None
         except RequestError as error:
             full = error
@@ -254,12 +260,12 @@ class App:
                 if error.reason != "replaced":
                     raise _refusal(error) from error
 
-    def _check_place(self) -> None:
+    def _check_place(self, before: int = 0) -> None:
         """Refuse before anything is decoded, or read."""
         if self.is_draining:
             raise RequestError(503, "draining", "The server is about to end and takes no more images.")
         now = self._schedules.snapshot()
-        waiting = sum(now.waiting_K) + self._preparing
+        waiting = sum(now.waiting_K) + self._preparing + before
         if waiting >= now.capacity:
             retry_after = waiting / now.rate if now.rate else 1.0
             raise RequestError(429, "full", f"All {now.capacity} places are taken.", retry_after)
