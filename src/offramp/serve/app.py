@@ -5,12 +5,9 @@ the header of the image says; then it is decoded, and submitted. Each error is o
 """
 
 import asyncio
-import math
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
-from urllib.parse import parse_qsl
 
 import torch
 from starlette.applications import Starlette
@@ -21,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from offramp.errors import OfframpError, UsageError
+from offramp.serve.asked import Asked
 from offramp.serve.bodies import HungUpError, images_of, read_body
 from offramp.serve.card import Card, media_type
 from offramp.serve.connection import COMMON, WHOLE, json_headers
@@ -44,11 +42,11 @@ from offramp.serve.messages import (
 )
 from offramp.serve.metrics import Metrics
 from offramp.serve.openapi import openapi
+from offramp.serve.outcomes import Outcomes, Watched
 from offramp.serve.page import content_security_policy, page
 
 _KEPT = 4  # of what was served, images that were taken in before may still be answered
 _TOP = 5  # classes that an event tells of
-_MAX_DEADLINE_MS = 600_000
 _STATUS = {"full": 429, "draining": 503, "deadline": 503, "not finite": 422, "replaced": 503}
 _LET_IN = "offramp.let_in"
 _BROKEN = encode(Error("The server has failed at this request."))
@@ -81,7 +79,7 @@ class App:
         self._schedules, self._gate, self._reload = schedules, gate or Gate(), reload
         self._decoder = Decoder(self.limits, decoders)
         self._budget = Budget(TOGETHER * self.limits.max_body)
-        self._outcomes = _Outcomes()
+        self._outcomes = Outcomes()
         self._preparing = 0
         self._let_in = 0  # heads that have passed and that nothing has looked at since: the loop is behind with them
         self._known: dict[str, tuple[Served, Card]] = {}  # by what answers are of
@@ -193,7 +191,7 @@ class App:
         started = time.perf_counter()
         try:
             headers = dict(scope["headers"])
-            asked = _Asked.of(scope["query_string"], started, len(self._schedules.served.ladder))
+            asked = Asked.of(scope["query_string"], started, len(self._schedules.served.ladder))
             self._check_place()
             body = await read_body(receive, headers.get(b"content-length"), self.limits, self._budget)
             try:
@@ -210,23 +208,23 @@ class App:
             self.metrics.predicted(time.perf_counter() - started)
 
     async def _answer(
-        self, contents: list[bytes], are_several: bool, asked: "_Asked", receive: Receive, send: Send
+        self, contents: list[bytes], are_several: bool, asked: Asked, receive: Receive, send: Send
     ) -> None:
-        async with _Watched(receive):
+        async with Watched(receive):
             if are_several:
-                found = await asyncio.gather(*(self._one_of_several(content, asked) for content in contents))
+                predictions = await asyncio.gather(*(self._one_of_several(content, asked) for content in contents))
             else:
-                found = [await self._one(contents[0], asked)]
-        await _reply(send, 200, encode(Predictions(found)))
+                predictions = [await self._one(contents[0], asked)]
+        await _reply(send, 200, encode(Predictions(predictions)))
 
-    async def _one_of_several(self, content: bytes, asked: "_Asked") -> Prediction | Failure:
+    async def _one_of_several(self, content: bytes, asked: Asked) -> Prediction | Failure:
         try:
             return await self._one(content, asked)
         except RequestError as error:
             self.metrics.refused(error.reason)
             return Failure(error.message, error.status)
 
-    async def _one(self, content: bytes, asked: "_Asked") -> Prediction:
+    async def _one(self, content: bytes, asked: Asked) -> Prediction:
         future: asyncio.Future[Answer | RefusedError] = asyncio.get_running_loop().create_future()
         cancel = await self._submit(content, asked, self._outcomes.into(future))
         try:
@@ -239,7 +237,7 @@ class App:
     async def _submit(
         self,
         content: bytes,
-        asked: "_Asked",
+        asked: Asked,
         on_done: Callable[[Answer | RefusedError], None],
         on_step: Callable[[Step], None] | None = None,
     ) -> Callable[[], None]:
@@ -289,7 +287,7 @@ class App:
             outcome.fingerprint,
         )
 
-    async def _stream(self, contents: list[bytes], asked: "_Asked", receive: Receive, send: Send) -> None:
+    async def _stream(self, contents: list[bytes], asked: Asked, receive: Receive, send: Send) -> None:
         """Server-sent events: one an exit, then the answer."""
         if len(contents) != 1:
             raise RequestError(422, "images", "text/event-stream answers one image a request.")
@@ -299,7 +297,7 @@ class App:
         def put(event: Step | Answer | RefusedError) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        async with _Watched(receive):
+        async with Watched(receive):
             cancel = await self._submit(contents[0], asked, put, put)
             try:
                 start = [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"), *COMMON]
@@ -379,102 +377,6 @@ class App:
         except (UsageError, OfframpError) as error:
             raise RequestError(422, "reload", f"What was served is served on: {error}") from error
         return _response(encode(Reloaded(self._schedules.served.fingerprint)))
-
-
-class _Asked:
-    """What the query asks: `deadline_ms`, `rung`."""
-
-    def __init__(self, deadline: float | None, rung: int) -> None:
-        self.deadline, self.rung = deadline, rung
-
-    @classmethod
-    def of(cls, query: bytes, started: float, rungs: int) -> "_Asked":
-        if not query:
-            return _PLAIN
-        try:
-            pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, max_num_fields=8)
-        except ValueError as error:
-            raise RequestError(422, "query", "The query may have deadline_ms and rung.") from error
-        deadline, rung = None, 1
-        if len(dict(pairs)) < len(pairs):
-            raise RequestError(422, "query", "The query names something twice.")
-        for name, value in pairs:
-            if name == "deadline_ms":
-                deadline = started + _number(name, value, float, 0, _MAX_DEADLINE_MS) / 1000
-            elif name == "rung":
-                rung = int(_number(name, value, int, 1, rungs))
-            else:
-                raise RequestError(422, "query", "The query may have deadline_ms and rung, nothing else.")
-        return cls(deadline, rung)
-
-
-_PLAIN = _Asked(None, 1)
-
-
-def _number(name: str, value: str, kind: type[float], least: float, most: float) -> float:
-    try:
-        number = kind(value) if len(value) <= 20 else math.nan
-    except ValueError:
-        number = math.nan
-    if not least <= number <= most:
-        what = "a whole number" if kind is int else "a number"
-        raise RequestError(422, "query", f"{name} must be {what} from {least:g} to {most:g}.")
-    return number
-
-
-class _Watched:
-    """While entered, the task is cancelled where the client hangs up, and `HungUpError` is raised."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-
-    async def __aenter__(self) -> None:
-        self._task = asyncio.current_task()
-        self._watch = asyncio.ensure_future(self._receive())
-        self._watch.add_done_callback(self._hung_up)
-        self._is_gone = False
-
-    def _hung_up(self, watch: "asyncio.Future[Any]") -> None:
-        if not watch.cancelled() and self._task is not None:
-            self._is_gone = True
-            self._task.cancel()
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._watch.remove_done_callback(self._hung_up)
-        self._watch.cancel()
-        if self._is_gone and self._task is not None:
-            self._task.uncancel()
-            raise HungUpError
-
-
-class _Outcomes:
-    """Gives futures of the loop what the scheduler's thread says, and wakes the loop once for all of a batch."""
-
-    def __init__(self) -> None:
-        self._told: deque[tuple[asyncio.Future[Answer | RefusedError], Answer | RefusedError]] = deque()
-        self._is_woken = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def into(self, future: "asyncio.Future[Answer | RefusedError]") -> Callable[[Answer | RefusedError], None]:
-        """A callback for the scheduler's thread."""
-        loop = future.get_loop()
-        if loop is not self._loop:  # the one before may have ended between being woken and looking
-            self._loop, self._is_woken = loop, False
-
-        def on_done(outcome: Answer | RefusedError) -> None:
-            self._told.append((future, outcome))
-            if not self._is_woken:
-                self._is_woken = True
-                loop.call_soon_threadsafe(self._settle)
-
-        return on_done
-
-    def _settle(self) -> None:
-        self._is_woken = False  # before looking: what is told from now on wakes anew
-        while self._told:
-            future, outcome = self._told.popleft()
-            if not future.done():
-                future.set_result(outcome)
 
 
 def _refusal(error: RefusedError) -> RequestError:
