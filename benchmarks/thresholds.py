@@ -16,7 +16,7 @@ from torch import nn
 import offramp
 from offramp.evaluation import budgeted, curve, gains, geometric_policies, policy_for, recorded, search_thresholds
 from offramp.evaluation.search import FAMILY
-from offramp.policy import EVERYBODY, NOBODY, Policy
+from offramp.policy import EVERYBODY, Policy
 
 WIDTHS = {"uneven": (8, 16, 32, 64, 64), "even": (16,) * 5}
 BUDGETS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
@@ -54,7 +54,7 @@ def compare(kind: str, seed: int, out: Path) -> None:
     print(f"{kind}, seed {seed}: exits cost {[round(exit.operations / whole, 3) for exit in cost.exits]}")
     published = budgeted(search, reported, cost).points[::6]
     print("  published  " + "  ".join(f"{point.operations / whole:.3f}: {point.accuracy:.2f}" for point in published))
-    ends = [Policy((EVERYBODY,) * 5), Policy((*[NOBODY] * 4, EVERYBODY))]
+    ends = [Policy((EVERYBODY,) * 5), Policy.to_the_end(5)]
     rivals = [*geometric_policies(search, cost, FAMILY), *ends]
     for caution in (0.0, 1.0):
         found = search_thresholds(search, cost, BUDGETS, caution=caution)

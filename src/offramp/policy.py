@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor
@@ -199,6 +199,11 @@ class Policy:
         except (TypeError, ValueError) as error:
             raise UsageError(f"`found` must hold JSON values: {error}.") from error
         object.__setattr__(self, "found", plain)
+
+    @classmethod
+    def to_the_end(cls, num_exits: int) -> Self:
+        """No image leaves early: the last exit answers all."""
+        return cls((*[NOBODY] * (num_exits - 1), EVERYBODY))
 
     @property
     def num_exits(self) -> int:

@@ -5,13 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from json import dumps, loads
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from offramp.commands.options import Computes, File, Folder, OnRun, in_threads
 from offramp.errors import OfframpError, UsageError
 from offramp.terminal import escaped, say
+
+if TYPE_CHECKING:
+    from offramp.files import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +35,12 @@ class DemoOptions(OnRun, Computes):
 
     def main(self) -> None:
         """See `Options.main`."""
-        made = demo(self)
+        site = demo(self)
         if self.json:
-            print(dumps({"written": str(made.written), "bytes": made.bytes, "samples": made.samples}))
+            print(dumps({"written": str(site.written), "bytes": site.bytes, "samples": site.samples}))
             return
-        print(escaped(made.written))
-        say(f"{made.bytes / 1e6:.1f} MB, for any static host. Here: python -m http.server --directory {made.written}")
+        print(escaped(site.written))
+        say(f"{site.bytes / 1e6:.1f} MB, for any static host. Here: python -m http.server --directory {site.written}")
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,8 @@ def demo(options: DemoOptions) -> Demo:
     from offramp.export.tracing import need_onnx, parts
     from offramp.files import RunFolder, load
     from offramp.serve.card import Card, media_type
-    from offramp.serve.contract import Served
     from offramp.serve.messages import encode
-    from offramp.serve.model import fingerprint_of, ladder_of
+    from offramp.serve.model import policies_of, served_of
     from offramp.serve.page import page
     from offramp.serve.web_runtime import web_runtime
     from offramp.storage import weights_hash
@@ -77,13 +79,10 @@ def demo(options: DemoOptions) -> Demo:
         raise UsageError(f"{target} is there already. Remove it, or choose another folder with --out.")
     folder = RunFolder(options.run, options.allow_code)
     config = folder.read_config()
-    if options.policy is None and not folder.ladder.is_file() and not folder.policy.is_file():
-        raise UsageError(
-            f"{folder.path} has no policy.json, and the page has to know who leaves where: "
-            f"`{folder.command('policy')}` or `{folder.command('certify')}` finds thresholds, --policy FILE gives some."
-        )
+    _check_policy_is_there(options, folder)
     network = load(folder.path, allow_code=options.allow_code)
-    ladder, promises = ladder_of(folder, options.policy, network)
+    weights = weights_hash(network.state_dict())
+    ladder = policies_of(folder, options.policy, network.num_exits, weights)
     for policy in ladder:
         check_policy(network, policy)
     inputs = inputs_of(folder, config, options.root)
@@ -91,26 +90,17 @@ def demo(options: DemoOptions) -> Demo:
     need_onnx()
     runtime = web_runtime(options.runtime)
 
-    split = parts(network, inputs.image_shape)
-    models = levels(split, network, ladder[0].measure, inputs)
+    models = levels(parts(network, inputs.image_shape), network, ladder[0].measure, inputs)
     stages = {f"stage-{k}.onnx": model.SerializeToString(deterministic=True) for k, model in enumerate(models, 1)}
-    card = Card.of(folder, config, inputs, weights_hash(network.state_dict()))
+    card = Card.of(folder, config, inputs, weights)
     samples = {
         f"samples/{number}.{media_type(content).partition('/')[2]}": (content, label)
         for number, (content, label) in enumerate(card.samples)
     }
     spent = [count.operations for count in cost(network, inputs.image_shape).exits]
-    served = Served(
-        name=folder.path.resolve().name,
-        fingerprint=fingerprint_of(network, ladder),
-        class_names=inputs.class_names,
-        image_shape=inputs.image_shape,
-        ladder=ladder,
-        promises=promises,
-        operations_K=tuple(operations / max(spent[-1], 1) for operations in spent),
-    )
+    shares_K = tuple(operations / max(spent[-1], 1) for operations in spent)
     model = {
-        **loads(encode(card.model(served))),
+        **loads(encode(card.model(served_of(folder, ladder, inputs, shares_K, weights)))),
         "stages": [{"file": name, "bytes": len(content)} for name, content in stages.items()],
         "samples": [{"url": name, "label": label} for name, (_, label) in samples.items()],
     }
@@ -123,6 +113,14 @@ def demo(options: DemoOptions) -> Demo:
     }
     _write(target, files)
     return Demo(target, sum(map(len, files.values())), len(samples))
+
+
+def _check_policy_is_there(options: DemoOptions, folder: "RunFolder") -> None:
+    if options.policy is None and not folder.ladder.is_file() and not folder.policy.is_file():
+        raise UsageError(
+            f"{folder.path} has no policy.json, and the page has to know who leaves where: "
+            f"`{folder.command('policy')}` or `{folder.command('certify')}` finds thresholds, --policy FILE gives some."
+        )
 
 
 def _write(target: Path, files: Mapping[str, bytes]) -> None:

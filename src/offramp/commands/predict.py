@@ -128,7 +128,7 @@ def predict(
     from offramp.data.inputs import check_megapixels
     from offramp.devices import device_named
     from offramp.files import RunFolder, load
-    from offramp.policy import EVERYBODY, NOBODY, Policy
+    from offramp.policy import Policy
     from offramp.runtime import Engine
     from offramp.runtime.tuning import adopt_file
 
@@ -140,8 +140,7 @@ def predict(
     inputs = inputs or inputs_of(folder, config, options.root)
     inputs.check_network(network, folder.path)
     ready, policy_file = given_policy(policy or options.policy, folder)
-    full = Policy((*[NOBODY] * (network.num_exits - 1), EVERYBODY))
-    engine = Engine(network, ready or full, device=device_named(options.device))
+    engine = Engine(network, ready or Policy.to_the_end(network.num_exits), device=device_named(options.device))
     is_tuned, differs = adopt_file(engine, folder.bench)
     return Predictions(
         engine,

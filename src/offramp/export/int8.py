@@ -21,7 +21,7 @@ from offramp.errors import UsageError
 from offramp.export.part import Part, Parts
 from offramp.export.tracing import quiet
 from offramp.network import EarlyExitNet
-from offramp.policy import CERTIFICATE, EVERYBODY, NOBODY, Policy
+from offramp.policy import CERTIFICATE, Policy
 
 if TYPE_CHECKING:
     import onnx
@@ -122,7 +122,7 @@ def compared(network: EarlyExitNet, made: Parts, in_int8: Parts, policy: Policy 
     Raises:
         UsageError: onnxruntime is not installed.
     """
-    used = policy or Policy((*[NOBODY] * (network.num_exits - 1), EVERYBODY))
+    used = policy or Policy.to_the_end(network.num_exits)
     targets_S = torch.cat([batch.targets_B for batch in split.plain().batches()])
     columns = []
     for parts in (made, in_int8):

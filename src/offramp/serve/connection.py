@@ -117,7 +117,7 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, or for the rest of this one, which nobody reads any more."""
+        """Wait for the next request, or for the rest of this one, which is not read any more."""
         if self._state == "body":
             super().on_response_complete()
             return

@@ -18,8 +18,8 @@ class Gate:
     """The token, and names under which the server may be asked.
 
     Args:
-        token: What `Authorization: Bearer` has to hold; None: anybody may ask.
-        hosts: Names that the header `Host` may have; none: any. A page of somebody else's, whose name leads to this
+        token: What `Authorization: Bearer` has to hold; None: no token is needed.
+        hosts: Names that the header `Host` may have; none: any. A page of a stranger, whose name leads to this
             machine, cannot read answers then (DNS rebinding).
     """
 

@@ -292,9 +292,9 @@ class Lane:
         audit = self._oldest(self.audits) if self.num_audits else None
         if audit is not None and now - audit[1].waits_since() >= AUDIT_WAIT:
             return self._further(self.audits, audit[0])
-        found = self._next(now)
-        if found is not None:
-            place, ticket = found
+        chosen = self._next(now)
+        if chosen is not None:
+            place, ticket = chosen
             if not (self.alone and self.alone[0][0].number < ticket.number):
                 return self._first() if place == 0 else self._further(self.between, place)
         if self.alone:

@@ -31,7 +31,7 @@ class Metrics:
     """Counters of the HTTP side and what the scheduler says of itself.
 
     Args:
-        snapshot: How the scheduler stands; asked for when somebody looks.
+        snapshot: How the scheduler stands; asked for when metrics are read.
     """
 
     def __init__(self, snapshot: Callable[[], Snapshot]) -> None:

@@ -21,7 +21,7 @@ from offramp.evaluation import Certificate
 from offramp.evaluation.ladder import rungs_of
 from offramp.files import RunFolder, load
 from offramp.network import EarlyExitNet
-from offramp.policy import EVERYBODY, NOBODY, Policy
+from offramp.policy import Policy
 from offramp.runtime.backends import usual_forms
 from offramp.runtime.plan import SIZES, Plan
 from offramp.runtime.program import Form, Program, certified_form, quiet_torch
@@ -54,6 +54,7 @@ class Model:
         inputs: How an image becomes the network's input.
         guards: One a rung, or None for a rung that is not watched.
         notes: What the one who serves it should know, as sentences: why a backend or a tuning is not used.
+        weights: Hash of the network's; empty where it is not of a run.
     """
 
     served: Served
@@ -63,6 +64,7 @@ class Model:
     inputs: Inputs | None = None
     guards: Sequence[Watch | None] = ()
     notes: tuple[str, ...] = ()
+    weights: str = ""
 
     def __post_init__(self) -> None:
         if len({policy.measure for policy in self.served.ladder}) != 1:
@@ -119,22 +121,16 @@ def open_model(
     network = load(folder.path, allow_code=allow_code)
     inputs = inputs or _inputs(folder)
     inputs.check_network(network, folder.path)
-    ladder, promises = ladder_of(folder, policy, network)
+    weights = weights_hash(network.state_dict())
+    ladder = policies_of(folder, policy, network.num_exits, weights)
     runner, plan, notes = _set_up(network, ladder, folder, backend, device_named(device))
     chunk = chunk or CHUNKS[runner.program.device.type]
     plan = replace(plan, chunk=chunk, sizes=tuple(size for size in SIZES if size <= chunk))
     whole = max(cost(network, inputs.image_shape).exits[-1].operations, 1)
-    served = Served(
-        name=folder.path.resolve().name,
-        fingerprint=fingerprint_of(network, ladder),
-        class_names=inputs.class_names,
-        image_shape=inputs.image_shape,
-        ladder=ladder,
-        promises=promises,
-        operations_K=tuple(spent / whole for spent in runner.operations(plan, inputs.image_shape)),
-    )
+    shares_K = tuple(spent / whole for spent in runner.operations(plan, inputs.image_shape))
+    served = served_of(folder, ladder, inputs, shares_K, weights)
     watched = () if guards is None else guards(ladder)
-    model = Model(served, runner.program, runner.segments(plan), plan, inputs, watched, tuple(notes))
+    model = Model(served, runner.program, runner.segments(plan), plan, inputs, watched, tuple(notes), weights)
     model.warm_up()
     return model
 
@@ -148,21 +144,36 @@ def _inputs(folder: RunFolder) -> Inputs:
     return Inputs.load(folder.input)
 
 
-def ladder_of(
-    folder: RunFolder, policy: str | Path | Policy | None, network: EarlyExitNet
-) -> tuple[tuple[Policy, ...], tuple[str | None, ...]]:
-    """The policies, by rising risk, and what is promised of each."""
+def policies_of(
+    folder: RunFolder, policy: str | Path | Policy | None, num_exits: int, weights: str
+) -> tuple[Policy, ...]:
+    """The policies that a network with these weights is served under, by rising risk."""
     if isinstance(policy, Policy):
-        ladder: Sequence[Policy] = [policy]
+        ladder: tuple[Policy, ...] = (policy,)
     elif policy is None and not folder.ladder.is_file() and not folder.policy.is_file():
-        ladder = [Policy((*[NOBODY] * (network.num_exits - 1), EVERYBODY))]
+        ladder = (Policy.to_the_end(num_exits),)
     else:
         ladder = rungs_of(policy or (folder.ladder if folder.ladder.is_file() else folder.policy))
-    weights = weights_hash(network.state_dict())
-    for one in ladder:
-        one.check_network(weights)
-    certificates = [Certificate.of(one) for one in ladder]
-    return tuple(ladder), tuple(None if one is None else str(one) for one in certificates)
+    for rung in ladder:
+        rung.check_network(weights)
+    return ladder
+
+
+def served_of(
+    folder: RunFolder, ladder: tuple[Policy, ...], inputs: Inputs, operations_K: tuple[float, ...], weights: str
+) -> Served:
+    """A run as who asks sees it."""
+    certificates = [Certificate.of(policy) for policy in ladder]
+    parts = itertools.chain([weights], (policy.fingerprint() for policy in ladder))
+    return Served(
+        name=folder.path.resolve().name,
+        fingerprint=hashlib.sha256("\n".join(parts).encode()).hexdigest(),
+        class_names=inputs.class_names,
+        image_shape=inputs.image_shape,
+        ladder=ladder,
+        promises=tuple(None if certificate is None else str(certificate) for certificate in certificates),
+        operations_K=operations_K,
+    )
 
 
 def _set_up(
@@ -200,9 +211,3 @@ def _set_up(
         runner.policy, plan = Policy(tuple(lowest), ladder[0].measure), Plan()
         runner = runner.under({1: plan})
     return runner, plan, notes
-
-
-def fingerprint_of(network: EarlyExitNet, ladder: Sequence[Policy]) -> str:
-    """SHA-256 of weights and policies together."""
-    parts = itertools.chain([weights_hash(network.state_dict())], (policy.fingerprint() for policy in ladder))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

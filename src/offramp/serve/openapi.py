@@ -55,8 +55,44 @@ def openapi() -> bytes:
         [getattr(messages, name) for name in names], ref_template=messages.REF
     )
     image = {"schema": {"type": "string", "format": "binary"}}
+    text = {"schema": {"type": "string"}}
+    health = {"503": _answer("It is not", _of("Health"))}
+    paths = {
+        "/": _get("A page to play with.", {"text/html": text}),
+        "/healthz": _get("Whether it is alive.", {"application/json": _of("Health")}),
+        "/readyz": _get("Whether it is warm and has a place.", {"application/json": _of("Health")}, **health),
+        "/metrics": _get("Counters, as Prometheus reads them.", {"text/plain": text}, **_errors(401)),
+        "/openapi.json": _get("This.", {"application/json": {"schema": {"type": "object"}}}, **_errors(401)),
+        "/v1/model": _get("The card of what is served.", {"application/json": _of("Model")}, **_errors(401)),
+        "/v1/samples": _get("Images to try it on.", {"application/json": _of("Samples")}, **_errors(401)),
+        "/v1/samples/{number}": {
+            **_get("One of them.", {f"image/{kind}": image for kind in ("png", "jpeg", "webp")}, **_errors(401, 404)),
+            "parameters": [{"name": "number", "in": "path", "required": True, "schema": {"type": "integer"}}],
+        },
+        "/v1/predict": {"post": _predict(image)},
+        "/v1/reload": {
+            "post": {
+                "summary": "Open the run and its policies anew; only from this machine.",
+                "responses": {"200": _answer("Done", _of("Reloaded")), **_errors(401, 403, 404, 422)},
+            }
+        },
+    }
+    document = {
+        "openapi": "3.1.0",
+        "info": {"title": "offramp", "version": offramp.__version__, "summary": "Images that leave a network early."},
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"token": []}],
+    }
+    return msgspec.json.encode(document)
+
+
+def _predict(image: dict[str, Any]) -> dict[str, Any]:
     files = {"type": "object", "additionalProperties": {"type": "string", "format": "binary"}}
-    predict = {
+    return {
         "summary": "Classify images.",
         "parameters": _QUERY,
         "requestBody": {
@@ -79,39 +115,6 @@ def openapi() -> bytes:
             **_errors(*_ERRORS),
         },
     }
-    text = {"schema": {"type": "string"}}
-    health = {"503": _answer("It is not", _of("Health"))}
-    paths = {
-        "/": _get("A page to play with.", {"text/html": text}),
-        "/healthz": _get("Whether it is alive.", {"application/json": _of("Health")}),
-        "/readyz": _get("Whether it is warm and has a place.", {"application/json": _of("Health")}, **health),
-        "/metrics": _get("Counters, as Prometheus reads them.", {"text/plain": text}, **_errors(401)),
-        "/openapi.json": _get("This.", {"application/json": {"schema": {"type": "object"}}}, **_errors(401)),
-        "/v1/model": _get("The card of what is served.", {"application/json": _of("Model")}, **_errors(401)),
-        "/v1/samples": _get("Images to try it on.", {"application/json": _of("Samples")}, **_errors(401)),
-        "/v1/samples/{number}": {
-            **_get("One of them.", {f"image/{kind}": image for kind in ("png", "jpeg", "webp")}, **_errors(401, 404)),
-            "parameters": [{"name": "number", "in": "path", "required": True, "schema": {"type": "integer"}}],
-        },
-        "/v1/predict": {"post": predict},
-        "/v1/reload": {
-            "post": {
-                "summary": "Open the run and its policies anew; only from this machine.",
-                "responses": {"200": _answer("Done", _of("Reloaded")), **_errors(401, 403, 404, 422)},
-            }
-        },
-    }
-    document = {
-        "openapi": "3.1.0",
-        "info": {"title": "offramp", "version": offramp.__version__, "summary": "Images that leave a network early."},
-        "paths": paths,
-        "components": {
-            "schemas": components,
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-        },
-        "security": [{}, {"token": []}],
-    }
-    return msgspec.json.encode(document)
 
 
 def _of(name: str) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offramp.data.class_folders import READABLE
 from offramp.json_files import read
 from offramp.shipped.card import CARD
 
-MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 _MOST = 24
 
 
@@ -19,11 +19,6 @@ class Sample:
     path: Path
     label: int | None
 
-    @property
-    def media_type(self) -> str:
-        """Of its content, by its name."""
-        return MEDIA_TYPES[self.path.suffix.lower()]
-
 
 def samples(run: Path, class_names: Sequence[str]) -> tuple[Sample, ...]:
     """Images in the folder `images` of a run, at most 24, by class and name.
@@ -31,10 +26,10 @@ def samples(run: Path, class_names: Sequence[str]) -> tuple[Sample, ...]:
     A class is known of what a shipped network's card lists, and of files in a folder named like a class.
     """
     listed = read(run / CARD, dict[str, Any]).get("images", {}) if (run / CARD).is_file() else {}
-    found = []
+    images = []
     for path in sorted((run / "images").glob("**/*")):
-        if path.is_file() and path.suffix.lower() in MEDIA_TYPES:
+        if path.is_file() and path.suffix.lower() in READABLE:
             name = path.parent.name
             label = listed.get(path.name, {}).get("class")
-            found.append(Sample(path, class_names.index(name) if label is None and name in class_names else label))
-    return tuple(sorted(found, key=lambda sample: -1 if sample.label is None else sample.label)[:_MOST])
+            images.append(Sample(path, class_names.index(name) if label is None and name in class_names else label))
+    return tuple(sorted(images, key=lambda sample: -1 if sample.label is None else sample.label)[:_MOST])

@@ -86,7 +86,7 @@ class Server(uvicorn.Server):
             log_config=None,
             log_level="error",  # its warnings are of every line that is not HTTP
             access_log=False,
-            proxy_headers=False,  # whoever comes through a proxy on this machine is not this machine
+            proxy_headers=False,  # a client behind a proxy on this machine is not this machine
             server_header=False,
             timeout_keep_alive=math.ceil(app.limits.idle_seconds),
             timeout_graceful_shutdown=math.ceil(grace) + 1,

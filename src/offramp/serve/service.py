@@ -16,7 +16,6 @@ from offramp.serve.limits import Limits
 from offramp.serve.metrics import Metrics
 from offramp.serve.model import Model, open_model
 from offramp.serve.scheduler import Scheduler
-from offramp.storage import load_tensors, weights_hash
 
 
 class Service:
@@ -111,5 +110,4 @@ class Service:
     def _card(self, model: Model) -> Card:
         inputs = model.inputs
         assert isinstance(inputs, Inputs)  # `open_model` has found them
-        weights = weights_hash(load_tensors(self._folder.weights)[0])
-        return Card.of(self._folder, self._folder.read_config(), inputs, weights)
+        return Card.of(self._folder, self._folder.read_config(), inputs, model.weights)

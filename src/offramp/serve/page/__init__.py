@@ -26,6 +26,7 @@ def page(engine: PageEngine = "server") -> str:
     return document
 
 
+@functools.cache
 def content_security_policy(engine: PageEngine = "server") -> str:
     """What the page may do: run its own script and style, known by their hashes, and ask where it comes from.
 
