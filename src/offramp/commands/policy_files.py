@@ -88,9 +88,9 @@ def certified_before(policy: Path, ladder: Path, promise: Promise) -> list[Polic
     """
     before: list[Policy] = []
     with contextlib.suppress(UsageError, OfframpError, OSError):
-        one = Policy.load(policy)
-        Certificate.of(one)
-        before.append(one)
+        loaded = Policy.load(policy)
+        Certificate.of(loaded)
+        before.append(loaded)
     with contextlib.suppress(UsageError, OfframpError, OSError):
         known = Ladder.load(ladder)
         same = [rung for rung, c in zip(known.rungs, known.certificates, strict=True) if c.promise == promise]

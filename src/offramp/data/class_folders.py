@@ -67,14 +67,7 @@ def imagenet(
         std: Likewise.
     """
     cut = Cut(holdout, split_seed, limit, IMAGENET_HOLDOUT)
-    folder = root_folder(root)
-    folder = folder / "imagenet" if (folder / "imagenet").is_dir() else folder
-    for part in ("train", "val"):
-        if not (folder / part).is_dir():
-            raise OfframpError(
-                f"ImageNet is not in {folder}: it has no folder {part!r}. Put train/ and val/ there, one folder per "
-                f"class in each, or name the folder that has them with root. It cannot be downloaded for you."
-            )
+    folder = _imagenet_in(root_folder(root))
     train, test = list_images(folder / "train"), list_images(folder / "val")
     if train.class_names != test.class_names:
         odd = sorted(set(train.class_names) ^ set(test.class_names))
@@ -94,6 +87,17 @@ def imagenet(
         std=std,
         cut=cut,
     )
+
+
+def _imagenet_in(root: Path) -> Path:
+    folder = root / "imagenet" if (root / "imagenet").is_dir() else root
+    for part in ("train", "val"):
+        if not (folder / part).is_dir():
+            raise OfframpError(
+                f"ImageNet is not in {folder}: it has no folder {part!r}. Put train/ and val/ there, one folder per "
+                f"class in each, or name the folder that has them with root. It cannot be downloaded for you."
+            )
+    return folder
 
 
 @builder

@@ -76,10 +76,10 @@ class Ladder:
     @property
     def certificates(self) -> tuple[Certificate, ...]:
         """Of each rung; `str` of it is what may be said of an answer."""
-        found = [Certificate.of(policy) for policy in self.rungs]
-        if any(certificate is None for certificate in found):
+        certificates = [Certificate.of(policy) for policy in self.rungs]
+        if any(certificate is None for certificate in certificates):
             raise UsageError("Every rung of a ladder has a certificate.")
-        return tuple(certificate for certificate in found if certificate is not None)
+        return tuple(certificate for certificate in certificates if certificate is not None)
 
     @property
     def risks(self) -> tuple[float, ...]:

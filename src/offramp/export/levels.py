@@ -46,7 +46,7 @@ def levels(split: Parts, network: EarlyExitNet, measure: Measure, inputs: Inputs
         with graph.under(f"exit_{k + 1}/"):
             (logits,) = graph.part(head, dict.fromkeys(head.inputs, outputs[network.reads[k]]), {})
             answer = read(graph, measure, k, logits, network.num_classes, state)
-        given = [
+        graph_inputs = [
             (answer.label, helper.make_tensor_value_info("label", _INT64, [BATCH])),
             (answer.confidence, helper.make_tensor_value_info("confidence", _FLOAT, [BATCH])),
             (
@@ -63,9 +63,9 @@ def levels(split: Parts, network: EarlyExitNet, measure: Measure, inputs: Inputs
             state = tuple(f"state_{k + 1}_{i}" for i in range(len(answer.state)))
             kinds = zip(answer.state, state, (_INT64, _FLOAT), strict=False)
             passed += [(value, helper.make_tensor_value_info(name, kind, [BATCH])) for value, name, kind in kinds]
-        for value, called in (*given, *passed):
+        for value, called in (*graph_inputs, *passed):
             graph.call(called.name, value)
-        yield _model(graph, taken, [called for _, called in (*given, *passed)])
+        yield _model(graph, taken, [called for _, called in (*graph_inputs, *passed)])
         taken = [called for _, called in passed]
 
 

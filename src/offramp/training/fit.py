@@ -77,8 +77,8 @@ def _for_the_trunk(run: Run) -> DataConfig:
         return run.data
     expected = {key: value for key, value in trained_on(run.network).items() if key not in source.args}
     if expected:
-        said = ", ".join(f"{key}={value}" for key, value in expected.items())
-        _say(f"Images are prepared as those that {run.network.name} was trained on: {said}.")
+        settings = ", ".join(f"{key}={value}" for key, value in expected.items())
+        _say(f"Images are prepared as those that {run.network.name} was trained on: {settings}.")
     return replace(run.data, source=Spec(source.name, {**source.args, **expected}))
 
 

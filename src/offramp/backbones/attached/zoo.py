@@ -75,8 +75,8 @@ def trained_on(spec: Spec) -> dict[str, Any]:
     with contextlib.suppress(ImportError, RuntimeError):  # no timm, or no such weights: building it says so
         known = importlib.import_module("timm").get_pretrained_cfg(name)
         if known is not None and known.input_size == (3, known.input_size[1], known.input_size[1]):
-            said = {"image_size": known.input_size[1], "mean": known.mean, "std": known.std}
-            return {key: value for key, value in said.items() if key not in spec.args}
+            expected = {"image_size": known.input_size[1], "mean": known.mean, "std": known.std}
+            return {key: value for key, value in expected.items() if key not in spec.args}
     return {}
 
 
