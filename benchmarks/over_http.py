@@ -3,7 +3,6 @@
 It runs in threads of the benchmark's own process; what offers load (`load.py`) is another one.
 """
 
-import asyncio
 import subprocess
 import sys
 import tempfile
@@ -103,10 +102,7 @@ def serving(front: Front, scheduler: Scheduler, used: Used) -> Iterator[str]:
     ready = threading.Event()
     server = Server(app, scheduler, grace=5, on_ready=ready.set)
 
-    def run() -> None:
-        asyncio.run(server.serve(sockets=[listening]))
-
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     with listening:
         thread.start()
         ready.wait()

@@ -1,6 +1,5 @@
 """A server over a scheduler without a network, and a client that writes bytes as they are."""
 
-import asyncio
 import contextlib
 import http.client
 import io
@@ -59,14 +58,17 @@ class Fake(Schedules):
     def served(self) -> Served:
         return self.now
 
+    def refusal(self, before: int = 0) -> RefusedError | None:
+        if self.is_draining:
+            return RefusedError("It drains.", "draining")
+        return RefusedError("Full.", "full", 2.5) if len(self.waiting) + before >= self.capacity else None
+
     def submit(self, request: Request) -> Callable[[], None]:
         with self._lock:
-            if self.is_draining:
-                raise RefusedError("It drains.", "draining")
+            if (refusal := self.refusal()) is not None:
+                raise refusal
             if request.fingerprint != self.now.fingerprint:
                 raise RefusedError("Prepare it again.", "replaced")
-            if len(self.waiting) >= self.capacity:
-                raise RefusedError("Full.", "full", 2.5)
             self.waiting.append(request)
             self.submitted += 1
         self._queue.put(request)
@@ -209,7 +211,7 @@ def serving(schedules: Fake | None = None, limits: Limits | None = None, **more:
     server = Server(app, schedules, grace=grace, reload=more.get("reload"))
     listening = listen("127.0.0.1", 0, app.limits.max_connections)
     port = listening.getsockname()[1]
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     assert wait_for(lambda: server.started)
     one = Serving(app, schedules, server, port)

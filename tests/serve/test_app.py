@@ -168,7 +168,7 @@ def test_full_is_429_before_anything_is_decoded(server: Serving) -> None:
     status, headers, content = server.ask("POST", "/v1/predict", b"not even an image", {"Content-Type": "image/png"})
     assert status == 429
     assert int(headers["retry-after"]) >= 1
-    assert json.loads(content) == {"error": "All 8 places are taken."}
+    assert json.loads(content) == {"error": "Full."}
     server.schedules.hold.clear()
     assert wait_for(lambda: server.ask("GET", "/readyz")[0] == 200)
 
@@ -395,8 +395,26 @@ class TestReload:
         with serving() as server:
             for number in range(10):
                 server.app.add(dataclasses.replace(SERVED, fingerprint=str(number)), CARD)
-            assert server.predict(picture())[0] == 200
-            assert len(server.app._known) <= 6
+                assert server.predict(picture())[0] == 200
+            assert server.ask("GET", "/v1/model")[0] == 200
+
+    def test_an_image_taken_in_before_is_answered_with_the_names_of_what_answers_it(self) -> None:
+        schedules = Fake()
+        new = dataclasses.replace(SERVED, fingerprint="n" * 64, class_names=("new", "newer", "newest"))
+        with serving(schedules) as server:
+            schedules.hold.set()
+            connection = server.open(post(picture(1), b"Accept: text/event-stream"))
+            assert wait_for(lambda: schedules.submitted == 1)
+            server.app.add(new, CARD)
+            schedules.now = new
+            schedules.hold.clear()
+            connection.settimeout(5)
+            content = b""
+            while b"event: answer" not in content or not content.endswith(b"\r\n\r\n"):
+                content += connection.recv(65536)
+            assert content.count(b"event: ") == 3
+            assert b'"class_name":"one"' in content
+            assert b'"class_name":"new' not in content
 
     @pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "Via", "X-Real-IP"])
     def test_not_through_a_proxy(self, header: str) -> None:

@@ -317,7 +317,7 @@ def test_when_all_places_are_taken_it_is_said_when_one_will_be_free() -> None:
         desk.submit(number, going_to(4))
     with pytest.raises(RefusedError, match="8 places") as caught:
         desk.submit(8, going_to(4))
-    assert (caught.value.reason, caught.value.retry_after) == ("full", None)  # nothing was measured yet
+    assert (caught.value.reason, caught.value.retry_after) == ("full", 1.0)  # nothing was measured yet
     desk.finish()
     for number in range(9, 17):
         desk.submit(number, going_to(4))

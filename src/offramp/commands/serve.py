@@ -1,6 +1,5 @@
 """`offramp serve`: answer images over HTTP, each from as early an exit as the run's policies let it leave."""
 
-import asyncio
 import importlib.util
 import ipaddress
 import os
@@ -127,7 +126,7 @@ def serve(options: ServeOptions) -> None:
                 print(escaped(f"{options.run} is served at {where}"), flush=True)
 
         server = Server(service.app, service.scheduler, grace=options.grace, reload=service.reload, on_ready=ready)
-        asyncio.run(server.serve(sockets=[listening]))
+        server.run(sockets=[listening])
     if not server.all_answered:
         raise OfframpError(f"Some accepted images were not answered within --grace {options.grace:g} seconds.")
 

@@ -45,7 +45,6 @@ from offramp.serve.openapi import openapi
 from offramp.serve.outcomes import Outcomes, Watched
 from offramp.serve.page import content_security_policy, page
 
-_KEPT = 4  # of what was served, images that were taken in before may still be answered
 _TOP = 5  # classes that an event tells of
 _STATUS = {"full": 429, "draining": 503, "deadline": 503, "not finite": 422, "replaced": 503}
 _LET_IN = "offramp.let_in"
@@ -82,8 +81,7 @@ class App:
         self._outcomes = Outcomes()
         self._preparing = 0
         self._let_in = 0  # heads that have passed and that nothing has looked at since: the loop is behind with them
-        self._known: dict[str, tuple[Served, Card]] = {}  # by what answers are of
-        self.add(schedules.served, card)
+        self._cards = {schedules.served.fingerprint: card}
         self.metrics = metrics or Metrics(schedules.snapshot)
         routes: dict[str, tuple[str, Callable[[HttpRequest], Awaitable[Response]]]] = {
             "/": ("GET", self._page),
@@ -106,14 +104,13 @@ class App:
 
     def add(self, served: Served, card: Card) -> None:
         """What the scheduler is about to serve. Images are prepared for it from the moment that it does."""
-        self._known[served.fingerprint] = served, card
-        kept = {*list(self._known)[-_KEPT:], served.fingerprint, self._schedules.served.fingerprint}
-        self._known = {fingerprint: known for fingerprint, known in self._known.items() if fingerprint in kept}
+        now = self._schedules.served.fingerprint
+        self._cards = {now: self._cards[now], served.fingerprint: card}
 
     @property
     def card(self) -> Card:
         """Of what is served now."""
-        return self._known[self._schedules.served.fingerprint][1]
+        return self._cards[self._schedules.served.fingerprint]
 
     def close(self) -> None:
         """End the threads that decode."""
@@ -226,13 +223,13 @@ class App:
 
     async def _one(self, content: bytes, asked: Asked) -> Prediction:
         future: asyncio.Future[Answer | RefusedError] = asyncio.get_running_loop().create_future()
-        cancel = await self._submit(content, asked, self._outcomes.into(future))
+        served, cancel = await self._submit(content, asked, self._outcomes.into(future))
         try:
             outcome = await future
         except asyncio.CancelledError:
             cancel()
             raise
-        return self._prediction(outcome)
+        return self._prediction(outcome, served)
 
     async def _submit(
         self,
@@ -240,20 +237,24 @@ class App:
         asked: Asked,
         on_done: Callable[[Answer | RefusedError], None],
         on_step: Callable[[Step], None] | None = None,
-    ) -> Callable[[], None]:
-        """Decode an image, once there is a place for it, and hand it in; again where the model was replaced."""
+    ) -> tuple[Served, Callable[[], None]]:
+        """Decode an image, once there is a place for it, and hand it in; again where the model was replaced.
+
+        Returns:
+            What answers it, and the function that takes it back.
+        """
         while True:
             self._check_place()
             self._preparing += 1
             try:
                 served = self._schedules.served
-                _, card = self._known[served.fingerprint]
-                image_CHW = await self._decoder.decode(content, card.inputs)
+                inputs = self._cards[served.fingerprint].inputs
+                image_CHW = await self._decoder.decode(content, inputs)
             finally:
                 self._preparing -= 1
             request = Request(image_CHW, on_done, asked.deadline, asked.rung, on_step, served.fingerprint)
             try:
-                return self._schedules.submit(request)
+                return served, self._schedules.submit(request)
             except RefusedError as error:
                 if error.reason != "replaced":
                     raise _refusal(error) from error
@@ -262,17 +263,13 @@ class App:
         """Refuse before anything is decoded, or read."""
         if self.is_draining:
             raise RequestError(503, "draining", "The server is about to end and takes no more images.")
-        now = self._schedules.snapshot()
-        waiting = sum(now.waiting_K) + self._preparing + before
-        if waiting >= now.capacity:
-            retry_after = waiting / now.rate if now.rate else 1.0
-            raise RequestError(429, "full", f"All {now.capacity} places are taken.", retry_after)
+        if (refusal := self._schedules.refusal(self._preparing + before)) is not None:
+            raise _refusal(refusal)
 
-    def _prediction(self, outcome: Answer | RefusedError) -> Prediction:
+    def _prediction(self, outcome: Answer | RefusedError, served: Served) -> Prediction:
         if isinstance(outcome, RefusedError):
             raise _refusal(outcome)
         self.metrics.answered(outcome)
-        served, _ = self._known[outcome.fingerprint]
         return Prediction(
             outcome.label,
             served.class_names[outcome.label],
@@ -298,35 +295,20 @@ class App:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         async with Watched(receive):
-            cancel = await self._submit(contents[0], asked, put, put)
+            served, cancel = await self._submit(contents[0], asked, put, put)
             try:
                 start = [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"), *COMMON]
                 await send({"type": "http.response.start", "status": 200, "headers": start})
                 while isinstance(event := await events.get(), Step):
-                    await _event(send, b"exit", encode(self._step(event)))
+                    await _event(send, b"exit", encode(_exit_event(event, served)))
             except asyncio.CancelledError:
                 cancel()
                 raise
         try:
-            await _event(send, b"answer", encode(self._prediction(event)), more=False)
+            await _event(send, b"answer", encode(self._prediction(event, served)), more=False)
         except RequestError as error:
             self.metrics.refused(error.reason)
             await _event(send, b"error", error.content, more=False)
-
-    def _step(self, step: Step) -> ExitEvent:
-        names = self._schedules.served.class_names
-        top = torch.topk(step.probabilities_N, min(_TOP, len(step.probabilities_N)))
-        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        return ExitEvent(
-            step.exit,
-            step.label,
-            names[step.label],
-            step.confidence,
-            None if step.threshold is None else threshold_of(step.threshold),
-            [ClassProbability(label, names[label], probability) for label, probability in pairs],
-            step.operations,
-            step.threshold is None or step.confidence >= step.threshold,
-        )
 
     # -- the rest
 
@@ -377,6 +359,22 @@ class App:
         except (UsageError, OfframpError) as error:
             raise RequestError(422, "reload", f"What was served is served on: {error}") from error
         return _response(encode(Reloaded(self._schedules.served.fingerprint)))
+
+
+def _exit_event(step: Step, served: Served) -> ExitEvent:
+    names = served.class_names
+    top = torch.topk(step.probabilities_N, min(_TOP, len(step.probabilities_N)))
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return ExitEvent(
+        step.exit,
+        step.label,
+        names[step.label],
+        step.confidence,
+        None if step.threshold is None else threshold_of(step.threshold),
+        [ClassProbability(label, names[label], probability) for label, probability in pairs],
+        step.operations,
+        step.threshold is None or step.confidence >= step.threshold,
+    )
 
 
 def _refusal(error: RefusedError) -> RequestError:

@@ -144,6 +144,13 @@ class Schedules(ABC):
         """What answers new requests."""
 
     @abstractmethod
+    def refusal(self, before: int = 0) -> RefusedError | None:
+        """What an image would be refused with now, with so many that come before it; None: there is a place.
+
+        Asked of every request, several times, so it takes no lock and a time that does not grow with what waits.
+        """
+
+    @abstractmethod
     def submit(self, request: Request) -> Callable[[], None]:
         """Take an image in.
 

@@ -108,6 +108,17 @@ class Scheduler(Schedules):
         """What answers new requests."""
         return self._lanes[-1].model
 
+    def refusal(self, before: int = 0) -> RefusedError | None:
+        """See `Schedules.refusal`."""
+        if self._drains_until is not None or self._is_over:
+            return RefusedError("The server is about to end and takes no more images.", "draining")
+        places, taken = self._places(), self._taken() + before
+        if taken < places:
+            return None
+        # Until all that wait now will have been answered: sooner, all who were refused would find it full again.
+        capacity = self._pace.capacity
+        return RefusedError(f"All {places} places are taken.", "full", taken / capacity if capacity else 1.0)
+
     def submit(self, request: Request) -> Callable[[], None]:
         """See `Schedules.submit`.
 
@@ -118,8 +129,8 @@ class Scheduler(Schedules):
         with self._lock:
             lane, now = self._lanes[-1], self._clock()
             served, shape = lane.model.served, tuple(request.image_CHW.shape)
-            if self._drains_until is not None or self._is_over:
-                raise RefusedError("The server is about to end and takes no more images.", "draining")
+            if (refusal := self.refusal()) is not None:
+                raise refusal
             if request.fingerprint not in (None, served.fingerprint):
                 raise RefusedError("The model was replaced while the image was prepared; prepare it again.", "replaced")
             if shape != served.image_shape or request.image_CHW.dtype != torch.float32:
@@ -128,10 +139,7 @@ class Scheduler(Schedules):
                 )
             if request.rung < 1:
                 raise UsageError(f"Rungs count from 1; {request.rung} is none.")
-            places = self._places()
-            if self._taken() >= places:
-                raise RefusedError(f"All {places} places are taken.", "full", self._retry_after(now))
-            rung = min(max(request.rung, self._rungs.at(self._taken() / places, now)), len(served.ladder))
+            rung = min(max(request.rung, self._rungs.at(self._taken() / self._places(), now)), len(served.ladder))
             self._numbers += 1
             ticket = Ticket(request, self._numbers, now, rung)
             lane.add(ticket)
@@ -185,11 +193,6 @@ class Scheduler(Schedules):
         if self._within is None or capacity is None:
             return self._max_waiting
         return min(self._max_waiting, max(self._lanes[-1].chunk, round(self._within * capacity)))
-
-    def _retry_after(self, now: float) -> float | None:
-        """Until all that wait now will have been answered: sooner, all who were refused would find it full again."""
-        capacity = self._pace.capacity
-        return self._taken() / capacity if capacity else None
 
     def _taken(self) -> int:
         """Places that are taken."""
