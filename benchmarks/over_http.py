@@ -20,16 +20,17 @@ import torch
 from torch import Tensor
 from torchvision.io import encode_png
 
-from offramp.commands.serve import ServeOptions, open_service
-from offramp.network import Carry
+from offramp.data import Inputs
+from offramp.network import Carry, EarlyExitNet
 from offramp.runtime.program import Program
 from offramp.serve.app import App
+from offramp.serve.card import Card
 from offramp.serve.connection import Connection
+from offramp.serve.gate import LOOPBACK, Gate
+from offramp.serve.limits import Limits
 from offramp.serve.metrics import Metrics
 from offramp.serve.scheduler import Scheduler
 from offramp.serve.server import Server, address, listen
-
-CLOSED = 64  # connections, each of which sends as soon as it has its answer, that find the capacity
 
 
 @dataclass
@@ -78,13 +79,14 @@ class Timed(Program):
 
 
 class Front:
-    """What all disciplines have before them: the run's card, limits and gate, as `offramp serve` opens them."""
+    """What all disciplines have before them: limits and gate as `offramp serve` has them, and PNG files to be sent."""
 
-    def __init__(self, run: Path, images: int) -> None:
-        service = open_service(ServeOptions(run=run, backend="torch", port=0))
-        self.card, self.limits, self.gate = service.app.card, service.app.limits, service.app._gate
-        service.close()
-        channels, height, width = self.card.inputs.image_shape
+    def __init__(self, network: EarlyExitNet, images: int) -> None:
+        assert network.image_shape is not None
+        channels, height, width = network.image_shape
+        names = tuple(map(str, range(network.num_classes)))
+        inputs = Inputs(names, (channels, height, width), (0.5,) * channels, (0.25,) * channels, "central-fit")
+        self.card, self.limits, self.gate = Card(inputs), Limits(), Gate(None, LOOPBACK)
         pixels = torch.randint(0, 256, (images, channels, height, width), generator=torch.Generator().manual_seed(1))
         self.files = [encode_png(image.to(torch.uint8)).numpy().tobytes() for image in pixels]
 

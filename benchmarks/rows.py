@@ -74,7 +74,12 @@ def paired(
 
 def main(options: argparse.Namespace, measure: Callable[[argparse.Namespace], dict[str, Any]]) -> None:
     """Measure, print JSON, and write it where asked to."""
-    text = json.dumps(measure(options), indent=1)
-    print(text)
+    found = text(measure(options))
+    print(found, end="")
     if options.out is not None:
-        options.out.write_text(text + "\n")
+        options.out.write_text(found)
+
+
+def text(found: dict[str, Any]) -> str:
+    """As it is printed and written."""
+    return json.dumps(found, indent=1) + "\n"

@@ -1,11 +1,12 @@
 """What early exits are worth where many requests share a machine: images answered in time, by load and discipline.
 
-    python benchmarks/serving.py [--rounds 5] [--seconds 4] [--threads 2] [--quick] [--out FILE]
+    python benchmarks/serving.py [--rounds 5] [--seconds 1] [--threads 2] [--only TEXT] [--quick] [--out FILE]
 
 Open-loop load, Poisson and in bursts of 1 to 31, from a process of its own (`load.py`) over a Unix socket into the
 scheduler of `offramp serve`, at 0.5, 0.8, 1, 2 and 10 times the capacity with exits. The shipped Fashion-MNIST network
 and MSDNet-7 with random weights, under the shares of early_exits.py, in float32 by the backend that is fastest straight
-on. An image counts if its answer is there within 50 ms of when it was due. With --quick less of everything: no
+on. An image counts if its answer is there within 50 ms of when it was due. All of it takes half an hour, and the file
+is written anew after each network; --only takes those whose name has a text in it. With --quick less of everything: no
 MSDNet-7, no bursts, two loads, no whole batches over HTTP.
 
 - exits: the scheduler as it is.
@@ -15,8 +16,8 @@ MSDNet-7, no bursts, two loads, no whole batches over HTTP.
 All three have the same code around them: places, order, refusals. Each gets the chunk and the limit of expected waiting
 (`within_ms`) that answer most in time at twice the capacity, found beforehand. Then they take turns, load by load.
 
-The shipped network also over HTTP: PNG files over 480 connections that are kept, to the application of `offramp serve`
-in uvicorn, before each discipline's scheduler. Its capacity is what 16 connections get that always ask.
+Each network also over HTTP: PNG files over 480 connections that are kept, to the application of `offramp serve` in
+uvicorn, before each discipline's scheduler. Its capacity is what 16 connections get that always ask.
 
 Beside that: the processor's time an image of everything that is not the network (in process of a network that answers
 at once; over HTTP of the threads that serve, less that in segments), and how soon after ten times the capacity the 99th
@@ -46,7 +47,7 @@ import numpy as np
 import over_http
 import rows
 import torch
-from early_exits import SHIPPED, SHIPPED_NAME, networks, policy_for, shipped
+from early_exits import networks, policy_for, shipped
 from over_http import Front, Timed, Used
 from torch import Tensor
 
@@ -299,16 +300,22 @@ def capacity(network: Network, images: int) -> float:
 
 
 def best_setting(network: Network, way: str, options: argparse.Namespace) -> tuple[Setting, dict[str, float]]:
-    """The chunk and the limit under which most is answered in time at twice the capacity, and what all of them gave."""
+    """The chunk, and then the limit, under which most is answered in time at twice the capacity, and what all gave."""
     if options.quick and network.front is not None:
         return USUAL, {}
-    chunks, within = ((8, 16), (30.0,)) if options.quick else (CHUNKS, WITHIN_MS)
-    tried = {}
-    for setting in (Setting(chunk, limit) for chunk in chunks for limit in within):
-        seen, _ = offered(network, way, setting, [(2 * network.capacity, options.seconds / 2)])
-        tried[setting] = seen.between(options.seconds / 8, options.seconds / 2).goodput
-    best = max(tried, key=tried.__getitem__)
-    return best, {f"{way}, {setting}": round(value, 1) for setting, value in tried.items()}
+    tried: dict[Setting, float] = {}
+
+    def best(settings: Sequence[Setting]) -> Setting:
+        for setting in settings:
+            if setting not in tried:
+                seen, _ = offered(network, way, setting, [(2 * network.capacity, options.seconds / 2)])
+                tried[setting] = seen.between(options.seconds / 8, options.seconds / 2).goodput
+        return max(settings, key=tried.__getitem__)
+
+    found = best([Setting(chunk, USUAL.within_ms) for chunk in ((8, 16) if options.quick else CHUNKS)])
+    if not options.quick:
+        found = best([Setting(found.chunk, limit) for limit in WITHIN_MS])
+    return found, {f"{way}, {setting}": round(value, 1) for setting, value in tried.items()}
 
 
 def fastest(network: EarlyExitNet, images_SCHW: Tensor) -> tuple[Form, Program]:
@@ -328,20 +335,23 @@ def fastest(network: EarlyExitNet, images_SCHW: Tensor) -> tuple[Form, Program]:
 
 
 def opened(options: argparse.Namespace) -> Iterator[Network]:
-    """MSDNet-7, unless it is to be quick: it takes a minute to be compiled. The shipped network, then over HTTP."""
+    """MSDNet-7, unless it is to be quick (a minute to be compiled), and the shipped network; each also over HTTP."""
     for name, network, shares in [shipped()] if options.quick else networks():
         assert network.image_shape is not None
+        names = {False: name, True: f"{name} over HTTP"}
+        if not any(options.only in name for name in names.values()):
+            continue
         images_SCHW = torch.randn(IMAGES, *network.image_shape, generator=torch.Generator().manual_seed(1))
-        front = Front(SHIPPED, IMAGES) if name == SHIPPED_NAME else None
         _, program = fastest(network, images_SCHW)
-        for before, images in ((None, images_SCHW), (front, None if front is None else front.images())):
-            if images is None:
+        for is_over_http, called in names.items():
+            if options.only not in called:
                 continue
+            front = Front(network, IMAGES) if is_over_http else None
+            images = images_SCHW if front is None else front.images()
             with torch.inference_mode():
                 logits_KSC = torch.cat([network(batch) for batch in torch.split(images, 64)], 1)
             policy = policy_for(logits_KSC, network.num_classes, shares)
-            called = name if before is None else f"{name} over HTTP"
-            found = Network(called, program, policy, images, front=before)
+            found = Network(called, program, policy, images, front=front)
             yield replace(found, capacity=capacity(found, 500 if options.quick else 3000))
 
 
@@ -355,41 +365,36 @@ def kept(by_load: dict[float, list[Seen]], number: int) -> float:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The rows, and every discipline under every load."""
     torch.set_num_threads(options.threads)
-    where = conditions()
     options.rounds = 5 if options.quick else options.rounds
     options.seconds = 0.3 if options.quick else options.seconds
-    results: list[rows.Row] = []
-    tried: dict[str, Any] = {}
-    spent: dict[str, Any] = {}
-    table = [
-        "| network, load | offered a second | "
-        + " | ".join(f"{way}: in time a second, median and 99 % in ms, refused" for way in (EXITS, WHOLE, BATCHES))
-        + " |",
-        "|---|---|---|---|---|",
-    ]
-    for network in opened(options):
-        settings = {}
-        ways = (EXITS, WHOLE) if options.quick and network.front is not None else (EXITS, WHOLE, BATCHES)
-        for way in ways:
-            settings[way], found = best_setting(network, way, options)
-            tried.setdefault(network.name, {}).update(found)
-        results += compared(network, settings, options, table)
-        if network.front is not None or not options.quick:
-            results.append(recovery(network, settings[EXITS], options))
-        results.append(outside(network, settings[EXITS], options))
-        if network.front is not None:
-            spent[network.name] = parts(network, settings[EXITS], options)
-    return {
+    cell = "in time a second, median and 99 % in ms, refused"
+    header = " | ".join(f"{way}: {cell}" for way in (EXITS, WHOLE, BATCHES))
+    found: dict[str, Any] = {
         "what": "images answered within 50 ms: early exits, whole requests, whole batches",
-        **where,
+        **conditions(),
         "rounds": options.rounds,
         "quick": options.quick,
+        "seconds": options.seconds,
         "processors": os.cpu_count(),
-        "rows": results,
-        "table": table,
-        "tried, answered in time a second at twice the capacity": tried,
-        "the processor's milliseconds an image at half the capacity": spent,
+        "rows": [],
+        "table": [f"| network, load | offered a second | {header} |", "|---|---|---|---|---|"],
+        "tried, answered in time a second at twice the capacity": (tried := dict[str, dict[str, float]]()),
+        "the processor's milliseconds an image at half the capacity": (spent := dict[str, dict[str, float]]()),
     }
+    for network in opened(options):
+        settings = {}
+        for way in (EXITS, WHOLE) if options.quick and network.front is not None else (EXITS, WHOLE, BATCHES):
+            settings[way], values = best_setting(network, way, options)
+            tried.setdefault(network.name, {}).update(values)
+        found["rows"] += compared(network, settings, options, found["table"])
+        if network.front is not None or not options.quick:
+            found["rows"].append(recovery(network, settings[EXITS], options))
+        found["rows"].append(outside(network, settings[EXITS], options))
+        if network.front is not None:
+            spent[network.name] = parts(network, settings[EXITS], options)
+        if options.out is not None:
+            options.out.write_text(rows.text(found))
+    return found
 
 
 def compared(
@@ -492,7 +497,8 @@ def parts(network: Network, setting: Setting, options: argparse.Namespace) -> di
 def parser() -> argparse.ArgumentParser:
     """The options of all benchmarks, and how long each load lasts."""
     made = rows.parser(__doc__, rounds=5, threads=2)
-    made.add_argument("--seconds", type=float, default=4.0, help="of each load (default 4)")
+    made.add_argument("--seconds", type=float, default=1.0, help="of each load (default 1)")
+    made.add_argument("--only", default="", help="networks whose name has this in it")
     return made
 
 
