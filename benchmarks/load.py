@@ -10,11 +10,13 @@ falls behind hides nothing. With `--bursts` groups of 1 to 31 images come togeth
 """
 
 import argparse
+import contextlib
 import json
 import select
 import socket
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -94,56 +96,70 @@ def is_whole(data: bytes) -> bool:
     return bool(found) and len(body) >= int(length.partition(b"\r")[0])
 
 
-def told(data: bytes) -> tuple[int, int]:
-    """What became of an image, and the exit that answered."""
-    status = data[9:12]
-    if status == b"200" and is_whole(data):
-        return ANSWERED, json.loads(data.partition(b"\r\n\r\n")[2])["predictions"][0]["exit"]
-    return (REFUSED if status in (b"429", b"503") else FAILED), 0
-
-
 def offer_over_http(
     address: str, due: npt.NDArray[np.float64], bodies: list[bytes], seed: int, connections: int
 ) -> dict[str, Any]:
-    """As `offer`. What has failed or has no answer in the end stays so; a connection that breaks is not used again."""
+    """As `offer`. A connection that breaks is not used again, and what has no answer in the end stays so."""
     host, port = address.split(":")
     asked = [asked_over_http(address, body) for body in bodies]
     images = np.random.default_rng(seed + 1).integers(0, len(asked), len(due)).tolist()
     done, kind, exits = np.full(len(due), np.nan), np.full(len(due), LOST), np.zeros(len(due), dtype=int)
-    lines, poll = dict[int, socket.socket](), select.epoll()
-    for _ in range(connections):
+    lines, read, poll = dict[int, socket.socket](), dict[int, bytes](), select.epoll()
+
+    def connect() -> int:
         line = socket.create_connection((host, int(port)))
         line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        lines[line.fileno()] = line
+        place = line.fileno()
+        lines[place], read[place] = line, b""
         poll.register(line, select.EPOLLIN)
-    free, under_way, read = [*lines], dict[int, int](), dict.fromkeys(lines, b"")
+        return place
+
+    free, under_way = deque(connect() for _ in range(connections)), dict[int, int]()
     when, sent = due.tolist(), 0
-    answered = []  # looked into when all is over, so that this delays nothing
+    answered = []  # read when all is over, so that this delays nothing
     started = time.perf_counter() + 0.05
     last = when[-1] + PATIENCE
     while (sent < len(when) or under_way) and (now := time.perf_counter() - started) < last:
         while sent < len(when) and when[sent] <= now and free:
-            place = free.pop()
+            place = free.popleft()  # the one that has rested longest, so that none rests too long
             under_way[place] = sent
-            lines[place].sendall(asked[images[sent]])
+            with contextlib.suppress(ConnectionError):  # seen below
+                lines[place].sendall(asked[images[sent]])
             sent += 1
         wait = when[sent] - now if sent < len(when) and free else 0.1
         for place, _ in poll.poll(max(wait, 0.0)):
-            data = lines[place].recv(2**16)
+            try:
+                data = lines[place].recv(2**16)
+            except ConnectionError:
+                data = b""
             read[place] += data
             if data and not is_whole(read[place]):
                 continue
-            if place in under_way:
-                number = under_way.pop(place)
+            number = under_way.pop(place, None)
+            if not data:
+                poll.unregister(place)
+                lines.pop(place).close()
+                if number is None:
+                    free.remove(place)
+                elif not read[place]:  # closed because it rested, as a client has to expect
+                    place = connect()
+                    under_way[place] = number
+                    lines[place].sendall(asked[images[number]])
+                    continue
+            if number is not None:
                 done[number] = time.perf_counter() - started
-                answered.append((number, read[place]))
+                if (status := read[place][9:12]) != b"200" and data:  # most of them, where the server is full
+                    kind[number] = REFUSED if status in (b"429", b"503") else FAILED
+                else:
+                    answered.append((number, read[place]))
             read[place] = b""
             if data:
                 free.append(place)
-            else:
-                poll.unregister(place)
     for number, data in answered:
-        kind[number], exits[number] = told(data)
+        if is_whole(data):
+            kind[number], exits[number] = ANSWERED, json.loads(data.partition(b"\r\n\r\n")[2])["predictions"][0]["exit"]
+        else:
+            kind[number] = FAILED
     return {"due": due, "done": done, "kind": kind, "exit": exits}
 
 

@@ -26,6 +26,7 @@ percentile is what it was.
 
 import argparse
 import functools
+import gc
 import os
 import socket
 import subprocess
@@ -352,6 +353,8 @@ def opened(options: argparse.Namespace) -> Iterator[Network]:
                 logits_KSC = torch.cat([network(batch) for batch in torch.split(images, 64)], 1)
             policy = policy_for(logits_KSC, network.num_classes, shares)
             found = Network(called, program, policy, images, front=front)
+            gc.collect()
+            gc.freeze()  # as a `Service` does
             yield replace(found, capacity=capacity(found, 500 if options.quick else 3000))
 
 

@@ -228,6 +228,7 @@ class Scheduler(Schedules):
         if not self._is_warm:
             self.model.warm_up()
             self._is_warm = True
+        begun = self._clock()
         with self._lock:
             now = self._clock()
             self._expire(now)
@@ -241,8 +242,9 @@ class Scheduler(Schedules):
         ended = self._clock()
         with self._lock:
             outcomes = work.lane.settle(work, ran, ended - started, ended)
-            self._pace.count(len(outcomes), ended - started, ended)
             self._finish(work.lane, outcomes)
+            # With what the thread waited for the other ones: under load that is as long as the segments take.
+            self._pace.count(len(outcomes), self._clock() - begun, ended)
             self._rungs.at(self._taken() / self._places(), ended)
             if self._on_batch is not None:
                 self._on_batch(work.first, len(work.images), ended - started)
