@@ -7,8 +7,11 @@ import signal
 import socket
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,19 +65,30 @@ def ask(port: int, body: bytes, method: str = "POST", path: str = "/v1/predict")
         connection.close()
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_of_a_replica_killed_under_load_no_accepted_request_is_lost(tmp_path: Path) -> None:
-    """Each gets an answer or a status that says that there is none; asked once more, all are answered, and rightly."""
+@contextmanager
+def serving(run: Path, **settings: Any) -> Iterator[tuple[int, set[int]]]:
+    """The digits that ship, on a Ray of its own: the port, and the replicas of others."""
     ray, serve = pytest.importorskip("ray"), pytest.importorskip("ray.serve")
-    run, port = tmp_path / "digits", free_port()
+    port = free_port()
     shipped.copy("digits", run)
-    images = [path.read_bytes() for path in sorted((run / "images").glob("*.png"))]
     before = set(replicas())
     start(ray)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(application(run, replicas=2, within_ms=None), name="test")
+        serve.run(application(run, within_ms=None, **settings), name="test")
+        yield port, before
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_of_a_replica_killed_under_load_no_accepted_request_is_lost(tmp_path: Path) -> None:
+    """Each gets an answer or a status that says that there is none; asked once more, all are answered, and rightly."""
+    run = tmp_path / "digits"
+    with serving(run, replicas=2) as (port, before):
+        images = [path.read_bytes() for path in sorted((run / "images").glob("*.png"))]
         expected = [json.loads(ask(port, image)[1])["predictions"][0]["label"] for image in images]
         started, told, kinds = Counter(), Counter(), Counter()
 
@@ -107,9 +121,31 @@ def test_of_a_replica_killed_under_load_no_accepted_request_is_lost(tmp_path: Pa
         # Of several replicas none is opened anew alone.
         assert ask(port, b"", path="/v1/reload")[0] == 404
         assert json.loads(ask(port, b"", "GET", "/v1/model")[1])["exits"] > 1
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_more_requests_than_one_replica_is_to_have_bring_another(tmp_path: Path) -> None:
+    """Ray looks for half a minute before it believes in them."""
+    run = tmp_path / "digits"
+    with serving(run, replicas=1, most=2, waiting=1) as (port, before):
+        (image, *_) = (path.read_bytes() for path in sorted((run / "images").glob("*.png")))
+        limit = time.monotonic() + 3 * PATIENCE
+
+        def is_enough() -> bool:
+            return len(set(replicas()) - before) == 2 or time.monotonic() > limit
+
+        def asked(_: int) -> set[int]:
+            found = set()
+            while not is_enough():
+                found.add(ask(port, image)[0])
+            return found
+
+        assert len(set(replicas()) - before) == 1
+        with ThreadPoolExecutor(4) as clients:
+            statuses = set().union(*clients.map(asked, range(4)))
+        assert len(set(replicas()) - before) == 2
+        assert statuses == {200}
 
 
 @pytest.mark.parametrize("wrong", [{"replicas": 0}, {"replicas": 3, "most": 2}, {"waiting": 300}, {"threads": 0}])
