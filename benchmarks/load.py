@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 ASKED = np.dtype([("number", "<u4"), ("image", "<u4")])
 TOLD = np.dtype([("number", "<u4"), ("kind", "<u2"), ("exit", "<u2")])
-ANSWERED, REFUSED, FAILED, LOST = range(4)
+ANSWERED, REFUSED, FAILED, LOST, UNSENT = range(5)  # the last: this process fell behind
 LARGEST = 31  # burst
 PATIENCE = 10.0  # seconds after the last image is due
 
@@ -155,6 +155,7 @@ def offer_over_http(
             read[place] = b""
             if data:
                 free.append(place)
+    kind[sent:] = UNSENT
     for number, data in answered:
         if is_whole(data):
             kind[number], exits[number] = ANSWERED, json.loads(data.partition(b"\r\n\r\n")[2])["predictions"][0]["exit"]

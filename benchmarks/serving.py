@@ -433,7 +433,11 @@ def compared(
         slowest = [one.slowest for one in seen[EXITS][loads[-1]]]
         label = f"{name}: slowest answer or refusal at ten times the capacity"
         results.append(rows.value(label, "ms", slowest, f"below {REFUSED_IN:g}", below=REFUSED_IN))
-        lost = [float((one.kind >= load.FAILED).sum()) for by_load in seen[EXITS].values() for one in by_load]
+        lost = [
+            float(np.isin(one.kind, (load.FAILED, load.LOST)).sum())
+            for by_load in seen[EXITS].values()
+            for one in by_load
+        ]
         results.append(rows.value(f"{name}: neither answered nor refused", "images", lost, "none", below=0.5))
     return results
 
