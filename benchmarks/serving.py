@@ -69,7 +69,7 @@ IN_TIME = 0.05  # seconds
 REFUSED_IN = 100.0  # ms: every image is answered or refused within so long
 PLACES = 256
 CHUNKS, WITHIN_MS = (4, 8, 16, 32), (20.0, 30.0, 40.0)  # of which each discipline gets its best
-IMAGES = 256
+IMAGES, TRIALS = 256, 3  # the latter of each setting, of which the median counts: one alone picks by chance
 EXITS, WHOLE, BATCHES = "exits", "whole requests", "whole batches"
 GOALS = {WHOLE: 1.5, BATCHES: 1.0}
 CPU_MS = 0.3
@@ -305,12 +305,14 @@ def best_setting(network: Network, way: str, options: argparse.Namespace) -> tup
     if options.quick and network.front is not None:
         return USUAL, {}
     tried: dict[Setting, float] = {}
+    seconds = max(options.seconds, 0.3 if options.quick else 1.0)
+    phases = [(2 * network.capacity, seconds)]
 
     def best(settings: Sequence[Setting]) -> Setting:
         for setting in settings:
             if setting not in tried:
-                seen, _ = offered(network, way, setting, [(2 * network.capacity, options.seconds / 2)])
-                tried[setting] = seen.between(options.seconds / 8, options.seconds / 2).goodput
+                trials = [offered(network, way, setting, phases, seed=seed)[0] for seed in range(TRIALS)]
+                tried[setting] = median(seen.between(seconds / 4, seconds).goodput for seen in trials)
         return max(settings, key=tried.__getitem__)
 
     found = best([Setting(chunk, USUAL.within_ms) for chunk in ((8, 16) if options.quick else CHUNKS)])
