@@ -39,11 +39,13 @@ def test_everything_at_once(study) -> None:
     assert not found.loads  # one file, nothing fetched
     for to in found.to:  # every cell leads to its runs, every run to its manifest
         assert to[1:] in found.ids if to.startswith("#") else (made.out / to).is_file(), to
-    assert html.read_text().count("<svg") == 3  # Figures 3 and 4, and what early exits are worth
+    assert (
+        html.read_text().count("<svg") == 4
+    )  # Figures 3 and 4, what early exits are worth, and the league on ImageNet
     for name in (experiment.name for experiment in made.experiments):
         assert name in found.ids
         assert f"## {name}: " in text.read_text()
-    assert "146 of 146 runs are done; seeds 0, 1." in text.read_text()
+    assert "172 of 172 runs are done; seeds 0, 1." in text.read_text()
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -379,13 +381,16 @@ def test_weights_and_coefficients_where_they_were_recorded(study, manifest) -> N
 def test_a_page_of_nothing_and_of_some(study, tmp_path) -> None:
     empty = Study(names=("table1",), scale=POCKET, seeds=(0, 1), out=tmp_path / "empty")
     _, text, *_ = write(empty)
-    assert "0 of 10 runs are done" in text.read_text()
+    assert "0 of 16 runs are done" in text.read_text()
     assert "## Verdicts" not in text.read_text()
-    assert "\nNot run (seeds 0, 1): MSDNet; WPN; Damping; + Power-sqrt; + Dynamic.\n" in text.read_text()
+    assert (
+        "\nNot run (seeds 0, 1): MSDNet; WPN; Damping; + Power-sqrt; + Dynamic; WPN, its own recipe; "
+        in text.read_text()
+    )
     assert "| – |" not in text.read_text()
     assert "missing" not in text.read_text()
     one = study(POCKET, "table1", seeds=1)
     more = dataclasses.replace(one, seeds=(0, 1, 2))
     _, text, *_ = write(more)
-    assert "5 of 15 runs are done" in text.read_text()
+    assert "8 of 24 runs are done" in text.read_text()
     assert ": missing" in text.read_text()

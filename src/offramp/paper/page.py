@@ -183,8 +183,8 @@ def _verdicts(study: Study, results: Results) -> list[Table]:
 def _section(experiment: Experiment, results: Results, study: Study) -> Section:
     about = " ".join((EXPERIMENTS[experiment.name].__doc__ or "").split())
     expect = (
-        about if experiment.shows in ("groups", "pilot", "study") else f"The paper: {about}"
-    )  # the league is not the paper's
+        f"The paper: {about}" if experiment.name.startswith(("table", "figure")) else about
+    )  # leagues and our own study are not the paper's
     missing = not_run(experiment, results)
     if missing:
         expect += f"\n\nNot run ({_seeds(study.seeds)}): {'; '.join(missing)}."
