@@ -56,10 +56,24 @@ def test_an_orphan_saves_and_leaves(rows, tmp_path: Path, capsys) -> None:
     assert os.listdir(tmp_path / "run" / "checkpoints")
 
 
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("table2", "WPN, its own recipe"),  # whose batches are larger than the data here
+        ("table2", "+ Dynamic, over the batch (mat)"),
+        ("table1", "Damping, λ rising with depth"),
+        ("league", "CGT, soft gate, its own recipe"),
+    ],
+)
+def test_rows_beside_the_papers_train(rows, tmp_path: Path, name: str, label: str) -> None:
+    row = rows(name)[label]
+    assert len(of_manifest(work(row.run, tmp_path / "run")).top1) == row.num_exits == 3
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["league", "figure4"])
+@pytest.mark.parametrize("name", ["league", "league-imagenet"])
 def test_every_method_trains(rows, tmp_path: Path, name: str) -> None:
     for number, row in enumerate(rows(name).values()):
         made = work(row.run, tmp_path / str(number))
         assert len(of_manifest(made).top1) == 3
-        assert (of_manifest(made).budgeted is not None) == (name == "figure4")
+        assert (of_manifest(made).budgeted is not None) == (name == "league-imagenet")

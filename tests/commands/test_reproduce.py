@@ -45,10 +45,15 @@ def test_the_list_of_everything(here: Path, capsys) -> None:
     """What the issue asks to see first; nothing is written."""
     assert main(["reproduce", "all", "--scale", "pocket", "--seeds", "1", "--dry-run", "--rate", "5e9"]) == 0
     said = capsys.readouterr().out
-    for name in (*(f"table{n}" for n in range(1, 9)), "figure3", "figure4", "league"):
+    for name in (*(f"table{n}" for n in range(1, 9)), "figure3", "figure4", "league", "league-imagenet"):
         assert re.search(rf"^ *{name} .* (min|h|days) *$", said, re.MULTILINE), name
-    assert re.search(r"^ *all .* 73 +73 ", said, re.MULTILINE)
+    assert re.search(r"^ *all .* 86 +86 ", said, re.MULTILINE)
     assert "estimates" in said
+    beside = "not in the paper: WPN, its own recipe; WPN, twice the batch"
+    assert f"\ntable6: RANet; WPN; Ours (Power-sqrt); + Dynamic training; {beside}.\n" in said
+    assert re.search(
+        r"^league: .*; damping, λ rising with depth; .*; CGT, soft gate, its own recipe", said, re.MULTILINE
+    )
     assert os.listdir(here) == ["tiny.py"]
 
 

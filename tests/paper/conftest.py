@@ -36,6 +36,8 @@ def manifest() -> Callable[..., Manifest]:
         last_stats: dict[str, list[float] | None] | None = None,
         search: Sequence[float] | None = None,
         xray: dict[str, list[float]] | None = None,
+        ece: float = 0.1,
+        certified: dict[str, Any] | None = None,
         **made_by: Any,
     ) -> Manifest:
         exits = [
@@ -44,7 +46,7 @@ def manifest() -> Callable[..., Manifest]:
                 "parameters": 10 * (k + 1),
                 "top1": value,
                 "nll": 1.0,
-                "ece": 0.1,
+                "ece": ece,
                 "damping": None if damping is None else damping[k],
                 "train": {
                     "top1": 100.0,
@@ -75,6 +77,8 @@ def manifest() -> Callable[..., Manifest]:
         }
         if search is not None:
             values["search_top1"] = list(search)
+        if certified is not None:
+            values["certified"] = certified
         if xray is not None:
             values["xray"] = xray
         if load is not None:

@@ -22,6 +22,7 @@ def test_every_table_and_figure_is_there(scale) -> None:
         "figure3",
         "figure4",
         "league",
+        "league-imagenet",
     ]
 
 
@@ -54,7 +55,7 @@ def test_the_recipe_to_the_letter() -> None:
             assert (training.epochs, where.batch_size) == ((100 * passes, 256) if imagenet else (300 * passes, 64))
             recipe = (training.optimizer, training.lr, training.momentum, training.weight_decay, training.schedule)
             assert recipe == ("sgd", 0.1, 0.9, 1e-4, "cosine")
-            assert plain(where).holdout == (50_000 if name == "figure4" else 0)
+            assert plain(where).holdout == (50_000 if name in ("figure4", "league-imagenet") else 0)
     strengths = {name: by_name[name].row("+ Dynamic").run.objective.args for name in ("table1", "table2")}
     assert strengths == {"table1": {"strength": 0.005, "alpha": 0.8}, "table2": {"strength": 0.01, "alpha": 0.3}}
     assert by_name["table4"].row("+ Power-sqrt").run.objective.args["strength"] == 0.075

@@ -65,6 +65,10 @@ def test_rivals_with_their_own_recipes_stand_beside_those_with_the_settings() ->
     assert (dfs.training.weight_decay, dfs.training.milestones) == (0, (70 / 90, 80 / 90, 85 / 90))
     dfs = by_label("DFS, its own recipe", pocket)
     assert (dfs.data.batch_size, dfs.training) == (64, TrainConfig(epochs=100, weight_decay=5e-4, **steps))
+    for setting, batch, rate in ((cifar, 1024, 0.8), (imagenet, 4096, 0.8), (pocket, 256, 0.2)):
+        own = by_label("WPN, its own recipe", setting)
+        assert (own.data.batch_size, own.training.lr) == (batch, rate)  # as much rate an image as twice the batch has
+        assert own.rule == by_label("WPN", setting).rule
     for setting in (cifar, imagenet, pocket):
         wpn, larger = by_label("WPN", setting), by_label("WPN, twice the batch", setting)
         assert larger.data.batch_size == 2 * wpn.data.batch_size
@@ -107,8 +111,9 @@ def test_the_league_is_complete() -> None:
     assert rules == {"standard", "wpn", "dfs", "gradient-equilibrium", "pcgrad", "cagrad", "meta-gf", "cgt"}
     objectives = {str(method.objective(PAPER["cifar100"])) for method in LEAGUE}
     assert "damping strength=0.005 per_sqrt_exits=True" in objectives
+    assert "damping strength=[0.000714, 0.001429, 0.002143, 0.002857, 0.003571, 0.004286, 0.005]" in objectives
     assert "dynamic strength=0.005 alpha=0.8 normalisation='tanh'" in objectives
     assert "dynamic strength=0.005 alpha=0.8 normalisation='centre'" in objectives
     assert "dynamic strength=0.005 alpha=0.8 normalisation='centre-clipped'" in objectives
     gates = [str(method.rule(PAPER["cifar100"])) for method in LEAGUE if method.label.startswith("CGT")]
-    assert gates == ["cgt", "cgt gate='hard'", "cgt total='exits'", "cgt gate='hard'"]
+    assert gates == ["cgt", "cgt gate='hard'", "cgt total='exits'", "cgt gate='hard'", "cgt gate='soft'"]

@@ -27,10 +27,10 @@ def test_the_threshold_sweep() -> None:
 def test_budgeted_curves_with_the_spread_of_their_seeds() -> None:
     (figure4,) = experiments(["figure4"], PAPER)
     curves = {0: Figures((1.0,), budgeted=(60.0,) * len(BUDGETS)), 1: Figures((1.0,), budgeted=(64.0,) * len(BUDGETS))}
-    results = Results({("figure4", "WPN"): curves, ("figure4", "DFS"): curves})
+    results = Results({("figure4", "WPN"): curves, ("figure4", "dynamic"): curves})
     with figures.style():
         (axes,) = draw(figure4, results).axes
-    assert [line.get_label() for line in axes.lines] == ["WPN", "DFS"]
+    assert [line.get_label() for line in axes.lines] == ["WPN", "dynamic"]
     assert set(axes.lines[0].get_ydata()) == {62.0}
     (band,) = axes.collections[0].get_paths()
     assert (band.vertices[:, 1].min(), band.vertices[:, 1].max()) == (60.0, 64.0)

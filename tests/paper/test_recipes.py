@@ -14,7 +14,7 @@ from offramp.paper.scales import PAPER, POCKET
 from offramp.paper.watching import plain
 
 # [experiment | network | epochs, batch size, images held out]
-# row | objective | rule, if not "standard" | the last three, if not those above
+# row | objective | rule, if not "standard" | the last three, if not those above, and the rate, if not 0.1
 TABLE = """
 [table1 | msdnet7-cifar100 | 300 64 0]
 MSDNet | cross-entropy
@@ -22,6 +22,9 @@ WPN | cross-entropy | wpn epsilon=0.8 centre=col interval=1
 Damping | damping strength=0.005
 + Power-sqrt | power-sqrt strength=0.005
 + Dynamic | dynamic strength=0.005 alpha=0.8
+WPN, its own recipe | cross-entropy | wpn epsilon=0.8 centre=col interval=1 | 300 1024 0 0.8
+WPN, twice the batch | cross-entropy | wpn epsilon=0.8 centre=col interval=1 | 300 128 0
+Damping, λ rising with depth | damping strength=[0.000714,0.001429,0.002143,0.002857,0.003571,0.004286,0.005]
 
 [table2 | msdnet5-imagenet | 100 256 0]
 MSDNet | cross-entropy
@@ -29,6 +32,10 @@ WPN | cross-entropy | wpn epsilon=0.3 centre=mat interval=100
 DFS | cross-entropy | dfs
 Power-sqrt | power-sqrt strength=0.01
 + Dynamic | dynamic strength=0.01 alpha=0.3
+WPN, its own recipe | cross-entropy | wpn epsilon=0.3 centre=mat interval=100 | 100 4096 0 0.8
+WPN, twice the batch | cross-entropy | wpn epsilon=0.3 centre=mat interval=100 | 100 512 0
+DFS, its own recipe | cross-entropy | dfs dropout=0.5
++ Dynamic, over the batch (mat) | dynamic strength=0.01 alpha=0.3 over=batch
 
 [table3 | msdnet7-last-cifar100 | 300 64 0]
 MSDNet last only (best epoch) | cross-entropy
@@ -41,6 +48,8 @@ MSDNet | cross-entropy
 Meta-learning Early Exiting (WPN) | cross-entropy | wpn epsilon=0.8 centre=col interval=1
 + Power-sqrt | power-sqrt strength=0.075
 + Dynamic training | dynamic strength=0.075 alpha=0.8
+WPN, its own recipe | cross-entropy | wpn epsilon=0.8 centre=col interval=1 | 300 1024 0 0.8
+WPN, twice the batch | cross-entropy | wpn epsilon=0.8 centre=col interval=1 | 300 128 0
 
 [table5 | msdnet7-cifar100 | 300 64 0]
 Damping loss | damping strength=0.005
@@ -53,6 +62,8 @@ RANet | cross-entropy
 WPN | cross-entropy | wpn epsilon=0.8 centre=col interval=1
 Ours (Power-sqrt) | power-sqrt strength=0.005
 + Dynamic training | dynamic strength=0.005 alpha=0.8
+WPN, its own recipe | cross-entropy | wpn epsilon=0.8 centre=col interval=1 | 300 1024 0 0.8
+WPN, twice the batch | cross-entropy | wpn epsilon=0.8 centre=col interval=1 | 300 128 0
 
 [table7 | msdnet7-cifar100 | 300 64 0]
 damping 0.005 | damping strength=0.005
@@ -80,34 +91,17 @@ Power-sqrt | power-sqrt strength=0.005
 
 [figure4 | msdnet5-imagenet | 100 256 50000]
 cross-entropy | cross-entropy
-damping | damping strength=0.01
-damping, λ/√K | damping strength=0.01 per_sqrt_exits=True
+WPN | cross-entropy | wpn epsilon=0.3 centre=mat interval=100
+WPN, its own recipe | cross-entropy | wpn epsilon=0.3 centre=mat interval=100 | 100 4096 50000 0.8
+WPN, twice the batch | cross-entropy | wpn epsilon=0.3 centre=mat interval=100 | 100 512 50000
 power-sqrt | power-sqrt strength=0.01
 dynamic | dynamic strength=0.01 alpha=0.3
-dynamic, tanh (R3) | dynamic strength=0.01 alpha=0.3 normalisation=tanh
-dynamic, tanh, in the root (R3, W3) | dynamic strength=0.01 alpha=0.3 normalisation=tanh applied_to=root
-dynamic, tanh, on cross-entropy (R3, W1) | dynamic strength=0.01 alpha=0.3 normalisation=tanh applied_to=cross-entropy
-dynamic, reversed | dynamic strength=0.01 alpha=0.3 reverse=True
-dynamic, centred (R4) | dynamic strength=0.01 alpha=0.3 normalisation=centre
-dynamic, centred and clipped (R4) | dynamic strength=0.01 alpha=0.3 normalisation=centre-clipped
-label smoothing | label-smoothing smoothing=0.1
-WPN | cross-entropy | wpn epsilon=0.3 centre=mat interval=100
-WPN, twice the batch | cross-entropy | wpn epsilon=0.3 centre=mat interval=100 | 100 512 50000
-DFS | cross-entropy | dfs
-DFS, its own recipe | cross-entropy | dfs dropout=0.5
-gradient equilibrium | cross-entropy | gradient-equilibrium
-PCGrad | cross-entropy | pcgrad
-CAGrad | cross-entropy | cagrad
-Meta-GF | cross-entropy | meta-gf | 600 256 50000
-CGT | cross-entropy | cgt
-CGT, hard gate | cross-entropy | cgt gate=hard
-CGT, weights sum to K | cross-entropy | cgt total=exits
-CGT, hard gate, its own recipe | label-smoothing smoothing=0.1 | cgt gate=hard
 
 [league | msdnet7-cifar100 | 300 64 0]
 cross-entropy | cross-entropy
 damping | damping strength=0.005
 damping, λ/√K | damping strength=0.005 per_sqrt_exits=True
+damping, λ rising with depth | damping strength=[0.000714,0.001429,0.002143,0.002857,0.003571,0.004286,0.005]
 power-sqrt | power-sqrt strength=0.005
 dynamic | dynamic strength=0.005 alpha=0.8
 dynamic, tanh (R3) | dynamic strength=0.005 alpha=0.8 normalisation=tanh
@@ -118,6 +112,7 @@ dynamic, centred (R4) | dynamic strength=0.005 alpha=0.8 normalisation=centre
 dynamic, centred and clipped (R4) | dynamic strength=0.005 alpha=0.8 normalisation=centre-clipped
 label smoothing | label-smoothing smoothing=0.1
 WPN | cross-entropy | wpn epsilon=0.8 centre=col interval=1
+WPN, its own recipe | cross-entropy | wpn epsilon=0.8 centre=col interval=1 | 300 1024 0 0.8
 WPN, twice the batch | cross-entropy | wpn epsilon=0.8 centre=col interval=1 | 300 128 0
 DFS | cross-entropy | dfs
 DFS, its own recipe | cross-entropy | dfs dropout=0.5 | 300 500 0
@@ -129,6 +124,37 @@ CGT | cross-entropy | cgt
 CGT, hard gate | cross-entropy | cgt gate=hard
 CGT, weights sum to K | cross-entropy | cgt total=exits
 CGT, hard gate, its own recipe | label-smoothing smoothing=0.1 | cgt gate=hard | 300 500 0
+CGT, soft gate, its own recipe | label-smoothing smoothing=0.1 | cgt gate=soft | 300 500 0
+
+[league-imagenet | msdnet5-imagenet | 100 256 50000]
+cross-entropy | cross-entropy
+damping | damping strength=0.01
+damping, λ/√K | damping strength=0.01 per_sqrt_exits=True
+damping, λ rising with depth | damping strength=[0.002,0.004,0.006,0.008,0.01]
+power-sqrt | power-sqrt strength=0.01
+dynamic | dynamic strength=0.01 alpha=0.3
+dynamic, tanh (R3) | dynamic strength=0.01 alpha=0.3 normalisation=tanh
+dynamic, tanh, in the root (R3, W3) | dynamic strength=0.01 alpha=0.3 normalisation=tanh applied_to=root
+dynamic, tanh, on cross-entropy (R3, W1) | dynamic strength=0.01 alpha=0.3 normalisation=tanh applied_to=cross-entropy
+dynamic, reversed | dynamic strength=0.01 alpha=0.3 reverse=True
+dynamic, centred (R4) | dynamic strength=0.01 alpha=0.3 normalisation=centre
+dynamic, centred and clipped (R4) | dynamic strength=0.01 alpha=0.3 normalisation=centre-clipped
+label smoothing | label-smoothing smoothing=0.1
+WPN | cross-entropy | wpn epsilon=0.3 centre=mat interval=100
+WPN, its own recipe | cross-entropy | wpn epsilon=0.3 centre=mat interval=100 | 100 4096 50000 0.8
+WPN, twice the batch | cross-entropy | wpn epsilon=0.3 centre=mat interval=100 | 100 512 50000
+DFS | cross-entropy | dfs
+DFS, its own recipe | cross-entropy | dfs dropout=0.5
+gradient equilibrium | cross-entropy | gradient-equilibrium
+PCGrad | cross-entropy | pcgrad
+CAGrad | cross-entropy | cagrad
+Meta-GF | cross-entropy | meta-gf | 600 256 50000
+CGT | cross-entropy | cgt
+CGT, hard gate | cross-entropy | cgt gate=hard
+CGT, weights sum to K | cross-entropy | cgt total=exits
+CGT, hard gate, its own recipe | label-smoothing smoothing=0.1 | cgt gate=hard
+CGT, soft gate, its own recipe | label-smoothing smoothing=0.1 | cgt gate=soft
+dynamic, over the batch (mat) | dynamic strength=0.01 alpha=0.3 over=batch
 """
 
 USUAL = {  # what a row of the table does not say
@@ -167,7 +193,8 @@ def test_every_row_is_as_it_was_written_down() -> None:
         run, data = rows[key], plain(rows[key].data)
         assert run.network == Spec(network), key
         assert data.source == Spec(network.split("-")[-1]), key
-        assert f"{run.training.epochs} {data.batch_size} {data.holdout}" == recipe, key
+        rate = f" {run.training.lr}" if run.training.lr != 0.1 else ""
+        assert f"{run.training.epochs} {data.batch_size} {data.holdout}{rate}" == recipe, key
         assert objectives.build(run.objective) == objectives.build(in_full(objective)), key
         ours, theirs = rules.build(run.rule), rules.build(in_full(rule))
         assert (type(ours), ours.settings()) == (type(theirs), theirs.settings()), key

@@ -20,6 +20,7 @@ from offramp.errors import UsageError
 from offramp.terminal import escaped, say
 
 if TYPE_CHECKING:
+    from offramp.paper.experiments import Experiment
     from offramp.paper.jobs import Task
     from offramp.paper.study import Study
 
@@ -36,8 +37,8 @@ class ReproduceOptions(OpensRuns):
     """
 
     what: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TABLE|FIGURE")] = field(kw_only=False)
-    """table1 to table8, figure3, figure4, league (all methods in Table 1's setting), or all. pilot and
-    study: our own comparison, and what decides on each method's number for it."""
+    """table1 to table8, figure3, figure4, league and league-imagenet (all methods in the settings of Table 1 and of
+    Figure 4), or all. pilot and study: our own comparison, and what decides on each method's number for it."""
     scale: Annotated[str, tyro.conf.arg(metavar="paper|pocket|pairs|...")] = "paper"
     """paper (CIFAR and ImageNet, the recipe to the letter), pocket (Fashion-MNIST, minutes a run), pairs, pairs-few,
     pairs-many or pairs-wide (fashion-pairs: 100 classes, minutes a run; wide: hours), or package.module:Name, a Scale
@@ -67,7 +68,7 @@ class ReproduceOptions(OpensRuns):
     on: Literal["here", "ray"] = "here"
     """here (processes of this machine), or ray (a Ray cluster; extra `ray`)."""
     dry_run: Flag = False
-    """Train nothing; list tables and figures with the estimated hours."""
+    """Train nothing; list tables and figures with the estimated hours, and their rows."""
     page_only: Flag = False
     """Train nothing; write the page of what is there."""
     rate: Annotated[float | None, tyro.conf.arg(metavar="OPERATIONS")] = None
@@ -163,7 +164,11 @@ def _list(study: "Study", rate: float, jobs: int, *, as_json: bool) -> None:
     if as_json:
         missing = {one.name: study.tasks(manifests, [one]) for one in study.experiments}
         hours = {name: sum(task.operations for task in tasks) / rate / 3600 for name, tasks in missing.items()}
-        print(dumps({name: {"missing": len(tasks), "hours": hours[name]} for name, tasks in missing.items()}))
+        rows = {one.name: [row.label for row in one.rows] for one in study.experiments}
+        about = {
+            name: {"missing": len(tasks), "hours": hours[name], "rows": rows[name]} for name, tasks in missing.items()
+        }
+        print(dumps(about))
         return
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("", "what", "rows", "runs", "missing", "about"):
@@ -176,11 +181,20 @@ def _list(study: "Study", rate: float, jobs: int, *, as_json: bool) -> None:
     tasks, runs = study.tasks(manifests), len(distinct(study.experiments)) * len(study.seeds)
     table.add_row("all", "each run once", "", str(runs), str(len(tasks)), _time(tasks, rate))
     console().print(table)
+    for experiment in study.experiments:
+        print(escaped(f"{experiment.name}: {_rows(experiment)}."))
     print(escaped(f"{study.scale.name}: {study.scale.about}"))
     print(
         f"Times are estimates, good for a factor of two or three: operations of the missing runs over {short(rate)} "
         f"operations a second ({jobs} side by side)."
     )
+
+
+def _rows(experiment: "Experiment") -> str:
+    """Its rows by name, the paper's first where it has some."""
+    papers, others = ([row.label for row in experiment.rows if row.in_paper is of] for of in (True, False))
+    beside = f"; not in the paper: {'; '.join(others)}" if papers and others else "; ".join(others)
+    return f"{'; '.join(papers)}{beside}"
 
 
 def _measured(study: "Study", jobs: int, threads: int) -> float:

@@ -26,6 +26,7 @@ from offramp.evaluation.xray import Xray
 from offramp.files import Clock, Epoch, RunFolder, Start
 from offramp.files.kinds import Git, Numbers
 from offramp.json_files import convert, read, read_lines, write
+from offramp.paper.certified import Certified, certified
 from offramp.paper.identity import command, configuration, run_hash, run_name
 from offramp.results.evaluation import EvaluationFile, ExitFile
 from offramp.terminal import say
@@ -148,6 +149,7 @@ class ManifestFile:
     search_top1: tuple[Percent, ...] | None = None
     xray: _Xray | None = None
     order: _Order | None = None
+    certified: Certified | None = None
     last_stats: Mapping[str, Numbers | None] = field(default_factory=dict)
 
 
@@ -202,6 +204,7 @@ class Manifest:
             **_last_stats(last),
             **_xray(folder),
             **_order(folder, run),
+            **_certified(folder, [exit.operations for exit in evaluation.exits], evaluation.weights),
             "best_epoch": _best_epoch(folder),
             "budgeted": None if dynamic is None else [[p.operations, p.accuracy] for p in dynamic.published],
         }
@@ -221,6 +224,13 @@ class Manifest:
         """
         hint = "Restore it, or move it away."
         return convert(self.values, ManifestFile, f"The manifest {self.path}", newest=FORMAT, hint=hint)
+
+    def completed(self, folder: RunFolder) -> "Manifest":
+        """With what older manifests lack and the run's folder still tells; itself where there is nothing to add."""
+        if self.file.certified:
+            return self
+        more = _certified(folder, [exit.operations for exit in self.file.exits], self.file.weights)
+        return Manifest({**self.values, **more}, self.path) if more else self
 
     @property
     def seconds(self) -> float:
@@ -324,6 +334,14 @@ def _order(folder: RunFolder, run: Run) -> dict[str, Any]:
             return {}
         figures |= {f"order{ending}": order[0], f"excess{ending}": order[1]}
     return {"order": figures}
+
+
+def _certified(folder: RunFolder, operations_K: Sequence[float], weights: str) -> dict[str, Any]:
+    """What certificates on the test images' logits save; nothing where those of these weights are not kept."""
+    path = folder.record("test")
+    record = Record.load(path) if path.is_file() else None
+    figures = certified(record, operations_K) if record and record.weights == weights else None
+    return {} if figures is None else {"certified": {**asdict(figures), "leaving": list(figures.leaving)}}
 
 
 def damping_order(gamma_KS: FloatArray, true_KS: FloatArray) -> tuple[float, float] | None:

@@ -71,6 +71,16 @@ def plainly(name: str, **arguments: Any) -> Chooser:
     return lambda setting: Spec(name, arguments)
 
 
+def deeper_is_more(setting: Setting) -> Spec:
+    """Damping whose lambda rises in a straight line with depth, to the setting's at the last exit (Eq. 3).
+
+    Section 3.4 says that a lambda for each exit can do better than one for all, and that a high one lowers shallow
+    exits; it names no values.
+    """
+    K = setting.exits
+    return Spec("damping", {"strength": [round(setting.strength * (k + 1) / K, 6) for k in range(K)]})
+
+
 def rivals(rule: str) -> Callable[[Setting], Recipe]:
     """What its authors trained a rule with; the setting's own recipe where the setting knows nothing of them."""
     return lambda setting: setting.rivals.get(rule, AS_IT_IS)
@@ -89,7 +99,15 @@ DYNAMIC = Method("dynamic", fitted("dynamic"))
 WITH_GRADIENT = Method("dynamic with gradient", fitted("dynamic", with_gradient=True))
 LABEL_SMOOTHING = Method("label smoothing", plainly("label-smoothing", smoothing=0.1))
 WPN = Method("WPN", rule=fitted("wpn"), work=lambda num_exits: 3.0)
+WPN_OWN = dataclasses.replace(WPN, label="WPN, its own recipe", recipe=rivals("wpn"))
+# Each half of a batch is as large as the batches of the others; by rate per image that is its authors' recipe as well.
+WPN_LARGER = dataclasses.replace(
+    WPN, label="WPN, twice the batch", recipe=lambda s: Recipe(batch_size=2 * s.batch_size)
+)
 DFS = Method("DFS", rule=plainly("dfs"))
+DFS_OWN = Method("DFS, its own recipe", rule=plainly("dfs", dropout=0.5), recipe=rivals("dfs"))
+BY_DEPTH = Method("damping, λ rising with depth", deeper_is_more)
+OVER_BATCH = Method("dynamic, over the batch (mat)", fitted("dynamic", over="batch"))
 GRADIENT_EQUILIBRIUM = Method("gradient equilibrium", rule=plainly("gradient-equilibrium"))
 CGT = Method("CGT", rule=plainly("cgt"))
 
@@ -97,6 +115,7 @@ _LEAGUE: tuple[Method, ...] = (
     CROSS_ENTROPY,
     DAMPING,
     SMALLER,
+    BY_DEPTH,
     POWER_SQRT,
     DYNAMIC,
     Method("dynamic, tanh (R3)", fitted("dynamic", normalisation="tanh")),
@@ -110,10 +129,10 @@ _LEAGUE: tuple[Method, ...] = (
     Method("dynamic, centred and clipped (R4)", fitted("dynamic", normalisation="centre-clipped")),
     LABEL_SMOOTHING,
     WPN,
-    # Each half of a batch is as large as the batches of the others.
-    dataclasses.replace(WPN, label="WPN, twice the batch", recipe=lambda s: Recipe(batch_size=2 * s.batch_size)),
+    WPN_OWN,
+    WPN_LARGER,
     DFS,
-    Method("DFS, its own recipe", rule=plainly("dfs", dropout=0.5), recipe=rivals("dfs")),
+    DFS_OWN,
     GRADIENT_EQUILIBRIUM,
     Method("PCGrad", rule=plainly("pcgrad"), work=_backward_passes),
     Method("CAGrad", rule=plainly("cagrad"), work=_backward_passes),
@@ -121,11 +140,14 @@ _LEAGUE: tuple[Method, ...] = (
     CGT,
     Method("CGT, hard gate", rule=plainly("cgt", gate="hard")),
     Method("CGT, weights sum to K", rule=plainly("cgt", total="exits")),
-    Method(
-        "CGT, hard gate, its own recipe",
-        LABEL_SMOOTHING.objective,
-        plainly("cgt", gate="hard"),
-        recipe=rivals("cgt"),
+    *(
+        Method(
+            f"CGT, {gate} gate, its own recipe",
+            LABEL_SMOOTHING.objective,
+            plainly("cgt", gate=gate),
+            recipe=rivals("cgt"),
+        )
+        for gate in ("hard", "soft")
     ),
 )
 # discard-threshold has a table of its own (Table 8); the second stage of one-for-all (IMTA) starts from a finished run,

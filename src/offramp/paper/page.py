@@ -7,7 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from offramp.paper import statistics
+from offramp.paper import early_exits, statistics
 from offramp.paper.claims import CLAIMS
 from offramp.paper.experiments import ALL, EXPERIMENTS, Experiment
 from offramp.paper.identity import command, run_hash, run_name
@@ -39,6 +39,11 @@ HOW_NUMBERS_ARE_JUDGED = (
     "with ours; a single printed run is taken to spread like ours, and often cannot be told."
 )
 
+OUR_RUNS_ALONE = (
+    "Our runs alone: the paper’s points were never published as data. Lines are means over seeds, bands reach from the "
+    "lowest seed to the highest."
+)
+
 EQUAL_BYTES = (
     "Equal bytes need the same number of threads, which the commands name, and the same device and versions, which "
     "stand with each run."
@@ -60,6 +65,8 @@ class Section:
     Attributes:
         expect: What the paper leads one to expect, and what is a choice of ours; in a line of its own what is missing.
         plot: Its figure, as an element of the page.
+        caption: What is said under it.
+        beside: The figure in a file of its own, for Markdown: its name and content.
         no_plot: Why there is none although there should be.
     """
 
@@ -68,6 +75,8 @@ class Section:
     expect: str
     tables: tuple[Table, ...]
     plot: Markup | None = None
+    caption: str = ""
+    beside: tuple[str, bytes] | None = None
     no_plot: str = ""
 
 
@@ -88,8 +97,8 @@ class RunsOfRow:
 
 
 def write(study: Study) -> list[Path]:
-    """Write DIR/NAME.html and DIR/NAME.md of what is finished, and return their paths."""
-    manifests = study.manifests()
+    """Write DIR/NAME.html and DIR/NAME.md of what is finished, and the figures of the latter; return all paths."""
+    manifests = study.completed(study.manifests())
     results = measured(study.experiments, study.seeds, manifests)
     verdicts = _verdicts(study, results)
     runs = _runs(study, manifests)
@@ -101,7 +110,6 @@ def write(study: Study) -> list[Path]:
         title=head[0],
         lead=head[1:],
         papers=study.scale.comparable,
-        unlike=study.scale.unlike,
         verdicts=verdicts,
         sections=sections,
         runs=runs,
@@ -109,7 +117,10 @@ def write(study: Study) -> list[Path]:
     )
     write_atomically(html, content.encode())
     write_atomically(text, _markdown(head, verdicts, sections, runs).encode())
-    return [html, text]
+    drawn = [section.beside for section in sections if section.beside]
+    for name, content_of_figure in drawn:
+        write_atomically(study.out / name, content_of_figure)
+    return [html, text, *(study.out / name for name, _ in drawn)]
 
 
 def _head(study: Study, manifests: Mapping[str, Manifest]) -> list[str]:
@@ -172,21 +183,25 @@ def _verdicts(study: Study, results: Results) -> list[Table]:
 def _section(experiment: Experiment, results: Results, study: Study) -> Section:
     about = " ".join((EXPERIMENTS[experiment.name].__doc__ or "").split())
     expect = (
-        about if experiment.shows in ("groups", "pilot", "study") else f"The paper: {about}"
-    )  # the league is not the paper's
+        f"The paper: {about}" if experiment.name.startswith(("table", "figure")) else about
+    )  # leagues and our own study are not the paper's
     missing = not_run(experiment, results)
     if missing:
         expect += f"\n\nNot run ({_seeds(study.seeds)}): {'; '.join(missing)}."
-    plot, no_plot = None, ""
-    if experiment.shows in ("threshold", "budgeted"):
+    plot, beside, no_plot = None, None, ""
+    if experiment.shows in ("threshold", "budgeted") or early_exits.shown(experiment):
         if figures.available():
             with figures.style():
                 drawn = draw(experiment, results)
-                plot = None if drawn is None else inline_svg(drawn, experiment.name)
+                if drawn is not None:
+                    plot = inline_svg(drawn, experiment.name)
+                    beside = (f"{study.title}-{experiment.name}.svg", figures.render(drawn, "svg", experiment.name))
         else:
             no_plot = figures.HOW_TO_GET_IT
     title = f"{experiment.title}, {study.scale.unlike}" if study.scale.unlike else experiment.title
-    return Section(experiment.name, title, expect, tuple(tables(experiment, results)), plot, no_plot)
+    caption = f"Measured {study.scale.unlike}. " if study.scale.unlike else ""
+    caption += early_exits.QUESTION if early_exits.shown(experiment) else OUR_RUNS_ALONE
+    return Section(experiment.name, title, expect, tuple(tables(experiment, results)), plot, caption, beside, no_plot)
 
 
 def _runs(study: Study, manifests: Mapping[str, Manifest]) -> list[RunsOfRow]:
@@ -241,6 +256,8 @@ def _markdown(
         lines += ["## Verdicts", "", *(line for table in verdicts for line in _table(table))]
     for section in sections:
         lines += [f"## {section.name}: {section.title}", "", section.expect, ""]
+        if section.beside:
+            lines += [f"![{section.caption}]({section.beside[0]})", ""]
         lines += [line for table in section.tables for line in _table(table)]
     lines += ["## Runs", "", EQUAL_BYTES, ""]
     for row in runs:

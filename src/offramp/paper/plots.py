@@ -1,4 +1,7 @@
-"""The two figures of the paper that we draw, from our own runs alone: its points were never published as data."""
+"""The two figures of the paper that we draw, from our own runs alone: its points were never published as data.
+
+And one of ours: what early exits are worth beside their top-1.
+"""
 
 import itertools
 import math
@@ -6,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from offramp.paper import early_exits
 from offramp.paper.experiments import Experiment
 from offramp.paper.results import BUDGETS, Figures, Results
 from offramp.show import figures
@@ -25,6 +29,8 @@ def draw(experiment: Experiment, results: Results) -> "Figure | None":
         drawn = _thresholds(experiment, results)
     elif experiment.shows == "budgeted":
         drawn = _budgets(experiment, results)
+    elif early_exits.shown(experiment):
+        drawn = _early_exits(experiment, results)
     if drawn is not None and experiment.scale.unlike:
         drawn.supxlabel(f"Measured {experiment.scale.unlike}", fontsize="small")
     return drawn
@@ -73,6 +79,39 @@ def _budgets(experiment: Experiment, results: Results) -> "Figure | None":
     axes.set(xlabel="operations per image, % of the whole network", ylabel="top-1 on test, %: mean and range")
     figure.legend(loc="outside upper left", ncols=2)
     return figure
+
+
+def _early_exits(experiment: Experiment, results: Results) -> "Figure | None":
+    """A line a method, a panel a figure: the difference to the first row, with its interval where seeds are several."""
+    found = early_exits.by_row(experiment, results)
+    if not found:
+        return None
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(1.3 * figures.WIDTH, 1.3 + 0.26 * len(found)), layout="constrained")
+    panels = drawn.subplots(1, len(early_exits.FIGURES), sharey=True)
+    for axes, figure, of in zip(panels, early_exits.FIGURES, zip(*found.values(), strict=True), strict=True):
+        axes.axvline(0, color=figures.MUTED, linewidth=1)
+        for at, each in enumerate(of):
+            if each is not None:
+                single = math.isinf(each.half)
+                axes.errorbar(
+                    [each.mean],
+                    [at],
+                    xerr=None if single else [each.half],
+                    fmt="o",
+                    color=figures.GROUPS[0],
+                    fillstyle="none" if single else "full",
+                    markersize=4.5,
+                )
+        if not any(of):
+            axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color=figures.MUTED)
+        axes.set_title(figure.title, fontsize="small")
+        axes.set_xlabel("more is better" if figure.better > 0 else "less is better")
+    panels[0].set_yticks(range(len(found)), list(found))
+    panels[0].invert_yaxis()
+    drawn.suptitle(f"less {experiment.rows[0].label}, paired by seed, 95 % intervals", fontsize="small")
+    return drawn
 
 
 def _with_range(

@@ -39,6 +39,10 @@ What = Literal[
     "order-train",
     "excess",
     "excess-train",
+    "speed-up",
+    "leaving",
+    "early",
+    "ece-early",
 ]
 BUDGETS = tuple(tenth / 10 for tenth in range(3, 11))  # shares of the whole network's operations
 
@@ -96,6 +100,8 @@ class Figures:
         order_train: The same on training images.
         excess: How far an image's best exit has the larger coefficient than its exits on average, in percent, on test.
         excess_train: The same on training images.
+        speed_up: Operations saved under a certificate, as the whole network's over the mean (`certified.Certified`).
+        leaving: Share of images that is answered at each exit under it.
         epoch: The epoch whose accuracies these are, where it is not the last.
         clock: How `seconds` were taken.
         images: Of the test set: accuracies come in steps of 100 over it.
@@ -120,6 +126,8 @@ class Figures:
     order_train: tuple[float, ...] | None = None
     excess: tuple[float, ...] | None = None
     excess_train: tuple[float, ...] | None = None
+    speed_up: tuple[float, ...] | None = None
+    leaving: tuple[float, ...] | None = None
     epoch: int | None = None
     clock: Clock | None = None
     images: int | None = None
@@ -129,6 +137,16 @@ class Figures:
         if self.clock is None or other.clock is None:
             return self.clock is other.clock
         return self.clock.like(other.clock) and bool(self.clock.alone and other.clock.alone)
+
+    @property
+    def early(self) -> tuple[float, ...] | None:
+        """Percent of images that leave before the last exit under the certificate."""
+        return None if self.leaving is None else (100 * sum(self.leaving[:-1]),)
+
+    @property
+    def ece_early(self) -> tuple[float, ...] | None:
+        """Calibration error of each exit but the last, in percent."""
+        return None if self.ece is None else tuple(100 * value for value in self.ece[:-1])
 
     def values(self, what: What) -> tuple[float, ...] | None:
         """The figures of one kind, one per exit (one alone for seconds, one per budget under thresholds)."""
@@ -141,7 +159,7 @@ class Figures:
 def of_manifest(manifest: Manifest, *, best_epoch: bool = False) -> Figures:
     """The figures of a finished run; `best_epoch`: accuracies of the epoch that was best on what was watched."""
     file = manifest.file
-    exits, order, shares = file.exits, file.order, file.xray
+    exits, order, shares, promised = file.exits, file.order, file.xray, file.certified
     train = [exit.train for exit in exits]
     best = file.best_epoch if best_epoch else None
     return Figures(
@@ -159,6 +177,8 @@ def of_manifest(manifest: Manifest, *, best_epoch: bool = False) -> Figures:
         parameters=_all(exit.parameters for exit in exits),
         **{name: (value,) for name, value in (dataclasses.asdict(order) if order else {}).items()},
         **(dataclasses.asdict(shares) if shares else {}),
+        speed_up=(promised.speed_up,) if promised else None,
+        leaving=promised.leaving if promised else None,
         epoch=best.epoch if best else None,
         clock=_clock(file, manifest.undisturbed),
         images=file.test_images,

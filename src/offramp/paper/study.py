@@ -14,7 +14,8 @@ from pathlib import Path
 from offramp.checks import did_you_mean
 from offramp.config import Spec
 from offramp.errors import UsageError
-from offramp.paper import estimate, pilot
+from offramp.files import RunFolder
+from offramp.paper import early_exits, estimate, pilot
 from offramp.paper.experiments import ALL, EXPERIMENTS, Experiment, Row, experiments
 from offramp.paper.identity import run_hash, run_name
 from offramp.paper.jobs import Finished, Task
@@ -95,6 +96,19 @@ class Study:
             if not folder.is_dir():
                 raise UsageError(f"There is no folder {folder} with manifests.")
         return find(self._manifest_folders)
+
+    def completed(self, manifests: Mapping[str, Manifest]) -> dict[str, Manifest]:
+        """The same, with what those of older runs lack and the runs' folders here still tell; it is kept."""
+        whole = dict(manifests)
+        experiments = [experiment for experiment in self.experiments if early_exits.shown(experiment)]
+        for run in (row.with_seed(seed) for row in distinct(experiments) for seed in self.seeds):
+            if (manifest := manifests.get(run_hash(run))) is not None:
+                more = manifest.completed(RunFolder(self.folder / run_name(run)))
+                if more is not manifest:
+                    path = self.out / "manifests" / f"{run_name(run)}.json"
+                    more.save(path)
+                    whole[run_hash(run)] = dataclasses.replace(more, path=path)
+        return whole
 
     @property
     def _manifest_folders(self) -> list[Path]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from offramp.paper import statistics
+from offramp.paper import early_exits, statistics
 from offramp.paper.estimate import counted
 from offramp.paper.experiments import Experiment, Row
 from offramp.paper.identity import run_hash
@@ -126,6 +126,12 @@ def not_run(experiment: Experiment, results: Results) -> list[str]:
 
 def _ours(experiment: Experiment, rows: Sequence[Row], results: Results) -> list[Table]:
     tables = [_accuracy(experiment, rows, results)]
+    if early_exits.shown(experiment):
+        tables.append(_early_exits(experiment, rows, results))
+        tables.append(_by_exit(experiment, rows, results, "ece", "Calibration error (ECE) on test", 4, mean=True))
+        recorded = [row for row in rows if _recorded(experiment, row, results, "leaving")]
+        title = "Share of images answered at each exit under the certificate"
+        tables += [_by_exit(experiment, recorded, results, "leaving", title, 3)] if recorded else []
     if experiment.shows == "damping":
         tables += [
             _by_exit(experiment, rows, results, "damping", "F[N+1] on test images", 4),
@@ -144,7 +150,6 @@ def _ours(experiment: Experiment, rows: Sequence[Row], results: Results) -> list
     if experiment.shows == "pilot":
         tables.append(_by_exit(experiment, rows, results, "search", "Top-1 on `search`, last epoch", 2, mean=True))
     if experiment.shows == "study":
-        tables.append(_by_exit(experiment, rows, results, "ece", "Calibration error (ECE) on test", 4, mean=True))
         tables += [
             _by_exit(experiment, recorded, results, what, f"{title}, over all epochs", 3)
             for what, title in GRADIENTS
@@ -207,6 +212,25 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
     if any(row.best_epoch for row in shown):
         note += " Best epoch: selected on test, as the paper's row is; it flatters."
     return Table("Accuracy", head, tuple(rows), note)
+
+
+def _early_exits(experiment: Experiment, shown: Sequence[Row], results: Results) -> Table:
+    """What early exits are worth, beside their top-1: each figure, and its paired difference to the first row."""
+    first, verdicts = experiment.rows[0], early_exits.verdicts(experiment, results)
+    rows = []
+    for row in shown:
+        cells = []
+        for figure in early_exits.FIGURES:
+            values = early_exits.values(experiment, row, figure, results)
+            cells.append(_number(row, values, 2) if values else Cell("not measured", anchor(row)))
+            against = early_exits.difference(experiment, row, figure, results)
+            text = "" if row is first else NOTHING if against is None else against.text()
+            cells.append(_linked(row, text) if text else Cell(""))
+        said = "" if row is first else early_exits.in_words(verdicts[row.label])
+        rows.append((Cell(row.label, anchor(row)), *cells, Cell(said, anchor(row)) if said else Cell("")))
+    titles = [name for figure in early_exits.FIGURES for name in (figure.title, f"against {first.label}, paired")]
+    note = f"{early_exits.answer(experiment, results)} {early_exits.NOTE}"
+    return Table("Early exits", ("", *titles, "so"), tuple(rows), note)
 
 
 def _corrected(experiment: Experiment, shown: Sequence[Row], results: Results) -> dict[str, float]:
