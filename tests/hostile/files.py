@@ -25,9 +25,9 @@ from offramp.commands.bench.exit_times import exit_times
 from offramp.data import Inputs
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Certificate, Ladder, Record
-from offramp.evaluation.xray import Xray
 from offramp.export.stage_files import ExitFile, StageFile, Stages
 from offramp.files import RunFolder
+from offramp.files.xray import Xray
 from offramp.json_files import read, write
 from offramp.paper.manifest import find
 from offramp.policy import Policy

@@ -1,6 +1,6 @@
 """What early exits are worth in a run, in one sentence."""
 
-from offramp.evaluation import Certificate
+from offramp.certificate import Certificate
 from offramp.evaluation.bounds import Z95, paired_difference
 from offramp.results.bench import Bench
 from offramp.results.dynamic import MAX_DROP, Dynamic

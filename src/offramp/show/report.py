@@ -52,7 +52,7 @@ def draw(evaluation: Evaluation) -> "dict[str, Figure]":
     if evaluation.bench is not None:
         drawn["time"] = times(evaluation.bench)
     if evaluation.metrics:
-        drawn["training"] = figures.training(evaluation.metrics)
+        drawn["training"] = figures.training(evaluation)
     drawn["reliability"] = figures.reliability([exit.reliability for exit in test.exits])
     if test.exits[0].damping is not None:
         drawn["damping"] = figures.damping(test)
