@@ -9,7 +9,7 @@ from pathlib import Path
 from offramp.errors import OfframpError, UsageError
 from offramp.files import RunFolder, load
 from offramp.policy import Policy
-from offramp.results.times import Times, read_times
+from offramp.results.bench import Bench, bench_of
 from offramp.show import figures
 from offramp.show.bench.plots import times
 from offramp.storage import weights_hash, write_atomically
@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parents[1] / "docs" / "images"
 DARK = {figures.INK: "#e6e9ed", figures.MUTED: "#98a2ad", figures.LINE: "#2c333c"}  # of the pages' dark theme
 
 
-def draw(measured: Times, folder: Path = FOLDER) -> list[Path]:
+def draw(measured: Bench, folder: Path = FOLDER) -> list[Path]:
     with figures.style():
         light = figures.render(times(measured), "svg", "early-exit-time", transparent=True).decode()
     dark = light
@@ -35,7 +35,7 @@ def main() -> None:
         sys.exit(f"usage: {Path(__file__).name} RUN")
     run = RunFolder(sys.argv[1])
     try:
-        measured = read_times(run.bench, weights_hash(load(run.path).state_dict()), Policy.load(run.policy))
+        measured = bench_of(run, weights_hash(load(run.path).state_dict()), Policy.load(run.policy))
     except (UsageError, OfframpError) as error:
         sys.exit(f"picture: {error}")
     if measured is None:

@@ -26,6 +26,7 @@ BOTTOM = [
     "network",
     "files",
     "policy",
+    "certificate",
     "costs",
 ]  # each may import those before it
 LEVELS = {

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 TESTS = Path(__file__).resolve().parent
-sys.path += [str(TESTS), str(TESTS / "training")]
+sys.path += [str(TESTS), str(TESTS / "training"), str(TESTS.parent)]
 CONTROL = "control"  # the name of each section's task of controls
 MINUTES = 40  # after which a task is taken for one that hangs
 SHOWN = 10  # failures

@@ -28,7 +28,7 @@ from offramp.storage import DamagedFileError
 FORMAT = 2  # of the file; 1 has no hash
 NOBODY, EVERYBODY = 1e8, -1e8  # thresholds of an exit that takes no image and of one that takes all
 _HINT = "`offramp policy` and `offramp certify` write policies."
-CERTIFICATE = "certificate"  # in `Policy.found`: what is promised of it, see evaluation/certify.py
+CERTIFICATE = "certificate"  # in `Policy.found`: what is promised of it, see certificate.py
 
 # What is remembered of each row from exit to exit: tensors, batch first; code that drops rows drops them here too.
 State = tuple[Tensor, ...]

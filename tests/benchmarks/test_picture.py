@@ -5,10 +5,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tests.results import made_up
 
 from offramp import shipped
 from offramp.policy import EVERYBODY, Policy
-from offramp.results.times import FeedTimes, Times
 from offramp.show import figures
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "picture.py"
@@ -17,8 +17,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "picture.py"
 def test_both_themes_have_the_same_lines_in_their_own_colours(
     script: Callable[[Path], ModuleType], tmp_path: Path
 ) -> None:
-    feeds = tuple(FeedTimes(name, 91.0, 0.4, 2.0, 1.9, 2.1, (0.2, 1.0)) for name in ("1", "32", "stream"))
-    light, dark = (path.read_text() for path in script(SCRIPT).draw(Times("a box", 2, (85.0, 91.5), feeds), tmp_path))
+    bench = made_up.bench(Policy((0.5, EVERYBODY)), "", *(made_up.mode(n, (0.2, 1.0)) for n in ("1", "32", "stream")))
+    light, dark = (path.read_text() for path in script(SCRIPT).draw(bench, tmp_path))
     assert figures.INK in light
     assert not any(colour in dark for colour in (figures.INK, figures.MUTED, figures.LINE))
     assert light.count("<path") == dark.count("<path") > 10

@@ -6,9 +6,9 @@ import onnxruntime
 import pytest
 import torch
 
+from offramp.certificate import Promise
 from offramp.cli import main
 from offramp.evaluation import Certificate
-from offramp.evaluation.promises import Promise
 from offramp.policy import CERTIFICATE, EVERYBODY, Policy
 from offramp.runtime import Engine
 

@@ -1,8 +1,12 @@
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests.results import made_up
 
 from offramp.cli import main
 from offramp.commands import PolicyOptions, find_policy
@@ -12,10 +16,18 @@ from offramp.costs import cost
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, fit_temperatures, policy_for
 from offramp.files import RunFolder, load
+from offramp.json_files import write
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 from offramp.storage import weights_hash
 
 TIMES = {"1": [0.5, 1.4, 1.6], "32": [0.05, 0.11, 0.2], "stream": [0.5, 0.9, 1.0]}
+
+
+def bench_of(weights: str, times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """What `offramp bench` might have written of a run of three exits."""
+    modes = (made_up.mode(name, times) for name, times in times.items())
+    conditions = dataclasses.replace(made_up.CONDITIONS, device="cpu: made [up]")
+    return made_up.bench(Policy((0.9, 0.9, EVERYBODY)), weights, *modes, conditions=conditions).to_json()
 
 
 @pytest.fixture
@@ -25,9 +37,7 @@ def run(make_run):
     config = json.loads((path / "config.json").read_text())
     config["data"]["source"]["args"]["holdout"] = 30
     (path / "config.json").write_text(json.dumps(config))
-    weights = weights_hash(load(path).state_dict())
-    bench = {"weights": weights, "device": "cpu: made [up]", "exit_ms": TIMES, "more": "of it"}
-    (path / "bench.json").write_text(json.dumps(bench))
+    write(path / "bench.json", {**bench_of(weights_hash(load(path).state_dict()), TIMES), "more": "of it"})
     return path
 
 
@@ -161,17 +171,21 @@ def test_what_cannot_be_met_leaves_the_policy_that_was(run):
     [
         ({"weights": "0" * 64}, UsageError, "measured for the network with weights 000000000000, not "),
         ({"weights": None}, OfframpError, "damaged"),
-        ({"device": 3}, OfframpError, "damaged"),
-        ({"exit_ms": [1, 2, 3]}, OfframpError, "damaged"),
-        ({"exit_ms": {"1": ["fast", 2, 3]}}, OfframpError, "damaged"),
-        ({"exit_ms": {"1": 3}}, OfframpError, "damaged"),
-        ({"exit_ms": {"1": [1, 2]}}, UsageError, "batch 1: There are 2 times for 3 exits"),
-        ({"exit_ms": {"1": [1, 2, float("nan")]}}, UsageError, "batch 1: .* that of exit 3 is nan"),
-        ({"exit_ms": {"1": [2, 1, 3]}}, UsageError, "batch 1: .* exit 2 takes 1 ms, less than the 2 ms"),
+        ({"conditions": {"device": 3}}, OfframpError, "damaged"),
+        ([1, 2, 3, 4], OfframpError, "damaged"),
+        (["fast", 2, 3], OfframpError, "damaged"),
+        (3, OfframpError, "damaged"),
+        ([1, 2, float("nan")], UsageError, "batch 1: .* that of exit 3 is nan"),
+        ([2, 1, 3], UsageError, "batch 1: .* exit 2 takes 1 ms, less than the 2 ms"),
     ],
 )
 def test_times_that_are_of_no_use_are_refused_with_the_way_out(run, change, error, said):
-    bench = {**json.loads((run / "bench.json").read_text()), **change}
+    """`change`: of the file's fields, or what stands for the times of batch 1."""
+    bench = json.loads((run / "bench.json").read_text())
+    if isinstance(change, dict):
+        bench |= change
+    else:
+        bench["modes"]["1"]["exit_ms"] = change
     (run / "bench.json").write_text(json.dumps(bench))
     with pytest.raises(error, match=f"bench.json.*{said}.*`offramp bench {run}` measures it anew"):
         find_policy(PolicyOptions(run, device="cpu", latency=1.0))
@@ -197,13 +211,7 @@ NO_PROMISE = "where the thresholds were found: a description, no promise"
 def measured(make_trained, tiny):
     """A run whose times were measured."""
     run = make_trained()
-    bench = {
-        "weights": weights_hash(tiny.state_dict()),
-        "device": "cpu: made up",
-        "exit_ms": {"1": TIMES["1"], "32": [1, 2, 3]},
-    }
-    with open(f"{run}/bench.json", "w") as file:
-        json.dump(bench, file)
+    write(Path(run, "bench.json"), bench_of(weights_hash(tiny.state_dict()), {"1": TIMES["1"], "32": [1.0, 2.0, 3.0]}))
     return run
 
 

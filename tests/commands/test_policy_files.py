@@ -2,10 +2,10 @@ import dataclasses
 
 import pytest
 
+from offramp.certificate import Promise
 from offramp.commands.policy_files import given_policy
 from offramp.errors import UsageError
 from offramp.evaluation import Certificate
-from offramp.evaluation.promises import Promise
 from offramp.files import RunFolder
 from offramp.policy import EVERYBODY, Policy
 

@@ -17,8 +17,8 @@ from offramp.cli import main
 from offramp.commands import EvaluateOptions, XrayOptions, evaluate, xray
 from offramp.data import Parts
 from offramp.errors import UsageError
-from offramp.evaluation.xray import Xray
 from offramp.files import RunFolder
+from offramp.files.xray import Xray
 from offramp.results.xray import SHOWN
 from offramp.storage import save_tensors
 

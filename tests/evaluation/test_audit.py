@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from offramp.certificate import LOSSES, Promise
 from offramp.errors import UsageError
 from offramp.evaluation.audit import PROCEDURES, Finding, Trials, audit, certified, first_uncertified, quantile
 from offramp.evaluation.bounds import lower_limit
@@ -16,7 +17,6 @@ from offramp.evaluation.populations import (
     tally,
     underconfident,
 )
-from offramp.evaluation.promises import LOSSES, Promise
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from tests.evaluation.made_up import COST, FIRST, OPERATIONS, grid_policies, outcomes, record, sure, true_risk
 
+from offramp.certificate import LOSSES, Certificate
 from offramp.costs import Cost, Count
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record
 from offramp.evaluation.bounds import binomial_p_value, lower_limit
-from offramp.evaluation.certify import Certificate, certify
-from offramp.evaluation.promises import LOSSES
+from offramp.evaluation.certify import certify
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 
 NEWER = ("policy", "unknown", "earlier", "copies")  # than the first certificates

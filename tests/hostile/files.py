@@ -17,26 +17,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
+from tests.results import made_up
 
 from offramp.cli import main
 from offramp.commands.bench.exit_times import exit_times
 from offramp.data import Inputs
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Certificate, Ladder, Record
-from offramp.evaluation.xray import Xray
 from offramp.export.stage_files import ExitFile, StageFile, Stages
 from offramp.files import RunFolder
-from offramp.json_files import read
+from offramp.files.xray import Xray
+from offramp.json_files import read, write
 from offramp.paper.manifest import find
 from offramp.policy import Policy
+from offramp.results.bench import Bench, read_bench
 from offramp.results.evaluation import current
-from offramp.runtime import Form, Tuning
-from offramp.runtime.choice import TimeTable
-from offramp.runtime.plan import Plan
-from offramp.runtime.timing import conditions
-from offramp.runtime.tuning import Speedup, Trial, described
+from offramp.results.verdict.values import Verdict
+from offramp.runtime import Tuning
+from offramp.show import figures
+from offramp.show.bench.plots import times
+from offramp.show.bench.table import bench_table
+from offramp.show.terminal import console
+from offramp.show.verdict.page import verdict_page
+from offramp.show.verdict.table import verdict_table
 from offramp.storage import load_tensors, weights_hash
 from offramp.training.provenance import ancestor, ancestors
 
@@ -82,6 +86,19 @@ READ_BY: dict[str, list[str]] = {
     "xray.safetensors": ["xray"],
     "records/test.safetensors": ["evaluate"],
 }
+
+
+def _shown(bench: Bench) -> None:
+    with figures.style():
+        times(bench)
+    console().print(bench_table(bench))
+
+
+def _judged(verdict: Verdict) -> None:
+    verdict_page(verdict, "run")
+    console().print(verdict_table(verdict))
+
+
 READERS: dict[str, Callable[[RunFolder], object]] = {
     "config.json": lambda run: (run.read_config(), run.identity()),
     "environment.json": lambda run: run.read_starts(),
@@ -93,8 +110,10 @@ READERS: dict[str, Callable[[RunFolder], object]] = {
     "ladder.json": lambda run: Ladder.load(run.ladder),
     "bench.json": lambda run: (
         exit_times(run, weights_hash(load_tensors(run.weights)[0]), "1", 2),
+        _shown(read_bench(run)),
         Tuning.from_json(read(run.bench, dict[str, Any])["tuning"]),
     ),
+    "verdict.json": lambda run: _judged(read(run.verdict, Verdict)),
     "evaluation.json": current,
     "manifest.json": lambda run: [manifest.undisturbed for manifest in find([run.path]).values()],
     "export/stages.json": lambda run: Stages.load(run.export),
@@ -238,26 +257,6 @@ def damages(file: str, content: bytes, count: int, seed: int) -> Iterator[tuple[
     yield from of_kind[Path(file).suffix](content, count, seed)
 
 
-def bench_file(run: Path) -> dict[str, Any]:
-    """What `bench` might have measured of a run of two exits, here and now."""
-    weights, policy = weights_hash(load_tensors(run / "weights.safetensors")[0]), Policy.load(run / "policy.json")
-    two = ((1.0, 2.0), (1.0, 2.0))
-    tuning = Tuning(
-        form=Form(),
-        plans={1: Plan()},
-        stream=Plan(),
-        gains={"1": Speedup(1.5, 1.2), "stream": Speedup(1.0, None)},
-        chunks={"1": None, "stream": 64},
-        exit_ms={"1": (1.0, 2.0), "stream": (1.0, 2.0)},
-        table=TimeTable((1, 2), (0.0, 0.0), two, two, two, (0.0, 0.0), (0.0, 0.0), (1, 1)),
-        forms=(Trial(Form(), True, 0, 0, {"1": 1.0}),),
-        conditions=conditions(torch.device("cpu")),
-        weights=weights,
-        policy=described(policy),
-    )
-    return {"weights": weights, "device": "cpu", "exit_ms": {"1": [1.0, 2.0]}, "tuning": tuning.to_json()}
-
-
 def prepare(folder: Path, *, quickly: bool = False) -> Path:
     """A run with every file that a run may have; `quickly`: without those of `bench` and `verdict`."""
     run = folder / "RUN"
@@ -266,7 +265,9 @@ def prepare(folder: Path, *, quickly: bool = False) -> Path:
     for name in ("policy", "certify", "certify a ladder", "evaluate", *(() if quickly else ("bench", "verdict"))):
         assert outcome(COMMANDS[name], folder) == "", name
     if quickly:
-        (run / "bench.json").write_text(json.dumps(bench_file(run)))
+        weights, policy = weights_hash(load_tensors(run / "weights.safetensors")[0]), Policy.load(run / "policy.json")
+        write(run / "bench.json", made_up.bench(policy, weights).to_json())
+        write(run / "verdict.json", made_up.verdict().to_json())
     stages = tuple(StageFile(f"stage-{k}.onnx", ("images",) if k == 1 else ("map",), ("map",)) for k in (1, 2))
     exits = tuple(ExitFile(f"exit-{k}.onnx", 0) for k in (1, 2))
     Stages(run / "export", 10, False, (1, 16, 16), "0" * 64, stages, exits).write([b"no ONNX"] * 4)

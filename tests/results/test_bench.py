@@ -1,21 +1,13 @@
-import math
-
 import numpy as np
 import pytest
 import torch
+from tests.results import made_up
 
-from offramp.results.bench import (
-    Account,
-    Accuracy,
-    Latency,
-    Mode,
-    Speed,
-    account,
-    accuracy,
-    latency,
-    to_measured,
-)
-from offramp.runtime import Agreement
+from offramp.errors import OfframpError
+from offramp.files import RunFolder
+from offramp.json_files import write
+from offramp.policy import EVERYBODY, Policy
+from offramp.results.bench import Account, Latency, account, accuracy, bench_of, latency, read_bench, to_measured
 
 
 def masks(both: int, lost: int, gained: int, neither: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,7 +50,7 @@ def test_latencies_are_percentiles_in_milliseconds():
     assert latency([0.25]) == Latency(250, 250, 250)
 
 
-def made_up(**changes) -> Account:
+def account_of(**changes) -> Account:
     settings = {
         "wall": 1.0,
         "segments": 0.85,
@@ -74,7 +66,7 @@ def made_up(**changes) -> Account:
 
 
 def test_an_account_divides_the_whole_time():
-    found = made_up()
+    found = account_of()
     # 10 images through the first stage and 4 through the second are 2,200 operations, 10 and 5 rows through the heads
     # 800; straight, 500 take 0.1 s.
     assert found.stages == pytest.approx(0.44)
@@ -87,7 +79,7 @@ def test_an_account_divides_the_whole_time():
 def test_a_network_run_straight_is_its_stages_and_its_last_head():
     """Nobody leaves, and nothing is slower than straight."""
     nobody_leaves = {"rows_K": [10, 10], "head_rows_K": [0, 10], "left_K": [0, 10]}
-    found = made_up(wall=4.6, segments=4.6, **nobody_leaves, straight_operations=460, straight_seconds=0.46)
+    found = account_of(wall=4.6, segments=4.6, **nobody_leaves, straight_operations=460, straight_seconds=0.46)
     assert (found.stages, found.exits) == pytest.approx((4 / 4.6, 0.6 / 4.6))
     assert (found.slower, found.rest, found.idle_rows) == pytest.approx((0, 0, 0))
 
@@ -98,31 +90,35 @@ def test_times_to_each_exit_add_up_to_what_was_measured():
     assert (6 * found[0] + 4 * found[2]) / 10 == pytest.approx(1.3)
 
 
-def mode(name: str = "32", times: float = 3.0, promised: float = 4.0) -> Mode:
-    engine = Speed(ms=0.5, times=times, low=2.8, high=3.4)
-    return Mode(
-        name=name,
-        images=256,
-        asks=(1, 2),
-        accuracy=Accuracy(90.0, 0.1, -0.1, 0.3),
-        operations=100.0,
-        promised=promised,
-        engine=engine,
-        exits=(Speed(0.4, 4.0, 3.9, 4.1), Speed(1.5, 1.0, 1.0, 1.0)),
-        chunks=(32, None),
-        straight_form="folded",
-        account=Account(0.7, 0.1, 0.1, 0.1, 0.05),
-        agreement=Agreement(256, 1, 0, 1e-4),
-        exit_ms=(0.4, 1.5),
-    )
-
-
 def test_realised_is_measured_over_promised():
-    one = mode(times=3.0, promised=4.0)
+    one = made_up.mode("1")
     assert one.realised == 0.75
     assert one.straight is one.exits[-1]
-    values = one.to_json()
-    assert values["realised"] == {"value": 0.75, "low": pytest.approx(0.7), "high": pytest.approx(0.85)}
-    assert values["engine"]["images_per_second"] == pytest.approx(2000)
-    assert [(exit["exit"], exit["chunk"]) for exit in values["exits"]] == [(1, 32), (2, None)]
-    assert math.isclose(values["exits"][1]["images_per_second"], 1000 / 1.5)
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    run, policy = RunFolder(tmp_path), Policy((0.9, EVERYBODY))
+    assert bench_of(run, "0" * 64, policy) is None
+    bench = made_up.bench(policy, "0" * 64)
+    write(run.bench, bench.to_json())
+    assert read_bench(run) == bench_of(run, "0" * 64, policy) == bench
+    assert bench_of(run, "1" * 64, policy) is None
+    assert bench_of(run, "0" * 64, Policy((0.8, EVERYBODY))) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": 1},
+        {"modes": {}},
+        {"exits": []},
+        {"accuracy": 90.0},
+        {"conditions": {"threads": 2}},
+        {"modes": {"1": {**made_up.bench().to_json()["modes"]["1"], "exits": []}}},
+    ],
+)
+def test_a_file_of_another_make_is_refused_with_the_way_out(tmp_path, changes):
+    run = RunFolder(tmp_path)
+    write(run.bench, {**made_up.bench().to_json(), **changes})
+    with pytest.raises(OfframpError, match=r"bench.json is damaged: .* `offramp bench .*` measures it anew"):
+        read_bench(run)

@@ -4,10 +4,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.results import made_up
 
 from offramp.evaluation import Certificate, Promise
+from offramp.policy import EVERYBODY, Policy
+from offramp.results.bench import Speed
 from offramp.results.outcome import outcome
-from offramp.results.times import FeedTimes, Times
+
+TWO = Policy((0.9, EVERYBODY))
 
 
 def told(
@@ -22,9 +26,7 @@ def told(
     """Of 1,000 images, 900 of which leave early."""
     promise = None if loss is None else Promise(0.01, 0.95, loss)  # type: ignore[arg-type]
     certificate = None if promise is None else Certificate(promise, per_class, "", "", 9, 9, 0, 0, 9, "s", "f", "w")
-    times = (
-        None if speed is None else Times("a box", 2, (80.0, 90.0), (FeedTimes(feed, 90.0, 0.5, *speed, (0.2, 1.0)),))
-    )
+    bench = None if speed is None else made_up.bench(TWO, "", made_up.mode(feed, (0.2, 1.0), engine=Speed(0.5, *speed)))
     dynamic = SimpleNamespace(
         source="policy.json",
         certificate=certificate,
@@ -34,7 +36,7 @@ def told(
         exits=[SimpleNamespace(images=100)],
     )
     run = SimpleNamespace(command=lambda name: f"offramp {name} RUN")
-    evaluation = SimpleNamespace(dynamic=dynamic, times=times, run=run, test=SimpleNamespace(num_images=1000))
+    evaluation = SimpleNamespace(dynamic=dynamic, bench=bench, run=run, test=SimpleNamespace(num_images=1000))
     sentence = outcome(evaluation)  # type: ignore[arg-type]
     assert sentence is not None
     return sentence

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from offramp.certificate import Disagreement, Promise
 from offramp.errors import UsageError
 from offramp.evaluation import Certificate, Ladder
 from offramp.evaluation.bounds import lower_limit
-from offramp.evaluation.certify import Disagreement
 from offramp.evaluation.populations import POPULATIONS, grid, tally
-from offramp.evaluation.promises import Promise, climb, disagreement_limits, rung_promises
+from offramp.evaluation.promises import climb, disagreement_limits, rung_promises
 from offramp.policy import EVERYBODY, Policy
 from offramp.serve.guard import ODDS, Guard, bet, guards, wealth
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -6,6 +8,10 @@ from offramp.evaluation import reliability
 from offramp.files import Epoch
 from offramp.show import figures
 from offramp.terminal import short
+
+
+def training(metrics):
+    return figures.training(SimpleNamespace(metrics=metrics))
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +55,7 @@ def test_short_counts(count, text, without_zeros):
 
 def test_training_draws_held_out_accuracy_where_there_is_some():
     metrics = [line(1, search_top1=[1.0, 2.0]), line(2, search_top1=[3.0, 4.0])]
-    figure = figures.training(metrics)
+    figure = training(metrics)
     assert titles(figure) == ["top-1 on held-out images, %", "training loss (sum over exits)", "learning rate"]
     assert drawn(figure, "top-1 on held-out images, %") == [(1.0, 3.0), (2.0, 4.0)]
     assert drawn(figure, "training loss (sum over exits)") == [(2.0, 2.0)]
@@ -57,7 +63,7 @@ def test_training_draws_held_out_accuracy_where_there_is_some():
 
 def test_training_draws_training_accuracy_otherwise_and_statistics_in_the_papers_words():
     metrics = [line(epoch, stats={"mine": [1.0, 2.0], "gamma": [0.1, 0.2], "a": [5.0, 4.0]}) for epoch in (1, 2)]
-    assert titles(figures.training(metrics)) == [
+    assert titles(training(metrics)) == [
         "top-1 on training images, %",
         "training loss (sum over exits)",
         "learning rate",
@@ -68,7 +74,7 @@ def test_training_draws_training_accuracy_otherwise_and_statistics_in_the_papers
 
 
 def test_training_draws_what_is_there_and_leaves_out_what_is_not():
-    figure = figures.training([Epoch(1, loss=3.0), Epoch(2, loss=2.0, stats={"a": (1.0,)})])
+    figure = training([Epoch(1, loss=3.0), Epoch(2, loss=2.0, stats={"a": (1.0,)})])
     assert titles(figure) == ["training loss (sum over exits)", "a = −log F[N+1]  (nats)"]
     assert drawn(figure, "training loss (sum over exits)") == [(3.0, 2.0)]
     assert drawn(figure, "a = −log F[N+1]  (nats)") == [(1.0,)]
@@ -115,7 +121,7 @@ def test_each_curve_stands_at_its_own_operations_with_the_bars_it_has():
 
 
 def test_accuracy_is_never_drawn_from_0():
-    axes = figures.training([line(epoch, train_top1=[98.0, 98.5]) for epoch in (1, 2)]).axes[0]
+    axes = training([line(epoch, train_top1=[98.0, 98.5]) for epoch in (1, 2)]).axes[0]
     assert axes.get_ylim()[0] > 90
 
 

@@ -3,6 +3,7 @@
 The pictures stay in the test's folder (`--basetemp`), or go where $OFFRAMP_PICTURES says, to be looked at.
 """
 
+import dataclasses
 import html
 import json
 import os
@@ -14,9 +15,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tests.results import made_up
 
 from offramp import shipped
 from offramp.cli import main
+from offramp.json_files import write
 from offramp.policy import Policy
 from offramp.show.verdict.page import verdict_page
 
@@ -66,7 +69,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, script: Callable[[Path], Mod
     """A run's page with all that it can have, a comparison, an x-ray, a verdict, and the committed pages."""
     folder = tmp_path_factory.mktemp("pages")
     made = script(ROOT / "tests" / "commands" / "verdict" / "test_init.py")
-    (folder / "verdict.html").write_text(verdict_page(made.made_up_verdict("yes", folder / "verdict")))
+    (folder / "verdict.html").write_text(verdict_page(made.made_up_verdict("yes"), "verdict"))
     small = "--data digits limit=60 --network auto exits=3 channels=4 growth=2 head_channels=8 --holdout 20 --epochs 2"
     for name in ("one", "other"):
         objective = "dynamic" if name == "one" else "cross-entropy"
@@ -81,17 +84,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory, script: Callable[[Path], Mod
     assert main(["certify", str(run), "--device", "cpu"]) == 0
     assert main(["evaluate", str(run), "--device", "cpu", "--train-limit", "0"]) == 0
     weights, policy = json.loads((run / "evaluation.json").read_text())["weights"], Policy.load(run / "policy.json")
-    speed = {"ms": 0.5, "times": 2.0, "low": 1.9, "high": 2.1}
-    mode = {"accuracy": {"top1": 92.0}, "engine": speed, "exits": [{"ms": ms} for ms in (0.3, 0.6, 0.8, 1.0)]}
-    content = {
-        "weights": weights,
-        "device": "a made-up machine with a long name @ 2.10GHz",
-        "conditions": {"threads": 2},
-        "policy": {"thresholds": list(policy.thresholds), "measure": {"name": policy.measure.name}},
-        "exits": [{"top1": top1} for top1 in (88.0, 90.0, 91.0, 92.0)],
-        "modes": {"1": mode, "32": mode, "stream": mode},
-    }
-    (run / "bench.json").write_text(json.dumps(content))
+    modes = [made_up.mode(name, (0.3, 0.6, 0.8, 1.0)) for name in ("1", "32", "stream")]
+    conditions = dataclasses.replace(made_up.CONDITIONS, device="a made-up machine with a long name @ 2.10GHz")
+    write(run / "bench.json", made_up.bench(policy, weights, *modes, conditions=conditions).to_json())
     assert main(["evaluate", str(run), "--device", "cpu", "--train-limit", "0"]) == 0
     committed = [shutil.copy(page, folder / page.name) for page in sorted((ROOT / "docs").rglob("*.html"))]
     mine = [run / "report.html", folder / "verdict.html", folder / "compare.html", folder / "one" / "xray.html"]

@@ -1,13 +1,17 @@
+import dataclasses
 import json
 import math
 import re
 from html.parser import HTMLParser
 
 import pytest
+from tests.results import made_up
 
 from offramp.commands import EvaluateOptions, evaluate
 from offramp.evaluation import Certificate, Promise, Record
+from offramp.json_files import write
 from offramp.policy import EVERYBODY, NOBODY, SOFTMAX, Policy
+from offramp.results.bench import Speed
 from offramp.results.dynamic import leaves_from
 from offramp.results.outcome import outcome
 from offramp.show.report import _wilson
@@ -166,20 +170,13 @@ def test_the_images_stand_under_their_exits_with_wrong_answers_marked(make_run):
     assert len(source) < 300_000
 
 
-def bench_of(run, **changes):
-    """What `offramp bench` leaves, as far as the page reads it: twice as fast one image at a time."""
-    weights, policy = json.loads((run / "evaluation.json").read_text())["weights"], Policy.load(run / "policy.json")
-    speed = {"ms": 0.5, "times": 2.0, "low": 1.9, "high": 2.1}
-    mode = {"accuracy": {"top1": 50.0}, "engine": speed, "exits": [{"ms": 0.3}, {"ms": 0.6}, {"ms": 1.0}]}
-    content = {
-        "weights": weights,
-        "device": "a box",
-        "conditions": {"threads": 2},
-        "policy": {"thresholds": list(policy.thresholds), "measure": {"name": policy.measure.name}},
-        "exits": [{"top1": 40.0}, {"top1": 45.0}, {"top1": 50.0}],
-        "modes": {"1": mode, "stream": mode},
-    }
-    (run / "bench.json").write_text(json.dumps({**content, **changes}))
+def bench_of(run, weights=None, policy=None):
+    """What `offramp bench` might have left: twice as fast one image at a time."""
+    weights = weights or json.loads((run / "evaluation.json").read_text())["weights"]
+    mode = made_up.mode("1", (0.3, 0.6, 1.0), engine=Speed(0.5, 2.0, 1.9, 2.1))
+    modes = (mode, dataclasses.replace(mode, name="stream"))
+    bench = made_up.bench(policy or Policy.load(run / "policy.json"), weights, *modes)
+    write(run / "bench.json", bench.to_json())
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -200,15 +197,13 @@ def test_the_page_begins_with_the_outcome_and_the_flow_then_time(make_run):
     assert f"exit 1 1,000 come, {first} leave" in text
 
 
-@pytest.mark.parametrize(
-    "changes", [{"weights": "f" * 64}, {"policy": {"thresholds": [0.1], "measure": {"name": "margin"}}}]
-)
+@pytest.mark.parametrize("changes", [{"weights": "f" * 64}, {"policy": Policy((0.1, 0.1, EVERYBODY))}])
 @pytest.mark.usefixtures("undrawn")
 def test_times_of_other_weights_or_another_policy_are_not_told(make_run, changes):
     run = with_policy(make_run())
     bench_of(run, **changes)
     found = evaluate(EvaluateOptions(run))
-    assert found.times is None
+    assert found.bench is None
     assert "`offramp bench" in outcome(found)
     assert "Accuracy against time" not in words(run)
 

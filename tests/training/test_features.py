@@ -17,8 +17,8 @@ from offramp import data
 from offramp.config import Spec, TrainConfig
 from offramp.data import Batch, Parts
 from offramp.errors import OfframpError, UsageError
-from offramp.evaluation.xray import Xray
 from offramp.files import Epoch, RunFolder
+from offramp.files.xray import Xray
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, PowerSqrt
 from offramp.rules import RULES, Outcome, TrainingRule, build

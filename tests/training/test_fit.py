@@ -18,6 +18,7 @@ from offramp.data import Batch, Parts
 from offramp.data.randomness import Purpose, hashes
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Promise
+from offramp.evaluation.promises import images_needed
 from offramp.files import RunFolder
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, Damping, Objective, PowerSqrt
@@ -141,7 +142,7 @@ def test_too_few_images_for_a_certificate_are_said_when_the_training_starts(
     offramp.fit(network(), CrossEntropy(), parts.train, parts.val if holdout else None, config, out=tmp_path / "run")
     said = capsys.readouterr().err
     assert re.search(words, said) if words else "for certificates" not in said
-    assert Promise().images_needed() == 299
+    assert images_needed(Promise()) == 299
 
 
 def test_a_second_run_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from offramp import data, rules
 from offramp.config import TrainConfig
 from offramp.data import Batch, Parts
 from offramp.errors import UsageError
-from offramp.evaluation.xray import Xray
 from offramp.files import RunFolder
+from offramp.files.xray import Xray
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy, Objective, PowerSqrt, Terms, dynamic
 from offramp.rules import Outcome, TrainingRule

@@ -5,9 +5,9 @@ from offramp.commands.sample import Sample
 from offramp.errors import UsageError
 from offramp.evaluation import anytime
 from offramp.policy import Measure
+from offramp.results.bench import bench_of
 from offramp.results.dynamic import dynamic
 from offramp.results.evaluation import Evaluation
-from offramp.results.times import read_times
 from offramp.show.watch import Watch
 
 
@@ -39,5 +39,5 @@ def measured_exits(run: OpenRun, train_limit: int, *, renormalise: bool, watch: 
         weights=test.weights,
         fingerprint=test.fingerprint,
         made_on=test.made_on,
-        times=None if thresholds is None else read_times(folder.bench, test.weights, thresholds.policy),
+        bench=None if thresholds is None else bench_of(folder, test.weights, thresholds.policy),
     )

@@ -50,8 +50,8 @@ def xray(options: XrayOptions, *, parts: "Parts | None" = None) -> "XrayReport":
     """
     from offramp.commands.open_run import parts_of
     from offramp.commands.writing import write_files
-    from offramp.evaluation.xray import Xray
     from offramp.files import RunFolder
+    from offramp.files.xray import Xray
     from offramp.results.xray import XrayReport
     from offramp.show import figures
     from offramp.show.sheet import sheet

@@ -1,14 +1,14 @@
 """Evaluation: `record` a network's logits on a data set once, then ask. Everything but `record` is arithmetic on it."""
 
+from offramp.certificate import Certificate, Promise
 from offramp.evaluation.anytime import Anytime, ExitFigures, anytime
 from offramp.evaluation.audit import Audit, audit
 from offramp.evaluation.budgeted import Curve, Point, budgeted, curve, geometric_policies
 from offramp.evaluation.calibration import Reliability, reliability
-from offramp.evaluation.certify import Certificate, certify
+from offramp.evaluation.certify import certify
 from offramp.evaluation.damping import DampingFigures
 from offramp.evaluation.ladder import Ladder, certify_ladder
 from offramp.evaluation.paired import Gain, gains
-from offramp.evaluation.promises import Promise
 from offramp.evaluation.record import Record, record, recorded
 from offramp.evaluation.search import search_thresholds
 from offramp.evaluation.targets import policy_for

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from offramp.certificate import Promise
 from offramp.errors import UsageError
 from offramp.evaluation.bounds import FloatArray, IntArray, lower_limit
 from offramp.evaluation.populations import POPULATIONS, Make, Population, grid, tally
-from offramp.evaluation.promises import LossCounts, Promise, learn_then_test
+from offramp.evaluation.promises import LossCounts, learn_then_test
 
 SURE = 0.999  # confidence of the limit that decides
 CHUNK = 1000  # trials drawn at a time

@@ -4,12 +4,13 @@ K exits, S images, N classes, J candidates. What is promised, and by which argum
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from offramp.certificate import Certificate, Disagreement, Promise
 from offramp.choices import Loss
 from offramp.costs import Cost
 from offramp.errors import OfframpError, UsageError
@@ -19,170 +20,19 @@ from offramp.evaluation.promises import (
     DISAGREEMENT_CONFIDENCE,
     BoolArray,
     LossCounts,
-    Promise,
+    bets,
     disagreement_limits,
     events,
+    images_needed,
     learn_then_test,
 )
 from offramp.evaluation.record import Record
 from offramp.evaluation.search import candidates as found_on
 from offramp.evaluation.thresholds import check_search, policies
-from offramp.json_files import convert
 from offramp.policy import CERTIFICATE, SOFTMAX, Measure, Policy
 
 METHOD = "Learn-then-Test, fixed sequence"
 BINOMIAL, BETTING = "exact binomial", "betting on {-1, 0, 1}"
-
-
-@dataclass(frozen=True)
-class Disagreement:
-    """How often the early answer is another class than the last exit's would be, among images that leave early.
-
-    It needs no labels, so it can be watched where the policy is used (`offramp.serve.guard`). It is no part of the
-    promise: two exits also differ where both are wrong, or where the early one alone is right. But an image lost to
-    `regret` is one on which they differ.
-
-    Attributes:
-        early: Images of the certify half that leave early.
-        differing: Those of them whose two answers differ.
-        limit: Of the share, in [0, 1]: with probability `confidence` over the draw of the certify images it is at most
-            this for every candidate at once, and so for the one chosen, and for all rungs of a ladder.
-    """
-
-    early: int
-    differing: int
-    limit: float
-    confidence: float
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What is promised of a policy, and what it rests on. It travels in the policy: `Certificate.of(policy)`.
-
-    Attributes:
-        per_class: Whether it is promised of the images of each class, of all classes at once.
-        bound: The p-value.
-        images: Images of the certify half.
-        counted: Those that the risk is a share of: all, or for `early-error` those that leave early.
-        lost: Images with a loss of 1 under the policy.
-        gained: Images with a loss of -1.
-        candidates: Policies that might have been chosen, all from the search half.
-        policy: Hash of the measure and the thresholds it was made for (`Policy.fingerprint`); None in files from before
-            this was recorded: whether they are still the same cannot be checked.
-        unknown: What the network learnt from of which it cannot be known whether it was trained on these images.
-        earlier: Other certificates that were made with these images before, as far as the policies' files told.
-        copies: Images of the certify half that repeat others of it or images of the search half. The tests were passed
-            with them and without them; `counted`, `lost` and `gained` are without them.
-        form: Of which logits it is: `float32`, by any backend, or one backend and precision, such as `openvino, bf16`.
-        together: The confidence with which all promises of its ladder hold at once; None where it is of no ladder.
-        disagreement: What a guard may watch; None in files from before this was recorded.
-    """
-
-    promise: Promise
-    per_class: bool
-    method: str
-    bound: str
-    images: int
-    counted: int
-    lost: int
-    gained: int
-    candidates: int
-    split: str
-    fingerprint: str
-    weights: str
-    policy: str | None = None
-    unknown: tuple[str, ...] = ()
-    earlier: int = 0
-    copies: int = 0
-    form: str = "float32"
-    together: float | None = None
-    disagreement: Disagreement | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Any) -> "Certificate":
-        """The inverse of `to_json`.
-
-        Raises:
-            UsageError: Something else.
-        """
-        try:
-            read = convert(value, cls, "The policy's certificate", exact=True, hint="A newer offramp may know it.")
-        except OfframpError as error:
-            raise UsageError(str(error)) from error
-        missing = asdict(read.promise).keys() - value["promise"].keys()
-        if missing:  # its defaults would promise what was not proved
-            raise UsageError(f"The policy's certificate is damaged: its promise has no {min(missing)}.")
-        return read
-
-    @classmethod
-    def of(cls, policy: Policy) -> "Certificate | None":
-        """The certificate that travels in `policy`; None where there is none.
-
-        Raises:
-            UsageError: A damaged one, or one that was made for other thresholds, another measure or another network.
-        """
-        if CERTIFICATE not in policy.found:
-            return None
-        certificate = cls.from_json(policy.found[CERTIFICATE])
-        other = policy.network not in (None, certificate.weights)
-        if certificate.policy is not None:
-            other |= (certificate.policy, certificate.weights) != (policy.fingerprint(), policy.network)
-        if other:
-            raise UsageError(
-                "The policy holds a certificate of other thresholds, another measure or another network: nothing is "
-                "promised of it as it is. Certify anew, or take the certificate out."
-            )
-        return certificate
-
-    def after(self, policy: Policy, before: Sequence[Policy]) -> "Certificate":
-        """This one of `policy`, which counts those of the same images among policies made `before`.
-
-        The same once more, promise, measure and thresholds, is no other.
-        """
-        earlier = 0
-        for other_policy in before:
-            certificate = Certificate.of(other_policy)
-            if certificate is not None and certificate.fingerprint == self.fingerprint:
-                promised = (certificate.promise, certificate.per_class, other_policy.fingerprint(), certificate.weights)
-                same = promised == (self.promise, self.per_class, policy.fingerprint(), self.weights)
-                earlier = max(earlier, certificate.earlier + (not same))
-        return replace(self, earlier=earlier)
-
-    def on(self, policy: Policy) -> Policy:
-        """The policy with this certificate in it, made to be of its measure and thresholds."""
-        mine = replace(self, policy=policy.fingerprint())
-        return replace(policy, found={**policy.found, CERTIFICATE: mine.to_json()}, network=self.weights)
-
-    def __str__(self) -> str:
-        of_what = {
-            "regret": "the share of images that leave early with a wrong answer though the full network is right",
-            "early-error": "the share of wrong answers among the images that leave early",
-            "drop": "the accuracy lost against the full network",
-        }[self.promise.loss]
-        where = ", in every class," if self.per_class else ""
-        gains = f", {self.gained} gained" if self.promise.loss == "drop" else ""
-        doubts = "" if self.policy is not None else " Unchecked: that it was made for these thresholds."
-        if self.unknown:
-            doubts += f" Not known: whether these images were among those that trained {', '.join(self.unknown)}."
-        if self.copies:
-            doubts += (
-                f" Of the {self.images} images {self.copies} repeat others, or images of the search half: they are not "
-                "counted here, and the promise stands with them as well."
-            )
-        if self.form != "float32":
-            doubts += f" It is of what {self.form} answers, and of nothing else."
-        if self.earlier:
-            doubts += f" Certificates made before with the same images: at least {self.earlier}."
-        at_once = "" if self.together is None else f" ({self.together} for all rungs of its ladder at once)"
-        return (
-            f"With {self.promise.confidence} confidence{at_once} {of_what}{where} is at most {self.promise.risk} "
-            f"({self.lost} of {self.counted} images of {self.split}{gains}; {self.bound}; {self.method}, "
-            f"{self.candidates} candidates).{doubts}"
-        )
 
 
 def certify(
@@ -286,14 +136,14 @@ class Tested:
 
     def certified(self, promise: Promise, chosen: int, together: float | None = None) -> Policy:
         """A candidate that passed, with its certificate."""
-        bets = promise.bets(self.on_search)[..., chosen].any()
+        is_bet = bets(promise, self.on_search)[..., chosen].any()
         distinct = slice(-(self.certify.num_classes if self.per_class else 1), None)  # of the groups
         lost, gained, counted = (int(count_GJ[distinct, chosen].sum()) for count_GJ in self.on_certify)
         certificate = Certificate(
             promise=promise,
             per_class=self.per_class,
             method=METHOD,
-            bound=BETTING if bets else BINOMIAL,
+            bound=BETTING if is_bet else BINOMIAL,
             images=self.certify.num_images,
             counted=counted,
             lost=lost,
@@ -317,7 +167,7 @@ def _none_passed(promise: Promise, on_certify: LossCounts, certify: Record, copi
     risk_GJ = on_certify.risk
     seen_J = risk_GJ.max(0)[(on_certify.counted > 0).all(0)]  # where nothing is counted no risk is seen
     seen = f"the lowest risk seen is {seen_J.min():.4g}" if len(seen_J) else "none lets enough images leave"
-    needed = promise.images_needed()
+    needed = images_needed(promise)
     few = ""
     if certify.num_images - copies < needed:
         few = f" {'Without gains at' if promise.loss == 'drop' else 'At'} least {needed} images are needed."
@@ -471,7 +321,7 @@ def _check_records(search: Record, certify: Record) -> None:
 def _check_enough(promise: Promise, certify: Record, per_class: bool, distinct_S: BoolArray) -> None:
     if promise.loss == "drop":
         return  # gains make up for losses: with enough of them few images do
-    needed, images, of = promise.images_needed(), int(distinct_S.sum()), "images"
+    needed, images, of = images_needed(promise), int(distinct_S.sum()), "images"
     if per_class:
         images_N = certify.targets_S[torch.from_numpy(distinct_S)].bincount(minlength=certify.num_classes)
         images, of = int(images_N.min()), f"images of class {certify.class_names[int(images_N.argmin())]!r}"

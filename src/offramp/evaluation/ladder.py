@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from offramp.certificate import Certificate
 from offramp.choices import Loss
 from offramp.costs import Cost
 from offramp.errors import OfframpError, UsageError
-from offramp.evaluation.certify import Certificate, Tested
+from offramp.evaluation.certify import Tested
 from offramp.evaluation.promises import climb, rung_promises
 from offramp.evaluation.record import Record
 from offramp.json_files import convert, read, write

@@ -9,101 +9,20 @@ and how much is bet; from `certify` come p-values, and nothing else.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import ROUND_DOWN, Decimal
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from offramp.checks import did_you_mean
+from offramp.certificate import Promise
 from offramp.choices import Loss
 from offramp.errors import UsageError
 from offramp.evaluation.bounds import FloatArray, IntArray, best_bet, betting_p_value, binomial_p_value, upper_limit
 
 BoolArray = npt.NDArray[np.bool_]
-LOSSES: tuple[Loss, ...] = get_args(Loss)
-DISAGREEMENT_CONFIDENCE = 0.995  # of the limit that a guard watches: see `certify.Disagreement`
+DISAGREEMENT_CONFIDENCE = 0.995  # of the limit that a guard watches: see `Disagreement`
 MOST_IMAGES = 10**9  # where `images_needed` gives up
-
-
-@dataclass(frozen=True)
-class Promise:
-    """With probability `confidence` over the draw of the certify images, the risk is at most `risk`.
-
-    Attributes:
-        risk: In (0, 1).
-        confidence: In (0, 1).
-        loss: `regret`: an image leaves early with a wrong answer though the last exit is right; the risk is the share
-            of such images among all, never less than the accuracy lost. `early-error`: the share of wrong answers among
-            the images that leave early. `drop`: the accuracy lost against the last exit, where images that only the
-            early answer gets right make up for others.
-    """
-
-    risk: float = 0.01
-    confidence: float = 0.95
-    loss: Loss = "regret"
-
-    def __post_init__(self) -> None:
-        for name in ("risk", "confidence"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 < value < 1:
-                raise UsageError(f"{name} must lie between 0 and 1, both excluded, not {value!r}.")
-        if self.loss not in LOSSES:
-            raise UsageError(f"Unknown loss {self.loss!r}.{did_you_mean(str(self.loss), LOSSES)}")
-
-    @property
-    def level(self) -> float:
-        """The probability with which the promise may be broken, 1 - confidence."""
-        return 1 - self.confidence
-
-    def p_values(self, certify: "LossCounts", search: "LossCounts") -> FloatArray:
-        """How strongly the certify images speak against "the risk is above `risk`", elementwise.
-
-        A 0/1 loss on independent images is binomial. For `early-error` the number of images that leave is random, but
-        given which images leave, their answers are still independent, each wrong with the probability in question: the
-        binomial of that many images holds given their number, so it holds.
-
-        A drop is at most the regret, so the binomial of its losses alone is valid too, and stronger where gains are
-        rare. Each candidate gets the test that would have been stronger on the search images.
-        """
-        if self.loss != "drop":
-            return self.losing(certify)
-        return np.where(self.bets(search), self._betting(certify, search), self.losing(certify))
-
-    def losing(self, tally: "LossCounts") -> FloatArray:
-        """The exact binomial p-value of the losses alone."""
-        return binomial_p_value(tally.lost, tally.counted, self.risk)
-
-    def bets(self, search: "LossCounts") -> BoolArray:
-        """Which candidates are tested by betting on the signed loss, not by the exact binomial."""
-        if self.loss != "drop":
-            return np.zeros(np.broadcast(*search).shape, dtype=bool)
-        return self._betting(search, search) < self.losing(search)
-
-    def _betting(self, tally: "LossCounts", search: "LossCounts") -> FloatArray:
-        # One more than was seen: a candidate under which no search image differs is not sure to change none.
-        differing = (search.lost + search.gained + 1) / (search.counted + 1)
-        bet = best_bet(differing, tally.counted, self.risk, self.confidence)
-        return betting_p_value(tally.lost, tally.gained, tally.counted, self.risk, bet)
-
-    def images_needed(self) -> int:
-        """The fewest counted images, none of them with a loss (or a gain), that could keep the promise."""
-
-        def enough(images: int) -> bool:
-            tally = LossCounts(np.array(0), np.array(0), np.array(images))
-            return bool(self.p_values(tally, tally) <= self.level)
-
-        high = 1
-        while not enough(high):
-            if high > MOST_IMAGES:
-                raise UsageError(f"risk={self.risk} at confidence={self.confidence} needs over a billion images.")
-            high *= 2
-        low = high // 2  # not enough (or 0)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if enough(middle) else (middle, high)
-        return high
 
 
 class LossCounts(NamedTuple):
@@ -137,6 +56,59 @@ def events(loss: Loss, left: BoolArray, right: BoolArray, full: BoolArray) -> Ev
         return Events(left & ~right, no, left)
     lost = left & ~right & full
     return Events(lost, left & right & ~full if loss == "drop" else no, ~no)
+
+
+def p_values(promise: Promise, certify: LossCounts, search: LossCounts) -> FloatArray:
+    """How strongly the certify images speak against "the risk is above `risk`", elementwise.
+
+    A 0/1 loss on independent images is binomial. For `early-error` the number of images that leave is random, but
+    given which images leave, their answers are still independent, each wrong with the probability in question: the
+    binomial of that many images holds given their number, so it holds.
+
+    A drop is at most the regret, so the binomial of its losses alone is valid too, and stronger where gains are
+    rare. Each candidate gets the test that would have been stronger on the search images.
+    """
+    if promise.loss != "drop":
+        return losing(promise, certify)
+    return np.where(bets(promise, search), _betting(promise, certify, search), losing(promise, certify))
+
+
+def losing(promise: Promise, tally: LossCounts) -> FloatArray:
+    """The exact binomial p-value of the losses alone."""
+    return binomial_p_value(tally.lost, tally.counted, promise.risk)
+
+
+def bets(promise: Promise, search: LossCounts) -> BoolArray:
+    """Which candidates are tested by betting on the signed loss, not by the exact binomial."""
+    if promise.loss != "drop":
+        return np.zeros(np.broadcast(*search).shape, dtype=bool)
+    return _betting(promise, search, search) < losing(promise, search)
+
+
+def _betting(promise: Promise, tally: LossCounts, search: LossCounts) -> FloatArray:
+    # One more than was seen: a candidate under which no search image differs is not sure to change none.
+    differing = (search.lost + search.gained + 1) / (search.counted + 1)
+    bet = best_bet(differing, tally.counted, promise.risk, promise.confidence)
+    return betting_p_value(tally.lost, tally.gained, tally.counted, promise.risk, bet)
+
+
+def images_needed(promise: Promise) -> int:
+    """The fewest counted images, none of them with a loss (or a gain), that could keep the promise."""
+
+    def enough(images: int) -> bool:
+        tally = LossCounts(np.array(0), np.array(0), np.array(images))
+        return bool(p_values(promise, tally, tally) <= promise.level)
+
+    high = 1
+    while not enough(high):
+        if high > MOST_IMAGES:
+            raise UsageError(f"risk={promise.risk} at confidence={promise.confidence} needs over a billion images.")
+        high *= 2
+    low = high // 2  # not enough (or 0)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 def cheapest_kept(p_values_J: FloatArray, start: IntArray, level: float) -> IntArray:
@@ -174,7 +146,7 @@ def learn_then_test(promise: Promise, search: LossCounts, certify: LossCounts, a
             at most `level` with probability at most `level`. So no further correction is needed
             (intersection-union test; Berger, 1982).
     """
-    expected_J, p_values_J = promise.losing(search), promise.p_values(certify, search)
+    expected_J, p_values_J = losing(promise, search), p_values(promise, certify, search)
     if axis is not None:
         expected_J, p_values_J = expected_J.max(axis), p_values_J.max(axis)
     return cheapest_kept(p_values_J, expected_J.argmin(-1), promise.level)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import offramp
+from offramp.certificate import Certificate
 from offramp.data import Inputs
-from offramp.evaluation.certify import Certificate
 from offramp.export.int8 import Int8
 from offramp.network import EarlyExitNet
 from offramp.policy import NOBODY, Policy

@@ -22,9 +22,9 @@ from offramp import objectives
 from offramp.config import Run, differences
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record
-from offramp.evaluation.xray import Xray
 from offramp.files import Clock, Epoch, RunFolder, Start
 from offramp.files.kinds import Git, Numbers
+from offramp.files.xray import Xray
 from offramp.json_files import convert, read, read_lines, write
 from offramp.paper.certified import Certified, certified
 from offramp.paper.identity import command, configuration, run_hash, run_name

@@ -3,23 +3,24 @@
 K exits, S images of the test set. *Straight* is the network run to its last exit for every image, no other head asked.
 """
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from msgspec import Meta
 from torch import Tensor
 
 import offramp
 from offramp.evaluation.bounds import Z95, paired_difference
 from offramp.files import RunFolder
+from offramp.json_files import read
 from offramp.policy import Policy
-from offramp.results.times import FeedTimes, Times
 from offramp.runtime import Agreement, Tuning
 
-FORMAT = 1  # of the file
+FORMAT: Literal[2] = 2  # of the file; 1 had some figures twice
+Positive = Annotated[float, Meta(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,31 @@ def accuracy(right_S: Tensor, full_S: Tensor) -> Accuracy:
 
 
 @dataclass(frozen=True)
+class CutAccuracy(Accuracy):
+    """The same of the network cut at an exit; `operations` are without other heads."""
+
+    operations: int
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What times depend on: see `runtime.timing.conditions`."""
+
+    device: str
+    cores: int | None
+    threads: int
+    kernels_kept: int | None
+    load_average: float
+    torch: str
+    onnxruntime: str | None
+    openvino: str | None
+    python: str
+
+    def __str__(self) -> str:
+        return f"{self.device}, {self.threads} thread{'' if self.threads == 1 else 's'}"
+
+
+@dataclass(frozen=True)
 class Latency:
     """How long single images take, in milliseconds: half, 95 % and 99 % of them no longer than this."""
 
@@ -78,16 +104,23 @@ class Speed:
         latency: Of single images, where they were fed one at a time.
     """
 
-    ms: float
-    times: float
-    low: float
-    high: float
+    ms: Positive
+    times: Positive
+    low: Positive
+    high: Positive
     latency: Latency | None = None
 
     @property
     def images_per_second(self) -> float:
         """At the median."""
         return 1000 / self.ms
+
+
+@dataclass(frozen=True)
+class CutSpeed(Speed):
+    """How fast the network cut at an exit is, with so many images run at a time (`chunk`; None: a whole batch)."""
+
+    chunk: int | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +207,6 @@ class Mode:
             whole policy, also where the plan closes exits or runs straight on.
         engine: How fast the engine was.
         exits: How fast the network cut at each exit was; the last is the network run straight.
-        chunks: Images of each of those that were run at a time, the fastest of a few sizes; None: a whole batch.
         straight_form: The form of these, the fastest for the network run straight.
         account: Where the engine's time went.
         agreement: Whether the engine answered the timed images as the policy does.
@@ -188,128 +220,113 @@ class Mode:
     operations: float
     promised: float
     engine: Speed
-    exits: tuple[Speed, ...]
-    chunks: tuple[int | None, ...]
+    exits: tuple[CutSpeed, ...]
     straight_form: str
     account: Account
     agreement: Agreement
     exit_ms: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if not len(self.exits) == len(self.exit_ms) > 0:
+            raise ValueError(f"times of {len(self.exits)} exits and {len(self.exit_ms)} exit_ms")
+
+    @property
+    def title(self) -> str:
+        """`batch 32` for the size of a batch; `stream`."""
+        return f"batch {self.name}" if self.name.isdigit() else self.name
+
     @property
     def realised(self) -> float:
-        """The measured speed-up over the promised one.
-
-        Its interval, in `to_json`, is that of the measured speed-up over `promised` as a constant: it covers timing,
-        and not that other images would leave elsewhere.
-        """
+        """The measured speed-up over the promised one."""
         return self.engine.times / self.promised
 
     @property
-    def straight(self) -> Speed:
+    def straight(self) -> CutSpeed:
         """How fast the network run straight was."""
         return self.exits[-1]
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON values; accuracies in percent, shares in [0, 1]."""
-        low, high = self.engine.low / self.promised, self.engine.high / self.promised
-        return {
-            **dataclasses.asdict(self),
-            "engine": _speed_json(self.engine),
-            "exits": [
-                {"exit": k, **_speed_json(speed), "chunk": chunk}
-                for k, (speed, chunk) in enumerate(zip(self.exits, self.chunks, strict=True), 1)
-            ],
-            "realised": {"value": self.realised, "low": low, "high": high},
-        }
 
+@dataclass(frozen=True)
+class TestImages:
+    """The test set, with the hash of what it holds and how many images that are."""
 
-def _speed_json(speed: Speed) -> dict[str, Any]:
-    return {**dataclasses.asdict(speed), "images_per_second": speed.images_per_second}
+    __test__ = False  # nothing for pytest
+
+    test: str
+    fingerprint: str
+    images: int
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What was measured.
+    """What was measured, as `bench.json` holds it; accuracies in percent, shares in [0, 1], times in milliseconds.
 
     Attributes:
+        weights: Hash of the network's weights.
+        conditions: Of the machine before it was busy with this.
+        tuned_on: Name of the part whose images the engine was tuned on.
         policy: Who leaves where.
         policy_file: Where it was read; None where it was found here or given.
-        weights: Hash of the network's weights.
-        conditions: What times depend on: device, threads, versions, how busy the machine was.
-        tuning: How the engine was set up for this machine.
-        tuned_on: Name of the part whose images it was tuned on.
         accuracy: Of the engine's own answers to the test images, in the form it was tuned to and with no exit closed.
         operations: Per image, likewise: stages up to the exit taken, and the heads that may answer.
         asks: These exits, from 1.
-        exit_operations: Of the network cut at each exit, without other heads; the last is the network run straight.
-        modes: Batches of each size, then the stream.
+        exits: Of the network cut at each exit; the last is the network run straight.
+        modes: Batches of each size, then the stream, by name.
         agreement: Whether these answers, given in a stream, are the policy's.
+        tuning: How the engine was set up for this machine.
+        written: The files written; not in the file itself.
     """
 
-    run: RunFolder
-    policy: Policy
-    policy_file: Path | None
     weights: str
-    device: str
-    conditions: dict[str, Any]
-    tuning: Tuning
+    conditions: Conditions
+    data: TestImages
     tuned_on: str
-    test: str
-    fingerprint: str
-    images: int
+    policy: Policy
+    policy_file: str | None
     accuracy: Accuracy
     operations: float
     asks: tuple[int, ...]
-    exits: tuple[Accuracy, ...]
-    exit_operations: tuple[int, ...]
-    modes: tuple[Mode, ...]
+    exits: tuple[CutAccuracy, ...]
+    modes: Mapping[str, Mode]
     agreement: Agreement
+    tuning: Tuning
+    format: Literal[2] = FORMAT
+    offramp: str = offramp.__version__
     written: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if {len(mode.exits) for mode in self.modes.values()} != {len(self.exits)}:
+            raise ValueError("its modes are not all of the exits that it has, or there is none")
 
     @property
     def wrong(self) -> dict[str, int]:
         """Answers that are not the policy's, by where they were given; empty where all is well."""
-        agreements = {**{mode.name: mode.agreement for mode in self.modes}, self.test: self.agreement}
+        agreements = {**{name: mode.agreement for name, mode in self.modes.items()}, self.data.test: self.agreement}
         return {name: agreement.wrong for name, agreement in agreements.items() if agreement.wrong}
 
-    @property
-    def times(self) -> Times:
-        """The times alone."""
-        feeds = [
-            FeedTimes(
-                mode.name,
-                mode.accuracy.top1,
-                mode.engine.ms,
-                mode.engine.times,
-                mode.engine.low,
-                mode.engine.high,
-                tuple(speed.ms for speed in mode.exits),
-            )
-            for mode in self.modes
-        ]
-        return Times(self.device, self.conditions["threads"], tuple(exit.top1 for exit in self.exits), tuple(feeds))
-
     def to_json(self) -> dict[str, Any]:
-        """JSON values, as `bench.json` holds them; accuracies in percent, shares in [0, 1], times in milliseconds."""
-        return {
-            "format": FORMAT,
-            "offramp": offramp.__version__,
-            "weights": self.weights,
-            "device": self.device,
-            "conditions": self.conditions,
-            "data": {"test": self.test, "fingerprint": self.fingerprint, "images": self.images},
-            "tuned_on": self.tuned_on,
-            "policy": dataclasses.asdict(self.policy),
-            "policy_file": None if self.policy_file is None else str(self.policy_file),
-            **dataclasses.asdict(self.accuracy),
-            "operations": self.operations,
-            "asks": self.asks,
-            "exits": [
-                {"exit": k, **dataclasses.asdict(exit), "operations": operations}
-                for k, (exit, operations) in enumerate(zip(self.exits, self.exit_operations, strict=True), 1)
-            ],
-            "modes": {mode.name: mode.to_json() for mode in self.modes},
-            "agreement": dataclasses.asdict(self.agreement),
-            "tuning": self.tuning.to_json(),
-            "exit_ms": {mode.name: list(mode.exit_ms) for mode in self.modes},
-        }
+        """JSON values, as the file holds them."""
+        values = {**asdict(self), "tuning": self.tuning.to_json()}
+        del values["written"]
+        return values
+
+
+def read_bench(folder: RunFolder) -> Bench:
+    """What `offramp bench` wrote into a run's folder.
+
+    Raises:
+        UsageError: There is no such file, or it is of a newer offramp.
+        OfframpError: A damaged file.
+    """
+    return read(folder.bench, Bench, newest=FORMAT, hint=f"`{folder.command('bench')}` measures it anew.")
+
+
+def bench_of(folder: RunFolder, weights: str, policy: Policy) -> Bench | None:
+    """The same; None where there is none, or it is of other weights or another policy."""
+    bench = read_bench(folder) if folder.bench.is_file() else None
+    is_of_it = bench and (bench.weights, bench.policy.thresholds, bench.policy.measure) == (
+        weights,
+        policy.thresholds,
+        policy.measure,
+    )
+    return bench if is_of_it else None

@@ -13,8 +13,8 @@ from offramp.evaluation import Anytime, ExitFigures
 from offramp.evaluation.damping import EDGES
 from offramp.files import Epoch, RunConfig, RunFolder, Start
 from offramp.json_files import convert, read
+from offramp.results.bench import Bench
 from offramp.results.dynamic import Dynamic
-from offramp.results.times import Times
 from offramp.storage import load_tensors, weights_hash
 
 FORMAT = 1  # of evaluation.json; one more key is no new format
@@ -81,7 +81,7 @@ class Evaluation:
         no_dynamic: Why it cannot be said; None where it can.
         fingerprint: Hash of the test set.
         made_on: Device and version of torch that made the logits.
-        times: What `offramp bench` measured of the policy looked at; None where it did not.
+        bench: What `offramp bench` measured of the policy looked at; None where it did not.
         written: Files written: `evaluation.json`, the report, the plots.
     """
 
@@ -97,7 +97,7 @@ class Evaluation:
     weights: str
     fingerprint: str
     made_on: str
-    times: Times | None = None
+    bench: Bench | None = None
     written: tuple[Path, ...] = ()
 
     @property

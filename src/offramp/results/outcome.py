@@ -1,10 +1,10 @@
 """What early exits are worth in a run, in one sentence."""
 
-from offramp.evaluation import Certificate
+from offramp.certificate import Certificate
 from offramp.evaluation.bounds import Z95, paired_difference
+from offramp.results.bench import Bench
 from offramp.results.dynamic import MAX_DROP, Dynamic
 from offramp.results.evaluation import Evaluation
-from offramp.results.times import Times
 
 
 def outcome(evaluation: Evaluation) -> str | None:
@@ -18,8 +18,8 @@ def outcome(evaluation: Evaluation) -> str | None:
     policy = dynamic.source or f"thresholds found for a drop of {MAX_DROP:g} points"
     if dynamic.exits[-1].images == evaluation.test.num_images:
         return f"Under {policy} no image leaves early: the last exit answers all of them."
-    times = evaluation.times
-    speed = f"; `{evaluation.run.command('bench')}` measures the time" if times is None else _speed(times)
+    bench = evaluation.bench
+    speed = f"; `{evaluation.run.command('bench')}` measures the time" if bench is None else _speed(bench)
     return (
         f"Under {policy} the network answers {_accuracy(dynamic, evaluation.test.num_images)} with "
         f"{100 * dynamic.share:.0f} % of the operations{speed}."
@@ -46,15 +46,16 @@ def _promise(certificate: Certificate | None) -> str:
     return f"certified {most}{where} at {100 * promise.confidence:g} %"
 
 
-def _speed(times: Times) -> str:
+def _speed(bench: Bench) -> str:
     """Of images one at a time, if they were timed so."""
-    feed = next((feed for feed in times.feeds if feed.name == "1"), times.feeds[0])
-    where = f"on {times.device}, {times.threads} thread{'' if times.threads == 1 else 's'}"
-    fed = {"1": "one image at a time", "stream": "in a stream"}.get(feed.name, f"in batches of {feed.name}")
-    if feed.low > 1:
-        return f", {feed.times:.1f} times as fast {fed} {where}"
-    if feed.high < 1:
-        return f", but takes {1 / feed.times:.1f} times as long {fed} {where}"
+    mode = bench.modes.get("1", next(iter(bench.modes.values())))
+    speed, where = mode.engine, f"on {bench.conditions}"
+    fed = {"1": "one image at a time", "stream": "in a stream"}.get(mode.name, f"in batches of {mode.name}")
+    if speed.low > 1:
+        return f", {speed.times:.1f} times as fast {fed} {where}"
+    if speed.high < 1:
+        return f", but takes {1 / speed.times:.1f} times as long {fed} {where}"
     return (
-        f", and takes as long as that ({feed.times:.2f} times as fast, {feed.low:.2f} to {feed.high:.2f}) {fed} {where}"
+        f", and takes as long as that ({speed.times:.2f} times as fast, {speed.low:.2f} to {speed.high:.2f}) {fed} "
+        f"{where}"
     )

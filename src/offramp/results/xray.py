@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from offramp.evaluation.error_detection import ErrorDetection
-from offramp.evaluation.xray import STATES, Xray
 from offramp.files import RunConfig, RunFolder
+from offramp.files.xray import Xray
 
 SHOWN = 10  # images a row
 
@@ -113,7 +113,7 @@ class XrayReport:
             "images": len(self.record.indices_W),
             "split": self.record.split,
             "epochs": self.record.epochs_E.tolist(),
-            "shares": {name: shares_EK.tolist() for name, shares_EK in zip(STATES, shares_3EK, strict=True)},
+            "shares": {name: shares_EK.tolist() for name, shares_EK in zip(Xray.STATES, shares_3EK, strict=True)},
             "exits": [dataclasses.asdict(exit) for exit in self.exits],
             "telling": self.error_detection and [dataclasses.asdict(exit) for exit in self.error_detection],
             "no_telling": self.no_error_detection,

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from offramp.certificate import Certificate
 from offramp.data.headers import size_of
 from offramp.data.inputs import Inputs
-from offramp.evaluation import Certificate
 from offramp.files import RunConfig, RunFolder
 from offramp.json_files import read
 from offramp.serve.contract import Served

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from offramp.certificate import Certificate
 from offramp.checks import check_number
 from offramp.errors import UsageError
-from offramp.evaluation import Certificate
 from offramp.evaluation.bounds import FloatArray
 from offramp.policy import Policy
 

@@ -12,12 +12,12 @@ from typing import Literal, Protocol
 
 import torch
 
+from offramp.certificate import Certificate
 from offramp.choices import Backend
 from offramp.costs import cost
 from offramp.data import Inputs
 from offramp.devices import device_named
 from offramp.errors import OfframpError, UsageError
-from offramp.evaluation import Certificate
 from offramp.evaluation.ladder import rungs_of
 from offramp.files import RunFolder, load
 from offramp.network import EarlyExitNet

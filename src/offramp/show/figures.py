@@ -18,7 +18,7 @@ from offramp.choices import Plots
 from offramp.errors import UsageError
 from offramp.evaluation import Anytime, Reliability
 from offramp.evaluation.damping import EDGES
-from offramp.files import Epoch
+from offramp.results.evaluation import Evaluation
 from offramp.terminal import say, short
 
 if TYPE_CHECKING:
@@ -186,13 +186,14 @@ def _against_operations(axes: "Axes", ylabel: str) -> None:
     axes.margins(x=0.06, y=0.12)
 
 
-def training(metrics: Sequence[Epoch]) -> "Figure":
+def training(evaluation: Evaluation) -> "Figure":
     """Accuracy per exit, loss, learning rate and the objective's statistics against epochs; what is there is drawn."""
     from matplotlib.ticker import MaxNLocator
 
+    metrics = evaluation.metrics
     searched = all(line.search_top1 is not None for line in metrics)
     accuracy_title = f"top-1 on {'held-out' if searched else 'training'} images, %"
-    curves_of: list[tuple[str, Callable[[Epoch], Any]]] = [
+    curves_of: list[tuple[str, Callable[[Any], Any]]] = [
         (accuracy_title, lambda line: line.search_top1 if searched else line.train_top1),
         ("training loss (sum over exits)", lambda line: line.loss),
         ("learning rate", lambda line: line.lr),

@@ -49,10 +49,10 @@ def draw(evaluation: Evaluation) -> "dict[str, Figure]":
     drawn = {"accuracy": figures.accuracy([curve])}
     if evaluation.dynamic is not None:
         drawn["dynamic"] = plot(evaluation.dynamic, dataclasses.replace(curve, label="one exit for all images"))
-    if evaluation.times is not None:
-        drawn["time"] = times(evaluation.times)
+    if evaluation.bench is not None:
+        drawn["time"] = times(evaluation.bench)
     if evaluation.metrics:
-        drawn["training"] = figures.training(evaluation.metrics)
+        drawn["training"] = figures.training(evaluation)
     drawn["reliability"] = figures.reliability([exit.reliability for exit in test.exits])
     if test.exits[0].damping is not None:
         drawn["damping"] = figures.damping(test)

@@ -11,7 +11,6 @@ from rich.text import Text
 
 from offramp.costs import Cost
 from offramp.evaluation import Audit
-from offramp.evaluation.xray import NEEDED, STATES
 from offramp.results.dynamic import leaves_from
 from offramp.results.evaluation import Evaluation
 from offramp.results.outcome import outcome
@@ -121,14 +120,12 @@ def ladder_table(use: LadderUse) -> RenderableType:
 
 def xray_table(report: XrayReport) -> RenderableType:
     """What the gradients of each exit did in the last epoch, and what the damping value tells on test."""
-    first = report.exits[0]
+    first, record = report.exits[0], report.record
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    coefficients = [
-        *(["median γ"] if first.gamma is not None else []),
-        *(["mean w"] if first.weight is not None else []),
-    ]
-    tells = ["F[N+1] tells"] if report.error_detection else []
-    names = ["exit", *(f"{state} %" for state in STATES), "mean F[y]", *coefficients, "right %", "since epoch", *tells]
+    names = ["exit", *(f"{state} %" for state in record.STATES), "mean F[y]"]
+    names += ["median γ"] if first.gamma is not None else []
+    names += ["mean w"] if first.weight is not None else []
+    names += ["right %", "since epoch", *(["F[N+1] tells"] if report.error_detection else [])]
     for name in names:
         table.add_column(Text(name), justify="right", no_wrap=True)  # no markup: [y] would be a style
     for k, exit in enumerate(report.exits):
@@ -141,8 +138,8 @@ def xray_table(report: XrayReport) -> RenderableType:
             row += ["-" if ranking is None else f"{ranking:.3f}"]
         table.add_row(*row)
     lines = [
-        f"Epoch {report.epoch}, {len(report.record.indices_W)} images of {report.record.split}, as training saw them",
-        f"needed: at least {NEEDED:.0%} of plain cross-entropy's push on the true class is left; damped: less; "
+        f"Epoch {report.epoch}, {len(record.indices_W)} images of {record.split}, as training saw them",
+        f"needed: at least {record.NEEDED:.0%} of plain cross-entropy's push on the true class is left; damped: less; "
         "reversed: it is pushed down",
     ]
     if report.error_detection:

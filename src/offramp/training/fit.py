@@ -14,12 +14,12 @@ import torch
 from offramp import backbones, data, objectives, processes, rules
 from offramp.backbones.attached.zoo import trained_on
 from offramp.backbones.foreign import start_from
+from offramp.certificate import Promise
 from offramp.config import DataConfig, Run, Spec, TrainConfig
 from offramp.data import Given, HeldOutGiven, Split
 from offramp.data.files import at_most_twenty
 from offramp.devices import device_named, with_kernels, with_threads
 from offramp.errors import UsageError
-from offramp.evaluation import Promise
 from offramp.files import Epoch, RunFolder, keep_asked, load
 from offramp.json_files import write
 from offramp.network import EarlyExitNet

@@ -15,7 +15,7 @@ from offramp import processes
 from offramp.data import Batch, Split
 from offramp.data.randomness import Purpose, permutation
 from offramp.devices import sent
-from offramp.evaluation.xray import Xray
+from offramp.files.xray import Xray
 from offramp.objectives.base import log_softmax, pick
 from offramp.rules import Outcome, Workbench
 

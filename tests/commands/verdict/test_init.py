@@ -3,12 +3,12 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.results import made_up
 
 from offramp import shipped
 from offramp.cli import main
@@ -17,11 +17,12 @@ from offramp.commands.bench import timing as bench_timing
 from offramp.commands.verdict import measuring
 from offramp.errors import OfframpError, UsageError
 from offramp.files import OWNER, RunFolder, load
+from offramp.json_files import read, write
 from offramp.network import EarlyExitNet
 from offramp.policy import NOBODY, Policy
-from offramp.results.verdict.comparison import at_equal_time, frontier
+from offramp.results.verdict.comparison import at_equal_time
 from offramp.results.verdict.conclusion import conclude
-from offramp.results.verdict.values import Contender, Verdict
+from offramp.results.verdict.values import Contender, JudgedComparison, Verdict
 from offramp.show.verdict.page import verdict_page
 from offramp.show.verdict.table import remarks
 from offramp.storage import load_tensors, save_tensors
@@ -67,41 +68,52 @@ def test_stopped_and_started_again_it_ends_the_same(run: Path, tmp_path: Path, m
     assert not second.weights.exists()
     before = first.weights.stat().st_mtime_ns
     capsys.readouterr()
+    contenders: list[Contender] = []
+
+    def kept(*args: Any) -> tuple[list[Contender], int]:
+        measured, wrong = timed(*args)
+        contenders.extend(measured)
+        return measured, wrong
+
+    timed = measuring.timed
+    monkeypatch.setattr(measuring, "timed", kept)
     found = verdict(VerdictOptions(run, **QUICK), watch=Watch(note=said.append))
     assert "Training 1 smaller network (up to exit 2) into " in said[1]
     assert "Continuing after 1 epochs" in capsys.readouterr().err
     assert first.weights.stat().st_mtime_ns == before
     prefixes(run, tmp_path / "calm").train(2, 0)
     assert second.weights.read_bytes() == (tmp_path / "calm" / "prefix-2" / "weights.safetensors").read_bytes()
-    check(found, run, prefixes)
+    check(found, contenders, run, prefixes)
 
 
-def check(found: Verdict, run: Path, prefixes) -> None:
+def check(found: Verdict, contenders: list[Contender], run: Path, prefixes) -> None:
     """Everything was measured, and the file and the page say what was found."""
     kinds = [(one.kind, one.exit) for one in found.contenders if one.kind != "engine"]
     assert kinds == [("cut", 1), ("cut", 2), ("alone", 1), ("alone", 2)]
     assert found.wrong == 0
     assert found.missing == ()
-    assert all(len(one.ms_R) == 5 and min(one.ms_R) > 0 for one in found.contenders)
+    assert found.contenders == tuple(one.figures() for one in contenders)
+    assert all(len(one.ms_R) == 5 and min(one.ms_R) > 0 for one in contenders)
     network, test = load(run), prefixes(run).parts.test
     images_BCHW = torch.cat([batch.images_BCHW for batch in test.batches()])
     with torch.no_grad():
         answers_KS = network(images_BCHW)[..., :10].argmax(-1)
     right_KS = answers_KS == test.labels_S
     for exit in (1, 2):
-        (cut,) = (one for one in found.contenders if (one.kind, one.exit) == ("cut", exit))
+        (cut,) = (one for one in contenders if (one.kind, one.exit) == ("cut", exit))
         assert torch.equal(cut.right_S.bool(), right_KS[exit - 1])
     values = json.loads((run / "verdict.json").read_text())
     assert values == json.loads(json.dumps(found.to_json()))
     page = (run / "verdict.html").read_text()
-    assert found.conclusion.headline.partition(": ")[2][1:] in page.replace("&#39;", "'")
+    assert found.headline.partition(": ")[2][1:] in page.replace("&#39;", "'")
     assert "<script" not in page
     assert "http" not in page.replace("http://www.w3.org", "")
     # Contender 1 is compared as the pure functions would.
-    rivals = [one for one in found.contenders if one.kind != "engine"]
-    engines = [one for one in found.contenders if one.kind == "engine"]
-    assert found.comparisons == at_equal_time(engines, rivals)
-    assert found.conclusion == conclude(found.comparisons, rivals, found.images)
+    rivals = [one for one in contenders if one.kind != "engine"]
+    comparisons = at_equal_time([one for one in contenders if one.kind == "engine"], rivals)
+    assert found.comparisons == tuple(JudgedComparison(**vars(one), answer=one.answer_for(0)) for one in comparisons)
+    concluded = conclude(comparisons, rivals, found.data.images)
+    assert (found.answer, found.headline, found.details) == tuple(vars(concluded).values())
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -117,7 +129,7 @@ def test_without_training_it_says_what_is_missing(run: Path, monkeypatch, prefix
     found = verdict(VerdictOptions(run, no_train=True, **{**QUICK, "backend": "auto"}))
     assert found.missing == (2,)
     assert "early exits, policy.json" in {one.name for one in found.contenders}
-    assert found.conclusion.answer != "yes"
+    assert found.answer != "yes"
     page = (run / "verdict.html").read_text()
     assert "Missing: the smaller networks up to exit 2, trained alone." in page
     assert found.left_out
@@ -242,53 +254,14 @@ def test_another_run_in_the_place_of_a_smaller_network(run: Path, tmp_path: Path
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-def made_up(answer: str) -> Iterator[Contender]:
-    numbers = torch.Generator().manual_seed(0)
-
-    def one(name: str, kind: Any, exit: int | None, top1: float, ms: float, **more: Any) -> Contender:
-        right_S = (torch.rand(3000, generator=numbers) < top1 / 100).double()
-        return Contender(name, kind, exit, right_S, right_S, [ms * (1 + r / 100) for r in range(7)], 1e6 * ms, **more)
-
-    for exit, top1 in ((1, 80), (2, 85)):
-        yield one(f"the network cut at exit {exit}", "cut", exit, top1, exit)
-        yield one(f"exit {exit} trained alone", "alone", exit, top1 + 0.5, exit)
-    yield one("early exits, given", "engine", None, {"yes": 90, "no": 75, "open": 83.2}[answer], 1.5)
-    yield one("early exits for the time of exit 2", "engine", None, 85, 2.0, straight=True)
-
-
-def made_up_verdict(answer: str, run: Path) -> Verdict:
-    contenders = tuple(made_up(answer))
-    engines, rivals = contenders[4:], contenders[:4]
-    comparisons = at_equal_time(engines, rivals)
-    return Verdict(
-        run=RunFolder(run),
-        conclusion=conclude(comparisons, rivals, 3000),
-        comparisons=comparisons,
-        contenders=contenders,
-        frontier=tuple(one.name for one in frontier(rivals)),
-        missing=(),
-        least_gain=0.0,
-        batch_size=32,
-        timed=64,
-        test="made/up",
-        fingerprint="",
-        images=3000,
-        searched=3000,
-        weights="",
-        device="a machine",
-        conditions={"threads": 1, "torch": "2", "load_average": 0.1},
-        form="folded",
-        trained=("So they were trained.",),
-        wrong=2,
-    )
-
-
 @pytest.mark.parametrize(("answer", "title"), [("yes", "Yes"), ("no", "No"), ("open", "Not resolved")])
 def test_a_page_of_each_kind(answer: str, title: str, tmp_path: Path) -> None:
-    made = made_up_verdict(answer, tmp_path / "<my run>")
-    assert made.conclusion.answer == answer
-    page = verdict_page(made)
-    assert page == verdict_page(made)
+    made = made_up.verdict(answer)
+    assert made.answer == answer
+    write(tmp_path / "verdict.json", made.to_json())
+    assert read(tmp_path / "verdict.json", Verdict) == made
+    page = verdict_page(made, "<my run>")
+    assert page == verdict_page(made, "<my run>")
     assert f"<title>Is early exit worth it? {title}</title>" in page
     assert "&lt;my run&gt;" in page
     assert "runs straight on" in page

@@ -1,61 +1,26 @@
 import dataclasses
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tests.results.made_up import CONDITIONS, bench, mode
 
-from offramp.files import RunFolder
-from offramp.policy import EVERYBODY, Policy
-from offramp.results.bench import Account, Accuracy, Bench, Latency, Mode, Speed
+from offramp.results.bench import Accuracy, Bench, CutAccuracy, CutSpeed, Latency, Speed
 from offramp.runtime import Agreement, Form
 from offramp.runtime.tuning import Trial
 from offramp.show.bench.table import bench_table
 from offramp.show.terminal import console
 
-POLICY = Accuracy(90.0, 0.1, -0.1, 0.3)
 
-
-def mode(name: str, **changes) -> Mode:
-    made_up = Mode(
-        name=name,
-        images=256,
-        asks=(1, 3),
-        accuracy=POLICY,
-        operations=100.0,
-        promised=4.0,
-        engine=Speed(0.5, 3.0, 2.8, 3.4),
-        exits=(Speed(0.4, 4.0, 3.9, 4.1), Speed(0.9, 1.7, 1.6, 1.8), Speed(1.5, 1.0, 1.0, 1.0)),
-        chunks=(32, 32, None),
-        straight_form="folded",
-        account=Account(0.75, -0.05, 0.1, 0.2, 0.08),
-        agreement=Agreement(256, 1, 0, 1e-4),
-        exit_ms=(0.4, 1.5, 1.9),
+def made(*modes, **changes) -> Bench:
+    exits = (
+        CutAccuracy(80.0, 10.1, 8.0, 12.0, operations=50),
+        CutAccuracy(85.0, 5.1, 4.0, 6.0, operations=200),
+        CutAccuracy(90.1, 0.0, -0.2, 0.2, operations=400),
     )
-    return dataclasses.replace(made_up, **changes)
-
-
-def bench(*modes: Mode, **changes) -> Bench:
-    made_up = Bench(
-        run=RunFolder("run"),
-        policy=Policy((0.9, 0.9, EVERYBODY)),
-        policy_file=Path("run/policy.json"),
-        weights="0" * 64,
-        device="some processor",
-        conditions={"threads": 2, "kernels_kept": 16384, "torch": "2.0", "load_average": 0.25},
-        tuning=SimpleNamespace(form=Form(), forms=()),
-        tuned_on="made-up/search",
-        test="made-up/test",
-        fingerprint="1" * 64,
-        images=1000,
-        accuracy=POLICY,
-        operations=100.0,
-        asks=(1, 3),
-        exits=(Accuracy(80.0, 10.1, 8.0, 12.0), Accuracy(85.0, 5.1, 4.0, 6.0), Accuracy(90.1, 0.0, -0.2, 0.2)),
-        exit_operations=(50, 200, 400),
-        modes=modes,
-        agreement=Agreement(1000, 3, 0, 1e-4),
+    conditions = dataclasses.replace(CONDITIONS, device="some processor")
+    return dataclasses.replace(
+        bench(), modes={one.name: one for one in modes}, **{"exits": exits, "conditions": conditions} | changes
     )
-    return dataclasses.replace(made_up, **changes)
 
 
 def said(measured: Bench) -> str:
@@ -66,7 +31,7 @@ def said(measured: Bench) -> str:
 
 
 def test_a_block_says_what_became_of_the_promise():
-    text = said(bench(mode("32"), mode("stream", chunks=(32, 32, 64))))
+    text = said(made(mode("32"), mode("stream", exits=(*mode("32").exits[:2], CutSpeed(1.5, 1.0, 1.0, 1.0, chunk=64)))))
     assert "batch 32: 3.00 times as fast as straight (2.80 to 3.40), promised 4.00, so 75% of it" in text
     assert "2,000 images/s, straight 667 (folded)" in text
     assert "2,000 images/s, straight 667 (folded; 64 at a time)" in text
@@ -84,10 +49,10 @@ def test_a_block_says_what_became_of_the_promise():
 
 def test_single_images_have_latencies():
     single = mode("1", engine=Speed(0.5, 3, 2.8, 3.4, Latency(0.4, 1.2, 1.4)))
-    exits = (*single.exits[:2], Speed(1.5, 1, 1, 1, Latency(1.5, 1.6, 2.5)))
-    text = said(bench(dataclasses.replace(single, exits=exits)))
+    exits = (*single.exits[:2], CutSpeed(1.5, 1, 1, 1, Latency(1.5, 1.6, 2.5)))
+    text = said(made(dataclasses.replace(single, exits=exits)))
     assert "ms of an image at p50, p95, p99: 0.4, 1.2, 1.4; straight 1.5, 1.6, 2.5" in text
-    assert "p50" not in said(bench(mode("32")))
+    assert "p50" not in said(made(mode("32")))
 
 
 @pytest.mark.parametrize(
@@ -101,25 +66,25 @@ def test_single_images_have_latencies():
     ],
 )
 def test_what_the_plan_leaves_of_the_policy_is_said(changes, says):
-    assert says in said(bench(mode("32", **changes)))
-    assert "asks exits" not in said(bench(mode("32")))
-    assert "runs straight on" not in said(bench(mode("32")))
+    assert says in said(made(mode("32", **changes)))
+    assert "asks exits" not in said(made(mode("32")))
+    assert "runs straight on" not in said(made(mode("32")))
 
 
 def test_answers_that_rounding_does_not_explain_are_said():
     flawed = mode("32", agreement=Agreement(256, 0, 7, 1e-4))
-    measured = bench(mode("1"), flawed, agreement=Agreement(1000, 3, 2, 1e-4))
+    measured = made(mode("1"), flawed, agreement=Agreement(1000, 3, 2, 1e-4))
     text = said(measured)
     network = "differ from the policy's on the plain network by rounding"
     assert f"  1 of 256 answers {network}\n" in text
     assert f"  0 of 256 answers {network}, 7 by more than that\n" in text
     assert f"engine on all of made-up/test: 3 of 1,000 answers {network}, 2 by more than that" in " ".join(text.split())
     assert measured.wrong == {"32": 7, "made-up/test": 2}
-    assert bench(mode("1")).wrong == {}
+    assert made(mode("1")).wrong == {}
 
 
 def test_forms_that_answer_otherwise_are_said():
     trials = (Trial(Form(), True, 0, 0, {}), Trial(Form(precision="bf16"), False, 90, 1, {}))
-    text = said(bench(mode("32"), tuning=SimpleNamespace(form=Form(), forms=trials)))
+    text = said(made(mode("32"), tuning=SimpleNamespace(form=Form(), forms=trials)))
     assert "not used: torch, bf16: 90 answers flipped, 1 were wrong" in text
     assert text.count("not used") == 1

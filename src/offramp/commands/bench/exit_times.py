@@ -1,21 +1,9 @@
 """The times that `offramp bench` measured, for a policy that is to be found by them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 from offramp.errors import UsageError
 from offramp.evaluation.thresholds import check_times
 from offramp.files import RunFolder
-from offramp.json_files import read
-
-
-@dataclass(frozen=True)
-class BenchFile:
-    """What is read again of the times in `bench.json`: by size of batch, as a word, and for `stream`."""
-
-    weights: str
-    device: str
-    exit_ms: Mapping[str, tuple[float, ...]]
+from offramp.results.bench import read_bench
 
 
 def exit_times(folder: RunFolder, weights: str, batch: str, num_exits: int) -> tuple[tuple[float, ...], dict[str, str]]:
@@ -34,17 +22,17 @@ def exit_times(folder: RunFolder, weights: str, batch: str, num_exits: int) -> t
     way_out = f"`{folder.command('bench')}` measures it"
     if not folder.bench.is_file():
         raise UsageError(f"How long an image takes to each exit is not known: there is no {folder.bench}. {way_out}.")
-    measured = read(folder.bench, BenchFile, hint=f"{way_out} anew.")
+    measured = read_bench(folder)
     if measured.weights != weights:
         raise UsageError(
             f"{folder.bench} was measured for the network with weights {measured.weights[:12]}, not {weights[:12]}. "
             f"{way_out} anew."
         )
-    known = measured.exit_ms
+    known = {name: mode.exit_ms for name, mode in measured.modes.items()}
     if batch not in known:
         raise UsageError(f"{folder.bench} has no times for batch {batch}, but for {', '.join(known)}. {way_out} anew.")
     try:
         check_times(known[batch], num_exits)
     except UsageError as error:
         raise UsageError(f"{folder.bench}, batch {batch}: {error} {way_out} anew.") from error
-    return known[batch], {"device": measured.device, "batch": batch}
+    return known[batch], {"device": measured.conditions.device, "batch": batch}

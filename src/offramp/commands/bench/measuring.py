@@ -14,7 +14,7 @@ from offramp.devices import device_named
 from offramp.errors import UsageError
 from offramp.evaluation import Record, policy_for
 from offramp.policy import Policy
-from offramp.results.bench import Bench, Mode, accuracy
+from offramp.results.bench import Bench, Conditions, CutAccuracy, Mode, TestImages, accuracy
 from offramp.runtime import Engine, Form, Plan, Tuning, usual_forms
 from offramp.runtime.program import certified_form, check_form
 from offramp.runtime.rows import joined
@@ -122,25 +122,21 @@ def measured(timed: Subject, timing: Timing, watch: Watch, conditions: dict[str,
     answers = joined(engine.stream(batch.images_BCHW for batch in parts.test.batches()))
     on_all = on_test(answers, policy, engine.operations(Plan(), costs.image_shape), test)
     full_S = right(policy, test, -1)
+    cut = [accuracy(right(policy, test, k), full_S) for k in range(run.network.num_exits)]
     return Bench(
-        run=run.folder,
-        policy=policy,
-        policy_file=timed.policy_file,
         weights=test.weights,
-        device=conditions["device"],
-        conditions=conditions,
-        tuning=tuning,
+        conditions=Conditions(**conditions),
+        data=TestImages(test.split, test.fingerprint, test.num_images),
         tuned_on=tuned_on.name,
-        test=test.split,
-        fingerprint=test.fingerprint,
-        images=test.num_images,
+        policy=policy,
+        policy_file=None if timed.policy_file is None else str(timed.policy_file),
         accuracy=on_all.accuracy,
         operations=on_all.operations_S.mean().item(),
         asks=tuple(k + 1 for k in engine.asks(engine.stream_plan)),
-        exits=tuple(accuracy(right(policy, test, k), full_S) for k in range(run.network.num_exits)),
-        exit_operations=tuple(count.operations for count in costs.path),
-        modes=tuple(modes),
+        exits=tuple(CutAccuracy(**vars(of), operations=on.operations) for of, on in zip(cut, costs.path, strict=True)),
+        modes={mode.name: mode for mode in modes},
         agreement=engine.agreement(answers, test.logits_KSC, policy),
+        tuning=tuning,
     )
 
 

@@ -19,7 +19,7 @@ from offramp.costs import Cost
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record
 from offramp.policy import Policy
-from offramp.results.bench import Account, Accuracy, Mode, Speed, account, accuracy, latency, to_measured
+from offramp.results.bench import Account, Accuracy, CutSpeed, Mode, Speed, account, accuracy, latency, to_measured
 from offramp.runtime import Answers, Engine, Form, Plan, Program, Straight, Tally
 from offramp.runtime.backends import make_program
 from offramp.runtime.choice import CHUNKS
@@ -269,8 +269,9 @@ def measure(
         operations=expected.operations_S.mean().item(),
         promised=costs.path[-1].operations / in_full_S[feed.positions_S].mean().item(),
         engine=speeds["engine"],
-        exits=tuple(speeds[name] for name in names),
-        chunks=tuple(rival.chunk for rival in rivals),
+        exits=tuple(
+            CutSpeed(**vars(speeds[name]), chunk=rival.chunk) for name, rival in zip(names, rivals, strict=True)
+        ),
         straight_form=str(rivals[-1].program.form),
         account=_account(fed.tallies[-rounds:], seconds, last, feed, costs),
         agreement=agreed,

@@ -141,7 +141,7 @@ def verdict(
     timing = Timing(options.batch_size, options.images, options.rounds, options.seconds, options.backend)
     timed = measured(run, test, search, ready, file, alone, timing, watch)
     result = judged(prefixes, test, search, alone, timed, options.batch_size, options.least_gain, measured_on)
-    page = {run.folder.verdict_page: verdict_page(result).encode()} if figures.available() else {}
+    page = {run.folder.verdict_page: verdict_page(result, run.folder.path.name).encode()} if figures.available() else {}
     return dataclasses.replace(result, written=write_result(result.to_json(), run.folder.verdict, page))
 
 

@@ -14,9 +14,10 @@ from offramp.commands.sample import pool
 from offramp.commands.verdict.timing import Early, Single, feeds_of, left_out, policies_for, rough_ms, timed
 from offramp.evaluation import Record, policy_for, recorded
 from offramp.policy import Policy
+from offramp.results.bench import Conditions
 from offramp.results.verdict.comparison import at_equal_time, frontier
 from offramp.results.verdict.conclusion import conclude
-from offramp.results.verdict.values import Contender, Verdict
+from offramp.results.verdict.values import Contender, JudgedComparison, Verdict, VerdictImages
 from offramp.runtime import Engine, usual_forms
 from offramp.show.durations import duration_in_words
 from offramp.show.watch import Progress, Watch
@@ -159,22 +160,16 @@ def judged(
     comparisons = at_equal_time(engines, rivals)
     exits = {single.exit for single in alone}
     return Verdict(
-        run=prefixes.run,
-        conclusion=conclude(comparisons, rivals, test.num_images, least_gain=least_gain),
-        comparisons=comparisons,
-        contenders=tuple(timed.contenders),
-        frontier=tuple(rival.name for rival in frontier(rivals)),
-        missing=tuple(exit for exit in range(1, prefixes.network.num_exits + 1) if exit not in exits),
+        **vars(conclude(comparisons, rivals, test.num_images, least_gain=least_gain)),
+        weights=test.weights,
         least_gain=least_gain,
         batch_size=batch_size,
-        timed=timed.images,
-        test=test.split,
-        fingerprint=test.fingerprint,
-        images=test.num_images,
-        searched=search.num_images,
-        weights=test.weights,
-        device=conditions["device"],
-        conditions=conditions,
+        comparisons=tuple(JudgedComparison(**vars(each), answer=each.answer_for(least_gain)) for each in comparisons),
+        contenders=tuple(contender.figures() for contender in timed.contenders),
+        frontier=tuple(rival.name for rival in frontier(rivals)),
+        missing=tuple(exit for exit in range(1, prefixes.network.num_exits + 1) if exit not in exits),
+        data=VerdictImages(test.split, test.fingerprint, test.num_images, search.num_images, timed.images),
+        conditions=Conditions(**conditions),
         form=timed.form,
         trained=prefixes.description() if alone else (),
         wrong=timed.wrong,

@@ -24,7 +24,7 @@ def conclude(
     Returns:
         Yes, where they gain that at one time at least; no, where they do at none; else open.
     """
-    answers = {comparison.engine: comparison.answer(least_gain) for comparison in comparisons}
+    answers = {comparison.engine: comparison.answer_for(least_gain) for comparison in comparisons}
     details = [*_ranges(comparisons, answers, least_gain), *_about_missing(comparisons)]
     won = [comparison for comparison in comparisons if answers[comparison.engine] == "yes"]
     if won:

@@ -1,11 +1,11 @@
-"""What a verdict is made of, as values: contenders that were measured, and what the comparison at equal times gives.
+"""What a verdict is made of: contenders that were measured, what the comparison at equal times gives, the file.
 
 S images of a data set, R rounds of timing. Accuracies are in percent, differences in percentage points, times in
 milliseconds per image.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -13,13 +13,30 @@ from typing import Any, Literal
 from torch import Tensor
 
 import offramp
-from offramp.files import RunFolder
+from offramp.results.bench import Conditions, Positive, TestImages
 from offramp.runtime.timing import ratio
 
-FORMAT = 1  # of the file
+FORMAT: Literal[2] = 2  # of the file; 1 had the device twice
 CONFIDENCE = 0.95  # of all intervals together
 Kind = Literal["engine", "cut", "alone"]
 Answer = Literal["yes", "no", "open"]
+
+
+@dataclass(frozen=True)
+class ContenderFigures:
+    """A contender in short; see `Contender`. `ms_low` to `ms_high` is the 90 % interval of `ms` over rounds."""
+
+    name: str
+    kind: Kind
+    exit: int | None
+    top1: float
+    search_top1: float
+    ms: Positive
+    ms_low: float
+    ms_high: float
+    operations: float
+    seeds: int
+    straight: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,28 +80,22 @@ class Contender:
         """Accuracy on the search images."""
         return 100 * self.search_right_S.double().mean().item()
 
-    @property
-    def spread(self) -> tuple[float, float]:
-        """The 90 % interval of the median time over rounds, by order statistics."""
+    def figures(self) -> ContenderFigures:
+        """Without the images; the interval of the median time is by order statistics."""
         bounds = ratio(self.ms_R, [1.0] * len(self.ms_R))
-        return bounds["at_least"], bounds["at_most"]
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values, without the images."""
-        low, high = self.spread
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "exit": self.exit,
-            "top1": self.top1,
-            "search_top1": self.search_top1,
-            "ms": self.ms,
-            "ms_low": low,
-            "ms_high": high,
-            "operations": self.operations,
-            "seeds": self.seeds,
-            "straight": self.straight,
-        }
+        return ContenderFigures(
+            name=self.name,
+            kind=self.kind,
+            exit=self.exit,
+            top1=self.top1,
+            search_top1=self.search_top1,
+            ms=self.ms,
+            ms_low=bounds["at_least"],
+            ms_high=bounds["at_most"],
+            operations=self.operations,
+            seeds=self.seeds,
+            straight=self.straight,
+        )
 
 
 @dataclass(frozen=True)
@@ -117,11 +128,18 @@ class EqualTimeComparison:
     straight: bool
     missing: tuple[int, ...]
 
-    def answer(self, least_gain: float) -> Answer:
+    def answer_for(self, least_gain: float) -> Answer:
         """Whether early exits gain more than `least_gain` points here: yes, no, or open."""
         if self.straight or self.high <= least_gain:
             return "no"
         return "yes" if self.surest > least_gain and not self.missing else "open"
+
+
+@dataclass(frozen=True)
+class JudgedComparison(EqualTimeComparison):
+    """The same, with the answer for what has to be gained."""
+
+    answer: Answer
 
 
 @dataclass(frozen=True)
@@ -137,76 +155,54 @@ class Conclusion:
     details: tuple[str, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Verdict:
-    """Is early exit worth it for this network, data and machine?
+@dataclass(frozen=True)
+class VerdictImages(TestImages):
+    """The test set; how many images thresholds were found on, and how many were timed in a round."""
+
+    search_images: int
+    timed: int
+
+
+@dataclass(frozen=True)
+class Verdict(Conclusion):
+    """Is early exit worth it for this network, data and machine? As `verdict.json` holds it.
 
     Attributes:
+        weights: Hash of the network's weights.
+        least_gain: Points that have to be gained for a yes.
+        batch_size: Images answered at a time.
         comparisons: One for each policy, by time.
         contenders: All that were measured.
         frontier: Names of the smaller networks that are best at some time, by accuracy on the search images.
         missing: Exits (from 1) without a network trained alone.
-        least_gain: Points that have to be gained for a yes.
-        batch_size: Images answered at a time.
-        timed: Images timed in a round.
-        test: Name of the test set; `fingerprint` is the hash of what it holds, `images` how many that are.
-        fingerprint: See `test`.
-        images: See `test`.
-        device: In words.
-        conditions: What times depend on: device, threads, versions, how busy the machine was.
+        conditions: Of the machine before it was busy with this.
         form: How the engine runs the network's modules.
         trained: How the smaller networks were trained, in sentences.
         wrong: Answers, of those timed, that rounding does not explain: 0, or something is broken.
         left_out: Forms that were not used, or not with some smaller networks, and why, in sentences.
+        written: The files written; not in the file itself.
     """
 
-    run: RunFolder
-    conclusion: Conclusion
-    comparisons: tuple[EqualTimeComparison, ...]
-    contenders: tuple[Contender, ...]
-    frontier: tuple[str, ...]
-    missing: tuple[int, ...]
+    weights: str
     least_gain: float
     batch_size: int
-    timed: int
-    test: str
-    fingerprint: str
-    images: int
-    searched: int
-    weights: str
-    device: str
-    conditions: Mapping[str, Any]
+    comparisons: tuple[JudgedComparison, ...]
+    contenders: tuple[ContenderFigures, ...]
+    frontier: tuple[str, ...]
+    missing: tuple[int, ...]
+    data: VerdictImages
+    conditions: Conditions
     form: str
     trained: tuple[str, ...]
     wrong: int
     left_out: tuple[str, ...] = ()
-    written: tuple[Path, ...] = field(default=())
+    confidence: float = CONFIDENCE
+    format: Literal[2] = FORMAT
+    offramp: str = offramp.__version__
+    written: tuple[Path, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values, as `verdict.json` holds them."""
-        return {
-            "format": FORMAT,
-            "offramp": offramp.__version__,
-            "weights": self.weights,
-            **asdict(self.conclusion),
-            "least_gain": self.least_gain,
-            "confidence": CONFIDENCE,
-            "batch_size": self.batch_size,
-            "comparisons": [{**asdict(each), "answer": each.answer(self.least_gain)} for each in self.comparisons],
-            "contenders": [each.to_json() for each in self.contenders],
-            "frontier": list(self.frontier),
-            "missing": list(self.missing),
-            "data": {
-                "test": self.test,
-                "fingerprint": self.fingerprint,
-                "images": self.images,
-                "search_images": self.searched,
-                "timed": self.timed,
-            },
-            "device": self.device,
-            "conditions": dict(self.conditions),
-            "form": self.form,
-            "trained": list(self.trained),
-            "wrong": self.wrong,
-            "left_out": list(self.left_out),
-        }
+        """JSON values, as the file holds them."""
+        values = asdict(self)
+        del values["written"]
+        return values

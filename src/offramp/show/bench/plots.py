@@ -9,7 +9,6 @@ from offramp.costs import Cost
 from offramp.evaluation import Record, budgeted, curve, search_thresholds
 from offramp.results.bench import Bench
 from offramp.results.dynamic import BUDGETS
-from offramp.results.times import Times, title
 from offramp.show import figures
 from offramp.terminal import short
 
@@ -24,7 +23,7 @@ EXITS: dict[str, Any] = {"marker": "D", "markersize": 5, "linewidth": 1, "color"
 def drawn(bench: Bench, search: Record | None, test: Record, costs: Cost, kind: Plots) -> dict[str, bytes]:
     """The plots by name, as files' contents; without a record of `search` no thresholds are varied."""
     with figures.style():
-        plots = {"bench-operations": _operations(bench, search, test, costs), "bench-time": times(bench.times)}
+        plots = {"bench-operations": _operations(bench, search, test, costs), "bench-time": times(bench)}
         return {name: figures.render(figure, kind, name) for name, figure in plots.items()}
 
 
@@ -55,8 +54,9 @@ def _operations(bench: Bench, search: Record | None, test: Record, costs: Cost) 
             label="searched thresholds, all heads",
         )
     top1 = [exit.top1 for exit in bench.exits]
-    axes.plot(bench.exit_operations, top1, **EXITS, label="network cut at one exit")
-    _number(axes, bench.exit_operations, top1)
+    operations = [exit.operations for exit in bench.exits]
+    axes.plot(operations, top1, **EXITS, label="network cut at one exit")
+    _number(axes, operations, top1)
     axes.plot(bench.operations, bench.accuracy.top1, **STAR, label="engine, heads that may answer")
     figure.legend(loc="outside upper left", ncols=2)
     axes.xaxis.set_major_formatter(lambda value, _: short(value, zeros=False))
@@ -65,22 +65,23 @@ def _operations(bench: Bench, search: Record | None, test: Record, costs: Cost) 
     return figure
 
 
-def times(measured: Times) -> "Figure":
+def times(bench: Bench) -> "Figure":
     """A panel for each way of feeding the engine: accuracy against milliseconds per image."""
     from matplotlib.figure import Figure
 
-    rows = math.ceil(len(measured.feeds) / 2)
+    rows, top1 = math.ceil(len(bench.modes) / 2), [exit.top1 for exit in bench.exits]
     figure = Figure(figsize=(figures.WIDTH, 2.6 * rows + 0.4), layout="constrained")
     panels = figure.subplots(rows, 2, sharey=True, squeeze=False).flatten()
-    for axes, feed in zip(panels, measured.feeds, strict=False):
-        axes.plot(feed.exit_ms, measured.exit_top1, **EXITS, label="network cut at one exit")
-        _number(axes, feed.exit_ms, measured.exit_top1)
-        axes.plot(feed.ms, feed.top1, **STAR, label="engine")
-        axes.set(title=title(feed.name), xlabel="milliseconds per image")
-        axes.set_xlim(0, 1.1 * max(*feed.exit_ms, feed.ms))
+    for axes, mode in zip(panels, bench.modes.values(), strict=False):
+        exit_ms = [exit.ms for exit in mode.exits]
+        axes.plot(exit_ms, top1, **EXITS, label="network cut at one exit")
+        _number(axes, exit_ms, top1)
+        axes.plot(mode.engine.ms, mode.accuracy.top1, **STAR, label="engine")
+        axes.set(title=mode.title, xlabel="milliseconds per image")
+        axes.set_xlim(0, 1.1 * max(*exit_ms, mode.engine.ms))
         axes.locator_params("x", nbins=5)
         axes.margins(y=0.14)
-    for axes in panels[len(measured.feeds) :]:
+    for axes in panels[len(bench.modes) :]:
         axes.remove()
     for axes in panels[::2]:
         axes.set_ylabel("top-1 accuracy, %")

@@ -1,6 +1,7 @@
 """What was measured of an engine, for the terminal: a table of all speeds, then a block for each way of feeding it."""
 
 from collections.abc import Iterator
+from pathlib import PurePath
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -8,25 +9,25 @@ from rich.table import Table
 from rich.text import Text
 
 from offramp.results.bench import Accuracy, Bench, Mode
-from offramp.results.times import title
 from offramp.terminal import short
 
 
 def bench_table(bench: Bench) -> RenderableType:
     """Accuracy, operations, milliseconds of exits and engine; how much of the promise came true, and why not more."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    titles = [f"ms: {title(mode.name)}" if number == 0 else title(mode.name) for number, mode in enumerate(bench.modes)]
-    for name in ("exit", "top-1 %", "drop, points (95 %)", "operations", *titles):
+    modes = list(bench.modes.values())
+    first, *others = (mode.title for mode in modes)
+    for name in ("exit", "top-1 %", "drop, points (95 %)", "operations", f"ms: {first}", *others):
         table.add_column(name, justify="right", no_wrap=True)
-    for k, (exit, operations) in enumerate(zip(bench.exits, bench.exit_operations, strict=True)):
+    for k, exit in enumerate(bench.exits):
         last = k == len(bench.exits) - 1
-        times = [f"{mode.exits[k].ms:.3g}" for mode in bench.modes]
+        times = [f"{mode.exits[k].ms:.3g}" for mode in modes]
         name = f"{k + 1}, straight" if last else str(k + 1)
-        table.add_row(name, f"{exit.top1:.2f}", "" if last else _drop(exit), short(operations), *times)
+        table.add_row(name, f"{exit.top1:.2f}", "" if last else _drop(exit), short(exit.operations), *times)
     table.add_section()
-    times = [f"{mode.engine.ms:.3g}" for mode in bench.modes]
+    times = [f"{mode.engine.ms:.3g}" for mode in modes]
     table.add_row("engine", f"{bench.accuracy.top1:.2f}", _drop(bench.accuracy), short(bench.operations), *times)
-    blocks = [line for mode in bench.modes for line in _block(bench, mode)]
+    blocks = [line for mode in modes for line in _block(bench, mode)]
     return Group(table, *map(Text, [*blocks, "", *_remarks(bench)]))
 
 
@@ -38,7 +39,7 @@ def _block(bench: Bench, mode: Mode) -> Iterator[str]:
     engine = mode.engine
     yield ""
     yield (
-        f"{title(mode.name)}: {engine.times:.2f} times as fast as straight ({engine.low:.2f} to {engine.high:.2f}), "
+        f"{mode.title}: {engine.times:.2f} times as fast as straight ({engine.low:.2f} to {engine.high:.2f}), "
         f"promised {mode.promised:.2f}, so {mode.realised:.0%} of it"
     )
     if len(mode.asks) == 1:
@@ -48,7 +49,7 @@ def _block(bench: Bench, mode: Mode) -> Iterator[str]:
             f"  asks exits {', '.join(map(str, mode.asks))}: {mode.accuracy.top1:.2f} %, drop {_drop(mode.accuracy)}, "
             f"{short(mode.operations)} operations"
         )
-    chunk = "" if mode.chunks[-1] is None else f"; {mode.chunks[-1]} at a time"
+    chunk = "" if mode.straight.chunk is None else f"; {mode.straight.chunk} at a time"
     yield (
         f"  {engine.images_per_second:,.0f} images/s, straight {mode.straight.images_per_second:,.0f} "
         f"({mode.straight_form}{chunk})"
@@ -76,34 +77,30 @@ def _differing(measured: Bench | Mode) -> str:
 
 def _remarks(bench: Bench) -> Iterator[str]:
     where = bench.conditions
-    threads = where["threads"]
     policy = "given"
     if bench.policy_file is not None:
-        policy = bench.policy_file.name
+        policy = PurePath(bench.policy_file).name
     elif "max_drop" in bench.policy.found:
         policy = f"found for a drop of {bench.policy.found['max_drop']:g} points"
         alone = bench.policy.found.get("procedure") == "last exit alone"
         policy += ", the last exit alone: no other was shown to lose so little" if alone else ""
     yield (
-        f"{bench.test}, {bench.images:,} images; policy: {policy}; engine tuned on {bench.tuned_on} "
+        f"{bench.data.test}, {bench.data.images:,} images; policy: {policy}; engine tuned on {bench.tuned_on} "
         f"({bench.tuning.form})"
     )
-    kernels = "" if where["kernels_kept"] is None else f"oneDNN keeps {where['kernels_kept']:,} kernels, "
-    yield (
-        f"{bench.device}, {threads} thread{'' if threads == 1 else 's'}, torch {where['torch']}, "
-        f"{_runtime(bench)}{kernels}load before it {where['load_average']}"
-    )
+    kernels = "" if where.kernels_kept is None else f"oneDNN keeps {where.kernels_kept:,} kernels, "
+    yield (f"{where}, torch {where.torch}, {_runtime(bench)}{kernels}load before it {where.load_average}")
     for trial in bench.tuning.forms:
         if trial.reason is not None:
             yield f"not tried: {trial.form}: {trial.reason}"
         elif not trial.admitted:
             yield f"not used: {trial.form}: {trial.flips} answers flipped, {trial.wrong} were wrong"
     yield "times: median of paired rounds (90 % interval); intervals cover timing, and not which images were timed"
-    yield f"engine on all of {bench.test}: {_differing(bench)}"
+    yield f"engine on all of {bench.data.test}: {_differing(bench)}"
 
 
 def _runtime(bench: Bench) -> str:
     """The versions of the libraries that something was run by."""
-    forms = [str(bench.tuning.form), *(mode.straight_form for mode in bench.modes)]
+    forms = [str(bench.tuning.form), *(mode.straight_form for mode in bench.modes.values())]
     ran = [name for name in ("onnxruntime", "openvino") if any(form.startswith(name) for form in forms)]
-    return "".join(f"{name} {bench.conditions[name]}, " for name in ran)
+    return "".join(f"{name} {getattr(bench.conditions, name)}, " for name in ran)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from offramp.results.verdict.conclusion import against
-from offramp.results.verdict.values import Contender, Verdict
+from offramp.results.verdict.values import ContenderFigures, Verdict
 from offramp.show import figures
 from offramp.show.bench.plots import EXITS, STAR
 from offramp.show.page import inline_svg, page
@@ -16,21 +16,22 @@ if TYPE_CHECKING:
 WORDS = {"yes": "Yes", "no": "No", "open": "Not resolved"}
 
 
-def verdict_page(verdict: Verdict) -> str:
-    """One file, the same for the same verdict."""
+def verdict_page(verdict: Verdict, run: str) -> str:
+    """One file, the same for the same verdict on the run of this name."""
     with figures.style():
         drawn = {"accuracy-time": _accuracy(verdict), "gains": _gains(verdict)}
         plots = {name: inline_svg(figure, name) for name, figure in drawn.items()}
-    word, _, reason = verdict.conclusion.headline.partition(": ")
+    word, _, reason = verdict.headline.partition(": ")
     return page(
         "verdict.html.j2",
-        title=f"Is early exit worth it? {WORDS[verdict.conclusion.answer]}",
+        title=f"Is early exit worth it? {WORDS[verdict.answer]}",
         verdict=verdict,
+        run=run,
         word=word,
         reason=f"{reason[0].upper()}{reason[1:]}",
         plots=plots,
         contenders=[each for kind in ("engine", "cut", "alone") for each in verdict.contenders if each.kind == kind],
-        comparisons=[(each, SAID[each.answer(verdict.least_gain)]) for each in verdict.comparisons],
+        comparisons=[(each, SAID[each.answer]) for each in verdict.comparisons],
         confidence=PERCENT,
         against=against,
         label=label,
@@ -107,5 +108,5 @@ def _over_time(axes: "Axes", verdict: Verdict, ylabel: str) -> None:
     axes.margins(y=0.12)
 
 
-def _points(contenders: "list[Contender]") -> tuple[list[float], list[float]]:
+def _points(contenders: "list[ContenderFigures]") -> tuple[list[float], list[float]]:
     return [contender.ms for contender in contenders], [contender.top1 for contender in contenders]

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from offramp.results.verdict.conclusion import against
-from offramp.results.verdict.values import CONFIDENCE, Contender, Verdict
+from offramp.results.verdict.values import CONFIDENCE, ContenderFigures, Verdict
 from offramp.terminal import short
 
 PERCENT = f"{100 * CONFIDENCE:.0f} %"
@@ -40,42 +40,39 @@ def verdict_table(verdict: Verdict) -> RenderableType:
             "straight on"
             if comparison.straight
             else f"{comparison.gain:+.2f} ({comparison.low:.2f} to {comparison.high:.2f})",
-            SAID[comparison.answer(verdict.least_gain)],
+            SAID[comparison.answer],
             against(comparison),
         )
-    lines = [verdict.conclusion.headline, *verdict.conclusion.details, "", *remarks(verdict)]
+    lines = [verdict.headline, *verdict.details, "", *remarks(verdict)]
     return Group(table, gains, *map(Text, lines))
 
 
-def label(contender: Contender) -> str:
+def label(contender: ContenderFigures) -> str:
     """Its name, with what is to be known of it."""
     more = [f"mean of {contender.seeds} seeds"] if contender.seeds > 1 else []
     more += ["runs straight on"] if contender.straight else []
     return f"{contender.name} ({', '.join(more)})" if more else contender.name
 
 
-def milliseconds(contender: Contender) -> str:
+def milliseconds(contender: ContenderFigures) -> str:
     """`1.32 (1.30 to 1.35)`."""
-    low, high = contender.spread
-    return f"{contender.ms:.3g} ({low:.3g} to {high:.3g})"
+    return f"{contender.ms:.3g} ({contender.ms_low:.3g} to {contender.ms_high:.3g})"
 
 
 def remarks(verdict: Verdict) -> Iterator[str]:
     """What the figures are worth, in sentences."""
-    where, batch = verdict.conditions, verdict.batch_size
-    threads = where["threads"]
+    where, data, batch = verdict.conditions, verdict.data, verdict.batch_size
     yield (
-        f"{verdict.images:,} images of {verdict.test}; {'one image' if batch == 1 else f'{batch} images'} at a time, "
-        f"{verdict.timed:,} timed in a round; {verdict.device}, {threads} thread{'' if threads == 1 else 's'}, torch "
-        f"{where['torch']}, load before it {where['load_average']}."
+        f"{data.images:,} images of {data.test}; {'one image' if batch == 1 else f'{batch} images'} at a time, "
+        f"{data.timed:,} timed in a round; {where}, torch {where.torch}, load before it {where.load_average}."
     )
     yield (
         f"The {PERCENT} intervals of gains hold together. They cover which images were tested and the rounds of "
         "timing, each on other images; they do not cover other trainings: the run is one."
     )
     yield (
-        f"Thresholds were found, and the best smaller networks chosen, on {verdict.searched:,} held-out images; a gain "
-        "has to hold against those best on the test images as well. Times are medians of rounds (90 % interval)."
+        f"Thresholds were found, and the best smaller networks chosen, on {data.search_images:,} held-out images; a "
+        "gain has to hold against those best on the test images as well. Times are medians of rounds (90 % interval)."
     )
     yield from verdict.trained
     yield from verdict.left_out

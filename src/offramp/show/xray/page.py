@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from offramp.evaluation.xray import BANDS, NEEDED, STATES
 from offramp.results.labels import short_name, summary
 from offramp.results.xray import XrayReport
 from offramp.show import figures
@@ -15,7 +14,7 @@ def xray_page(report: XrayReport, images: Sheet | None, no_images: str | None) -
     """The page; `images` are those that the report picks, or `no_images` says why there are none."""
     config, record = report.config, report.record
     with figures.style():
-        drawn = {name: inline_svg(figure, name) for name, figure in plots.draw(record, report.error_detection).items()}
+        drawn = {name: inline_svg(figure, name) for name, figure in plots.draw(report).items()}
     data = "data of your own" if config.data is None else str(config.data.source)
     network = "a network of your own" if config.network is None else short_name(config.network.to_json())
     objective, rule = config.objective.to_json(), None if config.rule is None else config.rule.to_json()
@@ -26,9 +25,6 @@ def xray_page(report: XrayReport, images: Sheet | None, no_images: str | None) -
         rule=None if rule is None or short_name(rule) == "Standard" else summary(rule),
         report=report,
         record=record,
-        states=STATES,
-        needed=NEEDED,
-        bands=BANDS,
         together=plots.epochs_a_step(len(record.epochs_E)),
         plots=drawn,
         rows=_rows(report, images),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from offramp.evaluation.error_detection import ErrorDetection
-from offramp.evaluation.xray import BANDS, STATES, Xray
+from offramp.results.xray import XrayReport
 from offramp.show import figures
 
 if TYPE_CHECKING:
@@ -20,24 +20,25 @@ STEPS = 100  # of a panel, at most: a run of 300 epochs is shown three epochs a 
 BAND_COLOURS = ("#0072b2", "#56b4e9", "#e69f00", "#d55e00")  # from unsure to sure
 
 
-def draw(xray: Xray, error_detection: Sequence[ErrorDetection] | None) -> "dict[str, Figure]":
+def draw(report: XrayReport) -> "dict[str, Figure]":
     """The plots by name."""
+    xray, errors = report.record, report.error_detection
     drawn = {
-        "shares": _stacked(xray, xray.shares(), STATES, STATE_COLOURS, "watched images, %"),
-        "sources": _stacked(xray, xray.sources(), band_names(), BAND_COLOURS, "upward push, %"),
-        "learned": _learned(xray),
+        "shares": _stacked(report, xray.shares(), xray.STATES, STATE_COLOURS, "watched images, %"),
+        "sources": _stacked(report, xray.sources(), _band_names(xray.BANDS), BAND_COLOURS, "upward push, %"),
+        "learned": _learned(report),
     }
     if xray.gamma_EKW is not None or xray.weight_EKW is not None:
-        drawn["coefficients"] = _coefficients(xray)
-    if error_detection is not None:
-        drawn["errors"] = _error_detection(error_detection)
+        drawn["coefficients"] = _coefficients(report)
+    if errors is not None:
+        drawn["errors"] = _error_detection(errors)
     return drawn
 
 
-def band_names() -> tuple[str, ...]:
+def _band_names(bands: Sequence[float]) -> tuple[str, ...]:
     """`F[y] below 0.7`, `0.7 to 0.8`, ..., `0.95 and above`."""
-    between = (f"{low:g} to {high:g}" for low, high in pairwise(BANDS))
-    return (f"F[y] below {BANDS[0]:g}", *between, f"{BANDS[-1]:g} and above")
+    between = (f"{low:g} to {high:g}" for low, high in pairwise(bands))
+    return (f"F[y] below {bands[0]:g}", *between, f"{bands[-1]:g} and above")
 
 
 def epochs_a_step(num_epochs: int) -> int:
@@ -45,11 +46,13 @@ def epochs_a_step(num_epochs: int) -> int:
     return -(-num_epochs // STEPS)
 
 
-def _stacked(xray: Xray, shares_SEK: Tensor, names: Sequence[str], colours: Sequence[str], ylabel: str) -> "Figure":
+def _stacked(
+    report: XrayReport, shares_SEK: Tensor, names: Sequence[str], colours: Sequence[str], ylabel: str
+) -> "Figure":
     """Shares that add up to 1 or to 0, one over the other, a panel an exit; in steps, so that one epoch shows too."""
     from matplotlib.patches import Patch
 
-    K = xray.num_exits
+    xray, K = report.record, report.record.num_exits
     columns = min(K, 4)
     figure, all_axes = figures.panels(K, 2.1, columns=columns)
     together = epochs_a_step(len(xray.epochs_E))
@@ -73,10 +76,10 @@ def _stacked(xray: Xray, shares_SEK: Tensor, names: Sequence[str], colours: Sequ
     return figure
 
 
-def _learned(xray: Xray) -> "Figure":
+def _learned(report: XrayReport) -> "Figure":
     """For each exit how many of the watched images it has learned for good by each epoch."""
     figure, (axes,) = figures.panels(1, 3.0)
-    learned_KW = xray.learned()
+    xray, learned_KW = report.record, report.record.learned()
     epochs = xray.epochs_E.tolist()
     for learned_W, colour in zip(learned_KW, figures.depth_colours(xray.num_exits), strict=True):
         by_then = [((learned_W > 0) & (learned_W <= epoch)).double().mean().item() for epoch in epochs]
@@ -88,8 +91,9 @@ def _learned(xray: Xray) -> "Figure":
     return figure
 
 
-def _coefficients(xray: Xray) -> "Figure":
+def _coefficients(report: XrayReport) -> "Figure":
     """Median and quartiles over the watched images of what the objective gives each."""
+    xray = report.record
     named = (("damping coefficient γ", xray.gamma_EKW), ("weight w", xray.weight_EKW))
     present = [(title, values_EKW.float()) for title, values_EKW in named if values_EKW is not None]
     figure, all_axes = figures.panels(len(present), 2.6, columns=2)

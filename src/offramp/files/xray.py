@@ -6,6 +6,7 @@ E epochs, K exits, W watched images.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,9 +16,6 @@ from offramp.json_files import convert, parse
 from offramp.storage import load_tensors, save_tensors
 
 FORMAT = 1
-NEEDED = 0.9  # of plain cross-entropy's push has to be left for a gradient to count as needed
-STATES = ("needed", "damped", "reversed")
-BANDS = (0.7, 0.8, 0.95)  # of F[y]: gradients between them help, add little, harm (paper, section 3.2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +47,10 @@ class Xray:
     class_names: tuple[str, ...]
     split: str
 
+    NEEDED: ClassVar = 0.9  # of plain cross-entropy's push has to be left for a gradient to count as needed
+    STATES: ClassVar = ("needed", "damped", "reversed")
+    BANDS: ClassVar = (0.7, 0.8, 0.95)  # of F[y]: gradients between them help, add little, harm (paper, section 3.2)
+
     @property
     def num_exits(self) -> int:
         """K."""
@@ -78,7 +80,7 @@ class Xray:
         the true class is pushed down.
         """
         kept_EKW = self.kept()
-        states = kept_EKW >= NEEDED, (kept_EKW < NEEDED) & (kept_EKW >= 0), kept_EKW < 0
+        states = kept_EKW >= self.NEEDED, (kept_EKW < self.NEEDED) & (kept_EKW >= 0), kept_EKW < 0
         return torch.stack([state_EKW.double().mean(-1) for state_EKW in states])
 
     def sources(self) -> Tensor:
@@ -90,8 +92,8 @@ class Xray:
         if self.weight_EKW is not None:
             force_EKW = force_EKW * self.weight_EKW.double()
         force_EKW = force_EKW.clamp(min=0)
-        band_EKW = torch.bucketize(self.certainty(), torch.tensor(BANDS), right=True)
-        sums = torch.stack([(force_EKW * (band_EKW == band)).sum(-1) for band in range(len(BANDS) + 1)])
+        band_EKW = torch.bucketize(self.certainty(), torch.tensor(self.BANDS), right=True)
+        sums = torch.stack([(force_EKW * (band_EKW == band)).sum(-1) for band in range(len(self.BANDS) + 1)])
         return sums / force_EKW.sum(-1).clamp(min=torch.finfo(torch.float64).tiny)
 
     def learned(self) -> Tensor:

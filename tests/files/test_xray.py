@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from offramp.errors import UsageError
-from offramp.evaluation.xray import NEEDED, Xray
+from offramp.files.xray import Xray
 from offramp.storage import load_tensors, save_tensors
 
 
@@ -47,7 +47,7 @@ def test_shares_are_what_a_slow_loop_counts():
             counts = [0, 0, 0]
             for ce, push in zip(xray.ce_EKW[e, k].tolist(), xray.push_EKW[e, k].tolist(), strict=True):
                 kept = push / (1 - math.exp(-ce)) if ce else push
-                counts[0 if kept >= NEEDED else 1 if kept >= 0 else 2] += 1
+                counts[0 if kept >= Xray.NEEDED else 1 if kept >= 0 else 2] += 1
             assert shares_3EK[:, e, k].tolist() == pytest.approx([count / 50 for count in counts])
             assert min(counts) > 0
     assert torch.allclose(shares_3EK.sum(0), torch.ones(4, 3, dtype=torch.float64))
