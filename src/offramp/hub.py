@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from offramp import objectives
 from offramp.errors import OfframpError, UsageError, first_line
 from offramp.evaluation import Certificate
 from offramp.files import RunFolder, load
 from offramp.json_files import read, write
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
+from offramp.registry import called
 from offramp.results.evaluation import current
 from offramp.shipped.card import CARD
 from offramp.storage import write_atomically
@@ -119,7 +119,7 @@ class Pretrained(ModelHubMixin, library_name="offramp", tags=["early-exit", "ima
     def _title(self) -> str:
         config = self.folder.read_config()
         data = "images made by hand" if config.data is None else str(config.data.source)
-        method = objectives.called(config.written["objective"])
+        method = called(config.written["objective"])
         return f"{self.network.num_exits} exits, {method}, trained on {data}"
 
     def _about(self, license: str | None) -> list[str]:

@@ -42,8 +42,12 @@ def read_lines(path: Path, kind: type[T]) -> list[T]:
 
 def write(path: Path, value: Any, *, indent: int = 1, sort_keys: bool = False) -> None:
     """Write a value as readable JSON, whole or not at all."""
-    text = json.dumps(value, indent=indent, sort_keys=sort_keys, default=msgspec.to_builtins)
-    write_atomically(path, f"{text}\n".encode())
+    write_atomically(path, encoded(value, indent=indent, sort_keys=sort_keys))
+
+
+def encoded(value: Any, *, indent: int = 1, sort_keys: bool = False) -> bytes:
+    """What `write` writes."""
+    return f"{json.dumps(value, indent=indent, sort_keys=sort_keys, default=msgspec.to_builtins)}\n".encode()
 
 
 def convert(

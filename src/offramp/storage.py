@@ -67,6 +67,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def write_files(files: Mapping[Path, bytes]) -> tuple[Path, ...]:
+    """Write each of them atomically; gives their paths."""
+    for path, content in files.items():
+        write_atomically(path, content)
+    return tuple(files)
+
+
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A file to write to; it takes the place of `path` when the block ends well, else it goes.

@@ -47,7 +47,6 @@ class AuditOptions(Computes):
             raise UsageError(f"seed must be at least 0, not {self.seed}.")
 
     def main(self) -> None:
-        """See `Options.main`."""
         result = audit(self)
         from offramp.show.tables import audit_table
 

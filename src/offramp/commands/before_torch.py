@@ -1,4 +1,4 @@
-"""Settings that torch reads when it is loaded, so commands that compute make them before that."""
+"""Settings that torch reads when it is loaded: the command line makes them before any command."""
 
 import os
 import sys

@@ -37,7 +37,6 @@ class CostOptions(OpensRuns, Computes):
     """Print JSON: exits (cumulative, with all heads on the way), path (with the last head alone), stages, heads."""
 
     def main(self) -> None:
-        """See `Options.main`."""
         counted = cost(self)
         from offramp.show.tables import cost_tables
 

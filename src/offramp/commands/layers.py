@@ -34,7 +34,6 @@ class LayersOptions(Computes):
     """Print JSON: all cuts, and the modules after which it cannot be cut, with the reason."""
 
     def main(self) -> None:
-        """See `Options.main`."""
         result = layers(self)
         from offramp.show.tables import layers_table
 

@@ -86,7 +86,6 @@ class ReproduceOptions(OpensRuns):
             raise UsageError(f"rate must be above 0, not {self.rate}.")
 
     def main(self) -> None:
-        """See `Options.main`."""
         from offramp.paper.page import write
         from offramp.paper.scales import scale
         from offramp.paper.study import Study

@@ -15,7 +15,7 @@ from torch.nn.functional import kl_div
 from offramp.checks import check_name, check_number
 from offramp.data import Batch
 from offramp.errors import OfframpError, UsageError
-from offramp.files import load
+from offramp.loading import load
 from offramp.network import Carry, EarlyExitNet
 from offramp.objectives import Terms
 from offramp.objectives.base import LATER, log_softmax

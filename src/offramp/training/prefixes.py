@@ -33,6 +33,7 @@ from offramp.graphs.exit_writes import check_skippable
 from offramp.json_files import convert
 from offramp.network import EarlyExitNet, rebuild
 from offramp.objectives import CrossEntropy, Objective
+from offramp.registry import called
 from offramp.rules import Standard, TrainingRule
 from offramp.training.fit import fit
 from offramp.training.job import Job
@@ -268,7 +269,7 @@ class Prefixes:
 
     def description(self) -> tuple[str, ...]:
         """How they are trained, in sentences."""
-        own, name = self._own_objective, objectives.called(self.config.objective.to_json())
+        own, name = self._own_objective, called(self.config.objective.to_json())
         epochs = self.training.epochs
         sentences = [
             f"Each smaller network is the run's, up to its exit, with that exit alone, trained on the same images for "

@@ -193,7 +193,7 @@ def test_runs_of_which_nothing_can_be_said(run: Path, tmp_path: Path) -> None:
     config["data"]["holdout"] = 0
     config["images"] = {}
     rewrite(run, config)
-    with pytest.raises(UsageError, match="held none out"):
+    with pytest.raises(UsageError, match="nothing was held out"):
         verdict(VerdictOptions(run))
 
 

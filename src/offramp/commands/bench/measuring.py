@@ -11,7 +11,6 @@ from offramp.commands.sample import pool
 from offramp.costs import Cost
 from offramp.data import Parts
 from offramp.devices import device_named
-from offramp.errors import UsageError
 from offramp.evaluation import Record, policy_for
 from offramp.policy import Policy
 from offramp.results.bench import Bench, Mode, accuracy
@@ -68,7 +67,8 @@ def subject(
     Raises:
         UsageError: What cannot be timed, before anything is read.
     """
-    _check_exits(run, policy)
+    if policy is None or run.network.num_exits == 1:
+        run.check_thresholds()
     form = None if policy is None else certified_form(policy)
     if policy is None or form is None:
         forms = usual_forms(device_named(device), backend=backend, bf16=bf16)
@@ -87,16 +87,6 @@ def subject(
         assert search is not None
         policy = policy_for(search, run.cost, max_drop=max_drop)
     return Subject(run, policy, policy_file, forms, test, search)
-
-
-def _check_exits(run: OpenRun, policy: Policy | None) -> None:
-    if run.network.num_exits == 1:
-        raise UsageError(f"The network of {run.folder.path} has one exit, so no image can leave early.")
-    if policy is None and not run.parts.val.splits():
-        raise UsageError(
-            f"Thresholds are found on held-out images, and {run.folder.path} held none out (holdout=0): give a policy, "
-            "or train with a holdout."
-        )
 
 
 def measured(timed: Subject, timing: Timing, watch: Watch, conditions: dict[str, Any]) -> Bench:
