@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from offramp.checks import whole
 from offramp.choices import Loss
 from offramp.commands.options import Computes, in_threads
-from offramp.errors import OfframpError, UsageError
+from offramp.errors import OfframpError
 from offramp.show.terminal import print_result
 
 if TYPE_CHECKING:
@@ -38,13 +39,8 @@ class AuditOptions(Computes):
     """Images of a calibration set, one number for each setting."""
     candidates: tuple[int, ...] = (21, 201)
     """Thresholds to choose from, one number for each setting."""
-    seed: int = 0
+    seed: Annotated[int, whole(0)] = 0
     """Of the draws, at least 0."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.seed < 0:
-            raise UsageError(f"seed must be at least 0, not {self.seed}.")
 
     def main(self) -> None:
         result = audit(self)

@@ -2,8 +2,9 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from offramp.checks import whole
 from offramp.choices import Plots
 from offramp.commands.options import Flag, RecordsLogits, in_threads
 from offramp.errors import UsageError
@@ -30,15 +31,10 @@ class EvaluateOptions(RecordsLogits):
 
     plots: Plots | None = None
     """Also write the plots as files of this kind, to RUN/plots."""
-    train_limit: int = 10_000
+    train_limit: Annotated[int, whole(0)] = 10_000
     """Training images, evenly spread, on which the exits are measured too; 0 for none."""
     renormalise: Flag = False
     """Likelihood, calibration and confidence of classes that sum to 1, without the damping neuron."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.train_limit < 0:
-            raise UsageError(f"train-limit must be at least 0, not {self.train_limit}.")
 
     def main(self) -> None:
         evaluation = evaluate(self, watch=IN_TERMINAL)

@@ -49,7 +49,7 @@ class OpenRun:
         if self.network.num_exits == 1:
             return "The network has one exit, so no image can leave early."
         if not self.parts.val.splits():
-            return "Thresholds are found on held-out images, and with holdout=0 nothing was held out: train with a holdout."
+            return "Thresholds are found on held-out images, and with holdout=0 there are none: train with a holdout."
         return self._other_images("search")
 
     def check_thresholds(self) -> None:
@@ -108,7 +108,7 @@ def parts_of(folder: RunFolder, config: RunConfig, root: str | None, parts: Part
         if config.data is None:
             raise UsageError(
                 f"{folder.path} was trained on data made by hand, which its folder cannot bring back. From Python hand "
-                f"them over: offramp.commands.evaluate(EvaluateOptions({str(folder.path)!r}), parts=...), other commands "
+                f"them over: offramp.commands.evaluate(EvaluateOptions({str(folder.path)!r}), parts=...); others "
                 "likewise."
             )
         with folder.naming(config):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from offramp.checks import whole
 from offramp.commands.options import File, OnDevice, in_threads
 from offramp.errors import OfframpError, UsageError
 from offramp.files import RunFolder
@@ -50,7 +51,7 @@ class PredictOptions(OnDevice):
     exit answers every image."""
     format: Literal["table", "csv", "jsonl"] = "table"
     """table for people, csv with a header, jsonl: one JSON object a line. The latter two come line by line."""
-    batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 64
+    batch_size: Annotated[int, whole(1), tyro.conf.arg(aliases=["--batch"])] = 64
     """Images read before the network goes on."""
     max_megapixels: float = 100
     """Million pixels that an image may have; one that has more is not decoded."""
@@ -61,8 +62,6 @@ class PredictOptions(OnDevice):
         super().__post_init__()
         if not self.images:
             raise UsageError("Name at least one image or folder: offramp predict RUN IMAGE ...")
-        if self.batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, not {self.batch_size}.")
 
     def main(self) -> None:
         predictions = predict(self, on_unreadable=say_error)

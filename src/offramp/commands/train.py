@@ -9,9 +9,9 @@ from typing import Annotated
 
 import tyro
 
+from offramp.checks import whole
 from offramp.commands.options import Flag, OpensRuns
 from offramp.config import Run
-from offramp.errors import UsageError
 from offramp.files import RunFolder, is_finished
 from offramp.terminal import say
 
@@ -27,14 +27,10 @@ class TrainOptions(OpensRuns):
     """What to train."""
     out: Annotated[str | Path, tyro.conf.arg(metavar="DIR")]
     """Folder of the run."""
-    seeds: int = 1
+    seeds: Annotated[int, whole(1)] = 1
     """Number of runs that differ in their seed only, one after another, in DIR/seed-0, DIR/seed-1, ..."""
     overwrite: Flag = False
     """Remove a run of another configuration that DIR holds. One of the same configuration is continued."""
-
-    def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise UsageError(f"seeds must be at least 1, not {self.seeds}.")
 
     def main(self) -> None:
         if self.seeds == 1:

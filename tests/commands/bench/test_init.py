@@ -126,7 +126,7 @@ def test_data_by_hand_and_nothing_held_out(make_run, tiny_parts):
 
     run = make_run(data=None)
     nothing_held = tiny_parts._replace(val=HeldOut())
-    with pytest.raises(UsageError, match="nothing was held out: train with a holdout"):
+    with pytest.raises(UsageError, match="with holdout=0 there are none"):
         bench(BenchOptions(run, **QUICK), parts=nothing_held)
     with pytest.raises(UsageError, match=r"data made by hand, .* parts="):
         bench(BenchOptions(run, **QUICK), policy=LEAVING)
@@ -152,9 +152,9 @@ def test_plots(make_run):
     [
         ({"batches": ()}, "batches must be one size or more"),
         ({"batches": (8, 8)}, "each once"),
-        ({"batches": (8, 0)}, "Each of batches must be at least 1, not 0"),
-        ({"limit": 0}, "limit must be at least 1"),
-        ({"rounds": 4}, "rounds must be at least 5"),
+        ({"batches": (8, 0)}, "batches must be a whole number of at least 1, not 0"),
+        ({"limit": 0}, "limit must be a whole number of at least 1"),
+        ({"rounds": 4}, "rounds must be a whole number of at least 5"),
         ({"threads": 0}, "threads must be a whole number of at least 1"),
         ({"max_drop": float("nan")}, "max_drop must be a number of at least 0"),
         ({"policy": LEAVING, "max_drop": 1.0}, "not both"),

@@ -4,9 +4,9 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from offramp.checks import check_number
+from offramp.checks import ABOVE_0, whole
 from offramp.choices import Plots
 from offramp.commands.options import AnyBackend, File, Flag, RecordsLogits, in_threads
 from offramp.errors import OfframpError, UsageError
@@ -47,14 +47,14 @@ class BenchOptions(RecordsLogits):
     max_drop: float | None = None
     """Find thresholds that lose at most so many percentage points of accuracy; 0.2 where there are none and it is not
     given."""
-    batches: tuple[int, ...] = (1, 32, 256)
+    batches: Annotated[tuple[int, ...], whole(1)] = (1, 32, 256)
     """Sizes of batches to measure, beside a stream."""
-    limit: int | None = None
+    limit: Annotated[int | None, whole(1)] = None
     """Images timed in a round, at most (but one whole batch). Never more than 100 one at a time, 256 in batches, 4,096
     in a stream, of large images fewer (512 MB)."""
-    rounds: int = ROUNDS
+    rounds: Annotated[int, whole(LEAST_ROUNDS)] = ROUNDS
     """How many times each variant takes its turn, at least 5."""
-    seconds: float = 140
+    seconds: Annotated[float, ABOVE_0] = 140
     """About how long it may take, a fifth of it for tuning; reading data and setting libraries up aside. Rounds have as
     many images as fit."""
     bf16: Flag = False
@@ -72,14 +72,6 @@ class BenchOptions(RecordsLogits):
         _check_one(self.policy, self.max_drop)
         if not self.batches or len(set(self.batches)) < len(self.batches):
             raise UsageError(f"batches must be one size or more, each once, not {list(self.batches)}.")
-        for name, value, least in (
-            ("Each of batches", min(self.batches), 1),
-            ("limit", self.limit, 1),
-            ("rounds", self.rounds, LEAST_ROUNDS),
-        ):
-            if value is not None and value < least:
-                raise UsageError(f"{name} must be at least {least}, not {value}.")
-        check_number("seconds", self.seconds, "above 0", lambda value: value > 0)
 
     def main(self) -> None:
         measured = bench(self, watch=IN_TERMINAL)

@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from offramp import trust
+from offramp.checks import ABOVE_0, SIZE, whole
 from offramp.commands.bench import LEAST_ROUNDS, ROUNDS
 from offramp.commands.options import AnyBackend, File, Flag, Folder, OnDevice, in_threads
 from offramp.errors import UsageError
@@ -46,35 +47,21 @@ class VerdictOptions(OnDevice):
     """Train nothing: compare with what is there. The page says what is missing."""
     runs: Folder = None
     """Folder of the smaller networks' runs. Default: RUN/verdict."""
-    seeds: int = 1
+    seeds: Annotated[int, whole(1)] = 1
     """Train each smaller network so many times, from the run's seed on, and take the mean. The run itself stays one
     training."""
-    batch_size: int = 1
+    batch_size: Annotated[int, whole(1)] = 1
     """Images answered at a time."""
-    images: int | None = None
+    images: Annotated[int | None, whole(1)] = None
     """Images timed in a round, at most. Default: 100 one at a time, 256 in batches."""
-    rounds: int = ROUNDS
+    rounds: Annotated[int, whole(LEAST_ROUNDS)] = ROUNDS
     """How many times each contender takes its turn, at least 5."""
-    seconds: float = 60.0
+    seconds: Annotated[float, ABOVE_0] = 60.0
     """About how long engines are tuned, all together."""
-    least_gain: float = 0.0
+    least_gain: Annotated[float, SIZE] = 0.0
     """Percentage points that early exits have to gain to be worth it."""
     backend: AnyBackend = "auto"
     """What may run the networks; auto tries all that are installed."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, value, least in (
-            ("seeds", self.seeds, 1),
-            ("batch-size", self.batch_size, 1),
-            ("images", self.images, 1),
-            ("rounds", self.rounds, LEAST_ROUNDS),
-            ("least-gain", self.least_gain, 0),
-        ):
-            if value is not None and not value >= least:
-                raise UsageError(f"{name} must be at least {least}, not {value}.")
-        if not self.seconds > 0:
-            raise UsageError(f"seconds must be above 0, not {self.seconds!r}.")
 
     def main(self) -> None:
         judged = verdict(self, watch=IN_TERMINAL)
