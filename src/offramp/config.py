@@ -29,7 +29,6 @@ from offramp.errors import UsageError
 
 PAPER_EPOCHS = 300  # CIFAR; ImageNet: 100 (paper, section 4)
 _MOST_WORKERS = 1024  # processes or threads
-FORMER_FORMS = ("merged", "kernels", "graphs")  # of training, that an older offramp had
 MOST_WATCHED = 2048  # images; what is written of them stands in every checkpoint, 39 MB after the paper's run
 
 

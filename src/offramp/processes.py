@@ -87,23 +87,20 @@ def sum_over_all(tensor: Tensor) -> Tensor:
 
     With one process it is `tensor` itself, and its gradient flows.
     """
-    if not active():
-        return tensor
-    total = tensor.detach().clone()
-    dist.all_reduce(total)
-    return total
+    return _reduced(tensor, dist.ReduceOp.SUM)
 
 
 def max_over_all(tensor: Tensor) -> Tensor:
-    """The largest of each entry over all processes: a new tensor through which no gradient flows back.
+    """The largest of each entry over all processes; the rest as of `sum_over_all`."""
+    return _reduced(tensor, dist.ReduceOp.MAX)
 
-    With one process it is `tensor` itself, and its gradient flows.
-    """
+
+def _reduced(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
     if not active():
         return tensor
-    largest = tensor.detach().clone()
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return largest
+    reduced = tensor.detach().clone()
+    dist.all_reduce(reduced, operation)
+    return reduced
 
 
 def wait_for_all() -> None:

@@ -13,7 +13,6 @@ import re
 import shutil
 import stat
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,8 +27,7 @@ from offramp.errors import OfframpError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PART, _HELD = ".part", ".held.part"  # how the names of files and folders end that are not whole yet
-_A_DAY = 24 * 3600.0
+_HELD = ".held.part"  # how the names of folders end whose content is not whole yet
 _MAX_DEPTH = 50  # of JSON values
 _ENTRY = "offramp"  # the one entry of a file's own metadata: JSON with our metadata and the hash
 
@@ -133,18 +131,15 @@ def held_folder(parent: Path, name: str) -> Iterator[Path]:
 
 def _remove_left(parent: Path, name: str) -> None:
     for entry in os.scandir(parent):
-        if not (entry.name.startswith(f".{name}.") and entry.name.endswith(_PART)):
+        if not (entry.name.startswith(f".{name}.") and entry.name.endswith(_HELD)):
             continue
         with contextlib.suppress(OSError):  # it is held, or gone
-            if entry.name.endswith(_HELD):
-                lock = os.open(entry.path, os.O_RDONLY)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(entry.path)
-                finally:
-                    os.close(lock)
-            elif entry.is_file(follow_symlinks=False) and entry.stat().st_mtime < time.time() - _A_DAY:
-                os.unlink(entry.path)  # of older versions, which held nothing
+            lock = os.open(entry.path, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(entry.path)
+            finally:
+                os.close(lock)
 
 
 def sync_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ import tyro
 from offramp.checks import ABOVE_0, whole
 from offramp.commands.options import Flag, OpensRuns
 from offramp.config import SpecFlag
-from offramp.terminal import escaped, say
+from offramp.terminal import duration_in_words, escaped, say, short
 
 if TYPE_CHECKING:
     from offramp.paper.jobs import Task
@@ -144,7 +144,6 @@ def _list(study: "Study", rate: float, jobs: int, *, as_json: bool) -> None:
 
     from offramp.paper.study import distinct
     from offramp.show.terminal import console
-    from offramp.terminal import short
 
     manifests = study.manifests()
     if as_json:
@@ -177,8 +176,6 @@ def _measured(study: "Study", jobs: int, threads: int) -> float:
 
 
 def _time(tasks: "Sequence[Task]", rate: float) -> str:
-    from offramp.show.durations import duration_in_words
-
     return duration_in_words(sum(task.operations for task in tasks) / rate) if tasks else "done"
 
 

@@ -18,7 +18,6 @@ class Training:
 
     seed: int = 0
     init: str | None = None
-    form: str | None = None
     xray: int = 0
 
 

@@ -23,7 +23,7 @@ from offramp import objectives, rules
 from offramp.backbones.attached import zoo
 from offramp.backbones.foreign import start_from
 from offramp.backbones.prefix import shortened, shorter
-from offramp.config import FORMER_FORMS, Spec, TrainConfig, determining, differences
+from offramp.config import Spec, TrainConfig, determining, differences
 from offramp.costs import cost
 from offramp.data import Parts
 from offramp.devices import device_named
@@ -261,8 +261,6 @@ class Prefixes:
                 f"({', '.join(unknown)}), so no smaller network can be trained, or known to be trained, the same way: "
                 "give --no-train, and with --runs a folder that holds none."
             )
-        if self.config.training.form in FORMER_FORMS:
-            values = {**values, "form": "auto"}
         whole = convert(values, TrainConfig, self.run.config)
         quiet = dataclasses.replace(whole, tensorboard=False, wandb=False, mlflow=False)
         return dataclasses.replace(quiet, init=None, threads=None, xray=0, keep_best=False)

@@ -17,8 +17,8 @@ from offramp.results.bench import Bench, Mode, accuracy
 from offramp.runtime import Engine, Form, Plan, Tuning, usual_forms
 from offramp.runtime.program import certified_form, check_form
 from offramp.runtime.rows import joined
-from offramp.show.durations import duration_in_words
 from offramp.show.watch import Watch
+from offramp.terminal import duration_in_words
 
 TUNED_ON = 512  # images
 TUNING = 0.2  # the share of the time that tuning takes
