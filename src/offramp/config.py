@@ -57,11 +57,7 @@ class Spec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Spec":
-        """The inverse of `to_json`. Of what stands in a file that may be damaged: anything else is refused.
-
-        Raises:
-            UsageError: It is no name with arguments.
-        """
+        """The inverse of `to_json`. Of what stands in a file that may be damaged: anything else is refused."""
         if not (isinstance(value, Mapping) and isinstance(value.get("name"), str)):
             raise UsageError(f"{str(value)[:80]!r} is no name with arguments, as a run's config.json has them.")
         args = value.get("args", {})
@@ -101,10 +97,9 @@ def _jsonable(value: Any) -> Any:
 
 
 def resolve(name: str, names: Mapping[str, Any], kind: str) -> Any:
-    """The object behind a registered name or `package.module:Name`. `kind` is the word used in errors.
+    """The object behind a registered name or `package.module:Name`, if it may be named (see `trust`).
 
-    Raises:
-        UsageError: There is no such thing, or it stands in the folder of a run that may not name it: see `trust`.
+    `kind` is the word used in errors.
     """
     if name in names:
         return names[name]

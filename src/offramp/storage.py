@@ -45,15 +45,11 @@ class DamagedFileError(OfframpError):
 
 
 def kept_on_this_machine(kind: str) -> Path:
-    """The folder of what takes long to make and is the same for every run here; `XDG_CACHE_HOME` moves it.
-
-    Raises:
-        UsageError: Neither that variable nor a home folder is known, as of some users of containers.
-    """
+    """The folder of what takes long to make and is the same for every run here; `XDG_CACHE_HOME` moves it."""
     named = os.environ.get("XDG_CACHE_HOME")
     try:
         return Path(named or Path.home() / ".cache") / "offramp" / kind
-    except RuntimeError as error:
+    except RuntimeError as error:  # as of some users of containers
         raise UsageError(
             "This user has no home folder to keep files in. Set XDG_CACHE_HOME to a folder that can be written to."
         ) from error
@@ -171,8 +167,7 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[
 def parse_json(text: str | bytes) -> Any:
     """The JSON value in a text in UTF-8: no key twice, and not nested so deeply that code which walks through it fails.
 
-    Raises:
-        ValueError: It is none, in words that end without a full stop.
+    Else a ValueError, in words that end without a full stop.
     """
     too_deep = ValueError(f"it is nested more than {_MAX_DEPTH} times")
     try:
@@ -223,15 +218,7 @@ def load_tensors(path: Path, *, foreign: bool = False) -> "tuple[dict[str, Tenso
 
 
 def load_pickled(path: Path, hint: str = "") -> Any:
-    """What `torch.save` has written, tensors and plain values; nothing in the file is run.
-
-    Args:
-        hint: A sentence that goes after the error's.
-
-    Raises:
-        UsageError: There is no such file.
-        OfframpError: It is damaged, or holds more than that.
-    """
+    """What `torch.save` has written, tensors and plain values; nothing in the file is run. A `hint` ends the error."""
     import torch
 
     if not path.is_file():

@@ -60,11 +60,7 @@ _allowed: ContextVar[tuple[str, ...]] = ContextVar("allowed", default=())
 
 
 def packages(names: Sequence[str], said_by: str) -> tuple[str, ...]:
-    """The names of packages that the user allows, checked; `said_by` is where they stand.
-
-    Raises:
-        UsageError: It is no name of a package, or one of which a run's folder can never name more than is registered.
-    """
+    """The names of packages that the user allows, checked; `said_by` is where they stand."""
     if isinstance(names, str):
         raise UsageError(f"{said_by} takes a tuple of names, such as ({names!r},), not {names!r}.")
     for name in names:
@@ -123,14 +119,9 @@ def is_opened() -> bool:
 
 
 def check(name: str, kind: str) -> None:
-    """Refuse a name of a run's folder that may not be imported. Before anything is imported, of whatever it names.
+    """Refuse a name `package.module:Name` of a run's folder that may not be imported, before anything is imported.
 
-    Args:
-        name: `package.module:Name`.
-        kind: The word used in errors: `network`, `objective`, `rule`, `data set`.
-
-    Raises:
-        UsageError: See above; with the way out where there is one.
+    `kind` is the word used in errors: `network`, `objective`, `rule`, `data set`.
     """
     run = _opened.get()
     if run is None or name in REGISTERED.get(kind, ()):

@@ -8,6 +8,7 @@ import tyro
 from offramp.checks import whole
 from offramp.choices import Loss
 from offramp.commands.options import Computes, in_threads
+from offramp.config import resolve
 from offramp.errors import OfframpError
 from offramp.show.terminal import print_result
 
@@ -59,13 +60,8 @@ class AuditOptions(Computes):
 
 @in_threads
 def audit(options: AuditOptions) -> "Audit":
-    """Try a procedure by its name: see `offramp.evaluation.audit`.
-
-    Raises:
-        UsageError: No such procedure, settings that cannot be.
-    """
+    """Try a procedure by its name: see `offramp.evaluation.audit`."""
     from offramp import evaluation
-    from offramp.config import resolve
     from offramp.evaluation.audit import PROCEDURES
     from offramp.evaluation.populations import POPULATIONS, grid
 

@@ -62,10 +62,7 @@ def subject(
 ) -> Subject:
     """Records and forms for a policy, or for one that is found here, for `max_drop`, where there is none.
 
-    With `curve` there is a record of `search` wherever images were held out.
-
-    Raises:
-        UsageError: What cannot be timed, before anything is read.
+    With `curve` there is a record of `search` wherever images were held out. What cannot be timed is refused first.
     """
     if policy is None or run.network.num_exits == 1:
         run.check_thresholds()
