@@ -22,7 +22,7 @@ from typing import Any
 
 from torchvision.io import write_png
 
-from offramp import data, objectives, shipped
+from offramp import data, shipped
 from offramp.commands import EvaluateOptions, evaluate
 from offramp.commands.open_run import parts_of
 from offramp.config import DataConfig, Spec
@@ -31,6 +31,7 @@ from offramp.data.memory import MemorySplit
 from offramp.errors import OfframpError, UsageError
 from offramp.files import RunConfig, RunFolder, Start
 from offramp.json_files import read, write
+from offramp.registry import called
 from offramp.results.evaluation import Evaluation
 from offramp.runtime.timing import conditions
 from offramp.shipped.card import CARD, Card
@@ -91,7 +92,7 @@ def ship(run: Path, name: str, chosen: str, to: Path = SHIPPED, root: str | None
             shutil.copyfile(source.path / file, made.path / file)
         evaluation = evaluate(EvaluateOptions(made.path, root=root, device="cpu"), page=False)
         shutil.rmtree(made.records)
-        test = parts_of(made, config, root, "ship").test
+        test = parts_of(made, config, root).test
         inputs = test.inputs()  # as `offramp train` writes it; a run from before it did so lacks it
         if inputs is None:
             raise UsageError(
@@ -255,7 +256,7 @@ def _summary(evaluation: Evaluation, image_shape: Sequence[int]) -> str:
     assert config.network is not None
     maker = config.network.name.rpartition(":")[2]
     kind = {"msdnet": "MSDNet", "ranet": "RANet"}.get(maker, maker)
-    exits, objective = evaluation.cost.exits, objectives.called(config.objective.to_json())
+    exits, objective = evaluation.cost.exits, called(config.objective.to_json())
     return (
         f"{kind}, {len(exits)} exits, {exits[-1].parameters:,} parameters, trained with "
         f"{objective} on {evaluation.data_name} ({' x '.join(map(str, image_shape))})"

@@ -296,7 +296,7 @@ def prefixes() -> Callable[..., Prefixes]:
     def made(run: Path, runs: Path | None = None) -> Prefixes:
         folder = RunFolder(run)
         config = folder.read_config()
-        return Prefixes(folder, load(run), config, parts_of(folder, config, None, ""), runs or run / "verdict")
+        return Prefixes(folder, load(run), config, parts_of(folder, config, None), runs or run / "verdict")
 
     return made
 

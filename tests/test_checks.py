@@ -1,16 +1,20 @@
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import pytest
 
 from offramp.checks import (
+    SIZE,
     check_counts,
+    check_fields,
     check_flags,
     check_name,
     check_number,
     check_size,
     check_whole,
     did_you_mean,
+    whole,
 )
 from offramp.errors import UsageError
 
@@ -51,3 +55,29 @@ def test_a_word_that_is_unknown_is_answered_with_those_that_are_known() -> None:
 def test_did_you_mean_names_the_near_ones_then_all() -> None:
     assert did_you_mean("dampng", ["damping", "dynamic"]) == " Did you mean damping? Known: damping, dynamic."
     assert did_you_mean("xyz", ["damping", "dynamic"]) == " Known: damping, dynamic."
+
+
+@dataclass(frozen=True)
+class Settings:
+    layers: Annotated[int | None, whole(1, 9)] = 3
+    strength: Annotated[float | tuple[float, ...], SIZE] = 0.5
+    over: Literal["exits", "batch"] | None = "exits"
+    reverse: bool = False
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"layers": 10}, "layers must be a whole number of at most 9, not 10"),
+        ({"strength": (0.1, -1.0)}, "strength must be a number of at least 0, not -1.0"),
+        ({"strength": None}, "strength must be a number of at least 0, not None"),
+        ({"over": "exit"}, "over 'exit' is unknown. Did you mean exits?"),
+        ({"reverse": "no"}, "reverse must be true or false, not 'no'"),
+    ],
+    ids=str,
+)
+def test_fields_are_what_their_annotations_say(values: dict[str, Any], said: str) -> None:
+    check_fields(Settings(layers=None, strength=(0.0, 1), over=None, reverse=True))
+    with pytest.raises(UsageError) as error:
+        check_fields(Settings(**values))
+    assert str(error.value).startswith(said)

@@ -201,7 +201,7 @@ def test_data_that_cannot_be_is_refused(wrong: dict, message: str):
         ({"momentum": float("inf")}, "momentum must be a number"),
         ({"weight_decay": -1e-4}, "weight-decay must be a number"),
         ({"save_every_minutes": -1}, "save-every-minutes must be a number"),
-        ({"optimizer": "sdg"}, r"Unknown optimizer 'sdg'\. Did you mean sgd\?"),
+        ({"optimizer": "sdg"}, r"optimizer 'sdg' is unknown\. Did you mean sgd\?"),
         ({"schedule": "cosin"}, "Did you mean cosine"),
         ({"precision": "fp16"}, "Known: float32, bf16"),
         ({"epochs": 3, "warmup_epochs": 4}, r"warmup-epochs \(4\) is longer than the run \(3 epochs\)"),

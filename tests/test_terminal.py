@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from offramp.terminal import OutputError, Screen, display, escaped, say, standard_streams
+from offramp.terminal import OutputError, Screen, display, duration_in_words, escaped, say, standard_streams
 
 UNSAFE = [*map(chr, range(32)), *map(chr, range(0x7F, 0xA0)), *"\u2028\u2029\u202a\u202e\u2066\u2069\u200e\u200f\u061c"]
 
@@ -82,3 +82,8 @@ def test_streams_that_a_program_set_itself_stay(monkeypatch: pytest.MonkeyPatch,
         assert sys.stderr is own
         say("here")
     assert own.getvalue() == "here\n"
+
+
+def test_times_in_words() -> None:
+    seconds = (0.2, 40, 240, 1800, 8280, 3.25 * 3600, 100 * 3600)
+    assert [duration_in_words(one) for one in seconds] == ["1 s", "40 s", "4 min", "30 min", "2.3 h", "3.2 h", "4 days"]

@@ -30,18 +30,6 @@ _HOME = {  # public name -> module that defines it
     "load": "offramp.loading",
     "train": "offramp.training",
 }
-_ROOMS = (
-    "backbones",
-    "commands",
-    "data",
-    "evaluation",
-    "export",
-    "objectives",
-    "rules",
-    "runtime",
-    "shipped",
-    "training",
-)
 
 __all__ = [
     "DataConfig",
@@ -73,7 +61,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
-    if name in _ROOMS:
+    if name in __all__:  # a room
         return importlib.import_module(f"offramp.{name}")
     raise AttributeError(f"module 'offramp' has no attribute {name!r}")
 

@@ -1,10 +1,16 @@
-"""Checks of arguments, and the words that refuse them: which one, what it must be, what it is."""
+"""Checks of arguments, and the words that refuse them: which one, what it must be, what it is.
 
+A dataclass says in the annotations of its fields what they may be, and `check_fields` sees to it.
+"""
+
+import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Real
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from offramp.errors import UsageError
 
@@ -58,6 +64,50 @@ def check_name(name: str, value: Any, known: Sequence[str]) -> None:
     """Refuse what is none of the `known` words."""
     if value not in known:
         raise UsageError(f"{name} {shown(value)} is unknown.{did_you_mean(str(value)[:_SHOWN], known)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """In an annotation: refuses a value of the field (each item of a tuple), called with the field's name and it."""
+
+    refuse: Callable[[str, Any], None]
+
+
+def whole(least: int, most: int | None = None) -> Check:
+    """See `check_whole`."""
+    return Check(partial(check_whole, least=least, most=most))
+
+
+def number(allowed: str, holds: Callable[[float], bool]) -> Check:
+    """See `check_number`."""
+    return Check(partial(check_number, allowed=allowed, holds=holds))
+
+
+SIZE = Check(check_size)
+ABOVE_0 = number("above 0", lambda value: value > 0)
+SHARE = number("from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def check_fields(value: Any, *, hyphens: bool = False) -> None:
+    """Refuse a dataclass with a field that is not what its annotation says: a `Check`, a `Literal`, a truth value.
+
+    None is left alone where the annotation allows it. `hyphens`: in errors names are as on the command line.
+    """
+    hints = get_type_hints(type(value), include_extras=True)
+    for field in dataclasses.fields(value):
+        hint, content = hints[field.name], getattr(value, field.name)
+        name = field.name.replace("_", "-") if hyphens else field.name
+        kind = getattr(hint, "__origin__", hint) if hasattr(hint, "__metadata__") else hint
+        kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        if content is None and NoneType in kinds:
+            continue
+        for check in (check for check in getattr(hint, "__metadata__", ()) if isinstance(check, Check)):
+            for item in content if isinstance(content, (list, tuple)) else [content]:
+                check.refuse(name, item)
+        for choices in (get_args(kind) for kind in kinds if get_origin(kind) is Literal):
+            check_name(name, content, choices)
+        if kind is bool:
+            check_flags(**{name: content})
 
 
 def shown(value: Any) -> str:

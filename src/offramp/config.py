@@ -18,18 +18,17 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from offramp import registry, trust
-from offramp.checks import LARGEST, MOST, check_size, check_whole, did_you_mean
+from offramp.checks import LARGEST, MOST, SIZE, check_fields, did_you_mean, whole
 from offramp.errors import UsageError
 
 PAPER_EPOCHS = 300  # CIFAR; ImageNet: 100 (paper, section 4)
 _MOST_WORKERS = 1024  # processes or threads
-FORMER_FORMS = ("merged", "kernels", "graphs")  # of training, that an older offramp had
 MOST_WATCHED = 2048  # images; what is written of them stands in every checkpoint, 39 MB after the paper's run
 
 
@@ -58,11 +57,7 @@ class Spec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Spec":
-        """The inverse of `to_json`. Of what stands in a file that may be damaged: anything else is refused.
-
-        Raises:
-            UsageError: It is no name with arguments.
-        """
+        """The inverse of `to_json`. Of what stands in a file that may be damaged: anything else is refused."""
         if not (isinstance(value, Mapping) and isinstance(value.get("name"), str)):
             raise UsageError(f"{str(value)[:80]!r} is no name with arguments, as a run's config.json has them.")
         args = value.get("args", {})
@@ -102,10 +97,9 @@ def _jsonable(value: Any) -> Any:
 
 
 def resolve(name: str, names: Mapping[str, Any], kind: str) -> Any:
-    """The object behind a registered name or `package.module:Name`. `kind` is the word used in errors.
+    """The object behind a registered name or `package.module:Name`, if it may be named (see `trust`).
 
-    Raises:
-        UsageError: There is no such thing, or it stands in the folder of a run that may not name it: see `trust`.
+    `kind` is the word used in errors.
     """
     if name in names:
         return names[name]
@@ -192,16 +186,6 @@ _NETWORKS = _names(
 FREE: Mapping[str, Any] = {"free": True}
 
 
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def _check_choice(config: Any, name: str) -> None:
-    value, known = getattr(config, name), get_args(get_type_hints(type(config))[name])
-    if value not in known:
-        raise UsageError(f"Unknown {name} {value!r}.{did_you_mean(str(value), known)}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which images, in which parts."""
@@ -211,20 +195,17 @@ class DataConfig:
     )
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = field(default=None, metadata=FREE)
     """Folder that holds the data set's files (default: $OFFRAMP_DATA, else ~/.cache/offramp)."""
-    batch_size: int = 64
+    batch_size: Annotated[int, whole(1)] = 64
     """Images per optimiser step, over all processes together."""
-    holdout: int | None = None
+    holdout: Annotated[int | None, whole(0)] = None
     """Training images held out, half for `search`, half for `certify`. Default: CIFAR 5000, ImageNet 50000; 0: none."""
-    workers: int = field(default=0, metadata=FREE)
+    workers: Annotated[int, whole(0, _MOST_WORKERS)] = field(default=0, metadata=FREE)
     """Worker processes that decode images (data sets that do not fit in memory)."""
     skip_unreadable: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Leave out image files that cannot be used; which, the run's split.json says."""
 
     def __post_init__(self) -> None:
-        check_whole("batch-size", self.batch_size, 1)
-        check_whole("workers", self.workers, 0, _MOST_WORKERS)
-        if self.holdout is not None:
-            check_whole("holdout", self.holdout, 0)
+        check_fields(self, hyphens=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,25 +216,25 @@ class TrainConfig:
     page shows the command of each run.
     """
 
-    epochs: int = PAPER_EPOCHS
+    epochs: Annotated[int, whole(1, MOST)] = PAPER_EPOCHS
     """Passes over the training part."""
-    seed: int = 0
+    seed: Annotated[int, whole(0, 2**63 - 1)] = 0
     """Seed of initialisation, order of images and augmentation."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd: with momentum; adamw: decoupled weight decay."""
-    lr: float = 0.1
+    lr: Annotated[float, SIZE] = 0.1
     """Learning rate at the start (after warm-up)."""
-    momentum: float = 0.9
+    momentum: Annotated[float, SIZE] = 0.9
     """Momentum of sgd."""
     nesterov: bool = False
     """Nesterov's form of the momentum (sgd). The paper and the originals have none; confidence-gated training does."""
-    weight_decay: float = 1e-4
+    weight_decay: Annotated[float, SIZE] = 1e-4
     """Weight decay on every parameter."""
     schedule: Literal["cosine", "multistep"] = "cosine"
     """cosine: per iteration, to 0; multistep: times 0.1 at each milestone."""
     milestones: tuple[float, ...] = (0.5, 0.75)
     """Shares of all epochs after which multistep divides the rate by ten."""
-    warmup_epochs: float = 0.0
+    warmup_epochs: Annotated[float, SIZE] = 0.0
     """Epochs of linear warm-up from 0."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16: autocast, with float32 master weights."""
@@ -266,25 +247,25 @@ class TrainConfig:
     """On a GPU: deterministic kernels where there are any; else the fastest, found by trying."""
     device: str = "auto"
     """auto (a CUDA GPU where there is one), cpu, cuda, cuda:N."""
-    threads: int | None = None
+    threads: Annotated[int | None, whole(1, _MOST_WORKERS)] = None
     """CPU threads of torch. Bit-exact resumption needs the same number."""
     init: str | None = None
     """Weights to start from: a run's folder, or a file (safetensors, pth, pt, bin) of the network or of the model that
     exits were attached to."""
     freeze_trunk: bool = False
     """Train the exits alone: the stages keep their weights and statistics, and stay in evaluation mode."""
-    trunk_lr: float = 1.0
+    trunk_lr: Annotated[float, SIZE] = 1.0
     """Factor on the learning rate for the stages: 0.1 to fine-tune a trained trunk."""
     augment: bool = True
     """Crop and mirror training images at random, where the data set does so; else they get the test transforms."""
     keep_features: Literal["auto", "yes", "no"] = "auto"
     """With a frozen trunk and without augmentation, compute what the exits read once and keep it. auto: where it fits
     into 2 GiB of memory; yes: otherwise in a file in the run's folder, or say why not."""
-    save_every_steps: int | None = field(default=None, metadata=FREE)
+    save_every_steps: Annotated[int | None, whole(1)] = field(default=None, metadata=FREE)
     """Also save a checkpoint every so many steps."""
-    save_every_minutes: float = field(default=5.0, metadata=FREE)
+    save_every_minutes: Annotated[float, SIZE] = field(default=5.0, metadata=FREE)
     """Save a checkpoint when the last is older than this; one is always saved at the end of an epoch."""
-    keep_checkpoints: int = field(default=2, metadata=FREE)
+    keep_checkpoints: Annotated[int, whole(1)] = field(default=2, metadata=FREE)
     """Checkpoints kept besides the best."""
     keep_best: bool = field(default=False, metadata=FREE)
     """Keep the weights of the epoch with the best mean accuracy on `search`."""
@@ -294,27 +275,13 @@ class TrainConfig:
     """Log to Weights & Biases (extra `wandb`), project offramp; WANDB_MODE=offline keeps it on this machine."""
     mlflow: bool = field(default=False, metadata=FREE)
     """Log to MLflow (extra `mlflow`), experiment offramp, where MLFLOW_TRACKING_URI says."""
-    xray: int = field(default=0, metadata=FREE)
+    xray: Annotated[int, whole(0, MOST_WATCHED)] = field(default=0, metadata=FREE)
     """Training images whose gradients are written down, for `offramp xray`: 256 show a lot; at most 2048."""
 
     def __post_init__(self) -> None:
-        for name in ("optimizer", "schedule", "precision", "form", "keep_features"):
-            _check_choice(self, name)
-        for name, least in (("epochs", 1), ("keep_checkpoints", 1), ("seed", 0), ("xray", 0)):
-            check_whole(_flag(name), getattr(self, name), least)
-        check_whole("epochs", self.epochs, 1, MOST)
-        if self.save_every_steps is not None:
-            check_whole("save-every-steps", self.save_every_steps, 1)
-        if self.threads is not None:
-            check_whole("threads", self.threads, 1, _MOST_WORKERS)
-        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "save_every_minutes", "trunk_lr"):
-            check_size(_flag(name), getattr(self, name))
+        check_fields(self, hyphens=True)
         if self.lr * self.trunk_lr > LARGEST:
             raise UsageError(f"lr times trunk-lr must be at most {LARGEST:.3g}, not {self.lr * self.trunk_lr:g}.")
-        if self.xray > MOST_WATCHED:
-            raise UsageError(f"xray watches at most {MOST_WATCHED} images, not {self.xray}.")
-        if self.seed >= 2**63:
-            raise UsageError(f"seed must be below 2**63, not {self.seed}.")
         if self.warmup_epochs > self.epochs:
             raise UsageError(f"warmup-epochs ({self.warmup_epochs}) is longer than the run ({self.epochs} epochs).")
         if not all(0 < share < 1 for share in self.milestones):

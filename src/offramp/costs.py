@@ -23,17 +23,11 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Count:
-    """For one image; shared parameters count once.
+    """For one image; shared parameters count once."""
 
-    Attributes:
-        operations: The paper's operations.
-        multiply_adds: Of convolutions and matrix products.
-        parameters: Numbers in weights and biases (not the running statistics of batch norm).
-    """
-
-    operations: int
-    multiply_adds: int
-    parameters: int
+    operations: int  # the paper's
+    multiply_adds: int  # of convolutions and matrix products
+    parameters: int  # numbers in weights and biases, not the running statistics of batch norm
 
 
 @dataclass(frozen=True)

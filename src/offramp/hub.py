@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from offramp import objectives
 from offramp.errors import OfframpError, UsageError, first_line
 from offramp.evaluation import Certificate
 from offramp.files import RunFolder, load
 from offramp.json_files import read, write
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
+from offramp.registry import called
 from offramp.results.evaluation import current
 from offramp.shipped.card import CARD
 from offramp.storage import write_atomically
@@ -31,14 +31,7 @@ _FILES = ("weights", "input", "origin", "split", "metrics", "policy", "evaluatio
 class Pretrained(ModelHubMixin, library_name="offramp", tags=["early-exit", "image-classification"]):
     """A finished run, to be handed on: `save_pretrained(folder)`, `push_to_hub(name)`, `from_pretrained(either)`.
 
-    Args:
-        run: The run's folder.
-        into: As for `offramp.load`.
-        allow_code: As for `offramp.load`.
-
-    Attributes:
-        network: In evaluation mode, on the CPU.
-        policy: The run's own; None where it has none.
+    Arguments are those of `offramp.load`, which makes `network`; `policy` is the run's own, or None.
     """
 
     def __init__(self, run: str | Path, *, into: EarlyExitNet | None = None, allow_code: Sequence[str] = ()) -> None:
@@ -61,10 +54,6 @@ class Pretrained(ModelHubMixin, library_name="offramp", tags=["early-exit", "ima
         """What `save_pretrained` or `push_to_hub` wrote: a folder, or a name on the hub such as `me/garments`.
 
         The mixin's own would take arguments that are not given from `config.json`, a stranger's `allow_code` too.
-
-        Raises:
-            UsageError: As `offramp.load`.
-            OfframpError: Neither a folder nor to be had from the hub.
         """
         if Path(name).expanduser().is_dir():
             return cls(name, into=into, allow_code=allow_code)
@@ -86,11 +75,7 @@ class Pretrained(ModelHubMixin, library_name="offramp", tags=["early-exit", "ima
         return cls(folder, into=into, allow_code=allow_code)
 
     def save_pretrained(self, save_directory: str | Path, **more: Any) -> str | None:
-        """Write the run and its card into a new folder; see `ModelHubMixin.save_pretrained`.
-
-        Raises:
-            UsageError: The folder holds something.
-        """
+        """Write the run and its card into a new folder; see `ModelHubMixin.save_pretrained`."""
         folder = Path(save_directory).expanduser()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(f"{folder} is not empty; choose a folder that does not exist yet.")
@@ -119,7 +104,7 @@ class Pretrained(ModelHubMixin, library_name="offramp", tags=["early-exit", "ima
     def _title(self) -> str:
         config = self.folder.read_config()
         data = "images made by hand" if config.data is None else str(config.data.source)
-        method = objectives.called(config.written["objective"])
+        method = called(config.written["objective"])
         return f"{self.network.num_exits} exits, {method}, trained on {data}"
 
     def _about(self, license: str | None) -> list[str]:

@@ -19,17 +19,14 @@ _SHOWN = 300  # characters of what is wrong
 
 
 def read(path: Path, kind: type[T], *, newest: int | None = None, hint: str = "") -> T:
-    """What a JSON file holds.
+    """What a JSON file holds; a file whose `format` is later than `newest` is refused as such.
 
     Args:
-        kind: What it has to hold; `Any` for any value.
-        newest: The newest `format` that is known; a file of a later one is refused as such.
         hint: A sentence after the error's: the way out.
 
     Raises:
         UsageError: There is no such file, it is a folder, or a newer offramp wrote it.
-        OfframpError: It cannot be read.
-        DamagedFileError: It holds something else, with the field that does.
+        OfframpError: It cannot be read; as a DamagedFileError, it holds something else, with the field that does.
     """
     return convert(parse(_content(path), path, hint), kind, path, newest=newest, hint=hint)
 
@@ -42,8 +39,12 @@ def read_lines(path: Path, kind: type[T]) -> list[T]:
 
 def write(path: Path, value: Any, *, indent: int = 1, sort_keys: bool = False) -> None:
     """Write a value as readable JSON, whole or not at all."""
-    text = json.dumps(value, indent=indent, sort_keys=sort_keys, default=msgspec.to_builtins)
-    write_atomically(path, f"{text}\n".encode())
+    write_atomically(path, encoded(value, indent=indent, sort_keys=sort_keys))
+
+
+def encoded(value: Any, *, indent: int = 1, sort_keys: bool = False) -> bytes:
+    """What `write` writes."""
+    return f"{json.dumps(value, indent=indent, sort_keys=sort_keys, default=msgspec.to_builtins)}\n".encode()
 
 
 def convert(

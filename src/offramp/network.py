@@ -116,11 +116,7 @@ class EarlyExitNet(nn.Module):
         return len(self.exits)
 
     def shape_of_images(self, image_shape: Sequence[int] | None = None) -> tuple[int, int, int]:
-        """`image_shape`, or that of the images it was made for.
-
-        Raises:
-            UsageError: Neither is known.
-        """
+        """`image_shape`, or that of the images it was made for; refused where neither is known."""
         shape = image_shape or self.image_shape
         if shape is None:
             raise UsageError(
@@ -172,10 +168,7 @@ class EarlyExitNet(nn.Module):
     ) -> list[Tensor]:
         """The same, `[B, C]` for each exit: a gradient taken from one of them runs through no other exit.
 
-        Args:
-            images: `[B, channels, height, width]`.
-            stages: What to run in the place of the network's own stages.
-            exits: What to run in the place of its exits.
+        `stages` and `exits` are run in the place of the network's own.
         """
         last = self.num_exits - 1
         carry: Carry = (images,)
@@ -259,11 +252,7 @@ def builder(function: Callable[P, EarlyExitNet]) -> Callable[P, EarlyExitNet]:
 
 
 def rebuild(spec: Spec) -> EarlyExitNet:
-    """The network that `spec` (found on a built one, or in a run's folder) describes, with fresh weights.
-
-    Raises:
-        UsageError: It names what builds no network, or code that the run may not name: see `offramp.trust`.
-    """
+    """The network that `spec` (found on a built one, or in a run's folder) describes, with fresh weights."""
     with trust.at_least_guarded():
         return with_exits(spec.name, build(spec, {}, "network"))
 

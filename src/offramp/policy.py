@@ -283,12 +283,7 @@ class Policy:
 
     @classmethod
     def load(cls, path: str | Path) -> "Policy":
-        """Read what `save` wrote.
-
-        Raises:
-            UsageError: No such file, or none of this make.
-            OfframpError: A damaged one.
-        """
+        """Read what `save` wrote."""
         source = Path(path).expanduser()
         return cls.from_json(read(source, dict[str, Any], newest=FORMAT, hint=_HINT), source)
 

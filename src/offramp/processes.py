@@ -18,9 +18,6 @@ def together(backend: str) -> Iterator[None]:
     """Within it, the processes that torchrun started know each other. With one, or where they do, nothing happens.
 
     After a restart they do not meet by the addresses of the life before, which the store still has.
-
-    Args:
-        backend: `gloo` or `nccl`.
     """
     if from_environment("WORLD_SIZE", 1, least=1) == 1 or dist.is_initialized():
         yield
@@ -39,11 +36,7 @@ def together(backend: str) -> Iterator[None]:
 
 
 def from_environment(name: str, default: int, *, least: int = 0) -> int:
-    """The whole number that torchrun puts into a variable of the environment.
-
-    Raises:
-        UsageError: It is something else.
-    """
+    """The whole number that torchrun puts into a variable of the environment."""
     text = os.environ.get(name, str(default))
     if not text.isdecimal() or int(text) < least:
         raise UsageError(
@@ -87,23 +80,20 @@ def sum_over_all(tensor: Tensor) -> Tensor:
 
     With one process it is `tensor` itself, and its gradient flows.
     """
-    if not active():
-        return tensor
-    total = tensor.detach().clone()
-    dist.all_reduce(total)
-    return total
+    return _reduced(tensor, dist.ReduceOp.SUM)
 
 
 def max_over_all(tensor: Tensor) -> Tensor:
-    """The largest of each entry over all processes: a new tensor through which no gradient flows back.
+    """The largest of each entry over all processes; the rest as of `sum_over_all`."""
+    return _reduced(tensor, dist.ReduceOp.MAX)
 
-    With one process it is `tensor` itself, and its gradient flows.
-    """
+
+def _reduced(tensor: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
     if not active():
         return tensor
-    largest = tensor.detach().clone()
-    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-    return largest
+    reduced = tensor.detach().clone()
+    dist.all_reduce(reduced, operation)
+    return reduced
 
 
 def wait_for_all() -> None:

@@ -77,6 +77,15 @@ COMMAND_GROUPS: Mapping[str, Mapping[str, str]] = {  # in the order of `offramp 
 COMMANDS: Mapping[str, str] = {name: path for group in COMMAND_GROUPS.values() for name, path in group.items()}
 
 
+def called(description: Mapping[str, Any]) -> str:
+    """The registered name of an objective as `config.json` has it (under dynamic weights `dynamic`), else its path."""
+    path: str = description["name"]
+    names = {f"offramp.{home}": name for name, home in OBJECTIVES.items()}
+    name = names.get(path, path)
+    weighted = description["args"].get("weighting") is not None
+    return {"power-sqrt": "dynamic", "damping": "dynamic form=damping"}.get(name, name) if weighted else name
+
+
 def load(registry: Mapping[str, str]) -> dict[str, Any]:
     """What the names of a registry stand for, imported."""
     paths = {name: path.partition(":") for name, path in registry.items()}

@@ -13,7 +13,6 @@ import re
 import shutil
 import stat
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,8 +27,7 @@ from offramp.errors import OfframpError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PART, _HELD = ".part", ".held.part"  # how the names of files and folders end that are not whole yet
-_A_DAY = 24 * 3600.0
+_HELD = ".held.part"  # how the names of folders end whose content is not whole yet
 _MAX_DEPTH = 50  # of JSON values
 _ENTRY = "offramp"  # the one entry of a file's own metadata: JSON with our metadata and the hash
 
@@ -47,15 +45,11 @@ class DamagedFileError(OfframpError):
 
 
 def kept_on_this_machine(kind: str) -> Path:
-    """The folder of what takes long to make and is the same for every run here; `XDG_CACHE_HOME` moves it.
-
-    Raises:
-        UsageError: Neither that variable nor a home folder is known, as of some users of containers.
-    """
+    """The folder of what takes long to make and is the same for every run here; `XDG_CACHE_HOME` moves it."""
     named = os.environ.get("XDG_CACHE_HOME")
     try:
         return Path(named or Path.home() / ".cache") / "offramp" / kind
-    except RuntimeError as error:
+    except RuntimeError as error:  # as of some users of containers
         raise UsageError(
             "This user has no home folder to keep files in. Set XDG_CACHE_HOME to a folder that can be written to."
         ) from error
@@ -65,6 +59,13 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write beside `path`, sync, rename, sync the folder: after a crash the old or the new content is there, whole."""
     with _replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_files(files: Mapping[Path, bytes]) -> tuple[Path, ...]:
+    """Write each of them atomically; gives their paths."""
+    for path, content in files.items():
+        write_atomically(path, content)
+    return tuple(files)
 
 
 @contextmanager
@@ -126,18 +127,15 @@ def held_folder(parent: Path, name: str) -> Iterator[Path]:
 
 def _remove_left(parent: Path, name: str) -> None:
     for entry in os.scandir(parent):
-        if not (entry.name.startswith(f".{name}.") and entry.name.endswith(_PART)):
+        if not (entry.name.startswith(f".{name}.") and entry.name.endswith(_HELD)):
             continue
         with contextlib.suppress(OSError):  # it is held, or gone
-            if entry.name.endswith(_HELD):
-                lock = os.open(entry.path, os.O_RDONLY)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(entry.path)
-                finally:
-                    os.close(lock)
-            elif entry.is_file(follow_symlinks=False) and entry.stat().st_mtime < time.time() - _A_DAY:
-                os.unlink(entry.path)  # of older versions, which held nothing
+            lock = os.open(entry.path, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(entry.path)
+            finally:
+                os.close(lock)
 
 
 def sync_folder(folder: Path) -> None:
@@ -169,8 +167,7 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[
 def parse_json(text: str | bytes) -> Any:
     """The JSON value in a text in UTF-8: no key twice, and not nested so deeply that code which walks through it fails.
 
-    Raises:
-        ValueError: It is none, in words that end without a full stop.
+    Else a ValueError, in words that end without a full stop.
     """
     too_deep = ValueError(f"it is nested more than {_MAX_DEPTH} times")
     try:
@@ -221,15 +218,7 @@ def load_tensors(path: Path, *, foreign: bool = False) -> "tuple[dict[str, Tenso
 
 
 def load_pickled(path: Path, hint: str = "") -> Any:
-    """What `torch.save` has written, tensors and plain values; nothing in the file is run.
-
-    Args:
-        hint: A sentence that goes after the error's.
-
-    Raises:
-        UsageError: There is no such file.
-        OfframpError: It is damaged, or holds more than that.
-    """
+    """What `torch.save` has written, tensors and plain values; nothing in the file is run. A `hint` ends the error."""
     import torch
 
     if not path.is_file():

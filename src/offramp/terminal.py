@@ -54,6 +54,15 @@ def short(count: float, *, zeros: bool = True) -> str:
     return f"{count:.3g}"
 
 
+def duration_in_words(seconds: float) -> str:
+    """`40 s`, `4 min`, `2.3 h`, `12 days`: of times that are estimated or measured."""
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
+
+
 def with_error(value: float, standard_error: float, num_images: int) -> str:
     """`92.35 ±0.27`: a percentage and its standard error over images, but at least 100 / (S + 1).
 

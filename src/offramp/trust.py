@@ -14,11 +14,11 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from offramp import registry
 from offramp.errors import UsageError
@@ -60,11 +60,7 @@ _allowed: ContextVar[tuple[str, ...]] = ContextVar("allowed", default=())
 
 
 def packages(names: Sequence[str], said_by: str) -> tuple[str, ...]:
-    """The names of packages that the user allows, checked; `said_by` is where they stand.
-
-    Raises:
-        UsageError: It is no name of a package, or one of which a run's folder can never name more than is registered.
-    """
+    """The names of packages that the user allows, checked; `said_by` is where they stand."""
     if isinstance(names, str):
         raise UsageError(f"{said_by} takes a tuple of names, such as ({names!r},), not {names!r}.")
     for name in names:
@@ -78,14 +74,21 @@ def packages(names: Sequence[str], said_by: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+T = TypeVar("T")
+
+
 @contextmanager
-def allowing(names: Sequence[str]) -> Iterator[None]:
-    """Runs that are opened meanwhile may name code of these packages: `--allow-code`."""
-    token = _allowed.set((*_allowed.get(), *packages(names, "--allow-code")))
+def _set(variable: ContextVar[T], value: T) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _allowed.reset(token)
+        variable.reset(token)
+
+
+def allowing(names: Sequence[str]) -> AbstractContextManager[None]:
+    """Runs that are opened meanwhile may name code of these packages: `--allow-code`."""
+    return _set(_allowed, (*_allowed.get(), *packages(names, "--allow-code")))
 
 
 def environment() -> dict[str, str]:
@@ -94,44 +97,20 @@ def environment() -> dict[str, str]:
     return {VARIABLE: ",".join(allowed)} if allowed else {}
 
 
-@contextmanager
-def opened(path: Path, config: Mapping[str, Any], allowed: Sequence[str] = ()) -> Iterator[None]:
-    """While the names in a run's configuration are built.
-
-    Args:
-        allowed: Packages whose code it may name.
-    """
-    token = _opened.set(_Opened(str(path), packages(allowed, "allow_code"), _is_remembered(path, config)))
-    try:
-        yield
-    finally:
-        _opened.reset(token)
+def opened(path: Path, config: Mapping[str, Any], allowed: Sequence[str] = ()) -> AbstractContextManager[None]:
+    """While the names in a run's configuration are built; it may name code of the `allowed` packages."""
+    return _set(_opened, _Opened(str(path), packages(allowed, "allow_code"), _is_remembered(path, config)))
 
 
-@contextmanager
-def at_least_guarded() -> Iterator[None]:
+def at_least_guarded() -> AbstractContextManager[None]:
     """As `opened` of a run that nothing is known of, unless one is open: for recipes wherever they come from."""
-    if _opened.get() is not None:
-        yield
-        return
-    token = _opened.set(_Opened("a recipe", (), is_own=False))
-    try:
-        yield
-    finally:
-        _opened.reset(token)
+    return _set(_opened, _opened.get() or _Opened("a recipe", (), is_own=False))
 
 
-@contextmanager
-def calling(name: str, kind: str) -> Iterator[None]:
+def calling(name: str, kind: str) -> AbstractContextManager[None]:
     """While the thing of this name is called: code of one's own, once it is trusted, may build what it likes."""
-    if ":" not in name or name.startswith("folder:") or name in REGISTERED.get(kind, ()):
-        yield
-        return
-    token = _opened.set(None)
-    try:
-        yield
-    finally:
-        _opened.reset(token)
+    is_ours = ":" not in name or name.startswith("folder:") or name in REGISTERED.get(kind, ())
+    return _set(_opened, _opened.get() if is_ours else None)
 
 
 def is_opened() -> bool:
@@ -140,14 +119,9 @@ def is_opened() -> bool:
 
 
 def check(name: str, kind: str) -> None:
-    """Refuse a name of a run's folder that may not be imported. Before anything is imported, of whatever it names.
+    """Refuse a name `package.module:Name` of a run's folder that may not be imported, before anything is imported.
 
-    Args:
-        name: `package.module:Name`.
-        kind: The word used in errors: `network`, `objective`, `rule`, `data set`.
-
-    Raises:
-        UsageError: See above; with the way out where there is one.
+    `kind` is the word used in errors: `network`, `objective`, `rule`, `data set`.
     """
     run = _opened.get()
     if run is None or name in REGISTERED.get(kind, ()):

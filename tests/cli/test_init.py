@@ -32,7 +32,7 @@ BAD = {
     "image too small": ([*DIGITS, "--network", "msdnet7-cifar100"], "16"),
     "strengths for other exits": ([*DIGITS, "--objective", "damping", "strength=0.1,0.2"], "2 values for 3 exits"),
     "another device": ([*DIGITS, "--device", "meta"], "'meta' is not supported"),
-    "huge seed": ([*DIGITS, "--seed", "99999999999999999999"], "seed must be below 2**63"),
+    "huge seed": ([*DIGITS, "--seed", "99999999999999999999"], "seed must be a whole number of at most"),
     "ignored option": ([*DIGITS, "--optimizer", "adamw", "--momentum", "0.5"], "adamw has no use for it"),
     "nothing to pick by": ([*DIGITS, "--keep-best", "--holdout", "0"], "none are held out"),
     "no GPU": ([*DIGITS, "--device", "cuda:9"], "no CUDA GPU"),

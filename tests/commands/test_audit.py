@@ -54,7 +54,7 @@ def test_json_is_one_object_with_every_setting(capsys):
             "no population 'up and down' for so large a risk; all of them can be made for risks up to 0.166",
         ),
         (["--risk", "0.9"], "for so large a risk"),
-        (["--seed", "-1"], "seed must be at least 0, not -1"),
+        (["--seed", "-1"], "seed must be a whole number of at least 0, not -1"),
         (["--trials", "0"], "trials must be at least 1"),
     ],
 )

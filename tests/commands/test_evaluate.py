@@ -214,7 +214,7 @@ def test_a_limit_spreads_over_the_training_images_and_zero_means_none(make_run, 
 
 def test_data_made_by_hand_is_asked_for_and_taken(make_run, tiny_parts):
     run = make_run(data=None)
-    with pytest.raises(UsageError, match=r"offramp.commands.evaluate\(EvaluateOptions\('.*run'\), parts=...\)"):
+    with pytest.raises(UsageError, match=r"offramp.commands.evaluate\(EvaluateOptions\('.*run'\), parts=..."):
         evaluate(EvaluateOptions(run))
     assert evaluate(EvaluateOptions(run), page=False, parts=tiny_parts).to_json()["data"] == "data of your own"
 

@@ -8,6 +8,7 @@ import torch
 
 from offramp.certificate import Promise
 from offramp.cli import main
+from offramp.commands import ExportOptions, export
 from offramp.evaluation import Certificate
 from offramp.policy import CERTIFICATE, EVERYBODY, Policy
 from offramp.runtime import Engine
@@ -61,7 +62,10 @@ def test_int8_is_for_onnx(run, capsys) -> None:
     assert "--int8 is for --to onnx" in capsys.readouterr().err
 
 
-def test_data_made_by_hand_cannot_be_calibrated_with(make_trained, capsys) -> None:
+def test_to_calibrate_data_made_by_hand_are_handed_over(make_trained, parts, capsys) -> None:
     run = make_trained(data=None)
     assert main(["export", run, "--to", "onnx", "--int8", "--stages"]) == 2
-    assert "From Python: offramp.export.quantized(network, " in capsys.readouterr().err
+    assert "parts=..." in capsys.readouterr().err
+    exported = export(ExportOptions(run, to="onnx", int8=True, stages=True), parts=parts)
+    assert exported.int8 is not None
+    assert exported.int8.data == parts.test.name

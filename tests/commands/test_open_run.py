@@ -22,7 +22,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "other training images": ({"images": {"train": "another"}}, "training images found now are not those"),
     "other held-out images": ({"images": {"search": "another"}}, "held out now are not those"),
     "nothing held out": ({"holdout": 0}, "hold"),
-    "data by hand": ({"data": None}, "offramp.commands."),
+    "data by hand": ({"data": None}, "offramp.commands"),
     "network by hand": ({"network": None}, "built by hand"),
 }
 EVALUATED = {"other held-out images", "nothing held out"}  # evaluate says what it leaves out
@@ -69,7 +69,7 @@ def test_what_is_refused_of_thresholds_is_what_evaluate_says_of_them(where, make
     run = Path(make_trained())
     values = json.loads((run / "config.json").read_text()) if where == "config.json" else {}
     (run / where).write_text(json.dumps({**values, **other[where]}))
-    one = OpenRun(EvaluateOptions(str(run)), "evaluate", "figures are written there", parts, tiny)
+    one = OpenRun(EvaluateOptions(str(run)), parts, tiny)
     with pytest.raises(UsageError, match="not those that were held out") as caught:
         one.held_out("search", progress=None)
     assert one.no_thresholds() == str(caught.value)
@@ -77,7 +77,7 @@ def test_what_is_refused_of_thresholds_is_what_evaluate_says_of_them(where, make
 
 def test_a_batch_of_no_images_is_refused_before_anything_is_recorded(make_trained, parts, tiny) -> None:
     run = Path(make_trained())
-    one = OpenRun(EvaluateOptions(str(run), batch_size=0), "evaluate", "figures are written there", parts, tiny)
+    one = OpenRun(EvaluateOptions(str(run), batch_size=0), parts, tiny)
     with pytest.raises(UsageError, match="batch_size must be"):
         one.record(parts.test, "test", None)
     assert not one.folder.records.exists()

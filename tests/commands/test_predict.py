@@ -341,7 +341,7 @@ def test_weights_that_are_not_finite_are_a_failure_with_the_file(run, files):
 
 
 def test_wrong_use_is_said_before_anything_is_read(run, files, tmp_path):
-    with pytest.raises(UsageError, match="batch_size must be at least 1, not 0"):
+    with pytest.raises(UsageError, match="batch-size must be a whole number of at least 1, not 0"):
         predict(PredictOptions(run, files, batch_size=0))
     with pytest.raises(UsageError, match="There is no file or folder"):
         predict(PredictOptions(tmp_path / "no run either", [tmp_path / "nowhere.png"]))
@@ -475,7 +475,7 @@ def test_nothing_that_can_be_read_is_a_failure(trained, images, capsys):
         (["RUN", "RUN"], "There is no image (.jpeg"),
         (["IMAGES", "IMAGES"], "is not a run"),
         (["RUN", "IMAGES", "--policy", "none.json"], "There is no file none.json"),
-        (["RUN", "IMAGES", "--batch", "0"], "batch_size must be at least 1, not 0"),
+        (["RUN", "IMAGES", "--batch", "0"], "batch-size must be a whole number of at least 1, not 0"),
         (["RUN", "IMAGES", "--device", "cuda:9"], "cuda"),
     ],
 )

@@ -89,7 +89,7 @@ def test_auto_compiles_a_run_that_is_long_enough_to_earn_it_back() -> None:
     form = form_of(job(epochs=LONG, precision="bf16"), CPU)
     assert form.name == "compiled"
     assert form.message is not None
-    assert "Compiling the training step: about 1 minute, saves about" in form.message
+    assert "Compiling the training step: about " in form.message
     assert not form.is_asked_for
 
 

@@ -102,13 +102,6 @@ def with_changes(run: Path, training: dict[str, Any] | None = None, **changes: A
     return dataclasses.replace(convert(values, RunConfig, run), values=values)
 
 
-def test_a_run_in_a_form_of_training_that_is_gone_has_them_trained_in_another(
-    run: Path, tmp_path: Path, prefixes
-) -> None:
-    config = with_changes(run, {"form": "merged"})
-    assert Prefixes(RunFolder(run), load(run), config, prefixes(run).parts, tmp_path).training.form == "auto"
-
-
 class Tiny(nn.Module):
     """A library's model: with the hub's weights they are all 0.5."""
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from offramp.config import FORMER_FORMS, DataConfig, Spec, TrainConfig, to_json
+from offramp.config import DataConfig, Spec, TrainConfig, to_json
 from offramp.errors import OfframpError, UsageError
 from offramp.files import FORMAT, RunFolder
 from offramp.training.run_lock import locked
@@ -32,21 +32,6 @@ def test_a_new_folder_is_made_and_explains_itself(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a" / "b")
     with locked(folder, config()):
         assert json.loads(folder.config.read_text()) == json.loads(json.dumps(config()))
-
-
-@pytest.mark.parametrize("form", FORMER_FORMS)
-def test_a_run_in_a_form_that_is_gone_is_one_line(tmp_path: Path, form: str) -> None:
-    folder = RunFolder(tmp_path)
-    with locked(folder, config()):
-        saved(folder)
-    folder.config.write_text(folder.config.read_text().replace('"form": "auto"', f'"form": "{form}"'))
-    with (
-        pytest.raises(
-            UsageError, match=f"was trained in form {form}, which this offramp does not have.*another folder"
-        ),
-        locked(folder, config()),
-    ):
-        pytest.fail("entered")
 
 
 def test_another_configuration_is_refused_with_the_most_telling_differences(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import offramp
 from offramp import registry, trust
 from offramp.checks import did_you_mean
 from offramp.cli.config_file import ConfigFile
+from offramp.commands.before_torch import before_torch
 from offramp.commands.options import OpensRuns, Options
 from offramp.errors import OfframpError, SeveralErrors, UsageError
 from offramp.terminal import OutputError, escaped_lines, quiet, say_error, standard_streams
@@ -88,6 +89,7 @@ def _run(arguments: Sequence[str]) -> None:
             print(overview(), end="")
         else:
             with _opened(arguments) as options:
+                before_torch()
                 options.main()
     except SystemExit:  # after --help, too
         sys.stdout.flush()

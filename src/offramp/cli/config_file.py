@@ -17,27 +17,16 @@ FILE = "config.json"  # of a run's folder
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """Options that stand in a file.
-
-    Attributes:
-        path: The file.
-        values: By their names on the command line, with `-` or `_`.
-        is_run: Whether it is a run's config.json, which says what `offramp train` was asked.
-        written: All that stands in the file.
-    """
+    """Options that stand in a file."""
 
     path: Path
-    values: Mapping[str, Any]
-    is_run: bool
-    written: Mapping[str, Any]
+    values: Mapping[str, Any]  # by their names on the command line, with `-` or `_`
+    is_run: bool  # a run's config.json, which says what `offramp train` was asked
+    written: Mapping[str, Any]  # all that stands there
 
     @classmethod
     def read(cls, file: str) -> "ConfigFile":
-        """The options in a file, or in the config.json of a run's folder.
-
-        Raises:
-            UsageError: No such file, no mapping, a run that was made by hand.
-        """
+        """The options in a file, or in the config.json of a run's folder."""
         path = Path(file).expanduser()
         path = path / FILE if path.is_dir() else path
         try:
@@ -53,11 +42,7 @@ class ConfigFile:
         return cls(path, _of_run(path, values) if is_run else values, is_run, values)
 
     def words(self, command: type[Options]) -> list[str]:
-        """The options as words of a command line, to stand before those that override them.
-
-        Raises:
-            UsageError: A run's config.json for another command than `train`.
-        """
+        """The options as words of a command line, to stand before those that override them."""
         if self.is_run and command is not TrainOptions:
             raise UsageError(f"--config {self.path} is a run's, which says what to train: it is for `offramp train`.")
         switched_on = {field.name for field in _fields(command) if field.default is True}

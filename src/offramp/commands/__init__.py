@@ -1,4 +1,11 @@
-"""Commands as functions of their options: `evaluate(EvaluateOptions("runs/photos"))`. Importing this loads no torch."""
+"""Commands as functions of their options: `evaluate(EvaluateOptions("runs/photos"))`. Importing this loads no torch.
+
+What a run that was fit from Python with things made by hand cannot bring back is handed over: `parts` are its data
+(splits, torch data sets or loaders), `into` is a network of the same make. `policy` and `measure` may be given in place
+of a file or a name. Logits are kept in the run's `records/` and used again as long as weights and images are the same.
+
+All raise `UsageError` where there is no run, it is not finished, or data or policy are not its own.
+"""
 
 from offramp.commands.audit import AuditOptions, audit
 from offramp.commands.bench import BenchOptions, bench

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from offramp.checks import whole
 from offramp.choices import Loss
 from offramp.commands.options import Computes, in_threads
-from offramp.errors import OfframpError, UsageError
+from offramp.config import resolve
+from offramp.errors import OfframpError
 from offramp.show.terminal import print_result
 
 if TYPE_CHECKING:
@@ -38,16 +40,10 @@ class AuditOptions(Computes):
     """Images of a calibration set, one number for each setting."""
     candidates: tuple[int, ...] = (21, 201)
     """Thresholds to choose from, one number for each setting."""
-    seed: int = 0
+    seed: Annotated[int, whole(0)] = 0
     """Of the draws, at least 0."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.seed < 0:
-            raise UsageError(f"seed must be at least 0, not {self.seed}.")
-
     def main(self) -> None:
-        """See `Options.main`."""
         result = audit(self)
         from offramp.show.tables import audit_table
 
@@ -64,13 +60,8 @@ class AuditOptions(Computes):
 
 @in_threads
 def audit(options: AuditOptions) -> "Audit":
-    """Try a procedure by its name: see `offramp.evaluation.audit`.
-
-    Raises:
-        UsageError: No such procedure, settings that cannot be.
-    """
+    """Try a procedure by its name: see `offramp.evaluation.audit`."""
     from offramp import evaluation
-    from offramp.config import resolve
     from offramp.evaluation.audit import PROCEDURES
     from offramp.evaluation.populations import POPULATIONS, grid
 

@@ -1,4 +1,4 @@
-"""Settings that torch reads when it is loaded, so commands that compute make them before that."""
+"""Settings that torch reads when it is loaded: the command line makes them before any command."""
 
 import os
 import sys
@@ -16,7 +16,6 @@ SETTINGS = {
 
 def before_torch() -> None:
     """Make the settings, but for those that the environment has already."""
-    if "torch" in sys.modules:
-        return  # too late: the variables would say what is not so
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
+    if "torch" not in sys.modules:  # else it is too late: the variables would say what is not so
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)

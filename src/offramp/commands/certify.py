@@ -11,6 +11,7 @@ import tyro
 from offramp.choices import Backend, Loss, MeasureName, Precision
 from offramp.commands.options import File, Flag, RecordsLogits, in_threads
 from offramp.errors import UsageError
+from offramp.files import RunFolder
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
 from offramp.terminal import say
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from offramp.costs import Cost
     from offramp.data import PartsGiven
     from offramp.evaluation import Certificate, Record
-    from offramp.files import RunFolder
     from offramp.network import EarlyExitNet
     from offramp.policy import Measure, Policy
     from offramp.results.policy_use import LadderUse, PolicyUse
@@ -61,7 +61,6 @@ class CertifyOptions(RecordsLogits):
             raise UsageError("Give one risk or a ladder of risks, not both.")
 
     def main(self) -> None:
-        """See `Options.main`."""
         if self.ladder is not None:
             self._certify_ladder()
             return
@@ -101,15 +100,12 @@ def certify(
 ) -> "PolicyUse":
     """Certify a finished run: thresholds from `search`, tests on `certify`; see `offramp.evaluation.certify`.
 
-    Logits are kept in `records/` and used again as long as weights and images are the same. The policy is written to
-    `policy.json` in the run's folder, or to `out`. What it does on the certify images comes back with it.
-
-    `parts` are the data, and `into` is a network of the same make, of a run that was fit from Python with those made by
-    hand. `measure` is how confidence is read off logits, where a name does not say it all.
+    The policy is written to `policy.json` in the run's folder, or to `out`. What it does on the certify images comes
+    back with it.
 
     Raises:
-        UsageError: No run, an unfinished one, one without held-out images or with too few; other data; a run that began
-            with weights, or listened to a teacher, that were trained on the certify images.
+        UsageError: Too few held-out images; a run that began with weights, or listened to a teacher, that were trained
+            on the certify images.
         OfframpError: Nothing that lets an image leave early can be certified.
     """
     if options.ladder is not None:
@@ -117,7 +113,7 @@ def certify(
     from offramp import evaluation
     from offramp.commands.policy_files import write_policy
 
-    tried = _Tried.of(options, "certify", measure, parts, into, watch)
+    tried = _Tried.of(options, measure, parts, into, watch)
     policy = evaluation.certify(*tried.records, risk=options.risk, **tried.asked)
     written = tried.folder.policy if options.out is None else Path(options.out).expanduser()
     (policy,) = tried.finished([policy], written)
@@ -135,8 +131,7 @@ def certify_ladder(
 ) -> "LadderUse":
     """Certify policies of rising risk together, for the risks of `options.ladder`: see `evaluation.certify_ladder`.
 
-    Written to `ladder.json` in the run's folder, or to `out`. Arguments and errors as of `certify`; also a UsageError
-    where the ladder's risks cannot be read or do not rise.
+    Written to `ladder.json` in the run's folder, or to `out`. Errors as of `certify`.
     """
     from offramp import evaluation
     from offramp.commands.policy_files import policy_use
@@ -145,7 +140,7 @@ def certify_ladder(
 
     risks = _risks(options.ladder)
     check_risks(risks)
-    tried = _Tried.of(options, "certify_ladder", measure, parts, into, watch)
+    tried = _Tried.of(options, measure, parts, into, watch)
     ladder = evaluation.certify_ladder(*tried.records, risks=risks, **tried.asked)
     written = tried.folder.ladder if options.out is None else Path(options.out).expanduser()
     ladder = replace(ladder, rungs=tuple(tried.finished(ladder.rungs, written)))
@@ -164,16 +159,11 @@ def _risks(percent: str | None) -> tuple[float, ...]:
 
 
 class _Tried(NamedTuple):
-    """A run opened to be certified: what both kinds of certificates need.
+    """A run opened to be certified: what both kinds of certificates need."""
 
-    Attributes:
-        records: Of the search and the certify half, and what the network costs.
-        asked: Arguments of both.
-    """
-
-    folder: "RunFolder"
-    records: "tuple[Record, Record, Cost]"
-    asked: dict[str, Any]
+    folder: RunFolder
+    records: "tuple[Record, Record, Cost]"  # of the search and the certify half, and what the network costs
+    asked: dict[str, Any]  # arguments of both
     unknown: tuple[str, ...]
     form: str
 
@@ -181,7 +171,6 @@ class _Tried(NamedTuple):
     def of(
         cls,
         options: CertifyOptions,
-        function: str,
         measure: "Measure | None",
         parts: "PartsGiven | None",
         into: "EarlyExitNet | None",
@@ -192,7 +181,7 @@ class _Tried(NamedTuple):
         from offramp.runtime import Form
         from offramp.training.provenance import check_ancestors
 
-        run = OpenRun(options, function, "logits and the policy are written there", parts, into)
+        run = OpenRun(options, parts, into)
         unknown = check_ancestors(run.folder, run.config, run.parts)
         program = run.program(Form(options.backend, options.precision))
         with watch.bars() as progress:

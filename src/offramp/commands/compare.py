@@ -13,11 +13,12 @@ import tyro
 from offramp.commands.evaluate import EvaluateOptions, evaluate
 from offramp.commands.options import Computes, File, OpensRuns, in_threads
 from offramp.errors import UsageError
+from offramp.files import RunFolder
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
+from offramp.storage import write_files
 
 if TYPE_CHECKING:
-    from offramp.files import RunFolder
     from offramp.results.comparison import Comparison
     from offramp.results.evaluation import EvaluationFile
 
@@ -45,7 +46,6 @@ class CompareOptions(OpensRuns, Computes):
         _refuse_unless_writable("--plot", self.plot, (".svg", ".png"))
 
     def main(self) -> None:
-        """See `Options.main`."""
         comparison = compare(self, watch=IN_TERMINAL)
         from offramp.show.side_by_side import on_terminal
 
@@ -57,11 +57,7 @@ def compare(options: CompareOptions, *, watch: Watch = QUIET) -> "Comparison":
     """Put runs side by side; a folder that holds several stands for all of them.
 
     Unfinished runs are left out of such a folder, and noted.
-
-    Raises:
-        UsageError: No finished run, or one run twice.
     """
-    from offramp.commands.writing import write_files
     from offramp.results.comparison import Comparison, Measured, grouped
     from offramp.results.evaluation import current
     from offramp.show import figures, side_by_side
@@ -69,7 +65,7 @@ def compare(options: CompareOptions, *, watch: Watch = QUIET) -> "Comparison":
     if options.plot is not None:
         figures.require()
 
-    def measured(run: "RunFolder") -> "EvaluationFile":
+    def measured(run: RunFolder) -> "EvaluationFile":
         known = current(run)
         if known is not None:
             return known
@@ -104,10 +100,8 @@ def _refuse_unless_writable(option: str, file: str | Path | None, endings: tuple
         raise UsageError(f"{option} {file}: the folder {path.parent} is not writable.")
 
 
-def _expanded(runs: Sequence[str | Path], note: Callable[[str], None]) -> "list[RunFolder]":
+def _expanded(runs: Sequence[str | Path], note: Callable[[str], None]) -> list[RunFolder]:
     """The runs themselves, each once. Unfinished ones are left out of a folder of several, refused where named."""
-    from offramp.files import RunFolder
-
     found: dict[Path, RunFolder] = {}
     for given in map(RunFolder, runs):
         inside = [given] if given.config.is_file() else list(map(RunFolder, _runs_in(given.path)))

@@ -11,6 +11,7 @@ import tyro
 from offramp.commands.options import Computes, Flag, OpensRuns, in_threads
 from offramp.config import SpecFlag
 from offramp.errors import UsageError
+from offramp.files import RunFolder
 from offramp.terminal import Screen
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ class CostOptions(OpensRuns, Computes):
     """Print JSON: exits (cumulative, with all heads on the way), path (with the last head alone), stages, heads."""
 
     def main(self) -> None:
-        """See `Options.main`."""
         counted = cost(self)
         from offramp.show.tables import cost_tables
 
@@ -49,11 +49,7 @@ class CostOptions(OpensRuns, Computes):
 
 @in_threads
 def cost(options: CostOptions) -> "Cost":
-    """What a network costs that is named, or the network of a run: see `offramp.cost`.
-
-    Raises:
-        UsageError: No such network, options that do not go with it, images that it cannot run on.
-    """
+    """What a network costs that is named, or the network of a run: see `offramp.cost`."""
     from offramp.costs import cost
 
     network = _network(options)
@@ -68,7 +64,6 @@ def cost(options: CostOptions) -> "Cost":
 
 def _network(options: CostOptions) -> "EarlyExitNet":
     from offramp import backbones
-    from offramp.files import RunFolder
     from offramp.network import rebuild
 
     spec, num_classes, image_shape = options.preset, options.num_classes, options.image_shape

@@ -34,7 +34,6 @@ class DemoOptions(OnRun, Computes):
     """Folder with the files of onnxruntime-web (its dist), instead of a download."""
 
     def main(self) -> None:
-        """See `Options.main`."""
         site = demo(self)
         if self.json:
             print(dumps({"written": str(site.written), "bytes": site.bytes, "samples": site.samples}))

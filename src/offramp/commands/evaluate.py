@@ -2,15 +2,19 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from offramp.checks import whole
 from offramp.choices import Plots
 from offramp.commands.options import Flag, RecordsLogits, in_threads
 from offramp.errors import UsageError
+from offramp.json_files import encoded
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
+from offramp.storage import write_files
 
 if TYPE_CHECKING:
+    from offramp.commands.open_run import OpenRun
     from offramp.data import PartsGiven
     from offramp.network import EarlyExitNet
     from offramp.results.evaluation import Evaluation
@@ -27,18 +31,12 @@ class EvaluateOptions(RecordsLogits):
 
     plots: Plots | None = None
     """Also write the plots as files of this kind, to RUN/plots."""
-    train_limit: int = 10_000
+    train_limit: Annotated[int, whole(0)] = 10_000
     """Training images, evenly spread, on which the exits are measured too; 0 for none."""
     renormalise: Flag = False
     """Likelihood, calibration and confidence of classes that sum to 1, without the damping neuron."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.train_limit < 0:
-            raise UsageError(f"train-limit must be at least 0, not {self.train_limit}.")
-
     def main(self) -> None:
-        """See `Options.main`."""
         evaluation = evaluate(self, watch=IN_TERMINAL)
         from offramp.show.figures import note_missing
         from offramp.show.tables import run_table
@@ -60,27 +58,54 @@ def evaluate(
 
     Where images were held out, also what thresholds do: the published curve, searched thresholds, and one policy in
     detail, the run's own (`policy.json`) or one found here. Where that cannot be said, the result says why.
-
-    Logits are kept in `records/` and used again as long as weights and images are the same. Written are
-    `evaluation.json`, `report.html` (where matplotlib is installed) and, on request, `plots/`. `renormalise` is reading
-    A9(a) of the method, the default A9(b).
-
-    `parts` are the data, and `into` is a network of the same make, of a run that was fit from Python with those made by
-    hand. Without `page` no `report.html` is written.
-
-    Raises:
-        UsageError: No run, an unfinished one, data that cannot be found again or is not what the run was trained on.
+    Without `page` no `report.html` is written, nor where matplotlib is not installed.
     """
-    from offramp.commands.measured_exits import measured_exits
     from offramp.commands.open_run import OpenRun
-    from offramp.commands.writing import write_result
     from offramp.show import figures
     from offramp.show.report import report_files
 
     if options.plots is not None:
         figures.require()
-    run = OpenRun(options, "evaluate", "evaluation writes its logits and figures there", parts, into)
-    evaluation = measured_exits(run, options.train_limit, renormalise=options.renormalise, watch=watch)
+    run = OpenRun(options, parts, into)
+    evaluation = _measured(run, options, watch)
     drawn = report_files(evaluation, run.parts.test, page=page, plots=options.plots)
-    written = write_result(evaluation.to_json(), run.folder.evaluation, drawn)
+    written = write_files({run.folder.evaluation: encoded(evaluation.to_json()), **drawn})
     return dataclasses.replace(evaluation, written=tuple(sorted(written, key=lambda path: path == run.folder.report)))
+
+
+def _measured(run: "OpenRun", options: EvaluateOptions, watch: Watch) -> "Evaluation":
+    from offramp.commands.sample import Sample
+    from offramp.evaluation import anytime
+    from offramp.policy import Measure
+    from offramp.results.bench import bench_of
+    from offramp.results.dynamic import dynamic
+    from offramp.results.evaluation import Evaluation
+
+    folder, renormalise = run.folder, options.renormalise
+    train, thresholds = None, None
+    with watch.bars() as progress:
+        test = run.record(run.parts.test, "test", progress)
+        if options.train_limit:
+            train = run.record(Sample(run.parts.train, options.train_limit), "train", progress)
+        no_thresholds = run.no_thresholds()
+        if no_thresholds is None:
+            search = run.record(run.parts.val.search, "search", progress)
+            try:
+                thresholds = dynamic(search, test, run.cost, folder.policy, Measure(renormalise=renormalise))
+            except UsageError as error:  # data made by hand may have parts whose names do not say what they are for
+                no_thresholds = str(error)
+    return Evaluation(
+        run=folder,
+        config=run.config,
+        starts=folder.read_starts(),
+        metrics=folder.read_metrics(),
+        test=anytime(test, renormalise=renormalise),
+        train=None if train is None else anytime(train, renormalise=renormalise),
+        cost=run.cost,
+        dynamic=thresholds,
+        no_dynamic=no_thresholds,
+        weights=test.weights,
+        fingerprint=test.fingerprint,
+        made_on=test.made_on,
+        bench=None if thresholds is None else bench_of(folder, test.weights, thresholds.policy),
+    )

@@ -4,15 +4,14 @@ import shlex
 from dataclasses import dataclass, field
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
+from offramp import shipped
 from offramp.commands.options import Flag, Options
-from offramp.terminal import escaped
-
-if TYPE_CHECKING:
-    from offramp.shipped import Card
+from offramp.shipped import Card
+from offramp.terminal import escaped, short, with_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +28,6 @@ class ExampleOptions(Options):
     """List the networks instead, one a line."""
 
     def main(self) -> None:
-        """See `Options.main`."""
-        from offramp import shipped
-
         if self.names:
             known = shipped.names()
             if self.json:
@@ -58,9 +54,7 @@ def next_commands(out: Path) -> list[str]:
     return [f"offramp certify {run}", f"offramp bench {run}", f"offramp predict {run} {images}"]
 
 
-def _print_card(name: str, card: "Card") -> None:
-    from offramp.terminal import short, with_error
-
+def _print_card(name: str, card: Card) -> None:
     print(f"{name}: {card.summary}")
     print(f"Data: {card.data['about']} Licence: {card.data['licence']}. {card.data['source']}")
     if card.at_hand is not None:

@@ -10,12 +10,17 @@ import tyro
 from offramp.checks import did_you_mean
 from offramp.commands.options import Computes, File, Flag, OnRun, in_threads
 from offramp.errors import UsageError
+from offramp.files import RunFolder
 from offramp.show.terminal import IN_TERMINAL
 from offramp.show.watch import QUIET, Watch
 from offramp.terminal import escaped
 
 if TYPE_CHECKING:
+    from offramp import export as files
+    from offramp.data import Inputs, Parts, PartsGiven
     from offramp.export import Int8
+    from offramp.network import EarlyExitNet
+    from offramp.policy import Policy
 
 Target = Literal["onnx", "torch"]
 
@@ -63,7 +68,6 @@ class ExportOptions(OnRun, Computes):
             raise UsageError("--int8 is for --to onnx.")
 
     def main(self) -> None:
-        """See `Options.main`."""
         exported = export(self, watch=IN_TERMINAL)
         if self.json:
             int8 = None if exported.int8 is None else asdict(exported.int8)
@@ -83,19 +87,13 @@ class Exported:
 
 
 @in_threads
-def export(options: ExportOptions, *, watch: Watch = QUIET) -> Exported:
-    """Write a finished run's network for another runtime: see `offramp.export`.
-
-    Raises:
-        UsageError: No run or an unfinished one; one ONNX file without a policy; a policy for another network; data that
-            are needed and cannot be had; what the room `export` refuses.
-    """
+def export(options: ExportOptions, *, parts: "PartsGiven | None" = None, watch: Watch = QUIET) -> Exported:
+    """Write a finished run's network for another runtime: `offramp.export` refuses what cannot be written."""
+    from offramp import data
     from offramp import export as files
-    from offramp.commands.int8 import in_int8
     from offramp.commands.open_run import inputs_of, parts_of
     from offramp.commands.policy_files import given_policy
-    from offramp.data import Inputs
-    from offramp.files import RunFolder, load
+    from offramp.files import load
 
     folder = RunFolder(options.run, options.allow_code)
     config = folder.read_config()
@@ -109,20 +107,20 @@ def export(options: ExportOptions, *, watch: Watch = QUIET) -> Exported:
     if options.preprocess:
         inputs: Inputs | None = inputs_of(folder, config, options.root)
     else:
-        inputs = Inputs.load(folder.input) if folder.input.is_file() else None
+        inputs = data.Inputs.load(folder.input) if folder.input.is_file() else None
     shape = network.image_shape or (None if inputs is None else inputs.image_shape)
-    if shape is None:
-        call = (
-            "offramp.export.onnx_file(network, policy, path, image_shape=(channels, height, width)), because the "
-            "network does not say which images it is for."
-        )
-        shape = parts_of(folder, config, options.root, call).test.image_shape
+    known = None if parts is None else data.as_parts(parts, network.num_classes)
+    if shape is None or options.int8:
+        known = parts_of(folder, config, options.root, known)
+        shape = shape or known.test.image_shape
     made, measured, suffix = None, None, ""
     if options.int8:
-        call = "offramp.export.quantized(network, offramp.export.parts(network), images)."
-        data = parts_of(folder, config, options.root, call)
-        made, measured, policy = in_int8(network, policy, shape, data, watch.note)
-        suffix = "-int8"
+        assert known is not None
+        made, measured = _in_int8(network, policy, shape, known, watch)
+        suffix, certified = "-int8", policy
+        policy = None if certified is None else files.uncertified(certified)
+        if policy != certified:
+            watch.note("The certificate is of float32's answers and does not pass on to int8.")
     about: dict[str, Any] = {"inputs": inputs, "image_shape": shape}
     if options.to == "torch":
         target = Path(options.out or folder.export / "torch")
@@ -135,3 +133,17 @@ def export(options: ExportOptions, *, watch: Watch = QUIET) -> Exported:
         target = Path(options.out or folder.export / f"network{suffix}.onnx")
         files.onnx_file(network, policy, target, preprocess=options.preprocess, made=made, int8=measured, **about)
     return Exported(target, measured)
+
+
+def _in_int8(
+    network: "EarlyExitNet", policy: "Policy | None", shape: tuple[int, int, int], data: "Parts", watch: Watch
+) -> "tuple[files.Parts, Int8]":
+    """The network's parts in 8 bits, and what that costs on the test set."""
+    from offramp import export as files
+    from offramp.commands.sample import CALIBRATED_ON, pool
+
+    calibration = data.val.search if data.val.splits() else data.train
+    watch.note(f"Calibrating int8 on {calibration.name}, measuring it on {data.test.name}.")
+    whole = files.parts(network, shape)
+    small = files.quantized(network, whole, pool(calibration, CALIBRATED_ON).images_SCHW)
+    return small, files.compared(network, whole, small, policy, data.test)

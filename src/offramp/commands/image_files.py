@@ -15,10 +15,6 @@ def find_images(paths: Iterable[str | Path]) -> list[str]:
 
     In folders hidden files and folders, and files that are no images, are passed over. A file that is named is taken
     whatever it is called.
-
-    Raises:
-        UsageError: A path that does not exist; no image at all.
-        OfframpError: A folder that cannot be read.
     """
     named = [os.fspath(path) for path in paths]
     missing = [path for path in named if not os.path.exists(os.path.expanduser(path))]

@@ -29,7 +29,6 @@ class ImportOptions(OpensRuns):
     """The checkpoint's exits have one more output than classes, the damping neuron."""
 
     def main(self) -> None:
-        """See `Options.main`."""
         from offramp import backbones
         from offramp.backbones.originals import load_original
         from offramp.storage import save_tensors

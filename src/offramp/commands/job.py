@@ -22,13 +22,7 @@ from offramp.training import train
 
 
 def work(run: Run, folder: Path, jobs: int = 1) -> Manifest:
-    """Train `run` in `folder` from where it stands, evaluate it, and write its manifest there.
-
-    Args:
-        run: What to train.
-        folder: The run's folder.
-        jobs: How many runs go on side by side, for the manifest.
-    """
+    """Train `run` in `folder` from where it stands, evaluate it, and write its manifest; `jobs` go on side by side."""
     with _alone(folder):
         place, before = RunFolder(folder), os.getloadavg()[0]
         begun = place.config.is_file()

@@ -34,7 +34,6 @@ class LayersOptions(Computes):
     """Print JSON: all cuts, and the modules after which it cannot be cut, with the reason."""
 
     def main(self) -> None:
-        """See `Options.main`."""
         result = layers(self)
         from offramp.show.tables import layers_table
 
@@ -46,11 +45,7 @@ class LayersOptions(Computes):
 
 @in_threads
 def layers(options: LayersOptions) -> dict[str, Any]:
-    """Where a model can be cut, as JSON values.
-
-    Raises:
-        UsageError: No such model, or one that cannot be cut anywhere.
-    """
+    """Where a model can be cut, as JSON values."""
     from offramp.backbones.attached import sites_of, zoo
 
     spec, image_size, in_channels = options.model, options.image_size, options.in_channels

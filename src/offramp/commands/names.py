@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from offramp import registry
 from offramp.commands.options import Options
 from offramp.terminal import Screen
 
@@ -19,7 +20,6 @@ class NamesOptions(Options):
     """
 
     def main(self) -> None:
-        """See `Options.main`."""
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
         from rich.text import Text
@@ -42,13 +42,13 @@ class NamesOptions(Options):
 
 def registered() -> dict[str, Mapping[str, Callable[..., Any]]]:
     """What stands behind every name, by the option of `offramp train` that takes it."""
-    from offramp import backbones, data, objectives, rules
+    from offramp.backbones import NETWORKS
 
     return {
-        "--data": data.REGISTRY,
-        "--network": backbones.NETWORKS,
-        "--objective": objectives.OBJECTIVES,
-        "--rule": rules.RULES,
+        "--data": registry.load(registry.DATA),
+        "--network": NETWORKS,
+        "--objective": registry.load(registry.OBJECTIVES),
+        "--rule": registry.load(registry.RULES),
     }
 
 

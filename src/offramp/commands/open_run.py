@@ -9,9 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from offramp import data
-from offramp.commands.int8 import CALIBRATED_ON
 from offramp.commands.options import OnDevice, RecordsLogits
-from offramp.commands.sample import pool
+from offramp.commands.sample import CALIBRATED_ON, pool
 from offramp.costs import Cost, cost
 from offramp.data import Inputs, Parts, PartsGiven, Split
 from offramp.devices import device_named
@@ -27,37 +26,17 @@ from offramp.show.watch import Progress
 
 
 class OpenRun:
-    """A finished run: its folder, configuration, network and data.
+    """A finished run: its folder, configuration, network and data; see `offramp.commands` for `parts` and `into`."""
 
-    Args:
-        options: Which run, and where it runs.
-        function: The command's function, to name in an error.
-        written: What is written into the folder, to say where that is refused.
-        parts: The data, for a run that was fit from Python with data made by hand; torch data sets and loaders as well.
-        into: A network of the same make, for one that was built by hand.
-
-    Raises:
-        UsageError: No run, an unfinished one, a folder that cannot be written to, data that cannot be found again or
-            are not what the run was trained on.
-    """
-
-    def __init__(
-        self,
-        options: OnDevice,
-        function: str,
-        written: str,
-        parts: PartsGiven | None,
-        into: EarlyExitNet | None,
-    ) -> None:
+    def __init__(self, options: OnDevice, parts: PartsGiven | None, into: EarlyExitNet | None) -> None:
         self.folder = RunFolder(options.run, options.allow_code)
         self.config = self.folder.read_config()
         network = load(self.folder.path, into, allow_code=options.allow_code)
         self.network = network.to(device_named(options.device))
         if not os.access(self.folder.path, os.W_OK):
-            raise UsageError(f"{self.folder.path} is not writable; {written}.")
-        call = f"offramp.commands.{function}({type(options).__name__}({str(self.folder.path)!r}), parts=...)."
+            raise UsageError(f"{self.folder.path} is not writable; logits of its data are kept in records/ there.")
         as_splits = None if parts is None else data.as_parts(parts, network.num_classes)
-        self.parts = parts_of(self.folder, self.config, options.root, call, as_splits)
+        self.parts = parts_of(self.folder, self.config, options.root, as_splits)
         self._batch_size = options.batch_size if isinstance(options, RecordsLogits) else None
 
     @functools.cached_property
@@ -70,17 +49,15 @@ class OpenRun:
         if self.network.num_exits == 1:
             return "The network has one exit, so no image can leave early."
         if not self.parts.val.splits():
-            return "Thresholds are found on held-out images, and with holdout=0 nothing was held out."
+            return "Thresholds are found on held-out images, and with holdout=0 there are none: train with a holdout."
         return self._other_images("search")
 
-    def record(
-        self,
-        split: Split,
-        name: str,
-        progress: Progress | None,
-        *,
-        program: Program | None = None,
-    ) -> Record:
+    def check_thresholds(self) -> None:
+        """Refuse a run of whose thresholds nothing can be said."""
+        if (why := self.no_thresholds()) is not None:
+            raise UsageError(why)
+
+    def record(self, split: Split, name: str, progress: Progress | None, *, program: Program | None = None) -> Record:
         """Logits on a part, of a program or of the network as it is; kept in the run's folder by this name.
 
         They are used again as long as weights, images and the program's form and scales are the same.
@@ -100,10 +77,7 @@ class OpenRun:
         )
 
     def held_out(self, *names: str, progress: Progress | None, program: Program | None = None) -> list[Record]:
-        """Records of the held-out halves of these names (`search`, `certify`): of a program's logits, or the network's.
-
-        Data whose held-out images are others than they were are refused.
-        """
+        """Records of `search` or `certify`; held-out images that are others than in training are refused."""
         self._check_held_out(*names)
         return [self.record(getattr(self.parts.val, name), name, progress, program=program) for name in names]
 
@@ -128,17 +102,14 @@ class OpenRun:
         return f"The images held out now are not those that were held out when {self.folder.path} was trained."
 
 
-def parts_of(folder: RunFolder, config: RunConfig, root: str | None, call: str, parts: Parts | None = None) -> Parts:
-    """The data that a run was trained on, built again unless `parts` are they.
-
-    Raises:
-        UsageError: Data made by hand, which `call` says from Python; training images that are not those of the run.
-    """
+def parts_of(folder: RunFolder, config: RunConfig, root: str | None, parts: Parts | None = None) -> Parts:
+    """The data that a run was trained on, built again unless `parts` are they; other training images are refused."""
     if parts is None:
         if config.data is None:
             raise UsageError(
-                f"{folder.path} was trained on data made by hand, which its folder cannot bring back. From Python: "
-                f"{call}"
+                f"{folder.path} was trained on data made by hand, which its folder cannot bring back. From Python hand "
+                f"them over: offramp.commands.evaluate(EvaluateOptions({str(folder.path)!r}), parts=...); others "
+                "likewise."
             )
         with folder.naming(config):
             parts = data.load(config.data if root is None else replace(config.data, root=root))
@@ -160,7 +131,7 @@ def inputs_of(folder: RunFolder, config: RunConfig, root: str | None) -> Inputs:
             f"{folder.path} does not say how an image file becomes its network's input: it was trained on data made by "
             f"hand, and has no {folder.input.name}. From Python: {call}"
         )
-    parts = parts_of(folder, config, root, call)
+    parts = parts_of(folder, config, root)
     inputs = parts.train.inputs()
     if inputs is None:
         raise UsageError(

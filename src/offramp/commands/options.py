@@ -13,14 +13,13 @@ from typing import Annotated, Concatenate, Literal, ParamSpec, TypeVar
 
 import tyro
 
-from offramp.checks import check_whole
+from offramp.checks import check_fields, whole
 from offramp.choices import Backend
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 File = Annotated[str | Path | None, tyro.conf.arg(metavar="FILE")]
 Folder = Annotated[str | Path | None, tyro.conf.arg(metavar="DIR")]
 AnyBackend = Literal["auto", Backend]
-MOST_THREADS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +28,9 @@ class Options(ABC):
 
     json: Flag = False
     """Print one JSON object, and nothing else, to standard output."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, hyphens=True)
 
     @abstractmethod
     def main(self) -> None:
@@ -57,12 +59,8 @@ class OnRun(OpensRuns):
 class Computes(Options):
     """Of a command that computes with torch."""
 
-    threads: int | None = None
+    threads: Annotated[int | None, whole(1, 1024)] = None
     """CPU threads of torch."""
-
-    def __post_init__(self) -> None:
-        if self.threads is not None:
-            check_whole("threads", self.threads, 1, MOST_THREADS)
 
 
 @dataclass(frozen=True, kw_only=True)

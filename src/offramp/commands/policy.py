@@ -48,7 +48,6 @@ class PolicyOptions(RecordsLogits):
     """Write the policy to FILE."""
 
     def main(self) -> None:
-        """See `Options.main`."""
         use = find_policy(self, watch=IN_TERMINAL)
         from offramp.show.tables import exit_table
 
@@ -82,15 +81,8 @@ def find_policy(
 ) -> "PolicyUse":
     """Find thresholds for a target on the `search` half of a finished run: see `offramp.evaluation.policy_for`.
 
-    Logits are kept in `records/` and used again as long as weights and images are the same. The policy is written to
-    `policy.json` in the run's folder, or to `out`.
-
-    `parts` are the data, and `into` is a network of the same make, of a run that was fit from Python with those made by
-    hand. `measure` is how confidence is read off logits, where a name does not say it all.
-
-    Raises:
-        UsageError: Not exactly one target or one that cannot be met; no run, an unfinished one, one without held-out
-            images; other data; a latency without times measured for these weights and this batch.
+    Not exactly one target, one that cannot be met, and a latency without times measured for these weights and this
+    batch are refused.
     """
     from offramp.commands.bench.exit_times import exit_times
     from offramp.commands.open_run import OpenRun
@@ -104,7 +96,7 @@ def find_policy(
     check_one(**target)
     if options.budget is not None and options.batch is not None:
         raise UsageError("A budget counts operations, whatever the batch; for milliseconds give a latency.")
-    run = OpenRun(options, "find_policy", "logits and the policy are written there", parts, into)
+    run = OpenRun(options, parts, into)
     times: tuple[float, ...] | None = None
     where: dict[str, str] = {}
     if options.latency is not None or options.batch is not None:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from offramp.commands.before_torch import before_torch
+from offramp.checks import whole
 from offramp.commands.options import File, OnDevice, in_threads
 from offramp.errors import OfframpError, UsageError
+from offramp.files import RunFolder
+from offramp.results.prediction import Prediction
 from offramp.show.terminal import console, passes
 from offramp.terminal import say, say_error
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from offramp.data import Inputs
     from offramp.network import EarlyExitNet
     from offramp.policy import Policy
-    from offramp.results.prediction import Prediction
 
 PAGE = 1000  # rows of one table
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how it may begin, for a spreadsheet
@@ -50,7 +51,7 @@ class PredictOptions(OnDevice):
     exit answers every image."""
     format: Literal["table", "csv", "jsonl"] = "table"
     """table for people, csv with a header, jsonl: one JSON object a line. The latter two come line by line."""
-    batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch"])] = 64
+    batch_size: Annotated[int, whole(1), tyro.conf.arg(aliases=["--batch"])] = 64
     """Images read before the network goes on."""
     max_megapixels: float = 100
     """Million pixels that an image may have; one that has more is not decoded."""
@@ -61,15 +62,8 @@ class PredictOptions(OnDevice):
         super().__post_init__()
         if not self.images:
             raise UsageError("Name at least one image or folder: offramp predict RUN IMAGE ...")
-        if self.batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, not {self.batch_size}.")
 
     def main(self) -> None:
-        """See `Options.main`."""
-        before_torch()
-        from offramp.files import RunFolder
-        from offramp.results.prediction import Prediction
-
         predictions = predict(self, on_unreadable=say_error)
         folder = RunFolder(self.run)
         if predictions.policy is None and len(predictions.exits_K) > 1:
@@ -109,17 +103,9 @@ def predict(
     for. Where `bench` tuned an engine for this policy on this machine, the engine runs so.
 
     Args:
-        options: What is asked; `format` is the command line's.
-        policy: Who leaves where, instead of a file.
         inputs: How a file becomes the network's input, for a run that does not say it.
-        into: A network of the same make, for one that was built by hand.
         on_unreadable: Called with the error of each file that cannot be read, which is then passed over. Without it the
-            error is raised.
-
-    Raises:
-        UsageError: No run, an unfinished one, a path that is not there, a policy for other weights, a run whose input
-            no file can become.
-        OfframpError: A file that cannot be read, logits that are not finite; both while predictions are made.
+            error is raised, while predictions are made.
     """
     from offramp.commands.image_files import find_images
     from offramp.commands.open_run import inputs_of
@@ -127,7 +113,7 @@ def predict(
     from offramp.commands.predictions import Predictions
     from offramp.data.inputs import check_megapixels
     from offramp.devices import device_named
-    from offramp.files import RunFolder, load
+    from offramp.files import load
     from offramp.policy import Policy
     from offramp.runtime import Engine
     from offramp.runtime.tuning import adopt_file
@@ -171,7 +157,7 @@ def _print_tables(predictions: "Predictions") -> None:
             return
 
 
-def _print_lines(predictions: "Predictions", line: "Callable[[Prediction], str]") -> None:
+def _print_lines(predictions: "Predictions", line: Callable[[Prediction], str]) -> None:
     """Line by line, each as soon as it is there. In a terminal they are progress enough, else there is a bar."""
     out = sys.stdout  # as it is now: a bar on standard error takes over what `print` finds
     with contextlib.nullcontext(None) if out.isatty() else passes() as predictions.progress:

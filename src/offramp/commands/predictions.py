@@ -28,14 +28,11 @@ class Predictions(Iterator[Prediction]):
     """What `predict` returns: predictions in the order of the files, made as they are asked for.
 
     Attributes:
-        files: The files, all of them.
-        policy: What is followed, but for exits that a tuning leaves unasked; None: the last exit answers every image.
-        policy_file: Where it was read, if it was.
-        tuned: Whether the engine runs as was found to be fastest for this policy on this machine, by the run's
-            `bench.json`. It may then leave exits unasked: no image leaves there.
+        policy: What is followed; None: the last exit answers every image. Read from `policy_file`, if that is not None.
+        tuned: Whether the engine runs as the run's `bench.json` found fastest for this policy on this machine; then it
+            may leave exits unasked: no image leaves there.
+        differs: Why a tuning that is there for this policy is not used.
         asks: The exits that are asked, from 1, the last one included.
-        differs: Why a tuning that is there for this policy is not used: what is other here than where it was made; or
-            that it is in bf16 and the policy has a certificate.
         exits_K: Images answered by each exit so far.
         operations_K: Operations spent on an image that leaves at each exit, as a share of the whole network's.
         unreadable: Files that could not be read so far.

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from offramp.checks import ABOVE_0, whole
 from offramp.commands.options import Flag, OpensRuns
 from offramp.config import SpecFlag
-from offramp.errors import UsageError
-from offramp.terminal import escaped, say
+from offramp.terminal import duration_in_words, escaped, say, short
 
 if TYPE_CHECKING:
     from offramp.paper.experiments import Experiment
@@ -43,9 +43,9 @@ class ReproduceOptions(OpensRuns):
     """paper (CIFAR and ImageNet, the recipe to the letter), pocket (Fashion-MNIST, minutes a run), pairs, pairs-few,
     pairs-many or pairs-wide (fashion-pairs: 100 classes, minutes a run; wide: hours), or package.module:Name, a Scale
     of your own."""
-    seeds: int = 5
+    seeds: Annotated[int, whole(1)] = 5
     """Number of seeds of every row."""
-    first_seed: int = 0
+    first_seed: Annotated[int, whole(0)] = 0
     """The first of them, so that a study can be done in pieces."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("reproduce")
     """Folder of the study: runs, manifests, pages."""
@@ -61,9 +61,9 @@ class ReproduceOptions(OpensRuns):
     """Folder that holds the data set's files."""
     workers: int = 0
     """Worker processes of each run that decode images."""
-    jobs: int = 1
+    jobs: Annotated[int, whole(1)] = 1
     """Runs side by side on this machine."""
-    threads: int | None = None
+    threads: Annotated[int | None, whole(1)] = None
     """CPU threads of each; by default the cores are shared out evenly."""
     on: Literal["here", "ray"] = "here"
     """here (processes of this machine), or ray (a Ray cluster; extra `ray`)."""
@@ -71,23 +71,10 @@ class ReproduceOptions(OpensRuns):
     """Train nothing; list tables and figures with the estimated hours, and their rows."""
     page_only: Flag = False
     """Train nothing; write the page of what is there."""
-    rate: Annotated[float | None, tyro.conf.arg(metavar="OPERATIONS")] = None
+    rate: Annotated[float | None, ABOVE_0, tyro.conf.arg(metavar="OPERATIONS")] = None
     """Operations a second of training that the estimates go by; by default it is measured for a second."""
 
-    def __post_init__(self) -> None:
-        for name, value, least in (
-            ("seeds", self.seeds, 1),
-            ("first-seed", self.first_seed, 0),
-            ("jobs", self.jobs, 1),
-            ("threads", self.threads, 1),
-        ):
-            if value is not None and value < least:
-                raise UsageError(f"{name} must be at least {least}, not {value}.")
-        if self.rate is not None and not self.rate > 0:
-            raise UsageError(f"rate must be above 0, not {self.rate}.")
-
     def main(self) -> None:
-        """See `Options.main`."""
         from offramp.paper.page import write
         from offramp.paper.scales import scale
         from offramp.paper.study import Study
@@ -158,7 +145,6 @@ def _list(study: "Study", rate: float, jobs: int, *, as_json: bool) -> None:
 
     from offramp.paper.study import distinct
     from offramp.show.terminal import console
-    from offramp.terminal import short
 
     manifests = study.manifests()
     if as_json:
@@ -204,8 +190,6 @@ def _measured(study: "Study", jobs: int, threads: int) -> float:
 
 
 def _time(tasks: "Sequence[Task]", rate: float) -> str:
-    from offramp.show.durations import duration_in_words
-
     return duration_in_words(sum(task.operations for task in tasks) / rate) if tasks else "done"
 
 

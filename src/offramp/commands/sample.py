@@ -13,6 +13,8 @@ from torch import Tensor
 from offramp.data import Split
 from offramp.data.randomness import Draw, IntArray
 
+CALIBRATED_ON = 256  # images, of int8
+
 
 class Sample(Split):
     """`limit` images of `whole` (all, where there are no more), evenly spread over its order, with test transforms."""

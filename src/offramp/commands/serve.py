@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from offramp.checks import check_number, check_whole
-from offramp.commands.before_torch import before_torch
 from offramp.commands.options import AnyBackend, File, Flag, OnDevice, in_threads
 from offramp.errors import OfframpError, UsageError
 from offramp.terminal import escaped, say
@@ -91,8 +90,6 @@ class ServeOptions(OnDevice):
         check_number("audit_level", self.audit_level, "between 0 and 1", lambda value: 0 < value < 1)
 
     def main(self) -> None:
-        """See `Options.main`."""
-        before_torch()
         serve(self)
 
 

@@ -5,14 +5,13 @@ import os
 from dataclasses import dataclass
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from offramp.commands.before_torch import before_torch
+from offramp.checks import whole
 from offramp.commands.options import Flag, OpensRuns
 from offramp.config import Run
-from offramp.errors import UsageError
 from offramp.files import RunFolder, is_finished
 from offramp.terminal import say
 
@@ -28,17 +27,12 @@ class TrainOptions(OpensRuns):
     """What to train."""
     out: Annotated[str | Path, tyro.conf.arg(metavar="DIR")]
     """Folder of the run."""
-    seeds: int = 1
+    seeds: Annotated[int, whole(1)] = 1
     """Number of runs that differ in their seed only, one after another, in DIR/seed-0, DIR/seed-1, ..."""
     overwrite: Flag = False
     """Remove a run of another configuration that DIR holds. One of the same configuration is continued."""
 
-    def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise UsageError(f"seeds must be at least 1, not {self.seeds}.")
-
     def main(self) -> None:
-        """See `Options.main`."""
         if self.seeds == 1:
             runs = {str(self.out): self.run}
         else:
@@ -51,17 +45,9 @@ class TrainOptions(OpensRuns):
             if os.environ.get("WORLD_SIZE", "1") == "1" and is_finished(RunFolder(out), run):
                 say(f"{RunFolder(out).path} is finished; nothing to do.")
             else:
-                _train(run, out, overwrite=self.overwrite)
+                from offramp.training import train
+
+                train(run, out, overwrite=self.overwrite)
         if self.json and os.environ.get("RANK", "0") == "0":  # of several processes the first
-            print(dumps({"runs": [{"run": out, "last_epoch": _last_epoch(out)} for out in runs]}))
-
-
-def _train(run: Run, out: str, *, overwrite: bool) -> None:
-    before_torch()
-    from offramp.training import train
-
-    train(run, out, overwrite=overwrite)
-
-
-def _last_epoch(out: str) -> dict[str, Any]:
-    return dataclasses.asdict(RunFolder(out).read_metrics()[-1])
+            last = {out: dataclasses.asdict(RunFolder(out).read_metrics()[-1]) for out in runs}
+            print(dumps({"runs": [{"run": out, "last_epoch": epoch} for out, epoch in last.items()]}))

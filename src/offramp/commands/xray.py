@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from offramp.commands.options import Computes, OnRun, in_threads
 from offramp.errors import UsageError
+from offramp.files import RunConfig, RunFolder
 from offramp.show.terminal import print_result
+from offramp.storage import DamagedFileError, load_tensors, weights_hash, write_files
 
 if TYPE_CHECKING:
     from offramp.data import Parts
     from offramp.evaluation.error_detection import ErrorDetection
-    from offramp.files import RunConfig, RunFolder
     from offramp.results.xray import XrayReport
 
 
@@ -26,7 +27,6 @@ class XrayOptions(OnRun, Computes):
     """
 
     def main(self) -> None:
-        """See `Options.main`."""
         report = xray(self)
         from offramp.show.figures import note_missing
         from offramp.show.tables import xray_table
@@ -41,16 +41,9 @@ class XrayOptions(OnRun, Computes):
 def xray(options: XrayOptions, *, parts: "Parts | None" = None) -> "XrayReport":
     """Look at what the gradients of a run's watched training images did, and write `xray.html` into its folder.
 
-    Args:
-        options: What is asked; the run need not be finished.
-        parts: The data, for pictures, where the run was fit from Python with data made by hand.
-
-    Raises:
-        UsageError: No run, or one that wrote nothing down.
+    The run need not be finished, but must have written something down.
     """
     from offramp.commands.open_run import parts_of
-    from offramp.commands.writing import write_files
-    from offramp.files import RunFolder
     from offramp.files.xray import Xray
     from offramp.results.xray import XrayReport
     from offramp.show import figures
@@ -67,16 +60,15 @@ def xray(options: XrayOptions, *, parts: "Parts | None" = None) -> "XrayReport":
         return report
     images, no_images = None, None
     try:
-        call = f"offramp.commands.xray(XrayOptions({str(folder.path)!r}), parts=...)."
-        parts = parts_of(folder, config, options.root, call, parts)
-        images = sheet((report.shallow_first, report.deep_first, report.last), parts.train)
+        train = parts_of(folder, config, options.root, parts).train
+        images = sheet((report.shallow_first, report.deep_first, report.last), train)
     except UsageError as error:  # the rest of the page needs no pictures
         no_images = str(error)
     page = {folder.xray_page: xray_page(report, images, no_images).encode()}
     return dataclasses.replace(report, written=write_files(page))
 
 
-def _why_nothing(folder: "RunFolder", config: "RunConfig") -> str:
+def _why_nothing(folder: RunFolder, config: RunConfig) -> str:
     if config.training.xray:
         return f"{folder.path} has not finished an epoch of which it saw every watched image; wait, or continue it."
     return (
@@ -85,11 +77,10 @@ def _why_nothing(folder: "RunFolder", config: "RunConfig") -> str:
     )
 
 
-def _error_detection(folder: "RunFolder") -> "tuple[tuple[ErrorDetection, ...] | None, str | None]":
+def _error_detection(folder: RunFolder) -> "tuple[tuple[ErrorDetection, ...] | None, str | None]":
     """What the damping value knows of wrong answers on test; where that cannot be said, why."""
     from offramp.evaluation import Record
     from offramp.evaluation.error_detection import error_detection
-    from offramp.storage import DamagedFileError, load_tensors, weights_hash
 
     how = folder.command("evaluate")
     path = folder.record("test")

@@ -22,20 +22,13 @@ _CLASS_FOLDERS = 2  # folders below that of the images: train or test, then the 
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked, by which version, and what there was of files when the run was finished.
-
-    Attributes:
-        run: All that determines the run, as it was asked for.
-        files: SHA-256 of the run's files, by name.
-        home: The folder of the images; None where they cannot change.
-        images: A hash of the names, sizes and times of the files in it.
-    """
+    """What was asked, by which version, and what there was of files when the run was finished."""
 
     offramp: str
-    run: Mapping[str, Any]
-    files: Mapping[str, str]
-    home: str | None = None
-    images: str | None = None
+    run: Mapping[str, Any]  # all that determines it, as it was asked for
+    files: Mapping[str, str]  # SHA-256 by name
+    home: str | None = None  # the folder of the images; None where they cannot change
+    images: str | None = None  # a hash of the names, sizes and times of the files in it
 
 
 def keep_asked(folder: RunFolder, run: Run, home: Path | None) -> None:

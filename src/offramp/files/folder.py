@@ -22,12 +22,7 @@ OWNER = "run"  # under which they say it: `RunFolder.identity`
 
 
 class RunFolder:
-    """Paths and contents of one run's folder.
-
-    Args:
-        allow_code: Packages whose code its `config.json` may name: see `offramp.trust`.
-        kept: Whether it outlives the training.
-    """
+    """Paths and contents of one run's folder. Of `allow_code` see `offramp.trust`; `kept`, it outlives the training."""
 
     def __init__(self, path: str | Path, allow_code: Sequence[str] = (), *, kept: bool = True) -> None:
         self.path, self.kept = _at_home(path), kept

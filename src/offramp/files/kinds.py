@@ -18,35 +18,22 @@ class Training:
 
     seed: int = 0
     init: str | None = None
-    form: str | None = None
     xray: int = 0
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All that determines a run: `config.json`.
+    """All that determines a run: `config.json`. Data and network are None where they were made by hand."""
 
-    Attributes:
-        format: Of the folder.
-        data: None for data made by hand.
-        network: None for a network made by hand.
-        objective: By its import path.
-        training: See `Training`; all of it is in `values`.
-        rule: None where an older offramp wrote none.
-        images: Hashes of the images of each part.
-        written: The JSON values that stand there.
-        values: The same, with the defaults of settings that are newer than the run.
-    """
-
-    format: int
+    format: int  # of the folder
     data: DataConfig | None
     network: Spec | None
     objective: Spec
     training: Training
-    rule: Spec | None = None
-    images: Mapping[str, str | None] = field(default_factory=dict)
-    written: Mapping[str, Any] = field(default_factory=dict)
-    values: Mapping[str, Any] = field(default_factory=dict)
+    rule: Spec | None = None  # an older offramp wrote none
+    images: Mapping[str, str | None] = field(default_factory=dict)  # hashes, of each part
+    written: Mapping[str, Any] = field(default_factory=dict)  # the JSON values that stand there
+    values: Mapping[str, Any] = field(default_factory=dict)  # with the defaults of settings that are newer than the run
 
 
 @dataclass(frozen=True)
@@ -129,22 +116,14 @@ class HeldOutImages:
 
 @dataclass(frozen=True)
 class Ancestor:
-    """A run that the weights or answers of another came from, in its `origin.json`; or one that is `unknown`.
+    """A run that the weights or answers of another came from, in its `origin.json`; or one that is `unknown`."""
 
-    Attributes:
-        through: What came from it: `init`, `teacher` or `network`, and of an ancestor's ancestor `init of NAME`.
-        data: A name that is the same for the same images; None where there is none.
-        division: How it divided them, where that is known.
-        images: Hashes of its parts.
-        unknown: A name for something of which nothing is known.
-    """
-
-    through: str
+    through: str  # what came from it: `init`, `teacher` or `network`, and of an ancestor's ancestor `init of NAME`
     run: str | None = None
-    data: str | None = None
-    division: Division | None = None
-    images: Mapping[str, str | None] = field(default_factory=dict)
-    unknown: str | None = None
+    data: str | None = None  # a name that is the same for the same images
+    division: Division | None = None  # how it divided them, where that is known
+    images: Mapping[str, str | None] = field(default_factory=dict)  # hashes of its parts
+    unknown: str | None = None  # a name for something of which nothing is known
 
     def to_json(self) -> dict[str, Any]:
         """What stands in the file."""

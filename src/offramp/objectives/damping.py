@@ -5,11 +5,12 @@ K exits, B images.
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from offramp.checks import check_flags, check_size
+from offramp.checks import SIZE, check_fields
 from offramp.errors import UsageError
 from offramp.objectives.damped import DampedObjective
 from offramp.objectives.weighting import DynamicWeights, Weighting, as_weighting
@@ -26,7 +27,7 @@ class Damping(DampedObjective):
             control that tells its shape from its size.
     """
 
-    strength: float | tuple[float, ...] = 0.005
+    strength: Annotated[float | tuple[float, ...], SIZE] = 0.005
     _: KW_ONLY
     weighting: Weighting = None
     per_sqrt_exits: bool = False
@@ -34,9 +35,7 @@ class Damping(DampedObjective):
     def __post_init__(self) -> None:
         if isinstance(self.strength, list):  # from JSON
             object.__setattr__(self, "strength", tuple(self.strength))
-        for strength in self.strength if isinstance(self.strength, tuple) else [self.strength]:
-            check_size("strength", strength)
-        check_flags(per_sqrt_exits=self.per_sqrt_exits)
+        check_fields(self)
         object.__setattr__(self, "weighting", as_weighting(self.weighting))
         if isinstance(self.weighting, DynamicWeights) and self.weighting.applied_to == "root":
             raise UsageError("Damping has no root for weights to stand in: applied_to='root' is for PowerSqrt.")

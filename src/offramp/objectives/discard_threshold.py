@@ -5,13 +5,13 @@ K exits, B images, C outputs.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from offramp import processes
-from offramp.checks import check_name, check_number
+from offramp.checks import check_fields, number
 from offramp.objectives.base import LATER, Objective, Terms, log_softmax, pick
 
 
@@ -28,12 +28,11 @@ class DiscardThreshold(Objective):
             larger they get. An exit that keeps none has the loss 0.
     """
 
-    threshold: float = 0.9
+    threshold: Annotated[float, number("in (0, 1]", lambda threshold: 0 < threshold <= 1)] = 0.9
     mean: Literal["batch", "kept"] = field(default="batch", metadata=LATER)
 
     def __post_init__(self) -> None:
-        check_number("threshold", self.threshold, "in (0, 1]", lambda threshold: 0 < threshold <= 1)
-        check_name("mean", self.mean, ("batch", "kept"))
+        check_fields(self)
 
     def terms(self, logits_KBC: Tensor, targets_B: Tensor, *, progress: float = 0.0) -> Terms:
         """See `Objective.terms`."""

@@ -5,10 +5,11 @@ K exits, B images, N classes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
-from offramp.checks import check_number
+from offramp.checks import check_fields, number
 from offramp.objectives.base import Objective, Terms, log_softmax, pick
 
 
@@ -24,10 +25,10 @@ class LabelSmoothing(Objective):
 
     damping_neuron = "refused"
 
-    smoothing: float = 0.1
+    smoothing: Annotated[float, number("in [0, 1)", lambda s: 0 <= s < 1)] = 0.1
 
     def __post_init__(self) -> None:
-        check_number("smoothing", self.smoothing, "in [0, 1)", lambda s: 0 <= s < 1)
+        check_fields(self)
 
     def terms(self, logits_KBC: Tensor, targets_B: Tensor, *, progress: float = 0.0) -> Terms:
         """See `Objective.terms`. The gradient on the true class is off or reversed where F[y] reaches its target."""

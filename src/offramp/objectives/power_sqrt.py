@@ -5,13 +5,13 @@ K exits, B images.
 
 import math
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from offramp import processes
-from offramp.checks import check_name, check_size
+from offramp.checks import SIZE, check_fields
 from offramp.errors import UsageError
 from offramp.objectives.damped import DampedObjective
 from offramp.objectives.weighting import Weighting, as_weighting
@@ -32,7 +32,7 @@ class PowerSqrt(DampedObjective):
             (the global batch, over all processes).
     """
 
-    strength: float = 0.005
+    strength: Annotated[float, SIZE] = 0.005
     _: KW_ONLY
     weighting: Weighting = None
     root: Literal["sample", "batch"] = "sample"
@@ -40,8 +40,7 @@ class PowerSqrt(DampedObjective):
     def __post_init__(self) -> None:
         if isinstance(self.strength, (list, tuple)):
             raise UsageError("Power-sqrt has one strength for all exits (Eq. 4); one per exit is for Damping (Eq. 3).")
-        check_size("strength", self.strength)
-        check_name("root", self.root, ("sample", "batch"))
+        check_fields(self)
         object.__setattr__(self, "weighting", as_weighting(self.weighting))
 
     def damping(self, a_KB: Tensor) -> Tensor:

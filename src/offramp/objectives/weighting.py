@@ -6,13 +6,13 @@ K exits, B images. R1 to R4 and W1, W3, W4 label the readings of what the paper 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from offramp import processes
-from offramp.checks import check_flags, check_name, check_number, shown
+from offramp.checks import check_fields, number, shown
 from offramp.config import Spec, build
 from offramp.errors import UsageError
 
@@ -49,7 +49,7 @@ class DynamicWeights:
         with_gradient: Let gradients flow through the weights, normalisation included (paper, Table 5, last row).
     """
 
-    alpha: float = 0.8
+    alpha: Annotated[float, number("in [0, 1]", lambda alpha: 0 <= alpha <= 1)] = 0.8
     normalisation: Normalisation = "max"
     over: Range = "exits"
     applied_to: Target = "gradient"
@@ -57,12 +57,7 @@ class DynamicWeights:
     with_gradient: bool = False
 
     def __post_init__(self) -> None:
-        check_number("alpha", self.alpha, "in [0, 1]", lambda alpha: 0 <= alpha <= 1)
-        check_name("normalisation", self.normalisation, get_args(Normalisation))
-        check_name("over", self.over, get_args(Range))
-        check_name("applied_to", self.applied_to, get_args(Target))
-        check_flags(reverse=self.reverse)
-        check_flags(with_gradient=self.with_gradient)
+        check_fields(self)
 
     def weights(self, a_KB: Tensor) -> Tensor:
         """The weight `[K, B]` of each exit for each sample, a constant unless `with_gradient`."""

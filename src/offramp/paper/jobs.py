@@ -21,8 +21,7 @@ from offramp.files import RunFolder
 from offramp.json_files import convert, parse, read
 from offramp.paper.identity import run_name
 from offramp.paper.manifest import Manifest
-from offramp.show.durations import duration_in_words
-from offramp.terminal import Screen, escaped
+from offramp.terminal import Screen, duration_in_words, escaped
 
 JOB = "offramp.commands.job"  # run as a program, because it uses commands, which stand above this room
 PAUSE = 0.2  # seconds between two looks at the processes

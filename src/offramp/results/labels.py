@@ -7,7 +7,7 @@ power-sqrt has a strength and cross-entropy none is said by their names.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from offramp.objectives import called
+from offramp.registry import called
 
 Difference = tuple[str, Mapping[str, Any]]  # dotted field, and the values of the recipes that have it
 

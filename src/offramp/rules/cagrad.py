@@ -4,11 +4,12 @@ K exits.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from offramp.checks import check_flags, check_size
+from offramp.checks import SIZE, check_fields
 from offramp.data import Batch
 from offramp.rules.base import Outcome, TrainingRule
 from offramp.rules.surgery import weighting
@@ -33,12 +34,11 @@ class CAGrad(TrainingRule):
 
     needs_plain = True
 
-    c: float = 0.5
+    c: Annotated[float, SIZE] = 0.5
     rescale: bool = True
 
     def __post_init__(self) -> None:
-        check_size("c", self.c)
-        check_flags(rescale=self.rescale)
+        check_fields(self)
         self._weighting = weighting("CAGradWeighting", c=float(self.c))
 
     def step(self, batch: Batch, progress: float) -> Outcome:

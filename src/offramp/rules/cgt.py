@@ -4,12 +4,12 @@ K exits, B images here, N classes, C outputs.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from offramp.checks import check_name, check_number
+from offramp.checks import ABOVE_0, SHARE, check_fields
 from offramp.data import Batch
 from offramp.network import class_log_probs
 from offramp.objectives import Terms
@@ -46,17 +46,14 @@ class CGT(TrainingRule):
     """
 
     gate: Literal["hard", "soft"] = "soft"
-    threshold: float | None = None
-    leak: float = 1e-3
+    threshold: Annotated[float | None, SHARE] = None
+    leak: Annotated[float, ABOVE_0] = 1e-3
     total: Literal["one", "exits"] = field(default="one", metadata=LATER)
 
     def __post_init__(self) -> None:
-        check_name("gate", self.gate, tuple(_THRESHOLDS))
+        check_fields(self)
         self._tau: float = _THRESHOLDS[self.gate] if self.threshold is None else self.threshold
         self.threshold = self._tau
-        check_number("threshold", self.threshold, "from 0 to 1", lambda value: 0 <= value <= 1)
-        check_number("leak", self.leak, "above 0", lambda value: value > 0)
-        check_name("total", self.total, ("one", "exits"))
 
     def step(self, batch: Batch, progress: float) -> Outcome:
         """A step on weighted shares."""

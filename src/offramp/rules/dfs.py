@@ -6,13 +6,13 @@ K exits, B images, C channels of a map.
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from offramp.checks import check_name, check_number
+from offramp.checks import SHARE, check_fields, number
 from offramp.data import Batch
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet, last_linear
@@ -41,14 +41,12 @@ class DFS(TrainingRule):
             published runs have 0.5, which is no part of the method.
     """
 
-    ratio: float = 0.5
+    ratio: Annotated[float, SHARE] = 0.5
     head: Literal["all", "rest"] = "all"
-    dropout: float = 0.0
+    dropout: Annotated[float, number("of at least 0 and below 1", lambda share: 0 <= share < 1)] = 0.0
 
     def __post_init__(self) -> None:
-        check_number("ratio", self.ratio, "from 0 to 1", lambda ratio: 0 <= ratio <= 1)
-        check_name("head", self.head, ("all", "rest"))
-        check_number("dropout", self.dropout, "of at least 0 and below 1", lambda share: 0 <= share < 1)
+        check_fields(self)
 
     def check(self, network: EarlyExitNet) -> None:
         """Refuse dropout where an exit has no Linear."""

@@ -5,12 +5,12 @@ K exits, B images here, C outputs, M weights (tensors) of the network, P numbers
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from offramp.checks import check_number, check_size
+from offramp.checks import SHARE, SIZE, check_fields
 from offramp.data import Batch
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
@@ -47,14 +47,12 @@ class MetaGF(TrainingRule):
         kept: Share of the old eta, in [0, 1].
     """
 
-    auxiliary: float = 0.1
-    eta_lr: float = 0.1
-    kept: float = 0.9
+    auxiliary: Annotated[float, SIZE] = 0.1
+    eta_lr: Annotated[float, SIZE] = 0.1
+    kept: Annotated[float, SHARE] = 0.9
 
     def __post_init__(self) -> None:
-        for name in ("auxiliary", "eta_lr"):
-            check_size(name, getattr(self, name))
-        check_number("kept", self.kept, "from 0 to 1", lambda value: 0 <= value <= 1)
+        check_fields(self)
 
     def check(self, network: EarlyExitNet) -> None:
         """Refuse a single exit."""

@@ -6,16 +6,16 @@ K exits, B images here, C outputs.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from offramp.checks import check_name, check_number
+from offramp.checks import ABOVE_0, SHARE, check_fields
 from offramp.data import Batch
 from offramp.errors import OfframpError, UsageError
-from offramp.files import load
+from offramp.loading import load
 from offramp.network import Carry, EarlyExitNet
 from offramp.objectives import Terms
 from offramp.objectives.base import LATER, log_softmax
@@ -43,14 +43,12 @@ class OneForAll(TrainingRule):
     needs_images = True  # for the teacher
 
     teacher: str
-    share: float = 0.1
-    temperature: float = 1.0
+    share: Annotated[float, SHARE] = 0.1
+    temperature: Annotated[float, ABOVE_0] = 1.0
     reduction: Literal["sum", "outputs"] = field(default="sum", metadata=LATER)
 
     def __post_init__(self) -> None:
-        check_number("share", self.share, "from 0 to 1", lambda value: 0 <= value <= 1)
-        check_number("temperature", self.temperature, "above 0", lambda value: value > 0)
-        check_name("reduction", self.reduction, ("sum", "outputs"))
+        check_fields(self)
         self._network: EarlyExitNet | None = None
 
     def check(self, network: EarlyExitNet) -> None:

@@ -6,7 +6,7 @@ K exits, B samples of half a batch in this process, C outputs of an exit.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple, get_args
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from offramp import processes
-from offramp.checks import check_name, check_number, check_size, check_whole
+from offramp.checks import ABOVE_0, SIZE, check_fields, whole
 from offramp.data import Batch
 from offramp.errors import UsageError, first_line
 from offramp.network import EarlyExitNet
@@ -74,24 +74,18 @@ class WPN(TrainingRule):
 
     needs_plain = True  # the network is run with other weights, and forwards with derivatives
 
-    epsilon: float = 0.8
+    epsilon: Annotated[float, SIZE] = 0.8
     centre: Centre = "col"
-    p: float = 0.75
+    p: Annotated[float, ABOVE_0] = 0.75
     inputs: Inputs = "loss"
-    hidden: int = 500
-    layers: int = 1
-    interval: int = 1
-    meta_lr: float = 1e-4
-    meta_weight_decay: float = 1e-4
+    hidden: Annotated[int, whole(1)] = 500
+    layers: Annotated[int, whole(1)] = 1
+    interval: Annotated[int, whole(1)] = 1
+    meta_lr: Annotated[float, SIZE] = 1e-4
+    meta_weight_decay: Annotated[float, SIZE] = 1e-4
 
     def __post_init__(self) -> None:
-        check_name("centre", self.centre, get_args(Centre))
-        check_name("inputs", self.inputs, get_args(Inputs))
-        check_number("p", self.p, "above 0", lambda p: p > 0)
-        for name in ("epsilon", "meta_lr", "meta_weight_decay"):
-            check_size(name, getattr(self, name))
-        for name in ("hidden", "layers", "interval"):
-            check_whole(name, getattr(self, name), 1)
+        check_fields(self)
 
     def check(self, network: EarlyExitNet) -> None:
         """Refuse a network whose weights would all be 1."""

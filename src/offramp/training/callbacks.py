@@ -60,16 +60,13 @@ class TensorBoard(Callback):
         self.path, self.library = path, _library("torch.utils.tensorboard", "TensorBoard", "tensorboard")
 
     def begin(self, run: Mapping[str, Any]) -> None:
-        """See `Callback.begin`."""
         self.writer = self.library.SummaryWriter(str(self.path))
 
     def epoch(self, metrics: Mapping[str, Any]) -> None:
-        """See `Callback.epoch`."""
         for name, value in scalars(metrics).items():
             self.writer.add_scalar(name, value, metrics["epoch"])
 
     def end(self, finished: bool) -> None:
-        """See `Callback.end`."""
         self.writer.close()
 
 
@@ -80,26 +77,20 @@ class WandB(Callback):
         self.settings, self.library = settings, _library("wandb", "Weights & Biases", "wandb")
 
     def begin(self, run: Mapping[str, Any]) -> None:
-        """See `Callback.begin`."""
         self.run = self.library.init(**{"config": dict(run), **self.settings})
 
     def epoch(self, metrics: Mapping[str, Any]) -> None:
-        """See `Callback.epoch`."""
         self.run.log(scalars(metrics), step=metrics["epoch"])
 
     def end(self, finished: bool) -> None:
-        """See `Callback.end`."""
         self.run.finish(exit_code=0 if finished else 1)
 
 
-class MLflow(Callback):
-    """A run of MLflow (extra `mlflow`), where `MLFLOW_TRACKING_URI` says.
+_LONGEST = 500  # characters of a parameter that every store of MLflow takes
 
-    Args:
-        tracking_uri: A server or a store, such as `sqlite:///mlflow.db`, in place of the variable.
-        experiment: Name of the experiment.
-        run_name: Of the run.
-    """
+
+class MLflow(Callback):
+    """A run of MLflow (extra `mlflow`), where `MLFLOW_TRACKING_URI` or `tracking_uri` (`sqlite:///mlflow.db`) says."""
 
     def __init__(
         self, tracking_uri: str | None = None, experiment: str = "offramp", run_name: str | None = None
@@ -108,11 +99,6 @@ class MLflow(Callback):
         self.library = _library("mlflow", "MLflow", "mlflow")
 
     def begin(self, run: Mapping[str, Any]) -> None:
-        """See `Callback.begin`.
-
-        Raises:
-            OfframpError: MLflow's store or server is not to be had.
-        """
         try:
             self.client = self.library.MlflowClient(self.tracking_uri)
             known = self.client.get_experiment_by_name(self.experiment)
@@ -124,16 +110,11 @@ class MLflow(Callback):
             self.client.log_param(self.run, part, str(run[part])[:_LONGEST])
 
     def epoch(self, metrics: Mapping[str, Any]) -> None:
-        """See `Callback.epoch`."""
         for name, value in scalars(metrics).items():
             self.client.log_metric(self.run, name, value, step=metrics["epoch"])
 
     def end(self, finished: bool) -> None:
-        """See `Callback.end`."""
         self.client.set_terminated(self.run, "FINISHED" if finished else "FAILED")
-
-
-_LONGEST = 500  # characters of a parameter that every store of MLflow takes
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:

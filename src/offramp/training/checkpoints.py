@@ -25,23 +25,14 @@ class SumsSoFar(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where a training stands.
+    """Where a training stands."""
 
-    Attributes:
-        run: Whose it is: `RunFolder.identity`; None: an older offramp wrote none.
-        epoch: Finished ones.
-        step: Finished ones of the epoch that is going on.
-        sums: Of that epoch.
-        metrics: The lines of `metrics.jsonl`.
-        best: The best mean accuracy on `search`, in percent; -1 before the first epoch.
-    """
-
-    run: str | None = None
-    epoch: int
-    step: int = 0
-    sums: SumsSoFar = field(default_factory=lambda: SumsSoFar(images=0, names=[]))
-    metrics: tuple[str, ...] = ()
-    best: float = -1.0
+    run: str | None = None  # whose it is: `RunFolder.identity`; None: an older offramp wrote none
+    epoch: int  # finished ones
+    step: int = 0  # finished ones of the epoch that is going on
+    sums: SumsSoFar = field(default_factory=lambda: SumsSoFar(images=0, names=[]))  # of that epoch
+    metrics: tuple[str, ...] = ()  # the lines of `metrics.jsonl`
+    best: float = -1.0  # mean accuracy on `search`, in percent
 
 
 @dataclass(frozen=True)
@@ -68,21 +59,16 @@ class CheckpointStore:
             newest = self.newest()
             last = f"the last good one is {newest}" if newest else "there is no earlier one"
             raise OfframpError(f"{error} The checkpoint of step {step} is lost; {last}.") from error
-        later = [file for file in self._files() if file.name > path.name]  # passed over when continuing
-        for file in later:
+        files = self._files()
+        later = [file for file in files if file.name > path.name]  # passed over when continuing
+        for file in (*later, *[file for file in files if file not in later][: -self.keep]):
             file.unlink()
-        for old in self._files()[: -self.keep]:
-            old.unlink()
 
     def latest(self, note: Callable[[str], None], owns: Callable[[Any], bool] = lambda _: True) -> Checkpoint | None:
-        """The newest one that can be used; None where there is none at all.
+        """The newest one that can be used; None where there is none at all. None that can be used is an error.
 
-        Args:
-            note: Called with a message for each that is passed over: no file, damaged, not finite, or of another run.
-            owns: Whether a checkpoint that carries this identity of a run, or None, is of the run.
-
-        Raises:
-            OfframpError: There are checkpoints, and none that can be used; or they cannot be read.
+        `note` gets a message for each that is passed over: no file, damaged, not finite, or of another run, which
+        `owns` says of the identity that it carries.
         """
         paths = self._paths()
         for path in reversed(paths):

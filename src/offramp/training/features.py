@@ -30,11 +30,7 @@ Context = Callable[[], AbstractContextManager[None]]
 
 
 def planned(job: Job) -> tuple["Features | None", str | None]:
-    """How the features of a frozen trunk are kept; where they are not, None and why, in words that follow a colon.
-
-    Raises:
-        UsageError: They were asked for and cannot be kept.
-    """
+    """How the features of a frozen trunk are kept; where they are not, None and why, in words that follow a colon."""
     wanted = job.config.keep_features
     if not job.config.freeze_trunk or wanted == "no":
         return None, None
@@ -70,13 +66,7 @@ class Features:
     """What the exits of a network read of each image, and the network that has its place.
 
     Kept is what a head makes of its map before anything in it is trained: a pooled map is a small part of a map.
-
-    Args:
-        network: With a frozen trunk.
-        image_shape: `(channels, height, width)`.
-
-    Attributes:
-        heads: `[B, F]` to logits `[K, B, C]`: the network's own heads, without their prefixes, under their own names.
+    `heads` maps `[B, F]` to logits `[K, B, C]`: the network's own heads, without their prefixes, under their own names.
     """
 
     def __init__(self, network: EarlyExitNet, image_shape: tuple[int, int, int]) -> None:
@@ -107,13 +97,7 @@ class Features:
     def keep(self, split: Split, place: Placement, autocast: Context, folder: Path) -> Kept:
         """Compute the features of a split's images with test transforms, each process a share of them.
 
-        Args:
-            place: Brings them to where the network is.
-            autocast: The context of a forward pass.
-            folder: Where a file may lie that has no name and is gone with the process.
-
-        Raises:
-            OfframpError: Features that are not finite; no room for the file.
+        A file in `folder`, where one is needed, has no name and is gone with the process.
         """
         with autocast():
             blank, _ = place(torch.zeros(1, *self.image_shape), torch.zeros(1))
@@ -157,16 +141,11 @@ class Features:
 
 
 class _Piece(nn.Module):
-    """In the place of a stage: what the exit after it reads, cut out of the rows, which go on.
-
-    Args:
-        first: Where it begins in a row.
-        size: Its shape, for one image.
-    """
+    """In the place of a stage: what the exit after it reads, cut out of the rows, which go on."""
 
     def __init__(self, first: int, size: torch.Size) -> None:
         super().__init__()
-        self.first, self.size = first, size
+        self.first, self.size = first, size  # where it begins in a row, and its shape for one image
 
     def forward(self, *carry: Tensor) -> Carry:
         """What the exit reads, and the rows."""

@@ -29,11 +29,11 @@ from offramp.terminal import display, say
 from offramp.training import environment
 from offramp.training.callbacks import Callback, called, of_settings
 from offramp.training.features import Features, describe_size, planned
-from offramp.training.form import Form, form_of, training_form
+from offramp.training.form import Compiled, Form, form_of
 from offramp.training.job import Job
 from offramp.training.loop import Loop
 from offramp.training.monitor import Placement
-from offramp.training.readable import check_readable
+from offramp.training.progress import check_readable
 from offramp.training.run_lock import holds_another, is_claimed, locked
 from offramp.training.splits import Unaugmented
 from offramp.training.trunk import frozen, parameter_groups
@@ -225,9 +225,12 @@ def _train_in(
     network, config, rule = job.network, job.config, job.rule
     _say(form.message)
     trained = network if features is None else features.heads
+    share = processes.share_of(min(job.train.batch_size, len(job.train)))
     bench = Workbench(
         network=trained,
-        forward=training_form(trained, form, min(job.train.batch_size, len(job.train)), _say),
+        forward=trained
+        if form.name == "plain"
+        else Compiled(trained, share.stop - share.start, _say, is_asked_for=form.is_asked_for),
         objective=job.objective,
         optimizer=_optimizer(trained, config),
         precision=config.precision,
@@ -356,20 +359,14 @@ def _locked_by_the_first(
 
 @contextmanager
 def _together(wanted: str) -> Iterator[torch.device]:
-    """This process's device, among the processes that torchrun started where it did."""
-    device = _device(wanted)
-    with processes.together("nccl" if device.type == "cuda" else "gloo"):
-        yield device
-
-
-def _device(wanted: str) -> torch.device:
-    """Under torchrun each process of a machine takes its own GPU."""
+    """This process's device, among the processes that torchrun started where it did: each its own GPU of a machine."""
     device = device_named(wanted)
     if device.type == "cuda":
         if device.index is None:
             device = device_named(f"cuda:{processes.from_environment('LOCAL_RANK', 0)}")
         torch.cuda.set_device(device)
-    return device
+    with processes.together("nccl" if device.type == "cuda" else "gloo"):
+        yield device
 
 
 def _say(text: str | None) -> None:

@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from offramp import processes
 from offramp.costs import cost
-from offramp.errors import UsageError
+from offramp.errors import UsageError, first_line
 from offramp.graphs.random_state import random_state_kept
 from offramp.network import EarlyExitNet, has_hooks
+from offramp.terminal import duration_in_words
 from offramp.training.job import Job
 
 # What `auto` estimates with: of a CPU with two cores, where compiling and computing both get faster with more.
@@ -26,12 +26,9 @@ WORTH = 2  # times the seconds of compiling that have to be saved: all of it is 
 
 @dataclass(frozen=True)
 class Form:
-    """How a run is trained.
+    """How a run is trained: `plain`, module by module, or `compiled` (see `Compiled`), with what to say of it.
 
-    Attributes:
-        name: `plain`: the network, module by module. `compiled`: see `Compiled`.
-        message: What to say of it.
-        is_asked_for: Whether the user named it: then it is an error where it cannot be had.
+    Where a form that the user named cannot be had, that is an error.
     """
 
     name: Literal["plain", "compiled"]
@@ -39,11 +36,7 @@ class Form:
     is_asked_for: bool = False
 
     def checked(self) -> "Form":
-        """The same, or plain where nothing can be compiled here.
-
-        Raises:
-            UsageError: Nothing can be compiled here, and it was asked for.
-        """
+        """The same, or plain where nothing can be compiled here."""
         if self.name == "plain":
             return self
         why_not = why_no_compiler()
@@ -55,13 +48,7 @@ class Form:
 
 
 def form_of(job: Job, device: torch.device, *, heads_alone: bool = False) -> Form:
-    """The form of a run; `auto` is decided by its configuration alone, so that a run that goes on has the same.
-
-    Args:
-        job: Before anything of it is run.
-        device: Where it is trained.
-        heads_alone: Whether a frozen trunk's features are kept.
-    """
+    """The form of a run; `auto` is decided by its configuration alone, so that a run that goes on has the same."""
     wanted, rule = job.config.form, type(job.rule)
     if wanted == "plain":
         return Form("plain")
@@ -77,7 +64,7 @@ def form_of(job: Job, device: torch.device, *, heads_alone: bool = False) -> For
     compiling, saved = estimate(job)
     if saved < WORTH * compiling:
         return Form("plain")
-    about = f"about {_describe_seconds(compiling)}, saves about {_describe_seconds(saved)}"
+    about = f"about {duration_in_words(compiling)}, saves about {duration_in_words(saved)}"
     return Form("compiled", f"Compiling the training step: {about} (--form plain trains without).")
 
 
@@ -95,15 +82,8 @@ def _has_known_modules(network: EarlyExitNet) -> bool:
     return all(home[:2] in (["torch", "nn"], ["offramp", "backbones"]) for home in homes)
 
 
-def _describe_seconds(seconds: float) -> str:
-    minutes = max(1, round(seconds / 60))
-    number, unit = (minutes, "minute") if minutes < 100 else (round(minutes / 60), "hour")
-    return f"{number} {unit}{'s' if number > 1 else ''}"
-
-
 def why_no_compiler() -> str | None:
     """Why nothing can be compiled here, found by compiling something small; None where it can."""
-
     from torch._dynamo.exc import TorchDynamoException  # takes a second to load
 
     def small(x: Tensor) -> Tensor:
@@ -119,21 +99,7 @@ def why_no_compiler() -> str | None:
 
 def _first_line(error: Exception) -> str:
     cause = getattr(error, "inner_exception", error)  # of what a compiler raised
-    return f"{type(cause).__name__}: {cause}".strip().partition("\n")[0].rstrip(".")
-
-
-def training_form(
-    network: EarlyExitNet, form: Form, batch_size: int, log: Callable[[str], None]
-) -> Callable[[Tensor], Tensor]:
-    """What to call in the network's place while training it: images to logits `[K, B, C]`, gradients to its weights.
-
-    Args:
-        batch_size: Images of a full batch, over all processes.
-    """
-    if form.name == "plain":
-        return network
-    share = processes.share_of(batch_size)
-    return Compiled(network, share.stop - share.start, log, is_asked_for=form.is_asked_for)
+    return f"{type(cause).__name__}: {first_line(cause)}"
 
 
 class Compiled:
@@ -142,10 +108,8 @@ class Compiled:
     With another number of images, in evaluation mode, without gradients, and where modules have hooks, which what is
     compiled might pass by, the network is run as it is: nothing is compiled for the last batch of an epoch.
 
-    Args:
-        network: Gets the gradients and statistics.
-        batch_size: Images of a full batch, in this process.
-        is_asked_for: Whether it is an error that the network cannot be compiled; else it is run as it is from then on.
+    `batch_size` counts the images of a full batch in this process. A network that cannot be compiled is run as it is
+    from then on, unless that was asked for: an error in the first call.
     """
 
     def __init__(
@@ -157,11 +121,7 @@ class Compiled:
         self._is_tried = self._has_said = False
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits `[K, B, C]` for images `[B, channels, height, width]`.
-
-        Raises:
-            UsageError: The network cannot be compiled, which shows in the first call.
-        """
+        """Logits `[K, B, C]` for images `[B, channels, height, width]`."""
         network = self.network
         run: Callable[[Tensor], Tensor] = network
         if len(images) == self.batch_size and network.training and torch.is_grad_enabled() and not self._is_watched():

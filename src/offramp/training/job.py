@@ -17,6 +17,7 @@ from offramp.errors import UsageError
 from offramp.files import FORMAT, Ancestor, RunFolder, weights_of
 from offramp.network import Carry, EarlyExitNet
 from offramp.objectives import Objective
+from offramp.registry import called
 from offramp.rules import TrainingRule
 from offramp.training.provenance import ancestor
 from offramp.training.trunk import check_trunk
@@ -142,7 +143,7 @@ class Job:
         parts = ", ".join(f"{len(part):,} for {part.name.rpartition('/')[2]}" for part in (train, *self.val.splits()))
         size = " x ".join(str(side) for side in train.image_shape)
         return (
-            f"{objectives.called(objectives.describe(self.objective))} on {train.name.partition('/')[0]} ({parts}; "
+            f"{called(objectives.describe(self.objective))} on {train.name.partition('/')[0]} ({parts}; "
             f"{size}), {network.num_exits} exits, {sum(p.numel() for p in network.parameters()):,} parameters"
             f"{self._of_the_trunk()}, {describe_device(device)}, {threads} thread{'' if threads == 1 else 's'}"
         )

@@ -23,7 +23,7 @@ from offramp import objectives, rules
 from offramp.backbones.attached import zoo
 from offramp.backbones.foreign import start_from
 from offramp.backbones.prefix import shortened, shorter
-from offramp.config import FORMER_FORMS, Spec, TrainConfig, determining, differences
+from offramp.config import Spec, TrainConfig, determining, differences
 from offramp.costs import cost
 from offramp.data import Parts
 from offramp.devices import device_named
@@ -33,6 +33,7 @@ from offramp.graphs.exit_writes import check_skippable
 from offramp.json_files import convert
 from offramp.network import EarlyExitNet, rebuild
 from offramp.objectives import CrossEntropy, Objective
+from offramp.registry import called
 from offramp.rules import Standard, TrainingRule
 from offramp.training.fit import fit
 from offramp.training.job import Job
@@ -45,13 +46,7 @@ HUB = "hub"  # of an origin's `weights`: fetched by timm or torchvision
 
 @dataclass(frozen=True, eq=False)
 class Prefixes:
-    """The prefixes of a run's network and where they are trained.
-
-    Attributes:
-        network: The run's.
-        config: What the run's `config.json` holds.
-        runs: Folder of their runs.
-    """
+    """The prefixes of a run's network, trained in the folder `runs`."""
 
     run: RunFolder
     network: EarlyExitNet
@@ -74,19 +69,11 @@ class Prefixes:
         return self.run.naming(self.config)
 
     def check_network(self) -> None:
-        """Refuse a network whose later answers change where it is cut: an exit writes into a map that is read later.
-
-        Raises:
-            UsageError: Which exit, and who reads.
-        """
+        """Refuse a network whose later answers change where it is cut: an exit writes into a map that is read later."""
         check_skippable(self.network, self.parts.test.image_shape)
 
     def finished(self, exit: int, seed: int) -> EarlyExitNet | None:
-        """The trained network, in evaluation mode; None where there is none yet.
-
-        Raises:
-            UsageError: See `check`.
-        """
+        """The trained network, in evaluation mode; None where there is none yet."""
         folder = self.folder(exit, seed)
         if not folder.weights.is_file():
             return None
@@ -94,11 +81,7 @@ class Prefixes:
         return load(folder.path, allow_code=folder.allow_code)
 
     def check(self, exit: int, seed: int) -> None:
-        """Refuse a folder in which another training was begun or finished.
-
-        Raises:
-            UsageError: What is different there.
-        """
+        """Refuse a folder in which another training was begun or finished."""
         folder = self.folder(exit, seed)
         if not folder.config.is_file():
             return
@@ -131,20 +114,12 @@ class Prefixes:
         return Job(self.blank(exit), self.objective, self.parts.train, self.parts.val, training, self.rule)
 
     def blank(self, exit: int) -> EarlyExitNet:
-        """The network with weights that mean nothing.
-
-        Raises:
-            UsageError: A network that was built by hand.
-        """
+        """The network with weights that mean nothing."""
         with self._naming():
             return shorter(self._recipe.to_json(), exit, self._neuron)
 
     def built(self, exit: int, seed: int) -> EarlyExitNet:
-        """The network before it is trained: with the weights that the run's network began with, as far as it has them.
-
-        Raises:
-            UsageError: A network that was built by hand; weights that cannot be had any more.
-        """
+        """The network before it is trained: with the weights that the run began with, as far as it has them."""
         network = self.blank(exit)
         weights = shortened(self._whole(seed), exit).state_dict()
         for name, own in network.state_dict().items():
@@ -247,11 +222,7 @@ class Prefixes:
 
     @property
     def training(self) -> TrainConfig:
-        """The run's settings, without what only makes records; with as many threads as there are.
-
-        Raises:
-            UsageError: Settings of another version.
-        """
+        """The run's settings, without what only makes records; with as many threads as there are."""
         known = {field.name for field in dataclasses.fields(TrainConfig)}
         values = self.config.values["training"]
         if unknown := sorted(values.keys() - known):
@@ -260,15 +231,12 @@ class Prefixes:
                 f"({', '.join(unknown)}), so no smaller network can be trained, or known to be trained, the same way: "
                 "give --no-train, and with --runs a folder that holds none."
             )
-        if self.config.training.form in FORMER_FORMS:
-            values = {**values, "form": "auto"}
-        whole = convert(values, TrainConfig, self.run.config)
-        quiet = dataclasses.replace(whole, tensorboard=False, wandb=False, mlflow=False)
-        return dataclasses.replace(quiet, init=None, threads=None, xray=0, keep_best=False)
+        records = {"tensorboard": False, "wandb": False, "mlflow": False, "xray": 0, "keep_best": False}
+        return convert({**values, **records, "init": None, "threads": None}, TrainConfig, self.run.config)
 
     def description(self) -> tuple[str, ...]:
         """How they are trained, in sentences."""
-        own, name = self._own_objective, objectives.called(self.config.objective.to_json())
+        own, name = self._own_objective, called(self.config.objective.to_json())
         epochs = self.training.epochs
         sentences = [
             f"Each smaller network is the run's, up to its exit, with that exit alone, trained on the same images for "

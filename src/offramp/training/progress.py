@@ -1,12 +1,15 @@
 """What a person sees while a network trains: a bar with rate and time left in a terminal, plain lines in a log file."""
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from offramp import processes
+from offramp.data import Split
+from offramp.data.files import check_found
 from offramp.terminal import Screen, escaped
 from offramp.training.monitor import mean
 
@@ -77,3 +80,15 @@ class Reporter:
         done = self.step - self.first_step
         left = (self.epochs * self.steps_per_epoch - self.step) * (now - self.started) / max(done, 1)
         return f"{int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d}"
+
+
+def check_readable(parts: Sequence[Split]) -> None:
+    """Refuse parts with images that cannot be read, and name them, a line for each of the first twenty files.
+
+    A run holds to the images it was begun with, so one that is removed later ends it: it could not be evaluated.
+    """
+    console = Screen(stderr=True, quiet=processes.rank() != 0)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("looking at every image", total=sum(map(len, parts)) / processes.world_size())
+        unreadable = [line for part in parts for line in part.unreadable(lambda count: bar.advance(task, count))]
+    check_found(unreadable)

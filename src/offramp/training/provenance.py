@@ -26,11 +26,7 @@ _DIVISION = ("training_images", "limit", "holdout", "split_seed")
 
 
 def ancestor(through: str, run: Path) -> list[Ancestor]:
-    """A finished run as an ancestor, for `origin.json`, and its own ancestors after it. Names, no paths.
-
-    Args:
-        through: What the weights or answers came by: `init`, `teacher` or `network`.
-    """
+    """A finished run as an ancestor, by `init`, `teacher` or `network`, and its own after it. Names, no paths."""
     folder = RunFolder(run)
     config, split = folder.read_config(), folder.read_split()
     name = run.resolve().name
@@ -85,15 +81,7 @@ def named(data: DataConfig | None) -> str | None:
 
 
 def check_ancestors(folder: RunFolder, config: RunConfig, parts: Parts) -> tuple[str, ...]:
-    """Refuse to certify with images that an ancestor was trained on.
-
-    Returns:
-        Ancestors of which it cannot be known whether they were trained on such images.
-
-    Raises:
-        UsageError: An ancestor was.
-        OfframpError: A damaged file.
-    """
+    """Refuse to certify with images that an ancestor was trained on; gives those of which it cannot be known."""
     unknown = []
     for ancestor in ancestors(folder, config):
         shared = _shared(ancestor, named(config.data), parts)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp import trust
-from offramp.config import FORMER_FORMS, DataConfig, TrainConfig, determining, differences, free_fields, most_telling
+from offramp.config import DataConfig, TrainConfig, determining, differences, free_fields, most_telling
 from offramp.errors import OfframpError, UsageError
 from offramp.files import RunFolder
 from offramp.json_files import write
@@ -65,9 +65,12 @@ def _differences(folder: RunFolder, config: Mapping[str, Any]) -> list[str]:
 
 def _check(folder: RunFolder, config: Mapping[str, Any], overwrite: bool) -> None:
     if folder.config.is_file():
-        begun = folder.read_config()
-        if is_claimed(folder) and not overwrite:
-            _refuse_another(folder, begun.training.form, config)
+        lines = _differences(folder, config)
+        if lines and is_claimed(folder) and not overwrite:
+            raise UsageError(
+                f"{folder.path} holds a run of another configuration ({most_telling(lines)}). Choose another folder, "
+                "the same configuration to continue, or --overwrite to remove that run."
+            )
     elif folder.path.is_dir() and any(not entry.name.startswith(".") for entry in folder.path.iterdir()):
         raise UsageError(f"{folder.path} is not empty and holds no run of offramp; choose another folder.")
 
@@ -94,16 +97,3 @@ def _as_begun(folder: RunFolder, config: Mapping[str, Any]) -> dict[str, Any]:
             free = {name: config[part][name] for name in free_fields(config_class)}
             written[part] = {**begun[part], **free}
     return written
-
-
-def _refuse_another(folder: RunFolder, form: str | None, config: Mapping[str, Any]) -> None:
-    if form in FORMER_FORMS:
-        raise UsageError(
-            f"{folder.path} was trained in form {form}, which this offramp does not have: it can be evaluated, but not "
-            "trained further. Choose another folder."
-        )
-    if lines := _differences(folder, config):
-        raise UsageError(
-            f"{folder.path} holds a run of another configuration ({most_telling(lines)}). Choose another folder, the "
-            "same configuration to continue, or --overwrite to remove that run."
-        )

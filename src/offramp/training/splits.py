@@ -33,19 +33,15 @@ class SplitOf(Split):
         self.config, self.home, self.size_reason = split.config, split.home, split.size_reason
 
     def content(self) -> Iterator[bytes]:
-        """See `Split.content`."""
         return self.split.content()
 
     def unreadable(self, advance: Callable[[int], None]) -> list[str]:
-        """See `Split.unreadable`."""
         return self.split.unreadable(advance)
 
     def fingerprint(self) -> str:
-        """That of the images."""
         return self.split.fingerprint()
 
     def inputs(self) -> Inputs | None:
-        """See `Split.inputs`."""
         return self.split.inputs()
 
 
@@ -53,26 +49,19 @@ class Unaugmented(SplitOf):
     """Training images with the test transforms: shuffled anew in every epoch, and the same in each."""
 
     def read(self, shares: Iterable[IntArray], draw: Draw | None) -> Generator[Tensor]:
-        """See `Split.read`; `draw` is not looked at."""
         return self.split.read(shares, None)
 
     def unreadable(self, advance: Callable[[int], None]) -> list[str]:
-        """See `Split.unreadable`: with the test transforms."""
         return self.split.plain().unreadable(advance)
 
     def on(self, device: torch.device) -> "Unaugmented":
-        """See `Split.on`."""
         other = copy.copy(self)
         other.device, other.split = device, self.split.on(device)
         return other
 
 
 class Kept(SplitOf):
-    """What was computed of each image, in the place of the images.
-
-    Args:
-        rows_SF: What is kept of them, in the order of `split.indices_S`; on a GPU as well, where it has room.
-    """
+    """What was computed of each image, in the place of the images: rows in the order of `split.indices_S`."""
 
     def __init__(self, split: Split, rows_SF: Tensor) -> None:
         super().__init__(split)

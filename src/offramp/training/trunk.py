@@ -42,11 +42,7 @@ def frozen(network: EarlyExitNet) -> Iterator[None]:
 
 
 def check_trunk(network: EarlyExitNet, config: TrainConfig) -> None:
-    """Refuse to treat trunk and exits differently where one of them has nothing to train.
-
-    Raises:
-        UsageError: The reason, and the way out.
-    """
+    """Refuse to treat trunk and exits differently where one of them has nothing to train."""
     trunk, rest = parted(network)
     if config.freeze_trunk and not rest:
         raise UsageError(

@@ -102,7 +102,7 @@ def test_a_feed_begins_again_where_images_end(images):
 
 def test_a_turn_makes_all_calls_in_order_and_keeps_their_seconds():
     seen = []
-    turn = Turn([lambda: seen.append("a"), lambda: seen.append("b")], lambda: seen.append("wait"))
+    turn = Turn([lambda: seen.append("a"), lambda: seen.append("b")], wait=lambda: seen.append("wait"))
     total = turn()
     assert seen == ["a", "wait", "b", "wait"]
     assert len(turn.rounds) == 1

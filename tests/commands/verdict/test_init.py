@@ -176,12 +176,12 @@ def test_several_seeds_count_by_their_mean(run: Path, prefixes) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"rounds": 4}, "rounds must be at least 5, not 4"),
-        ({"seeds": 0}, "seeds must be at least 1"),
-        ({"batch_size": 0}, "batch-size must be at least 1"),
-        ({"images": 0}, "images must be at least 1"),
-        ({"seconds": 0}, "seconds must be above 0"),
-        ({"least_gain": -1.0}, "least-gain must be at least 0"),
+        ({"rounds": 4}, "rounds must be a whole number of at least 5, not 4"),
+        ({"seeds": 0}, "seeds must be a whole number of at least 1"),
+        ({"batch_size": 0}, "batch-size must be a whole number of at least 1"),
+        ({"images": 0}, "images must be a whole number of at least 1"),
+        ({"seconds": 0}, "seconds must be a number above 0"),
+        ({"least_gain": -1.0}, "least-gain must be a number of at least 0"),
         ({"exits": [1, 3]}, "exits are numbered from 1 to 2; there is no 3"),
         ({"policy": Policy((NOBODY, NOBODY, -1e8))}, "3 exits"),
     ],
@@ -205,7 +205,7 @@ def test_runs_of_which_nothing_can_be_said(run: Path, tmp_path: Path) -> None:
     config["data"]["holdout"] = 0
     config["images"] = {}
     rewrite(run, config)
-    with pytest.raises(UsageError, match="held none out"):
+    with pytest.raises(UsageError, match="with holdout=0 there are none"):
         verdict(VerdictOptions(run))
 
 

@@ -4,20 +4,21 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from offramp.checks import check_number
+from offramp.checks import ABOVE_0, whole
 from offramp.choices import Plots
-from offramp.commands.before_torch import before_torch
 from offramp.commands.options import AnyBackend, File, Flag, RecordsLogits, in_threads
 from offramp.errors import OfframpError, UsageError
+from offramp.files import RunFolder
+from offramp.json_files import encoded
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
+from offramp.storage import write_files
 
 if TYPE_CHECKING:
     from offramp.commands.bench.measuring import Subject
     from offramp.data import PartsGiven
-    from offramp.files import RunFolder
     from offramp.network import EarlyExitNet
     from offramp.policy import Policy
     from offramp.results.bench import Bench
@@ -46,14 +47,14 @@ class BenchOptions(RecordsLogits):
     max_drop: float | None = None
     """Find thresholds that lose at most so many percentage points of accuracy; 0.2 where there are none and it is not
     given."""
-    batches: tuple[int, ...] = (1, 32, 256)
+    batches: Annotated[tuple[int, ...], whole(1)] = (1, 32, 256)
     """Sizes of batches to measure, beside a stream."""
-    limit: int | None = None
+    limit: Annotated[int | None, whole(1)] = None
     """Images timed in a round, at most (but one whole batch). Never more than 100 one at a time, 256 in batches, 4,096
     in a stream, of large images fewer (512 MB)."""
-    rounds: int = ROUNDS
+    rounds: Annotated[int, whole(LEAST_ROUNDS)] = ROUNDS
     """How many times each variant takes its turn, at least 5."""
-    seconds: float = 140
+    seconds: Annotated[float, ABOVE_0] = 140
     """About how long it may take, a fifth of it for tuning; reading data and setting libraries up aside. Rounds have as
     many images as fit."""
     bf16: Flag = False
@@ -71,18 +72,8 @@ class BenchOptions(RecordsLogits):
         _check_one(self.policy, self.max_drop)
         if not self.batches or len(set(self.batches)) < len(self.batches):
             raise UsageError(f"batches must be one size or more, each once, not {list(self.batches)}.")
-        for name, value, least in (
-            ("Each of batches", min(self.batches), 1),
-            ("limit", self.limit, 1),
-            ("rounds", self.rounds, LEAST_ROUNDS),
-        ):
-            if value is not None and value < least:
-                raise UsageError(f"{name} must be at least {least}, not {value}.")
-        check_number("seconds", self.seconds, "above 0", lambda value: value > 0)
 
     def main(self) -> None:
-        """See `Options.main`."""
-        before_torch()
         measured = bench(self, watch=IN_TERMINAL)
         from offramp.show.bench.table import bench_table
 
@@ -105,20 +96,13 @@ def bench(
 
     The engine, tuned on `search`, takes turns with the network run straight to its last exit, and with the network cut
     at each exit, all in one process and on the same test images. Written is `bench.json` in the run's folder, which
-    `find_policy` reads for latencies. Where answers are not the policy's, `Bench.wrong` counts them.
-
-    `parts` are the data, and `into` is a network of the same make, of a run that was fit from Python with those made by
-    hand. `policy` may be given instead of a file.
-
-    Raises:
-        UsageError: A network with one exit; a run without held-out images and without a policy; other data; a policy
-            for another network; a form that the policy's certificate is not of; a folder as `out`.
-        OfframpError: A file that cannot be written, which is said before anything is measured.
+    `find_policy` reads for latencies. Where answers are not the policy's, `Bench.wrong` counts them. A network with one
+    exit, a run without held-out images and without a policy, a form that the policy's certificate is not of, and a file
+    that cannot be written are refused before anything is measured.
     """
     from offramp.commands.bench.measuring import Timing, measured, subject
     from offramp.commands.open_run import OpenRun
     from offramp.commands.policy_files import given_policy
-    from offramp.commands.writing import write_result
     from offramp.devices import device_named
     from offramp.evaluation.targets import check_target
     from offramp.runtime.timing import conditions
@@ -128,7 +112,7 @@ def bench(
     measured_on = conditions(device_named(options.device))  # before the machine is busy with us
     if options.plots is not None:
         figures.require()
-    run = OpenRun(options, "bench", "logits of the test set are kept in its records, wherever `out` is", parts, into)
+    run = OpenRun(options, parts, into)
     target, file = _target(run.folder, options.out), None
     if options.max_drop is None:
         policy, file = given_policy(policy or options.policy, run.folder)
@@ -149,7 +133,7 @@ def bench(
         timed, Timing(options.batches, options.limit, options.rounds, options.seconds), watch, measured_on
     )
     plots = {} if options.plots is None else _drawn(result, timed, options.plots)
-    return dataclasses.replace(result, written=write_result(result.to_json(), target, plots))
+    return dataclasses.replace(result, written=write_files({target: encoded(result.to_json()), **plots}))
 
 
 def _drawn(result: "Bench", timed: "Subject", kind: Plots) -> dict[Path, bytes]:
@@ -165,7 +149,7 @@ def _check_one(policy: "str | Path | Policy | None", max_drop: float | None) -> 
         raise UsageError("Give a policy or max_drop, for which one is found, not both.")
 
 
-def _target(folder: "RunFolder", out: str | Path | None) -> Path:
+def _target(folder: RunFolder, out: str | Path | None) -> Path:
     """The file to write. Where it cannot be, that is said before minutes of timing and not after."""
     target = folder.bench if out is None else Path(out).expanduser()
     if target.is_dir():

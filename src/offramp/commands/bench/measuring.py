@@ -11,15 +11,14 @@ from offramp.commands.sample import pool
 from offramp.costs import Cost
 from offramp.data import Parts
 from offramp.devices import device_named
-from offramp.errors import UsageError
 from offramp.evaluation import Record, policy_for
 from offramp.policy import Policy
 from offramp.results.bench import Bench, Conditions, CutAccuracy, Mode, TestImages, accuracy
 from offramp.runtime import Engine, Form, Plan, Tuning, usual_forms
 from offramp.runtime.program import certified_form, check_form
 from offramp.runtime.rows import joined
-from offramp.show.durations import duration_in_words
 from offramp.show.watch import Watch
+from offramp.terminal import duration_in_words
 
 TUNED_ON = 512  # images
 TUNING = 0.2  # the share of the time that tuning takes
@@ -63,12 +62,10 @@ def subject(
 ) -> Subject:
     """Records and forms for a policy, or for one that is found here, for `max_drop`, where there is none.
 
-    With `curve` there is a record of `search` wherever images were held out.
-
-    Raises:
-        UsageError: What cannot be timed, before anything is read.
+    With `curve` there is a record of `search` wherever images were held out. What cannot be timed is refused first.
     """
-    _check_exits(run, policy)
+    if policy is None or run.network.num_exits == 1:
+        run.check_thresholds()
     form = None if policy is None else certified_form(policy)
     if policy is None or form is None:
         forms = usual_forms(device_named(device), backend=backend, bf16=bf16)
@@ -87,16 +84,6 @@ def subject(
         assert search is not None
         policy = policy_for(search, run.cost, max_drop=max_drop)
     return Subject(run, policy, policy_file, forms, test, search)
-
-
-def _check_exits(run: OpenRun, policy: Policy | None) -> None:
-    if run.network.num_exits == 1:
-        raise UsageError(f"The network of {run.folder.path} has one exit, so no image can leave early.")
-    if policy is None and not run.parts.val.splits():
-        raise UsageError(
-            f"Thresholds are found on held-out images, and {run.folder.path} held none out (holdout=0): give a policy, "
-            "or train with a holdout."
-        )
 
 
 def measured(timed: Subject, timing: Timing, watch: Watch, conditions: dict[str, Any]) -> Bench:

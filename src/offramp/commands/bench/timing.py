@@ -3,6 +3,7 @@
 K exits, S images. A rival is the network cut at one exit: straight to it for every image, no other head asked.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,19 +37,11 @@ Tick = Callable[[], object]  # called between rounds
 
 @dataclass(frozen=True, eq=False)
 class Feed:
-    """Images in the batches in which they are given.
+    """Images of the test set in the batches in which they are given, each `[B, channels, height, width]`."""
 
-    Attributes:
-        name: The size of a batch, or `stream`.
-        batches: Each `[B, channels, height, width]`.
-        offers: What rivals are given at a time: the batches; of a stream everything at once, of which they take chunks.
-            The same memory as the batches.
-        positions_S: Where the images stand in the test set.
-    """
-
-    name: str
+    name: str  # the size of a batch, or `stream`
     batches: tuple[Tensor, ...]
-    offers: tuple[Tensor, ...]
+    offers: tuple[Tensor, ...]  # to rivals: the batches; of a stream everything at once, of which they take chunks
     positions_S: Tensor
 
     @classmethod
@@ -87,37 +80,27 @@ def round_of(batch: int | None, limit: int | None, image_shape: Sequence[int]) -
 def in_the_time(engine: Engine, batch: int | None, image: Tensor, rounds: int, seconds: float) -> int:
     """How many images a round may have so that all rounds of a mode take about so many seconds.
 
-    Args:
-        engine: Tuned; straight on, its time for an image is an upper bound of what a variant takes.
-        batch: The size of a batch; None: a stream.
-        image: `[1, channels, height, width]`.
-        rounds: That count.
-        seconds: For all of the mode.
+    Straight on, the tuned engine's time for an image is an upper bound of what a variant takes.
     """
     size = min(batch or 64, 64)
     straight, images = engine.straight(size), image.expand(size, *image.shape[1:]).contiguous()
-    took = Turn([lambda: straight(images)] * 3, engine.wait)
+    took = Turn([lambda: straight(images)] * 3, wait=engine.wait)
     took()
     turns = (rounds + 2) * (engine.num_exits + 2) + (TRIALS + 1) * 2 * len(CHUNKS)
     return max(1, int(seconds / (turns * took() / (3 * size))))
 
 
 class Turn:
-    """A variant that takes turns: it makes all its calls and gives their seconds; those of each call are kept.
+    """A variant that takes turns: each time it makes the calls of the next of its rounds. Their seconds are kept."""
 
-    Args:
-        calls: In order.
-        wait: Waits until the device is done.
-    """
-
-    def __init__(self, calls: Sequence[Callable[[], object]], wait: Callable[[], None]) -> None:
-        self.calls, self.wait = calls, wait
+    def __init__(self, *rounds: Sequence[Callable[[], object]], wait: Callable[[], None]) -> None:
+        self.calls, self.wait = itertools.cycle(rounds), wait
         self.rounds: list[list[float]] = []
 
     def __call__(self) -> float:
-        """Seconds of all calls."""
+        """Seconds of all calls, each until the device is done."""
         seconds = []
-        for call in self.calls:
+        for call in next(self.calls):
             started = time.perf_counter()
             call()
             self.wait()
@@ -126,24 +109,17 @@ class Turn:
         return sum(seconds)
 
 
-def _calls(variant: Callable[[Tensor], object], batches: Iterable[Tensor]) -> list[Callable[[], object]]:
+def calls(variant: Callable[[Tensor], object], batches: Iterable[Tensor]) -> list[Callable[[], object]]:
+    """Those of a variant on each batch."""
     return [lambda images_BCHW=images_BCHW: variant(images_BCHW) for images_BCHW in batches]  # type: ignore[misc]
 
 
 class Rivals:
-    """Finds how the network cut at an exit runs fastest.
-
-    Args:
-        engine: Tuned.
-        forms: Forms to try beside the engine's own.
-
-    Attributes:
-        refused: Forms that the network cannot be run in, and why.
-    """
+    """Finds how the network cut at an exit runs fastest, in a tuned engine's form or others."""
 
     def __init__(self, engine: Engine, forms: Sequence[Form]) -> None:
         self.engine, self.programs = engine, [engine.program]
-        self.refused: dict[Form, str] = {}
+        self.refused: dict[Form, str] = {}  # forms that the network cannot be run in, and why
         for form in forms:
             if form != engine.program.form:
                 with self._noting(form):
@@ -169,7 +145,7 @@ class Rivals:
     def _best(self, tried: Sequence[Straight], feed: Feed, tick: Tick) -> Straight:
         if len(tried) == 1:
             return tried[0]
-        turns = {str(n): Turn(_calls(straight, feed.offers), self.engine.wait) for n, straight in enumerate(tried)}
+        turns = {str(n): Turn(calls(straight, feed.offers), wait=self.engine.wait) for n, straight in enumerate(tried)}
         seconds = take_turns(turns, TRIALS, warmup=1, after_round=tick)
         # By the best round: in turns with torch a library loses time that it does not lose alone (docs/LOG.md).
         return tried[int(min(seconds, key=lambda name: min(seconds[name])))]
@@ -193,12 +169,7 @@ class Rivals:
 
 
 class Fed:
-    """An engine on a feed.
-
-    Args:
-        engine: Tuned.
-        feed: Its images.
-    """
+    """A tuned engine on a feed."""
 
     def __init__(self, engine: Engine, feed: Feed) -> None:
         self.engine, self.feed = engine, feed
@@ -220,12 +191,12 @@ class Fed:
     def turn(self) -> Turn:
         """To be timed: batches one by one, a stream in one piece."""
         if self.feed.name == STREAM:
-            return Turn([lambda: list(self.answers())], self.engine.wait)
-        return Turn(_calls(self.engine, self.feed.batches), self.engine.wait)
+            return Turn([lambda: list(self.answers())], wait=self.engine.wait)
+        return Turn(calls(self.engine, self.feed.batches), wait=self.engine.wait)
 
     def accounted(self) -> Turn:
         """To be timed with a timed tally, a new one each time."""
-        return Turn([self._with_tally], self.engine.wait)
+        return Turn([self._with_tally], wait=self.engine.wait)
 
     def _with_tally(self) -> None:
         self.tallies.append(self.engine.tally(timed=True))
@@ -252,7 +223,7 @@ def measure(
     policy = engine.policy_under(fed.plan)
     agreed = engine.agreement(joined(fed.answers()), test.logits_KSC[:, feed.positions_S], policy)
     turns = {"engine": fed.turn(), "accounted": fed.accounted()}
-    turns |= {str(k): Turn(_calls(rival, feed.offers), engine.wait) for k, rival in enumerate(rivals)}
+    turns |= {str(k): Turn(calls(rival, feed.offers), wait=engine.wait) for k, rival in enumerate(rivals)}
     seconds = take_turns(turns, rounds, after_round=tick)
     names, last = [str(k) for k in range(engine.num_exits)], str(engine.num_exits - 1)
     speeds = {name: _speed(turns[name], seconds[name], seconds[last], feed) for name in ("engine", *names)}

@@ -4,20 +4,23 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from offramp import trust
-from offramp.commands.before_torch import before_torch
+from offramp.checks import ABOVE_0, SIZE, whole
 from offramp.commands.bench import LEAST_ROUNDS, ROUNDS
 from offramp.commands.options import AnyBackend, File, Flag, Folder, OnDevice, in_threads
 from offramp.errors import UsageError
+from offramp.files import RunConfig, RunFolder
+from offramp.json_files import encoded
+from offramp.shipped.card import CARD, Card
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
+from offramp.storage import write_files
 
 if TYPE_CHECKING:
     from offramp.commands.open_run import OpenRun
     from offramp.data import PartsGiven
-    from offramp.files import RunConfig, RunFolder
     from offramp.network import EarlyExitNet
     from offramp.policy import Policy
     from offramp.results.verdict.values import Verdict
@@ -44,39 +47,23 @@ class VerdictOptions(OnDevice):
     """Train nothing: compare with what is there. The page says what is missing."""
     runs: Folder = None
     """Folder of the smaller networks' runs. Default: RUN/verdict."""
-    seeds: int = 1
+    seeds: Annotated[int, whole(1)] = 1
     """Train each smaller network so many times, from the run's seed on, and take the mean. The run itself stays one
     training."""
-    batch_size: int = 1
+    batch_size: Annotated[int, whole(1)] = 1
     """Images answered at a time."""
-    images: int | None = None
+    images: Annotated[int | None, whole(1)] = None
     """Images timed in a round, at most. Default: 100 one at a time, 256 in batches."""
-    rounds: int = ROUNDS
+    rounds: Annotated[int, whole(LEAST_ROUNDS)] = ROUNDS
     """How many times each contender takes its turn, at least 5."""
-    seconds: float = 60.0
+    seconds: Annotated[float, ABOVE_0] = 60.0
     """About how long engines are tuned, all together."""
-    least_gain: float = 0.0
+    least_gain: Annotated[float, SIZE] = 0.0
     """Percentage points that early exits have to gain to be worth it."""
     backend: AnyBackend = "auto"
     """What may run the networks; auto tries all that are installed."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, value, least in (
-            ("seeds", self.seeds, 1),
-            ("batch-size", self.batch_size, 1),
-            ("images", self.images, 1),
-            ("rounds", self.rounds, LEAST_ROUNDS),
-            ("least-gain", self.least_gain, 0),
-        ):
-            if value is not None and not value >= least:
-                raise UsageError(f"{name} must be at least {least}, not {value}.")
-        if not self.seconds > 0:
-            raise UsageError(f"seconds must be above 0, not {self.seconds!r}.")
-
     def main(self) -> None:
-        """See `Options.main`."""
-        before_torch()
         judged = verdict(self, watch=IN_TERMINAL)
         from offramp.show.figures import note_missing
         from offramp.show.verdict.table import verdict_table
@@ -100,20 +87,12 @@ def verdict(
     are trained first, into runs of their own: what is finished is not trained again, what was interrupted goes on. All
     are run in their fastest form without computing what they do not need, and take turns with the engine on the same
     test images. Thresholds are found, and rivals chosen, on `search`. Written are `verdict.json` and, where matplotlib
-    is installed, `verdict.html` in the run's folder.
-
-    `parts` are the data, and `into` is a network of the same make, of a run that was fit from Python with those made by
-    hand. `policy` may be given instead of a file.
-
-    Raises:
-        UsageError: A network with one exit, an exit that writes into a map that a later part reads, a run without
-            held-out images, other data, a policy for another network, a folder of smaller networks that holds something
-            else.
-        OfframpError: A file that cannot be written, a training that fails.
+    is installed, `verdict.html` in the run's folder. An exit that writes into a map that a later part reads, and a
+    folder of smaller networks that holds something else are refused.
     """
+    from offramp.commands.open_run import OpenRun
     from offramp.commands.policy_files import given_policy
     from offramp.commands.verdict.measuring import Timing, judged, measured, train, trained_alone
-    from offramp.commands.writing import write_result
     from offramp.devices import device_named
     from offramp.runtime import Engine
     from offramp.runtime.timing import conditions
@@ -122,7 +101,12 @@ def verdict(
     from offramp.training.prefixes import Prefixes
 
     measured_on = conditions(device_named(options.device))  # before the machine is busy with us
-    run = _opened(options, parts, into)
+    folder = RunFolder(options.run, options.allow_code)
+    _check_code(folder, folder.read_config())
+    if not options.no_train:
+        _check_data(folder)
+    run = OpenRun(options, parts, into)
+    run.check_thresholds()
     ready, file = given_policy(policy or options.policy, run.folder)
     exits = _exits(run, options.exits)
     runs = run.folder.verdict_runs if options.runs is None else Path(options.runs).expanduser()
@@ -142,21 +126,10 @@ def verdict(
     timed = measured(run, test, search, ready, file, alone, timing, watch)
     result = judged(prefixes, test, search, alone, timed, options.batch_size, options.least_gain, measured_on)
     page = {run.folder.verdict_page: verdict_page(result, run.folder.path.name).encode()} if figures.available() else {}
-    return dataclasses.replace(result, written=write_result(result.to_json(), run.folder.verdict, page))
+    return dataclasses.replace(result, written=write_files({run.folder.verdict: encoded(result.to_json()), **page}))
 
 
-def _opened(options: VerdictOptions, parts: "PartsGiven | None", into: "EarlyExitNet | None") -> "OpenRun":
-    from offramp.commands.open_run import OpenRun
-    from offramp.files import RunFolder
-
-    folder = RunFolder(options.run, options.allow_code)
-    _check_code(folder, folder.read_config())
-    if not options.no_train:
-        _check_data(folder)
-    return OpenRun(options, "verdict", "the verdict is written there", parts, into)
-
-
-def _check_code(folder: "RunFolder", config: "RunConfig") -> None:
+def _check_code(folder: RunFolder, config: RunConfig) -> None:
     """Refuse names that the run may not have called, before anything is read: a verdict comes to them late."""
     with folder.naming(config):
         for kind, spec in {"objective": config.objective, "rule": config.rule}.items():
@@ -164,10 +137,8 @@ def _check_code(folder: "RunFolder", config: "RunConfig") -> None:
                 trust.check(spec.name, kind)
 
 
-def _check_data(folder: "RunFolder") -> None:
+def _check_data(folder: RunFolder) -> None:
     """Refuse a shipped network that was trained on more than the data set that ships with it."""
-    from offramp.shipped.card import CARD, Card
-
     if not (folder.path / CARD).is_file():
         return
     card = Card.of(folder.path)
@@ -180,15 +151,8 @@ def _check_data(folder: "RunFolder") -> None:
 
 
 def _exits(run: "OpenRun", exits: Sequence[int] | None) -> tuple[int, ...]:
-    """The exits asked for; a run of which nothing can be said is refused before anything is trained."""
+    """The exits asked for."""
     last = run.network.num_exits
-    if last == 1:
-        raise UsageError(f"The network of {run.folder.path} has one exit, so no image can leave early.")
-    if not run.parts.val.splits():
-        raise UsageError(
-            f"Thresholds are found and rivals chosen on held-out images, and {run.folder.path} held none out "
-            "(holdout=0): train with a holdout."
-        )
     wanted = tuple(range(1, last + 1)) if exits is None else tuple(sorted(set(exits)))
     for exit in wanted:
         if not 1 <= exit <= last:

@@ -19,8 +19,8 @@ from offramp.results.verdict.comparison import at_equal_time, frontier
 from offramp.results.verdict.conclusion import conclude
 from offramp.results.verdict.values import Contender, JudgedComparison, Verdict, VerdictImages
 from offramp.runtime import Engine, usual_forms
-from offramp.show.durations import duration_in_words
 from offramp.show.watch import Progress, Watch
+from offramp.terminal import duration_in_words
 from offramp.training.prefixes import Prefixes
 
 FIRST = 0.4  # the first engine's share of the seconds for tuning: forms are tried with it alone

@@ -4,9 +4,7 @@ Each round times other images, the same for all contenders: how long an engine t
 the spread over rounds holds that too. K exits, S images.
 """
 
-import itertools
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -15,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from offramp.commands.bench.timing import STREAM_BYTES, TRIALS, Feed, Rivals, right, round_of
+from offramp.commands.bench.timing import STREAM_BYTES, TRIALS, Feed, Rivals, Turn, calls, right, round_of
 from offramp.commands.sample import Pool, pool
 from offramp.costs import Cost, cost
 from offramp.data import Split
@@ -41,23 +39,14 @@ class Way(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Single:
-    """A network of one exit, to be run straight.
-
-    Attributes:
-        name: As of a contender, like `kind` and `exit`.
-        kind: See `name`.
-        exit: See `name`.
-        networks: It, and the same with other seeds.
-        tests: Logits of each on the test set.
-        searches: Of each on the search images.
-    """
+    """A network of one exit, to be run straight; `name`, `kind` and `exit` as of a contender."""
 
     name: str
     kind: Kind
     exit: int
-    networks: Sequence[EarlyExitNet]
-    tests: Sequence[Record]
-    searches: Sequence[Record]
+    networks: Sequence[EarlyExitNet]  # it, and the same with other seeds
+    tests: Sequence[Record]  # of each, on the test set
+    searches: Sequence[Record]  # of each, on the search images
 
     def right(self, records: Sequence[Record]) -> Tensor:
         """Of each image the share of the networks that answer it rightly."""
@@ -95,9 +84,7 @@ class Early:
 def left_out(trials: Iterable[Trial], singles: Iterable[tuple[Single, Way]]) -> tuple[str, ...]:
     """A sentence for each form that was not used at all, and for each that some networks could not be run in.
 
-    Args:
-        trials: Of the engine's forms; those not admitted there are tried with no network.
-        singles: Smaller networks, and how each is run.
+    Forms that are not admitted in the engine's trials are tried with no network.
     """
     sentences = []
     for trial in trials:
@@ -124,11 +111,7 @@ def _in_a_line(reason: str) -> str:
 def feeds_of(test: Split, batch_size: int, limit: int | None, rounds: int) -> tuple[Feed, ...]:
     """Images of the test set, mixed, in batches: as many feeds as rounds, fewer where they would not fit into memory.
 
-    Args:
-        test: The test set; where it ends, its images come again.
-        batch_size: Images of a batch.
-        limit: Images of a feed, at most, but a whole batch.
-        rounds: Of timing.
+    Where the test set ends, its images come again. `limit` is of the images of a feed, but it has a whole batch.
     """
     _, size = round_of(batch_size, limit, test.image_shape)
     fit = STREAM_BYTES // (torch.float32.itemsize * math.prod(test.image_shape) * size)
@@ -139,32 +122,16 @@ def feeds_of(test: Split, batch_size: int, limit: int | None, rounds: int) -> tu
     return tuple(Feed.of(batch_size, part, size) for part in parts)
 
 
-class Rotating:
-    """A variant that takes turns, each time on the next feed.
-
-    Args:
-        call: Given a batch.
-        feeds: From the first one again where they end.
-        wait: Waits until the device is done.
-    """
-
-    def __init__(self, call: Callable[[Tensor], object], feeds: Sequence[Feed], wait: Callable[[], None]) -> None:
-        self.call, self.feeds, self.wait = call, itertools.cycle(feeds), wait
-
-    def __call__(self) -> float:
-        """Seconds per image."""
-        feed, started = next(self.feeds), time.perf_counter()
-        for images_BCHW in feed.batches:
-            self.call(images_BCHW)
-            self.wait()
-        return (time.perf_counter() - started) / feed.images
+def _in_turn(variant: Callable[[Tensor], object], feeds: Sequence[Feed], wait: Callable[[], None]) -> Turn:
+    """The variant, each time on the next feed."""
+    return Turn(*(calls(variant, feed.batches) for feed in feeds), wait=wait)
 
 
 def rough_ms(straights: Sequence[Straight], feed: Feed, wait: Callable[[], None]) -> list[float]:
     """Milliseconds per image of each, by a few turns: where policies are searched, no figure of the verdict."""
-    turns = {str(number): Rotating(straight, [feed], wait) for number, straight in enumerate(straights)}
+    turns = {str(number): _in_turn(straight, [feed], wait) for number, straight in enumerate(straights)}
     seconds = take_turns(turns, TRIALS, warmup=1)
-    return [1000 * median(seconds[name]) for name in turns]
+    return [1000 * median(seconds[name]) / feed.images for name in turns]
 
 
 def policies_for(
@@ -172,12 +139,7 @@ def policies_for(
 ) -> dict[str, Policy]:
     """The best policy found on `search` for each time; none for times that not even the first exit keeps.
 
-    Args:
-        targets: Milliseconds per image, by name.
-        exit_ms: Milliseconds of an image that leaves at each exit, as tuning measured them.
-        search: Logits on the search images.
-        costs: What the network costs.
-        measure: How confidence is read off logits.
+    `targets` are milliseconds per image by name, `exit_ms` those of an image that leaves at each exit, as tuned.
     """
     policies: dict[str, Policy] = {}
     for name, ms in targets.items():
@@ -197,21 +159,12 @@ def timed(
     test: Record,
     search: Record,
 ) -> tuple[list[Contender], int]:
-    """All contenders, timed in turns, and how many of a feed's answers rounding does not explain.
-
-    Args:
-        early: Engines.
-        singles: Networks of one exit, and how each is run.
-        feeds: Images of the test set.
-        rounds: How many times each takes its turn.
-        test: Logits of the engines' network on the test set.
-        search: On the search images.
-    """
+    """All contenders, timed in turns, and how many of a feed's answers rounding does not explain."""
     wait, batch = early[0].engine.wait, len(feeds[0].batches[0])
-    turns = {one.name: Rotating(one.engine.runs(batch), feeds, wait) for one in early}
-    turns |= {one.name: Rotating(straight, feeds, wait) for one, straight in singles}
+    turns = {one.name: _in_turn(one.engine.runs(batch), feeds, wait) for one in early}
+    turns |= {one.name: _in_turn(straight, feeds, wait) for one, straight in singles}
     seconds = take_turns(turns, rounds)
-    ms = {name: tuple(1000 * one for one in taken) for name, taken in seconds.items()}
+    ms = {name: tuple(1000 * one / feeds[0].images for one in taken) for name, taken in seconds.items()}
     wrong = sum(_wrong_of_engine(one.engine, feeds[0], test) for one in early)
     wrong += sum(_wrong(one, straight, feeds[0]) for one, straight in singles)
     contenders = [_engine(one, feeds[0], ms[one.name], test, search) for one in early]
