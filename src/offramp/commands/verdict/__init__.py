@@ -166,7 +166,8 @@ def _check_code(folder: "RunFolder", config: "RunConfig") -> None:
 
 def _check_data(folder: "RunFolder") -> None:
     """Refuse a shipped network that was trained on more than the data set that ships with it."""
-    from offramp.shipped.card import CARD, Card
+    from offramp.files import CARD
+    from offramp.shipped import Card
 
     if not (folder.path / CARD).is_file():
         return
