@@ -87,15 +87,12 @@ class Expected(NamedTuple):
 
 @dataclass(frozen=True)
 class RankedPlans:
-    """The fastest plans there are in the model.
-
-    Attributes:
-        straight: Straight on, in each chunk, the fastest first.
-        adaptive: With exits, the best for each way to round numbers of rows, the fastest first; none without exits.
-    """
+    """The fastest plans there are in the model, the fastest first."""
 
     straight: tuple[Expected, ...]
+    """In each chunk."""
     adaptive: tuple[Expected, ...]
+    """With exits, the best for each way to round numbers of rows; none without exits."""
 
     @property
     def gain(self) -> float:
@@ -109,12 +106,7 @@ class RankedPlans:
 
 
 class Model:
-    """Expected times from a table and a flow.
-
-    Args:
-        flow: Of images like those to come.
-        most: Largest number of rows that will be asked for.
-    """
+    """Expected times from a table and a flow, of at most so many rows."""
 
     def __init__(self, table: TimeTable, flow: Flow, most: int) -> None:
         self.table, self.flow = table, flow
@@ -280,10 +272,7 @@ def choose_stream(table: TimeTable, flow: Flow) -> RankedPlans:
 def exit_ms(table: TimeTable, flow: Flow, plan: Plan, batch_size: int | None) -> tuple[float, ...]:
     """Milliseconds per image that leaves at each exit, were all exits asked, so that a batch's images sum to its time.
 
-    Args:
-        flow: Who leaves where, of which it depends how full the later stages are.
-        plan: How batches are run; that it asks some exits only does not count.
-        batch_size: Of batches; None: in a stream.
+    Later stages are as full as the flow has it. Without a size of batches, in a stream.
     """
     plan = replace(plan, asks=None, compacts=None, straight=False)
     size = batch_size or 1

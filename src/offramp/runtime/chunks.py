@@ -17,12 +17,7 @@ from offramp.runtime.rows import Rows, copy_rows, room
 
 
 class Chunk:
-    """Images that will be run together, at most `size` of them.
-
-    Args:
-        size: How many there is room for.
-        like: Rows whose carry and state have the shapes, types and layouts of all that will come.
-    """
+    """Images that will be run together, at most `size` of them, with carries and states as those of `like`."""
 
     def __init__(self, size: int, like: Rows) -> None:
         self.size, self.filled = size, 0
