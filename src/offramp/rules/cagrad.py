@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from offramp.batch import Batch
 from offramp.checks import check_flags, check_size
-from offramp.data import Batch
 from offramp.rules.base import Outcome, TrainingRule
 from offramp.rules.surgery import weighting
 

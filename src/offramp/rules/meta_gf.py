@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from offramp.batch import Batch
 from offramp.checks import check_number, check_size
-from offramp.data import Batch
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import Terms
