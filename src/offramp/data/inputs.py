@@ -70,11 +70,7 @@ class Inputs:
             raise UsageError(f"central-cut makes square images, not {height} x {width}.")
 
     def read(self, path: str | Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:
-        """The image in a file as a network sees it, float32 `[C, H, W]`, normalised.
-
-        Raises:
-            OfframpError: None that can be read as an image, or one of more than `max_megapixels` million pixels.
-        """
+        """The image in a file as a network sees it, float32 `[C, H, W]`, normalised; errors as of `decode`."""
         return self._seen(decode(Path(path), max_megapixels), path)
 
     def read_content(self, content: bytearray, name: str, *, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:

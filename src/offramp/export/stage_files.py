@@ -125,11 +125,7 @@ class Stages:
         return loaded
 
     def parts(self) -> Parts:
-        """The stages and exits themselves, where the files are ONNX.
-
-        Raises:
-            OfframpError: A file that is no ONNX.
-        """
+        """The stages and exits themselves, where the files are ONNX."""
         import onnx
         from google.protobuf.message import DecodeError  # onnx brings it
 

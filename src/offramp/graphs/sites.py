@@ -97,11 +97,7 @@ class Sites:
         return layout_of(value.sizes, sides, self._has_class_token(node)) if isinstance(value, Shape) else None
 
     def find(self, names: Sequence[str]) -> list[Site]:
-        """The sites that these modules name, which must stand in the order in which they are run.
-
-        Raises:
-            UsageError: An unknown name, one that cannot be cut after, names out of order or twice.
-        """
+        """The sites that these modules name, in the order in which they are run; whatever else is refused."""
         sites = [self._named(name) for name in names]
         for before, after in itertools.pairwise(sites):
             if before.place == after.place:
@@ -116,8 +112,7 @@ class Sites:
     def near_shares(self, shares: Sequence[float]) -> list[Site]:
         """A site near each share of the operations: few tensors, then a small carry, then the outermost module.
 
-        Raises:
-            UsageError: Shares that do not rise from 0 to 1, or with no site of their own.
+        Refused are shares that do not rise from 0 to 1, or with no site of their own.
         """
         if not shares or any(not 0 < share < 1 for share in shares) or sorted(set(shares)) != list(shares):
             raise UsageError(f"Shares of the operations must rise between 0 and 1, such as 0.25, 0.5, not {shares}.")
@@ -137,11 +132,7 @@ class Sites:
         return list(sites.values())
 
     def automatic(self) -> dict[float, Site]:
-        """What `auto` takes, by share: as `near_shares`, without those shares near which there is no site.
-
-        Raises:
-            UsageError: There is none near any.
-        """
+        """What `auto` takes, by share: as `near_shares`, without those shares near which there is no site."""
         sites = self._nearest_to(AUTO)
         if not sites:
             raise UsageError(

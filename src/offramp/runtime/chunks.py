@@ -26,11 +26,7 @@ class Chunk:
         self.state: State = tuple(room(tensor, size) for tensor in like.state)
 
     def put(self, rows: Rows, which: slice) -> None:
-        """Take in some of the images, for which there has to be room.
-
-        Raises:
-            UsageError: They have another size than those before.
-        """
+        """Take in some of the images, for which there has to be room; of another size they are refused."""
         check_size(self.carry[0].shape[1:], rows.carry[0].shape[1:])
         ids_B = rows.ids_B[which]
         places_B = None if rows.places_B is None else rows.places_B[which]

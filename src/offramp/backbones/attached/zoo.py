@@ -91,8 +91,7 @@ def image_shape_for(model: nn.Module, image_size: Side, in_channels: int | None 
 def builder_of(name: str, registry: Mapping[str, Any], kind: str) -> Any:
     """What `package.module:Name` stands for; `registry` are names that would be known as well.
 
-    Raises:
-        UsageError: A model that is built already, a library's name without the library, or nothing of that name.
+    Refused are a model that is built already, a library's name without the library, and what is not there.
     """
     if ":" not in name and not difflib.get_close_matches(name, list(registry), n=1, cutoff=0.8):
         import torchvision
