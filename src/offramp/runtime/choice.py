@@ -3,6 +3,7 @@
 B images of a batch, K exits, S images, R numbers of rows at which times were taken. All times are milliseconds.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -264,9 +265,7 @@ def choose_stream(table: TimeTable, flow: Flow) -> RankedPlans:
 
     straight = _fastest((Plan(straight=True, chunk=chunk) for chunk in chunks), ms)
     adaptive = (_best_exits(_starts(flow, Plan(chunk=chunk)), flow, ms, compacting=False) for chunk in chunks)
-    return RankedPlans(
-        straight, tuple(sorted((expected for expected in adaptive if expected is not None), key=lambda e: e.ms))
-    )
+    return RankedPlans(straight, tuple(sorted(filter(None, adaptive), key=lambda e: e.ms)))
 
 
 def exit_ms(table: TimeTable, flow: Flow, plan: Plan, batch_size: int | None) -> tuple[float, ...]:
@@ -310,13 +309,7 @@ def _best_exits(
     starts: Iterable[Plan], flow: Flow, ms: Callable[[Plan], float], *, compacting: bool = True
 ) -> Expected | None:
     """The best exits to ask and to compact after: from each start, one step at a time while it helps."""
-    known: dict[Plan, float] = {}
-
-    def timed(plan: Plan) -> Expected:
-        if plan not in known:
-            known[plan] = ms(plan)
-        return Expected(plan, known[plan])
-
+    timed = functools.cache(lambda plan: Expected(plan, ms(plan)))
     ends = []
     for start in starts:
         here = timed(start)
