@@ -29,12 +29,12 @@ from offramp.config import DataConfig, Spec
 from offramp.data import Split
 from offramp.data.memory import MemorySplit
 from offramp.errors import OfframpError, UsageError
-from offramp.files import RunConfig, RunFolder, Start
+from offramp.files import CARD, RunConfig, RunFolder, Start
 from offramp.json_files import read, write
 from offramp.registry import called
 from offramp.results.evaluation import Evaluation
 from offramp.runtime.timing import conditions
-from offramp.shipped.card import CARD, Card
+from offramp.shipped import Card
 from offramp.storage import write_atomically
 from offramp.terminal import with_error
 

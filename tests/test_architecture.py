@@ -15,6 +15,7 @@ BOTTOM = [
     "errors",
     "terminal",
     "choices",
+    "batch",
     "checks",
     "registry",
     "trust",

@@ -54,7 +54,7 @@ def tiny(*, num_classes=10, damping=False, in_channels=3, width=4):
 """,
     "data/stripes.py": """
 import numpy as np
-from offramp.data.builder import builder
+from offramp.data.base import builder
 from offramp.data.numpy_arrays import arrays
 
 @builder

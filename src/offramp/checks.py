@@ -60,6 +60,12 @@ def check_flags(**values: Any) -> None:
             raise UsageError(f"{name} must be true or false, not {shown(value)}.")
 
 
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuse what is none of `choices`."""
+    if value not in choices:
+        raise UsageError(f"{name} must be one of {', '.join(choices)}, not {shown(value)}.")
+
+
 def check_name(name: str, value: Any, known: Sequence[str]) -> None:
     """Refuse what is none of the `known` words."""
     if value not in known:
@@ -118,6 +124,10 @@ def shown(value: Any) -> str:
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """The tail of an error message: the near names, then all names."""
-    near = difflib.get_close_matches(word, known, n=2)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"{hint} Known: {', '.join(known)}."
+    return f"{near(word, known, 2)} Known: {', '.join(known)}."
+
+
+def near(word: str, known: Sequence[str], most: int = 3) -> str:
+    """A question that names the nearest, where some are near."""
+    names = difflib.get_close_matches(word, known, n=most)
+    return f" Did you mean {' or '.join(names)}?" if names else ""

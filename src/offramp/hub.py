@@ -10,13 +10,12 @@ from typing import Any
 
 from offramp.errors import OfframpError, UsageError, first_line
 from offramp.evaluation import Certificate
-from offramp.files import RunFolder, load
+from offramp.files import CARD, RunFolder, load
 from offramp.json_files import read, write
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.registry import called
 from offramp.results.evaluation import current
-from offramp.shipped.card import CARD
 from offramp.storage import write_atomically
 
 try:

@@ -47,7 +47,7 @@ def test_imported_weights_are_a_network_of_ours(
 
 def test_what_does_not_fit_leaves_nothing_behind(tmp_path: Path) -> None:
     file, out = checkpoint(tmp_path / "c.pth.tar", msdnet(exits=1)), tmp_path / "weights.safetensors"
-    with pytest.raises(UsageError, match="is not a checkpoint of this network"):
+    with pytest.raises(UsageError, match="does not fit this network"):
         ImportOptions(file, preset=Spec("msdnet7-cifar100"), out=out).main()
     with pytest.raises(UsageError, match="There is no file"):
         ImportOptions(tmp_path / "absent", preset=Spec("msdnet7-cifar100"), out=out).main()

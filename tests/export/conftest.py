@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from offramp import data
 from offramp.backbones import msdnet, ranet
-from offramp.export.part import Parts
+from offramp.export.graph import Parts
 from offramp.export.tracing import parts
 from offramp.network import EarlyExitNet
 

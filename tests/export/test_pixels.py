@@ -8,8 +8,7 @@ from torchvision.io import write_png
 from offramp import data, export
 from offramp.data import Inputs
 from offramp.errors import UsageError
-from offramp.export.graph import Graph
-from offramp.export.part import IR_VERSION, OPSET
+from offramp.export.graph import IR_VERSION, OPSET, Graph
 from offramp.export.pixels import PIXELS, prepare
 from offramp.policy import EVERYBODY, Policy
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from offramp.runtime import Answers
-from offramp.runtime.rows import Left, Rows, in_order, join, nothing
+from offramp.runtime.rows import Left, Rows, in_order, join
 
 
 def maps(num_rows: int) -> Tensor:
@@ -107,10 +107,3 @@ def test_answers_come_in_the_order_of_the_images(order) -> None:
     assert answers.labels_B.tolist() == [10, 11, 12, 13]
     assert answers.exits_B.tolist() == [20, 21, 22, 23]
     assert answers.confidence_B.tolist() == [0.5, 1.5, 2.5, 3.5]
-
-
-def test_no_images_have_answers_of_the_right_kinds() -> None:
-    answers = nothing(torch.empty(0, dtype=torch.float64, device="meta"))
-    assert [len(column_B) for column_B in answers] == [0, 0, 0]
-    assert [column_B.dtype for column_B in answers] == [torch.int64, torch.int64, torch.float64]
-    assert {column_B.device.type for column_B in answers} == {"meta"}

@@ -9,7 +9,6 @@ import torch
 import offramp
 from offramp import shipped
 from offramp.errors import OfframpError, UsageError
-from offramp.shipped import copying
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -66,7 +65,7 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
 
-    monkeypatch.setattr(copying, "write_atomically", full)
+    monkeypatch.setattr(shipped, "write_atomically", full)
     with pytest.raises(OfframpError, match="the disk is full"):
         shipped.copy("digits", tmp_path / "out")
     assert len(written) == 5

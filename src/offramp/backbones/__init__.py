@@ -12,6 +12,7 @@ import torch
 
 from offramp import config, registry
 from offramp.backbones.attached import attach, zoo
+from offramp.backbones.attached.libraries import is_named
 from offramp.backbones.msdnet import msdnet
 from offramp.backbones.presets import PRESETS, fitting
 from offramp.backbones.ranet import ranet
@@ -63,7 +64,7 @@ def build(
             raise UsageError("The network 'auto' is chosen by the images, and there are none here; name a preset.")
         spec = Spec(spec.name, {**fitting(image_shape, num_images), **spec.args})
     known = NETWORKS
-    if zoo.is_named(spec.name):
+    if is_named(spec.name):
         known = {spec.name: functools.partial(zoo.settled, spec.name)}
     elif spec.name not in NETWORKS:
         known = {spec.name: _signing(spec.name)}

@@ -13,7 +13,7 @@ from torch.nn.functional import batch_norm
 from offramp.config import Spec
 from offramp.errors import UsageError
 from offramp.files import RunFolder, load
-from offramp.network import Carry, EarlyExitNet, builder, rebuild
+from offramp.network import Carry, EarlyExitNet, as_carry, builder, rebuild
 
 
 def collaborating(run: str) -> EarlyExitNet:
@@ -77,11 +77,7 @@ class Collaborator(nn.Module):
 
     Args:
         trunk: The stage, frozen.
-        features: From the map that the exit reads to D features, frozen.
-        reads: Which map of the stage that is.
-        width: D.
-        num_outputs: C.
-        is_first: Whether there is no exit before.
+        features: From the map that the exit reads, `reads` of the stage's, to D features (`width`), frozen.
     """
 
     def __init__(
@@ -100,8 +96,7 @@ class Collaborator(nn.Module):
         if self.hear is not None:
             *maps, before_BC = carry
             carry = tuple(maps)
-        out = self.trunk(*carry)
-        onward: Carry = out if isinstance(out, tuple) else (out,)
+        onward = as_carry(self.trunk(*carry))
         features_BD = self.features(onward[self.reads])
         if self.hear is not None:
             features_BD = torch.cat([features_BD, self.hear(before_BC)], dim=1)

@@ -32,7 +32,6 @@ def start_from(network: EarlyExitNet, path: str | Path) -> str | None:
     torchvision's GoogLeNet and Inception are left out. A first convolution for colours is summed for grey images.
 
     Args:
-        network: What gets the weights.
         path: A safetensors file, a `.pth`, `.pt` or `.bin` file of tensors (also under `state_dict` or `model`, also
             with `module.` before every name), or a run's folder. Nothing in a file is run.
 

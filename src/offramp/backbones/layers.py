@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from offramp.checks import check_counts, check_flags, check_whole, shown
+from offramp.checks import check_choice, check_counts, check_flags, check_whole, shown
 from offramp.errors import UsageError
 
 StemKind = Literal["cifar", "imagenet"]
@@ -40,13 +40,9 @@ def branch(in_channels: int, out_channels: int, factor: int | None, stride: int 
 
 
 class Stem(nn.Module):
-    """The first layer: images to one map per scale, finest first, each made from the one before.
+    """The first layer: images to one map per scale, finest first, each made from the one before by a stride.
 
-    Args:
-        kind: `cifar`: the finest map has the images' side; `imagenet`: a quarter of it.
-        in_channels: Channels of the images.
-        channels: Channels of each scale, finest first.
-        strides: Stride from each scale to the next coarser one.
+    Of the kind `cifar` the finest map has the images' side, of `imagenet` a quarter of it.
     """
 
     def __init__(self, kind: StemKind, in_channels: int, channels: Sequence[int], strides: Sequence[int]) -> None:
@@ -122,22 +118,18 @@ def check_lists(**values: Any) -> None:
         raise UsageError(f"One entry per scale is needed in each list; {lengths}.")
 
 
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Refuse what is none of `choices`."""
-    if value not in choices:
-        raise UsageError(f"{name} must be one of {', '.join(choices)}, not {shown(value)}.")
-
-
-def check_image_size(network: str, image_size: Any, stem: StemKind, num_scales: int) -> tuple[int, int]:
-    """Height and width, if the coarsest of `num_scales` maps is one that a head can read.
-
-    `image_size` is one side of a square, or height and width.
-    """
+def sides_of(image_size: Any) -> tuple[Any, Any]:
+    """Height and width of what is one side of a square, or both; whether they are numbers is not looked at."""
     sides = (image_size, image_size) if isinstance(image_size, int) else image_size
     if not isinstance(sides, (list, tuple)) or len(sides) != 2:
         raise UsageError(f"image_size must be one side or (height, width), not {shown(image_size)}.")
-    check_counts(height=sides[0], width=sides[1])
-    height, width = sides
+    return sides[0], sides[1]
+
+
+def check_image_size(network: str, image_size: Any, stem: StemKind, num_scales: int) -> tuple[int, int]:
+    """Height and width, if the coarsest of `num_scales` maps is one that a head can read."""
+    height, width = sides = sides_of(image_size)
+    check_counts(height=height, width=width)
     shrunk = coarsest_sides(sides, stem, num_scales)
     least, most = HEAD_SIDES
     if least <= min(shrunk) and max(shrunk) <= most:

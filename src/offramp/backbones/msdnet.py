@@ -21,13 +21,12 @@ from offramp.backbones.layers import (
     StemKind,
     Unit,
     branch,
-    check_choice,
     check_image_size,
     check_layers,
     check_lists,
     heads,
 )
-from offramp.checks import check_flags, check_number, check_whole
+from offramp.checks import check_choice, check_flags, check_number, check_whole
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet, builder
 

@@ -15,6 +15,7 @@ from offramp.backbones.msdnet import Stage as MSDNetStage
 from offramp.backbones.ranet import FusionLayer, PlainBlock
 from offramp.backbones.ranet import Stage as RANetStage
 from offramp.errors import UsageError
+from offramp.files.network import check_fit
 from offramp.network import EarlyExitNet
 from offramp.storage import load_pickled
 
@@ -24,27 +25,12 @@ _COUNTER = "num_batches_tracked"  # of a batch norm; old versions of PyTorch did
 
 
 def load_original(network: EarlyExitNet, path: Path) -> None:
-    """Fill `network`, an MSDNet or RANet, from a checkpoint of the original program.
-
-    Raises:
-        UsageError: If there is no such file, it is no checkpoint of such a program, or not of this network.
-        OfframpError: If it cannot be read: damaged, or with objects in it that would run code.
-    """
-    theirs, names = read_checkpoint(path), original_names(network)
-    own = network.state_dict()
-    missing = sorted(name for here, name in names.items() if name not in theirs and not here.endswith(_COUNTER))
-    unknown = sorted(theirs.keys() - set(names.values()))
-    reshaped = [
-        f"{name} is {list(theirs[name].shape)} there, {list(own[here].shape)} here"
-        for here, name in names.items()
-        if name in theirs and theirs[name].shape != own[here].shape
-    ]
-    problems = [f"{len(missing)} tensors are missing, such as {missing[0]}"] if missing else []
-    problems += [f"{len(unknown)} are unknown, such as {unknown[0]}"] if unknown else []
-    problems += [f"{len(reshaped)} have another shape: {reshaped[0]}"] if reshaped else []
-    if problems:
-        raise UsageError(f"{path} is not a checkpoint of this network: {'; '.join(problems)}.")
-    network.load_state_dict({here: theirs.get(name, own[here]) for here, name in names.items()})
+    """Fill `network`, an MSDNet or RANet, from a checkpoint of the original program; another one is refused."""
+    tensors, names = read_checkpoint(path), original_names(network)
+    own = {names[here]: tensor for here, tensor in network.state_dict().items()}
+    tensors = {name: tensor for name, tensor in own.items() if name.endswith(_COUNTER)} | tensors
+    check_fit(own, tensors, path)
+    network.load_state_dict({here: tensors[name] for here, name in names.items()})
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:

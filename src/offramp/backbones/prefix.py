@@ -22,10 +22,7 @@ _KNOWN = (__name__, "offramp.backbones.layers", "offramp.backbones.msdnet", "off
 def prefix(run: str, exits: int, damping: bool = False) -> EarlyExitNet:
     """The first `exits` stages of a run's network and their last exit, with fresh weights: see `shorter`.
 
-    Args:
-        run: Folder of a run, finished or not; only its recipe is read.
-        exits: How many stages are kept.
-        damping: Whether the exit has the damping neuron.
+    Only the recipe of the run is read, which need not be finished.
 
     Raises:
         UsageError: A run whose network has no recipe, or not so many exits.
@@ -77,12 +74,7 @@ def shortened(network: EarlyExitNet, exits: int) -> EarlyExitNet:
 
 
 class Trunk(nn.Module):
-    """Stages in turn.
-
-    Args:
-        stages: From the first on.
-        reads: Which tensor of the last carry is wanted.
-    """
+    """Stages in turn, from the first on, to one tensor of the last carry."""
 
     def __init__(self, stages: Sequence[nn.Module], reads: int) -> None:
         super().__init__()

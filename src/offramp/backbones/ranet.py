@@ -31,13 +31,12 @@ from offramp.backbones.layers import (
     StemKind,
     Unit,
     branch,
-    check_choice,
     check_image_size,
     check_layers,
     check_lists,
     heads,
 )
-from offramp.checks import check_number, check_whole
+from offramp.checks import check_choice, check_number, check_whole
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet, builder
 
@@ -97,9 +96,7 @@ class FusionBlock(nn.Module):
     Args:
         layers: The layers; with `halves`, the last one halves the side.
         extra: 1 x 1 unit on the last of the low maps, appended after the last layer.
-        transition: Follows at the end, where there is one.
         low_maps: Where the low maps lie in the trail of the sub-network below, one more than layers.
-        halves: Whether the last layer halves the side.
     """
 
     def __init__(
@@ -132,14 +129,8 @@ class FusionBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """One plain block; the fusion blocks before it, where a sub-network starts; the stem, where everything starts.
-
-    Args:
-        stem: In the first stage.
-        fusion: Fusion blocks of the sub-network that starts here.
-        plain: The block whose output the exit reads.
-        starts: Whether a sub-network starts here.
-        num_waiting: How many sub-networks start later.
+    """One plain block, whose output the exit reads; the fusion blocks before it, where a sub-network starts; the stem,
+    where everything starts. `num_waiting` sub-networks start later.
     """
 
     def __init__(

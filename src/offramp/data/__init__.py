@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 from offramp import config as configuration
 from offramp import registry
+from offramp.batch import Batch
 from offramp.config import DataConfig
-from offramp.data.base import Batch, HeldOut, Parts, Split
-from offramp.data.builder import SETTINGS, builder
+from offramp.data.base import SETTINGS, HeldOut, Parts, Split, builder
 from offramp.data.cifar import cifar10, cifar100
 from offramp.data.class_folders import folder, imagenet
 from offramp.data.fashion import fashion_mnist

@@ -5,36 +5,29 @@ B images of a batch, S images of a split, C channels, H and W pixels.
 
 import contextlib
 import copy
+import functools
 import hashlib
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from offramp.batch import Batch
 from offramp.checks import check_whole
-from offramp.config import DataConfig
+from offramp.config import DataConfig, Spec
 from offramp.data.inputs import Inputs
 from offramp.data.randomness import Draw, IntArray, Purpose, permutation
 from offramp.errors import UsageError
 from offramp.processes import share_of
 
-
-class Batch(NamedTuple):
-    """This process's share of one global batch; it may be empty."""
-
-    images_BCHW: Tensor
-    """float32, normalised."""
-    targets_B: Tensor
-    """Classes, int64."""
-    indices_B: Tensor
-    """Positions in the official training or test set, int64."""
-    size: int
-    """Images of the global batch, over all processes."""
+P = ParamSpec("P")
+SETTINGS = ("root", "batch_size", "holdout", "workers", "skip_unreadable")  # of DataConfig: arguments of builders
 
 
 class Split(ABC):
@@ -47,7 +40,6 @@ class Split(ABC):
         name: Data set and part, such as `cifar100/search`.
         labels_S: Class of each image, in `[0, number of classes)`.
         indices_S: Position of each image in the official training or test set.
-        class_names: One name per class.
         image_shape: `(C, H, W)` of what `read` gives.
         batch_size: Images per step, over all processes together.
         training: Whether the images are shuffled and augmented.
@@ -247,3 +239,36 @@ class Parts(NamedTuple):
         """`HeldOut.description`, and each part's number of images and fingerprint."""
         parts = {part.name: {"images": len(part), "fingerprint": part.fingerprint()} for part in self.splits()}
         return {**self.val.description(), "parts": parts}
+
+
+def builder(function: Callable[P, Parts]) -> Callable[P, Parts]:
+    """Make a builder attach the `DataConfig` by which `load` builds the same again.
+
+    The builder is registered under its own name, with hyphens; a `path` argument, made absolute, becomes part of the
+    name (`folder:PATH`). What differs from its default and is no field of `DataConfig` stands in `source.args`.
+
+    What most of them take: `batch_size`, images per step, over all processes together; `holdout`, training images held
+    out, by default at most a tenth; `split_seed`, of the permutation whose last entries these are; `limit`, to train on
+    only so many images, the held-out ones among them.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def build_and_sign(*args: P.args, **kwargs: P.kwargs) -> Parts:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        values = dict(bound.arguments)
+        name = function.__name__.replace("_", "-")
+        if "path" in values:
+            name = f"{name}:{Path(values.pop('path')).expanduser().resolve()}"
+        settings = {key: values.pop(key) for key in SETTINGS if key in values}
+        if settings.get("root") is not None:
+            settings["root"] = str(settings["root"])
+        arguments = {key: value for key, value in values.items() if value != signature.parameters[key].default}
+        config = DataConfig(source=Spec(name, arguments), **settings)  # first: it checks the settings
+        parts = function(*args, **kwargs)
+        for split in parts.splits():
+            split.config = config
+        return parts
+
+    return build_and_sign

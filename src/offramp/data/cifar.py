@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from offramp.data.archives import check, download, root_folder
-from offramp.data.base import Parts
-from offramp.data.builder import builder
+from offramp.data.base import Parts, builder
 from offramp.data.memory import Look, official_parts
 from offramp.data.partition import Cut
 from offramp.data.randomness import IntArray
@@ -45,12 +44,8 @@ def cifar10(
     The paper's lambda for it (0.075) is not the default: `offramp reproduce table4` trains by it, and its page shows
     the command of each run.
 
-    Args:
-        root: Folder with `cifar-10-python.tar.gz`, or with the folder `cifar-10-batches-py` out of it.
-        batch_size: Images per step, over all processes together.
-        holdout: Training images held out (default 5,000, but at most a tenth of them).
-        split_seed: Seed of the permutation whose last entries are held out.
-        limit: Train on only so many images; held-out ones are among them.
+    `root` is the folder with `cifar-10-python.tar.gz`, or with the folder `cifar-10-batches-py` out of it. 5,000 images
+    are held out by default.
     """
     return _cifar("cifar10", LOOK10, root, batch_size, Cut(holdout, split_seed, limit, HOLDOUT))
 
@@ -66,12 +61,8 @@ def cifar100(
 ) -> Parts:
     """CIFAR-100: 50,000 and 10,000 colour images of 32 pixels, 100 (fine) classes; random crop (padding 4) and flip.
 
-    Args:
-        root: Folder with `cifar-100-python.tar.gz`, or with the folder `cifar-100-python` out of it.
-        batch_size: Images per step, over all processes together.
-        holdout: Training images held out (default 5,000, but at most a tenth of them).
-        split_seed: Seed of the permutation whose last entries are held out.
-        limit: Train on only so many images; held-out ones are among them.
+    `root` is the folder with `cifar-100-python.tar.gz`, or with the folder `cifar-100-python` out of it. 5,000 images
+    are held out by default.
     """
     return _cifar("cifar100", LOOK100, root, batch_size, Cut(holdout, split_seed, limit, HOLDOUT))
 

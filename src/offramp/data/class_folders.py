@@ -13,8 +13,7 @@ import numpy as np
 
 from offramp.checks import check_flags, check_whole
 from offramp.data.archives import root_folder
-from offramp.data.base import Parts
-from offramp.data.builder import builder
+from offramp.data.base import Parts, builder
 from offramp.data.files import MEAN, STD, FileSplit, Listing, check_found, unreadable
 from offramp.data.inputs import MAX_MEGAPIXELS, check_megapixels, decode
 from offramp.data.partition import Cut, divide, share_for_test, training_part
@@ -55,16 +54,8 @@ def imagenet(
 
     Args:
         root: Folder with `train` and `val`, or with a folder `imagenet` that has them.
-        image_size: Height and width given to the network.
-        batch_size: Images per step, over all processes together.
-        holdout: Training images held out (default 50,000, but at most a tenth of them).
-        split_seed: Seed of the permutation whose last entries are held out.
-        limit: Train on only so many images; held-out ones are among them.
-        workers: Processes that decode images, for each training process; 0: none besides it.
-        max_megapixels: Images of more million pixels are refused before they are decoded.
-        skip_unreadable: Leave out image files that cannot be used, instead of refusing the folder.
-        mean: Of red, green and blue, scaled to [0, 1]: what images are normalised by. Default: ImageNet's.
-        std: Likewise.
+        holdout: By default 50,000, but at most a tenth of the images.
+        others: As of `folder`.
     """
     cut = Cut(holdout, split_seed, limit, IMAGENET_HOLDOUT)
     folder = _imagenet_in(root_folder(root))
@@ -127,15 +118,11 @@ def folder(
         image_size: Height and width given to the network. Default: the largest of 32, 64, 96, 128 and 224 that is not
             larger than the median shorter side of (32 of) the images trained on.
         flip: Whether training images are mirrored with probability 1/2.
-        batch_size: Images per step, over all processes together.
-        holdout: Training images held out (default: a tenth, at least 2).
-        split_seed: Seed of the permutation whose last entries are held out.
-        limit: Train on only so many images; held-out ones are among them.
+        batch_size, holdout, split_seed, limit: See `builder`.
         workers: Processes that decode images, for each training process; 0: none besides it.
         max_megapixels: Images of more million pixels are refused before they are decoded.
         skip_unreadable: Leave out image files that cannot be used, instead of refusing the folder.
-        mean: Of red, green and blue, scaled to [0, 1]: what images are normalised by. Default: ImageNet's.
-        std: Likewise.
+        mean, std: Of red, green and blue, scaled to [0, 1]: what images are normalised by. Default: ImageNet's.
     """
     cut = Cut(holdout, split_seed, limit)
     path = Path(path).expanduser()
@@ -186,9 +173,7 @@ def _subfolders(path: Path) -> list[str]:
 def list_images(folder: Path, class_names: tuple[str, ...] | None = None) -> Listing:
     """The images in the class folders of `folder`. Hidden files, and files that are no images, are passed over.
 
-    Args:
-        folder: It.
-        class_names: The classes there may be. Default: the names of the folders, sorted; each must have an image.
+    The classes there may be are the names of the folders, sorted, if none are given; then each must have an image.
     """
     present = _subfolders(folder)
     loose = [

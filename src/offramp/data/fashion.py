@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from offramp.data.archives import check, download, root_folder
-from offramp.data.base import Parts
-from offramp.data.builder import builder
+from offramp.data.base import Parts, builder
 from offramp.data.memory import Look, official_parts
 from offramp.data.partition import Cut
 from offramp.data.randomness import IntArray
@@ -45,13 +44,8 @@ def fashion_mnist(
 ) -> Parts:
     """Fashion-MNIST: 60,000 and 10,000 grey images of 28 pixels, 10 classes; random crop (padding 4) and flip.
 
-    Args:
-        root: Folder with the four files, or with a folder `fashion-mnist` that has them. Where it has none, Debian's
-            package is used if it is installed.
-        batch_size: Images per step, over all processes together.
-        holdout: Training images held out (default 5,000, but at most a tenth of them).
-        split_seed: Seed of the permutation whose last entries are held out.
-        limit: Train on only so many images; held-out ones are among them.
+    `root` is the folder with the four files, or with a folder `fashion-mnist` that has them. Where it has none,
+    Debian's package is used if it is installed. 5,000 images are held out by default.
     """
     cut = Cut(holdout, split_seed, limit, HOLDOUT)
     train, test = (read(part, root_folder(root)) for part in ("train", "t10k"))

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from offramp.data.augment import CROP_UNIFORMS, Uniforms, central_cut, cut, normalise, random_box, resize
 from offramp.data.base import Split
-from offramp.data.inputs import MAX_MEGAPIXELS, Inputs, check_megapixels, decode, not_too_thin
+from offramp.data.inputs import MAX_MEGAPIXELS, Inputs, decode, not_too_thin
 from offramp.data.randomness import Draw, IntArray
 from offramp.devices import sent
 from offramp.errors import OfframpError, SeveralErrors, UsageError, first_line
@@ -48,8 +48,6 @@ class Listing:
     Attributes:
         folder: What `files` are relative to.
         files: Paths, in an order that is the same on every machine.
-        labels_S: Their classes.
-        class_names: One name per class.
         unread: A sentence for each image file beside them that is of no kind that is read.
         left_out: A sentence for each that could not be used and was left out; None where that was not asked for.
     """
@@ -78,18 +76,7 @@ class Listing:
 
 
 class FileSplit(Split):
-    """A split of labelled image files; see `Split` for the other arguments.
-
-    Args:
-        listing: The official set it is a part of.
-        image_size: Height and width given to the network.
-        flip: Whether training images are mirrored with probability 1/2.
-        workers: Processes that decode; 0: this one does.
-        home: See `Split.home`; default: the listing's folder.
-        max_megapixels: Images of more million pixels are refused before they are decoded.
-        mean: Of each channel, to normalise by; see `Inputs`.
-        std: Likewise.
-    """
+    """A split of labelled image files, a part of the official set that is listed; arguments as of `Split`, `folder`."""
 
     def __init__(
         self,
@@ -107,7 +94,6 @@ class FileSplit(Split):
         mean: tuple[float, ...] = MEAN,
         std: tuple[float, ...] = STD,
     ) -> None:
-        check_megapixels(max_megapixels)
         super().__init__(
             name,
             listing.labels_S[indices_S],
@@ -144,10 +130,7 @@ class FileSplit(Split):
             yield images_BCHW
 
     def unreadable(self, advance: Callable[[int], None]) -> list[str]:
-        """See `Split.unreadable`: decodes every file, about a millisecond an image and core.
-
-        Of several processes each looks at a share.
-        """
+        """See `Split.unreadable`: decodes every file, about a millisecond an image and core."""
         share_S = self.indices_S[share_of(len(self))]
         if self.listing.left_out is not None:
             advance(len(share_S))

@@ -14,8 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from offramp.checks import check_whole
-from offramp.data.base import HeldOut, Parts
-from offramp.data.builder import builder
+from offramp.data.base import HeldOut, Parts, builder
 from offramp.data.fashion import CLASS_NAMES, LOOK
 from offramp.data.memory import MemorySplit
 from offramp.data.randomness import IntArray
@@ -33,10 +32,6 @@ def garments(*, batch_size: int = 64, limit: int | None = None) -> Parts:
     The division is fixed: 3,000 for training, 800 for search, 2,000 for certify, 1,000 for test. Each part is the
     beginning of the part of that name that `fashion_mnist()` has, without images that Fashion-MNIST has twice. So a
     network trained on either has seen no image that is held out, or for test, in the other.
-
-    Args:
-        batch_size: Images per step, over all processes together.
-        limit: Train on only so many images.
     """
     if limit is not None:
         check_whole("limit", limit, 1)

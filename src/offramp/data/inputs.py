@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.checks import check_number
+from offramp.checks import check_choice, check_number
 from offramp.data.augment import central_cut, central_fit, grey, normalise
 from offramp.data.headers import has_more_scans, size_of
 from offramp.errors import OfframpError, UsageError, first_line
@@ -38,16 +38,11 @@ class Inputs:
     """How an image file becomes a network's input, and what the network's answers are called.
 
     Attributes:
-        class_names: N names.
         image_shape: `(C, H, W)` of the input. With one channel images become grey by the usual luma.
-        mean: Per channel, of pixels scaled to [0, 1].
-        std: Per channel, likewise.
+        mean, std: Per channel, of pixels scaled to [0, 1].
         resizing: `central-cut`: the shorter side is resized to 256 for 224 pixels, and in proportion otherwise, and the
             centre cut out (the test transform of image files). `central-fit`: the largest central crop of the input's
             aspect is resized to it; an image that has the input's size is left as it is.
-
-    Raises:
-        UsageError: Values that do not fit together.
     """
 
     class_names: tuple[str, ...]
@@ -70,18 +65,12 @@ class Inputs:
             )
         if not all(map(math.isfinite, self.mean)) or not all(0 < value < math.inf for value in self.std):
             raise UsageError(f"Mean must be finite, std finite and above 0; found {self.mean}, {self.std}.")
-        if self.resizing not in get_args(Resizing):
-            raise UsageError(f"resizing must be one of {', '.join(get_args(Resizing))}, not {self.resizing!r}.")
+        check_choice("resizing", self.resizing, get_args(Resizing))
         if self.resizing == "central-cut" and height != width:
             raise UsageError(f"central-cut makes square images, not {height} x {width}.")
 
     def read(self, path: str | Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:
-        """The image in a file as a network sees it, float32 `[C, H, W]`, normalised.
-
-        Raises:
-            OfframpError: No such file, or one that cannot be read as an image, or that has more than `max_megapixels`
-                million pixels.
-        """
+        """The image in a file as a network sees it, float32 `[C, H, W]`, normalised; errors as of `decode`."""
         return self._seen(decode(Path(path), max_megapixels), path)
 
     def read_content(self, content: bytearray, name: str, *, max_megapixels: float = MAX_MEGAPIXELS) -> Tensor:
@@ -125,12 +114,7 @@ class Inputs:
 
     @classmethod
     def load(cls, path: str | Path) -> "Inputs":
-        """Read what `save` wrote.
-
-        Raises:
-            UsageError: No such file, a folder, a file of a newer offramp.
-            OfframpError: A file that cannot be read, or that holds something else.
-        """
+        """Read what `save` wrote; errors as of `json_files.read`."""
         values = read(Path(path), dict[str, Any], newest=FORMAT)
         return convert({key: value for key, value in values.items() if key != "format"}, cls, path, exact=True)
 
@@ -203,7 +187,10 @@ def decode_content(content: bytearray, name: str | Path, max_megapixels: float =
 
 
 def _unreadable(name: str | Path, error: Exception) -> OfframpError:
-    return OfframpError(f"{name} cannot be read as an image ({_reason(error)}). Mend, replace or remove it.")
+    """The system's word, or the first sentence of a decoder's, without the place in its source that it begins with."""
+    reason = re.sub(r"^\S+, \S+:\d+, ", "", first_line(error)).partition(". ")[0].removesuffix(".")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else reason
+    return OfframpError(f"{name} cannot be read as an image ({reason}). Mend, replace or remove it.")
 
 
 def check_megapixels(value: float) -> None:
@@ -214,7 +201,7 @@ def check_megapixels(value: float) -> None:
 def _content(path: Path, max_megapixels: float) -> bytearray:
     """What is in a regular file. Nothing else is read, nor opened: a FIFO or a device may never end."""
     _check_regular(path.stat())
-    with open(path, "rb", opener=_open_at_once) as file:
+    with open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:  # a FIFO waits else
         status = os.fstat(file.fileno())
         _check_regular(status)  # again: this is what is read
         if status.st_size > max_megapixels * 1e6 * _BYTES_A_PIXEL + _BYTES_BESIDE:
@@ -225,18 +212,6 @@ def _content(path: Path, max_megapixels: float) -> bytearray:
     return content
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO would wait for a writer
-
-
 def _check_regular(status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is no regular file")
-
-
-def _reason(error: Exception) -> str:
-    """The system's word, or the first sentence of a decoder's, without the place in its source that it begins with."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    line = re.sub(r"^\S+, \S+:\d+, ", "", first_line(error))
-    return line.partition(". ")[0].removesuffix(".")

@@ -29,8 +29,7 @@ class Look:
     """How pixels become what a network sees: normalisation always, the rest for training only.
 
     Attributes:
-        mean: Per channel, of pixels scaled to [0, 1] (uint8) or as they are (float32).
-        std: Per channel, likewise.
+        mean, std: Per channel, of pixels scaled to [0, 1] (uint8) or as they are (float32).
         padding: Width of the black border out of which the image is cropped at random.
         flip: Whether half the images are mirrored.
         by_channel: Whether each channel is cropped and mirrored by itself.
@@ -44,11 +43,7 @@ class Look:
 
 
 class MemorySplit(Split):
-    """A split of an array `[S, C, H, W]` of pixels, uint8 or float32; see `Split` for the other arguments.
-
-    Attributes:
-        pixels_SCHW: The whole array, shared by all splits of it.
-    """
+    """A split of an array `[S, C, H, W]` of pixels, uint8 or float32, shared by all splits of it; see `Split`."""
 
     def __init__(
         self,
@@ -138,13 +133,7 @@ def official_parts(
     class_names: Sequence[str],
     batch_size: int,
 ) -> Parts:
-    """The parts of a data set whose publisher says which images are for training and which for test.
-
-    Args:
-        train: Pixels and classes of the official training images.
-        test: The same for test.
-        cut: What is held out of `train`.
-    """
+    """The parts of a data set whose publisher gives pixels and classes for training and for test."""
     split = functools.partial(MemorySplit, look=look, class_names=class_names, batch_size=batch_size)
     whole = split(*test, f"{name}/test", np.arange(len(test[1])), False)
     return divide(name, np.arange(len(train[1])), functools.partial(split, *train), whole, cut)

@@ -45,15 +45,11 @@ def arrays(
     Args:
         images: `[S, C, H, W]` or `[S, H, W]`; uint8 of any range, or finite floats.
         labels: `[S]`, whole numbers in `[0, N)`.
-        test_images: The same for test. Without them a fixed fifth of each class is test.
-        test_labels: With `test_images`.
+        test_images, test_labels: The same for test. Without them a fixed fifth of each class is test.
         class_names: N names. Default: numbers up to the largest training label.
         padding: Width of the black (zero) border out of which training images are cropped at random.
         flip: Whether training images are mirrored with probability 1/2.
-        batch_size: Images per step, over all processes together.
-        holdout: Training images held out (default: a tenth, at least 2).
-        split_seed: Seed of the permutation whose last entries are held out.
-        limit: Train on only so many images; held-out ones are among them.
+        batch_size, holdout, split_seed, limit: See `builder`.
 
     Raises:
         UsageError: Shapes, types or values that do not fit, with the first offending index.

@@ -15,8 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from offramp.data import fashion
 from offramp.data.archives import root_folder
-from offramp.data.base import Parts
-from offramp.data.builder import builder
+from offramp.data.base import Parts, builder
 from offramp.data.memory import Look, official_parts
 from offramp.data.partition import Cut
 from offramp.data.randomness import IntArray, Purpose, permutation
@@ -44,12 +43,7 @@ def fashion_pairs(
     Each training garment is in one training image, so that none is in two of train, search and certify. Each test
     garment is in three test images, once in each channel: these are not quite independent of each other.
 
-    Args:
-        root: See `fashion_mnist`.
-        batch_size: Images per step, over all processes together.
-        holdout: Training images held out (default: a tenth of them).
-        split_seed: Seed of the permutation whose last entries are held out.
-        limit: Train on only so many images; held-out ones are among them.
+    `root` is that of `fashion_mnist`.
     """
     cut = Cut(holdout, split_seed, limit)
     train, test = (_read(part, root_folder(root)) for part in ("train", "t10k"))
@@ -73,17 +67,13 @@ def pairs(classes_S: IntArray, triples: IntArray) -> IntArray:
     """Which garments make an image: positions `[images, 3]` of the garments in its red, green and blue channel.
 
     The garments of each class, in a fixed random order, are cut into blocks of 100. A triple of different blocks makes
-    1,000 images, one for each combination of three classes, and uses each of its garments once.
-
-    Args:
-        classes_S: Of the garments; as many of each class.
-        triples: `[T, 3]` numbers of blocks, for the three channels.
+    1,000 images, one for each combination of three classes, and uses each of its garments once. There have to be
+    as many garments of each class; `triples` are `[T, 3]` numbers of blocks, for the three channels.
     """
     orders = [np.flatnonzero(classes_S == n) for n in range(N)]
     orders = [order[permutation(len(order), Purpose.PAIRS, len(classes_S), n)] for n, order in enumerate(orders)]
     blocks_BNNN = np.stack([order[: len(order) // N**2 * N**2].reshape(-1, N, N) for order in orders], axis=1)
-    red, green, blue = (
-        blocks_BNNN[numbers] for numbers in triples.T
-    )  # each [T, own class, one of the others', other's]
+    # Each [T, own class, one of the others', other's].
+    red, green, blue = (blocks_BNNN[numbers] for numbers in triples.T)
     channels = (red, green.transpose(0, 2, 1, 3), blue.transpose(0, 2, 3, 1))  # each [T, red's, green's, blue's class]
     return np.stack(channels, axis=-1).reshape(-1, 3)

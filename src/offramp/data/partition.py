@@ -24,7 +24,6 @@ class Cut:
 
     Attributes:
         holdout: Images held out; 0 for none. None: `usual_holdout`, but at most a tenth, and at least two.
-        split_seed: Seed of the permutation.
         limit: Keep only so many training images, the first of a fixed permutation, before anything is held out.
         usual_holdout: What is usual for the data set; None: a tenth.
     """
@@ -91,9 +90,6 @@ def divide(name: str, official_S: IntArray, make: MakeSplit, test: Split, cut: C
     Args:
         name: Of the data set; its parts are called `name/train` and so on.
         official_S: Positions of the official training images, ascending.
-        make: Makes a split from its name, positions and whether it is for training.
-        test: The test split, as it is.
-        cut: What is held out.
     """
     train_S, search_S, certify_S = cut_up(official_S, cut)
     order_S, holdout = np.concatenate([train_S, search_S, certify_S]), len(search_S) + len(certify_S)
@@ -116,9 +112,6 @@ def share_for_test(labels_S: npt.NDArray[np.integer]) -> tuple[IntArray, IntArra
 
     A fifth of each class (rounded down, but at least one image of two or more) is test, chosen by a fixed hash of the
     position: the same for everyone, whatever the seeds.
-
-    Raises:
-        UsageError: No class has two images.
     """
     order_S = np.lexsort((hashes(Purpose.TEST_SHARE, np.arange(len(labels_S))), labels_S))
     classes = np.split(order_S, np.flatnonzero(np.diff(labels_S[order_S])) + 1)

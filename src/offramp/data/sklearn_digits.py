@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from offramp.checks import check_whole
-from offramp.data.base import Parts
-from offramp.data.builder import builder
+from offramp.data.base import Parts, builder
 from offramp.data.memory import Look, MemorySplit, statistics
 from offramp.data.partition import Cut, divide, share_for_test
 
@@ -34,12 +33,7 @@ def digits(
     The crop shifts by one pixel in sixteen (padding 1 for 16 pixels). Normalised by the mean and deviation of
     all 1,442, which are constants of an image size, as CIFAR's are published: the same however they are divided.
 
-    Args:
-        image_size: Height and width, 8 to 256.
-        batch_size: Images per step, over all processes together.
-        holdout: Training images held out (default: a tenth, 144).
-        split_seed: Seed of the permutation whose last entries are held out.
-        limit: Train on only so many images; held-out ones are among them.
+    `image_size` is height and width, 8 to 256.
     """
     from sklearn.datasets import load_digits  # slow to import
 

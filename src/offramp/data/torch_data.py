@@ -140,9 +140,6 @@ def from_torch(given: Given, name: str, num_classes: int | None = None, *, train
         name: Data set and part, such as `mine/test`.
         num_classes: N. Default: `classes` of the data set, or the largest class and one.
         training: Whether the images are shuffled, and their random transforms are others in every epoch.
-
-    Raises:
-        UsageError: Something else, in words.
     """
     return given if isinstance(given, Split) else _made(given, name, num_classes, training)
 
@@ -225,8 +222,7 @@ HeldOutGiven = HeldOut | tuple[Given, Given] | Dataset[Any] | DataLoader[Any] | 
 def held_out(given: HeldOutGiven, num_classes: int | None = None) -> HeldOut:
     """Held-out images: a pair of `search` and `certify`, or one data set, of which each is a half drawn once.
 
-    Raises:
-        UsageError: See `from_torch`; a single `Split`, of which it is not known what it is for.
+    A single `Split` is refused: it is not known what it is for.
     """
     if given is None or isinstance(given, HeldOut):
         return given or HeldOut()

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from offramp.export.graph import Graph
-from offramp.export.part import BATCH, IR_VERSION, OPSET, Part, Parts
+from offramp.export.graph import FLOAT, INT64, Graph, Part, Parts, value_info
 from offramp.export.reading import read
 from offramp.policy import Measure
 
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
     import onnx
 
 LOGITS, MARK = "logits", "mark"
-FLOAT, INT64 = 1, 7  # of ONNX
 
 
 class Reading(NamedTuple):
@@ -38,17 +36,12 @@ def chain(
     exit `last` where it is wanted, and the tensors of the carry after stage `last`, in their order, where they are.
 
     Args:
-        parts: The network's.
         reads: Index into the carry of what each exit reads.
-        first: First stage.
-        last: Last stage.
         exit: Whether the exit behind stage `last` is part of it.
         carry: Whether what stage `last` passes on is given.
         reading: With it the exit gives `label` (int64) and `confidence` (float32), each `[B]`, in place of logits.
             `mark` `[B]`, 0 or NaN, is one more input then, the last one, and is added to logits and confidence.
     """
-    from onnx import helper
-
     graph = Graph("")
     stage = parts.stages[first]
     values = {name: name for name in stage.inputs}
@@ -67,7 +60,7 @@ def chain(
                 graph.call(LOGITS, logits)
                 outputs.append(_named(head, head.outputs[0], LOGITS))
             else:
-                inputs.append(helper.make_tensor_value_info(MARK, FLOAT, [BATCH]))
+                inputs.append(value_info(MARK, FLOAT))
                 marked = graph.add("Add", logits, graph.add("Unsqueeze", MARK, graph.ints(1)))
                 answer = read(graph, reading.measure, last, marked, reading.num_classes, ())
                 for name, value, kind in (
@@ -75,12 +68,11 @@ def chain(
                     ("confidence", graph.add("Add", answer.confidence, MARK), FLOAT),
                 ):
                     graph.call(name, value)
-                    outputs.append(helper.make_tensor_value_info(name, kind, [BATCH]))
+                    outputs.append(value_info(name, kind))
     for number, value in enumerate(carry_out if carry else ()):
         graph.call(f"carry_{number}", value)  # a name of its own: it may be an input that is passed on
         outputs.append(_named(stage, stage.outputs[number], f"carry_{number}"))
-    opset = [helper.make_opsetid("", OPSET)]
-    return helper.make_model(graph.finish("offramp", outputs, inputs), ir_version=IR_VERSION, opset_imports=opset)
+    return graph.model(outputs, inputs)
 
 
 def _named(part: Part, output: str, name: str) -> "onnx.ValueInfoProto":

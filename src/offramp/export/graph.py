@@ -1,17 +1,40 @@
-"""Writing an ONNX graph node by node, and taking other graphs into it."""
+"""A network's stages and exits as ONNX models, and graphs written node by node that take others in."""
 
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from offramp.export.part import Part
-
 if TYPE_CHECKING:
     import onnx
+
+
+OPSET = 18  # the first with reductions and antialiased resizing as torch has them; onnxruntime 1.14 runs it
+IR_VERSION = 8  # what came with that opset
+BATCH = "batch"  # the name of the first axis
+FLOAT, UINT8, INT32, INT64, BOOL, DOUBLE = 1, 2, 6, 7, 9, 11  # ONNX's numbers for types
+
+
+@dataclass(frozen=True)
+class Part:
+    """One stage or one exit as an ONNX model, and names in the order of the carry, without inputs it does not use."""
+
+    model: "onnx.ModelProto"
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A network in parts: K stages and K exits, float32, in evaluation mode, on images of one shape `(C, H, W)`."""
+
+    stages: tuple[Part, ...]
+    exits: tuple[Part, ...]
+    image_shape: tuple[int, int, int]
 
 
 class Graph:
@@ -78,15 +101,9 @@ class Graph:
         return name
 
     def part(self, part: Part, inputs: Mapping[str, str], shared: Mapping[bytes, str]) -> list[str]:
-        """A stage or an exit.
+        """A stage or an exit, which stays as it is; what its outputs are called here.
 
-        Args:
-            part: Stays as it is.
-            inputs: What its inputs are called here.
-            shared: Names of tensors that are there already, by their `content`.
-
-        Returns:
-            What its outputs are called here.
+        `inputs` says what its inputs are called, `shared` the names of tensors that are there already, by `content`.
         """
         # What passes a stage as it is needs no copy.
         graph = part.model.graph
@@ -119,6 +136,31 @@ class Graph:
         from onnx import helper
 
         return helper.make_graph(self._nodes, name, inputs, outputs, self._constants)
+
+    def model(
+        self, outputs: Sequence["onnx.ValueInfoProto"], inputs: Sequence["onnx.ValueInfoProto"]
+    ) -> "onnx.ModelProto":
+        """The graph as a model; nothing is checked."""
+        from onnx import helper
+
+        opset, whole = [helper.make_opsetid("", OPSET)], self.finish("offramp", outputs, inputs)
+        return helper.make_model(whole, ir_version=IR_VERSION, opset_imports=opset, producer_name="offramp")
+
+
+def checked(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """The model, after ONNX's own checks, with the shapes of all values."""
+    import onnx
+    from onnx import shape_inference
+
+    onnx.checker.check_model(model)
+    return shape_inference.infer_shapes(model, strict_mode=True)
+
+
+def value_info(name: str, kind: int, *sides: int | str) -> "onnx.ValueInfoProto":
+    """An input or output with the rows first, of a type by ONNX's number."""
+    from onnx import helper
+
+    return helper.make_tensor_value_info(name, kind, [BATCH, *sides])
 
 
 def content(tensor: "onnx.TensorProto") -> bytes:

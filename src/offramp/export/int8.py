@@ -18,7 +18,7 @@ from torch import Tensor
 
 from offramp.data import Split
 from offramp.errors import UsageError
-from offramp.export.part import Part, Parts
+from offramp.export.graph import Part, Parts, checked
 from offramp.export.tracing import quiet
 from offramp.network import EarlyExitNet
 from offramp.policy import CERTIFICATE, Policy
@@ -39,16 +39,12 @@ class Int8:
 
     Attributes:
         data: Name of the part of the data set whose images these are.
-        images: How many.
         accuracy: Of the policy's answers in int8, in percent.
-        accuracy_float32: In float32.
         exits: Accuracy of each exit in int8, if it answered every image, in percent.
-        exits_float32: In float32.
         policy: Under which both answered: its `measure` and `thresholds`; None: the last exit answered every image.
         same_exit: Share of the images that leave at the same exit.
         same_answer: Share of those that leave at the same exit with the same class.
         bytes: Of all parts.
-        bytes_float32: In float32.
     """
 
     data: str
@@ -83,8 +79,7 @@ def quantized(network: EarlyExitNet, made: Parts, images_SCHW: Tensor) -> Parts:
     of products saturate, give the same answers; activations in 8 bits from their smallest to their largest value.
 
     Args:
-        network: Whose parts these are.
-        made: In float32; they stay as they are.
+        made: The network's parts in float32; they stay as they are.
         images_SCHW: Like those to come, a few hundred, normalised as in training. Not those that are reported on.
 
     Raises:
@@ -108,19 +103,10 @@ def quantized(network: EarlyExitNet, made: Parts, images_SCHW: Tensor) -> Parts:
 
 
 def compared(network: EarlyExitNet, made: Parts, in_int8: Parts, policy: Policy | None, split: Split) -> Int8:
-    """What int8 costs: both run on every image of a split by onnxruntime, answers taken as the policy says.
+    """What int8 costs: the network's parts in float32 and `quantized` run on every image of a split, by onnxruntime.
 
-    `onnx_file` and `stages` write it beside the parts in int8.
-
-    Args:
-        network: Whose parts these are.
-        made: In float32.
-        in_int8: The same, `quantized`.
-        policy: Found on float32's logits, and used for both; None: the last exit answers.
-        split: Whose images neither scales nor thresholds have seen.
-
-    Raises:
-        UsageError: onnxruntime is not installed.
+    `onnx_file` and `stages` write it beside the parts in int8. Answers are taken as the policy says, which was found on
+    float32's logits; without one the last exit answers. Neither scales nor thresholds may have seen the images.
     """
     used = policy or Policy.to_the_end(network.num_exits)
     targets_S = torch.cat([batch.targets_B for batch in split.plain().batches()])
@@ -131,7 +117,7 @@ def compared(network: EarlyExitNet, made: Parts, in_int8: Parts, policy: Policy 
         chosen = used.choose(logits_KSC, network.num_classes)
         _, labels_KS = used.measure.over(logits_KSC, network.num_classes)
         exits = tuple(_percent(labels_S == targets_S) for labels_S in labels_KS)
-        columns.append((chosen, exits, _bytes(parts)))
+        columns.append((chosen, exits, sum(part.model.ByteSize() for part in (*parts.stages, *parts.exits))))
     (before, exits_float32, bytes_float32), (after, exits, size) = columns
     same_exit_S = before.exits_S == after.exits_S
     return Int8(
@@ -233,7 +219,6 @@ def _in_int8(part: Part, given: Sequence[Carry], operators: Sequence[str]) -> Pa
 def _tidied(file: Path, part: Part) -> "onnx.ModelProto":
     """What onnxruntime wrote, with the header of the part that it was made of, and all shapes known."""
     import onnx
-    from onnx import shape_inference
 
     model = onnx.load(file)
     model.ir_version, model.producer_name = part.model.ir_version, part.model.producer_name
@@ -241,12 +226,7 @@ def _tidied(file: Path, part: Part) -> "onnx.ModelProto":
     del model.opset_import[:]
     model.opset_import.extend(part.model.opset_import)
     del model.graph.value_info[:]
-    onnx.checker.check_model(model)
-    return shape_inference.infer_shapes(model, strict_mode=True)
-
-
-def _bytes(made: Parts) -> int:
-    return sum(part.model.ByteSize() for part in (*made.stages, *made.exits))
+    return checked(model)
 
 
 def _percent(right_S: Tensor) -> float:

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from offramp.data import Inputs
-from offramp.export.graph import Graph
+from offramp.export.graph import FLOAT, INT64, UINT8, Graph, Parts, checked, value_info
 from offramp.export.one_file import IMAGES
-from offramp.export.part import BATCH, IR_VERSION, OPSET, Parts
 from offramp.export.pixels import PIXELS, prepare
 from offramp.export.reading import read
 from offramp.network import EarlyExitNet
@@ -19,8 +18,6 @@ from offramp.policy import Measure
 
 if TYPE_CHECKING:
     import onnx
-
-_FLOAT, _UINT8, _INT64 = 1, 2, 7  # ONNX's numbers
 
 
 def levels(split: Parts, network: EarlyExitNet, measure: Measure, inputs: Inputs) -> "Iterator[onnx.ModelProto]":
@@ -30,9 +27,7 @@ def levels(split: Parts, network: EarlyExitNet, measure: Measure, inputs: Inputs
     the carry of the stage before, and what the measure remembers. Each gives `label` `[B]` (int64, from 0),
     `confidence` `[B]` in the measure's units, `probabilities` `[B, N]`, and what the next one takes.
     """
-    from onnx import helper
-
-    taken = [helper.make_tensor_value_info(IMAGES, _UINT8, [BATCH, *PIXELS])]
+    taken = [value_info(IMAGES, UINT8, *PIXELS)]
     state: tuple[str, ...] = ()
     last = len(split.stages) - 1
     for k, (stage, head) in enumerate(zip(split.stages, split.exits, strict=True)):
@@ -46,13 +41,10 @@ def levels(split: Parts, network: EarlyExitNet, measure: Measure, inputs: Inputs
         with graph.under(f"exit_{k + 1}/"):
             (logits,) = graph.part(head, dict.fromkeys(head.inputs, outputs[network.reads[k]]), {})
             answer = read(graph, measure, k, logits, network.num_classes, state)
-        graph_inputs = [
-            (answer.label, helper.make_tensor_value_info("label", _INT64, [BATCH])),
-            (answer.confidence, helper.make_tensor_value_info("confidence", _FLOAT, [BATCH])),
-            (
-                answer.probabilities,
-                helper.make_tensor_value_info("probabilities", _FLOAT, [BATCH, network.num_classes]),
-            ),
+        answers = [
+            (answer.label, value_info("label", INT64)),
+            (answer.confidence, value_info("confidence", FLOAT)),
+            (answer.probabilities, value_info("probabilities", FLOAT, network.num_classes)),
         ]
         passed = []
         if k < last:
@@ -61,21 +53,11 @@ def levels(split: Parts, network: EarlyExitNet, measure: Measure, inputs: Inputs
             passed += [(o, types[name]) for o, name in zip(outputs, stage.outputs, strict=True) if name in wanted]
             # Of a measure that remembers: the label, and how often in a row it was that.
             state = tuple(f"state_{k + 1}_{i}" for i in range(len(answer.state)))
-            kinds = zip(answer.state, state, (_INT64, _FLOAT), strict=False)
-            passed += [(value, helper.make_tensor_value_info(name, kind, [BATCH])) for value, name, kind in kinds]
-        for value, called in (*graph_inputs, *passed):
+            kinds = zip(answer.state, state, (INT64, FLOAT), strict=False)
+            passed += [(value, value_info(name, kind)) for value, name, kind in kinds]
+        for value, called in (*answers, *passed):
             graph.call(called.name, value)
-        yield _model(graph, taken, [called for _, called in (*graph_inputs, *passed)])
+        model = graph.model([called for _, called in (*answers, *passed)], taken)
+        checked(model)
+        yield model
         taken = [called for _, called in passed]
-
-
-def _model(graph: Graph, taken: "list[onnx.ValueInfoProto]", given: "list[onnx.ValueInfoProto]") -> "onnx.ModelProto":
-    import onnx
-    from onnx import helper, shape_inference
-
-    whole = graph.finish("offramp", given, taken)
-    opset = [helper.make_opsetid("", OPSET)]
-    model = helper.make_model(whole, ir_version=IR_VERSION, opset_imports=opset, producer_name="offramp")
-    onnx.checker.check_model(model)
-    shape_inference.infer_shapes(model, strict_mode=True)
-    return model

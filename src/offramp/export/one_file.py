@@ -5,33 +5,34 @@ runs the next stage on them alone, and scatters the answers of later exits into 
 the next `If`. Where no row goes on the branch does not run, and with it no kernel of any later stage.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+import offramp
+from offramp.certificate import Certificate
 from offramp.data import Inputs
 from offramp.errors import UsageError
-from offramp.export.graph import Graph, content
+from offramp.export.graph import BOOL, FLOAT, INT64, UINT8, Graph, Part, Parts, checked, content, value_info
 from offramp.export.int8 import Int8
-from offramp.export.metadata import metadata
-from offramp.export.part import BATCH, IR_VERSION, OPSET, Part, Parts
 from offramp.export.pixels import PIXELS, prepare
 from offramp.export.reading import Read, read
 from offramp.export.stage_files import check_policy
 from offramp.export.tracing import parts
 from offramp.network import EarlyExitNet
 from offramp.policy import NOBODY, PATIENCE, Policy
-from offramp.storage import write_atomically
+from offramp.storage import weights_hash, write_atomically
 
 if TYPE_CHECKING:
     import onnx
 
 IMAGES, THRESHOLDS = "images", "thresholds"
 OUTPUTS = ("label", "exit", "confidence", "probabilities")
-_TYPES = {"label": 7, "exit": 7, "confidence": 1, "probabilities": 1, "stays": 9}  # of ONNX: int64, float32, bool
+_TYPES = {"label": INT64, "exit": INT64, "confidence": FLOAT, "probabilities": FLOAT, "stays": BOOL}
 
 
 def onnx_file(
@@ -55,7 +56,6 @@ def onnx_file(
     The head of an exit that the policy closes (`NOBODY`) does not run, unless `thresholds` opens it.
 
     Args:
-        network: Stays as it is.
         policy: For this network, or for any.
         path: The file; one that is there is replaced.
         inputs: How an image becomes the input, and the names of the classes: for `preprocess` and the metadata.
@@ -64,9 +64,6 @@ def onnx_file(
         image_shape: `(C, H, W)`, where the network does not say it.
         made: The network's `parts`, where they are there already.
         int8: What was found of them, where they are `quantized`: for the metadata.
-
-    Returns:
-        The file's path.
 
     Raises:
         UsageError: ONNX is not installed, a part that cannot be traced or uses an operator that ONNX lacks (named), no
@@ -80,39 +77,95 @@ def onnx_file(
         raise UsageError(
             f"`inputs` makes images of shape {inputs.image_shape}; the network is for {split.image_shape}."
         )
-    texts = metadata(network, policy, split.image_shape, inputs, preprocess, int8)
+    texts = _metadata(network, policy, split.image_shape, inputs, preprocess, int8)
     model = joined(split, network, policy, inputs if preprocess else None, texts)
     file = Path(path).expanduser()
     write_atomically(file, model.SerializeToString(deterministic=True))
     return file
 
 
+def _metadata(
+    network: EarlyExitNet,
+    policy: Policy,
+    image_shape: Sequence[int],
+    inputs: Inputs | None,
+    preprocess: bool,
+    int8: Int8 | None,
+) -> dict[str, str]:
+    """What a file says of itself, `metadata_props` of ONNX: texts by name; lists and dictionaries are JSON.
+
+    Always `offramp` (the version), `weights` (their hash), `how_to_call`, `policy` (thresholds, measure, found). Where
+    they are known `classes`, `input` (image_shape, mean, std, resizing), `certificate` (in words), `origin` and
+    `licence` (of the trunk's weights). Of a file in 8 bits `int8`, what that costs; `weights` are the network's still.
+    """
+    texts = {
+        "offramp": offramp.__version__,
+        "weights": weights_hash(network.state_dict()),
+        "how_to_call": _how_to_call(network, policy, image_shape, preprocess),
+        "policy": json.dumps(asdict(policy), sort_keys=True),
+    }
+    if inputs is not None:
+        how = {key: value for key, value in asdict(inputs).items() if key != "class_names"}
+        texts |= {"classes": json.dumps(inputs.class_names), "input": json.dumps(how, sort_keys=True)}
+    certificate = Certificate.of(policy)
+    if certificate is not None:
+        texts["certificate"] = str(certificate)
+    if int8 is not None:
+        texts["int8"] = json.dumps(asdict(int8))
+    origin = network.origin
+    if origin is not None:
+        texts["origin"] = json.dumps(origin, sort_keys=True)
+        if origin.get("licence"):
+            texts["licence"] = str(origin["licence"])
+    return texts
+
+
+def _how_to_call(network: EarlyExitNet, policy: Policy, image_shape: Sequence[int], preprocess: bool) -> str:
+    channels, height, width = image_shape
+    images = (
+        "images: uint8 [B, height, width, 3], RGB pixels, all of one size, of any size."
+        if preprocess
+        else f"images: float32 [B, {channels}, {height}, {width}], normalised as in training (see `input`)."
+    )
+    K = network.num_exits
+    thresholds = (
+        f"thresholds (optional): float32 [{K - 1}]; an image leaves at the first exit whose confidence is at least its "
+        f"threshold; {NOBODY:g} lets no image leave there. Default: those of `policy`.\n"
+        if K > 1
+        else ""
+    )
+    return (
+        f"{images}\n{thresholds}"
+        f"label: int64 [B], the class, from 0 (see `classes`).\n"
+        f"exit: int64 [B], the exit that answered, from 0 to {K - 1}.\n"
+        f"confidence: float32 [B], {policy.measure.meaning}.\n"
+        f"probabilities: float32 [B, {network.num_classes}], of the exit that answered.\n"
+        "Stages that no image of the batch needs are not run."
+    )
+
+
 def joined(
     split: Parts, network: EarlyExitNet, policy: Policy, pixels: Inputs | None, texts: Mapping[str, str]
 ) -> "onnx.ModelProto":
     """The model that `onnx_file` writes; with `pixels` it takes such, and with `texts` as its metadata."""
-    import onnx
-    from onnx import helper, shape_inference
+    from onnx import helper
 
     graph = Graph("")
-    images, graph_inputs = IMAGES, [helper.make_tensor_value_info(IMAGES, 1, [BATCH, *split.image_shape])]
+    images, graph_inputs = IMAGES, [value_info(IMAGES, FLOAT, *split.image_shape)]
     if pixels is not None:
-        graph_inputs = [helper.make_tensor_value_info(IMAGES, 2, [BATCH, *PIXELS])]
+        graph_inputs = [value_info(IMAGES, UINT8, *PIXELS)]
         with graph.under("pixels/"):
             images = prepare(graph, pixels, IMAGES)
     last = len(split.stages) - 1
     if last:
         graph.constant(policy.thresholds[:-1], np.float32, THRESHOLDS)
-        graph_inputs.append(helper.make_tensor_value_info(THRESHOLDS, 1, [last]))
+        graph_inputs.append(helper.make_tensor_value_info(THRESHOLDS, FLOAT, [last]))
     writer = _Writer(split, network.reads, network.num_classes, policy, _shared(graph, split))
     for name, value in zip(OUTPUTS, writer.answers(graph, 0, {IMAGES: images}, ()), strict=True):
         graph.call(name, value)
-    whole = graph.finish("offramp", writer.typed(OUTPUTS), graph_inputs)
-    opset = [helper.make_opsetid("", OPSET)]
-    model = helper.make_model(whole, ir_version=IR_VERSION, opset_imports=opset, producer_name="offramp")
+    model = graph.model(writer.typed(OUTPUTS), graph_inputs)
     helper.set_model_props(model, dict(texts))
-    onnx.checker.check_model(model)
-    shape_inference.infer_shapes(model, strict_mode=True)
+    checked(model)
     return model
 
 
@@ -211,10 +264,6 @@ class _Writer:
 
     def typed(self, kinds: Sequence[str], values: Sequence[str] | None = None) -> list["onnx.ValueInfoProto"]:
         """Outputs of a graph: what they are, and what they are called if not so."""
-        from onnx import helper
-
-        values_info = []
-        for kind, name in zip(kinds, values or kinds, strict=True):
-            shape: list[str | int | None] = [BATCH, self.num_classes] if kind == "probabilities" else [BATCH]
-            values_info.append(helper.make_tensor_value_info(name, _TYPES[kind], shape))
-        return values_info
+        sides = {"probabilities": (self.num_classes,)}
+        named = zip(kinds, values or kinds, strict=True)
+        return [value_info(name, _TYPES[kind], *sides.get(kind, ())) for kind, name in named]

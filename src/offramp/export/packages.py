@@ -6,7 +6,7 @@ K exits.
 import io
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from offramp.data import Inputs
 from offramp.errors import UsageError
-from offramp.export.part import BATCH
+from offramp.export.graph import BATCH
 from offramp.export.stage_files import Stages, check_policy, describe
 from offramp.export.tracing import exportable, quiet, reason, stage_names, untraceable
 from offramp.network import Carry, EarlyExitNet, as_carry
@@ -38,11 +38,7 @@ def torch_packages(
     of `torch._inductor` and belong to this make of processor and this torch.
 
     Args:
-        network: Stays as it is.
-        folder: Where to; made if it is not there.
-        policy: Who leaves where, for the server; `stages.json` carries it.
-        inputs: How an image becomes the input, and the names of the classes, likewise.
-        image_shape: `(C, H, W)`, where the network does not say it.
+        policy, inputs, image_shape: As of `stages`.
         compiled: Compile ahead of time (AOTInductor); half a minute and more each, with a C++ compiler.
 
     Raises:
@@ -52,10 +48,9 @@ def torch_packages(
     if compiled:
         _need_compiler()
     twin, carries = exportable(network, image_shape)
-    ending = "aoti.pt2" if compiled else "pt2"
-    names = list(stage_names(carries))
-    described = describe(network, Path(folder), carries[0][0].shape[1:], names, ending, policy, inputs)
-    packed: Callable[[str, ExportedProgram], bytes] = _compiled if compiled else _saved
+    ending, packed = ("aoti.pt2", _compiled) if compiled else ("pt2", _saved)
+    image_shape = carries[0][0].shape[1:]
+    described = describe(network, Path(folder), image_shape, stage_names(carries), ending, policy, inputs)
     described.write([packed(name, program) for name, program in _programs(twin, carries)])
     return described
 

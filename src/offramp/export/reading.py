@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offramp.export.graph import Graph
+from offramp.export.graph import BOOL, FLOAT, Graph
 from offramp.policy import PATIENCE, Measure
 
 
@@ -85,8 +85,8 @@ def _minus_entropy(graph: Graph, shares: str) -> str:
 
 def _agreements(graph: Graph, label: str, log_probs: str, state: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     """How often in a row exits agreed, up to this one; and the label and the count, where a row is not broken."""
-    nan = graph.add("Cast", graph.add("IsNaN", log_probs), to=1)
-    broken = graph.add("Cast", graph.add("ReduceMax", nan, graph.ints(1), keepdims=0), to=9)
+    nan = graph.add("Cast", graph.add("IsNaN", log_probs), to=FLOAT)
+    broken = graph.add("Cast", graph.add("ReduceMax", nan, graph.ints(1), keepdims=0), to=BOOL)
     zero = graph.constant(0.0, np.float32)
     run = graph.add("Expand", zero, graph.add("Shape", label))
     if state:

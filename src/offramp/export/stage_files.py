@@ -13,8 +13,8 @@ from typing import Any
 import offramp
 from offramp.data import Inputs
 from offramp.errors import OfframpError, UsageError, first_line
+from offramp.export.graph import Part, Parts
 from offramp.export.int8 import Int8
-from offramp.export.part import Part, Parts
 from offramp.export.tracing import parts
 from offramp.json_files import convert, read, write
 from offramp.network import EarlyExitNet
@@ -53,19 +53,15 @@ class Stages:
     """A folder of stages and exits, as `stages` writes it.
 
     Attributes:
-        folder: Where the files are.
-        num_classes: N.
         damping: Whether the last output of each exit is the damping neuron.
         image_shape: `(C, H, W)` of the images that the first stage takes, normalised as in training.
         weights: Hash of the network's weights (`storage.weights_hash`), in float32 whatever the files are in.
-        stages: K of them.
-        exits: K of them; logits `[B, N]`, or `[B, N + 1]` with the damping neuron.
+        exits: Logits `[B, N]`, or `[B, N + 1]` with the damping neuron.
         offramp: The version that wrote it.
         classes: Names of the classes; None where they are not known.
         input: How an image becomes the input: `image_shape`, `mean`, `std`, `resizing` (see `data.Inputs`); or None.
         policy: Who leaves where, the fields of a `Policy`; or None.
-        origin: Where the trunk's weights come from (`EarlyExitNet.origin`); or None.
-        licence: Of those weights; or None.
+        origin: Where the trunk's weights come from (`EarlyExitNet.origin`), under the `licence`; or None.
         int8: Of files in 8 bits what that costs, the fields of an `Int8`; None: they are in float32.
     """
 
@@ -129,11 +125,7 @@ class Stages:
         return loaded
 
     def parts(self) -> Parts:
-        """The stages and exits themselves, where the files are ONNX.
-
-        Raises:
-            OfframpError: A file that is no ONNX.
-        """
+        """The stages and exits themselves, where the files are ONNX."""
         import onnx
         from google.protobuf.message import DecodeError  # onnx brings it
 
@@ -185,12 +177,9 @@ def stages(
 ) -> Stages:
     """Write each stage and each exit as an ONNX file, and `stages.json`; files that are there are replaced.
 
-    All take any number of rows, also none, on their first axis. `stages.json` is written last: with it the folder is
-    whole.
+    All take any number of rows, also none, on their first axis. The network stays as it is.
 
     Args:
-        network: Stays as it is.
-        folder: Where to; made if it is not there.
         policy: Who leaves where, for the server; `stages.json` carries it.
         inputs: How an image becomes the input, and the names of the classes, likewise.
         image_shape: `(C, H, W)`, where the network does not say it.

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import UsageError
-from offramp.export.graph import rename
-from offramp.export.part import BATCH, IR_VERSION, OPSET, Part, Parts
+from offramp.export.graph import BATCH, IR_VERSION, OPSET, Part, Parts, checked, rename
 from offramp.graphs.exit_writes import check_skippable
 from offramp.graphs.folding import fold
 from offramp.network import Carry, EarlyExitNet, as_carry
@@ -43,10 +42,6 @@ def exportable(network: EarlyExitNet, image_shape: Sequence[int] | None = None) 
     """What is exported: a copy on the CPU, in float32 and evaluation mode. And an example of each carry, images first.
 
     Batch norm is folded before anything is traced: the exporter would do it after, in half as long again.
-
-    Raises:
-        UsageError: A network that does not say which images it is made for, where `image_shape` does not either; an
-            exit that writes into a map that a later part reads.
     """
     shape = network.shape_of_images(image_shape)
     twin = copy.deepcopy(network).eval().requires_grad_(False).to("cpu", torch.float32)
@@ -61,11 +56,7 @@ def exportable(network: EarlyExitNet, image_shape: Sequence[int] | None = None) 
 
 
 def parts(network: EarlyExitNet, image_shape: Sequence[int] | None = None) -> Parts:
-    """A network's stages and exits as ONNX models; the network stays as it is.
-
-    Args:
-        network: Any whose stages and exits torch.export can trace.
-        image_shape: `(C, H, W)`, where the network does not say it.
+    """A network's stages and exits as ONNX models; `image_shape` is `(C, H, W)`, where the network does not say it.
 
     Raises:
         UsageError: ONNX is not installed, a part that cannot be traced or uses an operator that ONNX lacks (named), no
@@ -231,9 +222,6 @@ def _call(graph: "onnx.GraphProto", new: Mapping[str, str]) -> None:
 
 def _tidy(model: "onnx.ModelProto") -> None:
     """Leave out where in whose source each node came from; name the first axis; know all shapes."""
-    import onnx
-    from onnx import shape_inference
-
     model.ir_version, model.producer_name = IR_VERSION, "offramp"
     graph = model.graph
     del graph.value_info[:]
@@ -247,5 +235,4 @@ def _tidy(model: "onnx.ModelProto") -> None:
         dimensions = value.type.tensor_type.shape.dim
         if dimensions and dimensions[0].dim_param:
             dimensions[0].dim_param = BATCH
-    onnx.checker.check_model(model)
-    model.CopyFrom(shape_inference.infer_shapes(model, strict_mode=True))
+    model.CopyFrom(checked(model))

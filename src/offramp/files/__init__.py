@@ -32,13 +32,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from offramp.files.asked import is_finished, keep_asked
-from offramp.files.folder import FORMAT, OWNER, RunFolder, weights_of
+from offramp.files.folder import CARD, FORMAT, OWNER, RunFolder, weights_of
 from offramp.files.kinds import Ancestor, Clock, Division, Epoch, HeldOutImages, Origin, RunConfig, Start
 
 if TYPE_CHECKING:
     from offramp.files.network import load, load_weights
 
 __all__ = [
+    "CARD",
     "FORMAT",
     "OWNER",
     "Ancestor",

@@ -18,6 +18,7 @@ from offramp.storage import DamagedFileError
 
 FORMAT = 2  # of the folder; a run folder of a newer format is refused
 _BOUND = 2  # the first format whose checkpoints and weights say which run they are of
+CARD = "card.json"  # what a network that ships with offramp says of itself
 OWNER = "run"  # under which they say it: `RunFolder.identity`
 
 

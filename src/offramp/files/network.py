@@ -44,7 +44,12 @@ def check_owner(file: Path, metadata: Mapping[str, str]) -> None:
 
 def load_weights(network: EarlyExitNet, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Put `tensors` into `network`; every name and shape must fit, or the error shows what does not."""
-    own = network.state_dict()
+    check_fit(network.state_dict(), tensors, source)
+    network.load_state_dict(dict(tensors))
+
+
+def check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Refuse tensors of other names or shapes than a network's own; the error shows which."""
     missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     shapes = [
         f"{name} is {list(tensors[name].shape)} there, {list(own[name].shape)} here"
@@ -56,7 +61,6 @@ def load_weights(network: EarlyExitNet, tensors: Mapping[str, Tensor], source: P
     problems += [f"{len(shapes)} of another shape: {sorted(shapes)[0]}"] if shapes else []
     if problems:
         raise UsageError(f"{source} does not fit this network: {'; '.join(problems)}.")
-    network.load_state_dict(dict(tensors))
 
 
 def shape_of(tensors: Mapping[str, Tensor], names: Sequence[str]) -> str:

@@ -43,15 +43,12 @@ class GraphPart(fx.GraphModule):
 
 @dataclass(frozen=True)
 class Crossing:
-    """What is still read after a place in the graph.
-
-    Attributes:
-        nodes: Their values make the carry.
-        why_not: Why they cannot, in words that follow "after `layer`"; None where they can.
-    """
+    """What is still read after a place in the graph."""
 
     nodes: tuple[fx.Node, ...]
+    """Their values make the carry."""
     why_not: str | None
+    """Why they cannot, in words that follow "after `layer`"; None where they can."""
 
 
 class Cutter:
@@ -66,7 +63,7 @@ class Cutter:
         *self.nodes, self.output = [node for node in traced.graph.nodes if node.op != "placeholder"]
         (self.images,) = [node for node in traced.graph.nodes if node.op == "placeholder"]
         self.place = {self.images: -1} | {node: i for i, node in enumerate([*self.nodes, self.output])}
-        self._depends = self._find_dependent()
+        self.depends = self._find_dependent()
         self.kept = self._find_kept()
         self._last_use = self._find_last_uses()
         self._weights = self._find_weights()
@@ -82,7 +79,7 @@ class Cutter:
     def crossing(self, place: int) -> Crossing:
         """What crosses a place, in the order in which it was made."""
         nodes = [self.images, *self.nodes[: place + 1]]
-        live = tuple(n for n in nodes if self._depends[n] and self._last_use.get(n, -1) > place)
+        live = tuple(n for n in nodes if self.depends[n] and self._last_use.get(n, -1) > place)
         shared = sorted({name for name, first, last in self._weights if first <= place < last})
         if shared:
             return Crossing(live, f"the weights {shared[0]} are used both before and after it")
@@ -93,24 +90,16 @@ class Cutter:
         return Crossing(live, None)
 
     def part(self, after: int, until: int, reads: Sequence[fx.Node], gives: Sequence[fx.Node], own: bool) -> GraphPart:
-        """The nodes after place `after` up to place `until` as a module that maps tensors to tensors.
+        """The nodes after place `after` up to place `until` as a module from values of `reads` to those of `gives`.
 
-        Args:
-            after: The place it starts after.
-            until: The last place in it.
-            reads: Whose values it is called with.
-            gives: Whose values it gives; one alone as it is, several as a tuple.
-            own: Whether `reads` are cloned first, because something in it writes into them.
+        One value alone is given as it is, several as a tuple. With `own` what it reads is cloned first, because
+        something in it writes there.
         """
         extraction = _Extraction(self, reads, own)
         for node in self.nodes[after + 1 : until + 1]:
-            if node in self.kept and (self._depends[node] or changes_in_place(node)):
+            if node in self.kept and (self.depends[node] or changes_in_place(node)):
                 extraction.copy(node)
         return extraction.finish(gives)
-
-    def depends(self, node: fx.Node) -> bool:
-        """Whether a node gives a tensor (or several) that depends on the images."""
-        return self._depends[node]
 
     def parameters_of(self, nodes: Iterable[fx.Node]) -> list[str]:
         """Names of the parameters that nodes use directly or as a module."""
@@ -128,12 +117,13 @@ class Cutter:
         sources, todo = [node], [node]
         while todo:
             for read in todo.pop().all_input_nodes:
-                if not self._depends[read] and read not in sources and not _is_number(self.values[read]):
+                if not self.depends[read] and read not in sources and not _is_number(self.values[read]):
                     sources.append(read)
                     todo.append(read)
         return sources
 
     def _find_dependent(self) -> dict[fx.Node, bool]:
+        """Whether a node gives a tensor (or several) that depends on the images."""
         depends = {self.images: True}
         for node in [*self.nodes, self.output]:
             reads = any(depends[n] for n in node.all_input_nodes)
@@ -144,7 +134,7 @@ class Cutter:
         """Nodes whose values are read, and those that do something besides giving a value."""
         kept = {self.output}
         for node in reversed([*self.nodes, self.output]):
-            if node in kept or _has_effect(node):
+            if node in kept or node.op == "call_module" or changes_in_place(node):
                 kept |= {node, *(n for n in node.all_input_nodes if not self._is_written_out(n))}
         return kept
 
@@ -155,7 +145,7 @@ class Cutter:
         places: dict[fx.Node, int] = {}
         for node in [*self.nodes, self.output]:
             if node in self.kept:
-                places.update((read, self.place[node]) for read in node.all_input_nodes if self._depends[read])
+                places.update((read, self.place[node]) for read in node.all_input_nodes if self.depends[read])
         return places
 
     def _find_weights(self) -> list[tuple[str, int, int]]:
@@ -164,9 +154,9 @@ class Cutter:
         places: dict[int, list[int]] = {}
         names: dict[int, str] = {}
         for node in self.nodes:
-            if node not in self.kept or not self._depends[node]:
+            if node not in self.kept or not self.depends[node]:
                 continue
-            sources = [s for n in node.all_input_nodes if not self._depends[n] for s in self.independent_sources(n)]
+            sources = [s for n in node.all_input_nodes if not self.depends[n] for s in self.independent_sources(n)]
             for name in self.parameters_of([node, *sources]):
                 if name in parameters:
                     names.setdefault(id(parameters[name]), name)
@@ -201,10 +191,6 @@ def _has_tensor(value: Any) -> bool:
     if isinstance(value, dict):
         value = tuple(value.values())
     return isinstance(value, Shape) or (isinstance(value, (tuple, list)) and any(map(_has_tensor, value)))
-
-
-def _has_effect(node: fx.Node) -> bool:
-    return node.op == "call_module" or changes_in_place(node)
 
 
 def _why_no_carry(values: Sequence[Any]) -> str | None:
@@ -261,15 +247,13 @@ class _Extraction:
             per_image = number(values)
             if per_image is not None:
                 return self._written_out(per_image)
-            if isinstance(values[0], (torch.device, torch.dtype)) and not self._is_here(node):
+            is_here = all(read in self.copies for read in node.all_input_nodes)
+            if isinstance(values[0], (torch.device, torch.dtype)) and not is_here:
                 name = "device" if isinstance(values[0], torch.device) else "dtype"
                 return self.graph.call_function(getattr, (self.inputs[0], name))
-        elif self.cutter.depends(node):
+        elif self.cutter.depends[node]:
             raise OfframpError(f"{node.name} is read after a cut and not carried; this is a bug of offramp.")
         return self.copy(node)
-
-    def _is_here(self, node: fx.Node) -> bool:
-        return all(read in self.copies for read in node.all_input_nodes)
 
     def _written_out(self, linear: tuple[Any, Any]) -> Any:
         base, slope = linear

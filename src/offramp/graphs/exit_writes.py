@@ -25,14 +25,8 @@ def check_skippable(network: EarlyExitNet, image_shape: Sequence[int]) -> None:
     """Refuse a network whose later answers change where an exit is not run, because that exit writes in place.
 
     Harmless, and not refused, is what a stage writes, because exits read before it; what the last exit writes; and what
-    changes no later logits. A network that cannot be tried is not refused. No hook of a module is called.
-
-    Args:
-        network: Tried in evaluation mode, on copies: nothing in it changes, and no random state does.
-        image_shape: `(channels, height, width)`.
-
-    Raises:
-        UsageError: Which exit writes, and who reads.
+    changes no later logits. A network that cannot be tried is not refused. It is tried in evaluation mode, on copies:
+    no hook of a module is called, and nothing in it or of a random state changes.
     """
     if torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return
@@ -40,8 +34,7 @@ def check_skippable(network: EarlyExitNet, image_shape: Sequence[int]) -> None:
     parameter = next(network.parameters(), torch.empty(0))
     with contextlib.suppress(Exception), _trial():  # anything may happen in code that is run on a copy
         like = torch.empty(1, *image_shape, dtype=parameter.dtype, device=parameter.device)
-        writes = _who_writes(_Copy(network), _noise(like))
-        writers = [k for name, k in writes if name.startswith("exit") and k < network.num_exits - 1]
+        writers = _writers(_Copy(network), _noise(like))
         readers = ((k, _reader(network, _noise(like), k)) for k in writers)
         conflict = next(((k, reader) for k, reader in readers if reader is not None), None)
     if conflict is not None:
@@ -85,18 +78,17 @@ def _noise(images: Tensor) -> Tensor:
     return torch.randn((2, *images.shape[1:]), device=images.device).to(images.dtype)
 
 
-def _who_writes(parts: _Copy, noise: Tensor) -> Iterator[tuple[str, int]]:
-    """Parts that write into their input maps, by name and place (from 0), as they are run."""
+def _writers(parts: _Copy, noise: Tensor) -> list[int]:
+    """The exits (from 0), but the last, that write into the map that they read."""
     carry: tuple[Any, ...] = (noise,)
-    for k in range(len(parts.stages)):
+    writers = []
+    for k in range(len(parts.stages) - 1):
+        carry = parts.stage(k, carry)
         before = _versions(carry)
-        outputs = parts.stage(k, carry)
-        if before != _versions(carry):
-            yield f"stage {k + 1}", k
-        carry, before = outputs, _versions(outputs)
         parts.exit(k, carry)
         if before != _versions(carry):
-            yield f"exit {k + 1}", k
+            writers.append(k)
+    return writers
 
 
 def _versions(maps: tuple[Any, ...]) -> list[int]:

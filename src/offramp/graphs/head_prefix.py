@@ -3,6 +3,7 @@
 B images.
 """
 
+import itertools
 from collections import OrderedDict
 
 import torch
@@ -27,18 +28,12 @@ def split_head(head: nn.Module) -> tuple[nn.Module, nn.Module]:
     if has_hooks(head):
         return nn.Identity(), head
     if type(head) is nn.Sequential:
-        return _cut_sequential(head)
+        prefix = [*itertools.takewhile(lambda layer: is_fixed(layer[1]), head.named_children())]
+        rest = [*head.named_children()][len(prefix) :]
+        return nn.Sequential(OrderedDict(prefix)), nn.Sequential(OrderedDict(rest))
     if isinstance(head, fx.GraphModule):
         return _cut_graph(head)
     return nn.Identity(), head
-
-
-def _cut_sequential(head: nn.Sequential) -> tuple[nn.Module, nn.Module]:
-    layers = list(head.named_children())
-    number = 0
-    while number < len(layers) and is_fixed(layers[number][1]):
-        number += 1
-    return nn.Sequential(OrderedDict(layers[:number])), nn.Sequential(OrderedDict(layers[number:]))
 
 
 def is_fixed(module: nn.Module) -> bool:

@@ -21,25 +21,17 @@ _MAKERS = (_ConvNd, nn.Linear, _BatchNorm)
 _MAKING = ("clone", torch.clone, torch.cat, nn.functional.conv2d, nn.functional.linear, nn.functional.batch_norm)
 
 
-def name_of(node: fx.Node) -> str:
-    """Of the function, method or module that a node calls."""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-
-
 def changes_in_place(node: fx.Node, module: nn.Module | None = None) -> bool:
     """Whether a node is known to change a tensor that it reads, whether or not its result is read.
 
-    Functions and methods are known by their names (`relu_`), arguments (`inplace`, `out`) or as operators (`x[0] = 1`).
-
-    Args:
-        node: Of any kind.
-        module: The module that it calls, if it calls one; known by its attribute `inplace`.
+    Functions and methods are known by their names (`relu_`), arguments (`inplace`, `out`) or as operators (`x[0] = 1`);
+    a module that it calls, by its attribute `inplace`.
     """
     if node.op == "call_module":
         return bool(getattr(module, "inplace", False))
     if node.op not in ("call_function", "call_method"):
         return False
-    name = name_of(node)
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     by_name = name.endswith("_") and not name.endswith("__")
     by_operator = node.target in _FUNCTIONS or (node.op == "call_method" and name in _METHODS)
     return by_name or by_operator or node.kwargs.get("out") is not None or _is_asked_for(node)

@@ -27,12 +27,7 @@ class Shape:
 
 
 class Fields(dict[str, Any]):
-    """What is kept of a value whose entries have names: a dict, or a dataclass such as many libraries give.
-
-    Args:
-        kind: Its type's name.
-        entries: What is kept of each entry.
-    """
+    """What is kept of a value whose entries have names, of a type called `kind`: a dict, or a library's dataclass."""
 
     def __init__(self, kind: str, entries: Mapping[str, Any]) -> None:
         super().__init__(entries)
@@ -40,12 +35,10 @@ class Fields(dict[str, Any]):
 
 
 class Interpreter(fx.Interpreter):
-    """Runs a graph of one placeholder, as a whole or node by node; values stand in `env`.
+    """Runs a graph of one placeholder, the images, as a whole or node by node; it may grow, and values stand in `env`.
 
     Args:
         module: What the nodes name; without memory (on meta) for shapes alone.
-        graph: It may grow.
-        images: What the placeholder stands for.
         keep: Whether values stay in `env` after their last use.
         attributes: Where attributes are read, if not in `module`.
     """
@@ -91,7 +84,6 @@ class Values:
     Args:
         traced: The module that is traced, without memory; it gets the constants.
         twin: The same, not being traced.
-        image_shape: `(channels, height, width)`.
     """
 
     def __init__(self, traced: nn.Module, twin: nn.Module, image_shape: tuple[int, int, int]) -> None:
@@ -115,11 +107,7 @@ class Values:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A copy.
-
-    Raises:
-        UsageError: Something in it cannot be copied: what, and where it is.
-    """
+    """A copy; refused is a model with something in it that cannot be copied: what, and where it is."""
     try:
         return copy.deepcopy(model)
     except (TypeError, RuntimeError) as error:  # of what holds a lock or a file; of a tensor with a history
@@ -157,13 +145,10 @@ def _can_copy(value: Any) -> bool:
 
 def meta_twin(model: nn.Module) -> nn.Module:
     """A copy without memory, for shapes."""
-    without_memory: dict[int, Any] = {id(t): _on_meta(t) for t in [*model.parameters(), *model.buffers()]}
+    without_memory: dict[int, Any] = {id(buffer): buffer.detach().to("meta") for buffer in model.buffers()}
+    for p in model.parameters():
+        without_memory[id(p)] = nn.Parameter(p.detach().to("meta"), p.requires_grad)
     return copy.deepcopy(model, without_memory)
-
-
-def _on_meta(tensor: Tensor) -> Tensor:
-    empty = tensor.detach().to("meta")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def values_of(model: nn.Module, graph: fx.Graph, image_shape: tuple[int, int, int]) -> dict[fx.Node, tuple[Any, ...]]:

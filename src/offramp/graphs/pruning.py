@@ -11,9 +11,8 @@ from offramp.graphs.tracer import Tracer
 def pruned(module: nn.Module, looks_into: Callable[[nn.Module], bool]) -> fx.GraphModule:
     """A graph of what the module's result depends on, with the module's own weights under their names.
 
-    Args:
-        module: Its own code runs alike in training and evaluation.
-        looks_into: Whether the code of a module inside is traced; it too runs alike. Others are called as they are.
+    Traced is the module's code and that of modules inside that it `looks_into`, all of which has to run alike in
+    training and evaluation. Others are called as they are.
     """
     graphed = fx.GraphModule(module, _Selective(looks_into).trace(module), type(module).__name__)
     graphed.graph.eliminate_dead_code(_with_effect(graphed).__contains__)

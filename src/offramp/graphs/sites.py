@@ -4,7 +4,6 @@ B images. A site is a place after the last operation of a module; of several mod
 it.
 """
 
-import difflib
 import itertools
 import math
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Literal
 import torch
 from torch import fx, nn
 
+from offramp.checks import near
 from offramp.costs import operations_of
 from offramp.errors import UsageError
 from offramp.graphs.cutting import Cutter
@@ -97,11 +97,7 @@ class Sites:
         return layout_of(value.sizes, sides, self._has_class_token(node)) if isinstance(value, Shape) else None
 
     def find(self, names: Sequence[str]) -> list[Site]:
-        """The sites that these modules name, which must stand in the order in which they are run.
-
-        Raises:
-            UsageError: An unknown name, one that cannot be cut after, names out of order or twice.
-        """
+        """The sites that these modules name, in the order in which they are run; whatever else is refused."""
         sites = [self._named(name) for name in names]
         for before, after in itertools.pairwise(sites):
             if before.place == after.place:
@@ -116,8 +112,7 @@ class Sites:
     def near_shares(self, shares: Sequence[float]) -> list[Site]:
         """A site near each share of the operations: few tensors, then a small carry, then the outermost module.
 
-        Raises:
-            UsageError: Shares that do not rise from 0 to 1, or with no site of their own.
+        Refused are shares that do not rise from 0 to 1, or with no site of their own.
         """
         if not shares or any(not 0 < share < 1 for share in shares) or sorted(set(shares)) != list(shares):
             raise UsageError(f"Shares of the operations must rise between 0 and 1, such as 0.25, 0.5, not {shares}.")
@@ -137,11 +132,7 @@ class Sites:
         return list(sites.values())
 
     def automatic(self) -> dict[float, Site]:
-        """What `auto` takes, by share: as `near_shares`, without those shares near which there is no site.
-
-        Raises:
-            UsageError: There is none near any.
-        """
+        """What `auto` takes, by share: as `near_shares`, without those shares near which there is no site."""
         sites = self._nearest_to(AUTO)
         if not sites:
             raise UsageError(
@@ -204,10 +195,6 @@ class Sites:
             upto[until] = upto[before] + operations_of(interpreter.run_nodes, self.cutter.nodes[before + 1 : until + 1])
         return upto
 
-    def nearest(self, place: int) -> Site | None:
-        """The good site nearest to a place, counted in operations of the graph."""
-        return min(self.good, key=lambda site: abs(site.place - place), default=None)
-
     @property
     def _model(self) -> str:
         return type(self.traced.model).__name__
@@ -237,18 +224,19 @@ class Sites:
             raise UsageError(
                 f"{self._model} cannot be cut after {name}: it is not called by itself.{self._hint(place)}"
             )
-        near = difflib.get_close_matches(name, list(self.ends), n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise UsageError(f"{self._model} has no module {name!r} to cut after.{hint} `offramp layers` lists them all.")
+        raise UsageError(
+            f"{self._model} has no module {name!r} to cut after.{near(name, [*self.ends])} `offramp layers` lists them "
+            "all."
+        )
 
     def _hint(self, place: int) -> str:
-        nearest = self.nearest(place)
+        nearest = min(self.good, key=lambda site: abs(site.place - place), default=None)
         return f" The nearest cut that works: {nearest.name}." if nearest else " There is no cut that works."
 
     def _last_tensor_of(self, name: str, place: int) -> fx.Node:
         """The node whose value a module gives: the last of its nodes that gives a tensor."""
         nodes: list[fx.Node] = self.cutter.nodes[: place + 1]
-        own = [n for n in nodes if name in self.traced.owners[n] and self.cutter.depends(n) and n in self.cutter.kept]
+        own = [n for n in nodes if name in self.traced.owners[n] and self.cutter.depends[n] and n in self.cutter.kept]
         return own[-1] if own else nodes[-1]
 
     def _has_class_token(self, node: fx.Node) -> bool:

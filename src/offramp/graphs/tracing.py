@@ -51,11 +51,7 @@ class Traced:
 
 
 def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> Traced:
-    """Trace a copy of `model`; the model stays as it is.
-
-    Raises:
-        UsageError: A model whose own `forward` cannot be traced, or that does not run on such images.
-    """
+    """Trace a copy of `model`; refused is one whose own `forward` cannot be traced or does not run on such images."""
     work = copied(model)
     twin = meta_twin(work)
     shadow = copy.deepcopy(twin).eval()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp import processes
-from offramp.data import Batch
+from offramp.batch import Batch
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet, Link
 from offramp.objectives import Objective, Terms

@@ -9,8 +9,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from offramp.batch import Batch
 from offramp.checks import SIZE, check_fields
-from offramp.data import Batch
 from offramp.rules.base import Outcome, TrainingRule
 from offramp.rules.surgery import weighting
 

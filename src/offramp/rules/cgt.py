@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from offramp.batch import Batch
 from offramp.checks import ABOVE_0, SHARE, check_fields
-from offramp.data import Batch
 from offramp.network import class_log_probs
 from offramp.objectives import Terms
 from offramp.objectives.base import LATER

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from offramp.batch import Batch
 from offramp.checks import SHARE, check_fields, number
-from offramp.data import Batch
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet, last_linear
 from offramp.rules.base import Outcome, TrainingRule

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.data import Batch
+from offramp.batch import Batch
 from offramp.network import Carry
 from offramp.rules.base import Outcome, TrainingRule
 from offramp.rules.linked import exchanged

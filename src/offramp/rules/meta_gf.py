@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from offramp.batch import Batch
 from offramp.checks import SHARE, SIZE, check_fields
-from offramp.data import Batch
 from offramp.errors import UsageError
 from offramp.network import EarlyExitNet
 from offramp.objectives import Terms

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from offramp.batch import Batch
 from offramp.checks import ABOVE_0, SHARE, check_fields
-from offramp.data import Batch
 from offramp.errors import OfframpError, UsageError
 from offramp.loading import load
 from offramp.network import Carry, EarlyExitNet

@@ -5,7 +5,7 @@ K exits.
 
 from torch import Tensor
 
-from offramp.data import Batch
+from offramp.batch import Batch
 from offramp.rules.base import Outcome, TrainingRule
 from offramp.rules.surgery import weighting
 

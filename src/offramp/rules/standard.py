@@ -1,6 +1,6 @@
 """The usual training: one forward pass, one backward pass, one optimiser step a batch."""
 
-from offramp.data import Batch
+from offramp.batch import Batch
 from offramp.rules.base import Outcome, TrainingRule
 
 

@@ -14,8 +14,8 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from offramp import processes
+from offramp.batch import Batch
 from offramp.checks import ABOVE_0, SIZE, check_fields, whole
-from offramp.data import Batch
 from offramp.errors import UsageError, first_line
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy

@@ -73,12 +73,9 @@ def is_installed(backend: Backend) -> bool:
 def usual_forms(
     device: torch.device, *, backend: Literal["auto", Backend] = "auto", bf16: bool = False
 ) -> tuple[Form, ...]:
-    """The forms worth trying on a device, in float32 and, if wanted, in bf16.
+    """The forms worth trying on a device, in float32 and, if wanted, in bf16; `auto`: of all backends installed.
 
-    Args:
-        device: Where to compute; on a GPU that is torch's alone.
-        backend: `auto`: all that are installed.
-        bf16: Whether bf16 is wanted too.
+    On a GPU that is torch's alone.
     """
     if backend != "auto":
         names = [backend]

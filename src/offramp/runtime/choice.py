@@ -3,6 +3,7 @@
 B images of a batch, K exits, S images, R numbers of rows at which times were taken. All times are milliseconds.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -87,15 +88,12 @@ class Expected(NamedTuple):
 
 @dataclass(frozen=True)
 class RankedPlans:
-    """The fastest plans there are in the model.
-
-    Attributes:
-        straight: Straight on, in each chunk, the fastest first.
-        adaptive: With exits, the best for each way to round numbers of rows, the fastest first; none without exits.
-    """
+    """The fastest plans there are in the model, the fastest first."""
 
     straight: tuple[Expected, ...]
+    """In each chunk."""
     adaptive: tuple[Expected, ...]
+    """With exits, the best for each way to round numbers of rows; none without exits."""
 
     @property
     def gain(self) -> float:
@@ -109,12 +107,7 @@ class RankedPlans:
 
 
 class Model:
-    """Expected times from a table and a flow.
-
-    Args:
-        flow: Of images like those to come.
-        most: Largest number of rows that will be asked for.
-    """
+    """Expected times from a table and a flow, of at most so many rows."""
 
     def __init__(self, table: TimeTable, flow: Flow, most: int) -> None:
         self.table, self.flow = table, flow
@@ -272,18 +265,13 @@ def choose_stream(table: TimeTable, flow: Flow) -> RankedPlans:
 
     straight = _fastest((Plan(straight=True, chunk=chunk) for chunk in chunks), ms)
     adaptive = (_best_exits(_starts(flow, Plan(chunk=chunk)), flow, ms, compacting=False) for chunk in chunks)
-    return RankedPlans(
-        straight, tuple(sorted((expected for expected in adaptive if expected is not None), key=lambda e: e.ms))
-    )
+    return RankedPlans(straight, tuple(sorted(filter(None, adaptive), key=lambda e: e.ms)))
 
 
 def exit_ms(table: TimeTable, flow: Flow, plan: Plan, batch_size: int | None) -> tuple[float, ...]:
     """Milliseconds per image that leaves at each exit, were all exits asked, so that a batch's images sum to its time.
 
-    Args:
-        flow: Who leaves where, of which it depends how full the later stages are.
-        plan: How batches are run; that it asks some exits only does not count.
-        batch_size: Of batches; None: in a stream.
+    Later stages are as full as the flow has it. Without a size of batches, in a stream.
     """
     plan = replace(plan, asks=None, compacts=None, straight=False)
     size = batch_size or 1
@@ -321,13 +309,7 @@ def _best_exits(
     starts: Iterable[Plan], flow: Flow, ms: Callable[[Plan], float], *, compacting: bool = True
 ) -> Expected | None:
     """The best exits to ask and to compact after: from each start, one step at a time while it helps."""
-    known: dict[Plan, float] = {}
-
-    def timed(plan: Plan) -> Expected:
-        if plan not in known:
-            known[plan] = ms(plan)
-        return Expected(plan, known[plan])
-
+    timed = functools.cache(lambda plan: Expected(plan, ms(plan)))
     ends = []
     for start in starts:
         here = timed(start)

@@ -17,12 +17,7 @@ from offramp.runtime.rows import Rows, copy_rows, room
 
 
 class Chunk:
-    """Images that will be run together, at most `size` of them.
-
-    Args:
-        size: How many there is room for.
-        like: Rows whose carry and state have the shapes, types and layouts of all that will come.
-    """
+    """Images that will be run together, at most `size` of them, with carries and states as those of `like`."""
 
     def __init__(self, size: int, like: Rows) -> None:
         self.size, self.filled = size, 0
@@ -31,11 +26,7 @@ class Chunk:
         self.state: State = tuple(room(tensor, size) for tensor in like.state)
 
     def put(self, rows: Rows, which: slice) -> None:
-        """Take in some of the images, for which there has to be room.
-
-        Raises:
-            UsageError: They have another size than those before.
-        """
+        """Take in some of the images, for which there has to be room; of another size they are refused."""
         check_size(self.carry[0].shape[1:], rows.carry[0].shape[1:])
         ids_B = rows.ids_B[which]
         places_B = None if rows.places_B is None else rows.places_B[which]

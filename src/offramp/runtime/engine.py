@@ -3,16 +3,18 @@
 B images of a batch, K exits, N classes.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 
-from offramp.runtime.anytime import each_exit, until
+from offramp.errors import UsageError
 from offramp.runtime.images import Images
 from offramp.runtime.plan import Tally
-from offramp.runtime.program import Form
-from offramp.runtime.rows import Answers
+from offramp.runtime.program import Form, quiet_torch
+from offramp.runtime.rows import Answers, Rows
 from offramp.runtime.runner import Runner
 from offramp.runtime.stream import as_ready, in_turn
 from offramp.runtime.tune import tuned
@@ -84,7 +86,7 @@ class Engine(Runner):
         """Run as a tuning says, which may leave exits unasked: see `closed`.
 
         Returns:
-            What differs here from where it was made, of device, threads, version of torch and kernels kept, in words.
+            What differs here from where it was made, in words.
 
         Raises:
             UsageError: A tuning for other weights or another policy, or in bf16 for one with a certificate.
@@ -100,7 +102,6 @@ class Engine(Runner):
             batches: Images `[B, channels, height, width]`, B from 0 up; an iterator is read only as far as needed.
             window: An image is hurried on when so many have come in after it, so that memory and
                 waiting stay bounded; 32 chunks if None.
-            tally: Gets what is spent.
         """
         return in_turn(self, map(self._read, batches), window=window, tally=tally)
 
@@ -115,24 +116,54 @@ class Engine(Runner):
         """The best answer there is for each image when time is up: that of the last exit it has reached.
 
         An image that leaves under the policy is done; the others go on until the deadline. The first exit always
-        answers, and no stage is begun after the deadline, so it is missed by less than one stage with its exit.
-
-        Args:
-            deadline_ms: Milliseconds from the call on.
-            clock: Seconds.
-            tally: Gets what is spent.
-
-        Raises:
-            UsageError: A deadline that is not a number of at least 0.
+        answers, and no stage is begun after the deadline, so it is missed by less than one stage with its exit. The
+        clock gives seconds.
         """
-        return until(self, self._read(images_BCHW), deadline_ms, clock, tally)
+        if not isinstance(deadline_ms, (int, float)) or not deadline_ms >= 0:  # NaN is not
+            raise UsageError(f"deadline_ms must be a number of at least 0, not {deadline_ms!r}.")
+        end = clock() + deadline_ms / 1000
+        best = self.nothing()
+        with contextlib.closing(self.each_exit(images_BCHW, tally=tally)) as exits:
+            for best in exits:  # noqa: B007  the last one is the answer
+                self.wait()
+                if clock() >= end:
+                    break
+        return best
 
-    def each_exit(self, images_BCHW: Images, *, tally: Tally | None = None) -> Iterator[Answers]:
+    def each_exit(self, images_BCHW: Images, *, tally: Tally | None = None) -> Generator[Answers]:
         """After each exit the best answer there is for every image; ends when all have left.
 
-        Each stage runs when the next answers are asked for.
+        Each stage runs when the next answers are asked for. Every exit is asked, also where the policy lets none leave:
+        that may be the last answer.
         """
-        return each_exit(self, self._read(images_BCHW), tally)
+        return self._each_exit(self._read(images_BCHW), tally)
+
+    @torch.inference_mode()
+    def _each_exit(self, images_BCHW: Tensor, tally: Tally | None) -> Generator[Answers]:
+        if len(images_BCHW) == 0:
+            return
+        with quiet_torch(self.program):
+            carry = self.program.enter(images_BCHW)
+        rows: Rows | None = Rows(torch.arange(len(images_BCHW), device=carry[0].device), carry)
+        best = self.nothing()
+        try:
+            for k in range(self.num_exits):
+                if rows is None:
+                    return
+                with quiet_torch(self.program):
+                    passed, asked = self.reach(k, k, rows, tally)
+                    answers = Answers(asked.labels_B, torch.full_like(asked.labels_B, k), asked.confidence_B)
+                    if k == 0:
+                        best = answers
+                    else:
+                        columns = zip(best, answers, strict=True)
+                        best = Answers(*(old_B.index_copy(0, rows.ids_B, new_B) for old_B, new_B in columns))
+                    _, onward = self.divide(k, passed, asked)
+                    rows = None if onward is None else onward.drop(self.plan_for(len(onward)).rows(len(onward)))
+                yield best
+        finally:
+            if tally is not None:
+                tally.answer(best.exits_B)
 
     def as_ready(
         self, batches: Iterable[Images], *, window: int | None = None, tally: Tally | None = None

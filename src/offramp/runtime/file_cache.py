@@ -9,7 +9,6 @@ are another function than the network: they are made of files that were compared
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import inspect
 import os
 import shutil
@@ -26,6 +25,7 @@ from offramp import export
 from offramp.errors import OfframpError, UsageError
 from offramp.export.int8 import quantized
 from offramp.network import EarlyExitNet
+from offramp.runtime.timing import version
 from offramp.storage import held_folder, kept_on_this_machine, weights_hash
 from offramp.terminal import say
 
@@ -48,7 +48,7 @@ def _seconds(network: EarlyExitNet) -> float:
 def folder_for(network: EarlyExitNet) -> Path:
     """Where a network's files are kept: under a name for its weights, its make and the versions that write them."""
     make = [f"{name} {_described(module)}" for name, module in network.named_modules()]
-    versions = [offramp.__version__, torch.__version__, *map(_version, WRITERS)]
+    versions = [offramp.__version__, torch.__version__, *(f"{version(package)}" for package in WRITERS)]
     name = hashlib.sha256("\n".join([weights_hash(network.state_dict()), *make, *versions]).encode()).hexdigest()[:24]
     return kept_on_this_machine("onnx") / name
 
@@ -56,15 +56,10 @@ def folder_for(network: EarlyExitNet) -> Path:
 def _described(module: nn.Module) -> str:
     """What a module computes, beside its weights: settings that are values, and the text that says what is done."""
     kind: Any = type(module)
+    held, plain = vars(module), bool | int | float | str | tuple | list | None
+    values = {name: held[name] for name in sorted(held.keys() - _OF_ALL) if isinstance(held[name], plain)}
     code = getattr(module, "code", "")  # what torch.fx has written
-    return f"{kind.__module__} {kind.__qualname__} {_plain_values(module)} {code} {_source(kind)}"
-
-
-def _plain_values(module: nn.Module) -> dict[str, Any]:
-    """What is set on a module and is a value: a number, a string, None, a tuple or a list; in the order of names."""
-    held = vars(module)
-    own = sorted(held.keys() - _OF_ALL)
-    return {name: held[name] for name in own if isinstance(held[name], bool | int | float | str | tuple | list | None)}
+    return f"{kind.__module__} {kind.__qualname__} {values} {code} {_source(kind)}"
 
 
 @functools.cache
@@ -86,32 +81,20 @@ def find(folder: Path) -> export.Stages | None:
 
 
 def make(network: EarlyExitNet, folder: Path) -> export.Stages:
-    """Make the files anew, to be kept in `folder`, and forget those of networks that have not been used for longest.
-
-    Raises:
-        UsageError: The network cannot be exported, or there is nowhere to keep what is made.
-    """
+    """Make the files anew, to be kept in `folder`, and forget those of networks that have not been used for longest."""
     say(f"Making ONNX files (once for these weights on this machine, about {_seconds(network):.0f} s)")
     return _keep(folder, lambda new: export.stages(network, new))
 
 
 def make_int8(network: EarlyExitNet, images_SCHW: Tensor) -> export.Stages:
-    """Make the files in int8, of those in float32, with scales from what these make of images.
-
-    Raises:
-        UsageError: The network cannot be exported; onnxruntime is not installed; images of another shape, or none.
-    """
+    """Make the files in int8, of those in float32, with scales from what these make of images."""
     folder = folder_for(network)
     in_int8 = quantized(network, (find(folder) or make(network, folder)).parts(), images_SCHW)
     return _keep(_in_int8(folder), lambda new: export.stages(network, new, made=in_int8))
 
 
 def find_int8(network: EarlyExitNet) -> export.Stages:
-    """The files that `calibrate` made.
-
-    Raises:
-        UsageError: There are none.
-    """
+    """The files that `calibrate` made; refused where there are none."""
     files = find(_in_int8(folder_for(network)))
     if files is None:
         raise UsageError(
@@ -167,10 +150,3 @@ def _forget(parent: Path, most: int) -> None:
                 shutil.rmtree(entry, ignore_errors=True)
     for _, folder in sorted(kept, reverse=True)[most:]:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""

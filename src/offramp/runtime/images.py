@@ -19,15 +19,11 @@ Images = Tensor | npt.NDArray[np.floating[Any]] | Sequence[Any]
 
 
 def as_images(images: Any, network: EarlyExitNet) -> Tensor:
-    """A batch `[B, channels, height, width]` of floats, B from 0 up, for `network`.
+    """A batch `[B, channels, height, width]` of floats, B from 0 up, of the network's `image_shape` where it says one.
 
-    Args:
-        images: A tensor, a NumPy array, or a list or tuple of images that are either. Tensors stay what and where they
-            are. What is not finite is let through: such an image has no confidence, and leaves at the last exit.
-        network: Its `image_shape` is looked at, where it says one.
-
-    Raises:
-        UsageError: Anything else, images of several sizes or of another than the network's, numbers that are no floats.
+    It may come as a tensor, a NumPy array, or a list or tuple of images that are either; anything else is refused.
+    Tensors stay what and where they are. What is not finite is let through: such an image has no confidence, and
+    leaves at the last exit.
     """
     if isinstance(images, (list, tuple)) and not images:
         images = torch.empty(0, *(network.image_shape or ()))

@@ -22,10 +22,7 @@ from offramp.network import Carry, EarlyExitNet
 from offramp.runtime import file_cache
 from offramp.runtime.program import Form, Program
 
-CLOSE = {
-    "float32": 1e-3,
-    "bf16": 0.1,
-}  # of a class's largest logit: further from the network's own, it is not the network
+CLOSE = {"float32": 1e-3, "bf16": 0.1}  # of a class's largest logit: further off, it is not the network
 NOISE = (4, 1)  # images of noise on which they are compared, a batch and one alone
 COMPILED = 512  # models kept: 14 numbers of rows for 7 segments, with the exit and without, come to 196
 
@@ -46,9 +43,6 @@ class LibraryProgram(Program):
 
     Calls from several threads are allowed. A NaN or an infinite value in an image makes its logits NaN: libraries join
     ReLU to convolutions in ways that turn NaN into 0, so a mark for each image goes with the carry, as its last tensor.
-
-    Args:
-        device: The network's own if None.
 
     Raises:
         UsageError: ONNX is not installed; another device than the CPU; a network in another precision, that does not

@@ -15,18 +15,13 @@ from torch import Tensor
 
 from offramp.errors import UsageError
 from offramp.network import Carry, EarlyExitNet
-from offramp.policy import Policy
 from offramp.runtime.library import LibraryProgram, Model, Segment
 from offramp.runtime.program import Form
 
 
 @functools.cache
 def onnxruntime() -> Any:
-    """onnxruntime, with the memory that all our sessions share.
-
-    Raises:
-        UsageError: It is not installed.
-    """
+    """onnxruntime, with the memory that all our sessions share."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -41,10 +36,7 @@ def onnxruntime() -> Any:
 
 
 class OnnxRuntime(LibraryProgram):
-    """A `LibraryProgram` of onnxruntime, with as many threads as torch has when it is made.
-
-    A model takes any number of rows.
-    """
+    """A `LibraryProgram` of onnxruntime, with torch's number of threads; a model takes any number of rows."""
 
     def __init__(self, network: EarlyExitNet, form: Form, device: torch.device | None = None) -> None:
         runtime = onnxruntime()
@@ -57,9 +49,6 @@ class OnnxRuntime(LibraryProgram):
         options.add_session_config_entry("session.use_env_allocators", "1")
         self._options = options
         super().__init__(network, form, device)
-
-    def single(self, policy: Policy, asks: tuple[int, ...]) -> None:
-        """See `Program.single`."""
 
     def _is_its_error(self, error: Exception) -> bool:
         return type(error).__module__.partition(".")[0] == "onnxruntime"

@@ -35,11 +35,7 @@ _NUMPY = {torch.float32: np.float32, torch.bfloat16: np.int16, torch.int64: np.i
 
 @functools.cache
 def openvino() -> Any:
-    """OpenVINO, without its telemetry, which reports that it was imported.
-
-    Raises:
-        UsageError: It is not installed.
-    """
+    """OpenVINO, without its telemetry, which reports that it was imported."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
     try:
         import openvino
@@ -110,8 +106,8 @@ class OpenVino(LibraryProgram):
         if not segment.carry:  # straight: its number of rows is not rounded
             return self._call(segment, rows if rows in SIZES else None, maps)
         if rows > most:
-            pieces = zip(*(self._run(segment, piece) for piece in _split(maps, most)), strict=True)
-            return tuple(map(torch.cat, pieces))
+            pieces = zip(*(torch.split(x, most) for x in maps), strict=True)
+            return tuple(map(torch.cat, zip(*(self._run(segment, piece) for piece in pieces), strict=True)))
         size = next(size for size in SIZES if size >= rows)
         if size > rows:
             maps = tuple(torch.cat([x, x.new_zeros(size - rows, *x.shape[1:])]) for x in maps)
@@ -151,14 +147,12 @@ class OpenVino(LibraryProgram):
 
 
 class _Model:
-    """A compiled model, called with a carry. One call at a time; others wait.
+    """A compiled model, called with a carry, of which it reads the tensors at `places`; one call at a time.
 
     What a single image needs of Python takes as long as a stage, so memory is used again: outputs overwrite
     earlier ones to which no tensor refers any more, and a tensor of the model before is handed on as it is.
 
     Args:
-        compiled: Of OpenVINO.
-        places: Which tensors of the carry it reads.
         inner: Whether the maps that it reads lie channels innermost; images do not.
         logits: Whether its first output are logits, which lie as they are.
     """
@@ -312,7 +306,3 @@ def _shared(array: NDArray[Any], dtype: torch.dtype) -> Any:
 
 def _behind_rows(port: Any) -> tuple[int, ...]:
     return tuple(side.get_length() for side in list(port.partial_shape)[1:])
-
-
-def _split(maps: Carry, size: int) -> list[Carry]:
-    return list(zip(*(torch.split(x, size) for x in maps), strict=True))

@@ -1,12 +1,11 @@
 """How batches are run, and what was spent on them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from offramp.checks import check_whole
-from offramp.errors import UsageError
 
 STREAM = "stream"  # the name of the plan for streams, beside those by size of batch
 
@@ -26,9 +25,6 @@ class Plan:
             empty: as many as there are.
         chunk: Most rows a stage is given at a time; None: all there are.
         straight: Run to the last exit and ask no other.
-
-    Raises:
-        UsageError: A chunk or a size that is no whole number of at least 1.
     """
 
     asks: tuple[int, ...] | None = None
@@ -49,14 +45,6 @@ class Plan:
         """The number of rows to run for so many images, at most a chunk."""
         most = max(self.sizes, default=0) if self.chunk is None else self.chunk
         return min((size for size in self.sizes if images <= size <= most), default=images)
-
-
-def check_sizes(plans: Mapping[int, Plan]) -> None:
-    """Refuse plans for no size of batches, and for what is none."""
-    if not plans:
-        raise UsageError("At least one plan is needed, for some size of batches.")
-    for size in plans:
-        check_whole("size of batches", size, 1)
 
 
 @dataclass

@@ -34,9 +34,6 @@ class Form:
         backend: `torch` anywhere; `onnxruntime` (extra `onnx`) and `openvino` (extra `openvino`) on a CPU.
         precision: `bf16`: computed in bfloat16, by torch and openvino; `int8`: weights and maps in 8 bits, by openvino
             and onnxruntime, with scales that `calibrate` has found. What follows the logits is float32 all the same.
-
-    Raises:
-        UsageError: A backend or precision that there is not.
     """
 
     backend: Backend = "torch"
@@ -60,11 +57,7 @@ class Form:
 
 
 def certified_form(policy: Policy) -> Form | None:
-    """The one form whose answers a policy's certificate is of; None where any in float32 will do, or there is none.
-
-    Raises:
-        UsageError: A form that there is not.
-    """
+    """The one form whose answers a policy's certificate is of; None where any in float32 will do, or there is none."""
     name = policy.certified_form
     if name in (None, "float32"):
         return None
@@ -73,11 +66,7 @@ def certified_form(policy: Policy) -> Form | None:
 
 
 def check_form(form: Form, policy: Policy) -> None:
-    """Refuse a form that moves the answers that a policy's certificate is of.
-
-    Raises:
-        UsageError: It does.
-    """
+    """Refuse a form that moves the answers that a policy's certificate is of."""
     wanted = certified_form(policy)
     if policy.certified_form is None or (wanted is None and form.precision == "float32") or form == wanted:
         return  # for int8, `check_scales` goes on
@@ -89,11 +78,7 @@ def check_form(form: Form, policy: Policy) -> None:
 
 
 def check_scales(program: "Program", policy: Policy) -> None:
-    """Refuse a network in int8 whose scales are others than those of the answers that a policy's certificate is of.
-
-    Raises:
-        UsageError: They are.
-    """
+    """Refuse a network in int8 whose scales are others than those of the answers that a policy's certificate is of."""
     if policy.certified_form is not None and program.scales is not None and program.answers != policy.certified_form:
         raise UsageError(
             f"The policy's certificate is of answers in {policy.certified_form}, and the scales found on this machine "
@@ -102,11 +87,7 @@ def check_scales(program: "Program", policy: Policy) -> None:
 
 
 class Program(ABC):
-    """A network, run by a backend; the network given is never touched.
-
-    Args:
-        device: Where to compute; the network's own device if None.
-    """
+    """A network, run by a backend on a device, by default its own; the network given is never touched."""
 
     has_own_threads: ClassVar[bool] = False
     """Whether it computes in threads that are not torch's: see `quiet_torch`."""
@@ -127,12 +108,13 @@ class Program(ABC):
         form = "float32" if self.form.precision == "float32" else str(self.form)
         return form if self.scales is None else f"{form}, {self.scales}"
 
-    def enter(self, images_BCHW: Tensor) -> Carry:
-        """The carry before the first stage.
+    def wait(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
-        Raises:
-            UsageError: Images of another shape than the network was made for, where it says so, or not of floats.
-        """
+    def enter(self, images_BCHW: Tensor) -> Carry:
+        """The carry before the first stage; images that are not of floats, or of another shape, are refused."""
         check_images(images_BCHW, self.image_shape)
         return self._enter(borrowed(images_BCHW, self.device))
 
@@ -142,31 +124,23 @@ class Program(ABC):
 
     @abstractmethod
     def segment(self, first: int, last: int, carry: Carry, *, head: bool = True) -> tuple[Tensor | None, Carry]:
-        """Run stages `first` to `last` (from 0), and exit `last` if `head`.
-
-        Args:
-            carry: What comes out of the stage before, or of `enter`.
-            head: Whether the exit is asked.
+        """Run stages `first` to `last` (from 0), and exit `last` if `head`, on the carry before, which `enter` begins.
 
         Returns:
-            Its logits `[B, C]`, or None, and the carry after the last stage. Both belong to the caller.
+            The exit's logits `[B, C]`, or None, and the carry after the last stage. Both belong to the caller.
         """
 
     @abstractmethod
     def straight(self, images_BCHW: Tensor, exit: int) -> Tensor:
         """Logits `[B, C]` of one exit (from 0), with no other head run: the network as if it had no other exits."""
 
-    @abstractmethod
     def single(self, policy: Policy, asks: tuple[int, ...]) -> Single | None:
-        """What answers one image under a policy without a pause between stages; None: only segments do.
+        """What answers one image `[1, C, H, W]` under a policy without a pause between stages; None: only segments do.
 
-        Args:
-            policy: For this network. A policy with other thresholds alone needs no other model.
-            asks: Exits (from 0) whose heads run, the last one included.
-
-        Returns:
-            A function of images `[1, C, H, W]`. A confidence that is NaN says nothing of the label beside it.
+        `asks` are the exits (from 0) whose heads run, the last one included. A confidence that is NaN says nothing of
+        the label beside it.
         """
+        return None
 
     @torch.inference_mode()
     def logits(self, images_BCHW: Tensor) -> Tensor:

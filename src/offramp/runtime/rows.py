@@ -71,7 +71,10 @@ class Rows:
         places_B = torch.arange(len(self), device=self.ids_B.device) if self.places_B is None else self.places_B
         if size > len(self):
             places_B = torch.cat([places_B, places_B[:1].expand(size - len(self))])
-        return Rows(self.ids_B, tuple(_select(tensor, places_B) for tensor in self.carry), self.state)
+        carry = tuple(room(tensor, size) for tensor in self.carry)
+        for tensor, out in zip(self.carry, carry, strict=True):
+            copy_rows(tensor, places_B, out)
+        return Rows(self.ids_B, carry, self.state)
 
     def drop(self, size: int) -> "Rows":
         """Compacted to `size` rows where that makes the carry shorter."""
@@ -118,12 +121,6 @@ def _innermost(tensor: Tensor) -> bool:
     return tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
-def _select(tensor: Tensor, places_B: Tensor) -> Tensor:
-    out = room(tensor, len(places_B))
-    copy_rows(tensor, places_B, out)
-    return out
-
-
 class Left(NamedTuple):
     """Images that have left at one exit, and their answers."""
 
@@ -137,23 +134,11 @@ def in_order(left: Iterable[Left], num_images: int) -> Answers:
     if len(pieces) == 1:  # they left together, so they are in order
         return pieces[0].answers
     ids_B = torch.cat([piece.ids_B for piece in pieces])
-    columns = zip(*(piece.answers for piece in pieces), strict=True)
-    return Answers(*(_put(torch.cat(column), ids_B, num_images) for column in columns))
-
-
-def _put(values_B: Tensor, ids_B: Tensor, size: int) -> Tensor:
-    out_B = values_B.new_empty(size)
-    out_B[ids_B] = values_B
-    return out_B
+    columns = [torch.cat(column) for column in zip(*(piece.answers for piece in pieces), strict=True)]
+    return Answers(*(values_B.new_empty(num_images).index_copy_(0, ids_B, values_B) for values_B in columns))
 
 
 def joined(answers: Iterable[Answers]) -> Answers:
     """The answers of successive batches in one, on the CPU."""
     columns = zip(*answers, strict=True)
     return Answers(*(torch.cat([values_B.cpu() for values_B in column]) for column in columns))
-
-
-def nothing(confidence_B: Tensor) -> Answers:
-    """The answers for no images, whose confidence, of no images, is given for its type and its device."""
-    labels_B, exits_B = (torch.empty(0, dtype=torch.int64, device=confidence_B.device) for _ in range(2))
-    return Answers(labels_B, exits_B, confidence_B)

@@ -11,6 +11,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from offramp.checks import check_whole
 from offramp.choices import Backend
 from offramp.costs import cost
 from offramp.devices import device_named
@@ -20,10 +21,10 @@ from offramp.policy import CERTIFICATE, EVERYBODY, NOBODY, PATIENCE, Policy
 from offramp.runtime.agreement import Agreement, agreement
 from offramp.runtime.backends import make_program
 from offramp.runtime.images import Images, as_images, warn_of_odd
-from offramp.runtime.plan import STREAM, Plan, Tally, check_sizes
+from offramp.runtime.plan import STREAM, Plan, Tally
 from offramp.runtime.program import Form, Program, Single, certified_form, check_form, check_scales, quiet_torch
 from offramp.runtime.rows import Answers, Left, Rows, in_order, join
-from offramp.runtime.straight import Straight, no_answers, note, now, wait
+from offramp.runtime.straight import Straight, note, now
 from offramp.storage import weights_hash
 
 
@@ -87,34 +88,31 @@ class Runner:
         program = program or make_program(self.network, form, self.device)
         check_scales(program, self.policy)
         self.program = program
-        self._arrange(plans, stream, chunks)
+        self._arrange(plans, stream, chunks or {})
 
-    def under(
-        self, plans: Mapping[int, Plan], stream: Plan | None = None, *, chunks: Mapping[int, int | None] | None = None
-    ) -> Self:
-        """The same under other plans that shares this one's program; arguments as of `use`."""
+    def under(self, plans: Mapping[int, Plan], stream: Plan | None = None) -> Self:
+        """The same under other plans, with this one's program; arguments as of `use`."""
         self._check_all(plans, stream)
         twin = copy.copy(self)
-        twin._arrange(plans, stream, chunks)
+        twin._arrange(plans, stream, {})
         return twin
 
-    def _arrange(self, plans: Mapping[int, Plan], stream: Plan | None, chunks: Mapping[int, int | None] | None) -> None:
+    def _arrange(self, plans: Mapping[int, Plan], stream: Plan | None, chunks: Mapping[int, int | None]) -> None:
         self.stream_plan = plans[max(plans)] if stream is None else stream
         self.plans = dict(sorted(plans.items()))
         self._calls: dict[int, Callable[..., Answers]] = {}  # what is looked up once needs not be again
+        self._segments = {plan: self.segments(plan) for plan in self.plans.values()}
+        at_a_time: dict[int | None, int | None] = {None: self.stream_plan.chunk}
+        for size, plan in self.plans.items():
+            at_a_time[size] = plan.chunk if plan.straight else chunks.get(size, plan.chunk)
         last = self.num_exits - 1
-        self._asked = {plan: self._asked_under(plan) for plan in (*self.plans.values(), self.stream_plan)}
-        self._segments = {plan: segments(asks) for plan, asks in self._asked.items()}
-        self._straight: dict[int | None, Straight] = {
-            size: Straight(
-                self.program, self.policy, last, plan.chunk if plan.straight else (chunks or {}).get(size, plan.chunk)
-            )
-            for size, plan in self.plans.items()
-        }
-        self._straight[None] = Straight(self.program, self.policy, last, self.stream_plan.chunk)
+        self._straight = {size: Straight(self.program, self.policy, last, chunk) for size, chunk in at_a_time.items()}
 
     def _check_all(self, plans: Mapping[int, Plan], stream: Plan | None) -> None:
-        check_sizes(plans)
+        if not plans:
+            raise UsageError("At least one plan is needed, for some size of batches.")
+        for size in plans:
+            check_whole("size of batches", size, 1)
         for plan in filter(None, (*plans.values(), stream)):
             self._check(plan)
 
@@ -123,7 +121,7 @@ class Runner:
         unknown = sorted(named - set(range(self.num_exits)))
         if unknown:
             raise UsageError(f"The plan names exit {unknown[0]}; exits are numbered from 0 to {self.num_exits - 1}.")
-        asked = self._asked_under(plan)
+        asked = self.asks(plan)
         if CERTIFICATE in self.policy.found and asked not in (self._open(), (self.num_exits - 1,)):
             raise UsageError(
                 "Of a certified policy every exit is asked, or none but the last: closing some sends images to later "
@@ -140,10 +138,7 @@ class Runner:
         return self.plans[self._size(images)]
 
     def runs(self, images: int) -> Callable[..., Answers]:
-        """What is called for a batch of so many images: where the plan is to run straight on, nothing but that.
-
-        It takes a tally too, if wanted.
-        """
+        """What is called for a batch of so many images, and with a tally, if wanted; straight on, nothing but that."""
         if images not in self._calls:
             self._calls[images] = self._call_for(images)
         return self._calls[images]
@@ -160,25 +155,19 @@ class Runner:
     def straight(self, images: int | None) -> Straight:
         """The plain way for a batch of so many images, in the engine's form: what exits have to be faster than.
 
-        Where the plan is to run straight on, it is what `runs` gives, the same object. None: of a stream, in the chunk
-        of its plan; where that is to run straight on, it is what chunks of the stream are given to.
+        Where the plan is to run straight on, it is what `runs` gives, the same object. None: of a stream.
         """
         return self._straight[None if images is None else self._size(images)]
 
     def _open(self) -> tuple[int, ...]:
         """The exits whose heads matter: those that may take an image; under patience, those before them too."""
         last = self.num_exits - 1
-        may_take = [k for k in range(last) if self.policy.thresholds[k] != NOBODY]
         if self.policy.measure.name == PATIENCE:
             return tuple(range(self.num_exits))
-        return (*may_take, last)
+        return (*(k for k in range(last) if self.policy.thresholds[k] != NOBODY), last)
 
     def asks(self, plan: Plan) -> tuple[int, ...]:
         """The exits whose heads run under a plan, the last one included."""
-        asked = self._asked.get(plan)
-        return self._asked_under(plan) if asked is None else asked
-
-    def _asked_under(self, plan: Plan) -> tuple[int, ...]:
         last = self.num_exits - 1
         if plan.straight:
             return (last,)
@@ -196,10 +185,7 @@ class Runner:
         return {size: exits for size, exits in closed.items() if exits}
 
     def policy_under(self, plan: Plan) -> Policy:
-        """The policy that a plan carries out: no image leaves at an exit that it does not ask.
-
-        Straight on, nothing is counted: under patience all confidences are 0 then.
-        """
+        """The policy that a plan carries out: no image leaves at an exit that it does not ask."""
         asked = self.asks(plan)
         if asked == self._open():
             return self.policy
@@ -210,9 +196,7 @@ class Runner:
     def operations(self, plan: Plan | None = None, image_shape: tuple[int, int, int] | None = None) -> tuple[int, ...]:
         """Operations spent on an image that leaves at each exit: the stages up to it, and the heads that are asked.
 
-        Args:
-            plan: By default that of single images.
-            image_shape: `(channels, height, width)`, by default what the network was made for.
+        By default under the plan of single images, and for images `(channels, height, width)` as the network's.
         """
         asked, costs = self.asks(plan or self.plan_for(1)), cost(self.network, image_shape)
         spent, total = [], 0
@@ -224,7 +208,7 @@ class Runner:
         return tuple(spent)
 
     def agreement(self, answers: Answers, logits_KBC: Tensor, policy: Policy) -> Agreement:
-        """Whether answers of this engine are those of `policy` on the plain network's logits: see `agreement`."""
+        """Whether answers of this engine are those of `policy` on the plain network's logits."""
         return agreement(answers, logits_KBC, policy, self.program.num_classes, self.program.form.tolerance)
 
     def tally(self, *, timed: bool = False) -> Tally:
@@ -240,8 +224,7 @@ class Runner:
             UsageError: Anything else, or images of another size than the network's.
         """
         images = self._read(images_BCHW)
-        num_images = len(images)
-        return (self._calls.get(num_images) or self.runs(num_images))(images, tally)  # counting changes nothing
+        return self.runs(len(images))(images, tally)  # counting changes nothing
 
     def _read(self, images_BCHW: Images) -> Tensor:
         """A batch as one tensor. The first one is looked at: prepared otherwise than in training, it is warned of."""
@@ -298,7 +281,7 @@ class Runner:
 
     def segments(self, plan: Plan) -> tuple[tuple[int, int], ...]:
         """First and last stages of what runs in one piece under a plan: from one exit that is asked to the next."""
-        return self._segments.get(plan) or segments(self._asked_under(plan))
+        return segments(self.asks(plan))
 
     def advance(self, first: int, last: int, rows: Rows, tally: Tally | None = None) -> tuple[Left | None, Rows | None]:
         """Run stages `first` to `last` and exit `last`: those that leave there, and those that go on."""
@@ -330,17 +313,20 @@ class Runner:
 
     def wait(self) -> None:
         """Wait until the device has done what it was given."""
-        wait(self.program)
+        self.program.wait()
 
+    @torch.inference_mode()
     def nothing(self) -> Answers:
-        """The answers for no images."""
-        return no_answers(self.program, self.policy)
+        """The answers for no images: on the program's device, in the types of others."""
+        logits_BC = torch.empty(0, self.program.num_classes, dtype=self.program.dtype, device=self.program.device)
+        confidence_B, _ = self.policy.measure.confidence(self.policy.log_probs(0, logits_BC, self.program.num_classes))
+        labels_B, exits_B = (torch.empty(0, dtype=torch.int64, device=confidence_B.device) for _ in range(2))
+        return Answers(labels_B, exits_B, confidence_B)
 
 
 def segments(asks: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """Stages in runs that end with an exit that is asked, by first and last."""
-    firsts = (0, *(k + 1 for k in asks[:-1]))
-    return tuple(zip(firsts, asks, strict=True))
+    return tuple(zip((0, *(k + 1 for k in asks)), asks, strict=False))
 
 
 def _pieces(waiting: list[Rows], plan: Plan, k: int) -> list[Rows]:

@@ -11,16 +11,13 @@ from torch import Tensor
 from offramp.policy import Policy
 from offramp.runtime.plan import Tally
 from offramp.runtime.program import Program, quiet_torch
-from offramp.runtime.rows import Answers, nothing
+from offramp.runtime.rows import Answers
 
 
 class Straight:
-    """The network run to one exit for every image, computing no other head: the plain way to an answer.
+    """The network run to one exit (from 0) for every image, computing no other head: the plain way to an answer.
 
-    Args:
-        policy: How an answer and its confidence are read off logits.
-        exit: The exit that answers, from 0.
-        chunk: Most images run at a time; None: all at once.
+    Answers and confidences are read as the policy says. At most `chunk` images run at a time; None: all at once.
     """
 
     def __init__(self, program: Program, policy: Policy, exit: int, chunk: int | None) -> None:
@@ -43,25 +40,11 @@ class Straight:
             return Answers(labels_B, torch.full_like(labels_B, self.exit), confidence_B)
 
 
-@torch.inference_mode()
-def no_answers(program: Program, policy: Policy) -> Answers:
-    """The answers for no images: on the program's device, in the types of others."""
-    logits_BC = torch.empty(0, program.num_classes, dtype=program.dtype, device=program.device)
-    confidence_B, _ = policy.measure.confidence(policy.log_probs(0, logits_BC, program.num_classes))
-    return nothing(confidence_B)
-
-
-def wait(program: Program) -> None:
-    """Wait until the program's device has done what it was given."""
-    if program.device.type == "cuda":
-        torch.cuda.synchronize(program.device)
-
-
 def now(program: Program, tally: Tally | None) -> float:
     """Seconds on the clock once the device is done; 0, without waiting, where no times are taken."""
     if tally is None or not tally.timed:
         return 0.0
-    wait(program)
+    program.wait()
     return time.perf_counter()
 
 

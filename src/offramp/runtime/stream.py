@@ -6,7 +6,7 @@ too long is fetched: the segments from where it is are run on what waits there. 
 shallowest first.
 
 Where the plan is to run straight on there is nothing to wait for between stages: images are gathered to a chunk, which
-runs right through.
+runs right through. A batch that is a chunk or larger is not copied then, and not held back.
 """
 
 from collections import deque
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from offramp.errors import UsageError
-from offramp.runtime.chunks import Chunk, Queue, check_size
+from offramp.runtime.chunks import Queue, check_size
 from offramp.runtime.plan import Plan, Tally
 from offramp.runtime.program import quiet_torch
 from offramp.runtime.rows import Answers, Left, Rows
@@ -26,32 +26,38 @@ WINDOW = 32  # chunks
 
 
 class Queues:
-    """The images under way in a stream.
+    """The images under way in a stream. Stages are run on the plan's chunk; on 64 where it has none.
 
-    Args:
-        plan: Its chunk is what stages are run on; 64 where it has none.
-        window: An image is fetched when so many images have come in after it.
-        tally: Gets what is spent.
+    An image is fetched when so many as the window have come in after it.
     """
 
     def __init__(self, runner: Runner, plan: Plan, window: int | None, tally: Tally | None) -> None:
         self.runner, self.plan, self.tally = runner, plan, tally
+        self.straight = runner.straight(None) if plan.straight else None
         self.chunk = plan.chunk or 64
-        self.window = _window(window, self.chunk)
+        self.window = WINDOW * self.chunk if window is None else window
+        if self.window < 1:
+            raise UsageError(f"window must be at least 1, not {window}.")
         self.segments = runner.segments(plan)
         self.waiting = [Queue(self.chunk) for _ in self.segments]  # before each segment
+        self.whole: Rows | None = None  # a batch that waits for nothing: straight on, and a chunk by itself
         self.seen = 0  # images that have come in
 
     @torch.inference_mode()
     def put(self, images_BCHW: Tensor) -> None:
-        """Take in images; their ids go on from those before."""
+        """Take in images, before `run`; their ids go on from those before."""
         if len(images_BCHW) == 0:
             return
+        is_whole = self.straight is not None and len(images_BCHW) >= self.chunk
         with quiet_torch(self.runner.program):
-            carry = self.runner.program.enter(images_BCHW)
+            carry = (images_BCHW,) if is_whole else self.runner.program.enter(images_BCHW)
             ids_B = torch.arange(self.seen, self.seen + len(images_BCHW))
             self.seen += len(images_BCHW)
-            self.waiting[0].put(Rows(ids_B.to(carry[0].device), carry))
+            rows = Rows(ids_B.to(carry[0].device), carry)
+            if is_whole:
+                self.whole = rows
+            else:
+                self.waiting[0].put(rows)
 
     @torch.inference_mode()
     def run(self) -> Iterator[Left]:
@@ -63,7 +69,11 @@ class Queues:
             elif (late := self._late()) is not None:
                 yield from self._step(late)
             else:
-                return
+                break
+        if self.whole is not None:
+            whole, self.whole = self.whole, None
+            yield from self.drain()
+            yield self._through(whole)
 
     @torch.inference_mode()
     def drain(self) -> Iterator[Left]:
@@ -80,6 +90,9 @@ class Queues:
         return None
 
     def _step(self, number: int) -> Iterator[Left]:
+        if self.straight is not None:
+            yield self._through(self.waiting[number].take())
+            return
         with quiet_torch(self.runner.program):
             rows = self.waiting[number].take()
             rows = rows.compact(self.plan.rows(len(rows)))
@@ -91,86 +104,25 @@ class Queues:
                 self.tally.answer(left.answers.exits_B)
             yield left
 
-
-class Gathered:
-    """The images under way in a stream that runs straight on: less than a chunk, all before the first stage.
-
-    A batch that is a chunk or larger is not copied, and not held back. Arguments are those of `Queues`.
-    """
-
-    def __init__(self, runner: Runner, plan: Plan, window: int | None, tally: Tally | None) -> None:
-        self.runner, self.tally = runner, tally
-        self.call = runner.straight(None)
-        self.size = plan.chunk or 64
-        self.window = _window(window, self.size)
-        self.chunk: Chunk | None = None
-        self.come: Rows | None = None
-        self.seen = 0  # images that have come in
-
-    @torch.inference_mode()
-    def put(self, images_BCHW: Tensor) -> None:
-        """Take in images, before `run`."""
-        if len(images_BCHW):
-            whole = len(images_BCHW) >= self.size
-            with quiet_torch(self.runner.program):
-                carry = (images_BCHW,) if whole else self.runner.program.enter(images_BCHW)
-            self.come = Rows(torch.arange(self.seen, self.seen + len(images_BCHW)), carry)
-            self.seen += len(images_BCHW)
-
-    @torch.inference_mode()
-    def run(self) -> Iterator[Left]:
-        """Run what fills a chunk, and images that have waited too long."""
-        come, self.come = self.come, None
-        if come is None:
-            return
-        if len(come) >= self.size:
-            yield from self.drain()
-            yield self._through(come)
-            return
-        self.chunk = self.chunk or Chunk(self.size, come)
-        taken = min(self.size - self.chunk.filled, len(come))
-        self.chunk.put(come, slice(taken))
-        if self.chunk.filled == self.size:
-            yield from self.drain()
-            if taken < len(come):
-                self.chunk.put(come, slice(taken, None))
-        if self.chunk.filled and self.seen - int(self.chunk.ids[0][0]) > self.window:
-            yield from self.drain()
-
-    @torch.inference_mode()
-    def drain(self) -> Iterator[Left]:
-        """Run the images that wait."""
-        if self.chunk is not None and self.chunk.filled:
-            rows = self.chunk.rows()
-            self.chunk.filled, self.chunk.ids = 0, []
-            yield self._through(rows)
-
     def _through(self, rows: Rows) -> Left:
-        return Left(rows.ids_B, self.call(rows.carry[0], self.tally))
-
-
-def _window(window: int | None, chunk: int) -> int:
-    window = WINDOW * chunk if window is None else window
-    if window < 1:
-        raise UsageError(f"window must be at least 1, not {window}.")
-    return window
+        assert self.straight is not None
+        return Left(rows.ids_B, self.straight(rows.carry[0], self.tally))
 
 
 def as_ready(
     runner: Runner, batches: Iterable[Tensor], *, window: int | None = None, tally: Tally | None = None
 ) -> Iterator[tuple[Tensor, Answers]]:
     """Positions `[B]` (int64, counted over the whole stream) and answers of images, as soon as they are there."""
-    plan = runner.stream_plan
-    way = (Gathered if plan.straight else Queues)(runner, plan, window, tally)
+    queues = Queues(runner, runner.stream_plan, window, tally)
     size: torch.Size | None = None
     for images_BCHW in batches:
         if len(images_BCHW) and runner.program.image_shape is None:  # else the program looks
             size = images_BCHW.shape[1:] if size is None else size
             check_size(size, images_BCHW.shape[1:])
-        way.put(images_BCHW)
-        for left in way.run():
+        queues.put(images_BCHW)
+        for left in queues.run():
             yield _on_cpu(left)
-    for left in way.drain():
+    for left in queues.drain():
         yield _on_cpu(left)
 
 
@@ -190,7 +142,7 @@ def in_turn(
             yield images_BCHW
 
     none = Answers(*(column_B.cpu() for column_B in runner.nothing()))
-    shelf = (_Line if runner.stream_plan.straight else _Shelf)(none)
+    shelf = _Shelf(none)
     for positions_B, answers in as_ready(runner, counted(), window=window, tally=tally):
         shelf.put(positions_B, answers)
         while sizes and shelf.holds(sizes[0]):
@@ -236,26 +188,4 @@ class _Shelf:
         taken = Answers(*(column_B[:size].clone() for column_B in self.columns))
         self.there_B, *self.columns = (column_B[size:].clone() for column_B in (self.there_B, *self.columns))
         self.first += size
-        return taken
-
-
-class _Line:
-    """The same where answers come in order: nothing has to be put in its place."""
-
-    def __init__(self, none: Answers) -> None:
-        self.answers = none
-
-    def put(self, positions_B: Tensor, answers: Answers) -> None:
-        if len(self.answers.labels_B):
-            answers = Answers(*map(torch.cat, zip(self.answers, answers, strict=True)))
-        self.answers = answers
-
-    def holds(self, size: int) -> bool:
-        """Whether the next `size` answers are all there."""
-        return size <= len(self.answers.labels_B)
-
-    def take(self, size: int) -> Answers:
-        """The next `size` answers."""
-        taken = Answers(*(column_B[:size].clone() for column_B in self.answers))
-        self.answers = Answers(*(column_B[size:] for column_B in self.answers))
         return taken

@@ -40,7 +40,9 @@ def time_table(runner: Runner, images_SCHW: Tensor, most: int, seconds: float) -
             break
     for size in rows:  # once more, for what the machine did meanwhile
         passes[size] += _passes(runner, batches_of(images_SCHW, size)[0], (end - time.perf_counter()) / 12)
-    medians = [[_medians(columns) for columns in zip(*passes[size], strict=True)] for size in rows]
+    medians = [
+        [[*map(median, zip(*of_part, strict=True))] for of_part in zip(*passes[size], strict=True)] for size in rows
+    ]
     enter_R, stages_KR, heads_KR, drops_KR, parts_R = (_by_rows(of_part) for of_part in zip(*medians, strict=True))
     modules = zip(runner.network.stages, runner.network.exits, strict=True)
     capacity = kernels_kept(runner.program.device) if runner.program.form.backend == "torch" else None
@@ -77,10 +79,6 @@ def _passes(runner: Runner, images_BCHW: Tensor, seconds: float) -> list[list[li
     first = _one_pass(runner, images_BCHW)
     more = int(seconds / (time.perf_counter() - started))
     return [first, *(_one_pass(runner, images_BCHW) for _ in range(min(8, max(1, more))))]
-
-
-def _medians(columns: Sequence[Sequence[float]]) -> list[float]:
-    return [median(values) for values in zip(*columns, strict=True)]
 
 
 def _by_rows(ms_RK: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:

@@ -23,10 +23,9 @@ def take_turns(
     warmup: int = 2,
     after_round: Callable[[], object] = lambda: None,
 ) -> dict[Name, list[float]]:
-    """Seconds of each variant in every round; the order turns around from round to round.
+    """Seconds of each variant, which says how many it took, in every round; the order turns around each time.
 
     Args:
-        variants: By name, what runs once and says how many seconds it took.
         warmup: Rounds before them that are not counted: allocations and caches.
         after_round: Called after each round, these included, while nothing is timed.
     """
@@ -46,12 +45,8 @@ def take_turns(
 def ratio(seconds: Sequence[float], reference: Sequence[float], level: float = 0.05) -> dict[str, float]:
     """Median of the paired ratios, and the bounds of its one-sided intervals (`at_least`, `at_most`).
 
-    The bounds are order statistics: nothing is assumed of the distribution.
-
-    Args:
-        seconds: Of each round.
-        reference: Of the same rounds.
-        level: How likely a bound may be wrong; each by itself.
+    The bounds are order statistics: nothing is assumed of the distribution. Each by itself is wrong with probability
+    `level` at most.
 
     Raises:
         UsageError: Too few rounds for bounds of this level: n rounds allow none below 1 / 2^n.
@@ -71,11 +66,7 @@ def ratio(seconds: Sequence[float], reference: Sequence[float], level: float = 0
 
 
 def kernels_kept(device: torch.device) -> int | None:
-    """How many kernels oneDNN keeps; None where it is not what computes.
-
-    Raises:
-        UsageError: The environment says no whole number.
-    """
+    """How many kernels oneDNN keeps; None where it is not what computes."""
     if device.type != "cpu":
         return None
     wanted = os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
@@ -86,11 +77,7 @@ def kernels_kept(device: torch.device) -> int | None:
 
 
 def conditions(device: torch.device | None = None) -> dict[str, Any]:
-    """Device, threads, kernels kept, versions and how busy the machine was: what a figure needs beside it.
-
-    Args:
-        device: Where things are computed; the processor by default.
-    """
+    """Device (by default the processor), threads, kernels kept, versions and load: what a figure needs beside it."""
     device = torch.device("cpu") if device is None else device
     return {
         "device": processor_name() if device.type == "cpu" else describe_device(device),
@@ -99,12 +86,12 @@ def conditions(device: torch.device | None = None) -> dict[str, Any]:
         "kernels_kept": kernels_kept(device),
         "load_average": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,
-        **{package: _version(package) for package in ("onnxruntime", "openvino")},
+        **{package: version(package) for package in ("onnxruntime", "openvino")},
         "python": platform.python_version(),
     }
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
     """Its version; None where it is not installed."""
     try:
         return importlib.metadata.version(package)

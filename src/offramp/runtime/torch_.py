@@ -13,7 +13,6 @@ from torch import Tensor
 from offramp.graphs.exit_writes import check_skippable
 from offramp.graphs.folding import fold
 from offramp.network import Carry, EarlyExitNet, as_carry
-from offramp.policy import Policy
 from offramp.runtime.program import Form, Program
 
 
@@ -21,8 +20,6 @@ class TorchProgram(Program):
     """A network as modules of torch.
 
     Args:
-        form: One whose backend is torch.
-        device: The network's own if None.
         as_it_is: Run it without folding and in its own layout: what the other forms are compared with.
 
     Raises:
@@ -71,9 +68,6 @@ class TorchProgram(Program):
         """See `Program.straight`."""
         _, carry = self.segment(0, exit, self.enter(images_BCHW), head=False)
         return self._head(exit, carry)
-
-    def single(self, policy: Policy, asks: tuple[int, ...]) -> None:
-        """See `Program.single`."""
 
     def _head(self, k: int, carry: Carry) -> Tensor:
         logits_BC: Tensor = self._in_own_precision(self._twin.exits[k], carry[self._twin.reads[k]])

@@ -19,7 +19,7 @@ from offramp.policy import CERTIFICATE, PATIENCE
 from offramp.runtime import file_cache
 from offramp.runtime.agreement import Agreement
 from offramp.runtime.backends import usual_forms
-from offramp.runtime.choice import WORTH, Expected, Flow, RankedPlans, choose, choose_stream, exit_ms
+from offramp.runtime.choice import WORTH, Flow, RankedPlans, choose, choose_stream, exit_ms
 from offramp.runtime.images import spread
 from offramp.runtime.plan import STREAM, Plan
 from offramp.runtime.program import Form, Program, certified_form
@@ -27,7 +27,7 @@ from offramp.runtime.rows import joined
 from offramp.runtime.runner import Runner
 from offramp.runtime.stream import in_turn
 from offramp.runtime.table import batches_of, time_table
-from offramp.runtime.timing import conditions, ratio, take_turns
+from offramp.runtime.timing import Name, conditions, ratio, take_turns
 from offramp.runtime.torch_ import TorchProgram
 from offramp.runtime.tuning import Speedup, Trial, Tuning, described
 from offramp.storage import weights_hash
@@ -68,12 +68,12 @@ def tuned(
     results: dict[str, _Best] = {}
     for size in sorted(batch_sizes):
         feed = batches_of(images_SCHW, size)
-        results[str(size)] = _proven(runner, choose(table, flow, size), feed, share, _of_batches(size))
+        results[str(size)] = _proven(runner, choose(table, flow, size), feed, share, size)
     plans = {size: results[str(size)].plan for size in sorted(batch_sizes)}
     if streams:
         choice = choose_stream(table, flow)
         length = min(STREAMED[1], max(STREAMED[0], int(1000 * share / choice.straight[0].ms / 6)))
-        results[STREAM] = _proven(runner, choice, batches_of(images_SCHW, length)[:1], share, _of_stream)
+        results[STREAM] = _proven(runner, choice, batches_of(images_SCHW, length)[:1], share, None)
     tuning = Tuning(
         form=runner.program.form,
         plans=plans,
@@ -105,7 +105,7 @@ def _check(images_SCHW: Tensor, batch_sizes: Sequence[int], forms: Sequence[Form
 
 
 def _plain_logits(runner: Runner, images_SCHW: Tensor) -> Tensor:
-    """Logits `[K, S, C]` of every exit by the network as it is, on the CPU."""
+    """Logits `[K, S, C]` of every exit by the network as it is."""
     return _logits(TorchProgram(runner.network, Form(), runner.device, as_it_is=True), images_SCHW)
 
 
@@ -168,10 +168,9 @@ def _best_straight(
     ms: dict[Form, dict[str, float]] = {form: {} for form in admitted}
     for size in sorted({min(size, 64) for size in (*batch_sizes, 64)}):
         feed = batches_of(images_SCHW, size)
-        turns = {str(form): _Turn(twin.straight(size), feed, twin.wait) for form, twin in admitted.items()}
-        rounds = _in_turns(turns, (SORTING, PROVING[0]), seconds / 2)
-        for form in admitted:
-            ms[form][str(size)] = 1000 * min(rounds[str(form)])
+        turns = {form: _Turn(twin.straight(size), feed, twin.wait) for form, twin in admitted.items()}
+        for form, took in _in_turns(turns, (SORTING, PROVING[0]), seconds / 2).items():
+            ms[form][str(size)] = 1000 * min(took)
     best = {size: min(of_form[size] for of_form in ms.values()) for size in next(iter(ms.values()))}
     return min(admitted, key=lambda form: max(ms[form][size] / best[size] for size in best)), ms
 
@@ -209,12 +208,7 @@ def _agreements(runner: Runner, images_SCHW: Tensor, logits_KSC: Tensor) -> list
 
 
 class _Turn:
-    """Runs batches, some a round and in the next round others, and says how many seconds one took.
-
-    Args:
-        call: Given a batch.
-        wait: Waits until the device is done.
-    """
+    """Runs batches, some a round and in the next round others, and says how many seconds one took."""
 
     def __init__(self, call: Callable[[Tensor], object], batches: Sequence[Tensor], wait: Callable[[], None]) -> None:
         self.call, self.batches, self.wait = call, batches, wait
@@ -230,13 +224,10 @@ class _Turn:
         return (time.perf_counter() - started) / self.a_round
 
 
-def _in_turns(turns: Mapping[str, _Turn], rounds: tuple[int, int], seconds: float) -> dict[str, list[float]]:
-    """Seconds of a batch in each round, of as many rounds and batches as the time allows.
+def _in_turns(turns: Mapping[Name, _Turn], rounds: tuple[int, int], seconds: float) -> dict[Name, list[float]]:
+    """Seconds of a batch in each round, of as many rounds (at least and at most) and batches as the time allows.
 
-    Args:
-        turns: Of the same batches; each is run before it counts.
-        rounds: At least and at most.
-        seconds: For all.
+    All turns have the same batches, and each is run before it counts.
     """
     batches = next(iter(turns.values())).batches
     each = sum(min(turn(), turn()) for turn in turns.values())
@@ -262,54 +253,30 @@ class _Best(NamedTuple):
     with_exits: Plan
 
 
-_Runs = Callable[[Runner, Plan], Callable[[Tensor], object]]
+def _proven(runner: Runner, choice: RankedPlans, feed: Sequence[Tensor], seconds: float, size: int | None) -> _Best:
+    """The best way straight on, or the best plan with exits where it is faster than that beyond doubt.
 
-
-def _of_batches(size: int) -> _Runs:
-    return lambda runner, plan: runner.under({size: plan}).runs(size)
-
-
-def _of_stream(runner: Runner, plan: Plan) -> Callable[[Tensor], object]:
-    """What a plan is called with all images of a stream for: they come in batches, and answers leave in batches."""
-    variant = runner.under({1: plan})
-    return lambda images_SCHW: list(in_turn(variant, torch.split(images_SCHW, STREAM_BATCH)))
-
-
-def _proven(runner: Runner, choice: RankedPlans, feed: Sequence[Tensor], seconds: float, runs: _Runs) -> _Best:
-    """The best way straight on, or the best plan with exits where it is faster than that beyond doubt."""
+    Without a size of batches, in a stream: images come in batches, and answers leave in batches.
+    """
 
     def turn(plan: Plan) -> _Turn:
-        return _Turn(runs(runner, plan), feed, runner.wait)
+        variant = runner.under({size or 1: plan})
+        if size is not None:
+            return _Turn(variant.runs(size), feed, runner.wait)
+        return _Turn(lambda images_SCHW: [*in_turn(variant, torch.split(images_SCHW, STREAM_BATCH))], feed, runner.wait)
 
-    near = [way for way in choice.straight if way.ms <= CLOSE * choice.straight[0].ms][:TRIED]
-    hopeful = choice.adaptive[:TRIED] if choice.gain * WORTH > 1 else ()
-    straight, adaptive = _sorted_out(
-        [turn(way.plan) for way in near], near, [turn(way.plan) for way in hopeful], hopeful, seconds / 3
-    )
-    chunk = straight.plan.chunk
-    with_exits = (adaptive or next(iter(choice.adaptive), straight)).plan
-    if adaptive is None:
-        return _Best(straight.plan, Speedup(choice.gain, None), chunk, with_exits)
-    took = _in_turns({"straight": turn(straight.plan), "exits": turn(adaptive.plan)}, PROVING, seconds * 2 / 3)
+    near = [way.plan for way in choice.straight if way.ms <= CLOSE * choice.straight[0].ms][:TRIED]
+    hopeful = [way.plan for way in choice.adaptive[:TRIED]] if choice.gain * WORTH > 1 else []
+    best = dict.fromkeys((*near, *hopeful), 0.0)
+    if len(near) > 1 or len(hopeful) > 1:  # the fastest of each kind, by a few rounds
+        rounds = _in_turns({plan: turn(plan) for plan in best}, (SORTING, SORTING), seconds / 3)
+        best = {plan: min(took) for plan, took in rounds.items()}
+    straight = min(near, key=best.__getitem__)
+    if not hopeful:
+        with_exits = choice.adaptive[0].plan if choice.adaptive else straight
+        return _Best(straight, Speedup(choice.gain, None), straight.chunk, with_exits)
+    adaptive = min(hopeful, key=best.__getitem__)
+    took = _in_turns({"straight": turn(straight), "exits": turn(adaptive)}, PROVING, seconds * 2 / 3)
     spread = ratio(took["exits"], took["straight"])
     faster = spread["ratio"] < WORTH and spread["at_most"] < 1
-    gain = Speedup(choice.gain, 1 / spread["ratio"])
-    return _Best(adaptive.plan if faster else straight.plan, gain, chunk, with_exits)
-
-
-def _sorted_out(
-    ways: Sequence[_Turn],
-    near: Sequence[Expected],
-    plans: Sequence[_Turn],
-    hopeful: Sequence[Expected],
-    seconds: float,
-) -> tuple[Expected, Expected | None]:
-    """The fastest way straight on and, if any, the fastest plan with exits, each by a few rounds."""
-    if len(near) == 1 and len(hopeful) < 2:
-        return near[0], next(iter(hopeful), None)
-    turns = {str(number): turn for number, turn in enumerate((*ways, *plans))}
-    took = {int(name): min(values) for name, values in _in_turns(turns, (SORTING, SORTING), seconds).items()}
-    best = min(range(len(near)), key=took.__getitem__)
-    if not hopeful:
-        return near[best], None
-    return near[best], hopeful[min(range(len(hopeful)), key=lambda number: took[len(near) + number])]
+    return _Best(adaptive if faster else straight, Speedup(choice.gain, 1 / spread["ratio"]), straight.chunk, adaptive)

@@ -95,11 +95,7 @@ class Tuning:
 
     @classmethod
     def from_json(cls, content: Any) -> "Tuning":
-        """From what `to_json` gave.
-
-        Raises:
-            UsageError: Something else, or of another version.
-        """
+        """From what `to_json` gave; anything else, or of another version, is refused."""
         hint = "Tune the engine anew."
         number = content.get("format", FORMAT) if isinstance(content, dict) else None
         if isinstance(number, int) and number > FORMAT:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from offramp.data.class_folders import READABLE
+from offramp.files import CARD
 from offramp.json_files import read
-from offramp.shipped.card import CARD
 
 _MOST = 24
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from offramp.config import DataConfig
 from offramp.data import REGISTRY, Parts
-from offramp.data.builder import SETTINGS
+from offramp.data.base import SETTINGS
 from offramp.data.partition import Cut, cut_up
 from offramp.errors import UsageError
 from offramp.files import Ancestor, Division, Origin, RunConfig, RunFolder

@@ -11,7 +11,7 @@ import torch
 
 import offramp
 from offramp import backbones
-from offramp.backbones.attached import zoo
+from offramp.backbones.attached import libraries
 from offramp.config import Run, Spec, TrainConfig
 from offramp.errors import UsageError
 from offramp.files import load
@@ -111,12 +111,12 @@ def test_timm_is_imported_only_for_its_names_and_no_hub_is_asked(monkeypatch: py
 
 def test_grey_images_get_the_sum_of_the_weights_and_other_channels_are_refused_with_weights() -> None:
     conv = torch.nn.Conv2d(3, 4, 3)
-    grey = zoo._for_channels(conv, 1, pretrained=True)
+    grey = libraries._for_channels(conv, 1, pretrained=True)
     image = torch.randn(1, 1, 5, 5)
     torch.testing.assert_close(grey(image), conv(image.expand(1, 3, 5, 5)))
     with pytest.raises(UsageError, match="Weights for 3 channels cannot be used for images of 5"):
-        zoo._for_channels(conv, 5, pretrained=True)
-    assert zoo._for_channels(conv, 5, pretrained=False).weight.shape == (4, 5, 3, 3)
+        libraries._for_channels(conv, 5, pretrained=True)
+    assert libraries._for_channels(conv, 5, pretrained=False).weight.shape == (4, 5, 3, 3)
 
 
 def test_a_run_with_such_a_name_is_loaded_again(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_hub_that_does_not_answer_is_one_error_without_its_clients_warnings(ca
 
     try:
         with pytest.raises(UsageError, match="cannot be fetched"):
-            zoo._built("timm/resnet18", build)
+            libraries._built("timm/resnet18", build)
     finally:
         client.removeHandler(handler)
     assert capsys.readouterr().err == ""

@@ -20,9 +20,6 @@ def check_alone(model: nn.Module, parts: Sequence[nn.Module], images_BCHW: Tenso
 
     Compared is what each part hands on, in double precision where they run in it. Parts that draw random numbers in
     evaluation mode are not looked at: they give something else each time.
-
-    Raises:
-        UsageError: Such a model.
     """
     try:
         apart = _furthest(nn.ModuleList(parts), images_BCHW, torch.float64)

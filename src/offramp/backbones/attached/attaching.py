@@ -14,8 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from offramp.backbones.attached.alone import NUM_IMAGES, check_alone
 from offramp.backbones.attached.heads import HEADS, HeadKind, new_exit, with_neuron, with_outputs
-from offramp.backbones.layers import check_choice
-from offramp.checks import check_counts, check_flags
+from offramp.checks import check_choice, check_counts, check_flags
 from offramp.errors import UsageError
 from offramp.graphs.cutting import GraphPart
 from offramp.graphs.in_place import changes_in_place
@@ -75,7 +74,8 @@ def attach(
         chosen = choose(sites, at)
         network = _assemble(sites, chosen, num_classes, damping, head, shape)
         _check_and_own(network, sites, chosen, model)
-        last = _last_exit(network)
+        last = network.exits[-1]
+        assert isinstance(last, GraphPart)
         if num_classes != own_classes:
             if not with_outputs(last, num_classes + damping):
                 network.exits[-1] = _new_last_exit(sites, num_classes + damping, head)
@@ -126,11 +126,7 @@ def _checked(image_shape: Any) -> tuple[int, int, int]:
 
 
 def image_shape_of(model: nn.Module) -> tuple[int, int, int]:
-    """The images that a model says it is for.
-
-    Raises:
-        UsageError: It does not say.
-    """
+    """The images that a model says it is for; refused is one that does not."""
     config = getattr(model, "pretrained_cfg", None)
     size = config.get("input_size") if isinstance(config, dict) else None
     if size is not None and len(size) == 3:
@@ -280,12 +276,6 @@ def _starts_in_place(part: nn.Module) -> bool:
         if changes_in_place(node, module) and any(read.op == "placeholder" for read in node.all_input_nodes):
             return True
     return False
-
-
-def _last_exit(network: EarlyExitNet) -> GraphPart:
-    last = network.exits[-1]
-    assert isinstance(last, GraphPart)
-    return last
 
 
 def _new_last_exit(sites: Sites, num_outputs: int, head: HeadKind) -> nn.Module:

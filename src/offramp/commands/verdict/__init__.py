@@ -11,9 +11,9 @@ from offramp.checks import ABOVE_0, SIZE, whole
 from offramp.commands.bench import LEAST_ROUNDS, ROUNDS
 from offramp.commands.options import AnyBackend, File, Flag, Folder, OnDevice, in_threads
 from offramp.errors import UsageError
-from offramp.files import RunConfig, RunFolder
+from offramp.files import CARD, RunConfig, RunFolder
 from offramp.json_files import encoded
-from offramp.shipped.card import CARD, Card
+from offramp.shipped import Card
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
 from offramp.storage import write_files
