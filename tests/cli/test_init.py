@@ -168,9 +168,16 @@ def test_json_is_one_object_alone(tmp_path: Path, capsys: pytest.CaptureFixture[
         ["example", "digits", "--out", run],
         ["example", "--list"],
         ["names"],
-        ["train", "--config", run, "--epochs", "1", "--out", f"{tmp_path}/new"],
+        [
+            "train",
+            "--config",
+            run,
+            *"--data digits limit=200 --holdout 50 --epochs 1".split(),
+            "--out",
+            f"{tmp_path}/new",
+        ],
         ["predict", run, images],
-        ["export", run, "--to", "onnx", "--stages"],
+        ["export", run, "--to", "torch"],
         ["layers", "torchvision/resnet18", "--image-size", "32"],
     ):
         assert main([*words, "--json"]) == 0

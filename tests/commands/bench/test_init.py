@@ -26,7 +26,7 @@ LEAVING = Policy((0.3, NOBODY, EVERYBODY))
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(Engine, "tune", partialmethod(Engine.tune, seconds=0.1))
+    monkeypatch.setattr(Engine, "tune", partialmethod(Engine.tune, seconds=0.05))
 
 
 def said(measured) -> str:
