@@ -346,17 +346,6 @@ def test_weights_that_are_not_finite_are_a_failure_with_the_file(run, files):
         list(predict(PredictOptions(run, files)))
 
 
-def test_wrong_use_is_said_before_anything_is_read(run, files, tmp_path):
-    with pytest.raises(UsageError, match="batch_size must be at least 1, not 0"):
-        predict(PredictOptions(run, files, batch_size=0))
-    with pytest.raises(UsageError, match="There is no file or folder"):
-        predict(PredictOptions(tmp_path / "no run either", [tmp_path / "nowhere.png"]))
-    with pytest.raises(UsageError, match="is not a run"):
-        predict(PredictOptions(tmp_path, files))
-    with pytest.raises(UsageError, match="There is no file"):
-        predict(PredictOptions(run, files, policy=tmp_path / "none.json"))
-
-
 # -- the command -------------------------------------------------------------------------------------------------------
 
 NAMES = ["a [bold].png", 'b,"quoted".png', "sub/c.png", "sub/d.png", "sub/e.png"]
