@@ -33,6 +33,8 @@ $(QUICK)/bench.json: $(QUICK)/policy.json
 quickstart: $(QUICK)/bench.json   ## train with the paper's method on images that ship, certify, time; what it is worth
 	$(BIN)/offramp evaluate $(QUICK)
 
+# Modules are compiled once, and not by every process that a test starts.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.dev            ## everything but the slow tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import multiprocessing
+import os
 import runpy
 import shutil
 import socket
@@ -41,11 +42,15 @@ AS_TORCHRUN = Path(__file__).with_name("as_torchrun.py")
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is remembered of runs made here stays here, runs made by hand may name code of these tests, one thread."""
+    """What is remembered of runs made here stays here, runs made by hand may name code of these tests, one thread.
+
+    No file made here has to survive a power cut, and waiting for the disk would take a fifth of a small training.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.setenv("OFFRAMP_ALLOW_CODE", __name__.partition(".")[0])
         patch.setenv("OMP_NUM_THREADS", "1")  # processes started here: threads that wait for each other spin
+        patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
 

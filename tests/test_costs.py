@@ -93,7 +93,8 @@ HEADS = {  # operations and parameters of each head alone
         (289892, 400484, 327908, 438500, 329060, 412004),
     ),
 }
-SLOW = {("ranet8-imagenet", False), ("msdnet5-imagenet", True), "msdnet5-step6-imagenet", "msdnet5-step7-imagenet"}
+SLOW = {*((name, damping) for name, damping in EXACT if "cifar10" in name.split("-") or "ranet8" in name)}
+SLOW |= {("msdnet5-imagenet", True), "msdnet5-step6-imagenet", "msdnet5-step7-imagenet", "msdnet7-wide-cifar100"}
 TRUNKS = {"msdnet7-cifar100": (104212736, 1038860), "ranet6-cifar100": (35633664, 419413)}
 
 

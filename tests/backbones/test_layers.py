@@ -2,54 +2,16 @@
 
 import pytest
 import torch
-from torch import nn
 
 from offramp.backbones.layers import (
     HEAD_SIDES,
     Stem,
-    Unit,
-    branch,
     check_image_size,
     coarsest_sides,
     deepest_scales,
     heads,
 )
 from offramp.errors import UsageError
-
-
-def num_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def test_a_unit_is_convolution_batch_norm_relu() -> None:
-    unit = Unit(3, 5, 3, stride=2)
-    assert num_parameters(unit) == 3 * 5 * 9 + 2 * 5
-    x = torch.randn(2, 3, 7, 7)
-    expected = torch.relu(
-        nn.functional.batch_norm(nn.functional.conv2d(x, unit.conv.weight, None, 2, 1), None, None, training=True)
-    )
-    torch.testing.assert_close(unit(x), expected)
-    assert (unit.norm.eps, unit.norm.momentum, unit.conv.bias) == (1e-5, 0.1, None)
-
-
-@pytest.mark.parametrize(("in_channels", "narrow"), [(8, 8), (12, 12), (40, 12)])
-def test_a_bottleneck_is_never_wider_than_its_input(in_channels: int, narrow: int) -> None:
-    squeezed = branch(in_channels, 6, factor=2)
-    assert num_parameters(squeezed) == in_channels * narrow + 2 * narrow + narrow * 6 * 9 + 2 * 6
-    assert num_parameters(branch(in_channels, 6, factor=None)) == in_channels * 6 * 9 + 2 * 6
-
-
-def test_a_strided_branch_strides_in_its_last_convolution() -> None:
-    strides = [unit.conv.stride for unit in branch(8, 6, factor=2, stride=2)]
-    assert strides == [(1, 1), (2, 2)]
-
-
-def test_the_stem_makes_one_map_per_scale() -> None:
-    maps = Stem("cifar", 1, [4, 8, 8], [2, 1])(torch.zeros(2, 1, 11, 13))
-    assert [tuple(x.shape) for x in maps] == [(2, 4, 11, 13), (2, 8, 6, 7), (2, 8, 6, 7)]
-    imagenet = Stem("imagenet", 3, [4, 8], [2])
-    assert [tuple(x.shape) for x in imagenet(torch.zeros(2, 3, 33, 32))] == [(2, 4, 9, 8), (2, 8, 5, 4)]
-    assert imagenet.scales[0].conv.bias.shape == (4,)
 
 
 def test_heads_read_the_sides_they_say_and_no_others() -> None:

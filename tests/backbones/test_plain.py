@@ -90,15 +90,21 @@ ALL = {
     "msdnet no transitions": msdnets(**EVEN, reduction=0),
     "ranet repeated scales": ranets(**REPEATED),
 }
-small = pytest.mark.parametrize("case", SMALL.values(), ids=SMALL)
+QUICK = ("msdnet damping", "ranet")
+small = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in SMALL.items()],
+)
 # Two epochs, each with a last batch that is smaller. A batch of 2 amplifies rounding most: it comes last of all.
 SMALL_BATCHES, LARGE_BATCHES = ([size] * 9 + [2 * size // 3] + [size] * 9 + [2] for size in (6, 16))
 
 
 def small_and_slow(small: Any, large: Any) -> pytest.MarkDecorator:
     """Names and sizes of batches: small cases in the ordinary tests, all others in the slow ones."""
-    slow = [pytest.param(name, large, marks=pytest.mark.slow, id=name) for name in ALL if name not in SMALL]
-    return pytest.mark.parametrize(("name", "size"), [*(pytest.param(name, small, id=name) for name in SMALL), *slow])
+    cases = [(name, small if name in SMALL else large, () if name in QUICK else pytest.mark.slow) for name in ALL]
+    return pytest.mark.parametrize(
+        ("name", "size"), [pytest.param(name, size, marks=marks, id=name) for name, size, marks in cases]
+    )
 
 
 def batches_for(network: EarlyExitNet, sizes: Sequence[int]) -> Batches:

@@ -84,6 +84,7 @@ def test_what_was_measured_before_a_run_is_stopped_is_there(measure) -> None:
     assert len(found["details"]) == 2
 
 
+@pytest.mark.slow
 def test_forms_can_be_chosen(measure) -> None:
     assert [row["name"] for row in measure({}, "--forms", "traced")["rows"]] == [
         "small MSDNet, traced, float32",

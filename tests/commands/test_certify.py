@@ -227,7 +227,7 @@ def test_of_foreign_weights_the_certificate_says_that_it_cannot_be_known(make_tr
         ("openvino", "float32"),
         pytest.param("openvino", "bf16", marks=pytest.mark.slow),
         pytest.param("openvino", "int8", marks=pytest.mark.slow),
-        ("onnxruntime", "int8"),
+        pytest.param("onnxruntime", "int8", marks=pytest.mark.slow),
     ],
 )
 def test_a_certificate_is_of_what_runs(backend, precision, make_trained, tiny, parts, tmp_path, monkeypatch, capsys):

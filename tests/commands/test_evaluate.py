@@ -273,6 +273,7 @@ def test_without_matplotlib_there_are_figures_but_no_page(make_run):
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_otherwise_a_table_and_where_the_files_lie(make_run, capsys):
     run = make_run()
     assert main(["evaluate", str(run), "--plots", "svg"]) == 0

@@ -49,32 +49,6 @@ def certified(policy: Policy) -> Policy:
     return dataclasses.replace(policy, found={**policy.found, "certificate": {"whatever": 1}})
 
 
-@pytest.mark.parametrize("target", [{"budget": 0.7}, {"max_drop": 20}])
-def test_the_policy_is_the_one_found_on_the_kept_logits(run, target):
-    found = find_policy(PolicyOptions(run, device="cpu", **target))
-    assert found.policy == Policy.load(run / "policy.json") == policy_for(kept(run), cost(load(run)), **target)
-    assert found.written == run / "policy.json"
-    assert (found.split, found.images) == (kept(run).split, 15)
-    assert found.policy.found["price"] == "operations"
-    assert found.certificate is None
-    assert sorted(path.name for path in (run / "records").iterdir()) == ["search.safetensors"]
-
-
-def test_a_latency_goes_by_the_times_of_the_batch(run):
-    for batch in (None, "32", "stream"):
-        times = TIMES[batch or "1"]
-        latency = (times[0] + times[2]) / 2
-        found = find_policy(PolicyOptions(run, device="cpu", latency=latency, batch=batch)).policy.found
-        where = {"device": "cpu: made [up]", "batch": batch or "1"}
-        assert found == {**policy_for(kept(run), cost(load(run)), latency=latency, times=times).found, **where}
-        assert found["milliseconds"] <= latency
-
-
-def test_a_batch_makes_the_cheapest_one_of_milliseconds(run):
-    found = find_policy(PolicyOptions(run, device="cpu", max_drop=20, batch="32")).policy.found
-    assert (found["price"], found["times"], found["max_drop"]) == ("milliseconds", TIMES["32"], 20)
-
-
 def test_temperatures_are_those_that_fit_the_search_half(run):
     for renormalise in (False, True):
         measure = {"measure": "entropy", "renormalise": renormalise}
@@ -250,14 +224,3 @@ def test_where_few_images_show_no_small_drop_that_is_said(measured, capsys):
     assert len(said.splitlines()) == 1
     assert main(["policy", measured, "--max-drop", "50"]) == 0
     assert "No image leaves early" not in capsys.readouterr().err
-
-
-def test_a_certificate_that_is_lost_is_told_on_standard_error(measured, capsys):
-    assert main(["certify", measured, "--risk", "0.1", "--confidence", "0.9"]) == 0
-    capsys.readouterr()
-    assert main(["policy", measured, "--budget", "0.5", "--json"]) == 0
-    captured = capsys.readouterr()
-    assert f"The policy in {measured}/policy.json had a certificate" in captured.err
-    assert json.loads(captured.out)["replaced"] is True
-    assert main(["policy", measured, "--budget", "0.5"]) == 0
-    assert capsys.readouterr().err == ""

@@ -24,6 +24,7 @@ TINY = (
 QUICK = ["train", "--data", "digits", "limit=200", *TINY, "--epochs", "1"]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("objective", ["cross-entropy", "dynamic"])
 def test_what_scripts_rely_on(tmp_path: Path, objective: str, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "run")
@@ -93,6 +94,7 @@ def test_a_stopped_run_saves_and_leaves_with_the_usual_status(
     assert f"Stopped by {signal.Signals(number).name}; saved after" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_photos_are_prepared_as_the_trained_trunk_expects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They had ImageNet's mean whatever the trunk; what is asked for still wins."""
     timm = pytest.importorskip("timm")

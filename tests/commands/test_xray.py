@@ -170,6 +170,7 @@ def test_scripts_get_shares_over_time(watched: Path):
     assert values["exits"][1]["shares"][0] == values["shares"]["needed"][-1][1]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("K", "epochs"), [(1, 1), (2, 3), (7, 1)])
 def test_any_number_of_exits_and_epochs_has_a_page(
     make_run: Callable[..., Path], tiny_parts: Parts, K: int, epochs: int
@@ -296,6 +297,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_table_and_where_the_page_lies(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["xray", str(run)]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -9,7 +9,6 @@ from PIL import Image
 from torchvision.io import write_jpeg, write_png
 
 from offramp import DataConfig, Spec, data
-from offramp.data import Batch
 from offramp.data.class_folders import list_images
 from offramp.data.files import decode
 from offramp.errors import OfframpError, UsageError
@@ -55,19 +54,6 @@ def test_imagenet_may_lie_in_a_folder_of_its_own(imagenet: Path) -> None:
     root.mkdir()
     imagenet.rename(root / "imagenet")
     assert len(data.imagenet(root).train) == 23  # less a tenth
-
-
-def test_the_configuration_builds_imagenet_again(
-    imagenet: Path, same: Callable[[list[Batch], list[Batch]], bool]
-) -> None:
-    parts = data.imagenet(imagenet, image_size=32, batch_size=4, holdout=6, workers=2)
-    config = parts.train.config
-    assert config == DataConfig(
-        source=Spec("imagenet", {"image_size": 32}), root=str(imagenet), batch_size=4, holdout=6, workers=2
-    )
-    again = data.load(config)
-    assert again.description() == parts.description()
-    assert same(list(again.train.batches(seed=2)), list(parts.train.batches(seed=2)))
 
 
 def test_missing_parts_of_imagenet_are_named(tmp_path: Path, imagenet: Path) -> None:

@@ -73,6 +73,7 @@ def test_examples_with(library: str, folder: Path) -> None:
     assert float(done.stdout.splitlines()[-1]) > 90  # accuracy in per cent
 
 
+@pytest.mark.usefixtures("undrawn", "operators_once")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_examples_of(page: Path, folder: Path) -> None:
     blocks = BLOCK.findall(page.read_text())

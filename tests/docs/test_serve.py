@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from offramp.cli import main
+
 GUIDE = Path(__file__).parents[2] / "docs" / "serve.md"
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
-def test_every_line_of_curl(tmp_path: Path) -> None:
+def test_every_line_of_curl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"^```sh\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     example = next(line for line in lines if line.startswith("offramp example"))
-    subprocess.run([sys.executable, "-m", *example.split()], cwd=tmp_path, check=True, capture_output=True)
+    monkeypatch.chdir(tmp_path)
+    assert main(example.split()[1:]) == 0
     command = [sys.executable, "-m", "offramp", "serve", "garments", "--port", "0", "--json", "--backend", "torch"]
     command += ["--within-ms", "0"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as server:

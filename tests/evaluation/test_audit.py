@@ -19,7 +19,9 @@ from offramp.evaluation.populations import (
 )
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    "loss", ["regret", *(pytest.param(one, marks=pytest.mark.slow) for one in LOSSES if one != "regret")]
+)
 def test_our_procedure_keeps_its_promise(loss):
     report = audit(certified, Promise(0.05, 0.9, loss), candidates=(21, 101))
     assert len(report.findings) == 8 * 2 * 2  # populations, small and large sets, coarse and fine grids

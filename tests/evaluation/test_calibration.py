@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from offramp.errors import UsageError
 from offramp.evaluation import reliability
@@ -27,6 +26,8 @@ def test_ece_equals_a_slow_loop(bins):
 @pytest.mark.parametrize("share", [1.0, 0.8])
 def test_ece_equals_torchmetrics(share):
     """`share`: what the damping neuron leaves the classes."""
+    from torchmetrics.functional.classification import multiclass_calibration_error  # takes seconds
+
     probabilities = share * (2 * torch.randn(3000, 10, dtype=torch.float64)).softmax(-1)
     targets = torch.where(torch.rand(3000) < 0.5, probabilities.argmax(-1), torch.randint(0, 10, (3000,)))
     confidence, classes = probabilities.max(-1)

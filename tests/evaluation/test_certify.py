@@ -79,18 +79,10 @@ def test_a_certificate_of_an_earlier_version_is_read_and_said_to_be_unchecked():
 @pytest.mark.parametrize(
     "damage",
     [
-        3,
-        None,
-        [],
         {},
-        {"promise": {}},
         {"promise": {"risk": 2}},
-        {"lost": None},
         {"lost": True},
-        {"split": 1},
         {"x": 1},
-        {"policy": 5},
-        {"unknown": 5},
     ],
     ids=str,
 )

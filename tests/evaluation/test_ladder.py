@@ -87,7 +87,9 @@ def one_by_one(promises, search, certify):
     return np.stack([learn_then_test(Promise(p.risk, 0.9, p.loss), search, certify) for p in promises])
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    "loss", ["regret", *(pytest.param(one, marks=pytest.mark.slow) for one in LOSSES if one != "regret")]
+)
 def test_all_promises_hold_at_once(loss):
     """On every population and on the staircase, over 1,000 draws, the rate is not proven above 1 - confidence."""
     risks, trials = (0.02, 0.05, 0.1), 1000

@@ -70,8 +70,14 @@ class Ended:
 
 
 def prepare(folder: Path) -> None:
-    """What the commands read: a copy of a run, a run that watched gradients, a checkpoint of the original program."""
+    """What most commands read: a copy of a run."""
     shipped.copy("digits", folder / "RUN")
+
+
+def prepare_rest(folder: Path) -> None:
+    """What some commands read: a run that watched gradients, a checkpoint of the original program."""
+    if (folder / "FOREIGN").exists():
+        return
     assert main([*TRAIN, "--xray", "20", "--out", str(folder / "WATCHED")]) == 0
     network = backbones.build(Spec.parse(PRESET), damping=False)
     names = original_names(network)
@@ -104,6 +110,8 @@ def run(command: list[str], stream: str | None, folder: Path, program: Sequence[
 
 def failure(name: str, stream: str, folder: Path) -> str:
     """What went wrong when a command met a stream; empty where all was as promised."""
+    if {"WATCHED", "FOREIGN"} & set(COMMANDS[name]):
+        prepare_rest(folder)
     return fault(name, stream, run(COMMANDS[name], stream, folder), folder)
 
 

@@ -76,13 +76,13 @@ def share_that_agrees(damped: list[float], root: list[float], seeds: int, studie
     return found / studies
 
 
-@pytest.mark.parametrize(("seeds", "power"), [(5, 0.12), (12, 0.3), (40, 0.8)])
+@pytest.mark.parametrize(("seeds", "power"), [(5, 0.12), (12, 0.3), pytest.param(40, 0.8, marks=pytest.mark.slow)])
 def test_less_sensitive_is_seen_where_it_is_true(seeds: int, power: float) -> None:
     """The range within each seed, averaged over seeds, saw it in 8 %, 17 % and 49 % of such studies."""
     assert share_that_agrees(DAMPED, ROOT, seeds, 400 if seeds < 40 else 150) > power
 
 
-@pytest.mark.parametrize("seeds", [3, 12])
+@pytest.mark.parametrize("seeds", [3, pytest.param(12, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("root", [FLAT, DAMPED, [70, 70, 70, 70.2526]], ids=["flat", "same", "one"])
 def test_less_sensitive_is_not_seen_where_it_is_false(seeds: int, root: list[float]) -> None:
     """Equally sensitive, in one shape or another."""

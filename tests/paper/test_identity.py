@@ -53,7 +53,7 @@ def test_the_command_trains_the_run() -> None:
     assert trained_by(command(RUN, "x")) == RUN
 
 
-@pytest.mark.parametrize("scale", [PAPER, POCKET], ids=lambda scale: scale.name)
+@pytest.mark.parametrize("scale", [PAPER, pytest.param(POCKET, marks=pytest.mark.slow)], ids=lambda scale: scale.name)
 def test_the_command_of_every_run(scale) -> None:
     rows = {run_hash(row.run): row for experiment in experiments(["all"], scale) for row in experiment.rows}
     for row in rows.values():

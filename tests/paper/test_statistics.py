@@ -124,7 +124,7 @@ def top1_differences(deviation: float, n: int, exits: int = 1, images: int = 10_
 
 
 @pytest.mark.parametrize("deviation", [0.002, 0.005, 0.01, 0.02, 0.05, 0.3])  # of a difference; steps are 0.01
-@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize("n", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 5))])
 def test_where_nothing_differs_steps_of_top1_feign_nothing(deviation: float, n: int) -> None:
     """Equal differences come by chance: with their own deviation, 0, they would say what is not so."""
     studies = top1_differences(deviation, n)[:, 0]
@@ -153,7 +153,7 @@ def test_nor_do_they_feign_a_reproduction(runs: int) -> None:
         assert verdicts.count(Ruling.AGREES) / len(verdicts) < 0.05 + 3 * 0.0035
 
 
-@pytest.mark.parametrize("deviation", [0.005, 0.02, 0.3])
+@pytest.mark.parametrize("deviation", [0.005, *(pytest.param(one, marks=pytest.mark.slow) for one in (0.02, 0.3))])
 def test_nor_do_they_at_one_exit_of_seven(deviation: float) -> None:
     studies = top1_differences(deviation, 2, exits=7)
     mixed = [both_signs([list(values) for values in study], 10_000) for study in studies]

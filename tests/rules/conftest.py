@@ -25,8 +25,8 @@ Singles = Callable[[EarlyExitNet, Objective, Batch], list[dict[str, Tensor | Non
 
 def small_msdnet(damping: bool = False) -> EarlyExitNet:
     return msdnet(
-        exits=4, num_classes=5, damping=damping, channels=4, growth=2, growth_factors=(1, 2), bottleneck_factors=(1, 2),
-        head_channels=8, image_size=16, in_channels=1,
+        exits=4, num_classes=5, damping=damping, base=1, step=1, step_mode="even", channels=4, growth=2,
+        growth_factors=(1, 2), bottleneck_factors=(1, 2), head_channels=8, image_size=16, in_channels=1,
     )  # fmt: skip
 
 

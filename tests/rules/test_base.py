@@ -90,7 +90,11 @@ FIRST = "stages.0.parts.0.scales.0.conv.weight"
 
 
 @pytest.mark.parametrize(
-    ("objective", "layout"), [("dynamic over=batch", "contiguous_format"), ("cross-entropy", "channels_last")]
+    ("objective", "layout"),
+    [
+        ("dynamic over=batch", "channels_last"),
+        pytest.param("cross-entropy", "contiguous_format", marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_take_the_steps_of_one(tmp_path: Path, objective: str, layout: str, together) -> None:
     """Unequal and empty shares, batch-wide statistics, an exit without gradient (which must not hang), both layouts."""

@@ -177,8 +177,11 @@ def test_what_is_not_finite_reaches_neither_weights_nor_eta(network_of) -> None:
         torch.testing.assert_close(weight.detach(), kept)
 
 
-@pytest.mark.parametrize("option", [{}, {"precision": "bf16"}, {"optimizer": "adamw", "channels_last": True}])
-@pytest.mark.parametrize("broken_at", [4, 14])  # in the second exit's pass, and in eta's
+@pytest.mark.parametrize(
+    ("option", "broken_at"),  # in the second exit's pass, and in eta's
+    [({}, 4), ({"optimizer": "adamw", "channels_last": True}, 14)]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in (({}, 14), ({"precision": "bf16"}, 14))],
+)
 def test_an_interrupted_run_ends_with_the_same_bytes(
     images, network_of, interrupted, tmp_path: Path, option: dict[str, Any], broken_at: int
 ) -> None:

@@ -85,7 +85,7 @@ def test_parts_work_together(network_of) -> None:
         torch.testing.assert_close(weight.grad, gradient)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_interrupted_run_ends_with_the_same_bytes(
     images, network_of, interrupted, tmp_path: Path, name: str, precision: Any

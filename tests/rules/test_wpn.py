@@ -143,7 +143,7 @@ def compare_with_textbook(
         (WPN(hidden=20), CrossEntropy()),
         (WPN(hidden=20, centre="row", inputs="both"), dynamic()),
         (WPN(hidden=20, centre="mat", inputs="confidence", p=1.3, interval=2), PowerSqrt(0.1)),
-        (WPN(hidden=20, meta_lr=0.1), dynamic(with_gradient=True)),
+        pytest.param(WPN(hidden=20, meta_lr=0.1), dynamic(with_gradient=True), marks=pytest.mark.slow),
     ],
 )
 def test_steps_are_those_of_the_description(

@@ -15,7 +15,14 @@ from offramp.rules import WPN, build
 from offramp.storage import load_tensors
 
 
-@pytest.mark.parametrize("option", [{}, {"precision": "bf16"}, {"optimizer": "adamw", "channels_last": True}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {},
+        pytest.param({"precision": "bf16"}, marks=pytest.mark.slow),
+        pytest.param({"optimizer": "adamw", "channels_last": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_run_ends_with_the_same_bytes(
     images, network_of, interrupted, tmp_path: Path, option: dict[str, Any]
 ) -> None:

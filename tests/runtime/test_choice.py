@@ -4,9 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
-from offramp.network import EarlyExitNet
 from offramp.policy import EVERYBODY, Policy
 from offramp.runtime import Engine, Plan
 from offramp.runtime.choice import CHUNKS, Flow, Model, TimeTable, choose, choose_stream, exit_ms
@@ -117,22 +115,6 @@ def test_nothing_in_the_model_beats_the_choice(batch_size: int, seed: int) -> No
     assert found.adaptive[0].ms == pytest.approx(best)
 
 
-class Recorded(nn.Module):
-    """Hands on what it is given: the images are the logits of all exits."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
-class Picked(nn.Module):
-    def __init__(self, k: int) -> None:
-        super().__init__()
-        self.k = k
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, self.k]
-
-
 @pytest.mark.parametrize(
     "plan",
     [
@@ -149,11 +131,10 @@ class Picked(nn.Module):
     ids=str,
 )
 @pytest.mark.parametrize("batch_size", [1, 20, 60])
-def test_the_model_runs_the_rows_that_the_engine_runs(plan: Plan, batch_size: int) -> None:
+def test_the_model_runs_the_rows_that_the_engine_runs(recorded, plan: Plan, batch_size: int) -> None:
     exits, images = 4, 120
     logits_SKC = torch.randn(images, exits, 5, generator=torch.Generator().manual_seed(0))
-    network = EarlyExitNet([Recorded() for _ in range(exits)], [Picked(k) for k in range(exits)], num_classes=5)
-    engine = Engine(network, Policy((0.5, 0.6, 0.45, EVERYBODY)), plan=plan)
+    engine = Engine(recorded(exits, 5), Policy((0.5, 0.6, 0.45, EVERYBODY)), plan=plan)
     tally = engine.tally()
     for batch in torch.split(logits_SKC, batch_size):
         engine(batch, tally=tally)

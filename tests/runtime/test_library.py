@@ -30,13 +30,12 @@ from offramp.runtime.rows import joined
 ONNX, VINO, VINO_BF16 = Form("onnxruntime"), Form("openvino"), Form("openvino", "bf16")
 FORMS = (ONNX, VINO, VINO_BF16)
 NETWORKS = (("msdnet", True), ("ranet", False), ("by hand", False))
-FEW_LAYERS = {"msdnet": {"step_mode": "even"}, "ranet": {"step_mode": "even", "blocks": 2, "block_step": 1}}
+FEW_LAYERS = {"msdnet": {"step_mode": "even", "step": 1}, "ranet": {"step_mode": "even", "blocks": 2, "block_step": 1}}
 BATCHES = (0, 1, 7, 32)
 pytestmark = pytest.mark.usefixtures("operators_once")
 of_each = pytest.mark.parametrize("form", FORMS, ids=str)
-some_of_each = pytest.mark.parametrize(
-    ("name", "damping", "form"), [("msdnet", True, ONNX), ("ranet", False, VINO_BF16), ("by hand", False, VINO)]
-)
+SOME = [("msdnet", True, ONNX), ("ranet", False, VINO_BF16), ("by hand", False, VINO)]
+some_of_each = pytest.mark.parametrize(("name", "damping", "form"), SOME)
 mostly_float32 = pytest.mark.parametrize(  # that bf16 answers as the policy says is tested quickly in the first tests
     "form", [ONNX, VINO, pytest.param(VINO_BF16, marks=pytest.mark.slow)], ids=str
 )
@@ -90,8 +89,18 @@ def agree(engine: Engine, answers: Answers, logits_KBC: Tensor, plan: Plan) -> N
     assert found.is_rounding(engine.num_exits)
 
 
-@of_each
-@pytest.mark.parametrize(("name", "damping"), NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "damping", "form"),
+    [
+        *SOME,
+        *(
+            pytest.param(*one, form, marks=pytest.mark.slow)
+            for one in NETWORKS
+            for form in FORMS
+            if (*one, form) not in SOME
+        ),
+    ],
+)
 def test_answers_are_those_of_the_policy(some, name, damping, form) -> None:
     network, images_BCHW, logits_KBC, policy = some(name, damping)
     assert len(policy.choose(logits_KBC, network.num_classes).exits_S.unique()) >= 3
@@ -314,13 +323,13 @@ def test_openvino_compiles_for_few_numbers_of_rows(some) -> None:
     assert sizes <= {*SIZES, None}
 
 
-@of_each
+@mostly_float32
 def test_engines_made_and_called_in_many_threads_agree(some, monkeypatch, form) -> None:
-    network, images_BCHW, logits_KBC, policy = some()
+    network, images_BCHW, logits_KBC, policy = some("by hand", False)
     Engine(network, policy, form=form)  # the files are there
     monkeypatch.setattr(backends, "_alive", {})
     found: list[tuple[Engine, Answers]] = []
-    start = threading.Barrier(6)
+    start = threading.Barrier(4)
 
     def work() -> None:
         start.wait()
@@ -328,12 +337,12 @@ def test_engines_made_and_called_in_many_threads_agree(some, monkeypatch, form) 
         singly = joined([engine(image_BCHW) for image_BCHW in images_BCHW[40:50].split(1)])
         found.append((engine, joined([engine(images_BCHW[:40]), singly])))
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
+    threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 6
+    assert len(found) == 4
     for engine, answers in found:
         agree(engine, answers, logits_KBC[:, :50], Plan())
 
@@ -374,7 +383,7 @@ def test_images_as_they_come(some) -> None:
 
 @mostly_float32
 def test_a_second_engine_shares_the_program_and_a_third_finds_the_files(some, monkeypatch, form) -> None:
-    network, _, _, policy = some()
+    network, _, _, policy = some("by hand", False)
     monkeypatch.setattr(backends, "_alive", weakref.WeakValueDictionary())
     first = Engine(network, policy, form=form)
     monkeypatch.setattr(file_cache, "make", None)

@@ -28,7 +28,7 @@ from offramp.runtime.program import Program
 from offramp.runtime.tuning import Speedup
 
 pytestmark = pytest.mark.usefixtures("operators_once")
-SECONDS = 0.3
+SECONDS = 0.15
 IN_BF16 = Form(precision="bf16")
 
 

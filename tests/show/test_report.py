@@ -208,29 +208,6 @@ def test_times_of_other_weights_or_another_policy_are_not_told(make_run, changes
     assert "Accuracy against time" not in words(run)
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_a_policy_found_here_and_a_file_left_aside_are_said(make_run):
-    run = make_run()
-    Policy((0.3, 0.3, EVERYBODY), network="f" * 64).save(run / "policy.json")
-    evaluate(EvaluateOptions(run))
-    text = words(run)
-    assert "policy.json was left aside. This policy was found for the network with weights ffffffffffff" in text
-    assert "It was found for this report: the cheapest one that loses at most 0.5 percentage points" in text
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_without_held_out_images_the_page_says_why_and_with_one_exit_nothing(make_run):
-    run = make_run()
-    config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**config, "data": {**config["data"], "holdout": 0}}))
-    evaluate(EvaluateOptions(run))
-    assert "Nothing can be said here of leaving early. Thresholds are found on held-out images" in words(run)
-    assert "Who pays" not in words(run)
-    run = make_run("one", exits=1)
-    evaluate(EvaluateOptions(run))
-    assert "Dynamic inference" not in words(run)
-
-
 def test_names_cannot_become_markup(reported):
     source = reported.run.report.read_text()
     assert "<td>&lt;0&gt;</td>" in source

@@ -40,13 +40,6 @@ def test_uint8_images_come_back_bit_for_bit(shape):
     assert made_sheet.shown_as == "The normalisation is undone."
 
 
-def test_the_digits_are_recognisable():
-    made = data.digits(holdout=0)
-    index = int(made.test.indices_S[11])
-    (((address,),)) = sheet([picked(index)], made.test).rows
-    assert torch.equal(pixels(address), made.test.pixels_SCHW[index])
-
-
 def test_where_the_range_is_not_known_each_image_fills_the_whole_range():
     _, made = parts((3, 8, 8), np.float32)
     made_sheet = sheet([picked(0, 5, 19)], made.test)
@@ -111,8 +104,3 @@ def test_no_image_is_read_but_those_picked(monkeypatch):
     monkeypatch.setattr(made.test, "read", noted)
     sheet([picked(9, 2), (), picked(0)], made.test)
     assert asked == [[9, 2], [0]]
-
-
-def test_the_same_images_give_the_same_addresses():
-    _, made = parts((3, 100, 80))
-    assert sheet([picked(1, 2)], made.test) == sheet([picked(1, 2)], made.test)

@@ -6,7 +6,7 @@ from rich.console import Console
 from offramp.commands import CompareOptions, compare
 from offramp.results.comparison import Spread
 from offramp.show import figures
-from offramp.show.side_by_side import _accuracy, html, markdown, on_terminal, plot, spread_text, tables
+from offramp.show.side_by_side import _accuracy, html, markdown, on_terminal, spread_text, tables
 
 
 @pytest.fixture
@@ -72,13 +72,6 @@ def test_the_plot_has_a_line_a_group_from_its_lowest_seed_to_its_highest(compari
         ends = [end for bars in drawn.lines[2] for bar in bars.get_segments() for end in bar[:, 1]]
         lowest_to_highest = [end for seeds in top1 for end in (min(seeds), max(seeds))]
         assert ends == pytest.approx(lowest_to_highest if len(group.runs) > 1 else [])
-
-
-def test_the_plot_as_a_file_is_the_same_bytes_twice(comparison):
-    for kind, start in (("svg", b"<?xml"), ("png", b"\x89PNG")):
-        content = plot(comparison, kind)
-        assert content.startswith(start)
-        assert plot(comparison, kind) == content
 
 
 @pytest.mark.usefixtures("without_matplotlib")

@@ -17,9 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import sklearn.datasets  # noqa: F401  # as others here, so that no child has to: it would take longer than the training
 import torch
+import torch._dynamo
 
-from offramp import processes
+from offramp import backbones, data, objectives, processes, rules  # noqa: F401
 from offramp.cli import main
 from offramp.training import loop
 

@@ -124,7 +124,14 @@ def test_in_bf16_features_are_kept_as_they_are(tmp_path: Path) -> None:
     torch.testing.assert_close(kept.state_dict(), run.state_dict(), rtol=0.05, atol=0.01)
 
 
-@pytest.mark.parametrize("name", [name for name in RULES if name != "one-for-all"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("standard", "dfs", "meta-gf") else pytest.mark.slow)
+        for name in RULES
+        if name != "one-for-all"
+    ],
+)
 def test_every_rule_learns_from_features_as_from_images(tmp_path: Path, name: str) -> None:
     parts = images()
     changes = {"epochs": 4, "lr": 0.02}

@@ -136,7 +136,7 @@ def test_few_rules_train_the_network_as_it_is() -> None:
 
 
 def test_only_steps_on_full_batches_are_compiled(backend: Backend) -> None:
-    net = network()
+    net = small()
     twin, form = deepcopy(net), Compiled(net, BATCH, pytest.fail)
     for number in (BATCH, BATCH - 1, BATCH, 1 + BATCH):
         x = torch.randn(number, 1, 12, 12)
@@ -155,7 +155,7 @@ def test_only_steps_on_full_batches_are_compiled(backend: Backend) -> None:
 
 
 def test_compiling_leaves_statistics_gradients_and_random_numbers_alone(backend: Backend) -> None:
-    net = network()
+    net = small()
     net.exits[0] = nn.Sequential(nn.Dropout(), net.exits[0])
     twin, form = deepcopy(net), Compiled(net, BATCH, pytest.fail)
     x = torch.randn(BATCH, 1, 12, 12)
@@ -170,11 +170,11 @@ def test_compiling_leaves_statistics_gradients_and_random_numbers_alone(backend:
 
 @pytest.mark.parametrize("kind", ["forward", "backward", "of all modules"])
 def test_hooks_are_called_whenever_they_were_added(backend: Backend, kind: str) -> None:
-    net, called, said = network(), [], []
+    net, called, said = small(), [], []
     form = Compiled(net, BATCH, said.append)
     x = torch.randn(BATCH, 1, 12, 12, requires_grad=True)
     form(x)
-    conv = net.stages[0].parts[0].scales[0].conv
+    conv = net.stages[0].conv
     if kind == "forward":
         handle = conv.register_forward_hook(lambda *_: called.append(1))
     elif kind == "backward":
@@ -196,7 +196,7 @@ def test_a_network_that_cannot_be_compiled_is_one_line(backend: Backend) -> None
     backend.error = ValueError("no such operation\nand more")
     said: list[str] = []
     x = torch.randn(BATCH, 1, 12, 12)
-    net = network()
+    net = small()
     with pytest.raises(UsageError, match=r"no such operation.*Train in form plain") as error:
         Compiled(net, BATCH, said.append)(x)
     assert "\n" not in str(error.value)

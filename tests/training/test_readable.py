@@ -37,6 +37,7 @@ def run_on(folder: Path, **training: object) -> Run:
     return Run(data=DataConfig(source=source, batch_size=8), network=Spec("msdnet", TINY), training=config)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_all_bad_files_are_named_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
     """A broken image of the test part was found when the training was over, and its removal ended the run."""
     bad = [folder / "test" / "dog" / "01.png", folder / "train" / "cat" / "03.png", folder / "train" / "dog" / "07.png"]
@@ -54,6 +55,7 @@ def test_all_bad_files_are_named_before_anything_is_written(folder: Path, tmp_pa
     assert main(["evaluate", str(tmp_path / "run")]) == 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_unreadable_files_are_left_out_on_request_and_the_run_says_which(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -172,7 +172,13 @@ def test_while_frozen_names_modules_and_copies_are_the_same() -> None:
         assert not any(module.training for module in twin.stages.modules())
 
 
-@pytest.mark.parametrize("name", [*RULES, "dfs ratio=0.3 head=rest dropout=0.5", "cgt gate=hard"])
+SLOWLY = ("gradient-equilibrium", "pcgrad", "cagrad", "dfs ratio=0.3 head=rest dropout=0.5", "cgt gate=hard")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*(name for name in RULES if name not in SLOWLY), *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWLY)],
+)
 def test_every_rule_trains_exits_on_a_frozen_trunk_and_resumes(interrupted, tmp_path: Path, name: str) -> None:
     parts = images()
     if name == "one-for-all":

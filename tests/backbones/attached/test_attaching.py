@@ -56,7 +56,6 @@ def hooked() -> nn.Module:
         ("resnet18", {}, "attach takes a torch.nn.Module, not 'resnet18'"),
         (lazy(), {}, "Sequential has lazy modules, such as 7; run it once on images first"),
         (with_linear().to("meta"), {}, "Sequential is on the device meta and has no weights; give it some"),
-        (torch.compile(with_linear()), {}, "is compiled; attach to model._orig_mod and compile the network"),
         (
             not_finite(),
             {},
@@ -78,6 +77,12 @@ def test_what_is_no_model_or_no_cut_is_refused_in_one_line(model: Any, asked: di
     with pytest.raises(UsageError, match=message) as caught:
         attach(model, **({"at": ["1"], "image_shape": SHAPE} | asked))
     assert "\n" not in str(caught.value)
+
+
+def test_a_compiled_model_is_refused() -> None:
+    """A test of its own: made where tests are collected, it would cost every process seconds."""
+    with pytest.raises(UsageError, match=r"is compiled; attach to model\._orig_mod and compile the network"):
+        attach(torch.compile(with_linear()), ["1"], image_shape=SHAPE)
 
 
 def test_inference_mode_whose_tensors_nobody_can_train_is_refused() -> None:

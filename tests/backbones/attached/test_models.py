@@ -40,12 +40,13 @@ class Row(NamedTuple):
 
 
 ORDINARY = [
-    Row("torchvision/resnet18", 32),
+    Row("timm/test_resnet", 32),
     Row("torchvision/squeezenet1_1", 32, neuron=False),
     Row("timm/vit_tiny_patch16_224", 64, TINY_VIT),
     Row("timm/convnext_atto", 64, {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32), "drop_path_rate": 0.3}),
 ]
 SLOW = [
+    Row("torchvision/resnet18", 32),
     Row("timm/mobilenetv3_small_050", 64, {"drop_rate": 0.2}),
     Row("torchvision/regnet_x_400mf", 64),
     Row("torchvision/densenet121", 64),

@@ -20,13 +20,13 @@ from offramp.show.bench.table import bench_table
 from offramp.show.terminal import console
 from offramp.storage import weights_hash
 
-QUICK = {"batches": (1, 8), "limit": 16, "rounds": 5, "seconds": 0.5}
+QUICK = {"batches": (1, 8), "limit": 16, "rounds": 5, "seconds": 0.5, "backend": "torch"}
 LEAVING = Policy((0.3, NOBODY, EVERYBODY))
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(Engine, "tune", partialmethod(Engine.tune, seconds=0.1))
+    monkeypatch.setattr(Engine, "tune", partialmethod(Engine.tune, seconds=0.05))
 
 
 def said(measured) -> str:
@@ -238,6 +238,7 @@ def test_an_engine_that_answers_otherwise_is_an_error_after_the_file_is_written(
     assert "by more than that" in " ".join(captured.out.split())
 
 
+@pytest.mark.slow
 def test_a_policy_certified_in_int8_is_timed_in_that_form_alone(make_trained, tmp_path, monkeypatch, capsys):
     """Its answers were compared with those of float32, and differed: status 1."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -275,6 +275,7 @@ def test_a_page_of_each_kind(answer: str, title: str, tmp_path: Path) -> None:
 WORDS = ["--no-train", "--images", "10", "--rounds", "5", "--seconds", "0.2", "--batch-size", "2", "--backend", "torch"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_is_judged_and_the_table_says_what_the_file_says(make_trained, capsys):
     run = make_trained()
     assert main(["verdict", run, *WORDS]) == 0
