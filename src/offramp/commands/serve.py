@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from offramp.checks import check_number, check_whole
+from offramp.checks import ABOVE_0, SHARE, number, whole
 from offramp.commands.options import AnyBackend, File, Flag, OnDevice, in_threads
 from offramp.errors import OfframpError, UsageError
 from offramp.terminal import escaped, say
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TOKEN = "OFFRAMP_TOKEN"
 _LEAST_TOKEN = 16  # characters
+_NOT_NEGATIVE = number("of at least 0", lambda value: value >= 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class ServeOptions(OnDevice):
     that is installed."""
     host: str = "127.0.0.1"
     """Address to listen on. Any but this machine's own lets others in: set a token."""
-    port: int = 8000
+    port: Annotated[int, whole(0, 65535)] = 8000
     """Port to listen on; 0: any that is free."""
     allow_host: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")]] = ()
     """A name under which it may be asked (the Host header), such as that of a proxy before it. On 127.0.0.1 localhost
@@ -47,47 +48,33 @@ class ServeOptions(OnDevice):
     token_file: File = None
     """A file with a token that requests have to bring (Authorization: Bearer). Or the variable OFFRAMP_TOKEN; there is
     no option for the token itself, because other users see command lines."""
-    max_wait_ms: float = 2
+    max_wait_ms: Annotated[float, _NOT_NEGATIVE] = 2
     """Milliseconds that an image may wait, in all, for others to run with."""
-    max_waiting: int = 256
+    max_waiting: Annotated[int, whole(1, 10**6)] = 256
     """Images that may be under way; more are refused (429)."""
-    within_ms: float = 30
+    within_ms: Annotated[float, _NOT_NEGATIVE] = 30
     """Images are refused (429), though there are places, where those before them are expected to take longer;
     about half of the time in which 99 % are to be answered. 0: never."""
-    audit: float = 0.01
+    audit: Annotated[float, SHARE] = 0.01
     """Share of the images that left early that also run to the end, for the guard against drift."""
-    audit_level: float = 0.01
+    audit_level: Annotated[float, number("between 0 and 1", lambda value: 0 < value < 1)] = 0.01
     """Probability that the guard ever raises a false alarm."""
     safe_on_alarm: Flag = False
     """After an alarm let no image leave early any more."""
-    grace: float = 30
+    grace: Annotated[float, _NOT_NEGATIVE] = 30
     """Seconds that answering what was accepted may take at the end."""
-    max_body_mb: float = 16
+    max_body_mb: Annotated[float, ABOVE_0] = 16
     """Megabytes of a request."""
-    max_megapixels: float = 25
+    max_megapixels: Annotated[float, ABOVE_0] = 25
     """Million pixels of an image; one that has more is not decoded."""
-    max_images: int = 64
+    max_images: Annotated[int, whole(1, 10**4)] = 64
     """Images of one request."""
-    max_connections: int = 512
+    max_connections: Annotated[int, whole(1, 10**5)] = 512
     """Connections at once."""
-    request_seconds: float = 30
+    request_seconds: Annotated[float, ABOVE_0] = 30
     """Seconds that a request may take to come in, and an answer to be read."""
-    decoders: int = 2
+    decoders: Annotated[int, whole(1, 256)] = 2
     """Threads that decode images."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_whole("port", self.port, 0, 65535)
-        check_whole("max_waiting", self.max_waiting, 1, 10**6)
-        check_whole("max_images", self.max_images, 1, 10**4)
-        check_whole("max_connections", self.max_connections, 1, 10**5)
-        check_whole("decoders", self.decoders, 1, 256)
-        for name in ("max_wait_ms", "within_ms", "grace"):
-            check_number(name, getattr(self, name), "of at least 0", lambda value: value >= 0)
-        for name in ("max_body_mb", "max_megapixels", "request_seconds"):
-            check_number(name, getattr(self, name), "above 0", lambda value: value > 0)
-        check_number("audit", self.audit, "from 0 to 1", lambda value: 0 <= value <= 1)
-        check_number("audit_level", self.audit_level, "between 0 and 1", lambda value: 0 < value < 1)
 
     def main(self) -> None:
         serve(self)
