@@ -60,6 +60,11 @@ def _train(run: Run, out: str, *, overwrite: bool) -> None:
     before_torch()
     from offramp.training import train
 
+    if run.data.source.name in ("cifar10", "cifar100", "imagenet") and os.environ.get("RANK", "0") == "0":
+        from offramp.paper.recipe import unlike_the_papers
+
+        if said := unlike_the_papers(run):
+            say(said)
     train(run, out, overwrite=overwrite)
 
 
