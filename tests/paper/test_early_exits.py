@@ -62,17 +62,24 @@ def test_better_worse_level_and_not_measured_are_told_apart(league, results) -> 
     assert set(said["damping"].values()) == {"not resolved"}  # one seed says nothing, however large
 
 
-def test_of_many_methods_that_are_alike_hardly_ever_is_one_called_better(league) -> None:
-    """Ten methods, three figures and top-1 make forty looks; at 5 % each, most leagues would find something."""
-    generator = np.random.default_rng(0)
-    labels, found = [row.label for row in league.rows[:11]], 0
+@pytest.mark.parametrize(("gain", "least", "most"), [(0.0, 0, 0.065), (0.012, 0.65, 1)])
+def test_of_methods_that_are_alike_hardly_one_is_called_better_and_one_that_is_is(league, gain, least, most) -> None:
+    """Ten methods, three figures and top-1 are forty looks: at 5 % each, most leagues would find something.
+
+    The gain is 1.2 % of one method's calibration error, as between power-sqrt and cross-entropy at ten times the
+    epochs; five seeds, whose errors spread by 0.2 %.
+    """
+    generator, found = np.random.default_rng(0), 0
     for _ in range(200):
         rows = {
-            ("league", label): {s: gave(*generator.normal((86, 2, 0.8, 0.05), 0.01)) for s in range(5)}
-            for label in labels
+            ("league", row.label): {
+                s: gave(*generator.normal((86, 2, 0.8, 0.05 - gain * (n == 1)), (0.3, 0.1, 0.01, 0.002)))
+                for s in range(5)
+            }
+            for n, row in enumerate(league.rows[:11])
         }
         found += "better" in str(early_exits.verdicts(league, Results(rows)))
-    assert found <= 200 * 0.05 + 3
+    assert least <= found / 200 <= most
 
 
 def test_the_answer_names_what_is_better_where_top1_does_not_move(league, results) -> None:

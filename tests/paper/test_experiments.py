@@ -6,7 +6,7 @@ from offramp import backbones, objectives, rules
 from offramp.config import Spec
 from offramp.errors import UsageError
 from offramp.paper import EXPERIMENTS, experiments
-from offramp.paper.identity import run_hash
+from offramp.paper.identity import command, run_hash, run_name, second_stage
 from offramp.paper.results import published
 from offramp.paper.scales import PAPER, POCKET
 from offramp.paper.study import distinct
@@ -80,7 +80,7 @@ def test_everything_can_be_built() -> None:
     """Objectives and rules are what they are called, and fit the networks."""
     networks = {}
     for row in distinct(experiments(["all"], POCKET)):
-        run, setting = row.run, row.setting
+        run, setting = row.before or row.run, row.setting  # a second stage needs a finished first
         objective, rule = objectives.build(run.objective), rules.build(run.rule)
         key = (str(run.network), objective.damping_neuron == "required")
         if key not in networks:
@@ -91,9 +91,24 @@ def test_everything_can_be_built() -> None:
         assert networks[key].num_exits in (1, setting.exits)
         assert run.training.epochs % rule.epochs_together(networks[key]) == 0
     for row in distinct(experiments(["all"], PAPER)):
-        assert row.run.network.name in backbones.PRESETS
+        assert row.network.name in backbones.PRESETS
         assert objectives.build(row.run.objective)
         assert rules.build(row.run.rule)
+
+
+def test_imta_begins_with_the_run_of_gradient_equilibrium_of_its_seed() -> None:
+    """The same run as that row's; where its folder lies is no part of what it is."""
+    (league,) = experiments(["league"], POCKET)
+    row, first = league.row("IMTA"), league.row("gradient equilibrium")
+    for seed in (0, 3):
+        run, name = row.with_seed(seed), run_name(first.with_seed(seed))
+        assert row.before_with_seed(seed) == first.with_seed(seed)
+        assert (run.network, run.rule) == (Spec("collaborating", {"run": name}), Spec("one-for-all", {"teacher": name}))
+        placed = second_stage(run, f"/elsewhere/{name}")
+        assert (run_hash(placed), run_name(placed)) == (run_hash(run), run_name(run))
+        assert f"collaborating run=there/{name} --rule one-for-all teacher=there/{name}" in command(run, "there/x")
+    assert run_hash(row.with_seed(0)) != run_hash(row.with_seed(3))
+    assert row.num_exits == 7
 
 
 def test_figure_4_trains_on_as_many_images_as_the_tables() -> None:

@@ -158,6 +158,7 @@ def test_a_run_that_diverged_has_a_manifest(tmp_path: Path, manifest) -> None:
         (("starts",), [{}], "starts[0]: object missing required field device"),
         (("load",), {"start": 1.0}, "load: object missing required field end"),
         (("last_stats",), {"gamma": None, "weight": "x"}, "last_stats[...]: expected array | null, got str"),
+        (("certified",), {"drop": 0.2}, "certified: object missing required field confidence"),
         (("format",), "1", "format: expected int, got str"),
     ],
 )

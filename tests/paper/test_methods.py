@@ -109,6 +109,7 @@ def test_the_league_is_complete() -> None:
     assert len(set(labels)) == len(labels)
     rules = {method.rule(PAPER["cifar100"]).name for method in LEAGUE}
     assert rules == {"standard", "wpn", "dfs", "gradient-equilibrium", "pcgrad", "cagrad", "meta-gf", "cgt"}
+    assert by_label("IMTA", PAPER["cifar100"]).rule.name == "one-for-all"
     objectives = {str(method.objective(PAPER["cifar100"])) for method in LEAGUE}
     assert "damping strength=0.005 per_sqrt_exits=True" in objectives
     assert "damping strength=[0.000714, 0.001429, 0.002143, 0.002857, 0.003571, 0.004286, 0.005]" in objectives

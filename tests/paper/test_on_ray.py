@@ -77,10 +77,12 @@ def test_workers_find_the_same_data(tiny, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     task = tasks_of(tiny, Path("runs"))[0]
     placed = dataclasses.replace(task.run, data=dataclasses.replace(task.run.data, root="data"))
-    run, folder, _ = from_json_line(_job_line(dataclasses.replace(task, run=placed), 2))
+    run, folder, *_ = from_json_line(_job_line(dataclasses.replace(task, run=placed), 2))
     assert (run.data.root, folder) == (str(tmp_path / "data"), tmp_path / task.folder)
     assert run_name(run) == task.name
     assert from_json_line(_job_line(task, 2))[0].data.root is None
+    first = from_json_line(_job_line(dataclasses.replace(task, before=placed), 2))[3]
+    assert first.data.root == str(tmp_path / "data")
     told = _environment({"OFFRAMP_DATA": "files", "PYTHONPATH": os.pathsep.join(["src", "/lib", ""])})
     assert told["OFFRAMP_DATA"] == str(tmp_path / "files")
     assert told["PYTHONPATH"].split(os.pathsep) == [str(tmp_path), str(tmp_path / "src"), "/lib"]

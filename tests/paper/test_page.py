@@ -45,7 +45,7 @@ def test_everything_at_once(study) -> None:
     for name in (experiment.name for experiment in made.experiments):
         assert name in found.ids
         assert f"## {name}: " in text.read_text()
-    assert "172 of 172 runs are done; seeds 0, 1." in text.read_text()
+    assert "176 of 176 runs are done; seeds 0, 1." in text.read_text()
 
 
 @pytest.mark.usefixtures("undrawn")

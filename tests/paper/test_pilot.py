@@ -49,7 +49,8 @@ def test_the_study_trains_what_was_chosen(piloted, tmp_path) -> None:
     assert rows["power-sqrt"].objective.args == {"strength": 0.025}
     assert rows["dynamic, tanh (R3)"].objective.args == {"strength": 0.025, "alpha": 0.8, "normalisation": "tanh"}
     assert rows["label smoothing"].objective.args == {"smoothing": 0.1}
-    assert rows["best rival"].rule.name == "dfs"
+    rival = rows["best rival"]  # the second candidate: WPN with its own recipe
+    assert (rival.rule.name, rival.training.lr, rival.data.batch_size) == ("wpn", 0.2, 256)
     for run in rows.values():
         assert run.data.source.args["limit"] - run.data.holdout == PAIRS["cifar100"].images
         assert run.training.xray

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from offramp.paper.predicates import (
+    Against,
     AtEveryExit,
     Deeper,
     Faster,
@@ -46,6 +47,26 @@ def test_a_sum_over_exits_is_one() -> None:
     seen = results(a=[(70, 72, 80), (71, 73, 81)], b=[(70, 70, 70), (70, 70, 70)])
     assert Summed(A, B).contrasts(seen) == pytest.approx({0: 12, 1: 15})
     assert Summed(A, B).says() == "a less b, top-1, sum over exits"
+
+
+def test_against_the_best_variant_of_those_that_were_run() -> None:
+    """The number is over the best of them; what was not run is said, and does not keep the others from being judged."""
+    against = Against((Greater(A, B), Greater(A, C), Greater(A, D)))
+    seen = results(a=[(71,), (71.1,), (71.2,)], b=[(70,)] * 3, c=[(70.5,), (70.55,), (70.7,)])
+    finding = against.judge(seen)
+    assert (finding.verdict, finding.found.mean, finding.found.n) == (
+        Ruling.AGREES,
+        pytest.approx(0.51667, abs=1e-4),
+        3,
+    )
+    assert finding.note == "not run: d"
+    ahead = results(a=[(71,), (71.1,), (71.2,)], b=[(70,)] * 3, d=[(72,), (72.15,), (72.2,)])
+    assert against.judge(ahead).verdict is Ruling.DISAGREES
+    assert against.judge(results(a=[(71,)], b=[(70,)])).verdict is Ruling.NOT_RESOLVED
+    for nothing in (results(a=[(71,)]), results(b=[(71,)])):
+        assert against.judge(nothing).verdict is Ruling.NOT_RUN
+    behind = results(a=[(69.9,), (69.91,), (69.92,)], b=[(70,)] * 3)
+    assert Against((Greater(A, B),), behind=0.2).judge(behind).verdict is Ruling.AGREES
 
 
 def test_gains_against_gains() -> None:

@@ -117,6 +117,7 @@ WPN, twice the batch | cross-entropy | wpn epsilon=0.8 centre=col interval=1 | 3
 DFS | cross-entropy | dfs
 DFS, its own recipe | cross-entropy | dfs dropout=0.5 | 300 500 0
 gradient equilibrium | cross-entropy | gradient-equilibrium
+IMTA | cross-entropy | one-for-all share=0.1 temperature=1.0 reduction=sum
 PCGrad | cross-entropy | pcgrad
 CAGrad | cross-entropy | cagrad
 Meta-GF | cross-entropy | meta-gf | 2400 64 0
@@ -146,6 +147,7 @@ WPN, twice the batch | cross-entropy | wpn epsilon=0.3 centre=mat interval=100 |
 DFS | cross-entropy | dfs
 DFS, its own recipe | cross-entropy | dfs dropout=0.5
 gradient equilibrium | cross-entropy | gradient-equilibrium
+IMTA | cross-entropy | one-for-all share=0.1 temperature=1.0 reduction=sum
 PCGrad | cross-entropy | pcgrad
 CAGrad | cross-entropy | cagrad
 Meta-GF | cross-entropy | meta-gf | 600 256 50000
@@ -187,16 +189,17 @@ def test_every_row_is_as_it_was_written_down() -> None:
             continue
         row, objective, *rest = line.split(" | ")
         wanted[experiment, row] = (network, objective, *rest, *("standard", recipe)[len(rest) :])
-    rows = {(e.name, row.label): row.run for e in experiments(["all"], PAPER) for row in e.rows}
+    rows = {(e.name, row.label): row for e in experiments(["all"], PAPER) for row in e.rows}
     assert list(rows) == list(wanted)
     for key, (network, objective, rule, recipe) in wanted.items():
-        run, data = rows[key], plain(rows[key].data)
-        assert run.network == Spec(network), key
+        run, data = rows[key].run, plain(rows[key].run.data)
+        assert rows[key].network == Spec(network), key
         assert data.source == Spec(network.split("-")[-1]), key
         rate = f" {run.training.lr}" if run.training.lr != 0.1 else ""
         assert f"{run.training.epochs} {data.batch_size} {data.holdout}{rate}" == recipe, key
         assert objectives.build(run.objective) == objectives.build(in_full(objective)), key
-        ours, theirs = rules.build(run.rule), rules.build(in_full(rule))
+        teacher = f" teacher={run.rule.args['teacher']}" if rows[key].before else ""
+        ours, theirs = rules.build(run.rule), rules.build(in_full(rule + teacher))
         assert (type(ours), ours.settings()) == (type(theirs), theirs.settings()), key
 
 

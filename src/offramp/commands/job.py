@@ -14,6 +14,7 @@ from offramp.commands.evaluate import EvaluateOptions, evaluate
 from offramp.config import Run, to_json
 from offramp.errors import OfframpError, UsageError
 from offramp.files import RunFolder
+from offramp.paper.identity import run_name, second_stage
 from offramp.paper.jobs import from_json_line
 from offramp.paper.manifest import Manifest
 from offramp.results.evaluation import current
@@ -21,8 +22,16 @@ from offramp.terminal import say, say_error
 from offramp.training import train
 
 
-def work(run: Run, folder: Path, jobs: int = 1) -> Manifest:
-    """Train `run` in `folder` from where it stands, evaluate it, and write its manifest; `jobs` go on side by side."""
+def work(run: Run, folder: Path, jobs: int = 1, first: Run | None = None) -> Manifest:
+    """Train `run` in `folder` from where it stands, evaluate it, and write its manifest; `jobs` go on side by side.
+
+    `first`: the run that it begins with, in a folder beside; it is done before where it is not.
+    """
+    if first is not None:
+        beside = folder.parent / run_name(first)
+        if not RunFolder(beside).manifest.is_file():
+            work(first, beside, jobs)
+        run = second_stage(run, beside)
     with _alone(folder):
         place, before = RunFolder(folder), os.getloadavg()[0]
         begun = place.config.is_file()
@@ -51,10 +60,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def main() -> int:
     """Read a job from the first line of standard input, and do it; stop, saving, when standard input ends."""
-    run, folder, jobs = from_json_line(_first_line())
+    run, folder, jobs, first = from_json_line(_first_line())
     threading.Thread(target=_stop_with_the_starter, daemon=True).start()
     try:
-        work(run, folder, jobs)
+        work(run, folder, jobs, first)
     except (OfframpError, UsageError) as error:
         say_error(f"offramp: {error}")
         return 1

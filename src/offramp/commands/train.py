@@ -45,8 +45,11 @@ class TrainOptions(OpensRuns):
             if os.environ.get("WORLD_SIZE", "1") == "1" and is_finished(RunFolder(out), run):
                 say(f"{RunFolder(out).path} is finished; nothing to do.")
             else:
+                from offramp.paper.recipe import unlike_the_papers
                 from offramp.training import train
 
+                if os.environ.get("RANK", "0") == "0" and (differences := unlike_the_papers(run)):
+                    say(differences)
                 train(run, out, overwrite=self.overwrite)
         if self.json and os.environ.get("RANK", "0") == "0":  # of several processes the first
             last = {out: dataclasses.asdict(RunFolder(out).read_metrics()[-1]) for out in runs}

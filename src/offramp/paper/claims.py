@@ -4,11 +4,13 @@ A claim marked `table` is read off the paper's numbers, one marked `prose` is wh
 the words decide and the page shows beside them what the paper's own numbers give.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 from offramp.paper.experiments import LAMBDAS, THRESHOLDS
 from offramp.paper.predicates import (
+    Against,
     AtEveryExit,
     Costs,
     Deeper,
@@ -75,6 +77,15 @@ def _dynamic(table: str, base: str, row: str = "+ Dynamic training") -> tuple[Q,
     return Q(table, row), Q(table, base)
 
 
+_WPNS = ("WPN", "WPN, its own recipe", "WPN, twice the batch")
+
+
+def _than_wpn(left: Q, behind: float = 0.0) -> Against:
+    """The row over the best variant of WPN."""
+    variants = (Greater(left, dataclasses.replace(left, row=row)) for row in _WPNS)
+    return Against(tuple(variants), behind)
+
+
 _T1_GAIN = (_t1("+ Dynamic"), _t1("MSDNet"))
 _T2_GAIN = _dynamic("table2", "MSDNet", "+ Dynamic")
 _DAMPING, _ROOT, _WITH = "Damping loss", "+ Power-sqrt", "Dynamic training with gradient"
@@ -122,7 +133,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Power-sqrt and dynamic training are better than meta-learning (WPN).",
         "prose",
         "section 4.1, Table 1",
-        (Greater(_t1("+ Power-sqrt"), _t1("WPN")), Greater(_t1("+ Dynamic"), _t1("WPN"))),
+        (_than_wpn(_t1("+ Power-sqrt")), _than_wpn(_t1("+ Dynamic"))),
     ),
     Claim(
         "Power-sqrt and dynamic training are better than plain training, ImageNet setting.",
@@ -134,7 +145,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Summed over exits, dynamic training gains more than DFS, ImageNet setting.",
         "table",
         "Table 2, whose DFS row is another recipe's",
-        (Summed(Q("table2", "+ Dynamic"), Q("table2", "DFS")),),
+        (Against(tuple(Summed(_T2_GAIN[0], Q("table2", row)) for row in ("DFS", "DFS, its own recipe"))),),
     ),
     Claim(
         "Damping with one λ for all exits helps some of them and hurts others.",
@@ -274,7 +285,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Power-sqrt and dynamic training are better than meta-learning (WPN) on RANet.",
         "table",
         "Table 6",
-        (Greater(Q("table6", _OURS), Q("table6", "WPN")), Greater(*_dynamic("table6", "WPN"))),
+        (_than_wpn(Q("table6", _OURS)), _than_wpn(Q("table6", "+ Dynamic training"))),
     ),
     Claim(
         "The gains on RANet are larger than on MSDNet.",
@@ -327,9 +338,9 @@ CLAIMS: tuple[Claim, ...] = (
         "In dynamic inference dynamic training is competitive (behind plain training and WPN by less than 0.2 here).",
         "prose",
         "section 4.1, Figure 4",
-        tuple(
-            NoMore(Q("figure4", row, "budgeted"), Q("figure4", "dynamic", "budgeted"), 0.2)
-            for row in ("cross-entropy", "WPN")
+        (
+            NoMore(Q("figure4", "cross-entropy", "budgeted"), Q("figure4", "dynamic", "budgeted"), 0.2),
+            _than_wpn(Q("figure4", "dynamic", "budgeted"), 0.2),
         ),
     ),
     Claim(

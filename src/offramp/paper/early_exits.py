@@ -107,8 +107,8 @@ def answer(experiment: Experiment, results: Results) -> str:
 
 NOTE = (
     "Speed-up: operations of the whole network over those of an image under a policy that is certified to lose at most "
-    f"{DROP} points against the last exit, with 95 % confidence for each run; thresholds from one half of the test "
-    "images, the certificate from the other, both ways round, and the mean of the two; 1 where nothing can be "
+    f"{DROP} points against the run's own last exit, with 95 % confidence for each run; thresholds from one half of "
+    "the test images, the certificate from the other, both ways round, and the mean of the two; 1 where nothing can be "
     "certified. Counted, not timed. Early exits: all but the last. Differences to the first row are paired by seed, "
     "with 95 % intervals, each for itself; better and worse are by Student's test, corrected for all of them (Holm)."
 )

@@ -79,7 +79,7 @@ def _an_image(row: Row) -> int:
 
 def counted(row: Row) -> Cost:
     """What a row's network costs, without the damping neuron."""
-    setting, network = row.setting, json.dumps(row.run.network.to_json(), sort_keys=True)
+    setting, network = row.setting, json.dumps(row.network.to_json(), sort_keys=True)
     return _counted(network, setting.num_classes, setting.image_shape)
 
 

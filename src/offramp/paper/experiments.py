@@ -15,7 +15,7 @@ from offramp.config import Run, Spec
 from offramp.errors import UsageError
 from offramp.paper import methods
 from offramp.paper import pilot as deciding
-from offramp.paper.identity import run_hash
+from offramp.paper.identity import run_hash, run_name, second_stage
 from offramp.paper.methods import Method
 from offramp.paper.scales import Of, Scale, Setting
 from offramp.paper.watching import watched
@@ -35,6 +35,7 @@ class Row:
         in_paper: Whether the paper has this row.
         threshold: The share of softmax above which gradients are discarded, for Figure 3's axis.
         aliases: Labels of added methods that turned out to be this row.
+        before: With seed 0, the run that a second stage begins with.
     """
 
     label: str
@@ -45,19 +46,34 @@ class Row:
     in_paper: bool = True
     threshold: float | None = None
     aliases: tuple[str, ...] = ()
+    before: Run | None = None
 
     @property
     def num_exits(self) -> int:
         """K, 1 for the last exit alone."""
         return 1 if self.run.network == self.setting.last_only else self.setting.exits
 
+    @property
+    def network(self) -> Spec:
+        """The network, for a second stage that of its first."""
+        return (self.before or self.run).network
+
     def with_seed(self, seed: int) -> Run:
         """The configuration of a seed."""
-        return dataclasses.replace(self.run, training=dataclasses.replace(self.run.training, seed=seed))
+        run, before = _seeded(self.run, seed), self.before_with_seed(seed)
+        return run if before is None else second_stage(run, run_name(before))
+
+    def before_with_seed(self, seed: int) -> Run | None:
+        """The run that the one of this seed begins with, if any."""
+        return None if self.before is None else _seeded(self.before, seed)
 
     def is_called(self, labels: Sequence[str]) -> bool:
         """Whether one of these is its name."""
         return not {self.label, *self.aliases}.isdisjoint(labels)
+
+
+def _seeded(run: Run, seed: int) -> Run:
+    return dataclasses.replace(run, training=dataclasses.replace(run.training, seed=seed))
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,7 @@ class Experiment:
         if self.shows == "threshold":
             return self  # its rows are thresholds, not methods
         first = self.rows[0]
-        network, data = first.run.network, first.run.data.source
+        network, data = first.network, first.run.data.source
         rows = self.rows
         for method in extra:
             new = _row(method, first.setting, network=network, data=data, holdout=first.run.data.holdout)
@@ -126,7 +142,9 @@ def _row(
     in_paper: bool = True,
 ) -> Row:
     run = method.run(setting, network=network, data=data, holdout=holdout)
-    return Row(method.label, run, setting, method.work(setting.exits), in_paper=in_paper)
+    first = method.after
+    before = None if first is None else first.run(setting, network=network, data=data, holdout=holdout)
+    return Row(method.label, run, setting, method.work(setting.exits), in_paper=in_paper, before=before)
 
 
 def _rows(scale: Scale, of: Of, chosen: Sequence[Method], beside: Sequence[Method] = ()) -> tuple[Row, ...]:

@@ -5,7 +5,8 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from offramp.config import Run, Spec, free_fields, to_json
@@ -14,9 +15,27 @@ from offramp.paper.watching import plain
 _GROUPS = ("data", "training")  # the parts of a run that have fields of their own
 
 
+def second_stage(run: Run, first: str | Path) -> Run:
+    """The run, with the exits of a finished run's network trained anew as a chain, and that run as teacher (IMTA)."""
+    return replace(
+        run,
+        network=Spec("collaborating", {"run": str(first)}),
+        rule=Spec("one-for-all", {**run.rule.args, "teacher": str(first)}),
+    )
+
+
+def first_stage(run: Run) -> Path | None:
+    """The folder of the run that a second stage begins with, or its name alone; None where it begins with none."""
+    return Path(run.network.args["run"]) if run.network.name == "collaborating" else None
+
+
 def configuration(run: Run) -> dict[str, Any]:
-    """What determines the run, as JSON values: all of it but the fields that may change when it is continued."""
-    described: dict[str, Any] = to_json(run)
+    """What determines the run, as JSON values: all of it but the fields that may change when it is continued.
+
+    Of the run that it begins with the name, wherever its folder lies: it has that run's hash in it.
+    """
+    first = first_stage(run)
+    described: dict[str, Any] = to_json(run if first is None else second_stage(run, first.name))
     for name in _GROUPS:
         free = free_fields(type(getattr(run, name)))
         described[name] = {key: value for key, value in described[name].items() if key not in free}
@@ -52,7 +71,10 @@ def run_name(run: Run) -> str:
 
 
 def command(run: Run, out: str) -> str:
-    """The line that trains the run by hand: what is not said is the default."""
+    """The line that trains the run by hand: what is not said is the default. A run that it begins with lies beside."""
+    first = first_stage(run)
+    if first is not None:
+        run = second_stage(run, Path(out).parent / first.name)
     words = ["offramp", "train"]
     default = Run()
     for name in ("network", "objective", "rule"):

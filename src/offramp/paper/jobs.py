@@ -35,11 +35,13 @@ class Task:
 
     Attributes:
         operations: About how much work it is (`estimate.operations`).
+        before: The run that it begins with, whose folder lies beside its own.
     """
 
     run: Run
     folder: Path
     operations: float
+    before: Run | None = None
 
     @property
     def name(self) -> str:
@@ -180,7 +182,7 @@ def _start(task: Task, jobs: int, threads: int) -> "subprocess.Popen[bytes]":
             start_new_session=True,  # Ctrl-C is for this process; two signals would be one too many
         )
     assert process.stdin is not None
-    process.stdin.write(f"{to_json_line(task.run, task.folder, jobs)}\n".encode())
+    process.stdin.write(f"{to_json_line(task.run, task.folder, jobs, task.before)}\n".encode())
     process.stdin.flush()  # and kept open: its end is the sign that this process is gone
     return process
 
@@ -190,17 +192,18 @@ class _Job:
     run: Run
     folder: str
     jobs: int
+    before: Run | None = None
 
 
-def to_json_line(run: Run, folder: Path, jobs: int) -> str:
+def to_json_line(run: Run, folder: Path, jobs: int, before: Run | None = None) -> str:
     """A job as its process reads it."""
-    return json.dumps(msgspec.to_builtins(_Job(run, str(folder), jobs)))
+    return json.dumps(msgspec.to_builtins(_Job(run, str(folder), jobs, before)))
 
 
-def from_json_line(text: str) -> tuple[Run, Path, int]:
+def from_json_line(text: str) -> tuple[Run, Path, int, Run | None]:
     """The inverse of `to_json_line`."""
     job = convert(parse(text, "The job"), _Job, "The job")
-    return job.run, Path(job.folder), job.jobs
+    return job.run, Path(job.folder), job.jobs, job.before
 
 
 class Board:

@@ -10,6 +10,7 @@ from offramp import objectives, registry, rules
 from offramp.config import Run, Spec, resolve
 from offramp.errors import UsageError
 from offramp.objectives import Objective
+from offramp.paper.identity import run_name, second_stage
 from offramp.paper.scales import AS_IT_IS, PAPER, Recipe, Setting
 from offramp.rules import TrainingRule
 
@@ -26,6 +27,8 @@ class Method:
         work: How much more work an image is than for cross-entropy, about; estimates of time go by it.
         passes: Passes over the images that make one epoch of the method, from K.
         recipe: In what it is trained otherwise than the setting says: by default in nothing, as all that are compared.
+        after: The method of a first stage, whose finished run is the teacher and has the network whose exits are
+            trained anew (`identity.second_stage`).
     """
 
     label: str
@@ -34,6 +37,7 @@ class Method:
     work: Callable[[int], float] = lambda num_exits: 1.0
     passes: Callable[[int], int] = lambda num_exits: 1
     recipe: Callable[[Setting], Recipe] = lambda setting: AS_IT_IS
+    after: "Method | None" = None
 
     def run(
         self, setting: Setting, *, network: Spec | None = None, data: Spec | None = None, holdout: int | None = 0
@@ -41,7 +45,10 @@ class Method:
         """The configuration of seed 0 in a setting: as many epochs of the method as the setting has."""
         epochs = self.passes(setting.exits) * setting.epochs
         objective, rule, recipe = self.objective(setting), self.rule(setting), self.recipe(setting)
-        return setting.run(objective, rule, network=network, data=data, holdout=holdout, epochs=epochs, recipe=recipe)
+        run = setting.run(objective, rule, network=network, data=data, holdout=holdout, epochs=epochs, recipe=recipe)
+        if self.after is None:
+            return run
+        return second_stage(run, run_name(self.after.run(setting, network=network, data=data, holdout=holdout)))
 
     def called(self, label: str) -> "Method":
         """The same under the name that a table has for it."""
@@ -134,6 +141,7 @@ _LEAGUE: tuple[Method, ...] = (
     DFS,
     DFS_OWN,
     GRADIENT_EQUILIBRIUM,
+    Method("IMTA", after=GRADIENT_EQUILIBRIUM),
     Method("PCGrad", rule=plainly("pcgrad"), work=_backward_passes),
     Method("CAGrad", rule=plainly("cagrad"), work=_backward_passes),
     Method("Meta-GF", rule=plainly("meta-gf"), passes=lambda num_exits: num_exits + 1),
@@ -150,8 +158,7 @@ _LEAGUE: tuple[Method, ...] = (
         for gate in ("hard", "soft")
     ),
 )
-# discard-threshold has a table of its own (Table 8); the second stage of one-for-all (IMTA) starts from a finished run,
-# which no configuration by itself can name.
+# discard-threshold has tables of its own (Table 3 and Figure 3); one-for-all is the rule of IMTA's second stage.
 _ELSEWHERE = {"discard-threshold", "one-for-all", "standard"}
 
 

@@ -20,7 +20,7 @@ from offramp.paper.jobs import Finished, Step, Task, do_all, from_json_line, log
 from offramp.paper.manifest import Manifest
 from offramp.terminal import say
 
-Work = Callable[[Run, Path, int], Manifest]
+Work = Callable[[Run, Path, int, Run | None], Manifest]
 RETRIES = 20  # of a run whose worker is lost; each goes on where the last checkpoint stands
 
 
@@ -80,9 +80,13 @@ def _room(nodes: Sequence[Mapping[str, Any]], threads: int) -> tuple[int, int]:
 
 def _job_line(task: Task, jobs: int) -> str:
     """The job, with paths that hold wherever its worker works."""
-    root = task.run.data.root
-    data = dataclasses.replace(task.run.data, root=None if root is None else _absolute(root))
-    return to_json_line(dataclasses.replace(task.run, data=data), task.folder.resolve(), jobs)
+    before = None if task.before is None else _rooted(task.before)
+    return to_json_line(_rooted(task.run), task.folder.resolve(), jobs, before)
+
+
+def _rooted(run: Run) -> Run:
+    root = run.data.root
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, root=None if root is None else _absolute(root)))
 
 
 def _absolute(path: str) -> str:
@@ -106,12 +110,12 @@ def _collect(ray: Any, refs: dict[Any, Task], waiting: list[Task]) -> Generator[
 
 def _in_worker(work: Work, line: str, log: str) -> Mapping[str, Any]:
     """In a worker: do the job, and give its manifest. What training prints goes to the run's log."""
-    run, folder, jobs = from_json_line(line)
+    run, folder, jobs, first = from_json_line(line)
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     before = sys.stderr
     with open(log, "a") as sys.stderr:
         try:
-            return dict(work(run, folder, jobs).values)
+            return dict(work(run, folder, jobs, first).values)
         except (OfframpError, UsageError) as error:
             say(f"offramp: {error}")
             raise

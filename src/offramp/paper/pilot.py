@@ -39,9 +39,12 @@ CANDIDATES: Mapping[str, tuple[Method, ...]] = {
     "dynamic, tanh (R3)": _strengths("dynamic, tanh (R3)", "dynamic", normalisation="tanh"),
     "discard threshold": _values("discard threshold", "threshold", (0.8, 0.9, 0.95)),
     "label smoothing": _values("label smoothing", "smoothing", (0.05, 0.1, 0.2)),
-    "best rival": (methods.WPN, methods.DFS, methods.GRADIENT_EQUILIBRIUM, methods.CGT),
+    "best rival": (
+        *(methods.WPN, methods.WPN_OWN, methods.WPN_LARGER, methods.DFS, methods.DFS_OWN),
+        *(methods.GRADIENT_EQUILIBRIUM, methods.CGT),
+    ),
 }
-"""By method; the best rival is chosen among rivals as they are, by the same rule."""
+"""By method; the best rival is chosen among rivals as they are and with their own recipes, by the same rule."""
 
 
 def path_in(folder: Path, scale: str) -> Path:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -98,7 +98,12 @@ class Predicate(ABC):
             if started and not budgets:
                 return Finding(Ruling.NOT_RESOLVED, None, "there is no budget that every run can afford")
             return Finding(Ruling.NOT_RUN, None)
-        return Finding(self.verdict(estimate), estimate, _budgets_text(budgets) if rows else "")
+        ruling = self.ruling(estimate, _at(budgets, rows, results))
+        return Finding(ruling, estimate, _budgets_text(budgets) if rows else "")
+
+    def ruling(self, estimate: Estimate, results: Results) -> Ruling:
+        """Of the number and, where more is behind it, of the runs."""
+        return self.verdict(estimate)
 
     def verdict(self, estimate: Estimate) -> Ruling:
         """Of the number and its interval."""
@@ -141,6 +146,59 @@ class Summed(Greater):
 
     def says(self) -> str:  # noqa: D102
         return f"{self.left.row} less {self.right.row}, top-1, sum over exits"
+
+
+@dataclass(frozen=True)
+class Against(Predicate):
+    """A row exceeds every variant of a rival that was run: the number is over the best of them.
+
+    It holds where it holds of each variant by its own interval, so that the best cannot be missed. It fails where one
+    variant is ahead; to look for that is to look for the best of several, so their intervals share the error.
+
+    Attributes:
+        variants: The row over each variant, the paper's first.
+        behind: By how much it may fall short of them.
+    """
+
+    variants: tuple[Greater, ...]
+    behind: float = 0.0
+
+    def asked(self) -> list[Q]:  # noqa: D102
+        return [q for greater in self.variants for q in greater.asked()]
+
+    def unit(self, results: Results) -> float:  # noqa: D102
+        return self.variants[0].unit(results)
+
+    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
+        return min(self._run(results), key=lambda of: fmean(of.values()), default={})
+
+    def ruling(self, estimate: Estimate, results: Results) -> Ruling:  # noqa: D102
+        differences, images, unit = list(self._run(results)), self.images(results), self.unit(results)
+
+        def rulings(confidence: float) -> set[Ruling]:
+            estimates = (statistics.estimate(list(of.values()), confidence, images, unit) for of in differences)
+            return {statistics.above(each, -self.behind) for each in estimates}
+
+        if rulings(statistics.CONFIDENCE) == {Ruling.AGREES}:
+            return Ruling.AGREES
+        shared = 1 - (1 - statistics.CONFIDENCE) / len(differences)
+        return Ruling.DISAGREES if Ruling.DISAGREES in rulings(shared) else Ruling.NOT_RESOLVED
+
+    def judge(self, results: Results) -> Finding:  # noqa: D102
+        finding = super().judge(results)
+        missing = [each.right.row for each in self.variants if not each.contrasts(results)]
+        if finding.found is None or not missing:
+            return finding
+        note = f"not run: {', '.join(missing)}"
+        return dataclasses.replace(finding, note="; ".join(filter(None, [finding.note, note])))
+
+    def says(self) -> str:  # noqa: D102
+        first, others = self.variants[0], [each.right.row for each in self.variants[1:]]
+        wanted = f"; above -{self.behind:g} wanted" if self.behind else ""
+        return f"{first.says()}, or than {' or '.join(others)} where that is better{wanted}"
+
+    def _run(self, results: Results) -> Iterator[dict[int, float]]:
+        return filter(None, (each.contrasts(results) for each in self.variants))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from offramp.checks import did_you_mean
-from offramp.config import Spec
+from offramp.config import Run, Spec
 from offramp.errors import UsageError
 from offramp.files import RunFolder
 from offramp.paper import early_exits, estimate, pilot
@@ -135,10 +135,13 @@ class Study:
             for row in distinct(self.experiments if of is None else of):
                 run = row.with_seed(seed)
                 if run_hash(run) not in manifests:
-                    data = dataclasses.replace(run.data, root=self.root, workers=self.workers)
-                    placed = dataclasses.replace(run, data=data)
-                    missing[run_hash(run)] = Task(placed, self.folder / run_name(run), estimate.operations(row))
+                    folder, before = self.folder / run_name(run), row.before_with_seed(seed)
+                    first = None if before is None else self._placed(before)
+                    missing[run_hash(run)] = Task(self._placed(run), folder, estimate.operations(row), first)
         return sorted(missing.values(), key=lambda task: task.failed_before)
+
+    def _placed(self, run: Run) -> Run:
+        return dataclasses.replace(run, data=dataclasses.replace(run.data, root=self.root, workers=self.workers))
 
     def done(self, manifests: Mapping[str, Manifest]) -> int:
         """How many of its runs are finished, each counted once."""
