@@ -56,8 +56,8 @@ from offramp.network import Carry, EarlyExitNet
 from offramp.policy import Policy
 from offramp.runtime import SIZES, Form, Plan, usual_forms
 from offramp.runtime.backends import make_program
+from offramp.runtime.plan import segments
 from offramp.runtime.program import Program
-from offramp.runtime.runner import segments
 from offramp.runtime.timing import conditions, take_turns
 from offramp.serve.contract import Answer, RefusedError, Request, Served
 from offramp.serve.lane import Lane, Outcome, Ran, Ticket, Work

@@ -76,8 +76,6 @@ def test_the_networks_used_last_are_kept(tmp_path) -> None:
         (tmp_path / str(age)).mkdir()
         os.utime(tmp_path / str(age), (1000 - age, 1000 - age))
     (tmp_path / ".being made").mkdir()
-    (tmp_path / ".killed").mkdir()
-    os.utime(tmp_path / ".killed", (0, 0))
     (tmp_path / "gone").symlink_to("nowhere")  # as if another process had just removed it
     file_cache._forget(tmp_path, 3)
     assert sorted(one.name for one in tmp_path.iterdir()) == [".being made", "0", "1", "2", "gone"]

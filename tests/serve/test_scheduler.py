@@ -25,8 +25,8 @@ from offramp.network import Carry
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 from offramp.runtime import Answers as EngineAnswers
 from offramp.runtime import Engine, Form, Plan
+from offramp.runtime.plan import segments
 from offramp.runtime.program import Program
-from offramp.runtime.runner import segments
 from offramp.serve.contract import Answer, RefusedError, Request, Served, Step
 from offramp.serve.lane import AUDIT_WAIT, HELD
 from offramp.serve.model import Model

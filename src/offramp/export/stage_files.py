@@ -22,7 +22,7 @@ from offramp.policy import Policy
 from offramp.storage import weights_hash, write_atomically
 
 FORMAT = 1  # of the folder
-FILE, INT8 = "stages.json", "int8.json"
+FILE = "stages.json"
 OWN = re.compile(r"(stage|exit)-\d+\.(onnx|pt2|aoti\.pt2)")  # names of a stage's and an exit's file
 
 
@@ -89,11 +89,9 @@ class Stages:
         """Write stage 1, exit 1, stage 2 and so on, and `stages.json` last: with it the folder is whole.
 
         Files of stages and exits that an export of before left, and this one does not write, are removed.
-        What `stages.json` says of int8 stands in `int8.json` too, where there is anything to say.
         """
-        for file in (FILE, INT8):
-            if (self.folder / file).is_file():
-                (self.folder / file).unlink()
+        if (self.folder / FILE).is_file():
+            (self.folder / FILE).unlink()
         files = [file for one, other in zip(self.stages, self.exits, strict=True) for file in (one.file, other.file)]
         for left in self.folder.iterdir() if self.folder.is_dir() else ():
             if OWN.fullmatch(left.name) and left.name not in files:
@@ -102,10 +100,6 @@ class Stages:
             write_atomically(self.folder / file, content)
         described = {"format": FORMAT, **asdict(self)}
         del described["folder"]
-        if self.int8 is None:
-            del described["int8"]
-        else:
-            write(self.folder / INT8, self.int8)
         write(self.folder / FILE, described)
 
     @classmethod

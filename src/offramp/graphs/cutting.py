@@ -83,11 +83,8 @@ class Cutter:
         shared = sorted({name for name, first, last in self._weights if first <= place < last})
         if shared:
             return Crossing(live, f"the weights {shared[0]} are used both before and after it")
-        for node in live:
-            why_not = _why_no_carry(self.values[node])
-            if why_not:
-                return Crossing(live, f"{why_not} would have to be carried")
-        return Crossing(live, None)
+        why_not = next(filter(None, (_why_no_carry(self.values[node]) for node in live)), None)
+        return Crossing(live, why_not and f"{why_not} would have to be carried")
 
     def part(self, after: int, until: int, reads: Sequence[fx.Node], gives: Sequence[fx.Node], own: bool) -> GraphPart:
         """The nodes after place `after` up to place `until` as a module from values of `reads` to those of `gives`.
@@ -151,17 +148,15 @@ class Cutter:
     def _find_weights(self) -> list[tuple[str, int, int]]:
         """Each parameter with the first and the last place that reads it."""
         parameters = dict(self.traced.model.named_parameters(remove_duplicate=False))
-        places: dict[int, list[int]] = {}
-        names: dict[int, str] = {}
+        found: dict[int, tuple[str, list[int]]] = {}
         for node in self.nodes:
             if node not in self.kept or not self.depends[node]:
                 continue
             sources = [s for n in node.all_input_nodes if not self.depends[n] for s in self.independent_sources(n)]
             for name in self.parameters_of([node, *sources]):
                 if name in parameters:
-                    names.setdefault(id(parameters[name]), name)
-                    places.setdefault(id(parameters[name]), []).append(self.place[node])
-        return [(names[key], min(reads), max(reads)) for key, reads in places.items()]
+                    found.setdefault(id(parameters[name]), (name, []))[1].append(self.place[node])
+        return [(name, min(places), max(places)) for name, places in found.values()]
 
 
 def number(values: Sequence[Any]) -> tuple[Any, Any] | None:

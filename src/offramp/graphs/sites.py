@@ -63,7 +63,6 @@ class Sites:
         self.cutter = Cutter(traced)
         self.ends = self.cutter.ends()
         self.head = self._find_head()
-        self._known: dict[int, Site] = {}
         names: dict[int, str] = {}
         for name, place in self.ends.items():
             if place not in names or name.count(".") < names[place].count("."):
@@ -120,8 +119,7 @@ class Sites:
         missing = [share for share in shares if share not in sites]
         if missing:
             total, upto = self.operations()
-            away = {site.name: abs(upto[site.place] / total - missing[0]) for site in self.good}
-            nearest = min(self.good, key=lambda site: away[site.name], default=None)
+            nearest = min(self.good, key=lambda site: abs(upto[site.place] / total - missing[0]), default=None)
             hint = self._why_none()
             if nearest:
                 hint = f"; the nearest lies after {nearest.name} at {upto[nearest.place] / total:.3g}"
@@ -200,38 +198,31 @@ class Sites:
         return type(self.traced.model).__name__
 
     def _named(self, name: str) -> Site:
-        if name in self.ends:
-            place = self.ends[name]
-            if place >= self.head:
-                raise UsageError(
-                    f"{self._model} cannot be cut after {name}: nothing but the last exit follows.{self._hint(place)}"
-                )
+        place, why_not = self.ends.get(name), "nothing but the last exit follows"
+        if place is None:
+            place, why_not = self._not_called(name)
+        elif place < self.head:
             site = self.at(name, place)
-            if site.why_not is not None:
-                raise UsageError(f"{self._model} cannot be cut after {name}: {site.why_not}.{self._hint(place)}")
-            return site
-        known = dict(self.traced.model.named_modules())
-        if name in known:
-            for leaf in (str(node.target) for node in self.cutter.nodes if node.op == "call_module"):
-                if name.startswith(f"{leaf}.") and leaf in self.ends:
-                    why = f" ({self.traced.leaves[leaf]})" if leaf in self.traced.leaves else ""
-                    raise UsageError(
-                        f"{self._model} cannot be cut after {name}: it is called within {leaf}, which is run as a "
-                        f"whole{why}.{self._hint(self.ends[leaf])}"
-                    )
-            inside = [end for end in self.ends if name.startswith(f"{end}.")]
-            place = self.ends[max(inside, key=len)] if inside else 0
-            raise UsageError(
-                f"{self._model} cannot be cut after {name}: it is not called by itself.{self._hint(place)}"
-            )
-        raise UsageError(
-            f"{self._model} has no module {name!r} to cut after.{near(name, [*self.ends])} `offramp layers` lists them "
-            "all."
-        )
-
-    def _hint(self, place: int) -> str:
+            if site.why_not is None:
+                return site
+            why_not = site.why_not
         nearest = min(self.good, key=lambda site: abs(site.place - place), default=None)
-        return f" The nearest cut that works: {nearest.name}." if nearest else " There is no cut that works."
+        hint = f"The nearest cut that works: {nearest.name}." if nearest else "There is no cut that works."
+        raise UsageError(f"{self._model} cannot be cut after {name}: {why_not}. {hint}")
+
+    def _not_called(self, name: str) -> tuple[int, str]:
+        """Where a module belongs that is not called by itself, and why that is so."""
+        if name not in dict(self.traced.model.named_modules()):
+            raise UsageError(
+                f"{self._model} has no module {name!r} to cut after.{near(name, [*self.ends])} `offramp layers` lists "
+                "them all."
+            )
+        for leaf in (str(node.target) for node in self.cutter.nodes if node.op == "call_module"):
+            if name.startswith(f"{leaf}.") and leaf in self.ends:
+                why = f" ({self.traced.leaves[leaf]})" if leaf in self.traced.leaves else ""
+                return self.ends[leaf], f"it is called within {leaf}, which is run as a whole{why}"
+        inside = [end for end in self.ends if name.startswith(f"{end}.")]
+        return self.ends[max(inside, key=len)] if inside else 0, "it is not called by itself"
 
     def _last_tensor_of(self, name: str, place: int) -> fx.Node:
         """The node whose value a module gives: the last of its nodes that gives a tensor."""

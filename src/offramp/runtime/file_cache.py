@@ -12,7 +12,6 @@ import hashlib
 import inspect
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from offramp.runtime.timing import version
 from offramp.storage import held_folder, kept_on_this_machine, weights_hash
 from offramp.terminal import say
 
-OLD = 24 * 3600.0  # seconds; to make files takes minutes at most
 KEPT = 16  # networks, those used last; a verdict compares about a dozen
 WRITERS = ("onnx", "onnxscript")  # packages that make the files
 _OF_ALL = frozenset(vars(nn.Module()))  # names of what every module holds, such as its hooks
@@ -139,14 +137,11 @@ def _keep(folder: Path, write: Callable[[Path], object]) -> export.Stages:
 
 
 def _forget(parent: Path, most: int) -> None:
-    """Keep the folders used last, `most` of them, and nothing that processes killed long ago had begun."""
+    """Keep the folders used last, `most` of them, and those that are being made."""
     kept = []
     for entry in parent.iterdir():
         with contextlib.suppress(OSError):  # another process has just removed it
-            used = entry.stat().st_mtime
             if not entry.name.startswith("."):
-                kept.append((used, entry))
-            elif not entry.name.endswith(".part") and used < time.time() - OLD:  # of versions that held nothing
-                shutil.rmtree(entry, ignore_errors=True)
+                kept.append((entry.stat().st_mtime, entry))
     for _, folder in sorted(kept, reverse=True)[most:]:
         shutil.rmtree(folder, ignore_errors=True)

@@ -22,7 +22,7 @@ from offramp.export.chain import Reading
 from offramp.network import Carry, EarlyExitNet
 from offramp.policy import PATIENCE, Measure, Policy
 from offramp.runtime.library import LibraryProgram, Model, Segment
-from offramp.runtime.plan import SIZES
+from offramp.runtime.plan import SIZES, segments
 from offramp.runtime.program import Form, Single
 from offramp.runtime.rows import Answers
 
@@ -92,7 +92,7 @@ class OpenVino(LibraryProgram):
 
     def _single_image(self, measure: Measure, asks: tuple[int, ...]) -> "_SingleImage":
         models, places = [], []
-        for first, last in zip((0, *(k + 1 for k in asks)), asks, strict=False):
+        for first, last in segments(asks):
             segment = Segment(first, last, True, last < self.num_exits - 1)
             reading = Reading(measure, self.num_classes)
             with self._one_line_errors(f"stages {first + 1} to {last + 1} of this network"):

@@ -47,6 +47,11 @@ class Plan:
         return min((size for size in self.sizes if images <= size <= most), default=images)
 
 
+def segments(asks: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Stages in runs that end with an exit that is asked, by first and last."""
+    return tuple(zip((0, *(k + 1 for k in asks)), asks, strict=False))
+
+
 @dataclass
 class Tally:
     """What an engine has spent since the tally was made; give it to calls, which add to it.

@@ -21,7 +21,7 @@ from offramp.policy import CERTIFICATE, EVERYBODY, NOBODY, PATIENCE, Policy
 from offramp.runtime.agreement import Agreement, agreement
 from offramp.runtime.backends import make_program
 from offramp.runtime.images import Images, as_images, warn_of_odd
-from offramp.runtime.plan import STREAM, Plan, Tally
+from offramp.runtime.plan import STREAM, Plan, Tally, segments
 from offramp.runtime.program import Form, Program, Single, certified_form, check_form, check_scales, quiet_torch
 from offramp.runtime.rows import Answers, Left, Rows, in_order, join
 from offramp.runtime.straight import Straight, note, now
@@ -322,11 +322,6 @@ class Runner:
         confidence_B, _ = self.policy.measure.confidence(self.policy.log_probs(0, logits_BC, self.program.num_classes))
         labels_B, exits_B = (torch.empty(0, dtype=torch.int64, device=confidence_B.device) for _ in range(2))
         return Answers(labels_B, exits_B, confidence_B)
-
-
-def segments(asks: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Stages in runs that end with an exit that is asked, by first and last."""
-    return tuple(zip((0, *(k + 1 for k in asks)), asks, strict=False))
 
 
 def _pieces(waiting: list[Rows], plan: Plan, k: int) -> list[Rows]:

@@ -42,7 +42,7 @@ IN_A_ROUND = 32  # images at least
 SORTING = 3  # rounds to find the best of each kind
 PROVING = 9, 25  # rounds to compare these two, at least and at most
 SETTING_UP = 60.0  # seconds that a form may be expected to take until it runs
-FIRST = 64, 3, 1  # numbers of rows that a form is first run with
+FIRST = 64, 3, 1  # numbers of rows that a form is first run with: libraries compile, or fail, then
 TABLE, FORM = 0.3, 0.1  # shares of the time; the rest is for trying plans
 
 
@@ -184,17 +184,12 @@ def _set_up(runner: Runner, form: Form, images_SCHW: Tensor) -> str | None:
         )
     try:
         runner.use(form, {1: Plan()})
-        _run_first(runner, images_SCHW)
+        for rows in FIRST:
+            runner.program.logits(images_SCHW[:rows])
+        runner.wait()
     except (UsageError, OfframpError) as error:
         return str(error)
     return None
-
-
-def _run_first(runner: Runner, images_SCHW: Tensor) -> None:
-    """Run what is compiled when it is first run: torch does so for a number of rows, for any, and for a single one."""
-    for rows in FIRST:
-        runner.program.logits(images_SCHW[:rows])
-    runner.wait()
 
 
 def _agreements(runner: Runner, images_SCHW: Tensor, logits_KSC: Tensor) -> list[Agreement]:

@@ -243,17 +243,14 @@ def _check_and_own(network: EarlyExitNet, sites: Sites, chosen: Sequence[Site], 
             hint = f" Its weights are not, such as {odd[0]}." if odd else ""
             raise UsageError(f"{type(model).__name__} gives logits that are not finite for random images.{hint}")
         drawn.restore()  # what is random in evaluation mode too comes out alike
-        parts = [*network.stages, network.exits[-1]]
-        modes = [part.training for part in parts]
+        parts = [eval_twin(part) for part in (*network.stages, network.exits[-1])]
         carry: Carry = (images,)
         writes = []
         for part in parts:
             before = [x._version for x in carry]
-            outputs = as_carry(part.eval()(*carry))
+            outputs = as_carry(part(*carry))
             writes.append([x._version for x in carry] != before or _starts_in_place(part))
             carry = outputs
-        for part, mode in zip(parts, modes, strict=True):
-            part.train(mode)
     scale = wanted.abs().max().clamp_min(1.0)
     if carry[0].shape != wanted.shape or not (carry[0] - wanted).abs().max() <= TOLERANCE * scale:
         raise UsageError(
