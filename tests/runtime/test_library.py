@@ -381,7 +381,7 @@ def test_images_as_they_come(some) -> None:
         engine(images_BCHW[:, :1])
 
 
-@mostly_float32
+@pytest.mark.parametrize("form", [VINO, pytest.param(ONNX, marks=pytest.mark.slow)], ids=str)
 def test_a_second_engine_shares_the_program_and_a_third_finds_the_files(some, monkeypatch, form) -> None:
     network, _, _, policy = some("by hand", False)
     monkeypatch.setattr(backends, "_alive", weakref.WeakValueDictionary())
@@ -479,7 +479,9 @@ def test_an_exit_without_a_neuron_is_compared_by_its_classes(monkeypatch) -> Non
         OnnxRuntime(second.eval(), ONNX)
 
 
-@mostly_float32
+@pytest.mark.parametrize(
+    "form", [VINO, *(pytest.param(form, marks=pytest.mark.slow) for form in (ONNX, VINO_BF16))], ids=str
+)
 def test_exits_attached_to_a_model(form) -> None:
     torch.manual_seed(0)
     blocks = [nn.Sequential(nn.Conv2d(a, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()) for a in (3, 8, 8)]
