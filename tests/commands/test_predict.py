@@ -164,10 +164,10 @@ def test_a_tuning_is_adopted_and_what_it_leaves_unasked_is_counted_so(plan, asks
 
 
 def test_what_was_benched_is_adopted(run, files, tiny_parts, monkeypatch):
-    monkeypatch.setattr(Engine, "tune", partialmethod(Engine.tune, seconds=0.2))
+    monkeypatch.setattr(Engine, "tune", partialmethod(Engine.tune, seconds=0.05))
     halving(load(run), tiny_parts).save(run / "policy.json")
     assert not predict(PredictOptions(run, files)).tuned
-    measured = bench(BenchOptions(run, batches=(8,), limit=8, rounds=5, backend="torch"))
+    measured = bench(BenchOptions(run, batches=(8,), limit=8, rounds=5, seconds=0.2, backend="torch"))
     predictions = predict(PredictOptions(run, files))
     assert predictions.tuned
     assert predictions.asks == measured.modes[-1].asks

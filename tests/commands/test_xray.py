@@ -286,7 +286,7 @@ def test_without_matplotlib_there_are_values_and_no_page(watched: Path):
 # -- the command -------------------------------------------------------------------------------------------------------
 
 NETWORK = "msdnet exits=2 channels=4 growth=2 growth_factors=(1,2) bottleneck_factors=(1,2) head_channels=8".split()
-TRAIN = ["train", "--data", "digits", "--network", *NETWORK, "--objective", "power-sqrt", "--epochs", "2"]
+TRAIN = ["train", "--data", "digits", "limit=400", "--network", *NETWORK, "--objective", "power-sqrt", "--epochs", "2"]
 
 
 @pytest.fixture(scope="module")

@@ -106,7 +106,7 @@ def test_every_table_and_figure_says_what_it_was_measured_on(study) -> None:
     assert all("on fashion-mnist" in line for line in found if not line.startswith("runs: "))
     body = html.read_text()
     assert body.count("<figcaption>Measured on fashion-mnist. ") == body.count("<svg") == 2
-    ours = write(study(PAPER, "table3", "table4", "table5", "figure3", "figure4"))
+    ours = write(study(PAPER, "table3", "figure3"))
     assert not any("Measured" in path.read_text() for path in ours)
 
 

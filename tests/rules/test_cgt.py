@@ -39,7 +39,7 @@ def by_the_book(logits_KBC: Tensor, targets_B: Tensor, rule: CGT, progress: floa
     return weights_KB
 
 
-@pytest.mark.parametrize("progress", [0.0, 0.3, 0.99])
+@pytest.mark.parametrize("progress", [0.0, pytest.param(0.3, marks=pytest.mark.slow), 0.99])
 @pytest.mark.parametrize(
     "rule", [CGT("hard"), CGT("soft"), CGT("hard", 0.3, leak=0.1), CGT("soft", 0.4), CGT(total="exits")], ids=str
 )

@@ -47,8 +47,15 @@ def agrees(engine: Engine, logits_KBC: Tensor, images_BCHW: Tensor, tolerance: f
         assert found.flips <= num_images * tolerance * 20
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: f"{measure.name} {measure.renormalise}")
+@pytest.mark.parametrize(
+    ("name", "measure"),
+    [
+        pytest.param(name, measure, marks=pytest.mark.slow if name == "ranet" and measure != MEASURES[0] else ())
+        for name in NETWORKS
+        for measure in MEASURES
+    ],
+    ids=str,
+)
 def test_answers_are_those_of_the_policy_on_a_full_pass(small, images_of, leaving, device, name, measure) -> None:
     network = small(name, damping=name != "by hand")
     images_BCHW = images_of(network, 200)
@@ -61,7 +68,7 @@ def test_answers_are_those_of_the_policy_on_a_full_pass(small, images_of, leavin
     agrees(Engine(network, policy, device=device), logits_KBC, images_BCHW, FLOAT32)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["by hand", *(pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS[:2])])
 @pytest.mark.parametrize(
     "shares", [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0.5, 1, 0), (0.4, 0, 0.5), (0.02, 0.02, 0.02), (0.97, 0.9, 0.9)]
 )

@@ -16,7 +16,7 @@ from offramp.runtime.backends import make_program, usual_forms
 
 pytestmark = pytest.mark.usefixtures("operators_once")
 
-BACKENDS = ("openvino", "onnxruntime")
+BACKENDS = ("openvino", pytest.param("onnxruntime", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ FEW_LAYERS = {"msdnet": {"step_mode": "even", "step": 1}, "ranet": {"step_mode":
 BATCHES = (0, 1, 7, 32)
 pytestmark = pytest.mark.usefixtures("operators_once")
 of_each = pytest.mark.parametrize("form", FORMS, ids=str)
-SOME = [("msdnet", True, ONNX), ("ranet", False, VINO_BF16), ("by hand", False, VINO)]
+SOME = [("msdnet", True, ONNX), ("msdnet", True, VINO_BF16), ("by hand", False, VINO)]
 some_of_each = pytest.mark.parametrize(("name", "damping", "form"), SOME)
 mostly_float32 = pytest.mark.parametrize(  # that bf16 answers as the policy says is tested quickly in the first tests
     "form", [ONNX, VINO, pytest.param(VINO_BF16, marks=pytest.mark.slow)], ids=str
@@ -163,7 +163,7 @@ def _counts(tally: Tally) -> list[list[int]]:
 
 @of_each
 def test_as_ready_anytime_and_exit_by_exit(some, form) -> None:
-    network, images_BCHW, logits_KBC, policy = some("ranet", False)
+    network, images_BCHW, logits_KBC, policy = some("by hand", False)
     engine = Engine(network, policy, form=form)
     pieces = list(engine.as_ready(torch.split(images_BCHW, 9)))
     positions_B = torch.cat([positions_B for positions_B, _ in pieces])
@@ -180,7 +180,7 @@ def test_as_ready_anytime_and_exit_by_exit(some, form) -> None:
 
 @mostly_float32
 def test_patience(some, form) -> None:
-    network, images_BCHW, logits_KBC, _ = some("ranet", False)
+    network, images_BCHW, logits_KBC, _ = some("by hand", False)
     policy = Policy((*[1.0] * (network.num_exits - 1), EVERYBODY), Measure("patience"))
     engine = Engine(network, policy, form=form)
     agree(engine, engine(images_BCHW), logits_KBC, Plan())
@@ -381,7 +381,7 @@ def test_images_as_they_come(some) -> None:
         engine(images_BCHW[:, :1])
 
 
-@mostly_float32
+@pytest.mark.parametrize("form", [VINO, pytest.param(ONNX, marks=pytest.mark.slow)], ids=str)
 def test_a_second_engine_shares_the_program_and_a_third_finds_the_files(some, monkeypatch, form) -> None:
     network, _, _, policy = some("by hand", False)
     monkeypatch.setattr(backends, "_alive", weakref.WeakValueDictionary())
@@ -479,7 +479,9 @@ def test_an_exit_without_a_neuron_is_compared_by_its_classes(monkeypatch) -> Non
         OnnxRuntime(second.eval(), ONNX)
 
 
-@mostly_float32
+@pytest.mark.parametrize(
+    "form", [VINO, *(pytest.param(form, marks=pytest.mark.slow) for form in (ONNX, VINO_BF16))], ids=str
+)
 def test_exits_attached_to_a_model(form) -> None:
     torch.manual_seed(0)
     blocks = [nn.Sequential(nn.Conv2d(a, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()) for a in (3, 8, 8)]
