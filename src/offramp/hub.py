@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import OfframpError, UsageError, first_line
+from offramp.errors import OfframpError, UsageError, first_line, needs
 from offramp.evaluation import Certificate
 from offramp.files import RunFolder, load
 from offramp.json_files import read, write
@@ -19,11 +19,9 @@ from offramp.results.evaluation import current
 from offramp.shipped.card import CARD
 from offramp.storage import write_atomically
 
-try:
+with needs("The client of the hub", "hub"):
     from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
-except ImportError as error:
-    raise UsageError("The client of the hub is not installed: pip install 'offramp[hub]'.") from error
 
 _FILES = ("weights", "input", "origin", "split", "metrics", "policy", "evaluation")  # beside config.json, as they are
 

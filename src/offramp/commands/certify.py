@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import tyro
 
 from offramp.choices import Backend, Loss, MeasureName, Precision
-from offramp.commands.options import File, Flag, RecordsLogits, in_threads
+from offramp.commands.options import File, Flag, RecordsLogits, in_threads, target
 from offramp.errors import UsageError
 from offramp.files import RunFolder
 from offramp.show.terminal import IN_TERMINAL, print_result
@@ -115,9 +115,8 @@ def certify(
 
     tried = _Tried.of(options, measure, parts, into, watch)
     policy = evaluation.certify(*tried.records, risk=options.risk, **tried.asked)
-    written = tried.folder.policy if options.out is None else Path(options.out).expanduser()
-    (policy,) = tried.finished([policy], written)
-    return write_policy(policy, tried.records[1], tried.records[2], written)
+    (policy,) = tried.finished([policy])
+    return write_policy(policy, tried.records[1], tried.records[2], tried.written)
 
 
 @in_threads
@@ -142,11 +141,10 @@ def certify_ladder(
     check_risks(risks)
     tried = _Tried.of(options, measure, parts, into, watch)
     ladder = evaluation.certify_ladder(*tried.records, risks=risks, **tried.asked)
-    written = tried.folder.ladder if options.out is None else Path(options.out).expanduser()
-    ladder = replace(ladder, rungs=tuple(tried.finished(ladder.rungs, written)))
-    ladder.save(written)
-    uses = (policy_use(policy, tried.records[1], tried.records[2], written) for policy in ladder.rungs)
-    return LadderUse(ladder, written, tuple(uses))
+    ladder = replace(ladder, rungs=tuple(tried.finished(ladder.rungs)))
+    ladder.save(tried.written)
+    uses = (policy_use(policy, tried.records[1], tried.records[2], tried.written) for policy in ladder.rungs)
+    return LadderUse(ladder, tried.written, tuple(uses))
 
 
 def _risks(percent: str | None) -> tuple[float, ...]:
@@ -162,6 +160,7 @@ class _Tried(NamedTuple):
     """A run opened to be certified: what both kinds of certificates need."""
 
     folder: RunFolder
+    written: Path  # the file of the policy or ladder
     records: "tuple[Record, Record, Cost]"  # of the search and the certify half, and what the network costs
     asked: dict[str, Any]  # arguments of both
     unknown: tuple[str, ...]
@@ -182,6 +181,7 @@ class _Tried(NamedTuple):
         from offramp.training.provenance import check_ancestors
 
         run = OpenRun(options, parts, into)
+        written = target(options.out, run.folder.policy if options.ladder is None else run.folder.ladder)
         unknown = check_ancestors(run.folder, run.config, run.parts)
         program = run.program(Form(options.backend, options.precision))
         with watch.bars() as progress:
@@ -193,14 +193,14 @@ class _Tried(NamedTuple):
             "measure": measure or Measure(options.measure),
         }
         answers = "float32" if program is None else program.answers
-        return cls(run.folder, (search, on_certify, run.cost), asked, unknown, answers)
+        return cls(run.folder, written, (search, on_certify, run.cost), asked, unknown, answers)
 
-    def finished(self, policies: "Sequence[Policy]", written: Path) -> "list[Policy]":
+    def finished(self, policies: "Sequence[Policy]") -> "list[Policy]":
         """Policies certified together, whose certificates say also what is known of the run and of files before."""
         from offramp.commands.policy_files import certified_before
         from offramp.evaluation import Certificate
 
-        files = {(self.folder.policy, self.folder.ladder), (written, written)}
+        files = {(self.folder.policy, self.folder.ladder), (self.written, self.written)}
         certificates = []
         for policy in policies:
             certificate = Certificate.of(policy)

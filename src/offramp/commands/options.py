@@ -15,6 +15,7 @@ import tyro
 
 from offramp.checks import check_fields, whole
 from offramp.choices import Backend
+from offramp.storage import check_writable
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 File = Annotated[str | Path | None, tyro.conf.arg(metavar="FILE")]
@@ -77,6 +78,13 @@ class RecordsLogits(OnDevice):
 
     batch_size: int | None = None
     """Largest number of images in one forward pass, below the run's own batch size."""
+
+
+def target(out: str | Path | None, default: Path) -> Path:
+    """The file to write, `out` or a run's own; where it cannot be, that is said before any work."""
+    path = default if out is None else Path(out).expanduser()
+    check_writable(path)
+    return path
 
 
 P = ParamSpec("P")

@@ -2,11 +2,10 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offramp.choices import MeasureName
-from offramp.commands.options import File, Flag, RecordsLogits, in_threads
+from offramp.commands.options import File, Flag, RecordsLogits, in_threads, target
 from offramp.errors import UsageError
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
@@ -92,24 +91,24 @@ def find_policy(
     from offramp.policy import Measure
     from offramp.storage import weights_hash
 
-    target = {"budget": options.budget, "max_drop": options.max_drop, "latency": options.latency}
-    check_one(**target)
+    wanted = {"budget": options.budget, "max_drop": options.max_drop, "latency": options.latency}
+    check_one(**wanted)
     if options.budget is not None and options.batch is not None:
         raise UsageError("A budget counts operations, whatever the batch; for milliseconds give a latency.")
     run = OpenRun(options, parts, into)
+    written = target(options.out, run.folder.policy)
     times: tuple[float, ...] | None = None
     where: dict[str, str] = {}
     if options.latency is not None or options.batch is not None:
         weights = weights_hash(run.network.state_dict())
         times, where = exit_times(run.folder, weights, options.batch or BATCH, run.network.num_exits)
-    check_target(run.cost, **target, times=times)
+    check_target(run.cost, **wanted, times=times)
     with watch.bars() as progress:
         (search,) = run.held_out("search", progress=progress)
     measure = measure or Measure(options.measure, renormalise=options.renormalise)
     if options.temperature:
         temperatures = fit_temperatures(search, renormalise=measure.renormalise)
         measure = dataclasses.replace(measure, temperatures=temperatures)
-    policy = policy_for(search, run.cost, **target, times=times, measure=measure)
+    policy = policy_for(search, run.cost, **wanted, times=times, measure=measure)
     policy = dataclasses.replace(policy, found={**policy.found, **where})
-    written = run.folder.policy if options.out is None else Path(options.out).expanduser()
     return write_policy(policy, search, run.cost, written)
