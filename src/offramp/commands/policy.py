@@ -2,18 +2,16 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from offramp.choices import MeasureName
-from offramp.commands.options import File, Flag, RecordsLogits, in_threads, target
+from offramp.commands.options import ByHand, File, Flag, RecordsLogits, in_threads, target
 from offramp.errors import UsageError
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
 from offramp.terminal import say
 
 if TYPE_CHECKING:
-    from offramp.data import PartsGiven
-    from offramp.network import EarlyExitNet
     from offramp.policy import Measure
     from offramp.results.policy_use import PolicyUse
 
@@ -71,12 +69,7 @@ class PolicyOptions(RecordsLogits):
 
 @in_threads
 def find_policy(
-    options: PolicyOptions,
-    *,
-    measure: "Measure | None" = None,
-    parts: "PartsGiven | None" = None,
-    into: "EarlyExitNet | None" = None,
-    watch: Watch = QUIET,
+    options: PolicyOptions, *, measure: "Measure | None" = None, watch: Watch = QUIET, **by_hand: Unpack[ByHand]
 ) -> "PolicyUse":
     """Find thresholds for a target on the `search` half of a finished run: see `offramp.evaluation.policy_for`.
 
@@ -95,7 +88,7 @@ def find_policy(
     check_one(**wanted)
     if options.budget is not None and options.batch is not None:
         raise UsageError("A budget counts operations, whatever the batch; for milliseconds give a latency.")
-    run = OpenRun(options, parts, into)
+    run = OpenRun(options, **by_hand)
     written = target(options.out, run.folder.policy)
     times: tuple[float, ...] | None = None
     where: dict[str, str] = {}

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offramp.checks import did_you_mean
-from offramp.errors import UsageError
+from offramp.checks import check_name
 from offramp.files import RunFolder, Start
 from offramp.json_files import convert, read
 
@@ -75,9 +74,7 @@ def folder(name: str) -> Path:
     Raises:
         UsageError: No network of that name ships.
     """
-    known = names()
-    if name not in known:
-        raise UsageError(f"Unknown example {name!r}.{did_you_mean(name, known)}")
+    check_name("example", name, names())
     return Path(__file__).parent / name
 
 

@@ -3,11 +3,11 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 from offramp.checks import ABOVE_0, whole
 from offramp.choices import Plots
-from offramp.commands.options import AnyBackend, File, Flag, RecordsLogits, in_threads, target
+from offramp.commands.options import AnyBackend, ByHand, File, Flag, RecordsLogits, in_threads, target
 from offramp.errors import OfframpError, UsageError
 from offramp.json_files import encoded
 from offramp.show.terminal import IN_TERMINAL, print_result
@@ -16,8 +16,6 @@ from offramp.storage import write_files
 
 if TYPE_CHECKING:
     from offramp.commands.bench.measuring import Subject
-    from offramp.data import PartsGiven
-    from offramp.network import EarlyExitNet
     from offramp.policy import Policy
     from offramp.results.bench import Bench
 
@@ -83,12 +81,7 @@ class BenchOptions(RecordsLogits):
 
 @in_threads
 def bench(
-    options: BenchOptions,
-    *,
-    policy: "Policy | None" = None,
-    parts: "PartsGiven | None" = None,
-    into: "EarlyExitNet | None" = None,
-    watch: Watch = QUIET,
+    options: BenchOptions, *, policy: "Policy | None" = None, watch: Watch = QUIET, **by_hand: Unpack[ByHand]
 ) -> "Bench":
     """Measure what a run's early exits save in time, beside what they save in operations.
 
@@ -110,7 +103,7 @@ def bench(
     measured_on = conditions(device_named(options.device))  # before the machine is busy with us
     if options.plots is not None:
         figures.require()
-    run = OpenRun(options, parts, into)
+    run = OpenRun(options, **by_hand)
     out, file = target(options.out, run.folder.bench), None
     if options.max_drop is None:
         policy, file = given_policy(policy or options.policy, run.folder)
