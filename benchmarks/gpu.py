@@ -48,7 +48,7 @@ from data import random_images
 from offramp import backbones, objectives
 from offramp.config import Spec, TrainConfig
 from offramp.costs import cost
-from offramp.data import Batch
+from offramp.data import Batch, HeldOut
 from offramp.devices import device_named
 from offramp.errors import OfframpError
 from offramp.files import RunFolder
@@ -56,6 +56,7 @@ from offramp.network import EarlyExitNet
 from offramp.rules import Outcome, Standard, Workbench
 from offramp.runtime.timing import conditions, ratio, take_turns
 from offramp.training.form import Compiled
+from offramp.training.job import Job
 from offramp.training.loop import Loop
 from offramp.training.monitor import Placement
 
@@ -275,7 +276,8 @@ def whole_steps(case: Case, form: str, device: torch.device, folder: str) -> Ite
     rule.prepare(bench)
     train = random_images(20 * case.batch, case.image_shape, case.num_classes, case.batch).train
     place = Placement(device, channels_last=True)
-    loop = Loop(RunFolder(folder), bench, rule, train, None, TrainConfig(epochs=1), place)
+    job = Job(bench.network, bench.objective, train, HeldOut(), TrainConfig(epochs=1), rule)
+    loop = Loop(RunFolder(folder), job, bench, place)
     for number, batch in enumerate(loop.train.batches()):
         images_BCHW, targets_B = place(batch.images_BCHW, batch.targets_B)
         loop._one_step(batch._replace(images_BCHW=images_BCHW, targets_B=targets_B), number)

@@ -69,6 +69,8 @@ class Settings:
     ("values", "said"),
     [
         ({"layers": 10}, "layers must be a whole number of at most 9, not 10"),
+        ({"layers": []}, "layers must be a whole number of at least 1, not []"),
+        ({"layers": (1, 2)}, "layers must be a whole number of at least 1, not (1, 2)"),
         ({"strength": (0.1, -1.0)}, "strength must be a number of at least 0, not -1.0"),
         ({"strength": None}, "strength must be a number of at least 0, not None"),
         ({"over": "exit"}, "over 'exit' is unknown. Did you mean exits?"),

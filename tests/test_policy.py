@@ -236,7 +236,11 @@ WHOLE = {
             )
         ),
         (json.dumps({**WHOLE, "thresholds": [math.nan, -1e8]}), OfframpError, "finite"),
-        (json.dumps({**WHOLE, "measure": {**WHOLE["measure"], "name": "mood"}}), OfframpError, "Unknown confidence"),
+        (
+            json.dumps({**WHOLE, "measure": {**WHOLE["measure"], "name": "mood"}}),
+            OfframpError,
+            "measure 'mood' is unknown",
+        ),
     ],
 )
 def test_a_file_that_is_no_policy_is_refused(tmp_path: Path, content: str, error: type[Exception], said: str) -> None:

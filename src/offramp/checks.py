@@ -107,8 +107,9 @@ def check_fields(value: Any, *, hyphens: bool = False) -> None:
         kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
         if content is None and NoneType in kinds:
             continue
+        has_items = isinstance(content, (list, tuple)) and any(get_origin(kind) is tuple for kind in kinds)
         for check in (check for check in getattr(hint, "__metadata__", ()) if isinstance(check, Check)):
-            for item in content if isinstance(content, (list, tuple)) else [content]:
+            for item in content if has_items else [content]:
                 check.refuse(name, item)
         for choices in (get_args(kind) for kind in kinds if get_origin(kind) is Literal):
             check_name(name, content, choices)

@@ -130,7 +130,7 @@ def _imported(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def build(spec: Spec, names: Mapping[str, Any], kind: str, **defaults: Any) -> Any:
+def build(spec: Spec, names: Mapping[str, Any], kind: str, wanted: type = object, /, **defaults: Any) -> Any:
     """Build what `spec` names. Its arguments win over `defaults`; a default the builder does not take is dropped."""
     builder = resolve(spec.name, names, kind)
     try:
@@ -155,7 +155,11 @@ def build(spec: Spec, names: Mapping[str, Any], kind: str, **defaults: Any) -> A
     except TypeError as error:
         raise UsageError(f"{kind} {spec.name!r}: {error}.") from None
     with trust.calling(spec.name, kind):
-        return builder(**arguments)
+        built = builder(**arguments)
+    if not isinstance(built, wanted):
+        right = f"{wanted.__module__}.{wanted.__qualname__}"
+        raise UsageError(f"{kind} {spec.name!r} gives a {type(built).__name__}, not an {right}.")
+    return built
 
 
 _SPEC_FLAG = PrimitiveConstructorSpec(

@@ -1,5 +1,8 @@
 """The errors a user meets as one clear line; anything else is ours and keeps its traceback."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UsageError(ValueError):
     """Something that was asked for cannot be: what, which value, the way out. The command line exits with status 2."""
@@ -15,6 +18,15 @@ class SeveralErrors(OfframpError):  # noqa: N818 - they are
     def __init__(self, *lines: str) -> None:
         self.lines = lines
         super().__init__("\n  ".join(lines))
+
+
+@contextmanager
+def needs(library: str, extra: str) -> Iterator[None]:
+    """Refuses an import within it that fails, with the extra that has the library."""
+    try:
+        yield
+    except ImportError as error:
+        raise UsageError(f"{library} is not installed: pip install 'offramp[{extra}]'.") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import OfframpError, UsageError, first_line
+from offramp.errors import OfframpError, UsageError, first_line, needs
 from offramp.evaluation import Certificate
 from offramp.files import CARD, RunFolder, load
 from offramp.json_files import read, write
@@ -18,11 +18,9 @@ from offramp.registry import called
 from offramp.results.evaluation import current
 from offramp.storage import write_atomically
 
-try:
+with needs("The client of the hub", "hub"):
     from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
-except ImportError as error:
-    raise UsageError("The client of the hub is not installed: pip install 'offramp[hub]'.") from error
 
 _FILES = ("weights", "input", "origin", "split", "metrics", "policy", "evaluation")  # beside config.json, as they are
 
@@ -40,18 +38,11 @@ class Pretrained(ModelHubMixin, library_name="offramp", tags=["early-exit", "ima
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls,
-        name: str | Path,
-        *,
-        into: EarlyExitNet | None = None,
-        allow_code: Sequence[str] = (),
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
+        cls, name: str | Path, *, into: EarlyExitNet | None = None, allow_code: Sequence[str] = (), **settings: Any
     ) -> "Pretrained":
         """What `save_pretrained` or `push_to_hub` wrote: a folder, or a name on the hub such as `me/garments`.
 
+        `settings` are of `huggingface_hub.snapshot_download`: `revision`, `token`, `cache_dir`, `local_files_only`.
         The mixin's own would take arguments that are not given from `config.json`, a stranger's `allow_code` too.
         """
         if Path(name).expanduser().is_dir():
@@ -59,14 +50,7 @@ class Pretrained(ModelHubMixin, library_name="offramp", tags=["early-exit", "ima
         own = RunFolder(name)
         wanted = [own.config.name, *(getattr(own, file).name for file in _FILES)]
         try:
-            folder = snapshot_download(
-                str(name),
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                allow_patterns=wanted,
-            )
+            folder = snapshot_download(str(name), allow_patterns=wanted, **settings)
         except (HfHubHTTPError, OSError, ValueError) as error:
             raise OfframpError(
                 f"{name} is no folder here, and the hub does not give it: {first_line(error)}."

@@ -18,10 +18,6 @@ def load(run: str | Path, into: EarlyExitNet | None = None, *, allow_code: Seque
         into: A network of the same make, for one that was built by hand and so has no recipe in the run.
         allow_code: Packages whose code the run may name and have called, such as `("mine",)`. Not needed for a run that
             was made here.
-
-    Raises:
-        UsageError: No finished run, or one that names code that is not allowed.
-        OfframpError: A damaged file.
     """
     network = files.load(run, into, allow_code=allow_code)
     path = files.RunFolder(run).input

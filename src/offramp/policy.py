@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self, get_args
 import torch
 from torch import Tensor
 
-from offramp.checks import did_you_mean
+from offramp.checks import check_name
 from offramp.choices import MeasureName
 from offramp.errors import UsageError
 from offramp.json_files import convert, read, write
@@ -88,9 +88,7 @@ class Measure:
     temperatures: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        known = get_args(MeasureName)
-        if self.name not in known:
-            raise UsageError(f"Unknown confidence measure {self.name!r}.{did_you_mean(str(self.name), known)}")
+        check_name("measure", self.name, get_args(MeasureName))
         if self.name == PATIENCE and (self.renormalise or self.temperatures is not None):
             raise UsageError("patience looks only at answers: neither renormalise nor temperatures can change it.")
         if self.temperatures is not None:

@@ -61,6 +61,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before anything is done for it. Folders that lack are made."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a file.")
+    above = next(place for place in path.absolute().parents if os.path.lexists(place))
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        reason = "not writable" if above.is_dir() else "no folder"
+        raise OfframpError(f"{path} cannot be written: {above} is {reason}. Name another file.")
+
+
 def write_files(files: Mapping[Path, bytes]) -> tuple[Path, ...]:
     """Write each of them atomically; gives their paths."""
     for path, content in files.items():

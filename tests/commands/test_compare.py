@@ -265,10 +265,10 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_evaluated(
     (tmp_path / "a" / "evaluation.json").unlink()
     ending = ".html" if option == "--out" else ".svg"
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    for name, said in (("no/where", "there is no folder"), ("x", "is not writable")):
-        assert main(["compare", folder, option, str(tmp_path / (name + ending))]) == 2
+    for name in ("no/where", "x"):
+        assert main(["compare", folder, option, str(tmp_path / (name + ending))]) == 1
         captured = capsys.readouterr()
-        assert said in captured.err
+        assert f"{ending} cannot be written: {tmp_path} is not writable" in captured.err
         assert len(captured.err.splitlines()) == 1
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "config.json", "weights.safetensors"]
 

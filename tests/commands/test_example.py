@@ -65,7 +65,7 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").touch()
     for arguments, words in (
-        (["digitz", "--out", str(tmp_path / "out")], "Unknown example 'digitz'. Did you mean digits?"),
+        (["digitz", "--out", str(tmp_path / "out")], "example 'digitz' is unknown. Did you mean digits?"),
         (["--out", str(tmp_path / "mine")], "is not empty and is no whole copy of the example fashion-mnist"),
     ):
         assert main(["example", *arguments]) == 2

@@ -102,7 +102,7 @@ def test_a_run_becomes_stages(words, where, ending, run, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--to", "onxx"], "Unknown target 'onxx'. Did you mean onnx? Known: onnx, torch."),
+        (["--to", "onxx"], "to 'onxx' is unknown. Did you mean onnx? Known: onnx, torch."),
         (["--to", "onnx", "--compiled"], "--compiled is for --to torch"),
         (["--to", "torch", "--stages"], "--stages is for --to onnx"),
         (["--to", "onnx", "--stages", "--preprocess"], "--preprocess is for the one ONNX file"),

@@ -61,7 +61,7 @@ def test_a_data_set_of_ones_own() -> None:
         (DataConfig(root="there"), "data set 'digits' has no use for root=there"),
         (DataConfig(source=Spec("own_data:halves"), workers=2), "has no use for workers=2"),
         (DataConfig(source=Spec("own_data:nothing"), batch_size=3), "has no use for batch-size=3"),
-        (DataConfig(source=Spec("own_data:nothing")), "returned a int, not offramp.data.Parts"),
+        (DataConfig(source=Spec("own_data:nothing")), "gives a int, not an offramp.data.base.Parts"),
         (DataConfig(source=Spec("own_data:halfs")), "module 'own_data' has no 'halfs'"),
     ],
 )

@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from offramp import files
 from offramp.backbones import msdnet
 from offramp.backbones.collaboration import collaborating
 from offramp.backbones.foreign import start_from
@@ -35,16 +34,6 @@ def run_in(path: Path, network: EarlyExitNet, recipe: bool = True) -> RunFolder:
     )
     save_tensors(folder.weights, network.state_dict(), {OWNER: folder.identity()})
     return folder
-
-
-def test_what_is_listed_and_what_has_a_path_are_the_same(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    _, _, listed = (files.__doc__ or "").partition("\n\n")
-    names = [line.split()[0].removesuffix("/") for line in listed.splitlines()]
-    assert sorted(names) == sorted(
-        path.name for path in vars(folder).values() if isinstance(path, Path) and path != tmp_path
-    )
-    assert folder.record("test") == tmp_path / "records" / "test.safetensors"
 
 
 def test_a_run_may_have_a_number_for_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

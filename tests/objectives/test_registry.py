@@ -92,7 +92,7 @@ def test_ones_own_class_and_function_are_built_by_path(own: str):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("own_objectives:nothing", "gives a NoneType, not an offramp.objectives.Objective"),
+        ("own_objectives:nothing", "gives a NoneType, not an offramp.objectives.base.Objective"),
         ("own_objectives:THREE", "is of type int; name a class or a function"),
         ("own_objectives:READY", "missing a required argument"),
         ("own_objectives:Unfinished", "is abstract: it lacks terms"),

@@ -36,7 +36,7 @@ def test_digits_ship() -> None:
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     for ask in (shipped.folder, shipped.card):
-        with pytest.raises(UsageError, match=r"Unknown example 'digit'. Did you mean digits\?"):
+        with pytest.raises(UsageError, match=r"example 'digit' is unknown. Did you mean digits\?"):
             ask("digit")
 
 

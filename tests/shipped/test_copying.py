@@ -83,5 +83,5 @@ def test_places_that_cannot_be_are_refused(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UsageError, match="folder you are in"):
         shipped.copy("digits", ".")
     assert os.listdir() == []
-    with pytest.raises(UsageError, match="Unknown example 'cats'"):
+    with pytest.raises(UsageError, match="example 'cats' is unknown"):
         shipped.copy("cats", tmp_path / "cats")

@@ -20,6 +20,7 @@ from offramp.files import RunFolder
 from offramp.network import EarlyExitNet
 from offramp.rules import Workbench, build
 from offramp.training.form import Compiled
+from offramp.training.job import Job
 from offramp.training.loop import Loop
 from offramp.training.monitor import Placement
 
@@ -60,7 +61,8 @@ def loop_of(folder: Path, rule: str, objective: str, num_steps: int = 3) -> Loop
     method = build(Spec.parse(rule.split()))
     method.prepare(bench)
     place = Placement(torch.device("cpu"), channels_last=False)
-    return Loop(RunFolder(folder), bench, method, train, None, TrainConfig(epochs=1), place)
+    job = Job(network, loss, train, data.HeldOut(), TrainConfig(epochs=1), method)
+    return Loop(RunFolder(folder), job, bench, place)
 
 
 def step(loop: Loop, start: int) -> None:

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from offramp.config import TrainConfig
-from offramp.training.schedule import learning_rate
+from offramp.training.loop import learning_rate
 
 ORACLE = {  # protocols of the originals: E = 300, 782 iterations an epoch, lr 0.1
     (0, 0): 0.1,

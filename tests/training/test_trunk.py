@@ -318,7 +318,7 @@ def test_where_a_part_has_nothing_to_train(tmp_path: Path, change: dict[str, Any
         ({"trunk_lr": -1.0}, "trunk-lr must be a number of at least 0"),
         ({"trunk_lr": float("nan")}, "trunk-lr must be a number"),
         ({"keep_features": "yes"}, "add freeze-trunk"),
-        ({"keep_features": "maybe"}, "Unknown keep_features 'maybe'"),
+        ({"keep_features": "maybe"}, "keep-features 'maybe' is unknown"),
     ],
 )
 def test_settings_that_make_no_sense(change: dict[str, Any], words: str) -> None:

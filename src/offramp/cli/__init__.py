@@ -51,21 +51,13 @@ def _status(arguments: Sequence[str]) -> int:
     """Run a command, and say in a line what went wrong."""
     try:
         _run(arguments)
-    except UsageError as error:
-        say_error(f"offramp: {error}")
-        return 2
-    except OutputError as error:
-        if error.reader_gone:  # `offramp cost ... | head`: the reader has what it wanted
+    except (UsageError, OfframpError) as error:
+        if isinstance(error, OutputError) and error.reader_gone:  # `offramp cost ... | head`: it has what it wanted
             return 141
-        say_error(f"offramp: {error}")
-        return 1
-    except SeveralErrors as error:
-        for number, line in enumerate(error.lines):  # each by itself: a name may hold the end of a line
+        lines = error.lines if isinstance(error, SeveralErrors) else (str(error),)
+        for number, line in enumerate(lines):  # each by itself: a name may hold the end of a line
             say_error(f"  {line}" if number else f"offramp: {line}")
-        return 1
-    except OfframpError as error:
-        say_error(f"offramp: {error}")
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         return 130
     except OSError as error:

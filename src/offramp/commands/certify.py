@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Unpack
 
 import tyro
 
 from offramp.choices import Backend, Loss, MeasureName, Precision
-from offramp.commands.options import File, Flag, RecordsLogits, in_threads
+from offramp.commands.options import ByHand, File, Flag, RecordsLogits, in_threads, target
 from offramp.errors import UsageError
 from offramp.files import RunFolder
 from offramp.show.terminal import IN_TERMINAL, print_result
@@ -18,9 +18,7 @@ from offramp.terminal import say
 
 if TYPE_CHECKING:
     from offramp.costs import Cost
-    from offramp.data import PartsGiven
     from offramp.evaluation import Certificate, Record
-    from offramp.network import EarlyExitNet
     from offramp.policy import Measure, Policy
     from offramp.results.policy_use import LadderUse, PolicyUse
 
@@ -91,12 +89,7 @@ def _say_earlier(certificate: "Certificate | None") -> None:
 
 @in_threads
 def certify(
-    options: CertifyOptions,
-    *,
-    measure: "Measure | None" = None,
-    parts: "PartsGiven | None" = None,
-    into: "EarlyExitNet | None" = None,
-    watch: Watch = QUIET,
+    options: CertifyOptions, *, measure: "Measure | None" = None, watch: Watch = QUIET, **by_hand: Unpack[ByHand]
 ) -> "PolicyUse":
     """Certify a finished run: thresholds from `search`, tests on `certify`; see `offramp.evaluation.certify`.
 
@@ -113,21 +106,15 @@ def certify(
     from offramp import evaluation
     from offramp.commands.policy_files import write_policy
 
-    tried = _Tried.of(options, measure, parts, into, watch)
+    tried = _Tried.of(options, measure, watch, by_hand)
     policy = evaluation.certify(*tried.records, risk=options.risk, **tried.asked)
-    written = tried.folder.policy if options.out is None else Path(options.out).expanduser()
-    (policy,) = tried.finished([policy], written)
-    return write_policy(policy, tried.records[1], tried.records[2], written)
+    (policy,) = tried.finished([policy])
+    return write_policy(policy, tried.records[1], tried.records[2], tried.written)
 
 
 @in_threads
 def certify_ladder(
-    options: CertifyOptions,
-    *,
-    measure: "Measure | None" = None,
-    parts: "PartsGiven | None" = None,
-    into: "EarlyExitNet | None" = None,
-    watch: Watch = QUIET,
+    options: CertifyOptions, *, measure: "Measure | None" = None, watch: Watch = QUIET, **by_hand: Unpack[ByHand]
 ) -> "LadderUse":
     """Certify policies of rising risk together, for the risks of `options.ladder`: see `evaluation.certify_ladder`.
 
@@ -140,13 +127,12 @@ def certify_ladder(
 
     risks = _risks(options.ladder)
     check_risks(risks)
-    tried = _Tried.of(options, measure, parts, into, watch)
+    tried = _Tried.of(options, measure, watch, by_hand)
     ladder = evaluation.certify_ladder(*tried.records, risks=risks, **tried.asked)
-    written = tried.folder.ladder if options.out is None else Path(options.out).expanduser()
-    ladder = replace(ladder, rungs=tuple(tried.finished(ladder.rungs, written)))
-    ladder.save(written)
-    uses = (policy_use(policy, tried.records[1], tried.records[2], written) for policy in ladder.rungs)
-    return LadderUse(ladder, written, tuple(uses))
+    ladder = replace(ladder, rungs=tuple(tried.finished(ladder.rungs)))
+    ladder.save(tried.written)
+    uses = (policy_use(policy, tried.records[1], tried.records[2], tried.written) for policy in ladder.rungs)
+    return LadderUse(ladder, tried.written, tuple(uses))
 
 
 def _risks(percent: str | None) -> tuple[float, ...]:
@@ -162,26 +148,21 @@ class _Tried(NamedTuple):
     """A run opened to be certified: what both kinds of certificates need."""
 
     folder: RunFolder
+    written: Path  # the file of the policy or ladder
     records: "tuple[Record, Record, Cost]"  # of the search and the certify half, and what the network costs
     asked: dict[str, Any]  # arguments of both
     unknown: tuple[str, ...]
     form: str
 
     @classmethod
-    def of(
-        cls,
-        options: CertifyOptions,
-        measure: "Measure | None",
-        parts: "PartsGiven | None",
-        into: "EarlyExitNet | None",
-        watch: Watch,
-    ) -> "_Tried":
+    def of(cls, options: CertifyOptions, measure: "Measure | None", watch: Watch, by_hand: ByHand) -> "_Tried":
         from offramp.commands.open_run import OpenRun
         from offramp.policy import Measure
         from offramp.runtime import Form
         from offramp.training.provenance import check_ancestors
 
-        run = OpenRun(options, parts, into)
+        run = OpenRun(options, **by_hand)
+        written = target(options.out, run.folder.policy if options.ladder is None else run.folder.ladder)
         unknown = check_ancestors(run.folder, run.config, run.parts)
         program = run.program(Form(options.backend, options.precision))
         with watch.bars() as progress:
@@ -193,14 +174,14 @@ class _Tried(NamedTuple):
             "measure": measure or Measure(options.measure),
         }
         answers = "float32" if program is None else program.answers
-        return cls(run.folder, (search, on_certify, run.cost), asked, unknown, answers)
+        return cls(run.folder, written, (search, on_certify, run.cost), asked, unknown, answers)
 
-    def finished(self, policies: "Sequence[Policy]", written: Path) -> "list[Policy]":
+    def finished(self, policies: "Sequence[Policy]") -> "list[Policy]":
         """Policies certified together, whose certificates say also what is known of the run and of files before."""
         from offramp.commands.policy_files import certified_before
         from offramp.evaluation import Certificate
 
-        files = {(self.folder.policy, self.folder.ladder), (written, written)}
+        files = {(self.folder.policy, self.folder.ladder), (self.written, self.written)}
         certificates = []
         for policy in policies:
             certificate = Certificate.of(policy)

@@ -1,7 +1,6 @@
 """`offramp compare`: runs side by side."""
 
 import dataclasses
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from offramp.errors import UsageError
 from offramp.files import RunFolder
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
-from offramp.storage import write_files
+from offramp.storage import check_writable, write_files
 
 if TYPE_CHECKING:
     from offramp.results.comparison import Comparison
@@ -89,15 +88,9 @@ def compare(options: CompareOptions, *, watch: Watch = QUIET) -> "Comparison":
 def _refuse_unless_writable(option: str, file: str | Path | None, endings: tuple[str, str]) -> None:
     if file is None:
         return
-    path = Path(file)
-    if path.suffix not in endings:
+    if Path(file).suffix not in endings:
         raise UsageError(f"{option} {file} should end in {endings[0]} or {endings[1]}.")
-    if path.is_dir():
-        raise UsageError(f"{option} {file} is a folder; name a file.")
-    if not path.parent.is_dir():
-        raise UsageError(f"{option} {file}: there is no folder {path.parent}. Make it first, or name another.")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{option} {file}: the folder {path.parent} is not writable.")
+    check_writable(Path(file))
 
 
 def _expanded(runs: Sequence[str | Path], note: Callable[[str], None]) -> list[RunFolder]:

@@ -2,11 +2,11 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 from offramp.checks import whole
 from offramp.choices import Plots
-from offramp.commands.options import Flag, RecordsLogits, in_threads
+from offramp.commands.options import ByHand, Flag, RecordsLogits, in_threads
 from offramp.errors import UsageError
 from offramp.json_files import encoded
 from offramp.show.terminal import IN_TERMINAL, print_result
@@ -15,8 +15,6 @@ from offramp.storage import write_files
 
 if TYPE_CHECKING:
     from offramp.commands.open_run import OpenRun
-    from offramp.data import PartsGiven
-    from offramp.network import EarlyExitNet
     from offramp.results.evaluation import Evaluation
 
 
@@ -47,12 +45,7 @@ class EvaluateOptions(RecordsLogits):
 
 @in_threads
 def evaluate(
-    options: EvaluateOptions,
-    *,
-    parts: "PartsGiven | None" = None,
-    into: "EarlyExitNet | None" = None,
-    page: bool = True,
-    watch: Watch = QUIET,
+    options: EvaluateOptions, *, page: bool = True, watch: Watch = QUIET, **by_hand: Unpack[ByHand]
 ) -> "Evaluation":
     """Measure every exit of a finished run on its test set, and write what was found into its folder.
 
@@ -66,7 +59,7 @@ def evaluate(
 
     if options.plots is not None:
         figures.require()
-    run = OpenRun(options, parts, into)
+    run = OpenRun(options, **by_hand)
     evaluation = _measured(run, options, watch)
     drawn = report_files(evaluation, run.parts.test, page=page, plots=options.plots)
     written = write_files({run.folder.evaluation: encoded(evaluation.to_json()), **drawn})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
-from offramp.checks import did_you_mean
+from offramp.checks import check_name
 from offramp.commands.options import Computes, File, Flag, OnRun, in_threads
 from offramp.errors import UsageError
 from offramp.files import RunFolder
@@ -56,8 +56,7 @@ class ExportOptions(OnRun, Computes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.to not in get_args(Target):
-            raise UsageError(f"Unknown target {self.to!r}.{did_you_mean(self.to, get_args(Target))}")
+        check_name("to", self.to, get_args(Target))
         if self.compiled and self.to != "torch":
             raise UsageError("--compiled is for --to torch; onnxruntime compiles by itself.")
         if self.stages and self.to != "onnx":

@@ -28,7 +28,7 @@ from offramp.show.watch import Progress
 class OpenRun:
     """A finished run: its folder, configuration, network and data; see `offramp.commands` for `parts` and `into`."""
 
-    def __init__(self, options: OnDevice, parts: PartsGiven | None, into: EarlyExitNet | None) -> None:
+    def __init__(self, options: OnDevice, parts: PartsGiven | None = None, into: EarlyExitNet | None = None) -> None:
         self.folder = RunFolder(options.run, options.allow_code)
         self.config = self.folder.read_config()
         network = load(self.folder.path, into, allow_code=options.allow_code)

@@ -9,12 +9,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Concatenate, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Concatenate, Literal, ParamSpec, TypedDict, TypeVar
 
 import tyro
 
 from offramp.checks import check_fields, whole
 from offramp.choices import Backend
+from offramp.storage import check_writable
+
+if TYPE_CHECKING:
+    from offramp.data import PartsGiven
+    from offramp.network import EarlyExitNet
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 File = Annotated[str | Path | None, tyro.conf.arg(metavar="FILE")]
@@ -77,6 +82,20 @@ class RecordsLogits(OnDevice):
 
     batch_size: int | None = None
     """Largest number of images in one forward pass, below the run's own batch size."""
+
+
+class ByHand(TypedDict, total=False):
+    """What a run that was fit from Python with things made by hand cannot bring back: see `offramp.commands`."""
+
+    parts: "PartsGiven | None"
+    into: "EarlyExitNet | None"
+
+
+def target(out: str | Path | None, default: Path) -> Path:
+    """The file to write, `out` or a run's own; where it cannot be, that is said before any work."""
+    path = default if out is None else Path(out).expanduser()
+    check_writable(path)
+    return path
 
 
 P = ParamSpec("P")

@@ -2,19 +2,16 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from offramp.choices import MeasureName
-from offramp.commands.options import File, Flag, RecordsLogits, in_threads
+from offramp.commands.options import ByHand, File, Flag, RecordsLogits, in_threads, target
 from offramp.errors import UsageError
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
 from offramp.terminal import say
 
 if TYPE_CHECKING:
-    from offramp.data import PartsGiven
-    from offramp.network import EarlyExitNet
     from offramp.policy import Measure
     from offramp.results.policy_use import PolicyUse
 
@@ -72,12 +69,7 @@ class PolicyOptions(RecordsLogits):
 
 @in_threads
 def find_policy(
-    options: PolicyOptions,
-    *,
-    measure: "Measure | None" = None,
-    parts: "PartsGiven | None" = None,
-    into: "EarlyExitNet | None" = None,
-    watch: Watch = QUIET,
+    options: PolicyOptions, *, measure: "Measure | None" = None, watch: Watch = QUIET, **by_hand: Unpack[ByHand]
 ) -> "PolicyUse":
     """Find thresholds for a target on the `search` half of a finished run: see `offramp.evaluation.policy_for`.
 
@@ -92,24 +84,24 @@ def find_policy(
     from offramp.policy import Measure
     from offramp.storage import weights_hash
 
-    target = {"budget": options.budget, "max_drop": options.max_drop, "latency": options.latency}
-    check_one(**target)
+    wanted = {"budget": options.budget, "max_drop": options.max_drop, "latency": options.latency}
+    check_one(**wanted)
     if options.budget is not None and options.batch is not None:
         raise UsageError("A budget counts operations, whatever the batch; for milliseconds give a latency.")
-    run = OpenRun(options, parts, into)
+    run = OpenRun(options, **by_hand)
+    written = target(options.out, run.folder.policy)
     times: tuple[float, ...] | None = None
     where: dict[str, str] = {}
     if options.latency is not None or options.batch is not None:
         weights = weights_hash(run.network.state_dict())
         times, where = exit_times(run.folder, weights, options.batch or BATCH, run.network.num_exits)
-    check_target(run.cost, **target, times=times)
+    check_target(run.cost, **wanted, times=times)
     with watch.bars() as progress:
         (search,) = run.held_out("search", progress=progress)
     measure = measure or Measure(options.measure, renormalise=options.renormalise)
     if options.temperature:
         temperatures = fit_temperatures(search, renormalise=measure.renormalise)
         measure = dataclasses.replace(measure, temperatures=temperatures)
-    policy = policy_for(search, run.cost, **target, times=times, measure=measure)
+    policy = policy_for(search, run.cost, **wanted, times=times, measure=measure)
     policy = dataclasses.replace(policy, found={**policy.found, **where})
-    written = run.folder.policy if options.out is None else Path(options.out).expanduser()
     return write_policy(policy, search, run.cost, written)

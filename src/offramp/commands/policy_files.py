@@ -33,8 +33,7 @@ def given_policy(policy: Policy | str | Path | None, folder: RunFolder) -> tuple
 
 def write_policy(policy: Policy, record: Record, cost: Cost, written: Path) -> PolicyUse:
     """Save `policy`, and say what it does on `record`."""
-    use = policy_use(policy, record, cost, written)
-    use = dataclasses.replace(use, replaced=_holds_certificate(written))
+    use = dataclasses.replace(policy_use(policy, record, cost, written), replaced=_holds_certificate(written))
     policy.save(written)
     return use
 
@@ -43,12 +42,7 @@ def policy_use(policy: Policy, record: Record, cost: Cost, written: Path) -> Pol
     """What `policy`, of the file `written`, does on `record`."""
     choice = policy.choose(record.logits_KSC, record.num_classes)
     right_S = choice.labels_S == record.targets_S
-    right_KS = torch.stack(
-        [
-            policy.log_probs(k, logits_SC, record.num_classes).argmax(-1) == record.targets_S
-            for k, logits_SC in enumerate(record.logits_KSC)
-        ]
-    )
+    right_KS = record.read(policy.measure)[1] == record.targets_S
     full_S, better = right_KS[-1], _better_than_last(right_KS.double())
     operations_K = torch.tensor([count.operations for count in cost.exits], dtype=torch.float64)
     return PolicyUse(

@@ -71,9 +71,7 @@ def load(config: DataConfig) -> Parts:
     for name, value in settings.items():
         if name not in parameters and not takes_any and value != getattr(DataConfig(), name):
             raise UsageError(f"{KIND} {source.name!r} has no use for {name.replace('_', '-')}={value}; leave it out.")
-    parts = configuration.build(source, known, KIND, **settings)
-    if not isinstance(parts, Parts):
-        raise UsageError(f"{KIND} {source.name!r} returned a {type(parts).__name__}, not offramp.data.Parts.")
+    parts: Parts = configuration.build(source, known, KIND, Parts, **settings)
     for split in parts.splits():
         split.config = split.config or config
     return parts

@@ -5,7 +5,6 @@ from typing import Any
 
 from offramp import config, registry
 from offramp.config import Spec
-from offramp.errors import UsageError
 from offramp.objectives.base import Objective, Terms, check_fits, settings_of
 from offramp.objectives.cross_entropy import CrossEntropy
 from offramp.objectives.damping import Damping
@@ -37,11 +36,7 @@ __all__ = [
 
 def build(spec: Spec) -> Objective:
     """The objective that `spec` names: registered, or a class or function `package.module:Name` that gives one."""
-    objective = config.build(spec, OBJECTIVES, "objective")
-    if not isinstance(objective, Objective):
-        raise UsageError(
-            f"objective {spec.name!r} gives a {type(objective).__name__}, not an offramp.objectives.Objective."
-        )
+    objective: Objective = config.build(spec, OBJECTIVES, "objective", Objective)
     return objective
 
 

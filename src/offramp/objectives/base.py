@@ -65,13 +65,7 @@ class Objective(ABC):
         Minus the derivative of the sample's shares by that logit, per unit of the statistic `weight` where it has one:
         1 - F[y] in plain cross-entropy, 0 where the gradient is off, below 0 where it is reversed. Here by automatic
         differentiation of `terms`, which holds for every objective; those whose closed form is short give that.
-        As with `terms`, every process calls it with its share of the batch.
-
-        Args:
-            logits_KBC: As for `terms`.
-            targets_B: As for `terms`.
-            stats_KB: What `terms` said of this batch.
-            progress: As for `terms`.
+        As with `terms`, every process calls it with its share of the batch; `stats_KB` are what `terms` said of it.
         """
         with torch.enable_grad():
             leaf_KBC = logits_KBC.detach().to(_at_least_float32(logits_KBC)).requires_grad_()

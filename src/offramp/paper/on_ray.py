@@ -14,7 +14,7 @@ from typing import Any
 
 from offramp import trust
 from offramp.config import Run
-from offramp.errors import OfframpError, UsageError
+from offramp.errors import OfframpError, UsageError, needs
 from offramp.files import RunFolder
 from offramp.paper.jobs import Finished, Step, Task, do_all, from_json_line, log_of, to_json_line
 from offramp.paper.manifest import Manifest
@@ -124,13 +124,7 @@ def _in_worker(work: Work, line: str, log: str) -> Mapping[str, Any]:
 
 
 def installed() -> Any:
-    """Ray itself.
-
-    Raises:
-        UsageError: It is not installed.
-    """
-    try:
+    """Ray itself; refused where it is not installed."""
+    with needs("Ray", "ray"):
         import ray
-    except ImportError as error:
-        raise UsageError("Ray is not installed: pip install 'offramp[ray]'.") from error
     return ray

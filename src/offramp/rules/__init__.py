@@ -5,7 +5,6 @@ from typing import Any
 
 from offramp import config, registry
 from offramp.config import Spec
-from offramp.errors import UsageError
 from offramp.rules.base import Outcome, TrainingRule, Workbench
 from offramp.rules.cagrad import CAGrad
 from offramp.rules.cgt import CGT
@@ -40,7 +39,5 @@ __all__ = [
 
 def build(spec: Spec) -> TrainingRule:
     """The rule that `spec` names: registered, or `package.module:Name`."""
-    rule = config.build(spec, RULES, "rule")
-    if not isinstance(rule, TrainingRule):
-        raise UsageError(f"rule {spec.name!r} gives a {type(rule).__name__}, not an offramp.rules.TrainingRule.")
+    rule: TrainingRule = config.build(spec, RULES, "rule", TrainingRule)
     return rule

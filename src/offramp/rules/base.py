@@ -159,11 +159,7 @@ class TrainingRule(ABC):
     """Whether it looks at the images itself: with a frozen trunk the network may be given features in their place."""
 
     def check(self, network: EarlyExitNet) -> None:  # noqa: B027 - most rules train any network
-        """Refuse a network that the rule is not made for; called before anything is written.
-
-        Raises:
-            UsageError: The reason, and the way out.
-        """
+        """Refuse a network that the rule is not made for; called before anything is written."""
 
     def epochs_together(self, network: EarlyExitNet) -> int:
         """How many epochs make one of the method's: a run has a multiple of it, or it is refused."""

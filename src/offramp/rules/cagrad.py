@@ -27,9 +27,6 @@ class CAGrad(TrainingRule):
     Args:
         c: How far from the mean gradient the update may go, of at least 0.
         rescale: Divide d by 1 + c², as the public implementations do.
-
-    Raises:
-        UsageError: For a setting out of range, and if torchjd or cvxpy is not installed.
     """
 
     needs_plain = True

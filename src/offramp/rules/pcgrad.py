@@ -16,9 +16,6 @@ class PCGrad(TrainingRule):
     For each exit k, d_k starts as g_k and visits the other exits in random order; where d_k g_j < 0, it is replaced by
     d_k - (d_k g_j / |g_j|²) g_j. The update is the sum of the d_k. The order comes from torch's generator, which the
     training loop seeds anew at every step.
-
-    Raises:
-        UsageError: If torchjd is not installed.
     """
 
     needs_plain = True

@@ -26,11 +26,7 @@ def next_weights(optimizer: torch.optim.Optimizer, gradients: Mapping[Tensor, Te
 
 
 def step_of(optimizer: torch.optim.Optimizer) -> Callable[[Tensor, Tensor, State, State], Tensor]:
-    """How `optimizer` makes one weight of (weight, gradient, memory, settings).
-
-    Raises:
-        UsageError: An optimiser that is neither SGD nor AdamW.
-    """
+    """How `optimizer` makes one weight of (weight, gradient, memory, settings); SGD and AdamW alone are known."""
     for kind, step in ((torch.optim.SGD, _sgd), (torch.optim.AdamW, _adamw)):
         if isinstance(optimizer, kind):
             return step

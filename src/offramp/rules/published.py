@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 
 def by_depth(values: Sequence[float], num_exits: int) -> list[float]:
     """One value for each of `num_exits` exits: `values` itself for as many, else read off at the same depth.
 
     The first exit has depth 0 and the last 1; between two published values it goes straight. An only exit is the last.
     """
-    last = len(values) - 1
-    read_off = []
-    for k in range(num_exits):
-        place = last * k / (num_exits - 1) if num_exits > 1 else last
-        left = min(int(place), last - 1)
-        read_off.append(values[left] + (place - left) * (values[left + 1] - values[left]))
+    depths = np.linspace(0.0, 1.0, num_exits) if num_exits > 1 else np.ones(1)
+    read_off: list[float] = np.interp(depths * (len(values) - 1), np.arange(len(values)), values).tolist()
     return read_off

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp import processes
-from offramp.errors import UsageError
+from offramp.errors import needs
 
 Gradients: TypeAlias = list[Tensor | None]  # of each parameter; None where an exit does not reach it
 Combine: TypeAlias = Callable[[Tensor], Tensor]
@@ -87,17 +87,9 @@ def _combined(jacobian_KP: Tensor, combine: Combine) -> Tensor:
 
 
 def weighting(name: str, **settings: Any) -> Callable[[Tensor], Tensor]:
-    """torchjd's function of that name from a Gramian `[K, K]` to weights `[K]`.
-
-    Raises:
-        UsageError: If torchjd, or what it needs for this one, is not installed.
-    """
-    try:
+    """torchjd's function of that name from a Gramian `[K, K]` to weights `[K]`."""
+    with needs("torchjd, or what it needs for gradient surgery,", "gradient-surgery"):
         from torchjd import aggregation
 
         aggregator: Callable[[Tensor], Tensor] = getattr(aggregation, name)(**settings)
-    except ImportError as error:
-        raise UsageError(
-            "Gradient surgery needs torchjd, which is not all installed: pip install 'offramp[gradient-surgery]'."
-        ) from error
     return aggregator

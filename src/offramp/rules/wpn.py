@@ -96,11 +96,7 @@ class WPN(TrainingRule):
             )
 
     def set_up(self) -> None:
-        """Build the prediction network and its optimiser.
-
-        Raises:
-            UsageError: An optimiser whose next step is not known.
-        """
+        """Build the prediction network and its optimiser."""
         bench = self.bench
         step_of(bench.optimizer)
         self.batches = 0  # finished ones
@@ -194,11 +190,7 @@ class WPN(TrainingRule):
     def _change(
         self, network: Mapping[str, Tensor], direction: Mapping[str, Tensor], images_BCHW: Tensor, draws: int
     ) -> Tensor:
-        """The derivative of the logits of `images`, for weights that move along `direction`.
-
-        Raises:
-            UsageError: An operation of the network that torch cannot differentiate forwards.
-        """
+        """The derivative of the logits of `images`, for weights that move along `direction`."""
         with torch.no_grad(), forward_ad.dual_level(), self._drawing(draws):
             weights = {
                 name: forward_ad.make_dual(network[name].detach(), way)  # type: ignore[no-untyped-call]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offramp.checks import did_you_mean
+from offramp.checks import check_name
 from offramp.errors import OfframpError, UsageError
 from offramp.files import CARD, RunFolder, Start
 from offramp.json_files import convert, read
@@ -84,9 +84,7 @@ def names() -> list[str]:
 
 def folder(name: str) -> Path:
     """Where a shipped network lies in the package, to read only: `offramp.load(offramp.shipped.folder("digits"))`."""
-    known = names()
-    if name not in known:
-        raise UsageError(f"Unknown example {name!r}.{did_you_mean(name, known)}")
+    check_name("example", name, names())
     return Path(__file__).parent / name
 
 

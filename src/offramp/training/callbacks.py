@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.config import TrainConfig
-from offramp.errors import OfframpError, UsageError, first_line
+from offramp.errors import OfframpError, first_line, needs
 from offramp.files import RunFolder
 
 
@@ -57,7 +57,9 @@ class TensorBoard(Callback):
     """Curves for TensorBoard (extra `tensorboard`) in the folder `path`."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path, self.library = path, _library("torch.utils.tensorboard", "TensorBoard", "tensorboard")
+        self.path = path
+        with needs("TensorBoard", "tensorboard"):
+            self.library = importlib.import_module("torch.utils.tensorboard")
 
     def begin(self, run: Mapping[str, Any]) -> None:
         self.writer = self.library.SummaryWriter(str(self.path))
@@ -74,7 +76,9 @@ class WandB(Callback):
     """A run of Weights & Biases (extra `wandb`); `settings` are those of `wandb.init`, such as `mode="offline"`."""
 
     def __init__(self, **settings: Any) -> None:
-        self.settings, self.library = settings, _library("wandb", "Weights & Biases", "wandb")
+        self.settings = settings
+        with needs("Weights & Biases", "wandb"):
+            self.library = importlib.import_module("wandb")
 
     def begin(self, run: Mapping[str, Any]) -> None:
         self.run = self.library.init(**{"config": dict(run), **self.settings})
@@ -96,7 +100,8 @@ class MLflow(Callback):
         self, tracking_uri: str | None = None, experiment: str = "offramp", run_name: str | None = None
     ) -> None:
         self.tracking_uri, self.experiment, self.run_name = tracking_uri, experiment, run_name
-        self.library = _library("mlflow", "MLflow", "mlflow")
+        with needs("MLflow", "mlflow"):
+            self.library = importlib.import_module("mlflow")
 
     def begin(self, run: Mapping[str, Any]) -> None:
         try:
@@ -126,10 +131,3 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
         )
         found |= {key: item for key, item in values.items() if isinstance(item, (int, float))}
     return found
-
-
-def _library(module: str, name: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UsageError(f"{name} is not installed: pip install 'offramp[{extra}]'.") from error

@@ -222,7 +222,7 @@ def _train_in(
     features: Features | None,
     callbacks: Sequence[Callback],
 ) -> EarlyExitNet:
-    network, config, rule = job.network, job.config, job.rule
+    network, config = job.network, job.config
     _say(form.message)
     trained = network if features is None else features.heads
     share = processes.share_of(min(job.train.batch_size, len(job.train)))
@@ -235,12 +235,12 @@ def _train_in(
         optimizer=_optimizer(trained, config),
         precision=config.precision,
     )
-    rule.prepare(bench)
+    job.rule.prepare(bench)
     _say(f"{folder.path}: {job.introduction(place.device)}" if folder.kept else job.introduction(place.device))
     _say(job.train.size_reason)
     _say(_second_best(job))
     _say(_too_few_to_certify(job.val.num_certify, len(job.train)))
-    loop = Loop(folder, bench, rule, job.train, job.val.search if job.val else None, config, place, network)
+    loop = Loop(folder, job, bench, place)
     if loop.restore(_say):
         _say(f"Continuing after {loop.epoch} epochs and {loop.step} steps of {folder.path}.")
         _note_changes(folder, form, config.form)

@@ -19,21 +19,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from offramp import processes
 from offramp.config import TrainConfig
-from offramp.data import Batch, Split
+from offramp.data import Batch
 from offramp.data.randomness import Purpose, hashes
 from offramp.devices import PendingCopy
 from offramp.errors import OfframpError
 from offramp.files import OWNER, RunFolder
-from offramp.network import EarlyExitNet
-from offramp.rules import TrainingRule, Workbench
+from offramp.rules import Workbench
 from offramp.rules.optimizer_state import load_state_by_name, state_by_name
 from offramp.storage import save_tensors, write_atomically
 from offramp.training.callbacks import Callback
 from offramp.training.checkpoints import Checkpoint, CheckpointStore, Position
 from offramp.training.diagnosis import diagnose, not_finite
+from offramp.training.job import Job
 from offramp.training.monitor import EpochSums, Placement, mean, watch
 from offramp.training.progress import Reporter
-from offramp.training.schedule import learning_rate
 from offramp.training.signals import StoppedError, StopRequest
 from offramp.training.trunk import FACTOR
 from offramp.training.xray import GradientWatch
@@ -42,28 +41,17 @@ from offramp.training.xray import GradientWatch
 class Loop:
     """One run's training, from where its folder stands to the end."""
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        bench: Workbench,
-        rule: TrainingRule,
-        train: Split,
-        search: Split | None,
-        config: TrainConfig,
-        place: Placement,
-        network: EarlyExitNet | None = None,
-    ) -> None:
-        # What is saved; what the bench has may be its heads alone.
-        self.network = bench.network if network is None else network
-        self.folder, self.bench, self.rule, self.config, self.place = folder, bench, rule, config, place
-        self.train = train.on(place.device)
-        self.search = None if search is None else search.on(place.device)
-        self.steps_per_epoch = train.num_batches
-        self.store = CheckpointStore(folder.checkpoints, config.keep_checkpoints)
+    def __init__(self, folder: RunFolder, job: Job, bench: Workbench, place: Placement) -> None:
+        self.network = job.network  # what is saved; what the bench has may be its heads alone
+        self.folder, self.bench, self.rule, self.config, self.place = folder, bench, job.rule, job.config, place
+        self.train = job.train.on(place.device)
+        self.search = job.val.search.on(place.device) if job.val else None
+        self.steps_per_epoch = job.train.num_batches
+        self.store = CheckpointStore(folder.checkpoints, job.config.keep_checkpoints)
         self.epoch = 0  # finished ones
         self.step = 0  # finished ones of this epoch
         self.sums = EpochSums()
-        self.xray = GradientWatch(bench, train, config.xray)
+        self.xray = GradientWatch(bench, job.train, job.config.xray)
         self.lines: list[str] = []  # of metrics.jsonl
         self.best = -1.0  # mean accuracy on `search`
         self.saved_at = time.monotonic()
@@ -320,3 +308,21 @@ def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
             yield batch, time.perf_counter() - started
             continue
         return
+
+
+def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
+    """Rate of `step` (from 0, over the whole run).
+
+    Cosine per step: half of lr (1 + cos(pi s / S)), from lr exactly to just above 0, no floor. Multistep: divided by
+    ten from the epoch on that each milestone (a share of all epochs) names. Warm-up, where asked for, is linear over
+    its own steps, and the cosine spans the rest.
+    """
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup_steps:
+        return config.lr * (step + 1) / warmup_steps
+    if config.schedule == "multistep":
+        epoch = step // steps_per_epoch
+        # Up to rounding: 0.55 * 100 is a little above 55.
+        return config.lr * 0.1 ** sum(epoch >= share * config.epochs - 1e-6 for share in config.milestones)
+    share = (step - warmup_steps) / (config.epochs * steps_per_epoch - warmup_steps)
+    return 0.5 * config.lr * (1 + math.cos(math.pi * share))

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -64,10 +63,6 @@ class Prefixes:
         name = f"prefix-{exit}" if seed == self.seed else f"prefix-{exit}-seed-{seed}"
         return RunFolder(self.runs / name, self.run.allow_code)
 
-    def _naming(self) -> AbstractContextManager[None]:
-        """While the run's own names are built."""
-        return self.run.naming(self.config)
-
     def check_network(self) -> None:
         """Refuse a network whose later answers change where it is cut: an exit writes into a map that is read later."""
         check_skippable(self.network, self.parts.test.image_shape)
@@ -115,8 +110,9 @@ class Prefixes:
 
     def blank(self, exit: int) -> EarlyExitNet:
         """The network with weights that mean nothing."""
-        with self._naming():
-            return shorter(self._recipe.to_json(), exit, self._neuron)
+        with self.run.naming(self.config):
+            neuron = self.network.damping and self._own_objective.damping_neuron != "required"
+            return shorter(self._recipe.to_json(), exit, neuron)
 
     def built(self, exit: int, seed: int) -> EarlyExitNet:
         """The network before it is trained: with the weights that the run began with, as far as it has them."""
@@ -131,14 +127,14 @@ class Prefixes:
 
     def _whole(self, seed: int) -> EarlyExitNet:
         """The run's network as it began, where `seed` is the run's."""
-        spec, init = self._recipe, self._init
+        spec, init = self._recipe, self.config.training.init
         if init is not None:
             self._check_init(init)
         torch.manual_seed(seed)  # of the initial weights, as for the run
         if self.origin.get("weights") == HUB:
             whole = self._from_hub(spec)
         else:
-            with self._naming():
+            with self.run.naming(self.config):
                 whole = rebuild(spec)
         if init is not None:
             start_from(whole, init)
@@ -153,7 +149,7 @@ class Prefixes:
         try:
             if spec.name == NAMED:
                 return zoo.named(**asking.args)
-            with self._naming():
+            with self.run.naming(self.config):
                 return rebuild(asking)
         except Exception as error:  # the libraries' ways to say that there is no connection have no common class
             raise UsageError(
@@ -178,7 +174,7 @@ class Prefixes:
     @property
     def origin(self) -> dict[str, Any]:
         """Where the weights that they begin with come from: what the run's `origin.json` says."""
-        origin, init = dict(self.network.origin or {}), self._init
+        origin, init = dict(self.network.origin or {}), self.config.training.init
         if init is not None:
             origin.setdefault("init", {"file": init, "sha256": None})  # of a run that did not write it down
         return origin
@@ -193,16 +189,8 @@ class Prefixes:
         return self.config.network
 
     @property
-    def _init(self) -> str | None:
-        return self.config.training.init
-
-    @property
-    def _neuron(self) -> bool:
-        return self.network.damping and self._own_objective.damping_neuron != "required"
-
-    @property
     def _own_objective(self) -> Objective:
-        with self._naming():
+        with self.run.naming(self.config):
             return objectives.build(self.config.objective)
 
     @property
@@ -217,7 +205,7 @@ class Prefixes:
         spec = self.config.rule
         if spec is None or spec.name.startswith(f"{rules.__name__}."):
             return Standard()
-        with self._naming():
+        with self.run.naming(self.config):
             return rules.build(spec)
 
     @property
@@ -252,8 +240,8 @@ class Prefixes:
         rule = "" if self.config.rule is None else self.config.rule.name
         if rule.startswith(f"{rules.__name__}.") and not rule.endswith(f":{Standard.__qualname__}"):
             sentences.append(f"The run's rule {rule.rpartition(':')[2]} is for several exits and was left out.")
-        if self._init is not None or self.origin.get("weights") == HUB:
-            pretrained = "" if self._init is not None else "pretrained "
+        if self.config.training.init is not None or self.origin.get("weights") == HUB:
+            pretrained = "" if self.config.training.init is not None else "pretrained "
             sentences.append(f"They start from the {pretrained}weights that the run started from.")
         return tuple(sentences)
 

@@ -19,7 +19,7 @@ from offramp.costs import cost
 from offramp.evaluation import record
 from offramp.files import load
 from offramp.policy import EVERYBODY, NOBODY, Policy
-from offramp.runtime import Answers, Engine, Form, Plan
+from offramp.runtime import Engine, Form, Plan
 from offramp.runtime.rows import joined
 
 EXIT_MS = (1.0, 2.0, 3.0)
@@ -206,14 +206,13 @@ def test_streams_and_batches_are_fed_to_the_engine_in_order(engine, images, netw
 def test_what_a_policy_does_on_the_test_set(engine, network, tiny_parts):
     test, costs = record(network, tiny_parts.test), cost(network)
     chosen = engine.policy.choose(test.logits_KSC, test.num_classes)
-    answers = Answers(chosen.labels_S, chosen.exits_S, chosen.confidence_S)
-    found = on_test(answers, engine.policy, engine.operations(), test)
+    found = on_test(chosen.labels_S, chosen.exits_S, engine.policy, engine.operations(), test)
     assert found.accuracy.top1 == pytest.approx(100 * (chosen.labels_S == test.targets_S).double().mean().item())
     last_S = test.logits_KSC[-1, :, : test.num_classes].argmax(-1) == test.targets_S
     assert found.accuracy.drop == pytest.approx(100 * last_S.double().mean().item() - found.accuracy.top1)
     assert set(found.operations_S.tolist()) == {engine.operations()[0], engine.operations()[2]}
     assert costs.path[0].operations == engine.operations()[0]
-    right = on_test(answers._replace(labels_B=test.targets_S), engine.policy, engine.operations(), test)
+    right = on_test(test.targets_S, chosen.exits_S, engine.policy, engine.operations(), test)
     assert (right.accuracy.top1, right.operations_S.tolist()) == (100, found.operations_S.tolist())
 
 

@@ -12,7 +12,7 @@ import torch
 from offramp import data
 from offramp.backbones.prefix import shortened
 from offramp.commands.bench import timing as bench_timing
-from offramp.commands.verdict.timing import Early, Single, feeds_of, left_out, timed
+from offramp.commands.verdict.timing import Single, feeds_of, left_out, timed
 from offramp.costs import cost
 from offramp.errors import UsageError
 from offramp.evaluation import record
@@ -44,7 +44,7 @@ def test_a_network_that_does_not_say_its_images_is_counted_for_those_of_the_test
     alone = record(short, tiny_parts.test)
     single = Single("cut", "cut", 2, [short], [alone], [alone])
     ways = [(single, single.fastest(feeds[0], [Form()], CPU).straight)]
-    (engine, smaller), wrong = timed([Early("e", Engine(network, NOBODIES))], ways, feeds, 5, test, test)
+    (engine, smaller), wrong = timed({"e": Engine(network, NOBODIES)}, ways, feeds, 5, test, test)
     assert engine.operations == costs.path[-1].operations
     assert smaller.operations == costs.path[1].operations
     assert wrong == 0

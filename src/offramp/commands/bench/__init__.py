@@ -1,16 +1,14 @@
 """`offramp bench`: do early exits really skip work on this machine, and where does the time go?"""
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 from offramp.checks import ABOVE_0, whole
 from offramp.choices import Plots
-from offramp.commands.options import AnyBackend, File, Flag, RecordsLogits, in_threads
+from offramp.commands.options import AnyBackend, ByHand, File, Flag, RecordsLogits, in_threads, target
 from offramp.errors import OfframpError, UsageError
-from offramp.files import RunFolder
 from offramp.json_files import encoded
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
@@ -18,8 +16,6 @@ from offramp.storage import write_files
 
 if TYPE_CHECKING:
     from offramp.commands.bench.measuring import Subject
-    from offramp.data import PartsGiven
-    from offramp.network import EarlyExitNet
     from offramp.policy import Policy
     from offramp.results.bench import Bench
 
@@ -85,12 +81,7 @@ class BenchOptions(RecordsLogits):
 
 @in_threads
 def bench(
-    options: BenchOptions,
-    *,
-    policy: "Policy | None" = None,
-    parts: "PartsGiven | None" = None,
-    into: "EarlyExitNet | None" = None,
-    watch: Watch = QUIET,
+    options: BenchOptions, *, policy: "Policy | None" = None, watch: Watch = QUIET, **by_hand: Unpack[ByHand]
 ) -> "Bench":
     """Measure what a run's early exits save in time, beside what they save in operations.
 
@@ -112,8 +103,8 @@ def bench(
     measured_on = conditions(device_named(options.device))  # before the machine is busy with us
     if options.plots is not None:
         figures.require()
-    run = OpenRun(options, parts, into)
-    target, file = _target(run.folder, options.out), None
+    run = OpenRun(options, **by_hand)
+    out, file = target(options.out, run.folder.bench), None
     if options.max_drop is None:
         policy, file = given_policy(policy or options.policy, run.folder)
     else:
@@ -133,7 +124,7 @@ def bench(
         timed, Timing(options.batches, options.limit, options.rounds, options.seconds), watch, measured_on
     )
     plots = {} if options.plots is None else _drawn(result, timed, options.plots)
-    return dataclasses.replace(result, written=write_files({target: encoded(result.to_json()), **plots}))
+    return dataclasses.replace(result, written=write_files({out: encoded(result.to_json()), **plots}))
 
 
 def _drawn(result: "Bench", timed: "Subject", kind: Plots) -> dict[Path, bytes]:
@@ -147,15 +138,3 @@ def _drawn(result: "Bench", timed: "Subject", kind: Plots) -> dict[Path, bytes]:
 def _check_one(policy: "str | Path | Policy | None", max_drop: float | None) -> None:
     if policy is not None and max_drop is not None:
         raise UsageError("Give a policy or max_drop, for which one is found, not both.")
-
-
-def _target(folder: RunFolder, out: str | Path | None) -> Path:
-    """The file to write. Where it cannot be, that is said before minutes of timing and not after."""
-    target = folder.bench if out is None else Path(out).expanduser()
-    if target.is_dir():
-        raise UsageError(f"{target} is a folder; name a file for what is measured.")
-    above = next(place for place in target.absolute().parents if os.path.lexists(place))
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        reason = "not writable" if above.is_dir() else "no folder"
-        raise OfframpError(f"{target} cannot be written: {above} is {reason}. Name another file.")
-    return target

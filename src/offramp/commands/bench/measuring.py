@@ -107,7 +107,8 @@ def measured(timed: Subject, timing: Timing, watch: Watch, conditions: dict[str,
     watch.note(f"Comparing the engine's answers with the policy's on {test.split}.")
     engine = whole(engine)
     answers = joined(engine.stream(batch.images_BCHW for batch in parts.test.batches()))
-    on_all = on_test(answers, policy, engine.operations(Plan(), costs.image_shape), test)
+    spent_K = engine.operations(Plan(), costs.image_shape)
+    on_all = on_test(answers.labels_B, answers.exits_B, policy, spent_K, test)
     full_S = right(policy, test, -1)
     cut = [accuracy(right(policy, test, k), full_S) for k in range(run.network.num_exits)]
     return Bench(

@@ -227,9 +227,11 @@ def measure(
     seconds = take_turns(turns, rounds, after_round=tick)
     names, last = [str(k) for k in range(engine.num_exits)], str(engine.num_exits - 1)
     speeds = {name: _speed(turns[name], seconds[name], seconds[last], feed) for name in ("engine", *names)}
-    expected = on_test(_chosen(policy, test), policy, engine.operations(fed.plan, costs.image_shape), test)
-    spent_K = engine.operations(Plan(), costs.image_shape)
-    in_full_S = on_test(_chosen(engine.policy, test), engine.policy, spent_K, test).operations_S
+    chosen = policy.choose(test.logits_KSC, test.num_classes)
+    spent_K = engine.operations(fed.plan, costs.image_shape)
+    expected = on_test(chosen.labels_S, chosen.exits_S, policy, spent_K, test)
+    in_full_K = torch.tensor(engine.operations(Plan(), costs.image_shape), dtype=torch.float64)
+    in_full_S = in_full_K[engine.policy.choose(test.logits_KSC, test.num_classes).exits_S]
     if not fed.plan.straight:
         exit_ms = to_measured(exit_ms, fed.tallies[-1].exits_K, speeds["engine"].ms)
     return Mode(
@@ -264,20 +266,14 @@ class OnTest(NamedTuple):
     operations_S: Tensor
 
 
-def on_test(answers: Answers, policy: Policy, spent_K: Sequence[int], test: Record) -> OnTest:
+def on_test(labels_S: Tensor, exits_S: Tensor, policy: Policy, spent_K: Sequence[int], test: Record) -> OnTest:
     """What answers to the test set are worth, where an image that leaves at each exit costs so many operations.
 
     Accuracy is compared with that of the plain network's last exit, as the policy reads it.
     """
-    right_S = answers.labels_B.cpu() == test.targets_S
-    spent_S = torch.tensor(spent_K, dtype=torch.float64)[answers.exits_B.cpu()]
+    right_S = labels_S.cpu() == test.targets_S
+    spent_S = torch.tensor(spent_K, dtype=torch.float64)[exits_S.cpu()]
     return OnTest(accuracy(right_S, right(policy, test, -1)), spent_S)
-
-
-def _chosen(policy: Policy, test: Record) -> Answers:
-    """What a policy answers on the plain network's logits."""
-    chosen = policy.choose(test.logits_KSC, test.num_classes)
-    return Answers(chosen.labels_S, chosen.exits_S, chosen.confidence_S)
 
 
 def right(policy: Policy, test: Record, k: int) -> Tensor:

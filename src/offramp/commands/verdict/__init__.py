@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 from offramp import trust
 from offramp.checks import ABOVE_0, SIZE, whole
 from offramp.commands.bench import LEAST_ROUNDS, ROUNDS
-from offramp.commands.options import AnyBackend, File, Flag, Folder, OnDevice, in_threads
+from offramp.commands.options import AnyBackend, ByHand, File, Flag, Folder, OnDevice, in_threads
 from offramp.errors import UsageError
 from offramp.files import CARD, RunConfig, RunFolder
 from offramp.json_files import encoded
@@ -20,8 +20,6 @@ from offramp.storage import write_files
 
 if TYPE_CHECKING:
     from offramp.commands.open_run import OpenRun
-    from offramp.data import PartsGiven
-    from offramp.network import EarlyExitNet
     from offramp.policy import Policy
     from offramp.results.verdict.values import Verdict
 
@@ -74,12 +72,7 @@ class VerdictOptions(OnDevice):
 
 @in_threads
 def verdict(
-    options: VerdictOptions,
-    *,
-    policy: "Policy | None" = None,
-    parts: "PartsGiven | None" = None,
-    into: "EarlyExitNet | None" = None,
-    watch: Watch = QUIET,
+    options: VerdictOptions, *, policy: "Policy | None" = None, watch: Watch = QUIET, **by_hand: Unpack[ByHand]
 ) -> "Verdict":
     """Compare early exits with the best single smaller network that takes the same time per image.
 
@@ -105,7 +98,7 @@ def verdict(
     _check_code(folder, folder.read_config())
     if not options.no_train:
         _check_data(folder)
-    run = OpenRun(options, parts, into)
+    run = OpenRun(options, **by_hand)
     run.check_thresholds()
     ready, file = given_policy(policy or options.policy, run.folder)
     exits = _exits(run, options.exits)

@@ -11,7 +11,7 @@ from offramp.commands.bench.measuring import TUNED_ON
 from offramp.commands.open_run import OpenRun, named
 from offramp.commands.options import AnyBackend
 from offramp.commands.sample import pool
-from offramp.commands.verdict.timing import Early, Single, feeds_of, left_out, policies_for, rough_ms, timed
+from offramp.commands.verdict.timing import Single, feeds_of, left_out, policies_for, rough_ms, timed
 from offramp.evaluation import Record, policy_for, recorded
 from offramp.policy import Policy
 from offramp.results.bench import Conditions
@@ -112,13 +112,12 @@ def measured(
     exit_ms = tuning.exit_ms[str(timing.batch_size)]
     policies = policies_for(targets, exit_ms, search, costs, first.measure)
     policies = {name: policy for name, policy in policies.items() if policy.thresholds != first.thresholds}
-    early = [Early(f"early exits, {about}", engine)]
+    early = {f"early exits, {about}": engine}
     for name, policy in policies.items():
         watch.note(f"Tuning the engine {name}.")
-        other = Engine(network, policy)
+        other = early[f"early exits {name}"] = Engine(network, policy)
         share = (1 - FIRST) * timing.seconds / len(policies)
         other.tune(images_SCHW, batch_sizes=sizes, forms=[tuning.form], seconds=share, streams=False)
-        early.append(Early(f"early exits {name}", other))
     watch.note(f"Timing {len(early) + len(ways)} contenders in turns.")
     contenders, wrong = timed(early, ways, feeds, timing.rounds, test, search)
     return Timed(contenders, str(tuning.form), wrong, feeds[0].images, left_out(tuning.forms, tried))

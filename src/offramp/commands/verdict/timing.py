@@ -73,14 +73,6 @@ class Single:
         return Way(straight, {**refused, **rivals.refused})
 
 
-@dataclass(frozen=True, eq=False)
-class Early:
-    """An engine set up for one policy, and its name as a contender."""
-
-    name: str
-    engine: Engine
-
-
 def left_out(trials: Iterable[Trial], singles: Iterable[tuple[Single, Way]]) -> tuple[str, ...]:
     """A sentence for each form that was not used at all, and for each that some networks could not be run in.
 
@@ -152,7 +144,7 @@ def policies_for(
 
 
 def timed(
-    early: Sequence[Early],
+    early: Mapping[str, Engine],
     singles: Sequence[tuple[Single, Straight]],
     feeds: Sequence[Feed],
     rounds: int,
@@ -160,24 +152,24 @@ def timed(
     search: Record,
 ) -> tuple[list[Contender], int]:
     """All contenders, timed in turns, and how many of a feed's answers rounding does not explain."""
-    wait, batch = early[0].engine.wait, len(feeds[0].batches[0])
-    turns = {one.name: _in_turn(one.engine.runs(batch), feeds, wait) for one in early}
+    wait, batch = next(iter(early.values())).wait, len(feeds[0].batches[0])
+    turns = {name: _in_turn(engine.runs(batch), feeds, wait) for name, engine in early.items()}
     turns |= {one.name: _in_turn(straight, feeds, wait) for one, straight in singles}
     seconds = take_turns(turns, rounds)
     ms = {name: tuple(1000 * one / feeds[0].images for one in taken) for name, taken in seconds.items()}
-    wrong = sum(_wrong_of_engine(one.engine, feeds[0], test) for one in early)
+    wrong = sum(_wrong_of_engine(engine, feeds[0], test) for engine in early.values())
     wrong += sum(_wrong(one, straight, feeds[0]) for one, straight in singles)
-    contenders = [_engine(one, feeds[0], ms[one.name], test, search) for one in early]
+    contenders = [_engine(name, engine, feeds[0], ms[name], test, search) for name, engine in early.items()]
     return [*contenders, *(_single(one, feeds[0], ms[one.name]) for one, _ in singles)], wrong
 
 
-def _engine(one: Early, feed: Feed, ms_R: Sequence[float], test: Record, search: Record) -> Contender:
-    engine, plan = one.engine, one.engine.plan_for(len(feed.batches[0]))
+def _engine(name: str, engine: Engine, feed: Feed, ms_R: Sequence[float], test: Record, search: Record) -> Contender:
+    plan = engine.plan_for(len(feed.batches[0]))
     policy = engine.policy_under(plan)
     chosen, searched = (policy.choose(record.logits_KSC, record.num_classes) for record in (test, search))
     operations_K = torch.tensor(engine.operations(plan, feed.image_shape), dtype=torch.float64)
     return Contender(
-        name=one.name,
+        name=name,
         kind="engine",
         exit=None,
         right_S=(chosen.labels_S == test.targets_S).double(),
