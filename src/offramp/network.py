@@ -160,22 +160,13 @@ class EarlyExitNet(nn.Module):
         """Logits `[K, B, C]` of every exit for images `[B, channels, height, width]`."""
         return torch.stack(self.exit_logits(images))
 
-    def exit_logits(
-        self,
-        images: Tensor,
-        stages: Sequence[Callable[..., Tensor | Carry]] | None = None,
-        exits: Sequence[Callable[[Tensor], Tensor]] | None = None,
-    ) -> list[Tensor]:
-        """The same, `[B, C]` for each exit: a gradient taken from one of them runs through no other exit.
-
-        `stages` and `exits` are run in the place of the network's own.
-        """
+    def exit_logits(self, images: Tensor) -> list[Tensor]:
+        """The same, `[B, C]` for each exit: a gradient taken from one of them runs through no other exit."""
         last = self.num_exits - 1
         carry: Carry = (images,)
         logits = []
-        stages, exits = stages or list(self.stages), exits or list(self.exits)
-        for k, (stage, head) in enumerate(zip(stages, exits, strict=True)):
-            carry = as_carry(stage(*carry))
+        for k, head in enumerate(self.exits):
+            carry = self.run_stage(k, carry)
             link = self.link if k < last else plain_link
             seen, carry = link(k, self.num_exits, carry, self.reads[k])
             logits.append(head(seen))

@@ -3,8 +3,6 @@
 K exits.
 """
 
-from torch import Tensor
-
 from offramp.batch import Batch
 from offramp.rules.base import Outcome, TrainingRule
 from offramp.rules.surgery import weighting
@@ -21,12 +19,8 @@ class PCGrad(TrainingRule):
     needs_plain = True
 
     def __init__(self) -> None:
-        self._weighting = weighting("PCGradWeighting")
+        self.weights = weighting("PCGradWeighting")  # the sum of the d_k, as weights of the g_k
 
     def step(self, batch: Batch, progress: float) -> Outcome:
         """A step with a backward pass for each exit."""
         return self.bench.descend(batch, progress, combine=self.weights)
-
-    def weights(self, gramian_KK: Tensor) -> Tensor:
-        """The sum of the d_k, as weights of the g_k."""
-        return self._weighting(gramian_KK)
