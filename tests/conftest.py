@@ -1,4 +1,4 @@
-"""What all tests share stands in `shared.py`: a process that only hands tests out to others need not import all that."""
+"""What all tests share stands in `shared.py`: a process that only hands tests out need not import all that."""
 
 import pytest
 
