@@ -147,11 +147,6 @@ def test_every_option_has_its_help(command: str, capsys: pytest.CaptureFixture[s
     assert not re.findall(r"--[a-z-]+(?: [A-Z{\[]\S*)* \((?:default|required)", words)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_prints_json(command: str) -> None:
-    assert COMMANDS[command].__dataclass_fields__["json"].default is False
-
-
 def test_json_is_one_object_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What `train`, `predict`, `names`, `example`, `export` and `import` printed was for people only."""
     run = str(tmp_path / "digits")

@@ -61,6 +61,7 @@ def without_clocks(page: str) -> str:
     return re.sub(r"[\d.]+ (s|min|h)(\s\(×[\d.]+\))?", "TIME", page)
 
 
+@pytest.mark.slow  # quickly, but for its second time: docs/reproduce.md in tests/docs
 def test_a_study_with_a_method_of_ones_own(here: Path, capsys) -> None:
     """One file is all that a new method takes; `--only` twice is both. Done once, a second time does nothing."""
     (here / "mine.py").write_text(METHOD)

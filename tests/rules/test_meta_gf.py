@@ -103,7 +103,11 @@ def an_epoch(rule: MetaGF, epoch: int, steps: int, total: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "objective"), [(MetaGF(), CrossEntropy()), (MetaGF(auxiliary=0.3, eta_lr=1.0, kept=0.25), dynamic())]
+    ("rule", "objective"),
+    [
+        (MetaGF(auxiliary=0.3, eta_lr=1.0, kept=0.25), dynamic()),
+        pytest.param(MetaGF(), CrossEntropy(), marks=pytest.mark.slow),
+    ],
 )
 def test_epochs_are_those_of_the_description(network: EarlyExitNet, rule: MetaGF, objective: Objective) -> None:
     """Both families, three epochs of the method: momentum, statistics of batch norm and eta go on; eta's rate falls."""

@@ -177,7 +177,13 @@ def test_a_link_is_there_in_steps_only(network_of, name: str) -> None:
     assert not any(module._forward_pre_hooks for module in network.modules())
 
 
-@pytest.mark.parametrize("rule", [DFS(), DFS(ratio=0.3, head="rest"), GradientEquilibrium()])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        DFS(ratio=0.3, head="rest"),
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (DFS(), GradientEquilibrium())),
+    ],
+)
 def test_compiled_networks_take_links(network_of, rule: Any) -> None:
     found, plain, standard = network_of(), network_of(), network_of()
     compiled = torch.compile(found, dynamic=False, backend="aot_eager")

@@ -1,5 +1,3 @@
-import threading
-
 import pytest
 import torch
 from torch import nn
@@ -135,26 +133,3 @@ def test_weights_with_five_axes() -> None:
     images_BCHW = torch.randn(5, 3, 6, 6)
     with torch.inference_mode():
         torch.testing.assert_close(TorchProgram(network, Form()).logits(images_BCHW), network(images_BCHW))
-
-
-def test_engines_made_and_called_in_many_threads_agree(small, images_of, leaving) -> None:
-    network = small()
-    images_BCHW = images_of(network, 33)
-    with torch.inference_mode():
-        policy = leaving(network(images_BCHW), network.num_classes, (0.4, 0.5))
-    wanted, found = Engine(network, policy)(images_BCHW), []
-    start = threading.Barrier(6)
-
-    def work() -> None:
-        start.wait()
-        found.append(Engine(network, policy)(images_BCHW))
-
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 6
-    for answers in found:
-        assert torch.equal(answers.exits_B, wanted.exits_B)
-        torch.testing.assert_close(answers.confidence_B, wanted.confidence_B)

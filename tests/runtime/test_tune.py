@@ -194,7 +194,7 @@ def test_however_many_images_tuning_takes_as_long(clock) -> None:
 
 
 def test_a_form_with_other_answers_is_dropped(clock, monkeypatch) -> None:
-    net = network((0.0, 0.0), (0.0, 0.0))
+    net = network((0.1, 0.0), (0.02, 0.0))
     engine = Engine(net, policy(net, 0.5))
     monkeypatch.setattr("offramp.runtime.program.BF16", 0.0)
     found = tuned(engine, forms=[IN_BF16, Form()])
@@ -212,7 +212,7 @@ def agreement_of(flips: int, wrong: int) -> Agreement:
 
 
 def test_a_form_that_flips_more_than_rounding_can_is_dropped(clock, monkeypatch) -> None:
-    net = network((0.0, 0.0), (0.0, 0.0))
+    net = network((0.1, 0.0), (0.02, 0.0))
     for flips, admitted in ((3, True), (4, False)):  # three exits, and a ten-thousandth of 1,000 images
         found = [agreement_of(flips=0, wrong=0), agreement_of(flips=flips, wrong=0)]
         monkeypatch.setattr("offramp.runtime.tune._agreements", lambda *_, found=found: found)
@@ -242,7 +242,7 @@ def test_under_a_certificate_only_float32_is_run(clock, monkeypatch) -> None:
 
 
 def test_the_faster_form_is_taken(clock, monkeypatch) -> None:
-    net = network((0.0, 0.0), (0.0, 0.0))
+    net = network((0.1, 0.0), (0.02, 0.0))
     entered = Program.enter
 
     def enter(program, images_BCHW):

@@ -23,7 +23,7 @@ from offramp.errors import UsageError
 from offramp.files import RunFolder
 from offramp.network import EarlyExitNet
 from offramp.objectives import CrossEntropy
-from offramp.rules import RULES, Standard, TrainingRule
+from offramp.rules import Standard, TrainingRule
 from offramp.rules.wpn import WPN
 from offramp.training.form import Compiled, estimate, form_of
 from offramp.training.job import Job
@@ -126,10 +126,6 @@ def test_auto_is_plain_on_a_gpu_and_says_so() -> None:
     form = form_of(job(epochs=LONG), torch.device("cuda"))
     assert (form.name, form.message) == ("plain", "Form auto is plain on cuda: compiled has not been tested there.")
     assert form_of(job(form="compiled"), torch.device("cuda")).name == "compiled"
-
-
-def test_few_rules_train_the_network_as_it_is() -> None:
-    assert {name for name, rule in RULES.items() if rule.needs_plain} == {"pcgrad", "cagrad", "wpn"}
 
 
 # -- what is compiled --------------------------------------------------------------------------------------------------
