@@ -12,10 +12,10 @@ from offramp import objectives
 from offramp.errors import OfframpError, UsageError, first_line
 from offramp.evaluation import Certificate
 from offramp.files import RunFolder, load
+from offramp.files.evaluation import current
 from offramp.json_files import read, write
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
-from offramp.results.evaluation import current
 from offramp.shipped.card import CARD
 from offramp.storage import write_atomically
 

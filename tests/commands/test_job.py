@@ -17,7 +17,7 @@ from offramp.paper.results import of_manifest
 
 def test_budgeted_figures_where_images_are_held_out(rows, tmp_path: Path) -> None:
     made = work(rows("figure4")["cross-entropy"].with_seed(0), tmp_path / "run")
-    assert len(made.values["budgeted"]) == 39
+    assert len(made.file.budgeted) == 39
     assert of_manifest(made).budgeted is not None
 
 

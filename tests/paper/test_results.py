@@ -58,11 +58,11 @@ def test_a_manifest_from_other_defaults_is_refused(tiny, manifest) -> None:
     (table,) = experiments(["table1"], tiny)
     run = table.rows[0].with_seed(0)
     made = manifest(run, [70.0] * 3)
-    made.values["run"]["training"]["momentum"] = 0.5
+    made.file.run["training"]["momentum"] = 0.5
     with pytest.raises(OfframpError, match=r"training.momentum: 0.5 there, 0.9 now.*other defaults"):
         measured([table], (0,), {run_hash(run): made})
     made = manifest(run, [70.0] * 3)
-    del made.values["run"]["training"]["precision"]  # a field that came later
+    del made.file.run["training"]["precision"]  # a field that came later
     assert measured([table], (0,), {run_hash(run): made}).of("table1", "MSDNet")
 
 

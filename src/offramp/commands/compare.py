@@ -18,8 +18,8 @@ from offramp.show.watch import QUIET, Watch
 
 if TYPE_CHECKING:
     from offramp.files import RunFolder
+    from offramp.files.evaluation import EvaluationFile
     from offramp.results.comparison import Comparison
-    from offramp.results.evaluation import EvaluationFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,8 @@ def compare(options: CompareOptions, *, watch: Watch = QUIET) -> "Comparison":
         UsageError: No finished run, or one run twice.
     """
     from offramp.commands.writing import write_files
+    from offramp.files.evaluation import current
     from offramp.results.comparison import Comparison, Measured, grouped
-    from offramp.results.evaluation import current
     from offramp.show import figures, side_by_side
 
     if options.plot is not None:

@@ -139,7 +139,7 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 def _finished_seeds(study: Study, manifests: Mapping[str, Manifest]) -> list[int]:
     """Of which seeds runs are done that the page does not show."""
-    others = {manifest.file.run.training.seed for manifest in manifests.values()} - set(study.seeds)
+    others = {manifest.file.seed for manifest in manifests.values()} - set(study.seeds)
     rows = distinct(study.experiments)
     return [seed for seed in sorted(others) if any(run_hash(row.with_seed(seed)) in manifests for row in rows)]
 

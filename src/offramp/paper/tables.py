@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from offramp.evaluation.spread import Spread
 from offramp.paper import statistics
 from offramp.paper.estimate import counted
 from offramp.paper.experiments import Experiment, Row
@@ -29,7 +30,6 @@ from offramp.paper.results import (
     published,
     published_row,
 )
-from offramp.results.comparison import Spread
 from offramp.show.side_by_side import spread_text
 
 NOTHING = "–"

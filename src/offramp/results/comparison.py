@@ -5,7 +5,6 @@ deviation are given.
 """
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,33 +12,12 @@ from typing import Any
 
 from offramp.config import DataConfig, TrainConfig, free_fields
 from offramp.errors import UsageError
-from offramp.results.evaluation import EvaluationFile
+from offramp.evaluation.spread import Spread
+from offramp.files.evaluation import EvaluationFile
 from offramp.results.labels import differences, labels, short_name
 
 _FIRST = ("objective", "network", "rule", "training", "data")  # the order of what is said of a group
 METRICS = ("top1", "nll", "ece", "damping")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Some numbers in short.
-
-    Attributes:
-        std: Their standard deviation (n - 1 in the denominator); None for one.
-        half_range: (max - min) / 2; None for one.
-    """
-
-    mean: float
-    std: float | None
-    half_range: float | None
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """The spread of one number or more."""
-        if len(values) == 1:
-            return cls(values[0], None, None, 1)
-        return cls(statistics.fmean(values), statistics.stdev(values), (max(values) - min(values)) / 2, len(values))
 
 
 @dataclass(frozen=True)

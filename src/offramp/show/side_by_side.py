@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from offramp.choices import Plots
-from offramp.results.comparison import Comparison, Group, Paired, Spread
+from offramp.evaluation.spread import Spread
+from offramp.results.comparison import Comparison, Group, Paired
 from offramp.show import figures
 from offramp.show.page import inline_svg, page
 
