@@ -18,7 +18,7 @@ from offramp.paper.results import of_manifest
 def test_budgeted_figures_where_images_are_held_out(rows, tmp_path: Path) -> None:
     made = work(rows("figure4")["cross-entropy"].with_seed(0), tmp_path / "run")
     assert len(made.file.budgeted) == 39
-    assert of_manifest(made).budgeted is not None
+    assert of_manifest(made).values("budgeted") is not None
 
 
 def test_a_job_travels_as_a_line(rows) -> None:
@@ -62,4 +62,4 @@ def test_every_method_trains(rows, tmp_path: Path, name: str) -> None:
     for number, row in enumerate(rows(name).values()):
         made = work(row.run, tmp_path / str(number))
         assert len(of_manifest(made).top1) == 3
-        assert (of_manifest(made).budgeted is not None) == (name == "figure4")
+        assert (of_manifest(made).values("budgeted") is not None) == (name == "figure4")

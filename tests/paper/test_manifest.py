@@ -27,14 +27,14 @@ def test_a_manifest_says_what_the_run_gave(rows, tmp_path: Path) -> None:
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     figures = of_manifest(made)
     assert figures.top1 == tuple(exit["top1"] for exit in evaluation["exits"])
-    assert figures.damping_train == tuple(exit["train"]["damping"] for exit in evaluation["exits"])
-    assert figures.budgeted is None  # nothing was held out
+    assert figures.values("damping-train") == tuple(exit["train"]["damping"] for exit in evaluation["exits"])
+    assert figures.values("budgeted") is None  # nothing was held out
     timing = json.loads((tmp_path / "run" / "timing.jsonl").read_text())
     assert made.file.timing.seconds == pytest.approx(timing["seconds"], abs=0.01)
     file = made.file
     stats = RunFolder(tmp_path / "run").read_metrics()[-1].stats
     assert file.last_stats == {"gamma": stats["gamma"], "weight": stats["weight"]}
-    assert (figures.gamma, figures.weight) == (tuple(stats["gamma"]), (1.0, 1.0, 1.0))
+    assert (figures.values("gamma"), figures.values("weight")) == (tuple(stats["gamma"]), (1.0, 1.0, 1.0))
     assert file.timing.jobs == 3
     assert file.load.own == 3 * file.made_by.threads
     assert file.load.start >= 0
@@ -117,11 +117,11 @@ def test_manifests_without_or_with_half_of_what_training_said(tmp_path: Path, ma
     old = manifest(Run(), [70.0, 71.0])
     old.save(tmp_path / "old" / "a.json")
     (read,) = find([tmp_path / "old"]).values()
-    assert (of_manifest(read).gamma, of_manifest(read).weight) == (None, None)
+    assert (of_manifest(read).values("gamma"), of_manifest(read).values("weight")) == (None, None)
     new = manifest(Run(), [70.0, 71.0], last_stats={"gamma": None, "weight": [0.9, 1.1]})
     new.save(tmp_path / "new" / "a.json")
     (read,) = find([tmp_path / "new"]).values()
-    assert (of_manifest(read).gamma, of_manifest(read).weight) == (None, (0.9, 1.1))
+    assert (of_manifest(read).values("gamma"), of_manifest(read).values("weight")) == (None, (0.9, 1.1))
 
 
 def test_what_is_no_json_is_passed_over_with_a_note(tmp_path: Path, manifest, capsys) -> None:
@@ -142,7 +142,7 @@ def test_a_run_that_diverged_has_a_manifest(tmp_path: Path, manifest) -> None:
     """Its loss may be no number; its accuracy is one."""
     manifest(Run(), [10.0], nll=math.nan).save(tmp_path / "a.json")
     (read,) = find([tmp_path]).values()
-    assert math.isnan(of_manifest(read).train_nll[0])
+    assert math.isnan(of_manifest(read).values("train-nll")[0])
 
 
 @pytest.mark.parametrize(

@@ -129,8 +129,12 @@ def _row(
     return Row(method.label, run, setting, method.work(setting.exits), in_paper=in_paper)
 
 
-def _rows(scale: Scale, of: Of, chosen: Sequence[Method]) -> tuple[Row, ...]:
-    return tuple(_row(method, scale[of]) for method in chosen)
+def _table(
+    name: str, title: str, scale: Scale, of: Of, rows: Mapping[str, Method], shows: Shows = "exits"
+) -> Experiment:
+    """A table of the paper whose rows are methods."""
+    methods = (dataclasses.replace(method, label=label) for label, method in rows.items())
+    return Experiment(name, title, tuple(_row(method, scale[of]) for method in methods), scale, shows)
 
 
 def table1(scale: Scale) -> Experiment:
@@ -138,14 +142,14 @@ def table1(scale: Scale) -> Experiment:
 
     Expect the mean over exits 70.107 (MSDNet), 69.988 (WPN), 70.048 (damping), 70.394 (power-sqrt), 71.256 (dynamic).
     """
-    rows = [
-        methods.CROSS_ENTROPY.called("MSDNet"),
-        methods.WPN,
-        methods.DAMPING.called("Damping"),
-        methods.POWER_SQRT.called("+ Power-sqrt"),
-        methods.DYNAMIC.called("+ Dynamic"),
-    ]
-    return Experiment("table1", "Anytime prediction, MSDNet-7", _rows(scale, "cifar100", rows), scale)
+    rows = {
+        "MSDNet": methods.CROSS_ENTROPY,
+        "WPN": methods.WPN,
+        "Damping": methods.DAMPING,
+        "+ Power-sqrt": methods.POWER_SQRT,
+        "+ Dynamic": methods.DYNAMIC,
+    }
+    return _table("table1", "Anytime prediction, MSDNet-7", scale, "cifar100", rows)
 
 
 def table2(scale: Scale) -> Experiment:
@@ -154,15 +158,14 @@ def table2(scale: Scale) -> Experiment:
     Expect, summed over the exits, gains over MSDNet of 1.39 (WPN), 2.58 (DFS), 2.46 (power-sqrt) and 3.63 (dynamic).
     The paper copies the rows of WPN and DFS from their authors, who trained otherwise; here all have one recipe.
     """
-    rows = [
-        methods.CROSS_ENTROPY.called("MSDNet"),
-        methods.WPN,
-        methods.DFS,
-        methods.POWER_SQRT.called("Power-sqrt"),
-        methods.DYNAMIC.called("+ Dynamic"),
-    ]
-    title = "Anytime prediction, the ImageNet setting: MSDNet-5"
-    return Experiment("table2", title, _rows(scale, "imagenet", rows), scale)
+    rows = {
+        "MSDNet": methods.CROSS_ENTROPY,
+        "WPN": methods.WPN,
+        "DFS": methods.DFS,
+        "Power-sqrt": methods.POWER_SQRT,
+        "+ Dynamic": methods.DYNAMIC,
+    }
+    return _table("table2", "Anytime prediction, the ImageNet setting: MSDNet-5", scale, "imagenet", rows)
 
 
 def table3(scale: Scale) -> Experiment:
@@ -187,14 +190,13 @@ def table4(scale: Scale) -> Experiment:
 
     Expect the mean over exits 92.41 (MSDNet), 91.89 (WPN), 92.52 (power-sqrt), 92.51 (dynamic).
     """
-    rows = [
-        methods.CROSS_ENTROPY.called("MSDNet"),
-        methods.WPN.called("Meta-learning Early Exiting (WPN)"),
-        methods.POWER_SQRT.called("+ Power-sqrt"),
-        methods.DYNAMIC.called("+ Dynamic training"),
-    ]
-    title = "Anytime prediction, the CIFAR-10 setting: MSDNet-7, λ = 0.075"
-    return Experiment("table4", title, _rows(scale, "cifar10", rows), scale)
+    rows = {
+        "MSDNet": methods.CROSS_ENTROPY,
+        "Meta-learning Early Exiting (WPN)": methods.WPN,
+        "+ Power-sqrt": methods.POWER_SQRT,
+        "+ Dynamic training": methods.DYNAMIC,
+    }
+    return _table("table4", "Anytime prediction, the CIFAR-10 setting: MSDNet-7, λ = 0.075", scale, "cifar10", rows)
 
 
 def table5(scale: Scale) -> Experiment:
@@ -203,14 +205,13 @@ def table5(scale: Scale) -> Experiment:
     Expect F[N+1] on test to rise with depth (0.006 to 0.071 under damping), about half of that under power-sqrt, and
     to fall where the weights carry gradient. On training images the propositions say 0.005 and 0.0019.
     """
-    rows = [
-        methods.DAMPING.called("Damping loss"),
-        methods.POWER_SQRT.called("+ Power-sqrt"),
-        methods.DYNAMIC.called("+ Dynamic training"),
-        methods.WITH_GRADIENT.called("Dynamic training with gradient"),
-    ]
-    title = "The damping neuron, MSDNet-7"
-    return Experiment("table5", title, _rows(scale, "cifar100", rows), scale, "damping")
+    rows = {
+        "Damping loss": methods.DAMPING,
+        "+ Power-sqrt": methods.POWER_SQRT,
+        "+ Dynamic training": methods.DYNAMIC,
+        "Dynamic training with gradient": methods.WITH_GRADIENT,
+    }
+    return _table("table5", "The damping neuron, MSDNet-7", scale, "cifar100", rows, "damping")
 
 
 def table6(scale: Scale) -> Experiment:
@@ -218,13 +219,13 @@ def table6(scale: Scale) -> Experiment:
 
     Expect the mean over exits 69.96 (RANet), 70.03 (WPN), 70.77 (power-sqrt), 71.22 (dynamic).
     """
-    rows = [
-        methods.CROSS_ENTROPY.called("RANet"),
-        methods.WPN,
-        methods.POWER_SQRT.called("Ours (Power-sqrt)"),
-        methods.DYNAMIC.called("+ Dynamic training"),
-    ]
-    return Experiment("table6", "Anytime prediction, RANet-6", _rows(scale, "ranet", rows), scale)
+    rows = {
+        "RANet": methods.CROSS_ENTROPY,
+        "WPN": methods.WPN,
+        "Ours (Power-sqrt)": methods.POWER_SQRT,
+        "+ Dynamic training": methods.DYNAMIC,
+    }
+    return _table("table6", "Anytime prediction, RANet-6", scale, "ranet", rows)
 
 
 LAMBDAS = (0.005, 0.025, 0.05, 0.075)
@@ -249,12 +250,12 @@ def table8(scale: Scale) -> Experiment:
 
     Expect the mean over exits 70.12 (MSDNet), 69.84 (label smoothing; 0.1 here, the paper does not say), 70.67.
     """
-    rows = [
-        methods.CROSS_ENTROPY.called("MSDNet"),
-        methods.LABEL_SMOOTHING.called("Label smoothing"),
-        methods.POWER_SQRT.called("Power-sqrt"),
-    ]
-    return Experiment("table8", "Label smoothing, MSDNet-7", _rows(scale, "cifar100", rows), scale)
+    rows = {
+        "MSDNet": methods.CROSS_ENTROPY,
+        "Label smoothing": methods.LABEL_SMOOTHING,
+        "Power-sqrt": methods.POWER_SQRT,
+    }
+    return _table("table8", "Label smoothing, MSDNet-7", scale, "cifar100", rows)
 
 
 THRESHOLDS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
@@ -291,7 +292,7 @@ def figure4(scale: Scale) -> Experiment:
 
 def league(scale: Scale) -> Experiment:
     """Every method in Table 1's setting: not in the paper, which compares with WPN alone there."""
-    rows = [dataclasses.replace(row, in_paper=False) for row in _rows(scale, "cifar100", methods.LEAGUE)]
+    rows = [_row(method, scale["cifar100"], in_paper=False) for method in methods.LEAGUE]
     return Experiment("league", "All methods, MSDNet-7", tuple(rows), scale, "groups")
 
 

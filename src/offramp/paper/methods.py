@@ -43,10 +43,6 @@ class Method:
         objective, rule, recipe = self.objective(setting), self.rule(setting), self.recipe(setting)
         return setting.run(objective, rule, network=network, data=data, holdout=holdout, epochs=epochs, recipe=recipe)
 
-    def called(self, label: str) -> "Method":
-        """The same under the name that a table has for it."""
-        return dataclasses.replace(self, label=label)
-
 
 _OF_THE_SETTING: Mapping[str, Callable[[Setting], Mapping[str, Any]]] = {
     "damping": lambda setting: {"strength": setting.strength},

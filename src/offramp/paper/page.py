@@ -8,6 +8,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from offramp.paper import statistics
+from offramp.paper.cells import Cell, Table, anchor
 from offramp.paper.claims import CLAIMS
 from offramp.paper.experiments import ALL, EXPERIMENTS, Experiment
 from offramp.paper.identity import command, run_hash, run_name
@@ -16,7 +17,7 @@ from offramp.paper.manifest import MadeBy, Manifest
 from offramp.paper.plots import draw
 from offramp.paper.results import Results, manifest_of, measured
 from offramp.paper.study import Study, distinct
-from offramp.paper.tables import Cell, Table, anchor, claims_table, not_run, tables
+from offramp.paper.tables import claims_table, not_run, tables
 from offramp.show import figures
 from offramp.show.page import inline_svg, page
 from offramp.storage import write_atomically

@@ -44,7 +44,7 @@ def _thresholds(experiment: Experiment, results: Results) -> "Figure | None":
     figure = Figure(figsize=(figures.WIDTH, 3.0), layout="constrained")
     at = [threshold for threshold, _ in curves]
     accuracy = [[f.top1[-1] for f in of] for _, of in curves]
-    loss = [[math.nan if f.train_nll is None else f.train_nll[-1] for f in of] for _, of in curves]
+    loss = [[(f.values("train-nll") or [math.nan])[-1] for f in of] for _, of in curves]
     panels = (("top-1 on test, %", accuracy), ("loss converged to, nats", loss))
     for axes, (title, values) in zip(figure.subplots(1, 2), panels, strict=True):
         _with_range(axes, at, values, figures.GROUPS[0], "o", None)
@@ -58,7 +58,7 @@ def _budgets(experiment: Experiment, results: Results) -> "Figure | None":
     curves_by_row: dict[str, list[Sequence[float]]] = {}
     for row in experiment.rows:
         seeds: Mapping[int, Figures] = results.of(experiment.name, row.label)
-        curves = [f.budgeted for f in seeds.values() if f.budgeted is not None]
+        curves = [curve for f in seeds.values() if (curve := f.values("budgeted"))]
         if curves:
             curves_by_row[row.label] = [list(values) for values in zip(*curves, strict=True)]
     if not curves_by_row:
