@@ -22,7 +22,7 @@ from typing import Any
 
 from torchvision.io import write_png
 
-from offramp import data, objectives, shipped
+from offramp import data, registry, shipped
 from offramp.commands import EvaluateOptions, evaluate
 from offramp.commands.open_run import parts_of
 from offramp.config import DataConfig, Spec
@@ -255,7 +255,7 @@ def _summary(evaluation: Evaluation, image_shape: Sequence[int]) -> str:
     assert config.network is not None
     maker = config.network.name.rpartition(":")[2]
     kind = {"msdnet": "MSDNet", "ranet": "RANet"}.get(maker, maker)
-    exits, objective = evaluation.cost.exits, objectives.called(config.objective.to_json())
+    exits, objective = evaluation.cost.exits, registry.called(config.objective.to_json())
     return (
         f"{kind}, {len(exits)} exits, {exits[-1].parameters:,} parameters, trained with "
         f"{objective} on {evaluation.data_name} ({' x '.join(map(str, image_shape))})"

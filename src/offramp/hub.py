@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from offramp import objectives
+from offramp import registry
 from offramp.errors import OfframpError, UsageError, first_line
 from offramp.evaluation import Certificate
 from offramp.files import RunFolder, load
@@ -119,7 +119,7 @@ class Pretrained(ModelHubMixin, library_name="offramp", tags=["early-exit", "ima
     def _title(self) -> str:
         config = self.folder.read_config()
         data = "images made by hand" if config.data is None else str(config.data.source)
-        method = objectives.called(config.written["objective"])
+        method = registry.called(config.written["objective"])
         return f"{self.network.num_exits} exits, {method}, trained on {data}"
 
     def _about(self, license: str | None) -> list[str]:

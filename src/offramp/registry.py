@@ -81,3 +81,11 @@ def load(registry: Mapping[str, str]) -> dict[str, Any]:
     """What the names of a registry stand for, imported."""
     paths = {name: path.partition(":") for name, path in registry.items()}
     return {name: getattr(importlib.import_module(f"offramp.{p[0]}"), p[2]) for name, p in paths.items()}
+
+
+def called(description: Mapping[str, Any]) -> str:
+    """The registered name of what `objectives.describe` described: a damping form under weights is `dynamic`."""
+    names = {f"offramp.{place}": name for name, place in OBJECTIVES.items()}
+    name: str = names.get(description["name"], description["name"])
+    weighted = description["args"].get("weighting") is not None
+    return {"power-sqrt": "dynamic", "damping": "dynamic form=damping"}.get(name, name) if weighted else name

@@ -73,6 +73,7 @@ def evaluate(
     """
     from offramp.commands.measured_exits import measured_exits
     from offramp.commands.open_run import OpenRun
+    from offramp.commands.sheet import sheet
     from offramp.commands.writing import write_result
     from offramp.show import figures
     from offramp.show.report import report_files
@@ -81,6 +82,6 @@ def evaluate(
         figures.require()
     run = OpenRun(options, "evaluate", "evaluation writes its logits and figures there", parts, into)
     evaluation = measured_exits(run, options.train_limit, renormalise=options.renormalise, watch=watch)
-    drawn = report_files(evaluation, run.parts.test, page=page, plots=options.plots)
+    drawn = report_files(evaluation, lambda picked: sheet(picked, run.parts.test), page=page, plots=options.plots)
     written = write_result(evaluation.to_json(), run.folder.evaluation, drawn)
     return dataclasses.replace(evaluation, written=tuple(sorted(written, key=lambda path: path == run.folder.report)))

@@ -49,12 +49,12 @@ def xray(options: XrayOptions, *, parts: "Parts | None" = None) -> "XrayReport":
         UsageError: No run, or one that wrote nothing down.
     """
     from offramp.commands.open_run import parts_of
+    from offramp.commands.sheet import sheet
     from offramp.commands.writing import write_files
     from offramp.files import RunFolder
     from offramp.files.xray import Xray
     from offramp.results.xray import XrayReport
     from offramp.show import figures
-    from offramp.show.sheet import sheet
     from offramp.show.xray.page import xray_page
 
     folder = RunFolder(options.run, options.allow_code)

@@ -29,7 +29,6 @@ __all__ = [
     "PowerSqrt",
     "Terms",
     "build",
-    "called",
     "check_fits",
     "describe",
     "dynamic",
@@ -53,11 +52,3 @@ def describe(objective: Objective) -> dict[str, Any]:
     that is no dataclass, the public attributes that JSON can hold.
     """
     return {"name": f"{type(objective).__module__}:{type(objective).__qualname__}", "args": settings_of(objective)}
-
-
-def called(description: Mapping[str, Any]) -> str:
-    """The registered name of what `describe` described: a damping form under weights is `dynamic`; else its class."""
-    names = {f"{kind.__module__}:{kind.__qualname__}": name for name, kind in OBJECTIVES.items()}
-    name: str = names.get(description["name"], description["name"])
-    weighted = description["args"].get("weighting") is not None
-    return {"power-sqrt": "dynamic", "damping": "dynamic form=damping"}.get(name, name) if weighted else name

@@ -1,6 +1,7 @@
 """HTML pages of one file: plots are inline SVG in the page's own font and colours; no script, nothing loaded."""
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,6 +14,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _THEMED = {figures.INK: "var(--ink)", figures.MUTED: "var(--muted)", figures.LINE: "var(--line)"}
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Images as `data:` addresses.
+
+    Attributes:
+        rows: In the order in which they were picked.
+        shown_as: How the network's input became pixels, for the caption.
+    """
+
+    rows: tuple[tuple[str, ...], ...]
+    shown_as: str
 
 
 def page(template: str, **values: Any) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import offramp
-from offramp import objectives, processes
+from offramp import objectives, processes, registry
 from offramp.config import TrainConfig, to_json
 from offramp.data import HeldOut, Split
 from offramp.devices import describe_device
@@ -142,7 +142,7 @@ class Job:
         parts = ", ".join(f"{len(part):,} for {part.name.rpartition('/')[2]}" for part in (train, *self.val.splits()))
         size = " x ".join(str(side) for side in train.image_shape)
         return (
-            f"{objectives.called(objectives.describe(self.objective))} on {train.name.partition('/')[0]} ({parts}; "
+            f"{registry.called(objectives.describe(self.objective))} on {train.name.partition('/')[0]} ({parts}; "
             f"{size}), {network.num_exits} exits, {sum(p.numel() for p in network.parameters()):,} parameters"
             f"{self._of_the_trunk()}, {describe_device(device)}, {threads} thread{'' if threads == 1 else 's'}"
         )

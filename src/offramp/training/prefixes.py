@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from offramp import objectives, rules
+from offramp import objectives, registry, rules
 from offramp.backbones.attached import zoo
 from offramp.backbones.foreign import start_from
 from offramp.backbones.prefix import shortened, shorter
@@ -268,7 +268,7 @@ class Prefixes:
 
     def description(self) -> tuple[str, ...]:
         """How they are trained, in sentences."""
-        own, name = self._own_objective, objectives.called(self.config.objective.to_json())
+        own, name = self._own_objective, registry.called(self.config.objective.to_json())
         epochs = self.training.epochs
         sentences = [
             f"Each smaller network is the run's, up to its exit, with that exit alone, trained on the same images for "
