@@ -27,6 +27,7 @@ BOTTOM = [
     "files",
     "policy",
     "certificate",
+    "ladder",
     "costs",
 ]  # each may import those before it
 LEVELS = {

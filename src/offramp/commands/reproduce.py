@@ -152,11 +152,8 @@ def _threads(jobs: int) -> int:
 
 def _list(study: "Study", rate: float, jobs: int, *, as_json: bool) -> None:
     """What there is, what is missing, and how long that takes."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     from offramp.paper.study import distinct
-    from offramp.show.terminal import console
+    from offramp.show.terminal import console, ruled_table
     from offramp.terminal import short
 
     manifests = study.manifests()
@@ -165,9 +162,7 @@ def _list(study: "Study", rate: float, jobs: int, *, as_json: bool) -> None:
         hours = {name: sum(task.operations for task in tasks) / rate / 3600 for name, tasks in missing.items()}
         print(dumps({name: {"missing": len(tasks), "hours": hours[name]} for name, tasks in missing.items()}))
         return
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "what", "rows", "runs", "missing", "about"):
-        table.add_column(name, justify="left" if name in ("", "what") else "right")
+    table = ruled_table("", "what", "rows", "runs", "missing", "about", left=2)
     for experiment in study.experiments:
         tasks, runs = study.tasks(manifests, [experiment]), len(distinct([experiment])) * len(study.seeds)
         counts = map(str, (len(experiment.rows), runs, len(tasks)))

@@ -321,10 +321,17 @@ def read_bench(folder: RunFolder) -> Bench:
     return read(folder.bench, Bench, newest=FORMAT, hint=f"`{folder.command('bench')}` measures it anew.")
 
 
+@dataclass(frozen=True)
+class _Head:
+    format: int
+
+
 def bench_of(folder: RunFolder, weights: str, policy: Policy) -> Bench | None:
-    """The same; None where there is none, or it is of other weights or another policy."""
-    bench = read_bench(folder) if folder.bench.is_file() else None
-    is_of_it = bench and (bench.weights, bench.policy.thresholds, bench.policy.measure) == (
+    """The same; None where there is none, or it is of an older offramp, other weights or another policy."""
+    if not folder.bench.is_file() or read(folder.bench, _Head).format < FORMAT:
+        return None
+    bench = read_bench(folder)
+    is_of_it = (bench.weights, bench.policy.thresholds, bench.policy.measure) == (
         weights,
         policy.thresholds,
         policy.measure,
