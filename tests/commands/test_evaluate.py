@@ -15,7 +15,7 @@ from offramp.evaluation import Record, anytime, record, weights_hash
 from offramp.files import RunFolder, load
 from offramp.policy import EVERYBODY, Measure, Policy
 from offramp.results.dynamic import dynamic
-from offramp.results.evaluation import current
+from offramp.files.evaluation import current
 from offramp.storage import load_tensors, save_tensors
 
 

@@ -8,19 +8,15 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from offramp.config import Run, Spec, free_fields, to_json
+from offramp.config import Run, Spec, determining, to_json
 from offramp.paper.watching import plain
 
 _GROUPS = ("data", "training")  # the parts of a run that have fields of their own
 
 
 def configuration(run: Run) -> dict[str, Any]:
-    """What determines the run, as JSON values: all of it but the fields that may change when it is continued."""
-    described: dict[str, Any] = to_json(run)
-    for name in _GROUPS:
-        free = free_fields(type(getattr(run, name)))
-        described[name] = {key: value for key, value in described[name].items() if key not in free}
-    return described
+    """What determines the run, as JSON values."""
+    return determining(to_json(run))
 
 
 def run_hash(run: Run) -> str:
@@ -30,13 +26,8 @@ def run_hash(run: Run) -> str:
 
 
 def _different(value: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for key, item in value.items():
-        if key in _GROUPS:
-            kept[key] = _different(item, default[key])
-        elif item != default[key]:
-            kept[key] = item
-    return kept
+    kept = {key: _different(item, default[key]) if key in _GROUPS else item for key, item in value.items()}
+    return {key: item for key, item in kept.items() if key in _GROUPS or item != default[key]}
 
 
 def run_name(run: Run) -> str:

@@ -31,11 +31,7 @@ ALL_FAIL = 3  # failures before any success, after which the rest is not tried: 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A run to be done.
-
-    Attributes:
-        operations: About how much work it is (`estimate.operations`).
-    """
+    """A run to be done, and about how much work it is (`estimate.operations`)."""
 
     run: Run
     folder: Path

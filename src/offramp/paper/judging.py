@@ -36,8 +36,6 @@ class ClaimPart:
         says: The number that it is about, in words.
         found: That number and its interval; None where there is none.
         published: What the paper's own numbers give; None where it printed none, or where ours are of other data.
-        digits: With how many the numbers are shown.
-        verdict: Of this statement alone.
         note: Of which budgets the number is, or why there is none.
     """
 
@@ -51,12 +49,7 @@ class ClaimPart:
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim and what the runs say of it.
-
-    Attributes:
-        verdict: Over all its parts.
-        rows: Whose runs it is about.
-    """
+    """A claim and what the runs say of it; `rows` are those whose runs it is about."""
 
     claim: Claim
     verdict: Ruling

@@ -7,7 +7,6 @@ and on several machines: the run itself is not needed any more.
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,13 +107,8 @@ class Load:
 
 @dataclass(frozen=True)
 class XrayShares:
-    """By exit, averaged over all epochs.
-
-    Attributes:
-        learned: The share of the push that comes from learned images (F[y] of 95 % and above).
-        damped: The share of images whose gradient is damped.
-        reversed: The share of images whose gradient is reversed.
-    """
+    """By exit, averaged over all epochs: the share of the push that comes from learned images (F[y] of 95 % and above),
+    and the shares of images whose gradient is damped and reversed."""
 
     learned: tuple[float, ...]
     damped: tuple[float, ...]
@@ -273,7 +267,7 @@ class Manifest:
                 f"The manifest {self.path} is damaged: it has {min(counts)} exits, its setting's network {num_exits}. "
                 "Restore it, or move it away."
             )
-        then, now = self.file.run, json.loads(json.dumps(configuration(run)))
+        then, now = self.file.run, configuration(run)
         lines = [line for line in differences(then, now) if ": None there" not in line]  # a field it did not have yet
         if lines:
             raise OfframpError(

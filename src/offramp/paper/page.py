@@ -19,7 +19,7 @@ from offramp.paper.results import Results, manifest_of, measured
 from offramp.paper.study import Study, distinct
 from offramp.paper.tables import claims_table, not_run, tables
 from offramp.show import figures
-from offramp.show.page import inline_svg, page
+from offramp.show.page import inline_svg, markdown_row, page
 from offramp.storage import write_atomically
 
 HOW_TO_READ = (
@@ -74,12 +74,9 @@ class Section:
 
 @dataclass(frozen=True)
 class RunsOfRow:
-    """A row's runs, as the page lists them.
+    """A row's runs, as the page lists them: of each seed its name, where its manifest is, and what that says.
 
-    Attributes:
-        anchor: Where cells lead to.
-        command: What trains seed 0 by hand, with the threads of the first run that is there.
-        runs: Of each seed what its manifest says, or that it is missing.
+    `command` trains seed 0 by hand, with the threads of the first run that is there.
     """
 
     anchor: str
@@ -253,18 +250,13 @@ def _markdown(
 
 
 def _table(table: Table) -> list[str]:
-    rows = [f"| {' | '.join([_text(row[0]), *(_text(_unlinked(cell)) for cell in row[1:])])} |" for row in table.rows]
+    cells = [[row[0], *(Cell(cell.text, rows=cell.rows) for cell in row[1:])] for row in table.rows]
+    rows = [markdown_row(map(_text, row)) for row in cells]
     ruler = "|" + "---|" * len(table.head)
-    return [f"**{table.title}.** {table.note}", "", "| " + " | ".join(table.head) + " |", ruler, *rows, ""]
+    return [f"**{table.title}.** {table.note}", "", markdown_row(table.head), ruler, *rows, ""]
 
 
 def _text(cell: Cell) -> str:
-    text = cell.text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>")
+    """In Markdown the first cell of a row alone leads to its runs, for all of them."""
     rows = ", ".join(f"[{name}](#{to})" for name, to in cell.rows)
-    behind = f"<br>runs: {rows}" if rows else ""
-    return (text if cell.to is None else f"[{text}](#{cell.to})") + behind
-
-
-def _unlinked(cell: Cell) -> Cell:
-    """In Markdown the first cell of a row leads to its runs, for all of them."""
-    return Cell(cell.text, rows=cell.rows)
+    return (cell.text if cell.to is None else f"[{cell.text}](#{cell.to})") + (f"\nruns: {rows}" if rows else "")

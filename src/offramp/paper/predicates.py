@@ -19,11 +19,7 @@ EXCESS: Mapping[What, What] = {"order": "excess", "order-train": "excess-train"}
 
 @dataclass(frozen=True)
 class Q:
-    """A number of each run of a row: a figure's mean over some exits.
-
-    Attributes:
-        exits: Of which exits the mean is taken, as in a slice.
-    """
+    """A number of each run of a row: a figure's mean over some exits, as in a slice."""
 
     experiment: str
     row: str
@@ -42,12 +38,7 @@ class Q:
 
 @dataclass(frozen=True)
 class Finding:
-    """What came out of a predicate.
-
-    Attributes:
-        found: The number it is about; None where there is none.
-        note: Of which budgets the number is, or why there is none.
-    """
+    """The number that a predicate is about, and the verdict; `note` says of which budgets, or why there is none."""
 
     verdict: Ruling
     found: Estimate | None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offramp.config import DataConfig, TrainConfig, free_fields
+from offramp.config import determining
 from offramp.errors import UsageError
 from offramp.evaluation.spread import Spread
 from offramp.files.evaluation import EvaluationFile
@@ -71,13 +71,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Paired:
-    """What a group has over the first one, seed by seed, in percentage points of top-1.
-
-    Attributes:
-        seeds: The seeds that both have.
-        mean_top1: Differences of the mean over exits.
-        exits: Differences of each exit.
-    """
+    """What a group has over the first one, seed by seed, in points of top-1: of the mean over exits, and of each."""
 
     seeds: tuple[Any, ...]
     mean_top1: Spread
@@ -173,12 +167,10 @@ def grouped(runs: Sequence[Measured]) -> tuple[Group, ...]:
 
 def _recipe(run: Measured) -> dict[str, Any]:
     """What determines a run but for its seed, and the test set it was measured on."""
-    names = [*_FIRST, *(key for key in run.config if key not in (*_FIRST, "format", "offramp"))]
-    recipe = {name: run.config.get(name) for name in names}
-    for name, unsaid in (("data", free_fields(DataConfig)), ("training", free_fields(TrainConfig) | {"seed"})):
-        settings = recipe[name]
-        if settings is not None:
-            recipe[name] = {key: value for key, value in settings.items() if key not in unsaid}
+    said = determining(run.config)
+    if said["training"] is not None:
+        said["training"].pop("seed", None)
+    recipe = {name: said.get(name) for name in (*_FIRST, *said)}
     return {**recipe, "images": {**(recipe.get("images") or {}), "test": run.figures.fingerprint}}
 
 

@@ -1,6 +1,6 @@
 """What was found out about a run, and its form in `evaluation.json`."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +94,7 @@ class Evaluation:
             **_figures_json(exit),
             "train": None if self.train is None else _figures_json(self.train.exits[k]),
             "class_top1": list(exit.class_top1),
-            "reliability": {
-                "images": list(exit.reliability.images),
-                "confidence": list(exit.reliability.confidence),
-                "accuracy": list(exit.reliability.accuracy),
-            },
+            "reliability": {name: list(values) for name, values in asdict(exit.reliability).items()},
             "damping_histogram": None if exit.damping is None else list(exit.damping.histogram),
         }
 

@@ -1,6 +1,7 @@
 """HTML pages of one file: plots are inline SVG in the page's own font and colours; no script, nothing loaded."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,12 @@ def page(template: str, **values: Any) -> str:
     )
     environment.filters["short"] = short
     return environment.get_template(template).render(**values).encode(errors="replace").decode()
+
+
+def markdown_row(cells: Iterable[str]) -> str:
+    """A row of a Markdown table; an end of a line is `<br>`."""
+    escaped = (cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
 
 
 def inline_svg(figure: "Figure", name: str) -> Markup:
