@@ -28,6 +28,7 @@ BOTTOM = [
     "files",
     "policy",
     "certificate",
+    "ladder",
     "costs",
 ]  # each may import those before it
 LEVELS = {

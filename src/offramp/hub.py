@@ -11,11 +11,11 @@ from typing import Any
 from offramp.errors import OfframpError, UsageError, first_line, needs
 from offramp.evaluation import Certificate
 from offramp.files import CARD, RunFolder, load
+from offramp.files.evaluation import current
 from offramp.json_files import read, write
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.registry import called
-from offramp.results.evaluation import current
 from offramp.storage import write_atomically
 
 with needs("The client of the hub", "hub"):

@@ -13,9 +13,9 @@ from offramp.commands.sample import Sample
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record, anytime, record, weights_hash
 from offramp.files import RunFolder, load
+from offramp.files.evaluation import current
 from offramp.policy import EVERYBODY, Measure, Policy
 from offramp.results.dynamic import dynamic
-from offramp.results.evaluation import current
 from offramp.storage import load_tensors, save_tensors
 
 

@@ -19,8 +19,8 @@ from offramp.storage import load_tensors
 
 def test_budgeted_figures_where_images_are_held_out(rows, tmp_path: Path) -> None:
     made = work(rows("figure4")["cross-entropy"].with_seed(0), tmp_path / "run")
-    assert len(made.values["budgeted"]) == 39
-    assert of_manifest(made).budgeted is not None
+    assert len(made.file.budgeted) == 39
+    assert of_manifest(made).values("budgeted") is not None
 
 
 def test_a_job_travels_as_a_line(rows) -> None:
@@ -81,7 +81,7 @@ def test_a_second_stage_begins_with_the_run_beside_it(rows, tmp_path: Path) -> N
     run, first = row.with_seed(1), rows("league")["gradient equilibrium"].with_seed(1)
     beside = tmp_path / run_name(first)
     made = work(run, tmp_path / run_name(run), first=row.before_with_seed(1))
-    assert made.values["hash"] == run_hash(run)
+    assert made.file.hash == run_hash(run)
     made.check(run, 3)
     before = RunFolder(beside).manifest.stat().st_mtime_ns
     taught, teacher = (load_tensors(path / "weights.safetensors")[0] for path in (tmp_path / run_name(run), beside))
@@ -98,4 +98,4 @@ def test_every_method_trains(rows, tmp_path: Path, name: str) -> None:
     for number, row in enumerate(rows(name).values()):
         made = work(row.run, tmp_path / str(number), first=row.before)
         assert len(of_manifest(made).top1) == 3
-        assert (of_manifest(made).budgeted is not None) == (name == "league-imagenet")
+        assert (of_manifest(made).values("budgeted") is not None) == (name == "league-imagenet")

@@ -170,7 +170,7 @@ def test_what_was_benched_is_adopted(run, files, tiny_parts, monkeypatch):
     measured = bench(BenchOptions(run, batches=(8,), limit=8, rounds=5, seconds=0.2, backend="torch"))
     predictions = predict(PredictOptions(run, files))
     assert predictions.tuned
-    assert predictions.asks == list(measured.modes.values())[-1].asks
+    assert predictions.asks == measured.modes["stream"].asks
 
 
 def test_a_tuning_for_onnxruntime_is_adopted(run, files, tiny_parts, tune, monkeypatch):

@@ -11,9 +11,9 @@ from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Certificate, Ladder, certify_ladder
 from offramp.evaluation.audit import Trials
 from offramp.evaluation.bounds import binomial_p_value, lower_limit, upper_limit
-from offramp.evaluation.ladder import rungs_of
 from offramp.evaluation.populations import POPULATIONS, Population, calibrated, grid
 from offramp.evaluation.promises import climb, disagreement_limits, learn_then_test, rung_promises
+from offramp.ladder import rungs_of
 from offramp.policy import EVERYBODY, NOBODY, Measure, Policy
 
 RISKS = (0.02, 0.04, 0.08)

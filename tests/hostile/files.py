@@ -27,12 +27,12 @@ from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Certificate, Ladder, Record
 from offramp.export.stage_files import ExitFile, StageFile, Stages
 from offramp.files import RunFolder
+from offramp.files.evaluation import current
 from offramp.files.xray import Xray
 from offramp.json_files import read, write
 from offramp.paper.manifest import find
 from offramp.policy import Policy
 from offramp.results.bench import Bench, read_bench
-from offramp.results.evaluation import current
 from offramp.results.verdict.values import Verdict
 from offramp.runtime import Tuning
 from offramp.show import figures

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from offramp.config import Run
+from offramp.json_files import convert
 from offramp.paper.identity import command, configuration, run_hash, run_name
-from offramp.paper.manifest import Manifest
+from offramp.paper.manifest import Manifest, ManifestFile
 from offramp.paper.study import Study, distinct
 
 
@@ -87,7 +88,7 @@ def manifest() -> Callable[..., Manifest]:
             values["last_stats"] = last_stats
         if starts:
             values["starts"] = starts
-        return Manifest(values, Path("m.json"))
+        return Manifest(convert(values, ManifestFile, "made up"), Path("m.json"))
 
     return make
 

@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from tests.paper.figures import figures_of
 
 from offramp import backbones
 from offramp.config import Spec
@@ -11,7 +12,8 @@ from offramp.costs import cost
 from offramp.paper import CLAIMS, experiments
 from offramp.paper.experiments import LAMBDAS
 from offramp.paper.judging import CLOSE, judge, judge_numbers
-from offramp.paper.results import Figures, Results, published
+from offramp.paper.published import published, published_table
+from offramp.paper.results import Results
 from offramp.paper.scales import PAPER, POCKET
 from offramp.paper.statistics import Ruling
 
@@ -25,9 +27,9 @@ def made_up(seeds: int, noise: float, sign: int = 1) -> Results:
     figures = {}
     for experiment in EXPERIMENTS:
         for row in experiment.rows:
-            rows, base = published().get(experiment.name, {"rows": {}})["rows"], row.label.partition(", ")[0]
-            printed = rows.get(row.label, rows.get(base, {}) if base in ("WPN", "DFS") else {})  # variants do as well
-            top1 = printed.get("top1", [LAST[row.label]] if experiment.name == "figure3" else [70.0] * 5)
+            rows, base = published_table(experiment.name).rows, row.label.partition(", ")[0]
+            printed = rows.get(row.label, rows.get(base) if base in ("WPN", "DFS") else None)  # variants do as well
+            top1 = [LAST[row.label]] if experiment.name == "figure3" else printed.top1 if printed else [70.0] * 5
             if experiment.name == "figure4":
                 top1 = [71.0 if row.label == "WPN" else 70.0] * 5
             gain = {"dynamic": 2.0, "WPN": 0.1}.get(row.label, 0.0)
@@ -38,9 +40,9 @@ def made_up(seeds: int, noise: float, sign: int = 1) -> Results:
                 return value + numbers.gauss(0, size)
 
             figures[experiment.name, row.label] = {
-                seed: Figures(
-                    top1=tuple(noisy(70 + sign * (value - 70)) for value in top1),
-                    damping=tuple(noisy(sign * value, noise / 1000) for value in printed.get("damping", [])) or None,
+                seed: figures_of(
+                    tuple(noisy(70 + sign * (value - 70)) for value in top1),
+                    damping=tuple(noisy(sign * value, noise / 1000) for value in (printed and printed.damping) or ()),
                     gamma=tuple(noisy(0.002 + sign * k / 1e4, noise / 1e4) for k in range(7)),
                     weight=tuple(noisy(1 + sign * k / 10) for k in range(7)),
                     order=(noisy(0.6 * sign),),
@@ -70,7 +72,7 @@ def share_that_agrees(damped: list[float], root: list[float], seeds: int, studie
     for _ in range(studies):
         figures = {
             ("table7", f"{name} {strength}"): {
-                seed: Figures((float(value),)) for seed, value in enumerate(numbers.normal(truth, 0.17, seeds))
+                seed: figures_of((float(value),)) for seed, value in enumerate(numbers.normal(truth, 0.17, seeds))
             }
             for name, truths in (("damping", damped), ("power-sqrt", root))
             for strength, truth in zip(LAMBDAS, truths, strict=True)
@@ -108,7 +110,7 @@ def test_competitive_is_at_most_a_fifth_of_a_point_behind(lead: float, least: fl
     def figures(numbers):
         rows = {"dynamic": 70 + lead, "cross-entropy": 70.0, "WPN": 70.0}
         return {
-            ("figure4", row): {seed: Figures((70.0,), budgeted=(numbers.normal(at, 0.17),) * 8) for seed in range(5)}
+            ("figure4", row): {seed: figures_of((70.0,), budgeted=(numbers.normal(at, 0.17),) * 8) for seed in range(5)}
             for row, at in rows.items()
         }
 
@@ -153,7 +155,7 @@ def over_wpn(table: str, leads):
         rows |= dict(zip(WPNS, (70.5 - lead for lead in leads), strict=True))
         noisy = {row: [at + numbers.normal(0, 0.17) for _ in range(5)] for row, at in rows.items()}
         return {
-            (table, row): {seed: Figures((at,), budgeted=(at,) * 8) for seed, at in enumerate(of)}
+            (table, row): {seed: figures_of((at,), budgeted=(at,) * 8) for seed, at in enumerate(of)}
             for row, of in noisy.items()
         }
 
@@ -164,7 +166,7 @@ def over_dfs(leads):
     def figures(numbers):
         rows = {"+ Dynamic": 70.5, "DFS": 70.5 - leads[0], "DFS, its own recipe": 70.5 - leads[1]}
         return {
-            ("table2", row): {seed: Figures((at + numbers.normal(0, 0.17),)) for seed in range(5)}
+            ("table2", row): {seed: figures_of((at + numbers.normal(0, 0.17),)) for seed in range(5)}
             for row, at in rows.items()
         }
 
@@ -177,7 +179,7 @@ def test_damping_what_does_better_takes_more_than_a_trace_of_order(order: float,
         draw = [tuple(numbers.normal(order, 0.05, 2)) for _ in range(5)]
         return {
             ("table5", "+ Power-sqrt"): {
-                seed: Figures((70.0,), order=(one,), order_train=(other,)) for seed, (one, other) in enumerate(draw)
+                seed: figures_of((70.0,), order=(one,), order_train=(other,)) for seed, (one, other) in enumerate(draw)
             }
         }
 
@@ -192,7 +194,7 @@ def test_weights_without_gradient_at_the_last_exits(late: float, least: float, m
         lead = [-0.3] * 4 + [late] * 3
         return {
             ("table5", row): {
-                seed: Figures(tuple(70 + numbers.normal(0, 0.17) + has * by for by in lead)) for seed in range(5)
+                seed: figures_of(tuple(70 + numbers.normal(0, 0.17) + has * by for by in lead)) for seed in range(5)
             }
             for row, has in (("+ Dynamic training", 1), ("Dynamic training with gradient", 0))
         }
@@ -208,7 +210,7 @@ def test_the_neuron_by_depth_also_where_weights_carry_no_gradient(slope: float, 
         by = {"Damping loss": 0.0119, "+ Power-sqrt": 0.0064, "+ Dynamic training": slope}
         return {
             ("table5", row): {
-                seed: Figures((70.0,), damping=tuple(0.02 + each * k + numbers.normal(0, 0.005) for k in range(7)))
+                seed: figures_of((70.0,), damping=tuple(0.02 + each * k + numbers.normal(0, 0.005) for k in range(7)))
                 for seed in range(5)
             }
             for row, each in by.items()
@@ -236,7 +238,7 @@ def test_what_the_neuron_costs_is_what_the_papers_network_counts() -> None:
     assert (before, after - before) == (137_280_956, 903)
     figures = {
         ("table1", row): {
-            0: Figures(
+            0: figures_of(
                 (70.0,) * 7,
                 operations=tuple(exit.operations for exit in exits),
                 parameters=tuple(exit.parameters for exit in exits),
@@ -332,9 +334,9 @@ def test_published_numbers_are_reproduced_or_not() -> None:
 def test_the_margin_lies_between_the_papers_repeats_and_its_gain() -> None:
     """One configuration, two tables: what lies further apart than the margin would refuse the paper itself."""
     means = {
-        (table, row): sum(values["top1"]) / len(values["top1"])
+        (table, row): sum(values.top1) / len(values.top1)
         for table, found in published().items()
-        for row, values in found["rows"].items()
+        for row, values in found.rows.items()
     }
     repeats = (("MSDNet", "table8", "MSDNet"), ("Damping", "table5", "Damping loss"))
     repeats += (("+ Power-sqrt", "table5", "+ Power-sqrt"), ("+ Dynamic", "table5", "+ Dynamic training"))
@@ -373,9 +375,9 @@ def test_what_was_not_run_is_not_judged() -> None:
 
 def test_only_common_seeds_are_compared() -> None:
     figures = {
-        ("table1", "MSDNet"): {0: Figures((50.0,)), 1: Figures((90.0,))},
-        ("table1", "+ Power-sqrt"): {1: Figures((91.0,)), 2: Figures((10.0,))},
-        ("table1", "+ Dynamic"): {1: Figures((92.0,))},
+        ("table1", "MSDNet"): {0: figures_of((50.0,)), 1: figures_of((90.0,))},
+        ("table1", "+ Power-sqrt"): {1: figures_of((91.0,)), 2: figures_of((10.0,))},
+        ("table1", "+ Dynamic"): {1: figures_of((92.0,))},
     }
     (first, *_) = judge(CLAIMS, Results(figures), papers=True)
     assert [part.found.mean for part in first.parts] == pytest.approx([1, 1])

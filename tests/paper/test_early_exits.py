@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.paper.figures import figures_of
 
 from offramp.commands.job import work
 from offramp.paper import early_exits, experiments
@@ -22,8 +23,12 @@ K = 7
 
 
 def gave(top1: float, speed_up: float, early: float, ece: float) -> Figures:
-    leaving = (early, *[0.0] * (K - 2), 1 - early)
-    return Figures((top1,) * K, ece=(ece,) * K, speed_up=(speed_up,), leaving=leaving, images=10_000)
+    leaving, calibration = (
+        (early, *[0.0] * (K - 2), 1 - early),
+        {"ece": (ece,) * K, "ece_early": (100 * ece,) * (K - 1)},
+    )
+    certified = {"speed_up": (speed_up,), "leaving": leaving, "early": (100 * early,)}
+    return figures_of((top1,) * K, images=10_000, **certified, **calibration)
 
 
 @pytest.fixture
@@ -41,7 +46,7 @@ def results() -> Results:
         "cross-entropy": base,
         "power-sqrt": {s: gave(86.0 + s / 10 + (-1) ** s / 50, 2.5 + s / 50, 0.9 + s / 500, 0.04) for s in seeds},
         "WPN": {s: gave(88.0 + s / 10, 2.0 + (-1) ** s, 0.8, 0.070 + s / 500) for s in seeds},
-        "DFS": {s: dataclasses.replace(f, speed_up=None, leaving=None, ece=None) for s, f in base.items()},
+        "DFS": {s: figures_of(f.top1, images=10_000) for s, f in base.items()},
         "damping": {0: gave(86.1, 3.0, 0.9, 0.01)},
     }
     return Results({("league", label): of for label, of in rows.items()})
@@ -101,9 +106,11 @@ def test_the_figure_has_a_panel_for_each_and_says_what_was_not_measured(league, 
     assert labels == ["damping", "power-sqrt", "WPN", "DFS"]
     at = {int(line.get_ydata()[0]): line.get_xdata()[0] for line in panels[1].lines if line.get_marker() == "o"}
     assert at == {0: pytest.approx(1.0), 1: pytest.approx(0.53), 2: pytest.approx(0)}  # of DFS nothing is known
-    without = Results(
-        {key: {s: dataclasses.replace(f, speed_up=None) for s, f in of.items()} for key, of in results.figures.items()}
-    )
+
+    def less(figures_: Figures) -> Figures:
+        return Figures({what: of for what, of in figures_.numbers.items() if what != "speed-up"})
+
+    without = Results({key: {seed: less(f) for seed, f in of.items()} for key, of in results.figures.items()})
     with figures.style():
         assert [text.get_text() for text in draw(league, without).axes[1].texts] == ["not measured"]
 
@@ -140,13 +147,12 @@ def test_older_manifests_are_completed_from_the_folders_of_their_runs(tiny, tmp_
     study = Study(names=("league",), scale=tiny, seeds=(0, 1), out=tmp_path, only=("cross-entropy",))
     for task in study.tasks({}):
         made = work(task.run, task.folder)
-        assert made.values["certified"]["speed_up"] == 1  # 177 images prove nothing
-        dataclasses.replace(made, values={k: v for k, v in made.values.items() if k != "certified"}).save(
-            tmp_path / "manifests" / f"{task.name}.json"
-        )
+        assert made.file.certified.speed_up == 1  # 177 images prove nothing
+        older = dataclasses.replace(made.file, certified=None)
+        dataclasses.replace(made, file=older).save(tmp_path / "manifests" / f"{task.name}.json")
     first, second = (tmp_path / "manifests" / f"{task.name}.json" for task in study.tasks({}))
     other = json.loads(second.read_text())
     second.write_text(json.dumps({**other, "weights": "0" * 64}))
     write(study)
     assert json.loads(first.read_text())["certified"]["leaving"] == [0, 0, 1]
-    assert "certified" not in json.loads(second.read_text())
+    assert json.loads(second.read_text()).get("certified") is None

@@ -7,7 +7,7 @@ from offramp.config import Spec
 from offramp.errors import UsageError
 from offramp.paper import EXPERIMENTS, experiments
 from offramp.paper.identity import command, run_hash, run_name, second_stage
-from offramp.paper.results import published
+from offramp.paper.published import published, published_table
 from offramp.paper.scales import PAPER, POCKET
 from offramp.paper.study import distinct
 from offramp.paper.watching import plain
@@ -31,16 +31,16 @@ def test_rows_are_the_papers(scale) -> None:
     """Every row that the paper printed is there by its name, and no other is said to be the paper's."""
     for experiment in experiments(["all"], scale):
         ours = [row.label for row in experiment.rows if row.in_paper]
-        assert ours == list(published().get(experiment.name, {"rows": {}})["rows"])
+        assert ours == list(published_table(experiment.name).rows)
         assert len({row.label for row in experiment.rows}) == len(experiment.rows)
 
 
 def test_the_papers_means() -> None:
     """The mean of the exits is what the paper prints as the average, and the docstrings quote it."""
-    for row in (row for table in ("table1", "table7") for row in published()[table]["rows"].values()):
-        assert sum(row["top1"]) / 7 == pytest.approx(row["mean"], abs=0.0011)
+    for row in (row for table in ("table1", "table7") for row in published()[table].rows.values()):
+        assert sum(row.top1) / 7 == pytest.approx(row.mean, abs=0.0011)
     expected = EXPERIMENTS["table1"].__doc__
-    assert all(f"{row['mean']:.3f}" in expected for row in published()["table1"]["rows"].values())
+    assert all(f"{row.mean:.3f}" in expected for row in published()["table1"].rows.values())
 
 
 def test_the_recipe_to_the_letter() -> None:

@@ -21,10 +21,8 @@ def test_processes_side_by_side(rows, tmp_path: Path, capsys) -> None:
     tasks = [Task(run, tmp_path / run_name(run), 1.0) for run in (bad, good)]
     done = []
     with pytest.raises(OfframpError, match=r"1 of the runs failed; the others are kept.*dfs-seed1-.*\.log"):
-        do_here(
-            tasks, jobs=2, threads=1, finished=lambda task, manifest: done.append((task.run, manifest.values["timing"]))
-        )
-    assert [(run, timing["jobs"]) for run, timing in done] == [(good, 2)]
+        do_here(tasks, jobs=2, threads=1, finished=lambda task, manifest: done.append((task.run, manifest.file.timing)))
+    assert [(run, timing.jobs) for run, timing in done] == [(good, 2)]
     assert "offramp: " in (tmp_path / f"{tasks[0].name}.log").read_text()
     assert "Done: " in capsys.readouterr().err
 

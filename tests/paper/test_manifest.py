@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -13,6 +14,7 @@ from offramp.commands.job import work
 from offramp.config import Run
 from offramp.errors import OfframpError, UsageError
 from offramp.files import RunFolder
+from offramp.json_files import write
 from offramp.paper.identity import run_hash
 from offramp.paper.manifest import damping_order, find
 from offramp.paper.results import of_manifest
@@ -25,23 +27,23 @@ def test_a_manifest_says_what_the_run_gave(rows, tmp_path: Path) -> None:
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     figures = of_manifest(made)
     assert figures.top1 == tuple(exit["top1"] for exit in evaluation["exits"])
-    assert figures.damping_train == tuple(exit["train"]["damping"] for exit in evaluation["exits"])
-    assert figures.budgeted is None  # nothing was held out
+    assert figures.values("damping-train") == tuple(exit["train"]["damping"] for exit in evaluation["exits"])
+    assert figures.values("budgeted") is None  # nothing was held out
     timing = json.loads((tmp_path / "run" / "timing.jsonl").read_text())
-    assert made.seconds == pytest.approx(timing["seconds"], abs=0.01)
-    values = made.values
+    assert made.file.timing.seconds == pytest.approx(timing["seconds"], abs=0.01)
+    file = made.file
     stats = RunFolder(tmp_path / "run").read_metrics()[-1].stats
-    assert values["last_stats"] == {"gamma": list(stats["gamma"]), "weight": list(stats["weight"])}
-    assert (figures.gamma, figures.weight) == (tuple(stats["gamma"]), (1.0, 1.0, 1.0))
-    assert values["timing"]["jobs"] == 3
-    assert values["load"]["own"] == 3 * values["made_by"]["threads"]
-    assert values["load"]["start"] >= 0
-    assert values["test_images"] == figures.images == 355
-    assert values["images"]["train"] == RunFolder(tmp_path / "run").read_config().images["train"]
-    assert values["hash"] == run_hash(run)
-    assert "starts" not in values  # it was never continued elsewhere
+    assert file.last_stats == {"gamma": stats["gamma"], "weight": stats["weight"]}
+    assert (figures.values("gamma"), figures.values("weight")) == (tuple(stats["gamma"]), (1.0, 1.0, 1.0))
+    assert file.timing.jobs == 3
+    assert file.load.own == 3 * file.made_by.threads
+    assert file.load.start >= 0
+    assert file.test_images == figures.images == 355
+    assert file.images.train == RunFolder(tmp_path / "run").read_config().images["train"]
+    assert file.hash == run_hash(run)
+    assert file.starts == ()  # it was never continued elsewhere
     assert len((tmp_path / "run" / "manifest.json").read_bytes()) < 8000  # small enough to be committed
-    assert find([tmp_path])[run_hash(run)].values == json.loads(json.dumps(values))
+    assert find([tmp_path])[run_hash(run)] == made
 
 
 def test_time_is_that_of_a_run_that_was_never_interrupted(rows, tmp_path: Path) -> None:
@@ -54,10 +56,10 @@ def test_time_is_that_of_a_run_that_was_never_interrupted(rows, tmp_path: Path) 
     folder.timing.write_text("".join(json.dumps(line) + "\n" for line in lines))
     made = work(run, folder.path)
     assert made.undisturbed is None  # it was trained before, and nobody looked
-    assert made.seconds == pytest.approx(400 * 5.44 / 272)
-    assert "last_stats" not in made.values  # cross-entropy says neither a coefficient nor a weight
+    assert made.file.timing.seconds == pytest.approx(400 * 5.44 / 272)
+    assert made.file.last_stats == {}  # cross-entropy says neither a coefficient nor a weight
     folder.timing.write_text(json.dumps(lines[1]) + "\n")  # both epochs killed: four batches of 64 say how long one is
-    assert work(run, folder.path).seconds == pytest.approx(2 * 193 * 1.44 / 72)
+    assert work(run, folder.path).file.timing.seconds == pytest.approx(2 * 193 * 1.44 / 72)
 
 
 def test_where_a_run_was_continued_is_kept(rows, tmp_path: Path) -> None:
@@ -75,7 +77,7 @@ def test_where_a_run_was_continued_is_kept(rows, tmp_path: Path) -> None:
     ):
         folder.environment.write_text(json.dumps(starts))
         made = work(run, folder.path)
-        assert made.values["made_by"]["device"] == start["device"]
+        assert made.file.made_by.device == start["device"]
         assert ([start.device for start in made.file.starts] or None) == kept
         elsewhere = any((one["device"], one["processor"]) != ("cpu", start["processor"]) for one in starts)
         clock = of_manifest(made).clock
@@ -102,11 +104,10 @@ def test_what_is_found(tmp_path: Path, manifest) -> None:
     manifest(Run(), [99.0]).save(tmp_path / "other" / "a.json")
     (tmp_path / "other" / "no.json").write_text('{"hash": "x"}')
     found = find([tmp_path / "deep", tmp_path / "other"])
-    assert found[run_hash(Run())].values["mean_top1"] == 70.0  # the first folder's
+    assert found[run_hash(Run())].file.mean_top1 == 70.0  # the first folder's
     assert find([tmp_path / "nowhere"]) == {}
     newer = manifest(Run(), [70.0])
-    newer.values["format"] = 2
-    newer.save(tmp_path / "newer" / "a.json")
+    write(tmp_path / "newer" / "a.json", dataclasses.replace(newer.file, format=2))
     with pytest.raises(UsageError, match="newer offramp"):
         find([tmp_path / "newer"])
 
@@ -116,11 +117,11 @@ def test_manifests_without_or_with_half_of_what_training_said(tmp_path: Path, ma
     old = manifest(Run(), [70.0, 71.0])
     old.save(tmp_path / "old" / "a.json")
     (read,) = find([tmp_path / "old"]).values()
-    assert (of_manifest(read).gamma, of_manifest(read).weight) == (None, None)
-    old.values["last_stats"] = {"gamma": None, "weight": [0.9, 1.1]}
-    old.save(tmp_path / "new" / "a.json")
+    assert (of_manifest(read).values("gamma"), of_manifest(read).values("weight")) == (None, None)
+    new = manifest(Run(), [70.0, 71.0], last_stats={"gamma": None, "weight": [0.9, 1.1]})
+    new.save(tmp_path / "new" / "a.json")
     (read,) = find([tmp_path / "new"]).values()
-    assert (of_manifest(read).gamma, of_manifest(read).weight) == (None, (0.9, 1.1))
+    assert (of_manifest(read).values("gamma"), of_manifest(read).values("weight")) == (None, (0.9, 1.1))
 
 
 def test_what_is_no_json_is_passed_over_with_a_note(tmp_path: Path, manifest, capsys) -> None:
@@ -141,7 +142,7 @@ def test_a_run_that_diverged_has_a_manifest(tmp_path: Path, manifest) -> None:
     """Its loss may be no number; its accuracy is one."""
     manifest(Run(), [10.0], nll=math.nan).save(tmp_path / "a.json")
     (read,) = find([tmp_path]).values()
-    assert math.isnan(of_manifest(read).train_nll[0])
+    assert math.isnan(of_manifest(read).values("train-nll")[0])
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,8 @@ def test_a_run_that_diverged_has_a_manifest(tmp_path: Path, manifest) -> None:
         (("exits", 0, "top1"), math.nan, "exits[0].top1: expected float >= 0.0"),
         (("exits", 0, "top1"), 100.5, "exits[0].top1: expected float <= 100.0"),
         (("best_epoch",), {"epoch": 1, "top1": [math.nan]}, "best_epoch.top1[0]: expected float >= 0.0"),
-        (("exits", 0, "train"), {}, "exits[0].train: object missing required field nll"),
+        (("exits", 0, "train"), {}, "exits[0].train: object missing required field top1"),
+        (("run", "training"), {}, "its run has no seed"),
         (("made_by", "git"), "x", "made_by.git: expected object | null, got str"),
         (("starts",), [{}], "starts[0]: object missing required field device"),
         (("load",), {"start": 1.0}, "load: object missing required field end"),
@@ -164,14 +166,14 @@ def test_a_run_that_diverged_has_a_manifest(tmp_path: Path, manifest) -> None:
 )
 def test_a_damaged_manifest_is_an_error(tmp_path: Path, manifest, where, value, fault) -> None:
     made = manifest(Run(), [70.0])
-    at = made.values
+    at = values = msgspec.to_builtins(made.file)
     for key in where[:-1]:
         at = at[key]
     if value is ...:
         del at[where[-1]]
     else:
         at[where[-1]] = value
-    made.save(tmp_path / "a.json")
+    write(tmp_path / "a.json", values)
     with pytest.raises(OfframpError) as error:
         find([tmp_path])
     assert str(error.value) == f"The manifest {tmp_path / 'a.json'} is damaged: {fault}. Restore it, or move it away."

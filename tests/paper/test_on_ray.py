@@ -54,8 +54,8 @@ def test_a_killed_worker_goes_on(tiny, tmp_path: Path, monkeypatch: pytest.Monke
     assert "Continuing after 3 epochs" in (tmp_path / "runs" / f"{tasks[0].name}.log").read_text()
     for task in tasks:
         alone = work(task.run, tmp_path / "alone" / task.name)
-        assert done[task.name].values["weights"] == alone.values["weights"]
-        assert done[task.name].values["timing"]["jobs"] == 2
+        assert done[task.name].file.weights == alone.file.weights
+        assert done[task.name].file.timing.jobs == 2
 
 
 @pytest.mark.slow

@@ -371,7 +371,7 @@ def test_weights_and_coefficients_where_they_were_recorded(study, manifest) -> N
     assert re.findall(r"^\| \[([^]]*)\]\([^)]*\) \|(.*)\|$", table, re.MULTILINE) == [
         ("Dynamic training with gradient", " " + " | ".join(f"{weight:.4f}" for weight in weights) + " ")
     ]
-    one.values["last_stats"]["gamma"] = gammas
+    one = manifest(run, [70.0] * 7, damping=[0.01] * 7, last_stats={"gamma": gammas, "weight": weights})
     one.save(made.out / "manifests" / f"{run_name(run)}.json")
     assert "| 0.001900 | 0.001901 | 0.001902 |" in write(made)[1].read_text()
     claim = next(line for line in page.splitlines() if "deeper exits get the larger weights" in line)

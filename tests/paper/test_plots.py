@@ -1,10 +1,11 @@
 """The drawn figures hold what the runs gave, and nothing of the paper's."""
 
 import pytest
+from tests.paper.figures import figures_of
 
 from offramp.paper import experiments
 from offramp.paper.plots import draw
-from offramp.paper.results import BUDGETS, Figures, Results
+from offramp.paper.results import BUDGETS, Results
 from offramp.paper.scales import PAPER, POCKET
 from offramp.show import figures
 
@@ -14,7 +15,7 @@ def test_the_threshold_sweep() -> None:
     rows = figure3.rows[:2]  # the others are not run yet
     results = Results(
         {
-            ("figure3", row.label): {seed: Figures((75.0 + n + seed,), train_nll=(0.5 - n / 10,)) for seed in (0, 1)}
+            ("figure3", row.label): {seed: figures_of((75.0 + n + seed,), train_nll=(0.5 - n / 10,)) for seed in (0, 1)}
             for n, row in enumerate(rows)
         }
     )
@@ -26,7 +27,7 @@ def test_the_threshold_sweep() -> None:
 
 def test_budgeted_curves_with_the_spread_of_their_seeds() -> None:
     (figure4,) = experiments(["figure4"], PAPER)
-    curves = {0: Figures((1.0,), budgeted=(60.0,) * len(BUDGETS)), 1: Figures((1.0,), budgeted=(64.0,) * len(BUDGETS))}
+    curves = {seed: figures_of((1.0,), budgeted=(60.0 + 4 * seed,) * len(BUDGETS)) for seed in (0, 1)}
     results = Results({("figure4", "WPN"): curves, ("figure4", "dynamic"): curves})
     with figures.style():
         (axes,) = draw(figure4, results).axes
@@ -39,7 +40,7 @@ def test_budgeted_curves_with_the_spread_of_their_seeds() -> None:
 def test_a_figure_of_other_data_says_so_itself() -> None:
     for scale, said in ((PAPER, None), (POCKET, "Measured on fashion-mnist")):
         (figure3,) = experiments(["figure3"], scale)
-        results = Results({("figure3", figure3.rows[0].label): {0: Figures((75.0,), train_nll=(0.5,))}})
+        results = Results({("figure3", figure3.rows[0].label): {0: figures_of((75.0,), train_nll=(0.5,))}})
         with figures.style():
             drawn = draw(figure3, results)
         assert drawn.get_supxlabel() == (said or "")

@@ -5,12 +5,13 @@ import math
 
 import numpy as np
 import pytest
+from tests.paper.figures import figures_of
 
+from offramp.paper.cost_predicates import Faster
 from offramp.paper.predicates import (
     Against,
     AtEveryExit,
     Deeper,
-    Faster,
     Greater,
     LargerGain,
     Mixed,
@@ -20,7 +21,7 @@ from offramp.paper.predicates import (
     Steadier,
     Summed,
 )
-from offramp.paper.results import BUDGETS, Clock, Figures, Results
+from offramp.paper.results import BUDGETS, Clock, Results
 from offramp.paper.statistics import Ruling
 
 A, B, C, D = (Q("t", name) for name in "abcd")
@@ -29,7 +30,7 @@ A, B, C, D = (Q("t", name) for name in "abcd")
 def results(**rows) -> Results:
     """`a=[(exit 1, exit 2), ...]`: accuracies by row, one tuple a seed."""
     return Results(
-        {("t", name): {seed: Figures(tuple(top1)) for seed, top1 in enumerate(seeds)} for name, seeds in rows.items()}
+        {("t", name): {seed: figures_of(top1) for seed, top1 in enumerate(seeds)} for name, seeds in rows.items()}
     )
 
 
@@ -83,7 +84,7 @@ def test_no_more_than_a_margin() -> None:
 
 def test_a_slope_over_exits_is_that_of_least_squares() -> None:
     curve = (0.01, 0.03, 0.02, 0.07)
-    seen = Results({("t", "a"): {4: Figures((1.0,), damping=curve)}})
+    seen = Results({("t", "a"): {4: figures_of((1.0,), damping=curve)}})
     of = Q("t", "a", "damping")
     (slope, _) = np.polyfit(range(4), curve, 1)
     assert Deeper(of).contrasts(seen) == pytest.approx({4: 100 * slope})
@@ -117,7 +118,7 @@ def test_deviations_over_rows_are_those_of_means_over_seeds() -> None:
 
 
 def test_time_saved_in_percent() -> None:
-    rows = {("t", name): {0: Figures((1.0,), seconds=seconds)} for name, seconds in (("a", 90), ("b", 100))}
+    rows = {("t", name): {0: figures_of((1.0,), seconds=seconds)} for name, seconds in (("a", 90), ("b", 100))}
     left, right = Q("t", "a", "seconds"), Q("t", "b", "seconds")
     assert Faster(left, right).contrasts(Results(rows)) == pytest.approx({0: 10})
     assert Faster(right, left, 1.25).contrasts(Results(rows)) == pytest.approx({0: 100 * (1 - 100 / 112.5)})
@@ -134,8 +135,8 @@ def test_times_of_two_machines_are_not_judged() -> None:
         dataclasses.replace(here, alone=None),
     ):
         rows = {
-            ("t", "a"): {0: Figures((1.0,), seconds=1, clock=other), 1: Figures((1.0,), seconds=90, clock=here)},
-            ("t", "b"): {seed: Figures((1.0,), seconds=100, clock=here) for seed in (0, 1, 2)},
+            ("t", "a"): {0: figures_of((1.0,), seconds=1, clock=other), 1: figures_of((1.0,), seconds=90, clock=here)},
+            ("t", "b"): {seed: figures_of((1.0,), seconds=100, clock=here) for seed in (0, 1, 2)},
         }
         assert Faster(left, right).contrasts(Results(rows)) == pytest.approx({1: 10})
         del rows["t", "a"][1]
@@ -176,7 +177,7 @@ def budgeted(**rows) -> Results:
     return Results(
         {
             ("t", name): {
-                seed: Figures((50.0,), budgeted=(*curve, *[curve[-1]] * (len(BUDGETS) - len(curve))))
+                seed: figures_of((50.0,), budgeted=(*curve, *[curve[-1]] * (len(BUDGETS) - len(curve))))
                 for seed, curve in enumerate(seeds)
             }
             for name, seeds in rows.items()

@@ -7,15 +7,14 @@ from offramp.errors import OfframpError
 from offramp.paper import experiments
 from offramp.paper.estimate import counted
 from offramp.paper.identity import run_hash
+from offramp.paper.published import published, published_table
 from offramp.paper.results import (
     BUDGETS,
     at_budgets,
-    has_delta,
     manifest_of,
     measured,
     of_manifest,
     printed,
-    published,
 )
 from offramp.paper.scales import PAPER
 
@@ -39,7 +38,7 @@ def test_the_best_epoch_is_shown_only_where_asked(manifest) -> None:
 
 def test_what_a_run_has_not_is_none(manifest) -> None:
     figures = of_manifest(manifest(Run(), [70.0, 71.0]))
-    assert (figures.damping, figures.damping_train, figures.budgeted) == (None, None, None)
+    assert [figures.values(what) for what in ("damping", "damping-train", "budgeted")] == [None] * 3
     assert figures.values("train-nll") == (0.5, 0.5)
     assert of_manifest(manifest(Run(), [70.0], damping=[0.2])).values("damping-train") == (0.1,)
 
@@ -58,11 +57,11 @@ def test_a_manifest_from_other_defaults_is_refused(tiny, manifest) -> None:
     (table,) = experiments(["table1"], tiny)
     run = table.rows[0].with_seed(0)
     made = manifest(run, [70.0] * 3)
-    made.values["run"]["training"]["momentum"] = 0.5
+    made.file.run["training"]["momentum"] = 0.5
     with pytest.raises(OfframpError, match=r"training.momentum: 0.5 there, 0.9 now.*other defaults"):
         measured([table], (0,), {run_hash(run): made})
     made = manifest(run, [70.0] * 3)
-    del made.values["run"]["training"]["precision"]  # a field that came later
+    del made.file.run["training"]["precision"]  # a field that came later
     assert measured([table], (0,), {run_hash(run): made}).of("table1", "MSDNet")
 
 
@@ -87,19 +86,17 @@ def test_a_manifest_with_some_of_the_exits_is_refused(tiny, manifest) -> None:
 
 
 def test_the_papers_numbers() -> None:
-    assert printed().of("table5", "Damping loss")[0].damping[-1] == 0.071
+    assert printed().of("table5", "Damping loss")[0].values("damping")[-1] == 0.071
     assert printed().of("table3", "Damping loss last only")[0].top1 == (76.63,)
 
 
 def test_the_papers_sums_over_exits() -> None:
     """Table 2's Δ, to the rounding of its five numbers."""
-    rows = published()["table2"]["rows"]
+    rows = published()["table2"].rows
     for label, theirs in rows.items():
-        total = sum(theirs["top1"]) - sum(rows["MSDNet"]["top1"])
-        assert theirs.get("delta", 0) == pytest.approx(total, abs=0.011), label
-    assert has_delta("table2")
-    assert not has_delta("table1")
-    assert not has_delta("league")
+        total = sum(theirs.top1) - sum(rows["MSDNet"].top1)
+        assert (theirs.delta or 0) == pytest.approx(total, abs=0.011), label
+    assert [published_table(name).has_delta for name in ("table2", "table1", "league")] == [True, False, False]
 
 
 @pytest.mark.parametrize("name", ["table1", "table2", "table4", "table5", "table6"])
@@ -108,16 +105,16 @@ def test_the_printed_costs_are_those_that_we_count(name) -> None:
     (experiment,) = experiments([name], PAPER)
     exits = counted(experiment.rows[0]).exits
     for kind, most in (("parameters", 0.006), ("operations", 0.055)):
-        unit, printed = published()[name][kind]["unit"], published()[name][kind]["exits"]
-        ours = [getattr(exit, kind) / unit for exit in exits]
-        apart = [k + 1 for k, (a, b) in enumerate(zip(ours, printed, strict=True)) if abs(a - b) > most]
+        costs = getattr(published()[name], kind)
+        ours = [getattr(exit, kind) / costs.unit for exit in exits]
+        apart = [k + 1 for k, (a, b) in enumerate(zip(ours, costs.exits, strict=True)) if abs(a - b) > most]
         if name == "table4":
             assert apart == ([1, 2, 3, 4, 5, 6, 7] if kind == "parameters" else [5, 6, 7])
         else:
             assert apart == ([7] if kind == "parameters" and len(exits) == 7 else [])
-    assert ("slip" in published()[name]) == (len(exits) == 7)
+    assert bool(published()[name].slip) == (len(exits) == 7)
 
 
 def test_all_64_are_there() -> None:
     kinds = ("parameters", "operations")
-    assert sum(len(table[kind]["exits"]) for table in published().values() for kind in kinds if kind in table) == 64
+    assert sum(len(costs.exits) for t in published().values() for kind in kinds if (costs := getattr(t, kind))) == 64

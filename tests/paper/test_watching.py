@@ -9,6 +9,7 @@ from offramp import data
 from offramp.commands.job import work
 from offramp.config import Spec
 from offramp.errors import UsageError
+from offramp.paper.manifest import BestEpoch
 from offramp.paper.watching import on_test
 
 
@@ -29,7 +30,7 @@ def test_watching_the_test_set_changes_nothing_that_is_trained(rows, tmp_path: P
         watched, data=dataclasses.replace(watched.data, source=Spec("digits", {"limit": 200}), holdout=0)
     )
     other = work(plain, tmp_path / "plain")
-    assert made.values["weights"] == other.values["weights"]
-    (exit,) = made.values["exits"]
-    assert made.values["best_epoch"] == {"epoch": 1, "top1": pytest.approx([exit["top1"]])}  # of one epoch the last
-    assert other.values["best_epoch"] is None
+    assert made.file.weights == other.file.weights
+    (exit,) = made.file.exits
+    assert made.file.best_epoch == BestEpoch(1, pytest.approx((exit.top1,)))  # of one epoch the last
+    assert other.file.best_epoch is None

@@ -104,6 +104,8 @@ def test_what_is_written_is_read_again(tmp_path):
     assert read_bench(run) == bench_of(run, "0" * 64, policy) == bench
     assert bench_of(run, "1" * 64, policy) is None
     assert bench_of(run, "0" * 64, Policy((0.8, EVERYBODY))) is None
+    write(run.bench, {"format": 1, "weights": "0" * 64})
+    assert bench_of(run, "0" * 64, policy) is None  # of an older offramp
 
 
 @pytest.mark.parametrize(

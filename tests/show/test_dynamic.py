@@ -7,7 +7,7 @@ from offramp.policy import EVERYBODY, SOFTMAX, Policy
 from offramp.results.dynamic import ClassUse, Dynamic, ExitUse, Picked
 from offramp.show import figures
 from offramp.show.dynamic import flow, plot, section
-from offramp.show.sheet import Sheet
+from offramp.show.page import Sheet
 
 
 def point(accuracy, operations):

@@ -122,7 +122,7 @@ def certify_ladder(
     """
     from offramp import evaluation
     from offramp.commands.policy_files import policy_use
-    from offramp.evaluation.ladder import check_risks
+    from offramp.ladder import check_risks
     from offramp.results.policy_use import LadderUse
 
     risks = _risks(options.ladder)

@@ -18,8 +18,8 @@ from offramp.show.watch import QUIET, Watch
 from offramp.storage import check_writable, write_files
 
 if TYPE_CHECKING:
+    from offramp.files.evaluation import EvaluationFile
     from offramp.results.comparison import Comparison
-    from offramp.results.evaluation import EvaluationFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,8 @@ def compare(options: CompareOptions, *, watch: Watch = QUIET) -> "Comparison":
 
     Unfinished runs are left out of such a folder, and noted.
     """
+    from offramp.files.evaluation import current
     from offramp.results.comparison import Comparison, Measured, grouped
-    from offramp.results.evaluation import current
     from offramp.show import figures, side_by_side
 
     if options.plot is not None:

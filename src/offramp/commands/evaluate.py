@@ -54,6 +54,7 @@ def evaluate(
     Without `page` no `report.html` is written, nor where matplotlib is not installed.
     """
     from offramp.commands.open_run import OpenRun
+    from offramp.commands.sheet import sheet
     from offramp.show import figures
     from offramp.show.report import report_files
 
@@ -61,7 +62,7 @@ def evaluate(
         figures.require()
     run = OpenRun(options, **by_hand)
     evaluation = _measured(run, options, watch)
-    drawn = report_files(evaluation, run.parts.test, page=page, plots=options.plots)
+    drawn = report_files(evaluation, lambda picked: sheet(picked, run.parts.test), page=page, plots=options.plots)
     written = write_files({run.folder.evaluation: encoded(evaluation.to_json()), **drawn})
     return dataclasses.replace(evaluation, written=tuple(sorted(written, key=lambda path: path == run.folder.report)))
 

@@ -14,10 +14,10 @@ from offramp.commands.evaluate import EvaluateOptions, evaluate
 from offramp.config import Run, to_json
 from offramp.errors import OfframpError, UsageError
 from offramp.files import RunFolder
+from offramp.files.evaluation import current
 from offramp.paper.identity import run_name, second_stage
 from offramp.paper.jobs import from_json_line
 from offramp.paper.manifest import Manifest
-from offramp.results.evaluation import current
 from offramp.terminal import say, say_error
 from offramp.training import train
 

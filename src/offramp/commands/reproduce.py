@@ -140,11 +140,8 @@ def _threads(jobs: int) -> int:
 
 def _list(study: "Study", rate: float, jobs: int, *, as_json: bool) -> None:
     """What there is, what is missing, and how long that takes."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     from offramp.paper.study import distinct
-    from offramp.show.terminal import console
+    from offramp.show.terminal import console, ruled_table
 
     manifests = study.manifests()
     if as_json:
@@ -156,9 +153,7 @@ def _list(study: "Study", rate: float, jobs: int, *, as_json: bool) -> None:
         }
         print(dumps(about))
         return
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("", "what", "rows", "runs", "missing", "about"):
-        table.add_column(name, justify="left" if name in ("", "what") else "right")
+    table = ruled_table("", "what", "rows", "runs", "missing", "about", left=2)
     for experiment in study.experiments:
         tasks, runs = study.tasks(manifests, [experiment]), len(distinct([experiment])) * len(study.seeds)
         counts = map(str, (len(experiment.rows), runs, len(tasks)))

@@ -44,10 +44,10 @@ def xray(options: XrayOptions, *, parts: "Parts | None" = None) -> "XrayReport":
     The run need not be finished, but must have written something down.
     """
     from offramp.commands.open_run import parts_of
+    from offramp.commands.sheet import sheet
     from offramp.files.xray import Xray
     from offramp.results.xray import XrayReport
     from offramp.show import figures
-    from offramp.show.sheet import sheet
     from offramp.show.xray.page import xray_page
 
     folder = RunFolder(options.run, options.allow_code)

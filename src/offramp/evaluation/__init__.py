@@ -7,12 +7,13 @@ from offramp.evaluation.budgeted import Curve, Point, budgeted, curve, geometric
 from offramp.evaluation.calibration import Reliability, reliability
 from offramp.evaluation.certify import certify
 from offramp.evaluation.damping import DampingFigures
-from offramp.evaluation.ladder import Ladder, certify_ladder
+from offramp.evaluation.ladder import certify_ladder
 from offramp.evaluation.paired import Gain, gains
 from offramp.evaluation.record import Record, record, recorded
 from offramp.evaluation.search import search_thresholds
 from offramp.evaluation.targets import policy_for
 from offramp.evaluation.temperature import fit_temperatures
+from offramp.ladder import Ladder
 from offramp.storage import weights_hash
 
 __all__ = [

@@ -26,12 +26,10 @@ class ExitFigures:
     """One exit over a data set.
 
     Attributes:
-        top1: Accuracy in percent.
-        top1_se: Its binomial standard error, in percentage points.
+        top1: Accuracy in percent; `top1_se` is its binomial standard error.
         top5: Percentage of images whose class is among the five likeliest; None with ten classes or fewer.
         nll: Mean negative log-likelihood of the true class, in nats.
-        reliability: Accuracy against confidence; `reliability.ece` is the calibration error.
-        damping: The damping neuron; None without it.
+        damping: None without the damping neuron.
         class_top1: Accuracy in percent of each class; None where the data set has no image of it.
     """
 

@@ -79,8 +79,7 @@ class Finding:
 
     Attributes:
         broken: Sets for which the true risk of what was chosen is above the promised one.
-        promised: The rate at which that may happen, 1 - confidence.
-        limit: Exact lower 99.9 % limit (Clopper-Pearson) of the rate at which it happens.
+        promised: The rate at which that may happen; `limit`: exact lower 99.9 % limit (Clopper-Pearson) of that rate.
         none: Sets for which nothing was chosen.
         leaving: Mean share of images that leave early.
     """

@@ -31,10 +31,8 @@ class Gain:
 
     Attributes:
         operations: What both spend per image.
-        accuracy: Of the policy, in percent.
-        rivals: Of the rivals, mixed to spend the same, in percent.
-        low: Lower end of the interval of the difference, in percentage points.
-        high: Its upper end.
+        accuracy: Of the policy, in percent; `rivals`: of the rivals, mixed to spend the same.
+        low: The interval of the difference, in percentage points, is from here to `high`.
     """
 
     operations: float

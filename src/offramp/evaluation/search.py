@@ -65,7 +65,6 @@ def search_thresholds(
         budgets: Expected operations per image; a share of the whole network's where 1 or less. With `times`, expected
             milliseconds per image.
         times: Milliseconds of an image that leaves at each exit, as measured: K positive numbers, none falling.
-        caution: In standard errors.
 
     Raises:
         UsageError: A record of another part, a budget that not even the first exit alone keeps, times that cannot be.
@@ -111,8 +110,6 @@ class Candidates:
     """Policies on `search`: geometric shares (with p = 0, the first exit alone, and p = infinity), then what was found.
 
     Attributes:
-        seen: The scores of `search`.
-        thresholds_JK: Of each policy.
         right_JS: Which images each policy answers rightly.
         spent_J: Expected cost per image, in operations or milliseconds: see `Scores.cost_K`.
         num_geometric: How many of them, from the first, are geometric.

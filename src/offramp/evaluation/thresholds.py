@@ -27,8 +27,6 @@ class Scores:
     """What thresholds need to know of a record under a measure.
 
     Attributes:
-        confidence_KS: Of each exit in each image.
-        right_KS: Whether each exit's answer is right.
         operations_K: Of an image that leaves at each exit, with the heads of all exits up to it, as published.
         times_K: Milliseconds of an image that leaves at each exit, where they, not operations, are the cost.
     """

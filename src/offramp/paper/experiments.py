@@ -147,12 +147,22 @@ def _row(
     return Row(method.label, run, setting, method.work(setting.exits), in_paper=in_paper, before=before)
 
 
-def _rows(scale: Scale, of: Of, chosen: Sequence[Method], beside: Sequence[Method] = ()) -> tuple[Row, ...]:
-    """The paper's rows, and after them those that it lacks."""
-    return tuple(_row(method, scale[of], in_paper=method not in beside) for method in (*chosen, *beside))
-
-
 _WPNS = (methods.WPN_OWN, methods.WPN_LARGER)  # rivals at their best, beside the row that has the setting's recipe
+
+
+def _table(
+    name: str,
+    title: str,
+    scale: Scale,
+    of: Of,
+    rows: Mapping[str, Method],
+    beside: Sequence[Method] = (),
+    shows: Shows = "exits",
+) -> Experiment:
+    """A table of the paper whose rows are methods, and after them those that it lacks."""
+    chosen = [_row(dataclasses.replace(method, label=label), scale[of]) for label, method in rows.items()]
+    more = [_row(method, scale[of], in_paper=False) for method in beside]
+    return Experiment(name, title, (*chosen, *more), scale, shows)
 
 
 def table1(scale: Scale) -> Experiment:
@@ -161,15 +171,15 @@ def table1(scale: Scale) -> Experiment:
     Expect the mean over exits 70.107 (MSDNet), 69.988 (WPN), 70.048 (damping), 70.394 (power-sqrt), 71.256 (dynamic).
     Not in the paper: WPN with its authors' recipe and with twice the batch, and damping whose λ rises with depth.
     """
-    rows = [
-        methods.CROSS_ENTROPY.called("MSDNet"),
-        methods.WPN,
-        methods.DAMPING.called("Damping"),
-        methods.POWER_SQRT.called("+ Power-sqrt"),
-        methods.DYNAMIC.called("+ Dynamic"),
-    ]
-    beside = [*_WPNS, methods.BY_DEPTH.called("Damping, λ rising with depth")]
-    return Experiment("table1", "Anytime prediction, MSDNet-7", _rows(scale, "cifar100", rows, beside), scale)
+    rows = {
+        "MSDNet": methods.CROSS_ENTROPY,
+        "WPN": methods.WPN,
+        "Damping": methods.DAMPING,
+        "+ Power-sqrt": methods.POWER_SQRT,
+        "+ Dynamic": methods.DYNAMIC,
+    }
+    beside = [*_WPNS, dataclasses.replace(methods.BY_DEPTH, label="Damping, λ rising with depth")]
+    return _table("table1", "Anytime prediction, MSDNet-7", scale, "cifar100", rows, beside)
 
 
 def table2(scale: Scale) -> Experiment:
@@ -180,16 +190,16 @@ def table2(scale: Scale) -> Experiment:
     Not in the paper: both with their authors' recipes, WPN with twice the batch, and dynamic weights normalised over
     the batch, as Han et al. do on ImageNet.
     """
-    rows = [
-        methods.CROSS_ENTROPY.called("MSDNet"),
-        methods.WPN,
-        methods.DFS,
-        methods.POWER_SQRT.called("Power-sqrt"),
-        methods.DYNAMIC.called("+ Dynamic"),
-    ]
+    rows = {
+        "MSDNet": methods.CROSS_ENTROPY,
+        "WPN": methods.WPN,
+        "DFS": methods.DFS,
+        "Power-sqrt": methods.POWER_SQRT,
+        "+ Dynamic": methods.DYNAMIC,
+    }
     title = "Anytime prediction, the ImageNet setting: MSDNet-5"
-    beside = [*_WPNS, methods.DFS_OWN, methods.OVER_BATCH.called("+ Dynamic, over the batch (mat)")]
-    return Experiment("table2", title, _rows(scale, "imagenet", rows, beside), scale)
+    beside = [*_WPNS, methods.DFS_OWN, dataclasses.replace(methods.OVER_BATCH, label="+ Dynamic, over the batch (mat)")]
+    return _table("table2", title, scale, "imagenet", rows, beside)
 
 
 def table3(scale: Scale) -> Experiment:
@@ -215,14 +225,14 @@ def table4(scale: Scale) -> Experiment:
     Expect the mean over exits 92.41 (MSDNet), 91.89 (WPN), 92.52 (power-sqrt), 92.51 (dynamic). Not in the paper: WPN
     with its authors' recipe and with twice the batch.
     """
-    rows = [
-        methods.CROSS_ENTROPY.called("MSDNet"),
-        methods.WPN.called("Meta-learning Early Exiting (WPN)"),
-        methods.POWER_SQRT.called("+ Power-sqrt"),
-        methods.DYNAMIC.called("+ Dynamic training"),
-    ]
+    rows = {
+        "MSDNet": methods.CROSS_ENTROPY,
+        "Meta-learning Early Exiting (WPN)": methods.WPN,
+        "+ Power-sqrt": methods.POWER_SQRT,
+        "+ Dynamic training": methods.DYNAMIC,
+    }
     title = "Anytime prediction, the CIFAR-10 setting: MSDNet-7, λ = 0.075"
-    return Experiment("table4", title, _rows(scale, "cifar10", rows, _WPNS), scale)
+    return _table("table4", title, scale, "cifar10", rows, _WPNS)
 
 
 def table5(scale: Scale) -> Experiment:
@@ -231,14 +241,13 @@ def table5(scale: Scale) -> Experiment:
     Expect F[N+1] on test to rise with depth (0.006 to 0.071 under damping), about half of that under power-sqrt, and
     to fall where the weights carry gradient. On training images the propositions say 0.005 and 0.0019.
     """
-    rows = [
-        methods.DAMPING.called("Damping loss"),
-        methods.POWER_SQRT.called("+ Power-sqrt"),
-        methods.DYNAMIC.called("+ Dynamic training"),
-        methods.WITH_GRADIENT.called("Dynamic training with gradient"),
-    ]
-    title = "The damping neuron, MSDNet-7"
-    return Experiment("table5", title, _rows(scale, "cifar100", rows), scale, "damping")
+    rows = {
+        "Damping loss": methods.DAMPING,
+        "+ Power-sqrt": methods.POWER_SQRT,
+        "+ Dynamic training": methods.DYNAMIC,
+        "Dynamic training with gradient": methods.WITH_GRADIENT,
+    }
+    return _table("table5", "The damping neuron, MSDNet-7", scale, "cifar100", rows, shows="damping")
 
 
 def table6(scale: Scale) -> Experiment:
@@ -247,13 +256,13 @@ def table6(scale: Scale) -> Experiment:
     Expect the mean over exits 69.96 (RANet), 70.03 (WPN), 70.77 (power-sqrt), 71.22 (dynamic). Not in the paper: WPN
     with its authors' recipe and with twice the batch.
     """
-    rows = [
-        methods.CROSS_ENTROPY.called("RANet"),
-        methods.WPN,
-        methods.POWER_SQRT.called("Ours (Power-sqrt)"),
-        methods.DYNAMIC.called("+ Dynamic training"),
-    ]
-    return Experiment("table6", "Anytime prediction, RANet-6", _rows(scale, "ranet", rows, _WPNS), scale)
+    rows = {
+        "RANet": methods.CROSS_ENTROPY,
+        "WPN": methods.WPN,
+        "Ours (Power-sqrt)": methods.POWER_SQRT,
+        "+ Dynamic training": methods.DYNAMIC,
+    }
+    return _table("table6", "Anytime prediction, RANet-6", scale, "ranet", rows, _WPNS)
 
 
 LAMBDAS = (0.005, 0.025, 0.05, 0.075)
@@ -278,12 +287,12 @@ def table8(scale: Scale) -> Experiment:
 
     Expect the mean over exits 70.12 (MSDNet), 69.84 (label smoothing; 0.1 here, the paper does not say), 70.67.
     """
-    rows = [
-        methods.CROSS_ENTROPY.called("MSDNet"),
-        methods.LABEL_SMOOTHING.called("Label smoothing"),
-        methods.POWER_SQRT.called("Power-sqrt"),
-    ]
-    return Experiment("table8", "Label smoothing, MSDNet-7", _rows(scale, "cifar100", rows), scale)
+    rows = {
+        "MSDNet": methods.CROSS_ENTROPY,
+        "Label smoothing": methods.LABEL_SMOOTHING,
+        "Power-sqrt": methods.POWER_SQRT,
+    }
+    return _table("table8", "Label smoothing, MSDNet-7", scale, "cifar100", rows)
 
 
 THRESHOLDS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
@@ -319,7 +328,7 @@ def figure4(scale: Scale) -> Experiment:
 
 def league(scale: Scale) -> Experiment:
     """Every method in Table 1's setting: not in the paper, which compares with WPN alone there."""
-    rows = [dataclasses.replace(row, in_paper=False) for row in _rows(scale, "cifar100", methods.LEAGUE)]
+    rows = [_row(method, scale["cifar100"], in_paper=False) for method in methods.LEAGUE]
     return Experiment("league", "All methods, MSDNet-7", tuple(rows), scale, "groups")
 
 

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from offramp.config import Run, Spec, free_fields, to_json
+from offramp.config import Run, Spec, determining, to_json
 from offramp.paper.watching import plain
 
 _GROUPS = ("data", "training")  # the parts of a run that have fields of their own
@@ -30,16 +30,12 @@ def first_stage(run: Run) -> Path | None:
 
 
 def configuration(run: Run) -> dict[str, Any]:
-    """What determines the run, as JSON values: all of it but the fields that may change when it is continued.
+    """What determines the run, as JSON values.
 
     Of the run that it begins with the name, wherever its folder lies: it has that run's hash in it.
     """
     first = first_stage(run)
-    described: dict[str, Any] = to_json(run if first is None else second_stage(run, first.name))
-    for name in _GROUPS:
-        free = free_fields(type(getattr(run, name)))
-        described[name] = {key: value for key, value in described[name].items() if key not in free}
-    return described
+    return determining(to_json(run if first is None else second_stage(run, first.name)))
 
 
 def run_hash(run: Run) -> str:
@@ -49,13 +45,8 @@ def run_hash(run: Run) -> str:
 
 
 def _different(value: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
-    for key, item in value.items():
-        if key in _GROUPS:
-            kept[key] = _different(item, default[key])
-        elif item != default[key]:
-            kept[key] = item
-    return kept
+    kept = {key: _different(item, default[key]) if key in _GROUPS else item for key, item in value.items()}
+    return {key: item for key, item in kept.items() if key in _GROUPS or item != default[key]}
 
 
 def run_name(run: Run) -> str:

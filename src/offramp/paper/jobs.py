@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -18,7 +17,7 @@ from offramp import trust
 from offramp.config import Run
 from offramp.errors import OfframpError
 from offramp.files import RunFolder
-from offramp.json_files import convert, parse, read
+from offramp.json_files import convert, parse
 from offramp.paper.identity import run_name
 from offramp.paper.manifest import Manifest
 from offramp.terminal import Screen, duration_in_words, escaped
@@ -31,11 +30,9 @@ ALL_FAIL = 3  # failures before any success, after which the rest is not tried: 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A run to be done.
+    """A run to be done, and about how much work it is (`estimate.operations`).
 
-    Attributes:
-        operations: About how much work it is (`estimate.operations`).
-        before: The run that it begins with, whose folder lies beside its own.
+    `before`: the run that it begins with, whose folder lies beside its own.
     """
 
     run: Run
@@ -131,7 +128,8 @@ def _processes(waiting: list[Task], jobs: int, threads: int) -> Generator[Step]:
                 if status is not None:
                     del running[task]
                     process.communicate()  # closes the pipe
-                    yield task, _read_manifest(task) if status == 0 else f"status {status}: {_last_line(task)}"
+                    done = RunFolder(task.folder).manifest
+                    yield task, Manifest.load(done) if status == 0 else f"status {status}: {_last_line(task)}"
     finally:
         for process in running.values():  # after Ctrl-C: all of them save and leave
             assert process.stdin is not None
@@ -151,12 +149,6 @@ def mark(task: Task, *, failed: bool) -> None:
 
 def _mark_of(task: Task) -> Path:
     return task.folder.parent / f"{task.name}.failed"
-
-
-def _read_manifest(task: Task) -> Manifest:
-    """The manifest that a finished task left in its folder."""
-    path = RunFolder(task.folder).manifest
-    return Manifest(read(path, dict[str, Any]), path)
 
 
 def log_of(task: Task) -> Path:

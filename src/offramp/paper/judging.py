@@ -1,26 +1,21 @@
 """Claims and printed numbers, judged by what runs gave."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from offramp.paper import statistics
 from offramp.paper.claims import Claim
 from offramp.paper.experiments import Experiment, Row
 from offramp.paper.predicates import Predicate
+from offramp.paper.published import PublishedRow, published_row, published_table
 from offramp.paper.results import (
     Figures,
     Key,
     Results,
-    deviations,
     fewest_images,
     mean_top1,
     printed,
-    printed_digits,
-    printed_mean,
-    published,
-    published_row,
 )
 from offramp.paper.statistics import Estimate, Ruling
 
@@ -41,8 +36,6 @@ class ClaimPart:
         says: The number that it is about, in words.
         found: That number and its interval; None where there is none.
         published: What the paper's own numbers give; None where it printed none, or where ours are of other data.
-        digits: With how many the numbers are shown.
-        verdict: Of this statement alone.
         note: Of which budgets the number is, or why there is none.
     """
 
@@ -56,12 +49,7 @@ class ClaimPart:
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim and what the runs say of it.
-
-    Attributes:
-        verdict: Over all its parts.
-        rows: Whose runs it is about.
-    """
+    """A claim and what the runs say of it; `rows` are those whose runs it is about."""
 
     claim: Claim
     verdict: Ruling
@@ -116,18 +104,17 @@ def judge_numbers(experiments: Sequence[Experiment], results: Results) -> list[J
     return judged
 
 
-def _judge_number(experiment: Experiment, row: Row, theirs: Mapping[str, Any], ours: Sequence[Figures]) -> Judged:
-    mean, digits = printed_mean(theirs), printed_digits(experiment.name)
-    over = "" if len(theirs["top1"]) == 1 else " on average over exits"
-    text = f"{experiment.name}, {row.label}: {mean:.{digits}f} %{over}"
-    if theirs.get("copied"):
+def _judge_number(experiment: Experiment, row: Row, theirs: PublishedRow, ours: Sequence[Figures]) -> Judged:
+    mean, table = theirs.mean_top1, published_table(experiment.name)
+    over = "" if len(theirs.top1) == 1 else " on average over exits"
+    text = f"{experiment.name}, {row.label}: {mean:.{table.digits}f} %{over}"
+    if theirs.copied:
         return Judged(Claim(f"{text}, copied from its authors", "table", _table(experiment), ()), Ruling.OTHER_RECIPE)
-    spreads = deviations(theirs)
     difference = statistics.against_published(
         [mean_top1(figures) for figures in ours],
         mean,
-        published()[experiment.name]["runs"],
-        deviation=None if spreads is None else spreads[1],
+        table.runs,
+        deviation=theirs.deviations[-1],
         confidence=statistics.EQUIVALENCE,
         images=fewest_images(ours),
     )

@@ -4,11 +4,11 @@ K exits. A manifest says which configuration, data and versions gave its figures
 and on several machines: the run itself is not needed any more.
 """
 
+import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -23,44 +23,23 @@ from offramp.config import Run, differences
 from offramp.errors import OfframpError, UsageError
 from offramp.evaluation import Record
 from offramp.files import Clock, Epoch, RunFolder, Start
+from offramp.files.evaluation import EvaluationFile, ExitFile, Percent
 from offramp.files.kinds import Git, Numbers
 from offramp.files.xray import Xray
 from offramp.json_files import convert, read, read_lines, write
 from offramp.paper.certified import Certified, certified
 from offramp.paper.identity import command, configuration, run_hash, run_name
-from offramp.results.evaluation import EvaluationFile, ExitFile
 from offramp.terminal import say
 
 FORMAT = 1
 SPARE_LOAD = 0.5  # more than that beside the runs of a command is other work
-# What may change what comes out:
-_START = ("offramp", "torch", "torchvision", "numpy", "python", "device", "processor", "threads")
-_MADE = ("offramp", "torch", "python", "device", "processor", "threads", "git")
-_FIGURES = ("top1", "nll", "ece", "damping")
 FloatArray = npt.NDArray[np.float32]
 _STATS = ("gamma", "weight")  # what claims ask of training
-Percent = Annotated[float, Meta(ge=0, le=100)]  # never NaN, as a loss may be
-
-
-@dataclass(frozen=True)
-class _Training:
-    seed: int
-
-
-@dataclass(frozen=True)
-class _Run:
-    training: _Training
-
-
-@dataclass(frozen=True)
-class _Images:
-    train: str
-    test: str
 
 
 @dataclass(frozen=True)
 class MadeBy:
-    """A start of a run: where, and with which versions; older manifests know fewer."""
+    """A start of a run: where, and with which versions, all that may change what comes out; older ones know fewer."""
 
     device: str
     threads: int
@@ -72,6 +51,11 @@ class MadeBy:
     numpy: str | None = None
     python: str | None = None
 
+    @classmethod
+    def of(cls, start: Start, folder: RunFolder) -> "MadeBy":
+        """What is kept of a start."""
+        return convert(dataclasses.asdict(start), cls, folder.environment)
+
     @property
     def device_name(self) -> str:
         """The device's name; of a processor its own, where that is known."""
@@ -79,90 +63,125 @@ class MadeBy:
 
 
 @dataclass(frozen=True)
-class _Timing:
+class Images:
+    """Hashes of the images of each part."""
+
+    train: str
+    test: str
+    search: str | None = None
+    certify: str | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds spent in training steps, as if the run had never been interrupted, beside so many other runs (`jobs`)."""
+
     seconds: float
     jobs: int
+    milliseconds_per_image: float = 0.0
 
 
 @dataclass(frozen=True)
-class _Train:
-    nll: float
-    damping: float | None
+class LastEpoch:
+    """The loss of the last epoch."""
+
+    epoch: int
+    loss: float | None
 
 
 @dataclass(frozen=True)
-class _Exit:
-    operations: float
-    top1: Percent
-    ece: float
-    damping: float | None
-    train: _Train | None
-    parameters: float | None = None
+class BestEpoch:
+    """The epoch of the best mean over exits on what was watched."""
 
-
-@dataclass(frozen=True)
-class _BestEpoch:
     epoch: int
     top1: tuple[Percent, ...]
 
 
 @dataclass(frozen=True)
-class _Load:
+class Load:
+    """The load average at both ends of training, and what the runs of the command come to by themselves."""
+
     start: float
     end: float
     own: int
 
 
 @dataclass(frozen=True)
-class _Xray:
+class XrayShares:
+    """By exit, averaged over all epochs: the share of the push that comes from learned images (F[y] of 95 % and above),
+    and the shares of images whose gradient is damped and reversed."""
+
     learned: tuple[float, ...]
     damped: tuple[float, ...]
     reversed: tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class _Order:
+class Order:
+    """Whether exits that do better on an image are damped more there, on test and on training images as they are."""
+
     order: float
-    order_train: float
     excess: float
+    order_train: float
     excess_train: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ManifestFile:
-    """What pages read of a manifest."""
+    """What a manifest's file holds; older ones have less.
+
+    Attributes:
+        run: Its configuration (`identity.configuration`).
+        command: What trains it by hand.
+        made_by: Its last start.
+        starts: All of them where it was continued on another device, with other threads or with other versions.
+        load: None where it is not known of all of the training.
+        last_stats: What the objective said of each exit, its mean over the last epoch; empty where it said none of it.
+        xray: None where no gradients were recorded.
+        order: None where the objective has no coefficient, or where it is the same for all exits.
+        best_epoch: None where nothing was watched.
+        budgeted: Operations and accuracy of the published curve; None where nothing was held out.
+    """
 
     format: int
     name: str
     hash: str
-    run: _Run
-    images: _Images
+    run: dict[str, Any]
+    command: str = ""
+    data: str = ""
+    images: Images
+    test_images: int | None = None
     weights: str
     made_by: MadeBy
-    timing: _Timing
-    exits: Annotated[tuple[_Exit, ...], Meta(min_length=1)]
-    best_epoch: _BestEpoch | None
-    budgeted: tuple[tuple[float, float], ...] | None
     starts: tuple[MadeBy, ...] = ()
-    test_images: int | None = None
-    load: _Load | None = None
+    timing: Timing
+    load: Load | None = None
+    mean_top1: float
+    exits: Annotated[tuple[ExitFile, ...], Meta(min_length=1)]
+    last_epoch: LastEpoch | None = None
     search_top1: tuple[Percent, ...] | None = None
-    xray: _Xray | None = None
-    order: _Order | None = None
-    certified: Certified | None = None
     last_stats: Mapping[str, Numbers | None] = field(default_factory=dict)
+    xray: XrayShares | None = None
+    order: Order | None = None
+    certified: Certified | None = None
+    best_epoch: BestEpoch | None
+    budgeted: tuple[tuple[float, float], ...] | None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.run.get("training"), dict) or not isinstance(self.run["training"].get("seed"), int):
+            raise ValueError("its run has no seed")
+
+    @property
+    def seed(self) -> int:
+        """That of the training."""
+        return int(self.run["training"]["seed"])
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A finished run in short.
+    """A finished run in short, and where that was read from or is written to."""
 
-    Attributes:
-        values: What the file holds; see `of`.
-        path: Where it was read from or written to.
-    """
-
-    values: Mapping[str, Any]
+    file: ManifestFile
     path: Path
 
     @classmethod
@@ -181,61 +200,63 @@ class Manifest:
             load: The machine's load average at the beginning and at the end of training, where it is known of all of
                 it.
         """
-        starts = folder.read_starts()
+        starts = [MadeBy.of(start, folder) for start in folder.read_starts()]
+        alike = [next(group) for _, group in itertools.groupby(starts, lambda s: dataclasses.replace(s, git=None))]
         dynamic, last = evaluation.dynamic, folder.read_metrics()[-1]
-        values = {
-            "format": FORMAT,
-            "name": run_name(run),
-            "hash": run_hash(run),
-            "run": configuration(run),
-            "command": command(run, f"runs/{run_name(run)}"),
-            "data": evaluation.data,
-            "images": {**folder.read_config().images, "test": evaluation.fingerprint},
-            "test_images": evaluation.images,
-            "weights": evaluation.weights,
-            "made_by": _described(starts[-1], _MADE),
-            **_several(starts),
-            "timing": {**_timing(folder, run, last), "jobs": jobs},
-            **_load(load, jobs * ((starts[-1].threads or 1) + run.data.workers)),
-            "mean_top1": evaluation.mean_top1,
-            "exits": [_exit(exit) for exit in evaluation.exits],
-            "last_epoch": {"epoch": last.epoch, "loss": last.loss},
-            "search_top1": None if last.search_top1 is None else list(last.search_top1),
-            **_last_stats(last),
-            **_xray(folder),
-            **_order(folder, run),
-            **_certified(folder, [exit.operations for exit in evaluation.exits], evaluation.weights),
-            "best_epoch": _best_epoch(folder),
-            "budgeted": None if dynamic is None else [[p.operations, p.accuracy] for p in dynamic.published],
-        }
-        return cls(values, folder.manifest)
+        images = {**folder.read_config().images, "test": evaluation.fingerprint}
+        file = ManifestFile(
+            format=FORMAT,
+            name=run_name(run),
+            hash=run_hash(run),
+            run=configuration(run),
+            command=command(run, f"runs/{run_name(run)}"),
+            data=evaluation.data,
+            images=convert(images, Images, folder.config),
+            test_images=evaluation.images,
+            weights=evaluation.weights,
+            made_by=starts[-1],
+            starts=tuple(alike) if len(alike) > 1 else (),
+            timing=_timing(folder, run, last, jobs),
+            load=None if load is None else Load(*load, own=jobs * (starts[-1].threads + run.data.workers)),
+            mean_top1=evaluation.mean_top1,
+            exits=evaluation.exits,
+            last_epoch=LastEpoch(last.epoch, last.loss),
+            search_top1=last.search_top1,
+            last_stats={name: last.stats.get(name) for name in _STATS} if last.stats.keys() & set(_STATS) else {},
+            xray=_xray(folder),
+            order=_order(folder, run),
+            certified=_certified(folder, [exit.operations for exit in evaluation.exits], evaluation.weights),
+            best_epoch=_best_epoch(folder),
+            budgeted=None if dynamic is None else tuple((p.operations, p.accuracy) for p in dynamic.published),
+        )
+        return cls(file, folder.manifest)
 
-    def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
-        write(path, self.values)
-
-    @property
-    def file(self) -> ManifestFile:
-        """The values by name: `starts` are empty where device, threads and versions stayed the same.
+    @classmethod
+    def load(cls, path: Path) -> "Manifest":
+        """Read what `save` wrote.
 
         Raises:
             UsageError: It is of a newer format.
             OfframpError: It is damaged.
         """
+        return cls._from_json(read(path, Any), path)
+
+    @classmethod
+    def _from_json(cls, values: Any, path: Path) -> "Manifest":
         hint = "Restore it, or move it away."
-        return convert(self.values, ManifestFile, f"The manifest {self.path}", newest=FORMAT, hint=hint)
+        return cls(convert(values, ManifestFile, f"The manifest {path}", newest=FORMAT, hint=hint), path)
+
+    def save(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        write(path, self.file)
 
     def completed(self, folder: RunFolder) -> "Manifest":
         """With what older manifests lack and the run's folder still tells; itself where there is nothing to add."""
-        if self.file.certified:
+        file = self.file
+        if file.certified is not None:
             return self
-        more = _certified(folder, [exit.operations for exit in self.file.exits], self.file.weights)
-        return Manifest({**self.values, **more}, self.path) if more else self
-
-    @property
-    def seconds(self) -> float:
-        """Seconds spent in training steps, as if the run had never been interrupted."""
-        return self.file.timing.seconds
+        figures = _certified(folder, [exit.operations for exit in file.exits], file.weights)
+        return self if figures is None else Manifest(dataclasses.replace(file, certified=figures), self.path)
 
     @property
     def undisturbed(self) -> bool | None:
@@ -257,7 +278,7 @@ class Manifest:
                 f"The manifest {self.path} is damaged: it has {min(counts)} exits, its setting's network {num_exits}. "
                 "Restore it, or move it away."
             )
-        then, now = self.values["run"], json.loads(json.dumps(configuration(run)))
+        then, now = self.file.run, configuration(run)
         lines = [line for line in differences(then, now) if ": None there" not in line]  # a field it did not have yet
         if lines:
             raise OfframpError(
@@ -266,82 +287,41 @@ class Manifest:
             )
 
 
-def _load(load: tuple[float, float] | None, own: int) -> dict[str, Any]:
-    """The load average at both ends of training, and what the runs of the command come to by themselves."""
-    return {} if load is None else {"load": {"start": load[0], "end": load[1], "own": own}}
-
-
-def _described(start: Start, names: Sequence[str]) -> dict[str, Any]:
-    values = asdict(start)
-    return {name: values[name] for name in names}
-
-
-def _several(starts: Sequence[Start]) -> dict[str, Any]:
-    """The starts of a run that was continued on another device, with other threads or with other versions."""
-    alike = itertools.groupby(starts, key=lambda start: _described(start, _START))
-    kept = [_described(next(group), (*_START, "git")) for _, group in alike]
-    return {"starts": kept} if len(kept) > 1 else {}
-
-
-def _exit(exit: ExitFile) -> dict[str, Any]:
-    """An exit's figures on test, and on training images with test transforms."""
-    test, train = ({name: getattr(of, name) for name in _FIGURES} if of else None for of in (exit, exit.train))
-    return {"operations": exit.operations, "parameters": exit.parameters, **(test or {}), "train": train}
-
-
-def _best_epoch(folder: RunFolder) -> dict[str, Any] | None:
-    """The epoch of the best mean over exits on what was watched; None where nothing was."""
+def _best_epoch(folder: RunFolder) -> BestEpoch | None:
     watched = [(line.search_top1, line.epoch) for line in folder.read_metrics() if line.search_top1 is not None]
     if not watched:
         return None
     top1, epoch = max(watched, key=lambda line: fmean(line[0]))
-    return {"epoch": epoch, "top1": list(top1)}
+    return BestEpoch(epoch, top1)
 
 
-def _last_stats(last: Epoch) -> dict[str, Any]:
-    """What the objective said of each exit, its mean over the last epoch; nothing where it said none of it."""
-    if not last.stats.keys() & set(_STATS):
-        return {}
-    return {"last_stats": {name: list(last.stats[name]) if name in last.stats else None for name in _STATS}}
-
-
-def _xray(folder: RunFolder) -> dict[str, Any]:
-    """By exit, averaged over all epochs: the share of the push that comes from learned images (F[y] of 95 % and above),
-    and the shares of images whose gradient is damped and reversed; nothing where nothing was recorded."""
+def _xray(folder: RunFolder) -> XrayShares | None:
     if not folder.xray.is_file():
-        return {}
+        return None
     record = Xray.load(folder.xray)
     _, damped_K, reversed_K = record.shares().mean(1).tolist()
-    return {"xray": {"learned": record.sources()[-1].mean(0).tolist(), "damped": damped_K, "reversed": reversed_K}}
+    return XrayShares(tuple(record.sources()[-1].mean(0).tolist()), tuple(damped_K), tuple(reversed_K))
 
 
-def _order(folder: RunFolder, run: Run) -> dict[str, Any]:
-    """Whether exits that do better on an image are damped more there, on test and on training images as they are.
-
-    Nothing where the objective has no coefficient, or where it is the same for all exits.
-    """
-    figures: dict[str, float] = {}
-    for part, ending in (("test", ""), ("train", "_train")):
+def _order(folder: RunFolder, run: Run) -> Order | None:
+    figures: list[float] = []
+    for part in ("test", "train"):
         if not folder.record(part).is_file():
-            return {}
+            return None
         record = Record.load(folder.record(part))
-        terms = objectives.build(run.objective).terms(record.logits_KSC, record.targets_S)
-        if "gamma" not in terms.stats_KB:
-            return {}
-        gamma_KS, true_KS = (terms.stats_KB[name].numpy() for name in ("gamma", "F_true"))
-        order = damping_order(gamma_KS, true_KS)
+        stats_KB = objectives.build(run.objective).terms(record.logits_KSC, record.targets_S).stats_KB
+        order = damping_order(stats_KB["gamma"].numpy(), stats_KB["F_true"].numpy()) if "gamma" in stats_KB else None
         if order is None:
-            return {}
-        figures |= {f"order{ending}": order[0], f"excess{ending}": order[1]}
-    return {"order": figures}
+            return None
+        figures += order
+    return Order(*figures)
 
 
-def _certified(folder: RunFolder, operations_K: Sequence[float], weights: str) -> dict[str, Any]:
+def _certified(folder: RunFolder, operations_K: Sequence[float], weights: str) -> Certified | None:
     """What certificates on the test images' logits save; nothing where those of these weights are not kept."""
     path = folder.record("test")
     record = Record.load(path) if path.is_file() else None
-    figures = certified(record, operations_K) if record and record.weights == weights else None
-    return {} if figures is None else {"certified": {**asdict(figures), "leaving": list(figures.leaving)}}
+    return certified(record, operations_K) if record and record.weights == weights else None
 
 
 def damping_order(gamma_KS: FloatArray, true_KS: FloatArray) -> tuple[float, float] | None:
@@ -360,14 +340,14 @@ def damping_order(gamma_KS: FloatArray, true_KS: FloatArray) -> tuple[float, flo
     return float(correlations.mean()), float(100 * (best / gamma_KS.mean(axis=0) - 1).mean())
 
 
-def _timing(folder: RunFolder, run: Run, last: Epoch) -> dict[str, float]:
+def _timing(folder: RunFolder, run: Run, last: Epoch, jobs: int) -> Timing:
     """From the clocks of all epochs, whole or resumed: the time of an image, and so of all of them."""
     lines = read_lines(folder.timing, Clock)
     per_image = sum(line.seconds for line in lines) / sum(line.images for line in lines)
     # A killed epoch leaves no line and its rest a short one: then the number of steps says how long an epoch is.
     by_steps = ((last.step or 0) // last.epoch - 1) * run.data.batch_size + 1
     an_epoch = max(by_steps, *(line.images for line in lines))
-    return {"seconds": round(per_image * an_epoch * run.training.epochs, 2), "milliseconds_per_image": per_image * 1000}
+    return Timing(round(per_image * an_epoch * run.training.epochs, 2), jobs, per_image * 1000)
 
 
 def find(folders: Iterable[Path]) -> dict[str, Manifest]:
@@ -379,23 +359,16 @@ def find(folders: Iterable[Path]) -> dict[str, Manifest]:
         OfframpError: A manifest that is damaged, or of a newer format.
     """
     manifests: dict[str, Manifest] = {}
-    for folder in folders:
-        for path in sorted(folder.rglob("*.json")):
-            manifest = _read(path)
-            if manifest is not None:
-                manifests.setdefault(manifest.file.hash, manifest)
+    for path in itertools.chain.from_iterable(sorted(folder.rglob("*.json")) for folder in folders):
+        try:
+            values = read(path, Any)
+        except (OfframpError, UsageError) as error:
+            _note(f"Passed over, as no manifest: {error}")
+            continue
+        if isinstance(values, dict) and {"format", "hash", "run"} <= values.keys():
+            manifest = Manifest._from_json(values, path)
+            manifests.setdefault(manifest.file.hash, manifest)
     return manifests
-
-
-def _read(path: Path) -> Manifest | None:
-    try:
-        values = read(path, Any)
-    except (OfframpError, UsageError) as error:
-        _note(f"Passed over, as no manifest: {error}")
-        return None
-    if not isinstance(values, dict) or not {"format", "hash", "run"} <= values.keys():
-        return None
-    return Manifest(values, path)
 
 
 @functools.cache  # a command looks for manifests more than once, and says it once

@@ -50,10 +50,6 @@ class Method:
             return run
         return second_stage(run, run_name(self.after.run(setting, network=network, data=data, holdout=holdout)))
 
-    def called(self, label: str) -> "Method":
-        """The same under the name that a table has for it."""
-        return dataclasses.replace(self, label=label)
-
 
 _OF_THE_SETTING: Mapping[str, Callable[[Setting], Mapping[str, Any]]] = {
     "damping": lambda setting: {"strength": setting.strength},

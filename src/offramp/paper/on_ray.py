@@ -101,21 +101,21 @@ def _collect(ray: Any, refs: dict[Any, Task], waiting: list[Task]) -> Generator[
             task = refs.pop(ref)
             waiting.remove(task)
             try:
-                values = ray.get(ref)
+                manifest = ray.get(ref)
             except ray.exceptions.RayError as error:
                 yield task, str(error).strip().splitlines()[-1]
             else:
-                yield task, Manifest(values, RunFolder(task.folder).manifest)
+                yield task, Manifest(manifest.file, RunFolder(task.folder).manifest)
 
 
-def _in_worker(work: Work, line: str, log: str) -> Mapping[str, Any]:
+def _in_worker(work: Work, line: str, log: str) -> Manifest:
     """In a worker: do the job, and give its manifest. What training prints goes to the run's log."""
     run, folder, jobs, first = from_json_line(line)
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     before = sys.stderr
     with open(log, "a") as sys.stderr:
         try:
-            return dict(work(run, folder, jobs, first).values)
+            return work(run, folder, jobs, first)
         except (OfframpError, UsageError) as error:
             say(f"offramp: {error}")
             raise

@@ -8,6 +8,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from offramp.paper import early_exits, statistics
+from offramp.paper.cells import Cell, Table, anchor
 from offramp.paper.claims import CLAIMS
 from offramp.paper.experiments import ALL, EXPERIMENTS, Experiment
 from offramp.paper.identity import command, run_hash, run_name
@@ -16,9 +17,9 @@ from offramp.paper.manifest import MadeBy, Manifest
 from offramp.paper.plots import draw
 from offramp.paper.results import Results, manifest_of, measured
 from offramp.paper.study import Study, distinct
-from offramp.paper.tables import Cell, Table, anchor, claims_table, not_run, tables
+from offramp.paper.tables import claims_table, not_run, tables
 from offramp.show import figures
-from offramp.show.page import inline_svg, page
+from offramp.show.page import inline_svg, markdown_row, page
 from offramp.storage import write_atomically
 
 HOW_TO_READ = (
@@ -82,12 +83,9 @@ class Section:
 
 @dataclass(frozen=True)
 class RunsOfRow:
-    """A row's runs, as the page lists them.
+    """A row's runs, as the page lists them: of each seed its name, where its manifest is, and what that says.
 
-    Attributes:
-        anchor: Where cells lead to.
-        command: What trains seed 0 by hand, with the threads of the first run that is there.
-        runs: Of each seed what its manifest says, or that it is missing.
+    `command` trains seed 0 by hand, with the threads of the first run that is there.
     """
 
     anchor: str
@@ -150,7 +148,7 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 def _finished_seeds(study: Study, manifests: Mapping[str, Manifest]) -> list[int]:
     """Of which seeds runs are done that the page does not show."""
-    others = {manifest.file.run.training.seed for manifest in manifests.values()} - set(study.seeds)
+    others = {manifest.file.seed for manifest in manifests.values()} - set(study.seeds)
     rows = distinct(study.experiments)
     return [seed for seed in sorted(others) if any(run_hash(row.with_seed(seed)) in manifests for row in rows)]
 
@@ -269,18 +267,13 @@ def _markdown(
 
 
 def _table(table: Table) -> list[str]:
-    rows = [f"| {' | '.join([_text(row[0]), *(_text(_unlinked(cell)) for cell in row[1:])])} |" for row in table.rows]
+    cells = [[row[0], *(Cell(cell.text, rows=cell.rows) for cell in row[1:])] for row in table.rows]
+    rows = [markdown_row(map(_text, row)) for row in cells]
     ruler = "|" + "---|" * len(table.head)
-    return [f"**{table.title}.** {table.note}", "", "| " + " | ".join(table.head) + " |", ruler, *rows, ""]
+    return [f"**{table.title}.** {table.note}", "", markdown_row(table.head), ruler, *rows, ""]
 
 
 def _text(cell: Cell) -> str:
-    text = cell.text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>")
+    """In Markdown the first cell of a row alone leads to its runs, for all of them."""
     rows = ", ".join(f"[{name}](#{to})" for name, to in cell.rows)
-    behind = f"<br>runs: {rows}" if rows else ""
-    return (text if cell.to is None else f"[{text}](#{cell.to})") + behind
-
-
-def _unlinked(cell: Cell) -> Cell:
-    """In Markdown the first cell of a row leads to its runs, for all of them."""
-    return Cell(cell.text, rows=cell.rows)
+    return (cell.text if cell.to is None else f"[{cell.text}](#{cell.to})") + (f"\nruns: {rows}" if rows else "")

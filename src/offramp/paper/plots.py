@@ -45,14 +45,12 @@ def _thresholds(experiment: Experiment, results: Results) -> "Figure | None":
     ]
     if not curves:
         return None
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(figures.WIDTH, 3.0), layout="constrained")
+    figure, both = figures.panels(2, 3.0, columns=2)
     at = [threshold for threshold, _ in curves]
     accuracy = [[f.top1[-1] for f in of] for _, of in curves]
-    loss = [[math.nan if f.train_nll is None else f.train_nll[-1] for f in of] for _, of in curves]
+    loss = [[(f.values("train-nll") or [math.nan])[-1] for f in of] for _, of in curves]
     panels = (("top-1 on test, %", accuracy), ("loss converged to, nats", loss))
-    for axes, (title, values) in zip(figure.subplots(1, 2), panels, strict=True):
+    for axes, (title, values) in zip(both, panels, strict=True):
         _with_range(axes, at, values, figures.GROUPS[0], "o", None)
         axes.set_title(title)
         axes.set_xlabel("gradients kept up to this softmax, %")
@@ -64,15 +62,12 @@ def _budgets(experiment: Experiment, results: Results) -> "Figure | None":
     curves_by_row: dict[str, list[Sequence[float]]] = {}
     for row in experiment.rows:
         seeds: Mapping[int, Figures] = results.of(experiment.name, row.label)
-        curves = [f.budgeted for f in seeds.values() if f.budgeted is not None]
+        curves = [curve for f in seeds.values() if (curve := f.values("budgeted"))]
         if curves:
             curves_by_row[row.label] = [list(values) for values in zip(*curves, strict=True)]
     if not curves_by_row:
         return None
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(figures.WIDTH, 3.6 + 0.2 * math.ceil(len(curves_by_row) / 2)), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = figures.panels(1, 3.6 + 0.2 * math.ceil(len(curves_by_row) / 2))
     styles = zip(itertools.cycle(figures.GROUPS), itertools.cycle(figures.MARKERS), curves_by_row.items(), strict=False)
     for colour, marker, (label, values) in styles:
         _with_range(axes, [100 * budget for budget in BUDGETS], values, colour, marker, label)

@@ -5,7 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean, linear_regression, stdev
 
 from offramp.paper import statistics
 from offramp.paper.results import BUDGETS, Figures, Key, Results, What, fewest_images
@@ -19,11 +19,7 @@ EXCESS: Mapping[What, What] = {"order": "excess", "order-train": "excess-train"}
 
 @dataclass(frozen=True)
 class Q:
-    """A number of each run of a row: a figure's mean over some exits.
-
-    Attributes:
-        exits: Of which exits the mean is taken, as in a slice.
-    """
+    """A number of each run of a row: a figure's mean over some exits, as in a slice."""
 
     experiment: str
     row: str
@@ -42,12 +38,7 @@ class Q:
 
 @dataclass(frozen=True)
 class Finding:
-    """What came out of a predicate.
-
-    Attributes:
-        found: The number it is about; None where there is none.
-        note: Of which budgets the number is, or why there is none.
-    """
+    """The number that a predicate is about, and the verdict; `note` says of which budgets, or why there is none."""
 
     verdict: Ruling
     found: Estimate | None
@@ -115,14 +106,24 @@ class Predicate(ABC):
 
 
 @dataclass(frozen=True)
-class Greater(Predicate):
-    """`left` exceeds `right`, seed by seed."""
+class Pair(Predicate):
+    """A statement about what `left` has over `right`, seed by seed."""
 
     left: Q
     right: Q
 
     def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
         return _less(self.left.by_seed(results), self.right.by_seed(results))
+
+    def runs(self, results: Results) -> list[tuple[int, Figures, Figures]]:
+        """The seeds that both rows have, and what they gave."""
+        ours, theirs = (results.of(q.experiment, q.row) for q in (self.left, self.right))
+        return [(seed, ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+
+
+@dataclass(frozen=True)
+class Greater(Pair):
+    """`left` exceeds `right`."""
 
     @property
     def digits(self) -> int:  # noqa: D102
@@ -215,81 +216,6 @@ class NoMore(Greater):
 
 
 @dataclass(frozen=True)
-class Faster(Predicate):
-    """`left` takes less time than `limit` times `right`: the number is the time saved, in percent of that.
-
-    Of the seeds that both rows were timed with under the same conditions, with nothing else going on.
-    """
-
-    left: Q
-    right: Q
-    limit: float = 1.0
-
-    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
-        left, right = self.left.by_seed(results), self.right.by_seed(results)
-        ours, theirs = (results.of(q.experiment, q.row) for q in (self.left, self.right))
-        alike = [seed for seed in left if seed in right and ours[seed].timed_like(theirs[seed])]
-        return {seed: 100 * (1 - left[seed] / (self.limit * right[seed])) for seed in alike}
-
-    def judge(self, results: Results) -> Finding:  # noqa: D102
-        finding = super().judge(results)
-        both = self.left.by_seed(results).keys() & self.right.by_seed(results).keys()
-        if not both or finding.found is not None:
-            return finding
-        ours, theirs = (results.of(q.experiment, q.row) for q in (self.left, self.right))
-        pairs = [(ours[seed].clock, theirs[seed].clock) for seed in both]
-        alike = any(left and right and left.like(right) for left, right in pairs)
-        return Finding(Ruling.DISTURBED if alike else Ruling.OTHER_CLOCK, None)
-
-    def says(self) -> str:  # noqa: D102
-        limit = "" if self.limit == 1 else f"{self.limit:g} times "
-        return f"training time that {self.left.row} saves against {limit}{self.right.row}, in percent"
-
-
-@dataclass(frozen=True)
-class Costs(Predicate):
-    """`left` costs at most `percent` more than `right` at every exit: the number is the most that it costs more.
-
-    Counts have no error: one seed says it. Training times of both stand beside it and are not judged.
-    """
-
-    left: Q
-    right: Q
-    percent: float
-
-    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
-        ours, theirs = (results.of(q.experiment, q.row) for q in (self.left, self.right))
-        counts = {
-            seed: [f.values(self.left.what) for f in (ours[seed], theirs[seed])] for seed in ours if seed in theirs
-        }
-        return {
-            seed: max(100 * (a / b - 1) for a, b in zip(left, right, strict=True))
-            for seed, (left, right) in counts.items()
-            if left and right
-        }
-
-    @property
-    def digits(self) -> int:  # noqa: D102
-        return 4
-
-    def judge(self, results: Results) -> Finding:  # noqa: D102
-        values = self.contrasts(results).values()
-        if not values:
-            return Finding(Ruling.NOT_RUN, None)
-        difference = Estimate(max(values), 0.0, len(values))
-        left, right = (dataclasses.replace(q, what="seconds") for q in (self.left, self.right))
-        saved = Faster(left, right).contrasts(results).values()
-        time = f"training time, not judged: {1 - fmean(saved) / 100:.2f} times, of {len(saved)} pairs" if saved else ""
-        return Finding(Ruling.AGREES if difference.mean <= self.percent else Ruling.DISAGREES, difference, time)
-
-    def says(self) -> str:  # noqa: D102
-        return (
-            f"{self.left.what} that {self.left.row} has over {self.right.row}, in percent, at the exit where that is "
-            f"most; at most {self.percent:g} wanted"
-        )
-
-
-@dataclass(frozen=True)
 class Ordered(Predicate):
     """Within an image the exits that do better are damped more: the number is a rank correlation over its exits.
 
@@ -344,7 +270,11 @@ class Deeper(Predicate):
     def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
         runs: Mapping[int, Figures] = results.of(self.of.experiment, self.of.row)
         curves = {seed: figures.values(self.of.what) for seed, figures in runs.items()}
-        return {seed: 100 * self.sign * _slope(range(len(curve)), curve) for seed, curve in curves.items() if curve}
+        return {
+            seed: 100 * self.sign * linear_regression(range(len(curve)), curve).slope
+            for seed, curve in curves.items()
+            if curve
+        }
 
     @property
     def digits(self) -> int:  # noqa: D102
@@ -369,7 +299,10 @@ class Over(Predicate):
     def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
         each = [row.by_seed(results) for row in self.rows]
         seeds = [seed for seed in each[0] if all(seed in values for values in each)]
-        return {seed: self.sign * self.per * _slope(self.at, [values[seed] for values in each]) for seed in seeds}
+        return {
+            seed: self.sign * self.per * linear_regression(self.at, [values[seed] for values in each]).slope
+            for seed in seeds
+        }
 
     def unit(self, results: Results) -> float:  # noqa: D102
         middle = fmean(self.at)
@@ -410,62 +343,60 @@ class Steadier(Predicate):
 
 
 @dataclass(frozen=True)
-class Mixed(Predicate):
-    """`left` exceeds `right` at some exits and falls short of it at others; the number is the mean over exits."""
+class ExitByExit(Pair):
+    """A statement about what `left` has over `right` in top-1 at each exit."""
 
-    left: Q
-    right: Q
-
-    def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
-        return Greater(self.left, self.right).contrasts(results)
+    def at_exits(self, results: Results) -> list[dict[int, float]]:
+        """That, by seed, of the seeds that both rows have."""
+        runs = self.runs(results)
+        num_exits = len(runs[0][1].top1) if runs else 0
+        return [{seed: ours.top1[k] - theirs.top1[k] for seed, ours, theirs in runs} for k in range(num_exits)]
 
     def judge(self, results: Results) -> Finding:  # noqa: D102
         estimate = self.estimate(results)
         if estimate is None:
             return Finding(Ruling.NOT_RUN, None)
-        by_exit = [list(of.values()) for of in _by_exit(self.left, self.right, results)]
-        return Finding(statistics.both_signs(by_exit, self.images(results)), estimate)
+        return Finding(
+            self.ruling_of_exits([list(of.values()) for of in self.at_exits(results)], self.images(results)), estimate
+        )
+
+    @abstractmethod
+    def ruling_of_exits(self, values_by_exit: Sequence[Sequence[float]], images: int | None) -> Ruling:
+        """The verdict on the values of all exits."""
+
+
+@dataclass(frozen=True)
+class Mixed(ExitByExit):
+    """`left` exceeds `right` at some exits and falls short of it at others; the number is the mean over exits."""
+
+    def ruling_of_exits(self, values_by_exit: Sequence[Sequence[float]], images: int | None) -> Ruling:  # noqa: D102
+        return statistics.both_signs(values_by_exit, images)
 
     def says(self) -> str:  # noqa: D102
         return f"{self.left.row} less {self.right.row}, at some exits above 0 and at some below; mean over exits"
 
 
 @dataclass(frozen=True)
-class AtEveryExit(Predicate):
+class AtEveryExit(ExitByExit):
     """`left` exceeds `right` at every exit, all `but` so many; the number is the least gain of those that count."""
 
-    left: Q
-    right: Q
     but: int = 0
 
     def contrasts(self, results: Results) -> dict[int, float]:  # noqa: D102
-        by_exit = [of for of in _by_exit(self.left, self.right, results) if of]
-        by_exit.sort(key=lambda of: fmean(of.values()))
+        by_exit = sorted((of for of in self.at_exits(results) if of), key=lambda of: fmean(of.values()))
         return by_exit[self.but] if len(by_exit) > self.but else {}
 
-    def judge(self, results: Results) -> Finding:  # noqa: D102
-        estimate = self.estimate(results)
-        if estimate is None:
-            return Finding(Ruling.NOT_RUN, None)
-        by_exit = [list(of.values()) for of in _by_exit(self.left, self.right, results)]
-        return Finding(statistics.all_above(by_exit, self.but, self.images(results)), estimate)
+    def ruling_of_exits(self, values_by_exit: Sequence[Sequence[float]], images: int | None) -> Ruling:  # noqa: D102
+        return statistics.all_above(values_by_exit, self.but, images)
 
     def says(self) -> str:  # noqa: D102
         least = f"the least of all exits but {self.but}" if self.but else "the least of all exits"
         return f"{self.left.row} less {self.right.row}, top-1, {least}"
 
 
-def _by_exit(left: Q, right: Q, results: Results) -> list[dict[int, float]]:
-    """What `left` has over `right` in top-1 at each exit, by seed, of the seeds that both rows have."""
-    ours, theirs = (results.of(q.experiment, q.row) for q in (left, right))
-    seeds = [seed for seed in ours if seed in theirs]
-    num_exits = len(ours[seeds[0]].top1) if seeds else 0
-    return [{seed: ours[seed].top1[k] - theirs[seed].top1[k] for seed in seeds} for k in range(num_exits)]
-
-
 def _affordable(rows: Collection[Key], results: Results) -> list[int]:
     """Which of `BUDGETS` every run of these rows can afford: below its cheapest point a curve says nothing."""
-    curves = [f.budgeted for row in rows for f in results.of(*row).values() if f.budgeted is not None]
+    curves = [curve for row in rows for f in results.of(*row).values() if (curve := f.values("budgeted"))]
     return [b for b in range(len(BUDGETS)) if not any(math.isnan(curve[b]) for curve in curves)]
 
 
@@ -473,7 +404,9 @@ def _at(budgets: Sequence[int], rows: Collection[Key], results: Results) -> Resu
     """The results, in which these rows have accuracies at these budgets alone."""
     cut = {
         row: {
-            seed: dataclasses.replace(f, budgeted=f.budgeted and tuple(f.budgeted[b] for b in budgets))
+            seed: dataclasses.replace(f, numbers={**f.numbers, "budgeted": tuple(curve[b] for b in budgets)})
+            if (curve := f.values("budgeted"))
+            else f
             for seed, f in results.of(*row).items()
         }
         for row in rows
@@ -489,13 +422,6 @@ def _budgets_text(budgets: Sequence[int]) -> str:
 
 def _less(left: Mapping[int, float], right: Mapping[int, float]) -> dict[int, float]:
     return {seed: left[seed] - right[seed] for seed in left if seed in right}
-
-
-def _slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Of the line of least squares."""
-    middle_x, middle_y = fmean(x), fmean(y)
-    above = sum((a - middle_x) * (b - middle_y) for a, b in zip(x, y, strict=True))
-    return above / sum((a - middle_x) ** 2 for a in x)
 
 
 def _exits(q: Q) -> str:

@@ -4,45 +4,43 @@ K exits. Tables and claims read nothing else.
 """
 
 import dataclasses
-import functools
-import itertools
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from statistics import fmean
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-from offramp.paper import statistics
+import numpy as np
+
 from offramp.paper.experiments import Experiment, Row
 from offramp.paper.identity import run_hash
 from offramp.paper.manifest import Manifest, ManifestFile
+from offramp.paper.published import published
 
 What = Literal[
-    "top1",
-    "damping",
-    "damping-train",
-    "train-nll",
-    "gamma",
-    "weight",
-    "seconds",
-    "budgeted",
-    "ece",
-    "search",
-    "learned",
-    "damped",
-    "reversed",
-    "operations",
-    "parameters",
-    "order",
-    "order-train",
-    "excess",
-    "excess-train",
-    "speed-up",
-    "leaving",
-    "early",
-    "ece-early",
+    "top1",  # accuracy of each exit on the test set, in percent
+    "damping",  # mean of F[N+1] of each exit on the test set
+    "damping-train",  # the same on training images with test transforms
+    "train-nll",  # negative log-likelihood of each exit on training images, in nats: the loss it converged to
+    "gamma",  # damping coefficient of each exit, its mean over the last epoch of training
+    "weight",  # weight of each exit, likewise
+    "seconds",  # of training: one number
+    "budgeted",  # accuracy at each of `BUDGETS` under thresholds, in percent
+    "ece",  # expected calibration error of each exit on the test set, from 0 to 1
+    "search",  # accuracy of each exit on `search` after the last epoch, in percent
+    "learned",  # share of each exit's push that comes from learned images, over all epochs
+    "damped",  # share of images whose gradient is damped, likewise
+    "reversed",  # share of images whose gradient is reversed, likewise
+    "operations",  # of each exit, with all heads on the way
+    "parameters",  # likewise
+    "order",  # rank correlation of the damping coefficient with F[y] over an image's exits, mean over test images
+    "order-train",  # the same on training images
+    "excess",  # how far an image's best exit has the larger coefficient than its exits on average, in percent, on test
+    "excess-train",  # the same on training images
+    "speed-up",  # operations saved under a certificate, the whole network's over the mean (`certified.Certified`)
+    "leaving",  # share of images that is answered at each exit under it
+    "early",  # percent of images that leave before the last exit under it
+    "ece-early",  # calibration error of each exit but the last, in percent
 ]
 BUDGETS = tuple(tenth / 10 for tenth in range(3, 11))  # shares of the whole network's operations
 
@@ -78,56 +76,16 @@ class Clock:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one run gave, or a row of the paper; None where there is nothing.
+    """What one run gave, or a row of the paper.
 
     Attributes:
-        top1: Accuracy of each exit on the test set, in percent.
-        damping: Mean of F[N+1] of each exit on the test set.
-        damping_train: The same on training images with test transforms.
-        train_nll: Negative log-likelihood of each exit on training images, in nats: the loss it converged to.
-        gamma: Damping coefficient of each exit, its mean over the last epoch of training.
-        weight: Weight of each exit, likewise.
-        budgeted: Accuracy at each of `BUDGETS` under thresholds, in percent.
-        ece: Expected calibration error of each exit on the test set, from 0 to 1.
-        search: Accuracy of each exit on `search` after the last epoch, in percent.
-        learned: Share of each exit's push that comes from learned images, over all epochs, as its record of gradients
-            says.
-        damped: Share of images whose gradient is damped, likewise.
-        reversed: Share of images whose gradient is reversed, likewise.
-        operations: Of each exit, with all heads on the way.
-        parameters: Likewise.
-        order: Rank correlation of the damping coefficient with F[y] over an image's exits, mean over test images.
-        order_train: The same on training images.
-        excess: How far an image's best exit has the larger coefficient than its exits on average, in percent, on test.
-        excess_train: The same on training images.
-        speed_up: Operations saved under a certificate, as the whole network's over the mean (`certified.Certified`).
-        leaving: Share of images that is answered at each exit under it.
+        numbers: By kind, what there is: mostly one per exit.
         epoch: The epoch whose accuracies these are, where it is not the last.
-        clock: How `seconds` were taken.
+        clock: How its seconds were taken.
         images: Of the test set: accuracies come in steps of 100 over it.
     """
 
-    top1: tuple[float, ...]
-    damping: tuple[float, ...] | None = None
-    damping_train: tuple[float, ...] | None = None
-    train_nll: tuple[float, ...] | None = None
-    gamma: tuple[float, ...] | None = None
-    weight: tuple[float, ...] | None = None
-    seconds: float | None = None
-    budgeted: tuple[float, ...] | None = None
-    ece: tuple[float, ...] | None = None
-    search: tuple[float, ...] | None = None
-    learned: tuple[float, ...] | None = None
-    damped: tuple[float, ...] | None = None
-    reversed: tuple[float, ...] | None = None
-    operations: tuple[float, ...] | None = None
-    parameters: tuple[float, ...] | None = None
-    order: tuple[float, ...] | None = None
-    order_train: tuple[float, ...] | None = None
-    excess: tuple[float, ...] | None = None
-    excess_train: tuple[float, ...] | None = None
-    speed_up: tuple[float, ...] | None = None
-    leaving: tuple[float, ...] | None = None
+    numbers: Mapping[What, tuple[float, ...]]
     epoch: int | None = None
     clock: Clock | None = None
     images: int | None = None
@@ -139,50 +97,52 @@ class Figures:
         return self.clock.like(other.clock) and bool(self.clock.alone and other.clock.alone)
 
     @property
-    def early(self) -> tuple[float, ...] | None:
-        """Percent of images that leave before the last exit under the certificate."""
-        return None if self.leaving is None else (100 * sum(self.leaving[:-1]),)
+    def top1(self) -> tuple[float, ...]:
+        """Of each exit, in percent."""
+        return self.numbers["top1"]
 
     @property
-    def ece_early(self) -> tuple[float, ...] | None:
-        """Calibration error of each exit but the last, in percent."""
-        return None if self.ece is None else tuple(100 * value for value in self.ece[:-1])
+    def seconds(self) -> float | None:
+        """Of training."""
+        return self.numbers["seconds"][0] if "seconds" in self.numbers else None
 
     def values(self, what: What) -> tuple[float, ...] | None:
-        """The figures of one kind, one per exit (one alone for seconds, one per budget under thresholds)."""
-        if what == "seconds":
-            return None if self.seconds is None else (self.seconds,)
-        values: tuple[float, ...] | None = getattr(self, what.replace("-", "_"))
-        return values
+        """The figures of one kind; None where there are none."""
+        return self.numbers.get(what)
 
 
 def of_manifest(manifest: Manifest, *, best_epoch: bool = False) -> Figures:
     """The figures of a finished run; `best_epoch`: accuracies of the epoch that was best on what was watched."""
     file = manifest.file
     exits, order, shares, promised = file.exits, file.order, file.xray, file.certified
-    train = [exit.train for exit in exits]
     best = file.best_epoch if best_epoch else None
-    return Figures(
-        top1=best.top1 if best else tuple(exit.top1 for exit in exits),
-        damping=_all(exit.damping for exit in exits),
-        damping_train=_all(part.damping if part else None for part in train),
-        train_nll=_all(part.nll if part else None for part in train),
-        gamma=_all(file.last_stats.get("gamma") or [None]),
-        weight=_all(file.last_stats.get("weight") or [None]),
-        seconds=file.timing.seconds,
-        budgeted=at_budgets(file.budgeted, exits[-1].operations) if file.budgeted else None,
-        ece=_all(exit.ece for exit in exits),
-        search=file.search_top1,
-        operations=tuple(exit.operations for exit in exits),
-        parameters=_all(exit.parameters for exit in exits),
-        **{name: (value,) for name, value in (dataclasses.asdict(order) if order else {}).items()},
-        **(dataclasses.asdict(shares) if shares else {}),
-        speed_up=(promised.speed_up,) if promised else None,
-        leaving=promised.leaving if promised else None,
-        epoch=best.epoch if best else None,
-        clock=_clock(file, manifest.undisturbed),
-        images=file.test_images,
-    )
+    train = [exit.train for exit in exits]
+    numbers: dict[What, Iterable[float | None] | None] = {
+        "top1": best.top1 if best else [exit.top1 for exit in exits],
+        "damping": [exit.damping for exit in exits],
+        "damping-train": [None if of is None else of.damping for of in train],
+        "train-nll": [None if of is None else of.nll for of in train],
+        "gamma": file.last_stats.get("gamma"),
+        "weight": file.last_stats.get("weight"),
+        "seconds": [file.timing.seconds],
+        "budgeted": at_budgets(file.budgeted, exits[-1].operations) if file.budgeted else None,
+        "ece": [exit.ece for exit in exits],
+        "search": file.search_top1,
+        "operations": [exit.operations for exit in exits],
+        "parameters": [exit.parameters for exit in exits],
+    }
+    if promised is not None:
+        numbers |= {"speed-up": [promised.speed_up], "leaving": promised.leaving}
+        numbers["early"] = [100 * sum(promised.leaving[:-1])]
+    if all(exit.ece is not None for exit in exits):
+        numbers["ece-early"] = [100 * exit.ece for exit in exits[:-1] if exit.ece is not None]
+    if shares is not None:
+        numbers |= {"learned": shares.learned, "damped": shares.damped, "reversed": shares.reversed}
+    if order is not None:
+        numbers |= {"order": [order.order], "order-train": [order.order_train]}
+        numbers |= {"excess": [order.excess], "excess-train": [order.excess_train]}
+    whole = {what: all_of for what, of in numbers.items() if of is not None and (all_of := _all(of))}
+    return Figures(whole, best.epoch if best else None, _clock(file, manifest.undisturbed), file.test_images)
 
 
 def _clock(file: ManifestFile, undisturbed: bool | None) -> Clock:
@@ -198,18 +158,12 @@ def _all(values: Iterable[float | None]) -> tuple[float, ...] | None:
 
 
 def at_budgets(points: Sequence[Sequence[float]], full_operations: float) -> tuple[float, ...]:
-    """Accuracy at each of `BUDGETS` on the line between the points of a budgeted curve, nan outside of it."""
-    ordered = sorted((operations / full_operations, accuracy) for operations, accuracy in points)
-    return tuple(_between(ordered, share) for share in BUDGETS)
+    """Accuracy at each of `BUDGETS` on the line between the points of a budgeted curve, nan below all of them.
 
-
-def _between(ordered: Sequence[tuple[float, float]], share: float) -> float:
-    if share < ordered[0][0]:
-        return math.nan
-    for (x0, y0), (x1, y1) in itertools.pairwise(ordered):
-        if x0 <= share <= x1:
-            return y1 if x1 == x0 else y0 + (y1 - y0) * (share - x0) / (x1 - x0)
-    return ordered[-1][1]  # more than the dearest point spends: it can be spent, and nothing is gained
+    Above all of them it is that of the dearest: more can be spent, and nothing is gained.
+    """
+    shares, accuracies = zip(*sorted((operations / full_operations, top1) for operations, top1 in points), strict=True)
+    return tuple(np.interp(BUDGETS, shares, accuracies, left=math.nan).tolist())
 
 
 Key: TypeAlias = tuple[str, str]  # experiment and row
@@ -256,59 +210,13 @@ def manifest_of(row: Row, seed: int, manifests: Mapping[str, Manifest]) -> Manif
     return manifest
 
 
-@functools.cache
-def published() -> Mapping[str, Any]:
-    """The paper's tables: per table its data and number of runs, per row `top1`, and where printed `spread`, `damping`.
-
-    `spread` is what the paper calls ±, very probably half the distance from the lowest run to the highest; `delta` the
-    sum over exits less the first row's. Rows that are `copied` are from other authors, who trained by another recipe.
-    """
-    text = resources.files("offramp.paper").joinpath("published.json").read_text()
-    tables: Mapping[str, Any] = json.loads(text)
-    return tables
-
-
-def published_row(experiment: Experiment, row: Row) -> Mapping[str, Any] | None:
-    """The paper's figures of a row; None where it printed none."""
-    table = published().get(experiment.name, {"rows": {}})
-    printed: Mapping[str, Any] | None = table["rows"].get(row.label) if row.in_paper else None
-    return printed
-
-
-def has_delta(name: str) -> bool:
-    """Whether the paper's table has a column Δ, the sum over exits less the first row's."""
-    rows = published().get(name, {"rows": {}})["rows"].values()
-    return any("delta" in theirs for theirs in rows)
-
-
-def printed_digits(name: str) -> int:
-    """How many decimals the paper prints in a table's accuracies."""
-    rows = published()[name]["rows"].values()
-    return max(len(repr(value).partition(".")[2]) for theirs in rows for value in theirs["top1"])
-
-
-def printed_mean(theirs: Mapping[str, Any]) -> float:
-    """The mean over exits of a published row: as printed where it is, else of its numbers."""
-    return float(theirs.get("mean", fmean(theirs["top1"])))
-
-
-def deviations(theirs: Mapping[str, Any]) -> tuple[list[float], float] | None:
-    """Standard deviations of a published row's five runs, of each exit and of their mean; None where it has no ±.
-
-    Each exit's ± is read as half the range. That of the mean may be either; read as a deviation it is the larger.
-    """
-    if "spread" not in theirs:
-        return None
-    return [half / statistics.HALF_RANGE_OF_FIVE for half in theirs["spread"]], theirs["mean_spread"]
-
-
 def printed() -> Results:
     """The paper's own figures, as if of one seed."""
-    figures = {
-        (name, row): {0: Figures(tuple(values["top1"]), damping=values.get("damping") and tuple(values["damping"]))}
-        for name, table in published().items()
-        for row, values in table["rows"].items()
-    }
+    figures: dict[Key, Mapping[int, Figures]] = {}
+    for name, table in published().items():
+        for label, row in table.rows.items():
+            numbers: dict[What, tuple[float, ...]] = {"top1": row.top1}
+            figures[name, label] = {0: Figures(numbers if row.damping is None else {**numbers, "damping": row.damping})}
     return Results(figures)
 
 

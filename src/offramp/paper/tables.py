@@ -1,18 +1,16 @@
 """A study as tables of text with links: what the page and the Markdown file both show."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from offramp.paper import early_exits, statistics
-from offramp.paper.estimate import counted
+from offramp.paper.cells import NOTHING, Cell, Table, anchor, exit_names, linked, number, spread
 from offramp.paper.experiments import Experiment, Row
-from offramp.paper.identity import run_hash
 from offramp.paper.judging import ClaimPart, Judged
 from offramp.paper.predicates import EVERY, Exits, Greater, Q, Summed
+from offramp.paper.published import published_table
+from offramp.paper.published_tables import cost_tables, published_tables
 from offramp.paper.results import (
     BUDGETS,
     Clock,
@@ -20,19 +18,9 @@ from offramp.paper.results import (
     Key,
     Results,
     What,
-    deviations,
-    fewest_images,
-    has_delta,
     mean_top1,
-    printed_digits,
-    printed_mean,
-    published,
-    published_row,
 )
-from offramp.results.comparison import Spread
-from offramp.show.side_by_side import spread_text
 
-NOTHING = "–"
 LAST_EPOCH: tuple[tuple[What, str, int], ...] = (
     ("weight", "Weights of the exits", 4),
     ("gamma", "Damping coefficients γ", 6),
@@ -44,30 +32,6 @@ GRADIENTS: tuple[tuple[What, str], ...] = (
 )
 OF_OUR_RUNS = (statistics.Ruling.AGREES, statistics.Ruling.DISAGREES, statistics.Ruling.NOT_RESOLVED)
 GROUPS = (("first three exits", (None, 3)), ("last two exits", (-2, None)))  # where methods differ most, and least
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A text of one line or more.
-
-    Attributes:
-        to: Where on the page it leads; nowhere if None.
-        rows: Of what is made of the runs of several rows: their names, and where each leads.
-    """
-
-    text: str
-    to: str | None = None
-    rows: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with one line said of it."""
-
-    title: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    note: str = ""
 
 
 def claims_table(
@@ -104,11 +68,6 @@ def _part(part: ClaimPart, unlike: str) -> str:
     return f"{part.says}{note}: {result}{own}"
 
 
-def anchor(row: Row) -> str:
-    """Where the page lists the runs of a row: rows that share their runs share it."""
-    return f"runs-{run_hash(row.run)}"
-
-
 def tables(experiment: Experiment, results: Results) -> list[Table]:
     """The tables of an experiment: ours of the rows that were run, and the paper's beside it."""
     rows = tuple(row for row in experiment.rows if results.of(experiment.name, row.label))
@@ -116,7 +75,7 @@ def tables(experiment: Experiment, results: Results) -> list[Table]:
     ours = _ours(experiment, rows, results) if rows else []
     if unlike:  # in the table itself: it may be copied off the page
         ours = [dataclasses.replace(table, note=f"Measured {unlike}. {table.note}") for table in ours]
-    return ours + _published(experiment, results) + _costs(experiment)
+    return ours + published_tables(experiment, results) + cost_tables(experiment)
 
 
 def not_run(experiment: Experiment, results: Results) -> list[str]:
@@ -169,13 +128,13 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
     num_exits = _num_exits(experiment, results)
     single = num_exits == 1
     means = () if single else ("mean",)
-    deltas = (f"Δ: sum over exits less {first.label}'s, paired",) if has_delta(experiment.name) else ()
+    deltas = (f"Δ: sum over exits less {first.label}'s, paired",) if published_table(experiment.name).has_delta else ()
     groups = GROUPS if experiment.shows in ("groups", "study") and num_exits >= 5 else ()  # of fewer exits they overlap
     against = [f"against {first.label}, paired", *(f"{name}, paired" for name, _ in groups)]
     against += ["pairs"] if groups else []
     corrected = _corrected(experiment, shown, results) if experiment.shows == "study" else {}
     against += ["p of the mean, Holm"] if corrected else []
-    head = ("", *_exit_names(num_exits), *means, *deltas, *against, "n", "training time")
+    head = ("", *exit_names(num_exits), *means, *deltas, *against, "n", "training time")
     clocks = _clocks(experiment, results)
     rows = []
     for row in shown:
@@ -183,8 +142,8 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
         rows.append(
             (
                 Cell(row.label, anchor(row)),
-                *(_spread(row, [f.top1[k] for f in figures.values()]) for k in range(num_exits)),
-                *(() if single else (_spread(row, [mean_top1(f) for f in figures.values()]),)),
+                *(spread(row, [f.top1[k] for f in figures.values()]) for k in range(num_exits)),
+                *(() if single else (spread(row, [mean_top1(f) for f in figures.values()]),)),
                 *(_delta(experiment, row, results) for _ in deltas),
                 *(
                     [*_paired(experiment, row, groups, results), *_p(row, corrected)]
@@ -192,7 +151,7 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
                     else [Cell("")] * len(against)
                 ),
                 Cell(str(len(figures)), anchor(row)),
-                _linked(row, _time(figures, results.of(experiment.name, first.label), say=len(clocks) > 1)),
+                linked(row, _time(figures, results.of(experiment.name, first.label), say=len(clocks) > 1)),
             )
         )
     note = "Top-1 in percent on test: mean ± standard deviation (half-range) over n seeds. Times are of training alone"
@@ -222,10 +181,10 @@ def _early_exits(experiment: Experiment, shown: Sequence[Row], results: Results)
         cells = []
         for figure in early_exits.FIGURES:
             values = early_exits.values(experiment, row, figure, results)
-            cells.append(_number(row, values, 2) if values else Cell("not measured", anchor(row)))
+            cells.append(number(row, values, 2) if values else Cell("not measured", anchor(row)))
             against = early_exits.difference(experiment, row, figure, results)
             text = "" if row is first else NOTHING if against is None else against.text()
-            cells.append(_linked(row, text) if text else Cell(""))
+            cells.append(linked(row, text) if text else Cell(""))
         said = "" if row is first else early_exits.in_words(verdicts[row.label])
         rows.append((Cell(row.label, anchor(row)), *cells, Cell(said, anchor(row)) if said else Cell("")))
     titles = [name for figure in early_exits.FIGURES for name in (figure.title, f"against {first.label}, paired")]
@@ -243,7 +202,7 @@ def _corrected(experiment: Experiment, shown: Sequence[Row], results: Results) -
 
 
 def _p(row: Row, corrected: Mapping[str, float]) -> list[Cell]:
-    return [_linked(row, f"{corrected[row.label]:.3f}" if row.label in corrected else NOTHING)] if corrected else []
+    return [linked(row, f"{corrected[row.label]:.3f}" if row.label in corrected else NOTHING)] if corrected else []
 
 
 def _delta(experiment: Experiment, row: Row, results: Results) -> Cell:
@@ -251,12 +210,7 @@ def _delta(experiment: Experiment, row: Row, results: Results) -> Cell:
     if row is experiment.rows[0]:
         return Cell("")
     difference = Summed(*(Q(experiment.name, each.label) for each in (row, experiment.rows[0]))).estimate(results)
-    return _linked(row, NOTHING if difference is None else difference.text())
-
-
-def _linked(row: Row, text: str) -> Cell:
-    """A number that leads to the row's runs, where there is one."""
-    return Cell(text) if text == NOTHING else Cell(text, anchor(row))
+    return linked(row, NOTHING if difference is None else difference.text())
 
 
 def _by_exit(
@@ -276,20 +230,20 @@ def _by_exit(
         curves = [curve for curve in values if curve is not None]
         if mean:
             curves = [(*curve, fmean(curve)) for curve in curves]
-        cells = [_number(row, [curve[k] for curve in curves], digits) for k in range(num_exits + mean)]
+        cells = [number(row, [curve[k] for curve in curves], digits) for k in range(num_exits + mean)]
         rows.append((Cell(row.label, anchor(row)), *cells))
     note = "Mean ± standard deviation over seeds."
     lacking = sum(f.values(what) is None for row in shown for f in results.of(experiment.name, row.label).values())
     if lacking:
         note += f" Not recorded of {lacking} run{'s' if lacking > 1 else ''}."
-    return Table(title, ("", *_exit_names(num_exits), *(("mean",) if mean else ())), tuple(rows), note)
+    return Table(title, ("", *exit_names(num_exits), *(("mean",) if mean else ())), tuple(rows), note)
 
 
 def _budgeted(experiment: Experiment, shown: Sequence[Row], results: Results) -> Table:
     rows = []
     for row in shown:
-        curves = [f.budgeted for f in results.of(experiment.name, row.label).values() if f.budgeted is not None]
-        cells = [_spread(row, [curve[b] for curve in curves]) for b in range(len(BUDGETS))]
+        curves = [curve for f in results.of(experiment.name, row.label).values() if (curve := f.values("budgeted"))]
+        cells = [spread(row, [curve[b] for curve in curves]) for b in range(len(BUDGETS))]
         rows.append((Cell(row.label, anchor(row)), *cells))
     head = ("", *(f"{budget:.0%}".replace("%", " %") for budget in BUDGETS))
     note = (
@@ -297,133 +251,6 @@ def _budgeted(experiment: Experiment, shown: Sequence[Row], results: Results) ->
         f"of the held-out images, 39 points, the line between them. {NOTHING}: a run that cannot spend so little."
     )
     return Table("Accuracy under thresholds", head, tuple(rows), note)
-
-
-def _published(experiment: Experiment, results: Results) -> list[Table]:
-    """The paper's numbers, labelled so, and our difference where data and recipe are the paper's."""
-    known = [(row, theirs) for row in experiment.rows if (theirs := published_row(experiment, row)) is not None]
-    if not known:
-        return []
-    table = published()[experiment.name]
-    count = "one run" if table["runs"] == 1 else f"{table['runs']} runs"
-    exits = range(max(len(theirs["top1"]) for _, theirs in known))
-    head = ("", *_exit_names(len(exits)), *(("mean",) if len(exits) > 1 else ()))
-    scale = experiment.scale
-    note = f"Printed in the paper, {count} on {table['data']}."
-    note += " Its ± is very probably half the range." if table["runs"] > 1 else ""
-    if len(exits) > 1 and not any("mean" in theirs for _, theirs in known):
-        note += " The means are not printed there; they are taken of its numbers."
-    copied = [row.label for row, theirs in known if theirs.get("copied")]
-    if copied:
-        note += f" {' and '.join(copied)}: copied there from their authors, who trained by another recipe."
-    if not scale.comparable:
-        other = f"Ours have {scale.factor} times the epochs" if scale.papers else "Other data, other networks"
-        note += f" {other}: not comparable with anything of ours."
-    deltas = (f"Δ: sum over exits less {known[0][0].label}'s",) if has_delta(experiment.name) else ()
-    digits = printed_digits(experiment.name)
-    rows = tuple((*_printed(row, theirs, digits), *(_printed_delta(theirs) for _ in deltas)) for row, theirs in known)
-    printed = Table("Published", (*head, *deltas), rows, note)
-    return [printed, *(_less_published(experiment, known, head, results) if scale.comparable else [])]
-
-
-def _costs(experiment: Experiment) -> list[Table]:
-    """Parameters and operations of the network's exits as the paper prints them, and by our count beside them."""
-    theirs, scale = published().get(experiment.name, {}), experiment.scale
-    if not scale.papers or "operations" not in theirs:
-        return []
-    rows, count = [], counted(experiment.rows[0])
-    for name in ("parameters", "operations"):
-        unit, values = theirs[name]["unit"], theirs[name]["exits"]
-        ours = [getattr(exit, name) / unit for exit in count.exits]
-        rows.append((Cell(f"{name}, 10^{len(f'{unit:.0f}') - 1}, published"), *(Cell(f"{v:.2f}") for v in values)))
-        rows.append((Cell("by our count"), *(Cell(f"{v:.2f}") for v in ours)))
-    note = "Of the network without the damping neuron, with all heads on the way. " + theirs.get("slip", "")
-    return [Table("Cost of the exits", ("", *_exit_names(len(count.exits))), tuple(rows), note.strip())]
-
-
-def _less_published(
-    experiment: Experiment, known: Sequence[tuple[Row, Mapping[str, Any]]], head: tuple[str, ...], results: Results
-) -> list[Table]:
-    """Our figures less the printed ones, of rows that the paper's authors trained themselves."""
-    known = [(row, theirs) for row, theirs in known if not theirs.get("copied")]
-    runs = published()[experiment.name]["runs"]
-    note = "With 95 % intervals, which take "
-    if runs > 1:
-        note += "the paper's ± of an exit for half the range of its runs, and that of the mean for a deviation, the "
-        note += "larger of its two readings."
-    else:
-        note += "the paper's run to spread like ours."
-    tables = []
-    kinds: tuple[tuple[What, str], ...] = (
-        ("top1", "Ours less published"),
-        ("damping", "F[N+1] on test, ours less published"),
-    )
-    for what, title in kinds:
-        if all(what in theirs for _, theirs in known):
-            rows = tuple(
-                _gaps(row, theirs, figures, runs, what)
-                for row, theirs in known
-                if (figures := results.of(experiment.name, row.label))
-            )
-            tables += [Table(title, head, rows, note)] if rows else []
-    return tables
-
-
-def _printed(row: Row, theirs: Mapping[str, Any], digits: int) -> tuple[Cell, ...]:
-    """A row as the paper prints it, with its digits: three where a number is the mean of five runs, and of F[N+1]."""
-    spread, damping = theirs.get("spread"), theirs.get("damping")
-    texts = [
-        f"{value:.{digits}f}"
-        + (f" ±{spread[k]:.{digits}f}" if spread else "")
-        + (f" ({damping[k]:.3f})" if damping else "")
-        for k, value in enumerate(theirs["top1"])
-    ]
-    if len(texts) > 1:
-        texts.append(f"{printed_mean(theirs):.{digits}f}" + (f" ±{theirs['mean_spread']:.{digits}f}" if spread else ""))
-    by = "copied by the paper" if theirs.get("copied") else "published"
-    return Cell(f"{row.label}, {by}"), *map(Cell, texts)
-
-
-def _printed_delta(theirs: Mapping[str, Any]) -> Cell:
-    return Cell(f"{theirs['delta']:+.2f}" if "delta" in theirs else NOTHING)
-
-
-def _gaps(
-    row: Row, theirs: Mapping[str, Any], figures: Mapping[int, Figures], runs: int, what: What
-) -> tuple[Cell, ...]:
-    """What our figures have over the printed ones, exit by exit, and their mean over exits."""
-    printed, digits = _with_mean(theirs[what]), 2 if what == "top1" else 4
-    spreads = deviations(theirs) if what == "top1" else None
-    known = [None] * len(printed) if spreads is None else [*spreads[0], spreads[1]]
-    images = fewest_images(figures.values()) if what == "top1" else None
-    ours = [_with_mean(values) for f in figures.values() if (values := f.values(what)) is not None]
-    cells = [Cell(NOTHING)] * len(printed)
-    if ours:
-        gaps = (
-            statistics.against_published([of[k] for of in ours], value, runs, deviation=known[k], images=images)
-            for k, value in enumerate(printed)
-        )
-        cells = [Cell(gap.text(digits), anchor(row)) for gap in gaps]
-    return Cell(row.label, anchor(row)), *cells
-
-
-def _with_mean(values: Sequence[float]) -> list[float]:
-    """One number per exit, and their mean where there are several."""
-    return [*values, *([fmean(values)] if len(values) > 1 else [])]
-
-
-def _spread(row: Row, values: Sequence[float]) -> Cell:
-    if not values or any(map(math.isnan, values)):
-        return Cell(NOTHING)
-    return Cell(spread_text(Spread.of(values)), anchor(row))
-
-
-def _number(row: Row, values: Sequence[float], digits: int) -> Cell:
-    if not values or any(map(math.isnan, values)):
-        return Cell(NOTHING)
-    spread = Spread.of(values)
-    deviation = "" if spread.std is None else f" ±{spread.std:.{digits}f}"
-    return Cell(f"{spread.mean:.{digits}f}{deviation}", anchor(row))
 
 
 def _paired(experiment: Experiment, row: Row, groups: Sequence[tuple[str, Exits]], results: Results) -> list[Cell]:
@@ -436,7 +263,7 @@ def _paired(experiment: Experiment, row: Row, groups: Sequence[tuple[str, Exits]
     ]
     texts = [NOTHING if each is None else each.text() for each in differences]
     pairs = [str(differences[0].n if differences[0] else 0)] if groups else []
-    return [_linked(row, text) for text in (*texts, *pairs)]
+    return [linked(row, text) for text in (*texts, *pairs)]
 
 
 def _clocks(experiment: Experiment, results: Results) -> list[Clock]:
@@ -470,7 +297,3 @@ def _num_exits(experiment: Experiment, results: Results) -> int:
             return len(figures.top1)
     single = experiment.shows in ("last-exit", "threshold")
     return 1 if single else experiment.rows[0].setting.exits
-
-
-def _exit_names(num_exits: int) -> tuple[str, ...]:
-    return ("last exit",) if num_exits == 1 else tuple(f"exit {k}" for k in range(1, num_exits + 1))

@@ -25,13 +25,9 @@ Positive = Annotated[float, Meta(gt=0)]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Accuracy on the test set, and what is lost against the last exit on the same images.
+    """Accuracy on the test set in percent, and what is lost against the last exit on the same images, in points.
 
-    Attributes:
-        top1: In percent.
-        drop: Top-1 of the last exit less this one, in percentage points; negative where the last exit is worse.
-        low: Lower end of the drop's 95 % interval over images.
-        high: Its upper end.
+    `drop` is negative where the last exit is worse; `low` to `high` is its 95 % interval over images.
     """
 
     top1: float
@@ -98,9 +94,8 @@ class Speed:
 
     Attributes:
         ms: Milliseconds per image, the median over rounds.
-        times: How many times as fast as the network run straight, the median over rounds of both in the same round.
-        low: Lower end of its 90 % interval, by order statistics.
-        high: Its upper end.
+        times: How many times as fast as the network run straight, the median over rounds of both in the same round;
+            `low` to `high` is its 90 % interval, by order statistics.
         latency: Of single images, where they were fed one at a time.
     """
 
@@ -158,15 +153,12 @@ def account(
     """The account of the seconds that an engine took for some images.
 
     Args:
-        wall: In all.
+        wall: Seconds in all.
         segments: Of these, in stages and heads.
-        rows_K: Rows that each stage was run on.
-        head_rows_K: Rows that each head was run on.
+        rows_K: Rows that each stage was run on; `head_rows_K`: that each head was run on.
         left_K: Images that left at each exit.
-        stages_K: Operations of each stage for one image.
-        heads_K: Of each head.
-        straight_operations: Of one image run straight.
-        straight_seconds: Of one image run straight.
+        stages_K: Operations of each stage for one image; `heads_K`: of each head.
+        straight_operations: Of one image run straight, as `straight_seconds`.
     """
     needed_K = [sum(left_K[k:]) for k in range(len(left_K))]
     second = straight_seconds / max(straight_operations, 1)  # of one operation
@@ -182,12 +174,9 @@ def account(
 
 
 def to_measured(exit_ms_K: Sequence[float], left_K: Sequence[int], ms: float) -> tuple[float, ...]:
-    """Milliseconds of an image that leaves at each exit, as parts of the network suggest, brought to what was measured.
+    """Milliseconds of an image that leaves at each exit, as the times of stages and exits by themselves suggest.
 
-    Args:
-        exit_ms_K: From the times of stages and exits by themselves.
-        left_K: Images that left at each exit.
-        ms: Milliseconds per image that the engine took for these.
+    Brought to the `ms` per image that the engine took for images of which so many left at each exit (`left_K`).
     """
     expected = sum(left * time for left, time in zip(left_K, exit_ms_K, strict=True)) / sum(left_K)
     return tuple(time * ms / expected for time in exit_ms_K)
@@ -321,10 +310,17 @@ def read_bench(folder: RunFolder) -> Bench:
     return read(folder.bench, Bench, newest=FORMAT, hint=f"`{folder.command('bench')}` measures it anew.")
 
 
+@dataclass(frozen=True)
+class _Head:
+    format: int
+
+
 def bench_of(folder: RunFolder, weights: str, policy: Policy) -> Bench | None:
-    """The same; None where there is none, or it is of other weights or another policy."""
-    bench = read_bench(folder) if folder.bench.is_file() else None
-    is_of_it = bench and (bench.weights, bench.policy.thresholds, bench.policy.measure) == (
+    """The same; None where there is none, or it is of an older offramp, other weights or another policy."""
+    if not folder.bench.is_file() or read(folder.bench, _Head).format < FORMAT:
+        return None
+    bench = read_bench(folder)
+    is_of_it = (bench.weights, bench.policy.thresholds, bench.policy.measure) == (
         weights,
         policy.thresholds,
         policy.measure,

@@ -5,41 +5,19 @@ deviation are given.
 """
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offramp.config import DataConfig, TrainConfig, free_fields
+from offramp.config import determining
 from offramp.errors import UsageError
-from offramp.results.evaluation import EvaluationFile
+from offramp.evaluation.spread import Spread
+from offramp.files.evaluation import EvaluationFile
 from offramp.results.labels import differences, labels, short_name
 
 _FIRST = ("objective", "network", "rule", "training", "data")  # the order of what is said of a group
 METRICS = ("top1", "nll", "ece", "damping")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Some numbers in short.
-
-    Attributes:
-        std: Their standard deviation (n - 1 in the denominator); None for one.
-        half_range: (max - min) / 2; None for one.
-    """
-
-    mean: float
-    std: float | None
-    half_range: float | None
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """The spread of one number or more."""
-        if len(values) == 1:
-            return cls(values[0], None, None, 1)
-        return cls(statistics.fmean(values), statistics.stdev(values), (max(values) - min(values)) / 2, len(values))
 
 
 @dataclass(frozen=True)
@@ -93,13 +71,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Paired:
-    """What a group has over the first one, seed by seed, in percentage points of top-1.
-
-    Attributes:
-        seeds: The seeds that both have.
-        mean_top1: Differences of the mean over exits.
-        exits: Differences of each exit.
-    """
+    """What a group has over the first one, seed by seed, in points of top-1: of the mean over exits, and of each."""
 
     seeds: tuple[Any, ...]
     mean_top1: Spread
@@ -195,12 +167,10 @@ def grouped(runs: Sequence[Measured]) -> tuple[Group, ...]:
 
 def _recipe(run: Measured) -> dict[str, Any]:
     """What determines a run but for its seed, and the test set it was measured on."""
-    names = [*_FIRST, *(key for key in run.config if key not in (*_FIRST, "format", "offramp"))]
-    recipe = {name: run.config.get(name) for name in names}
-    for name, unsaid in (("data", free_fields(DataConfig)), ("training", free_fields(TrainConfig) | {"seed"})):
-        settings = recipe[name]
-        if settings is not None:
-            recipe[name] = {key: value for key, value in settings.items() if key not in unsaid}
+    said = determining(run.config)
+    if said["training"] is not None:
+        said["training"].pop("seed", None)
+    recipe = {name: said.get(name) for name in (*_FIRST, *said)}
     return {**recipe, "images": {**(recipe.get("images") or {}), "test": run.figures.fingerprint}}
 
 

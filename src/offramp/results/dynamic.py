@@ -25,14 +25,11 @@ FEW = 200  # images; of fewer, a half is uncertain by more than 3.5 points (one 
 
 @dataclass(frozen=True)
 class ExitUse:
-    """What a policy does at one exit.
+    """What a policy does at one exit: how many images leave there, and their share of all, in [0, 1].
 
     Attributes:
         threshold: Confidence from which an image leaves.
-        images: How many leave here.
-        share: Their share of all images, in [0, 1].
-        top1: Accuracy of their answers, in percent; None where none leaves.
-        full_top1: Accuracy of the last exit on the same images.
+        top1: Accuracy of their answers, in percent; None where none leaves. `full_top1`: of the last exit on them.
     """
 
     threshold: float
@@ -47,10 +44,8 @@ class ClassUse:
     """The test images of one class.
 
     Attributes:
-        top1: Accuracy under the policy, in percent; None where there is no image.
-        full_top1: Accuracy of the last exit.
-        lost: Images answered wrongly that the last exit gets right.
-        gained: Images answered rightly that the last exit gets wrong.
+        top1: Accuracy under the policy, in percent; None where there is no image. `full_top1`: of the last exit.
+        lost: Images answered wrongly that the last exit gets right; `gained`: the reverse.
         shares: Share of the class's images that leaves at each exit; empty where there is no image.
     """
 
@@ -243,14 +238,8 @@ def _percent(mask_S: Tensor) -> float:
 
 
 def exit_uses(thresholds: Sequence[float], exits_S: Tensor, right_S: Tensor, full_S: Tensor) -> tuple[ExitUse, ...]:
-    """What happens at each exit.
-
-    Args:
-        thresholds: One per exit.
-        exits_S: The exit that each image takes, from 0.
-        right_S: Whether its answer there is right: a mask.
-        full_S: Whether the last exit's is.
-    """
+    """What happens at each exit, given the one that each image takes (from 0), and whether its answer there is right
+    and the last exit's is (`full_S`)."""
     rows = []
     for k, threshold in enumerate(thresholds):
         here_S = exits_S == k

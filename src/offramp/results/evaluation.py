@@ -1,72 +1,18 @@
 """What was found out about a run, and its form in `evaluation.json`."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-from msgspec import Meta
+from typing import Any
 
 import offramp
 from offramp.costs import Cost
-from offramp.errors import OfframpError
 from offramp.evaluation import Anytime, ExitFigures
 from offramp.evaluation.damping import EDGES
 from offramp.files import Epoch, RunConfig, RunFolder, Start
-from offramp.json_files import convert, read
+from offramp.files.evaluation import FORMAT, EvaluationFile
+from offramp.json_files import convert
 from offramp.results.bench import Bench
 from offramp.results.dynamic import Dynamic
-from offramp.storage import load_tensors, weights_hash
-
-FORMAT = 1  # of evaluation.json; one more key is no new format
-
-
-@dataclass(frozen=True)
-class ExitFiguresFile:
-    """An exit's figures on some images."""
-
-    top1: float
-    nll: float
-    ece: float
-    damping: float | None
-
-
-@dataclass(frozen=True)
-class ExitFile(ExitFiguresFile):
-    """An exit's figures on test images, and on training images with test transforms."""
-
-    operations: int
-    parameters: int | None = None
-    train: ExitFiguresFile | None = None
-
-
-@dataclass(frozen=True)
-class PointFile:
-    """Accuracy, and mean operations per image, under thresholds."""
-
-    operations: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
-class DynamicFile:
-    """What thresholds do: the published curve."""
-
-    published: tuple[PointFile, ...]
-
-
-@dataclass(frozen=True)
-class EvaluationFile:
-    """What is read again of `evaluation.json`; older ones have less beside it."""
-
-    format: int
-    weights: str
-    data: str
-    fingerprint: str
-    renormalised: bool
-    mean_top1: float
-    exits: Annotated[tuple[ExitFile, ...], Meta(min_length=1)]
-    images: int | None = None
-    dynamic: DynamicFile | None = None
 
 
 @dataclass(frozen=True)
@@ -148,11 +94,7 @@ class Evaluation:
             **_figures_json(exit),
             "train": None if self.train is None else _figures_json(self.train.exits[k]),
             "class_top1": list(exit.class_top1),
-            "reliability": {
-                "images": list(exit.reliability.images),
-                "confidence": list(exit.reliability.confidence),
-                "accuracy": list(exit.reliability.accuracy),
-            },
+            "reliability": {name: list(values) for name, values in asdict(exit.reliability).items()},
             "damping_histogram": None if exit.damping is None else list(exit.damping.histogram),
         }
 
@@ -169,16 +111,3 @@ def _figures_json(exit: ExitFigures) -> dict[str, Any]:
         "a": None if damping is None else damping.a,
         "damping_wins": None if damping is None else damping.wins,
     }
-
-
-def current(folder: RunFolder) -> EvaluationFile | None:
-    """The run's `evaluation.json` if it is of the weights that stand there now and of default settings; else None."""
-    if not folder.evaluation.is_file():
-        return None
-    try:
-        kept = read(folder.evaluation, EvaluationFile)
-    except OfframpError:  # damaged: nothing is lost, it is made again from the record
-        return None
-    if kept.format != FORMAT or kept.renormalised:
-        return None
-    return kept if kept.weights == weights_hash(load_tensors(folder.weights)[0]) else None

@@ -47,7 +47,7 @@ def labels(keys: Sequence[str], differing: Sequence[Difference]) -> dict[str, st
 
 def short_name(spec: Mapping[str, Any]) -> str:
     """`power-sqrt` for a spec whose name is `offramp.objectives.power_sqrt:PowerSqrt`; `small` for `mine:small`."""
-    return _short(_name(spec))
+    return _short(called(spec))
 
 
 def summary(spec: Mapping[str, Any]) -> str:
@@ -59,16 +59,12 @@ def _is_spec(value: Mapping[str, Any]) -> bool:
     return value.keys() == {"name", "args"}
 
 
-def _name(spec: Mapping[str, Any]) -> str:
-    return called(spec)
-
-
 def _short(name: str) -> str:
     return name.rpartition(":")[2]
 
 
 def _spec_differences(specs: Mapping[str, Any], field: str) -> list[Difference]:
-    names = {key: _name(spec) for key, spec in specs.items()}
+    names = {key: called(spec) for key, spec in specs.items()}
     different: list[Difference] = [(f"{field}.name", names)] if len(set(names.values())) > 1 else []
     for name in dict.fromkeys(names.values()):
         same = {key: spec["args"] for key, spec in specs.items() if names[key] == name}

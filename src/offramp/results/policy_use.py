@@ -15,12 +15,9 @@ class PolicyUse:
     """A policy, where it was written, and what it does on images of a held-out half: descriptions, no promises.
 
     Attributes:
-        written: Its file.
-        replaced: Whether that file held a certificate before, which is gone.
-        top1: Accuracy, in percent.
-        full_top1: Accuracy of the last exit on all images.
+        replaced: Whether its file held a certificate before, which is gone.
+        full_top1: Accuracy of the last exit on all images, in percent.
         operations: Mean operations per image, with the heads of all exits up to the one taken.
-        full_operations: Those of the whole network.
         better_exit: The exit (from 1) that alone is right most often, where that is more often than the last one beyond
             doubt (two standard errors): a policy that keeps near the last exit then keeps near the wrong one.
         better_top1: Its accuracy on all images.
@@ -52,11 +49,7 @@ class PolicyUse:
 
 @dataclass(frozen=True)
 class LadderUse:
-    """A ladder, where it was written, and what each rung does on images of a held-out half: descriptions, no promises.
-
-    Attributes:
-        rungs: In the ladder's order.
-    """
+    """A ladder, where it was written, and what its rungs do on images of a held-out half: descriptions, no promises."""
 
     ladder: Ladder
     written: Path

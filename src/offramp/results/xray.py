@@ -38,8 +38,7 @@ class ExitXray:
     Attributes:
         shares: Of images whose gradient is needed, damped, reversed; they add up to 1.
         true: Mean of F[y].
-        gamma: Median of gamma; None where the objective has none.
-        weight: Mean of w; None where there is none.
+        gamma: Its median, as `weight` is the mean of w; None where the objective has none.
         learned: Share of images it is right about.
         learned_by: Median epoch from which on it was right about these; None where there are none.
     """

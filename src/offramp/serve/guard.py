@@ -24,9 +24,9 @@ import numpy.typing as npt
 from offramp.certificate import Certificate
 from offramp.checks import check_number
 from offramp.errors import UsageError
-from offramp.evaluation.bounds import FloatArray
 from offramp.policy import Policy
 
+FloatArray = npt.NDArray[np.float64]
 LEVEL = 0.01
 ODDS = (1.5, 2.0, 4.0, 8.0)  # times the allowed odds: what is bet on
 _MOST = 1e300  # of wealth: it stays a number

@@ -18,8 +18,8 @@ from offramp.costs import cost
 from offramp.data import Inputs
 from offramp.devices import device_named
 from offramp.errors import OfframpError, UsageError
-from offramp.evaluation.ladder import rungs_of
 from offramp.files import RunFolder, load
+from offramp.ladder import rungs_of
 from offramp.network import EarlyExitNet
 from offramp.policy import Policy
 from offramp.runtime.backends import usual_forms

@@ -8,7 +8,7 @@ from offramp.evaluation import Curve
 from offramp.policy import Measure
 from offramp.results.dynamic import Dynamic, leaves_from
 from offramp.show import figures
-from offramp.show.sheet import Sheet
+from offramp.show.page import Sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

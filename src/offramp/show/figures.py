@@ -150,10 +150,7 @@ def accuracy(curves: Sequence[PlotCurve], ylabel: str = "top-1 accuracy, %") -> 
             label=label,
         )
     if len(curves) == 1:
-        for k, point in enumerate(zip(curves[0].operations, curves[0].top1, strict=True), 1):
-            axes.annotate(
-                f"{k}", point, xytext=(-4, 5), textcoords="offset points", ha="right", color=MUTED, fontsize=8.5
-            )
+        number(axes, curves[0].operations, curves[0].top1, xytext=(-4, 5), ha="right")
     else:
         figure.legend(loc="outside upper left", ncols=columns)
     _against_operations(axes, ylabel)
@@ -173,11 +170,17 @@ def budgeted(exits: PlotCurve, published: PlotCurve, searched: PlotCurve, policy
         axes.plot(
             curve.operations, curve.top1, marker, markersize=size, color=colour, label=curve.label, zorder=3, alpha=0.9
         )
-    for k, point in enumerate(zip(exits.operations, exits.top1, strict=True), 1):
-        axes.annotate(f"{k}", point, xytext=(6, -9), textcoords="offset points", color=MUTED, fontsize=8.5)
+    number(axes, exits.operations, exits.top1)
     figure.legend(loc="outside upper left", ncols=2)
     _against_operations(axes, "top-1 accuracy, %")
     return figure
+
+
+def number(axes: "Axes", x: Sequence[float], y: Sequence[float], **more: Any) -> None:
+    """Write the number of each point, from 1, beside it: below, to the right."""
+    place = {"xytext": (6, -9), "color": MUTED, **more}
+    for k, point in enumerate(zip(x, y, strict=True), 1):
+        axes.annotate(f"{k}", point, textcoords="offset points", fontsize=8.5, **place)
 
 
 def _against_operations(axes: "Axes", ylabel: str) -> None:

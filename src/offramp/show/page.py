@@ -1,6 +1,8 @@
 """HTML pages of one file: plots are inline SVG in the page's own font and colours; no script, nothing loaded."""
 
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,6 +15,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _THEMED = {figures.INK: "var(--ink)", figures.MUTED: "var(--muted)", figures.LINE: "var(--line)"}
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Images as `data:` addresses.
+
+    Attributes:
+        rows: In the order in which they were picked.
+        shown_as: How the network's input became pixels, for the caption.
+    """
+
+    rows: tuple[tuple[str, ...], ...]
+    shown_as: str
 
 
 def page(template: str, **values: Any) -> str:
@@ -29,6 +44,12 @@ def page(template: str, **values: Any) -> str:
     )
     environment.filters["short"] = short
     return environment.get_template(template).render(**values).encode(errors="replace").decode()
+
+
+def markdown_row(cells: Iterable[str]) -> str:
+    """A row of a Markdown table; an end of a line is `<br>`."""
+    escaped = (cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
 
 
 def inline_svg(figure: "Figure", name: str) -> Markup:

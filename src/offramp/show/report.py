@@ -1,6 +1,7 @@
 """The page and the plots of one run."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,31 +9,32 @@ from typing import TYPE_CHECKING, Any
 import offramp
 from offramp.choices import Plots
 from offramp.config import Spec
-from offramp.data import Split
 from offramp.evaluation.bounds import Z95
+from offramp.results.dynamic import Picked
 from offramp.results.evaluation import Evaluation
 from offramp.results.labels import short_name, summary
 from offramp.results.outcome import outcome
 from offramp.show import figures
 from offramp.show.bench.plots import times
 from offramp.show.dynamic import CLASSES_SHOWN, plot, section
-from offramp.show.page import inline_svg, page
-from offramp.show.sheet import Sheet, sheet
+from offramp.show.page import Sheet, inline_svg, page
 from offramp.terminal import with_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def report_files(evaluation: Evaluation, test: Split, *, page: bool, plots: Plots | None) -> dict[Path, bytes]:
-    """The page of a run, where matplotlib is installed, and its plots as files of a kind; `test` are the images."""
+def report_files(
+    evaluation: Evaluation, pictures: Callable[[Sequence[Sequence[Picked]]], Sheet], *, page: bool, plots: Plots | None
+) -> dict[Path, bytes]:
+    """The page of a run, where matplotlib is installed, and its plots as files of a kind; `pictures` reads images."""
     folder, files = evaluation.run, {}
     page = page and figures.available()
     if page or plots is not None:
         with figures.style():
             drawn = draw(evaluation)
             if page:
-                images = None if evaluation.dynamic is None else sheet(evaluation.dynamic.picked, test)
+                images = None if evaluation.dynamic is None else pictures(evaluation.dynamic.picked)
                 files[folder.report] = report(evaluation, drawn, images).encode()
             if plots is not None:
                 for name, figure in drawn.items():

@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from offramp.choices import Plots
-from offramp.results.comparison import Comparison, Group, Paired, Spread
+from offramp.evaluation.spread import Spread
+from offramp.results.comparison import Comparison, Group, Paired
 from offramp.show import figures
-from offramp.show.page import inline_svg, page
+from offramp.show.page import inline_svg, markdown_row, page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,14 +95,14 @@ def markdown(comparison: Comparison) -> str:
     """Both tables as Markdown."""
     lines = []
     for table in tables(comparison):
-        lines += [f"**{table.title}**", "", _line(table.head), _line(["---", *["---:"] * (len(table.head) - 1)])]
-        lines += [_line(row) for row in table.rows] + [""]
+        lines += [
+            f"**{table.title}**",
+            "",
+            markdown_row(table.head),
+            markdown_row(["---", *["---:"] * (len(table.head) - 1)]),
+        ]
+        lines += [markdown_row(row) for row in table.rows] + [""]
     return "\n".join([*lines, LEGEND, ""])
-
-
-def _line(cells: Sequence[str]) -> str:
-    escaped = [cell.replace("\\", "\\\\").replace("|", "\\|") for cell in cells]
-    return f"| {' | '.join(escaped)} |"
 
 
 def plot(comparison: Comparison, kind: Plots) -> bytes:

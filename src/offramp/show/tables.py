@@ -17,6 +17,7 @@ from offramp.results.outcome import outcome
 from offramp.results.policy_use import LadderUse, PolicyUse
 from offramp.results.prediction import Prediction
 from offramp.results.xray import XrayReport
+from offramp.show.terminal import ruled_table
 from offramp.terminal import escaped, short, with_error
 
 
@@ -24,12 +25,10 @@ def run_table(evaluation: Evaluation) -> RenderableType:
     """Every exit of a run: cost, accuracy, likelihood, calibration, damping."""
     test, train = evaluation.test, evaluation.train
     top5, damped = test.exits[0].top5 is not None, test.exits[0].damping is not None
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     names = ["exit", "operations", "parameters", "top-1 %", *(["top-5 %"] if top5 else []), "NLL", "ECE"]
     if damped:
         names += ["F[N+1] test", *(["F[N+1] train"] if train else [])]
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+    table = ruled_table(*names)
     for k, (exit, count) in enumerate(zip(test.exits, evaluation.cost.exits, strict=True)):
         row = [
             str(k + 1),
@@ -62,9 +61,7 @@ def run_table(evaluation: Evaluation) -> RenderableType:
 
 def exit_table(use: PolicyUse, remark: str) -> RenderableType:
     """A row an exit and one for all images, `remark` on what the figures are worth, and what an image costs."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("exit", "leaves from", "images", "top-1 %", "last exit on them %"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = ruled_table("exit", "leaves from", "images", "top-1 %", "last exit on them %")
     for k, exit in enumerate(use.exits, 1):
         accuracies = ("-" if value is None else f"{value:.2f}" for value in (exit.top1, exit.full_top1))
         table.add_row(str(k), leaves_from(exit.threshold), f"{exit.share:.1%}", *accuracies)
@@ -92,9 +89,7 @@ LOST = {
 
 def ladder_table(use: LadderUse) -> RenderableType:
     """A row a rung, what is promised of all of them, and which could not be certified."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("rung", "risk at most", "operations", "leave early", "top-1 %", "differ from the last exit"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = ruled_table("rung", "risk at most", "operations", "leave early", "top-1 %", "differ from the last exit")
     first, promise = use.rungs[0], use.ladder.certificates[0].promise
     for n, (one, certificate) in enumerate(zip(use.rungs, use.ladder.certificates, strict=True), 1):
         differ = certificate.disagreement
@@ -121,13 +116,11 @@ def ladder_table(use: LadderUse) -> RenderableType:
 def xray_table(report: XrayReport) -> RenderableType:
     """What the gradients of each exit did in the last epoch, and what the damping value tells on test."""
     first, record = report.exits[0], report.record
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     names = ["exit", *(f"{state} %" for state in record.STATES), "mean F[y]"]
     names += ["median γ"] if first.gamma is not None else []
     names += ["mean w"] if first.weight is not None else []
     names += ["right %", "since epoch", *(["F[N+1] tells"] if report.error_detection else [])]
-    for name in names:
-        table.add_column(Text(name), justify="right", no_wrap=True)  # no markup: [y] would be a style
+    table = ruled_table(*names)
     for k, exit in enumerate(report.exits):
         row = [str(k + 1), *(f"{100 * share:.1f}" for share in exit.shares), f"{exit.true:.4f}"]
         row += [f"{exit.gamma:#.3g}"] if exit.gamma is not None else []
@@ -164,10 +157,8 @@ def prediction_table(page: Sequence[Prediction]) -> RenderableType:
 
 def audit_table(report: Audit) -> RenderableType:
     """A row a setting."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("population", no_wrap=True)
-    for name in ("images", "thresholds", "broken", "at least (99.9 %)", "promised", "", "none chosen", "leave early"):
-        table.add_column(name, justify="right", no_wrap=True)
+    names = ("images", "thresholds", "broken", "at least (99.9 %)", "promised", "", "none chosen", "leave early")
+    table = ruled_table("population", *names, left=1)
     for finding in report.findings:
         table.add_row(
             finding.population,
@@ -185,16 +176,17 @@ def audit_table(report: Audit) -> RenderableType:
 
 def cost_tables(title: str, counted: Cost) -> tuple[RenderableType, ...]:
     """Up to each exit; and each stage and each head by itself."""
-    exits = Table(title=f"{escape(escaped(title))}: up to each exit", box=SIMPLE_HEAD)
-    parts = Table(
+    exits = ruled_table(
+        *("exit", "operations", "of all", "multiply-adds", "parameters", "alone"),
+        title=f"{escape(escaped(title))}: up to each exit",
+        pad_edge=True,
+    )
+    parts = ruled_table(
+        *("stage", "operations", "parameters", "head", "operations", "parameters"),
         title="each stage and each head by itself",
         caption='For one image; counts, not latencies. Operations are the paper\'s FLOPs; "alone": with no other head.',
-        box=SIMPLE_HEAD,
+        pad_edge=True,
     )
-    for heading in ("exit", "operations", "of all", "multiply-adds", "parameters", "alone"):
-        exits.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("stage", "operations", "parameters", "head", "operations", "parameters"):
-        parts.add_column(heading, justify="right", no_wrap=True)
     for k, (upto, alone, stage, head) in enumerate(
         zip(counted.exits, counted.path, counted.stages, counted.heads, strict=True), 1
     ):

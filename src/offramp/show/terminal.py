@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from offramp.show.watch import Progress as PassProgress
 from offramp.show.watch import Watch
@@ -35,6 +38,14 @@ def print_result(
             print(escaped(remark))
     for path in written:
         print(escaped(path), file=sys.stderr if as_json else sys.stdout)
+
+
+def ruled_table(*names: str, left: int = 0, **more: Any) -> Table:
+    """A table without rows; the first `left` columns are words, the others numbers, to the right."""
+    table = Table(box=SIMPLE_HEAD, **{"pad_edge": False, **more})
+    for number, name in enumerate(names):  # Text: [y] would be a style
+        table.add_column(Text(name), justify="left" if number < left else "right", no_wrap=True)
+    return table
 
 
 def console() -> Screen:

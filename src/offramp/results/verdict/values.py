@@ -105,10 +105,7 @@ class EqualTimeComparison:
     Attributes:
         rivals: Name of the smaller network; of two where their mixture takes exactly that time.
         share: Of the images, those that the second of two answers.
-        rival_top1: Accuracy of the rival.
-        gain: `top1` less that.
-        low: Lower end of its interval.
-        high: Its upper end.
+        gain: `top1` less that of the rival; `low` to `high` is its interval.
         surest: The lower end against the smaller networks that are best on the test images, where that is less: these
             may be chosen by luck, but a yes has to hold against them too.
         straight: Whether the engine runs straight on.
@@ -144,11 +141,7 @@ class JudgedComparison(EqualTimeComparison):
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What follows, in words.
-
-    Attributes:
-        answer: To "is early exit worth it?".
-    """
+    """What follows, in words: `answer` is to "is early exit worth it?"."""
 
     answer: Answer
     headline: str

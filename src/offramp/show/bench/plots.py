@@ -1,7 +1,6 @@
 """The plots of what was measured: accuracy against operations, and against time."""
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from offramp.choices import Plots
@@ -13,7 +12,6 @@ from offramp.show import figures
 from offramp.terminal import short
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 STAR: dict[str, Any] = {"marker": "*", "markersize": 13, "linestyle": "none", "color": figures.GROUPS[1], "zorder": 3}
@@ -28,10 +26,7 @@ def drawn(bench: Bench, search: Record | None, test: Record, costs: Cost, kind: 
 
 
 def _operations(bench: Bench, search: Record | None, test: Record, costs: Cost) -> "Figure":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(figures.WIDTH, 3.9), layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = figures.panels(1, 3.9)
     if search is not None:
         measure = bench.policy.measure
         published = sorted((p.operations, p.accuracy) for p in budgeted(search, test, costs, measure=measure).points)
@@ -56,7 +51,7 @@ def _operations(bench: Bench, search: Record | None, test: Record, costs: Cost) 
     top1 = [exit.top1 for exit in bench.exits]
     operations = [exit.operations for exit in bench.exits]
     axes.plot(operations, top1, **EXITS, label="network cut at one exit")
-    _number(axes, operations, top1)
+    figures.number(axes, operations, top1)
     axes.plot(bench.operations, bench.accuracy.top1, **STAR, label="engine, heads that may answer")
     figure.legend(loc="outside upper left", ncols=2)
     axes.xaxis.set_major_formatter(lambda value, _: short(value, zeros=False))
@@ -75,7 +70,7 @@ def times(bench: Bench) -> "Figure":
     for axes, mode in zip(panels, bench.modes.values(), strict=False):
         exit_ms = [exit.ms for exit in mode.exits]
         axes.plot(exit_ms, top1, **EXITS, label="network cut at one exit")
-        _number(axes, exit_ms, top1)
+        figures.number(axes, exit_ms, top1)
         axes.plot(mode.engine.ms, mode.accuracy.top1, **STAR, label="engine")
         axes.set(title=mode.title, xlabel="milliseconds per image")
         axes.set_xlim(0, 1.1 * max(*exit_ms, mode.engine.ms))
@@ -88,8 +83,3 @@ def times(bench: Bench) -> "Figure":
     lines = {label: line for line, label in zip(*panels[0].get_legend_handles_labels(), strict=True)}
     figure.legend(lines.values(), lines.keys(), loc="outside upper left", ncols=2)
     return figure
-
-
-def _number(axes: "Axes", x: Sequence[float], y: Sequence[float]) -> None:
-    for k, point in enumerate(zip(x, y, strict=True), 1):
-        axes.annotate(f"{k}", point, xytext=(6, -9), textcoords="offset points", color=figures.MUTED, fontsize=8.5)

@@ -3,22 +3,19 @@
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from offramp.results.bench import Accuracy, Bench, Mode
+from offramp.show.terminal import ruled_table
 from offramp.terminal import short
 
 
 def bench_table(bench: Bench) -> RenderableType:
     """Accuracy, operations, milliseconds of exits and engine; how much of the promise came true, and why not more."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     modes = list(bench.modes.values())
     first, *others = (mode.title for mode in modes)
-    for name in ("exit", "top-1 %", "drop, points (95 %)", "operations", f"ms: {first}", *others):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = ruled_table("exit", "top-1 %", "drop, points (95 %)", "operations", f"ms: {first}", *others)
     for k, exit in enumerate(bench.exits):
         last = k == len(bench.exits) - 1
         times = [f"{mode.exits[k].ms:.3g}" for mode in modes]

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from offramp.results.verdict.conclusion import against
 from offramp.results.verdict.values import CONFIDENCE, ContenderFigures, Verdict
+from offramp.show.terminal import ruled_table
 from offramp.terminal import short
 
 PERCENT = f"{100 * CONFIDENCE:.0f} %"
@@ -17,19 +16,13 @@ SAID = {"yes": "gain", "no": "no gain", "open": "not resolved"}
 
 def verdict_table(verdict: Verdict) -> RenderableType:
     """All that was measured, and what follows."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for name in ("top-1 %", "ms", "operations"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = ruled_table("", "top-1 %", "ms", "operations", left=1)
     for kind in ("cut", "alone", "engine"):
         for contender in (contender for contender in verdict.contenders if contender.kind == kind):
             top1, operations = f"{contender.top1:.2f}", short(contender.operations)
             table.add_row(label(contender), top1, milliseconds(contender), operations)
         table.add_section()
-    gains = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("ms", "early exits %", "best smaller %"):
-        gains.add_column(name, justify="right", no_wrap=True)
-    gains.add_column(f"gain ({PERCENT})", justify="right", no_wrap=True)
+    gains = ruled_table("ms", "early exits %", "best smaller %", f"gain ({PERCENT})")
     for name in ("", "best smaller network of that time"):
         gains.add_column(name)
     for comparison in verdict.comparisons:

@@ -5,8 +5,7 @@ from typing import Any
 from offramp.results.labels import short_name, summary
 from offramp.results.xray import XrayReport
 from offramp.show import figures
-from offramp.show.page import inline_svg, page
-from offramp.show.sheet import Sheet
+from offramp.show.page import Sheet, inline_svg, page
 from offramp.show.xray import plots
 
 

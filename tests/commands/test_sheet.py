@@ -6,8 +6,8 @@ import torch
 from torchvision.io import decode_png
 
 from offramp import data
+from offramp.commands.sheet import LARGEST, sheet
 from offramp.results.dynamic import Picked
-from offramp.show.sheet import LARGEST, sheet
 
 
 def pixels(address):

@@ -6,7 +6,6 @@ B images, C channels, H and W pixels.
 import base64
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from offramp.data import Split
+from offramp.show.page import Sheet
 
 LARGEST = 64  # pixels of the longer side on the page
 
@@ -25,19 +25,6 @@ class Picked(Protocol):
     @property
     def index(self) -> int:
         """Its position in the official training or test set."""
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """Images as `data:` addresses.
-
-    Attributes:
-        rows: In the order in which they were picked.
-        shown_as: How the network's input became pixels, for the caption.
-    """
-
-    rows: tuple[tuple[str, ...], ...]
-    shown_as: str
 
 
 def sheet(picked: Sequence[Sequence[Picked]], split: Split) -> Sheet:
