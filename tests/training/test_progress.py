@@ -17,11 +17,3 @@ def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[st
     assert epoch.startswith("epoch 2/4  loss 1.2500  search 50.0 75.0 (mean 62.50 %)")
     assert epoch.endswith("left")
     assert "train 90.0 90.0" in without
-
-
-def test_time_left_counts_only_the_steps_of_this_start(capsys: pytest.CaptureFixture[str]) -> None:
-    reporter = Reporter(epochs=10, steps_per_epoch=10, done_steps=40)
-    for _ in range(10):
-        reporter.after_step(1)
-    reporter.started = 0.0
-    assert reporter._time_left(now=60.0) == "0:05:00"  # 10 steps a minute, 50 to go
