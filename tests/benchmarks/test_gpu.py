@@ -71,6 +71,7 @@ def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., di
     return go
 
 
+@pytest.mark.slow
 def test_a_form_that_fails_when_it_is_timed_has_a_row_and_the_others_go_on(measure) -> None:
     found = measure({"plain": RuntimeError("CUDA out of memory.\nTried to allocate")})["rows"]
     assert [row.get("why") for row in found] == ["CUDA out of memory."] * 4  # the others are compared with plain

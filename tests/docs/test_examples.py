@@ -20,6 +20,7 @@ from torchvision.io import write_png
 from offramp.cli import main, parse
 
 ROOT = Path(__file__).parents[2]
+LONG = ("reproduce.md", "verdict.md")  # pages that train for half a minute between them, as tests of their commands do
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = ("lightning", "transformers")  # libraries that are no extra: their examples are run where they are installed
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -74,7 +75,9 @@ def test_examples_with(library: str, folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn", "operators_once")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow if page.name in LONG else (), id=page.name) for page in PAGES]
+)
 def test_examples_of(page: Path, folder: Path) -> None:
     blocks = BLOCK.findall(page.read_text())
     if any("photos" in text for _, text in blocks):
