@@ -119,14 +119,17 @@ def offer_over_http(
     answered = []  # read when all is over, so that this delays nothing
     started = time.perf_counter() + 0.05
     last = when[-1] + PATIENCE
+    late = when[-1] + PATIENCE / 2  # nothing is sent any more, so that what was sent has its time to be answered
     while (sent < len(when) or under_way) and (now := time.perf_counter() - started) < last:
-        while sent < len(when) and when[sent] <= now and free:
+        if now > late and not under_way:
+            break
+        while sent < len(when) and when[sent] <= now <= late and free:
             place = free.popleft()  # the one that has rested longest, so that none rests too long
             under_way[place] = sent
             with contextlib.suppress(ConnectionError):  # seen below
                 lines[place].sendall(asked[images[sent]])
             sent += 1
-        wait = when[sent] - now if sent < len(when) and free else 0.1
+        wait = when[sent] - now if sent < len(when) and free and now <= late else 0.1
         for place, _ in poll.poll(max(wait, 0.0)):
             try:
                 data = lines[place].recv(2**16)
