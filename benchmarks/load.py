@@ -114,6 +114,11 @@ def offer_over_http(
         poll.register(line, select.EPOLLIN)
         return place
 
+    def send(place: int, number: int) -> None:
+        under_way[place] = number
+        with contextlib.suppress(ConnectionError):  # seen when its answer is read
+            lines[place].sendall(asked[images[number]])
+
     free, under_way = deque(connect() for _ in range(connections)), dict[int, int]()
     when, sent = due.tolist(), 0
     answered = []  # read when all is over, so that this delays nothing
@@ -124,10 +129,7 @@ def offer_over_http(
         if now > late and not under_way:
             break
         while sent < len(when) and when[sent] <= now <= late and free:
-            place = free.popleft()  # the one that has rested longest, so that none rests too long
-            under_way[place] = sent
-            with contextlib.suppress(ConnectionError):  # seen below
-                lines[place].sendall(asked[images[sent]])
+            send(free.popleft(), sent)  # on the one that has rested longest, so that none rests too long
             sent += 1
         wait = when[sent] - now if sent < len(when) and free and now <= late else 0.1
         for place, _ in poll.poll(max(wait, 0.0)):
@@ -145,9 +147,7 @@ def offer_over_http(
                 if number is None:
                     free.remove(place)
                 elif not read[place]:  # closed because it rested, as a client has to expect
-                    place = connect()
-                    under_way[place] = number
-                    lines[place].sendall(asked[images[number]])
+                    send(connect(), number)
                     continue
             if number is not None:
                 done[number] = time.perf_counter() - started

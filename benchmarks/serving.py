@@ -26,7 +26,6 @@ percentile is what it was.
 
 import argparse
 import functools
-import gc
 import os
 import socket
 import subprocess
@@ -63,6 +62,7 @@ from offramp.serve.contract import Answer, RefusedError, Request, Served
 from offramp.serve.lane import Lane, Outcome, Ran, Ticket, Work
 from offramp.serve.model import Model
 from offramp.serve.scheduler import Scheduler
+from offramp.serve.service import spare_collector
 
 LOADS = (0.5, 0.8, 1.0, 2.0, 10.0)
 IN_TIME = 0.05  # seconds
@@ -358,8 +358,7 @@ def opened(options: argparse.Namespace) -> Iterator[Network]:
                 logits_KSC = torch.cat([network(batch) for batch in torch.split(images, 64)], 1)
             policy = policy_for(logits_KSC, network.num_classes, shares)
             found = Network(called, program, policy, images, front=front)
-            gc.collect()
-            gc.freeze()  # as a `Service` does
+            spare_collector()
             yield replace(found, capacity=capacity(found, 500 if options.quick else 3000))
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from offramp.commands.train import PAPERS_DATA
 from offramp.config import DataConfig, Run, Spec
 from offramp.paper import experiments
 from offramp.paper.recipe import unlike_the_papers
@@ -34,3 +35,7 @@ def test_of_the_papers_rows_nothing_is_said(table: str) -> None:
     assert [unlike_the_papers(row.run) for row in experiment.rows if row.in_paper] == [None] * len(
         [row for row in experiment.rows if row.in_paper]
     )
+
+
+def test_the_line_is_asked_for_of_all_data_of_the_paper() -> None:
+    assert set(PAPERS_DATA) == {setting.data.name for setting in PAPER.settings.values()}

@@ -121,7 +121,7 @@ def _against_first(experiment: Experiment, row: Row, figure: Figure) -> Greater:
 
 def by_row(experiment: Experiment, results: Results) -> dict[str, list[Estimate | None]]:
     """The differences of each row that has any, in the order of `FIGURES`; what the plot shows."""
-    found = {
+    estimates = {
         row.label: [difference(experiment, row, figure, results) for figure in FIGURES] for row in experiment.rows[1:]
     }
-    return {label: of for label, of in found.items() if any(of)}
+    return {label: of for label, of in estimates.items() if any(of)}

@@ -78,14 +78,14 @@ def _budgets(experiment: Experiment, results: Results) -> "Figure | None":
 
 def _early_exits(experiment: Experiment, results: Results) -> "Figure | None":
     """A line a method, a panel a figure: the difference to the first row, with its interval where seeds are several."""
-    found = early_exits.by_row(experiment, results)
-    if not found:
+    estimates = early_exits.by_row(experiment, results)
+    if not estimates:
         return None
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(1.3 * figures.WIDTH, 1.3 + 0.26 * len(found)), layout="constrained")
+    drawn = Figure(figsize=(1.3 * figures.WIDTH, 1.3 + 0.26 * len(estimates)), layout="constrained")
     panels = drawn.subplots(1, len(early_exits.FIGURES), sharey=True)
-    for axes, figure, of in zip(panels, early_exits.FIGURES, zip(*found.values(), strict=True), strict=True):
+    for axes, figure, of in zip(panels, early_exits.FIGURES, zip(*estimates.values(), strict=True), strict=True):
         axes.axvline(0, color=figures.MUTED, linewidth=1)
         for at, each in enumerate(of):
             if each is not None:
@@ -103,7 +103,7 @@ def _early_exits(experiment: Experiment, results: Results) -> "Figure | None":
             axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color=figures.MUTED)
         axes.set_title(figure.title, fontsize="small")
         axes.set_xlabel("more is better" if figure.better > 0 else "less is better")
-    panels[0].set_yticks(range(len(found)), list(found))
+    panels[0].set_yticks(range(len(estimates)), list(estimates))
     panels[0].invert_yaxis()
     drawn.suptitle(f"less {experiment.rows[0].label}, paired by seed, 95 % intervals", fontsize="small")
     return drawn

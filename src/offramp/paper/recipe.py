@@ -24,8 +24,8 @@ def unlike_the_papers(run: Run) -> str | None:
         if weighting := getattr(objective, "weighting", None):
             pairs.append(("α", setting.alpha, weighting.alpha))
     pairs.append(("holdout", 0, setting.held_out if run.data.holdout is None else run.data.holdout))
-    said = [f"{what} {papers:g}, not {_shown(ours)}" for what, papers, ours in pairs if ours != papers]
-    return f"The paper's tables on {name} have {'; '.join(said)}." if said else None
+    differences = [f"{what} {papers:g}, not {_shown(ours)}" for what, papers, ours in pairs if ours != papers]
+    return f"The paper's tables on {name} have {'; '.join(differences)}." if differences else None
 
 
 def _shown(value: object) -> str:

@@ -185,8 +185,8 @@ def _early_exits(experiment: Experiment, shown: Sequence[Row], results: Results)
             against = early_exits.difference(experiment, row, figure, results)
             text = "" if row is first else NOTHING if against is None else against.text()
             cells.append(linked(row, text) if text else Cell(""))
-        said = "" if row is first else early_exits.in_words(verdicts[row.label])
-        rows.append((Cell(row.label, anchor(row)), *cells, Cell(said, anchor(row)) if said else Cell("")))
+        verdict = "" if row is first else early_exits.in_words(verdicts[row.label])
+        rows.append((Cell(row.label, anchor(row)), *cells, Cell(verdict, anchor(row)) if verdict else Cell("")))
     titles = [name for figure in early_exits.FIGURES for name in (figure.title, f"against {first.label}, paired")]
     note = f"{early_exits.answer(experiment, results)} {early_exits.NOTE}"
     return Table("Early exits", ("", *titles, "so"), tuple(rows), note)

@@ -167,10 +167,10 @@ def grouped(runs: Sequence[Measured]) -> tuple[Group, ...]:
 
 def _recipe(run: Measured) -> dict[str, Any]:
     """What determines a run but for its seed, and the test set it was measured on."""
-    said = determining(run.config)
-    if said["training"] is not None:
-        said["training"].pop("seed", None)
-    recipe = {name: said.get(name) for name in (*_FIRST, *said)}
+    settings = determining(run.config)
+    if settings["training"] is not None:
+        settings["training"].pop("seed", None)
+    recipe = {name: settings.get(name) for name in (*_FIRST, *settings)}
     return {**recipe, "images": {**(recipe.get("images") or {}), "test": run.figures.fingerprint}}
 
 

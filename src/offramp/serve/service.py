@@ -88,7 +88,7 @@ class Service:
             reload=self.reload,
             metrics=metrics,
         )
-        _spare_collector()
+        spare_collector()
 
     async def reload(self) -> None:
         """Open the run and its policies anew; images that were accepted before are answered by the model before.
@@ -104,7 +104,7 @@ class Service:
             self.app.add(model.served, await asyncio.to_thread(self._card, model))
             await asyncio.to_thread(self.scheduler.replace, model)
             del model
-            _spare_collector()
+            spare_collector()
 
     def close(self) -> None:
         """Answer nothing more."""
@@ -117,7 +117,7 @@ class Service:
         return Card.of(self._folder, self._folder.read_config(), inputs, model.weights)
 
 
-def _spare_collector() -> None:
+def spare_collector() -> None:
     """Have Python's garbage collector pass over what is there now, once what nobody holds any more is gone.
 
     A full collection, which comes once in some thousand requests, took 150 ms of half a million objects that libraries
