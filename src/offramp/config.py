@@ -186,6 +186,9 @@ _NETWORKS = _names(
     ]
 )
 
+FormName = Literal["auto", "plain", "compiled"]
+"""How a network is run in training, as the user names it."""
+
 # Fields marked so may differ when a run is continued: they change how it runs, never what it computes.
 FREE: Mapping[str, Any] = {"free": True}
 
@@ -244,7 +247,7 @@ class TrainConfig:
     """bf16: autocast, with float32 master weights."""
     channels_last: bool = False
     """Memory layout of images and weights."""
-    form: Literal["auto", "plain", "compiled"] = "auto"
+    form: FormName = "auto"
     """How the network is run in training. plain: module by module; compiled: by torch.compile, which takes minutes at
     the start and on a CPU a C++ compiler; auto: compiled on a CPU where the run is long enough to earn that back."""
     deterministic: bool = True

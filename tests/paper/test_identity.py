@@ -7,7 +7,7 @@ from offramp.cli import parse
 from offramp.commands.train import TrainOptions
 from offramp.config import DataConfig, Run, Spec, TrainConfig
 from offramp.paper import experiments
-from offramp.paper.identity import command, run_hash, run_name
+from offramp.paper.identity import command, in_form, run_hash, run_name
 from offramp.paper.scales import PAPER, POCKET
 
 RUN = Run(
@@ -25,6 +25,7 @@ def test_a_name_says_data_network_method_and_seed() -> None:
 def test_the_hash_is_of_what_is_computed() -> None:
     moved = dataclasses.replace(RUN, data=dataclasses.replace(RUN.data, root="elsewhere", workers=3))
     assert run_hash(moved) == run_hash(RUN)
+    assert run_name(in_form(RUN, "compiled")) == run_name(RUN)
     other = dataclasses.replace(RUN, training=dataclasses.replace(RUN.training, lr=0.2))
     assert run_hash(other) != run_hash(RUN)
 
@@ -51,6 +52,7 @@ def trained_by(line: str) -> Run:
 
 def test_the_command_trains_the_run() -> None:
     assert trained_by(command(RUN, "x")) == RUN
+    assert trained_by(command(in_form(RUN, "compiled"), "x")) == in_form(RUN, "compiled")
 
 
 @pytest.mark.parametrize("scale", [PAPER, pytest.param(POCKET, marks=pytest.mark.slow)], ids=lambda scale: scale.name)

@@ -74,12 +74,13 @@ def test_where_a_run_was_continued_is_kept(rows, tmp_path: Path) -> None:
         ([start, other, start], ["cpu", "gpu", "cpu"]),
         ([{**start, "torch": "1.0"}, start], ["cpu", "cpu"]),
         ([{**start, "processor": "Z80"}, start], ["cpu", "cpu"]),
+        ([{**start, "form": "compiled"}, start], ["cpu", "cpu"]),
     ):
         folder.environment.write_text(json.dumps(starts))
         made = work(run, folder.path)
         assert made.file.made_by.device == start["device"]
         assert ([start.device for start in made.file.starts] or None) == kept
-        elsewhere = any((one["device"], one["processor"]) != ("cpu", start["processor"]) for one in starts)
+        elsewhere = any(one[key] != start[key] for one in starts for key in ("device", "processor", "form"))
         clock = of_manifest(made).clock
         assert (clock.device, clock.moved) == (start["processor"], elsewhere)
 

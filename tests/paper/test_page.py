@@ -202,7 +202,7 @@ def test_times_taken_otherwise_are_said_and_not_compared(study, manifest) -> Non
     assert rows["+ Dynamic"].endswith("| 2 | 15.0 s<br>gpu, 4 threads, one run at a time by this command |")
     assert rows["WPN"].endswith("| 2 | 2.0 min (×2.00)<br>cpu, 1 thread, one run at a time by this command |")
     (claim,) = [line for line in page.splitlines() if line.startswith("| Dynamic training takes less time")]
-    assert claim.count("| not comparable (times of another device, or of other threads or jobs) |") == 1
+    assert claim.count("| not comparable (times of another device, or of other threads, form or jobs) |") == 1
     assert "in percent: not comparable" in claim
 
 
@@ -280,17 +280,20 @@ def test_what_a_run_was_made_with(study, manifest) -> None:
     made = study(POCKET, "table8", seeds=1)
     run, other = (row.with_seed(0) for row in made.experiments[0].rows[:2])
     git = {"commit": "abcdef0123456789", "changed": True}
-    manifest(run, [70.0] * 7, git=git, threads=3).save(made.out / "manifests" / f"{run_name(run)}.json")
+    manifest(run, [70.0] * 7, git=git, threads=3, form="compiled").save(
+        made.out / "manifests" / f"{run_name(run)}.json"
+    )
     starts = [{"device": "gpu", "threads": 4, "torch": "1"}, {"device": "cpu", "threads": 1, "torch": "2"}]
     manifest(other, [70.0] * 7, starts=starts).save(made.out / "manifests" / f"{run_name(other)}.json")
     _, text, *_ = write(made)
     facts = {line[3 : line.index("]")]: line for line in text.read_text().splitlines() if line.startswith("- [")}
     assert (
-        "offramp 0, torch 2, Python 3; started in a checkout of commit abcdef0123, with changes;"
-        in facts[run_name(run)]
+        "cpu, 3 threads, form compiled, offramp 0, torch 2, Python 3; "
+        "started in a checkout of commit abcdef0123, with changes;" in facts[run_name(run)]
     )
     commands = [line.strip() for line in text.read_text().splitlines() if " offramp train " in line]
     assert [line.split(" ")[0] for line in commands] == [f"OMP_NUM_THREADS={threads}" for threads in (3, 1, 1)]
+    assert [" --form compiled " in line for line in commands] == [True, False, False]
     assert "\nEqual bytes need the same number of threads" in text.read_text()
     assert "begun on gpu, 4 threads, torch 1; continued elsewhere, on cpu, 1 thread, torch 2;" in facts[run_name(other)]
     (row,) = [line for line in text.read_text().splitlines() if line.startswith("| [Label smoothing]")]

@@ -125,11 +125,12 @@ def test_time_saved_in_percent() -> None:
 
 
 def test_times_of_two_machines_are_not_judged() -> None:
-    """Device, threads and runs side by side must agree; seeds of which they do are paired, whatever the others took."""
+    """Device, threads, form and runs side by side must agree; of several seeds those are paired of which they do."""
     here, left, right = Clock("cpu", 1, 2, alone=True), Q("t", "a", "seconds"), Q("t", "b", "seconds")
     for other in (
         dataclasses.replace(here, device="gpu"),
         dataclasses.replace(here, threads=2),
+        dataclasses.replace(here, form="compiled"),
         dataclasses.replace(here, jobs=1),
         dataclasses.replace(here, alone=False),
         dataclasses.replace(here, alone=None),

@@ -11,11 +11,13 @@ import pytest
 from offramp.commands.job import work
 from offramp.config import Spec
 from offramp.errors import UsageError
+from offramp.paper.identity import run_hash
 from offramp.paper.jobs import mark
 from offramp.paper.methods import Method
 from offramp.paper.page import write
 from offramp.paper.scales import POCKET
 from offramp.paper.study import Study
+from offramp.training import train
 
 
 def test_what_is_done_is_not_done_again(rows, tiny, tmp_path: Path) -> None:
@@ -24,6 +26,18 @@ def test_what_is_done_is_not_done_again(rows, tiny, tmp_path: Path) -> None:
     study.do([first], lambda tasks, finished: [finished(task, work(task.run, task.folder)) for task in tasks])
     assert [task.name for task in study.tasks(study.manifests())] == [second.name]
     assert study.done(study.manifests()) == 1
+
+
+def test_a_run_that_was_begun_goes_on_in_its_form(tiny, tmp_path: Path) -> None:
+    """The form is none of what a run is: asked for in another, it is the same run, and is not begun anew."""
+    study = Study(names=("table1",), scale=tiny, seeds=(0,), out=tmp_path, only=("MSDNet",), form="plain")
+    (task,) = study.tasks({})
+    train(task.run, task.folder)
+    (later,) = dataclasses.replace(study, form="compiled").tasks({})
+    assert (later.run.training.form, later.folder) == ("compiled", task.folder)
+    made = work(later.run, later.folder)
+    assert (made.file.made_by.form, made.file.hash) == ("plain", run_hash(task.run))
+    assert "--form plain" in made.file.command
 
 
 def test_runs_that_failed_are_tried_last(tiny, tmp_path: Path) -> None:

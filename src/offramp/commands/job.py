@@ -15,7 +15,7 @@ from offramp.config import Run, to_json
 from offramp.errors import OfframpError, UsageError
 from offramp.files import RunFolder
 from offramp.files.evaluation import current
-from offramp.paper.identity import run_name, second_stage
+from offramp.paper.identity import in_form, run_name, second_stage
 from offramp.paper.jobs import from_json_line
 from offramp.paper.manifest import Manifest
 from offramp.terminal import say, say_error
@@ -35,6 +35,8 @@ def work(run: Run, folder: Path, jobs: int = 1, first: Run | None = None) -> Man
     with _alone(folder):
         place, before = RunFolder(folder), os.getloadavg()[0]
         begun = place.config.is_file()
+        if begun:  # it goes on in the form that it was begun in
+            run = in_form(run, place.read_config().values["training"]["form"])
         train(run, folder)
         load = None if begun else (before, os.getloadavg()[0])  # of a continued run the first part is unknown
         with trust.allowing(trust.packages_in(to_json(run))):  # the user named them, wherever this machine keeps that

@@ -16,7 +16,7 @@ import tyro
 
 from offramp.checks import ABOVE_0, whole
 from offramp.commands.options import Flag, OpensRuns
-from offramp.config import SpecFlag
+from offramp.config import FormName, SpecFlag
 from offramp.terminal import duration_in_words, escaped, say, short
 
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ class ReproduceOptions(OpensRuns):
     """Runs side by side on this machine."""
     threads: Annotated[int | None, whole(1)] = None
     """CPU threads of each; by default the cores are shared out evenly."""
+    form: FormName = "auto"
+    """How networks are run in training, as in `offramp train`. Runs of one network compile it once: compiled may pay
+    for many where it would not for one."""
     on: Literal["here", "ray"] = "here"
     """here (processes of this machine), or ray (a Ray cluster; extra `ray`)."""
     dry_run: Flag = False
@@ -90,6 +93,7 @@ class ReproduceOptions(OpensRuns):
             also=self.also,
             root=self.root,
             workers=self.workers,
+            form=self.form,
         )
         if self.dry_run:
             _list(study, self.rate or _measured(study, self.jobs, threads), self.jobs, as_json=self.json)

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from offramp.config import Run, Spec, determining, to_json
+from offramp.config import FormName, Run, Spec, determining, to_json
 from offramp.paper.watching import plain
 
 _GROUPS = ("data", "training")  # the parts of a run that have fields of their own
@@ -29,13 +29,19 @@ def first_stage(run: Run) -> Path | None:
     return Path(run.network.args["run"]) if run.network.name == "collaborating" else None
 
 
+def in_form(run: Run, form: FormName) -> Run:
+    """The same run, trained in this form (`TrainConfig.form`)."""
+    return replace(run, training=replace(run.training, form=form))
+
+
 def configuration(run: Run) -> dict[str, Any]:
     """What determines the run, as JSON values.
 
-    Of the run that it begins with the name, wherever its folder lies: it has that run's hash in it.
+    Of the run that it begins with the name, wherever its folder lies: it has that run's hash in it. The form of
+    training is no part of it, as the number of threads is none: both change how numbers are rounded.
     """
     first = first_stage(run)
-    return determining(to_json(run if first is None else second_stage(run, first.name)))
+    return determining(to_json(in_form(run if first is None else second_stage(run, first.name), "auto")))
 
 
 def run_hash(run: Run) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,7 @@ class MadeBy:
 
     device: str
     threads: int
+    form: Literal["plain", "compiled"] | None = None
     git: Git | None = None
     processor: str | None = None
     offramp: str | None = None
@@ -134,7 +135,7 @@ class ManifestFile:
         run: Its configuration (`identity.configuration`).
         command: What trains it by hand.
         made_by: Its last start.
-        starts: All of them where it was continued on another device, with other threads or with other versions.
+        starts: All of them where it was continued on another device, with other threads, versions or in another form.
         load: None where it is not known of all of the training.
         last_stats: What the objective said of each exit, its mean over the last epoch; empty where it said none of it.
         xray: None where no gradients were recorded.

@@ -11,7 +11,7 @@ from offramp.paper import early_exits, statistics
 from offramp.paper.cells import Cell, Table, anchor
 from offramp.paper.claims import CLAIMS
 from offramp.paper.experiments import ALL, EXPERIMENTS, Experiment
-from offramp.paper.identity import command, run_hash, run_name
+from offramp.paper.identity import command, in_form, run_hash, run_name
 from offramp.paper.judging import CLOSE, judge, judge_numbers
 from offramp.paper.manifest import MadeBy, Manifest
 from offramp.paper.plots import draw
@@ -46,8 +46,8 @@ OUR_RUNS_ALONE = (
 )
 
 EQUAL_BYTES = (
-    "Equal bytes need the same number of threads, which the commands name, and the same device and versions, which "
-    "stand with each run."
+    "Equal bytes need the same number of threads and the same form of training, which the commands name as they were "
+    "in the first run listed, and the same device and versions, which stand with each run."
 )
 
 _VERSIONS = {
@@ -85,7 +85,7 @@ class Section:
 class RunsOfRow:
     """A row's runs, as the page lists them: of each seed its name, where its manifest is, and what that says.
 
-    `command` trains seed 0 by hand, with the threads of the first run that is there.
+    `command` trains seed 0 by hand, with the threads and the form of the first run that is there.
     """
 
     anchor: str
@@ -219,9 +219,9 @@ def _runs(study: Study, manifests: Mapping[str, Manifest]) -> list[RunsOfRow]:
         if not any(where for _, where, _ in runs):
             continue
         title = "; ".join(labels[anchor(row)])
-        line = command(row.run, f"runs/{run_name(row.run)}")
-        threads = next(m for seed in study.seeds if (m := manifest_of(row, seed, manifests))).file.made_by.threads
-        listed.append(RunsOfRow(anchor(row), title, f"OMP_NUM_THREADS={threads} {line}", tuple(runs)))
+        start = next(m for seed in study.seeds if (m := manifest_of(row, seed, manifests))).file.made_by
+        line = command(in_form(row.run, start.form or "auto"), f"runs/{run_name(row.run)}")
+        listed.append(RunsOfRow(anchor(row), title, f"OMP_NUM_THREADS={start.threads} {line}", tuple(runs)))
     return listed
 
 
@@ -243,7 +243,8 @@ def _facts(manifest: Manifest) -> str:
 def _where(start: MadeBy) -> str:
     versions = [f"{name} {version}" for key, name in _VERSIONS.items() if (version := getattr(start, key))]
     threads = f"{start.threads} thread{'s' if start.threads != 1 else ''}"
-    return ", ".join([start.device_name, threads, *versions])
+    form = [f"form {start.form}"] if start.form else []
+    return ", ".join([start.device_name, threads, *form, *versions])
 
 
 def _markdown(

@@ -14,7 +14,7 @@ import numpy as np
 
 from offramp.paper.experiments import Experiment, Row
 from offramp.paper.identity import run_hash
-from offramp.paper.manifest import Manifest, ManifestFile
+from offramp.paper.manifest import MadeBy, Manifest, ManifestFile
 from offramp.paper.published import published
 
 What = Literal[
@@ -51,13 +51,16 @@ class Clock:
 
     Attributes:
         device: Its name; of a processor that its manifest does not name (older ones), `cpu`.
-        moved: Whether the run was begun on another device or with other threads; then its time is like no other.
+        form: Of training; None where its manifest does not say (older ones).
+        moved: Whether the run was begun on another device, with other threads or in another form; then its time is
+            like no other.
         alone: Whether the machine did nothing else meanwhile; None where the manifest does not say.
     """
 
     device: str
     threads: int
     jobs: int
+    form: str | None = None
     moved: bool = False
     alone: bool | None = None
 
@@ -66,10 +69,11 @@ class Clock:
         beside = {True: "", False: ", other work beside", None: ", other work not recorded"}[self.alone]
         begun = ", begun elsewhere" if self.moved else ""
         threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
-        return f"{self.device}, {threads}, {runs} by this command{beside}{begun}"
+        form = f", {self.form}" if self.form else ""
+        return f"{self.device}, {threads}{form}, {runs} by this command{beside}{begun}"
 
     def like(self, other: "Clock") -> bool:
-        """Whether device, threads and runs side by side were the same, whatever else the machine did."""
+        """Whether device, threads, form and runs side by side were the same, whatever else the machine did."""
         mine = dataclasses.replace(self, alone=other.alone)
         return mine == other and not self.moved
 
@@ -146,9 +150,14 @@ def of_manifest(manifest: Manifest, *, best_epoch: bool = False) -> Figures:
 
 
 def _clock(file: ManifestFile, undisturbed: bool | None) -> Clock:
-    device, threads = file.made_by.device_name, file.made_by.threads
-    moved = any((start.device_name, start.threads) != (device, threads) for start in file.starts)
-    return Clock(device, threads, file.timing.jobs, moved, undisturbed)
+    how = _how(file.made_by)
+    moved = any(_how(start) != how for start in file.starts)
+    device, threads, form = how
+    return Clock(device, threads, file.timing.jobs, form, moved, undisturbed)
+
+
+def _how(start: MadeBy) -> tuple[str, int, str | None]:
+    return start.device_name, start.threads, start.form
 
 
 def _all(values: Iterable[float | None]) -> tuple[float, ...] | None:

@@ -31,7 +31,7 @@ class Ruling(StrEnum):
     NOT_RESOLVED = "not resolved at this n"
     NOT_COMPARABLE = "not comparable (other data)"
     OTHER_RECIPE = "not comparable (another recipe)"
-    OTHER_CLOCK = "not comparable (times of another device, or of other threads or jobs)"
+    OTHER_CLOCK = "not comparable (times of another device, or of other threads, form or jobs)"
     DISTURBED = "not judged (other work ran beside, or nothing says that none did)"
     NOT_RUN = "not run yet"
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from offramp.checks import did_you_mean
-from offramp.config import Run, Spec
+from offramp.config import FormName, Run, Spec
 from offramp.errors import UsageError
 from offramp.files import RunFolder
 from offramp.paper import early_exits, estimate, pilot
 from offramp.paper.experiments import ALL, EXPERIMENTS, Experiment, Row, experiments
-from offramp.paper.identity import run_hash, run_name
+from offramp.paper.identity import in_form, run_hash, run_name
 from offramp.paper.jobs import Finished, Task
 from offramp.paper.manifest import Manifest, find
 from offramp.paper.methods import own
@@ -35,6 +35,7 @@ class Study:
         known: Further folders with manifests.
         only: Rows to run and show, by label; all if empty.
         also: Methods that join every experiment.
+        form: In which runs are trained (`TrainConfig.form`).
     """
 
     names: tuple[str, ...]
@@ -46,6 +47,7 @@ class Study:
     also: tuple[Spec, ...] = ()
     root: str | None = None
     workers: int = 0
+    form: FormName = "auto"
     experiments: tuple[Experiment, ...] = field(init=False)
     left_out: Mapping[str, tuple[str, ...]] = field(init=False)
     """Rows that were not asked for, by experiment; of one that is left out whole all of them."""
@@ -141,7 +143,8 @@ class Study:
         return sorted(missing.values(), key=lambda task: task.failed_before)
 
     def _placed(self, run: Run) -> Run:
-        return dataclasses.replace(run, data=dataclasses.replace(run.data, root=self.root, workers=self.workers))
+        data = dataclasses.replace(run.data, root=self.root, workers=self.workers)
+        return in_form(dataclasses.replace(run, data=data), self.form)
 
     def done(self, manifests: Mapping[str, Manifest]) -> int:
         """How many of its runs are finished, each counted once."""
