@@ -36,6 +36,7 @@ FIGURES = (
     Figure("early", "leave early, %"),
     Figure("ece-early", "ECE of early exits, %", better=-1),
 )
+NOT_MEASURED, ONE_SEED = "not measured", "one seed"
 QUESTION = "Does a method make early exits better, also where their top-1 does not move?"
 
 
@@ -55,7 +56,7 @@ def difference(experiment: Experiment, row: Row, figure: Figure, results: Result
 
 
 def verdicts(experiment: Experiment, results: Results) -> dict[str, dict[What, str]]:
-    """Of each row but the first and each figure: better than the first row's, worse, not resolved, not measured.
+    """Of each row but the first and each figure: better or worse than the first row's, not resolved, of one seed alone.
 
     Better and worse are by Student's test, corrected for all of them (Holm). Top-1 that is neither may be level.
     """
@@ -71,7 +72,9 @@ def verdicts(experiment: Experiment, results: Results) -> dict[str, dict[What, s
 
     def said(key: tuple[str, What]) -> str:
         if not values[key]:
-            return "not measured"
+            return NOT_MEASURED
+        if len(values[key]) == 1:
+            return ONE_SEED
         if key in resolved:
             return "better" if better[key[1]] * fmean(values[key]) > 0 else "worse"
         narrower = statistics.estimate(values[key], statistics.EQUIVALENCE, contrasts[key].images(results))
@@ -94,7 +97,7 @@ def answer(experiment: Experiment, results: Results) -> str:
     """The question, and what the runs say of it, in two sentences."""
     better, level = [], 0
     for label, said in verdicts(experiment, results).items():
-        if said["top1"] not in ("better", "worse", "not measured"):
+        if said["top1"] not in ("better", "worse", NOT_MEASURED, ONE_SEED):
             level += 1
             gains = [figure.title for figure in FIGURES[1:] if said[figure.what] == "better"]
             better += [f"{label} ({', '.join(gains)})"] if gains else []

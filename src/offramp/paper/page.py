@@ -7,7 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from offramp.paper import early_exits, statistics
+from offramp.paper import answer, early_exits, statistics
 from offramp.paper.cells import Cell, Table, anchor
 from offramp.paper.claims import CLAIMS
 from offramp.paper.experiments import ALL, EXPERIMENTS, Experiment
@@ -64,6 +64,7 @@ class Section:
     """An experiment on the page.
 
     Attributes:
+        answer: What the runs say, where it is a comparison of our own.
         expect: What the paper leads one to expect, and what is a choice of ours; in a line of its own what is missing.
         plot: Its figure, as an element of the page.
         caption: What is said under it.
@@ -73,6 +74,7 @@ class Section:
 
     name: str
     title: str
+    answer: tuple[str, ...]
     expect: str
     tables: tuple[Table, ...]
     plot: Markup | None = None
@@ -199,7 +201,18 @@ def _section(experiment: Experiment, results: Results, study: Study) -> Section:
     title = f"{experiment.title}, {study.scale.unlike}" if study.scale.unlike else experiment.title
     caption = f"Measured {study.scale.unlike}. " if study.scale.unlike else ""
     caption += early_exits.QUESTION if early_exits.shown(experiment) else OUR_RUNS_ALONE
-    return Section(experiment.name, title, expect, tuple(tables(experiment, results)), plot, caption, beside, no_plot)
+    answers = answer.sentences(experiment, results) if early_exits.shown(experiment) else ()
+    return Section(
+        name=experiment.name,
+        title=title,
+        answer=answers,
+        expect=expect,
+        tables=tuple(tables(experiment, results)),
+        plot=plot,
+        caption=caption,
+        beside=beside,
+        no_plot=no_plot,
+    )
 
 
 def _runs(study: Study, manifests: Mapping[str, Manifest]) -> list[RunsOfRow]:
@@ -254,7 +267,9 @@ def _markdown(
     if verdicts:
         lines += ["## Verdicts", "", *(line for table in verdicts for line in _table(table))]
     for section in sections:
-        lines += [f"## {section.name}: {section.title}", "", section.expect, ""]
+        lines += [f"## {section.name}: {section.title}", ""]
+        lines += [line for sentence in section.answer for line in (sentence, "")]
+        lines += [section.expect, ""]
         if section.beside:
             lines += [f"![{section.caption}]({section.beside[0]})", ""]
         lines += [line for table in section.tables for line in _table(table)]

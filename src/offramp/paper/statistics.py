@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from scipy.special import stdtr, stdtrit
+from scipy.special import nctdtrinc, stdtr, stdtrit
 
 from offramp.evaluation.bounds import paired_difference
 
 CONFIDENCE = 0.95
 EQUIVALENCE = 0.90  # its interval within a margin is two one-sided tests at 5 % each, its interval outside of it one
+FOUND = 0.8  # chance of finding a difference that is large enough to be looked for
 HALF_RANGE_OF_FIVE = 1.163  # of five normal values, in standard deviations
 
 
@@ -105,6 +106,17 @@ def p_value(values: Sequence[float], images: int | None = None) -> float:
         return 1.0
     error = interval.half / _t(interval.n - 1, CONFIDENCE)
     return float(2 * stdtr(interval.n - 1, -abs(interval.mean) / error))
+
+
+def detectable(values: Sequence[float], comparisons: int, images: int | None = None) -> float:
+    """The true mean that such values show to differ from 0 in `FOUND` of all studies, where it is one of so many means.
+
+    By Student's test at the level that Holm asks of the smallest p-value, for a deviation as that of the values.
+    """
+    interval = estimate(values, images=images)
+    freedom = interval.n - 1
+    error = interval.half / _t(freedom, CONFIDENCE)
+    return error * float(nctdtrinc(freedom, 1 - FOUND, _t(freedom, 1 - (1 - CONFIDENCE) / comparisons)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

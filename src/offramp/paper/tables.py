@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from offramp.paper import early_exits, statistics
+from offramp.paper import answer, early_exits, statistics
 from offramp.paper.cells import NOTHING, Cell, Table, anchor, exit_names, linked, number, spread
 from offramp.paper.experiments import Experiment, Row
 from offramp.paper.judging import ClaimPart, Judged
@@ -132,8 +132,8 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
     groups = GROUPS if experiment.shows in ("groups", "study") and num_exits >= 5 else ()  # of fewer exits they overlap
     against = [f"against {first.label}, paired", *(f"{name}, paired" for name, _ in groups)]
     against += ["pairs"] if groups else []
-    corrected = _corrected(experiment, shown, results) if experiment.shows == "study" else {}
-    against += ["p of the mean, Holm"] if corrected else []
+    p_values = answer.corrected(experiment, results) if early_exits.shown(experiment) else {}
+    against += ["p of the mean, Holm"] if p_values else []
     head = ("", *exit_names(num_exits), *means, *deltas, *against, "n", "training time")
     clocks = _clocks(experiment, results)
     rows = []
@@ -146,7 +146,7 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
                 *(() if single else (spread(row, [mean_top1(f) for f in figures.values()]),)),
                 *(_delta(experiment, row, results) for _ in deltas),
                 *(
-                    [*_paired(experiment, row, groups, results), *_p(row, corrected)]
+                    [*_paired(experiment, row, groups, results), *_p(row, p_values)]
                     if row is not first
                     else [Cell("")] * len(against)
                 ),
@@ -164,8 +164,10 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
             " Paired: the mean over exits less the first row's, seed by seed, with Student's 95 % interval from two "
             "pairs on. Each interval stands for itself; of twenty, one misses by chance."
         )
-    if corrected:
-        note += " The p of Student's test of that mean, two-sided, is corrected for the number of rows (Holm)."
+    if p_values:
+        note += (
+            " The p of that mean, by Student's test, two-sided, is corrected for all rows of two seeds or more (Holm)."
+        )
     if deltas:
         note += " Δ is over the sum of the exits, as in the paper; the difference beside it is over their mean."
     if any(row.best_epoch for row in shown):
@@ -188,17 +190,7 @@ def _early_exits(experiment: Experiment, shown: Sequence[Row], results: Results)
         verdict = "" if row is first else early_exits.in_words(verdicts[row.label])
         rows.append((Cell(row.label, anchor(row)), *cells, Cell(verdict, anchor(row)) if verdict else Cell("")))
     titles = [name for figure in early_exits.FIGURES for name in (figure.title, f"against {first.label}, paired")]
-    note = f"{early_exits.answer(experiment, results)} {early_exits.NOTE}"
-    return Table("Early exits", ("", *titles, "so"), tuple(rows), note)
-
-
-def _corrected(experiment: Experiment, shown: Sequence[Row], results: Results) -> dict[str, float]:
-    """Of each row against the first the p-value of the mean over exits, corrected for how many rows there are."""
-    first = Q(experiment.name, experiment.rows[0].label)
-    contrasts = {row.label: Greater(Q(experiment.name, row.label), first) for row in shown if row.label != first.row}
-    values = {label: list(greater.contrasts(results).values()) for label, greater in contrasts.items()}
-    p_values = {label: statistics.p_value(of, contrasts[label].images(results)) for label, of in values.items() if of}
-    return dict(zip(p_values, statistics.holm(list(p_values.values())), strict=True))
+    return Table("Early exits", ("", *titles, "so"), tuple(rows), early_exits.NOTE)
 
 
 def _p(row: Row, corrected: Mapping[str, float]) -> list[Cell]:
