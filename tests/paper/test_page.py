@@ -206,6 +206,16 @@ def test_times_taken_otherwise_are_said_and_not_compared(study, manifest) -> Non
     assert "in percent: not comparable" in claim
 
 
+def test_times_beside_other_work_are_one_line(study, manifest) -> None:
+    made = study(POCKET, "table1")
+    for seed, seconds, threads in ((0, 15.0, 1), (1, 240.0, 2)):
+        run = made.experiments[0].row("+ Dynamic").with_seed(seed)
+        one = manifest(run, [70.0] * 7, seconds=seconds, threads=threads, load=9.0)
+        one.save(made.out / "manifests" / f"{run_name(run)}.json")
+    rows = [line for line in write(made)[1].read_text().splitlines() if line.startswith("| [+ Dynamic]")]
+    assert rows[0].endswith("| 2 | 15.0 s to 4.0 min<br>taken in 2 ways, other work beside or not recorded |")
+
+
 def test_the_head_says_what_is_left_out(study) -> None:
     """A page of some rows or seeds takes the place of the whole one: it has the same name."""
     whole = study(POCKET, "table3", "table8", seeds=3)

@@ -265,21 +265,41 @@ def _clocks(experiment: Experiment, results: Results) -> list[Clock]:
 
 
 def _time(runs: Mapping[int, Figures], first: Mapping[int, Figures], *, say: bool) -> str:
-    """Mean over seeds, and how many times the first row's, seed by seed; a line for each way the times were taken."""
+    """Mean over seeds, and how many times the first row's, seed by seed; a line for each way the times were taken.
+
+    Where there are several ways, those beside other work, which say little, are one line: from the least to the most.
+    """
     alike: dict[Clock | None, dict[int, Figures]] = {}
     for seed, figures in runs.items():
         if figures.seconds is not None:
             alike.setdefault(figures.clock, {})[seed] = figures
-    lines = [_mean_time(group, first) + (f"\n{clock}" if say else "") for clock, group in alike.items()]
+    disturbed = {clock: group for clock, group in alike.items() if clock is not None and not clock.alone}
+    if not say or len(disturbed) < 2:
+        disturbed = {}
+    lines = [
+        _mean_time(group, first) + (f"\n{clock}" if say else "")
+        for clock, group in alike.items()
+        if clock not in disturbed
+    ]
+    seconds = [f.seconds for group in disturbed.values() for f in group.values() if f.seconds is not None]
+    if seconds:
+        how = f"taken in {len(disturbed)} ways, other work beside or not recorded"
+        lines.append(f"{_duration(min(seconds))} to {_duration(max(seconds))}\n{how}")
     return "\n".join(lines) or NOTHING
 
 
 def _mean_time(figures: Mapping[int, Figures], first: Mapping[int, Figures]) -> str:
     mean = fmean(f.seconds for f in figures.values() if f.seconds is not None)
-    time = f"{mean:.1f} s" if mean < 100 else f"{mean / 60:.1f} min" if mean < 7200 else f"{mean / 3600:.1f} h"
+    time = _duration(mean)
     pairs = [(f, first[seed]) for seed, f in figures.items() if seed in first and f.timed_like(first[seed])]
     ratios = [ours.seconds / theirs.seconds for ours, theirs in pairs if ours.seconds and theirs.seconds]
     return f"{time} (×{fmean(ratios):.2f})" if ratios else time
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _num_exits(experiment: Experiment, results: Results) -> int:
