@@ -51,7 +51,7 @@ def test_what_is_told_apart_is_named_with_its_interval_and_one_seed_is_no_part_o
     assert "Worse: WPN -2.10 [" in first
     assert "Not told apart: damping -0.05 [" in first
     assert "DFS" not in first
-    assert set(answer.corrected(league, results)) == {"damping", "power-sqrt", "WPN"}
+    assert set(answer.p_values(league, results)) == {"damping", "power-sqrt", "WPN"}
 
 
 def test_where_none_is_told_apart_the_furthest_is_named(league) -> None:

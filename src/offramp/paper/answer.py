@@ -1,55 +1,52 @@
 """What a league or our own study says, in a few sentences: top-1, early exits, the mechanism, what could be found."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from offramp.paper import early_exits, statistics
 from offramp.paper.experiments import Experiment, Row
+from offramp.paper.judging import corrected
 from offramp.paper.predicates import Greater, Q
 from offramp.paper.results import Results
 
 
 def sentences(experiment: Experiment, results: Results) -> tuple[str, ...]:
     """The answer, each sentence by itself; the methods in it are those with two seeds to set against the first row."""
-    tested = corrected(experiment, results)
+    tested = p_values(experiment, results)
     first = experiment.rows[0]
     if not tested:
         return (f"No method has two seeds that {first.label} has too: nothing can be said yet.",)
-    differences = {label: _contrast(experiment, label) for label in tested}
-    seeds = [len(greater.contrasts(results)) for greater in differences.values()]
-    most = max(seeds)
+    differences = {label: contrast for label, contrast in _contrasts(experiment).items() if label in tested}
+    values = {label: list(contrast.contrasts(results).values()) for label, contrast in differences.items()}
+    fewest, most = min(map(len, values.values())), max(map(len, values.values()))
     unlike = experiment.scale.unlike
     measured = f"Measured {unlike}: of" if unlike else "Of"
-    each = f"{most}" if min(seeds) == most else f"{min(seeds)} to {most}"
-    said = [f"{measured} {_methods(len(tested))}, {each} seeds each, {_top1(differences, tested, first, results)}"]
-    said.append(early_exits.answer(experiment, results))
+    each = f"{most}" if fewest == most else f"{fewest} to {most}"
+    answers = [f"{measured} {_methods(len(tested))}, {each} seeds each, {_top1(differences, tested, first, results)}"]
+    answers.append(early_exits.answer(experiment, results))
     if mechanism := _mechanism(experiment, tested, results):
-        said.append(mechanism)
-    found = max(
-        statistics.detectable([*greater.contrasts(results).values()], len(tested), greater.images(results))
-        for greater in differences.values()
-        if len(greater.contrasts(results)) == most
+        answers.append(mechanism)
+    detectable = max(
+        statistics.detectable(of, len(tested), differences[label].images(results))
+        for label, of in values.items()
+        if len(of) == most
     )
-    said.append(
+    answers.append(
         f"What could be found: with {most} seeds and differences that spread like these, a method that truly gains or "
-        f"loses {found:.1f} points of top-1 is told apart in four of five such studies; a smaller difference needs "
-        "more seeds, and what holds of these data, this network and this budget may not hold of others."
+        f"loses {detectable:.1f} points of top-1 is told apart in four of five such studies; a smaller difference "
+        "needs more seeds, and what holds of these data, this network and this budget may not hold of others."
     )
-    return tuple(said)
+    return tuple(answers)
 
 
-def corrected(experiment: Experiment, results: Results) -> dict[str, float]:
+def p_values(experiment: Experiment, results: Results) -> dict[str, float]:
     """By row with two seeds against the first: the p of its top-1 averaged over exits, corrected for all (Holm)."""
-    contrasts = {row.label: _contrast(experiment, row.label) for row in experiment.rows[1:]}
-    values = {label: [*greater.contrasts(results).values()] for label, greater in contrasts.items()}
-    p_values = {
-        label: statistics.p_value(of, contrasts[label].images(results)) for label, of in values.items() if len(of) > 1
-    }
-    return dict(zip(p_values, statistics.holm([*p_values.values()]), strict=True))
+    return corrected(_contrasts(experiment), results)
 
 
-def _contrast(experiment: Experiment, label: str) -> Greater:
-    return Greater(Q(experiment.name, label), Q(experiment.name, experiment.rows[0].label))
+def _contrasts(experiment: Experiment) -> dict[str, Greater]:
+    first, *others = (Q(experiment.name, row.label) for row in experiment.rows)
+    return {other.row: Greater(other, first) for other in others}
 
 
 def _methods(count: int) -> str:
@@ -58,24 +55,24 @@ def _methods(count: int) -> str:
 
 def _top1(differences: Mapping[str, Greater], tested: Mapping[str, float], first: Row, results: Results) -> str:
     """Who is better and worse than the first row."""
-    estimates = {label: greater.estimate(results) for label, greater in differences.items()}
-    found = {label: estimate for label, estimate in estimates.items() if estimate is not None}
+    estimates = {label: contrast.estimate(results) for label, contrast in differences.items()}
+    of = {label: estimate for label, estimate in estimates.items() if estimate is not None}
     resolved = [label for label, p in tested.items() if p < 1 - statistics.CONFIDENCE]
     by = "by top-1 averaged over exits (Student's test, 5 %, corrected for all of them by Holm)"
     if not resolved:
-        furthest = max(found, key=lambda label: abs(found[label].mean))
-        return f"none is told apart from {first.label} {by}; furthest is {furthest}, {found[furthest].text()}."
+        furthest = max(of, key=lambda label: abs(of[label].mean))
+        return f"none is told apart from {first.label} {by}; furthest is {furthest}, {of[furthest].text()}."
 
     def listed(labels: Sequence[str]) -> str:
-        return "; ".join(f"{label} {found[label].text()}" for label in labels) or "none"
+        return "; ".join(f"{label} {of[label].text()}" for label in labels) or "none"
 
-    better = listed([label for label in resolved if found[label].mean > 0])
-    worse = listed([label for label in resolved if found[label].mean < 0])
+    better = listed([label for label in resolved if of[label].mean > 0])
+    worse = listed([label for label in resolved if of[label].mean < 0])
     rest = listed([label for label in tested if label not in resolved])
     return f"{by}: better than {first.label}: {better}. Worse: {worse}. Not told apart: {rest}."
 
 
-def _mechanism(experiment: Experiment, labels: Sequence[str] | Mapping[str, float], results: Results) -> str:
+def _mechanism(experiment: Experiment, labels: Iterable[str], results: Results) -> str:
     """Whether learned images push less where gradients are damped; nothing where no gradients were recorded."""
 
     def share(label: str) -> float | None:

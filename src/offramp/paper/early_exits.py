@@ -10,7 +10,7 @@ from statistics import fmean
 from offramp.paper import statistics
 from offramp.paper.certified import DROP
 from offramp.paper.experiments import Experiment, Row
-from offramp.paper.judging import CLOSE
+from offramp.paper.judging import CLOSE, corrected
 from offramp.paper.predicates import EVERY, Exits, Greater, Q
 from offramp.paper.results import Results, What
 from offramp.paper.statistics import Estimate, Ruling
@@ -65,9 +65,7 @@ def verdicts(experiment: Experiment, results: Results) -> dict[str, dict[What, s
         (row.label, figure.what): _against_first(experiment, row, figure) for row in rows for figure in FIGURES
     }
     values = {key: list(greater.contrasts(results).values()) for key, greater in contrasts.items()}
-    tested = [key for key, of in values.items() if len(of) > 1]
-    p_values = [statistics.p_value(values[key], contrasts[key].images(results)) for key in tested]
-    resolved = {key for key, p in zip(tested, statistics.holm(p_values), strict=True) if p < 1 - statistics.CONFIDENCE}
+    resolved = {key for key, p in corrected(contrasts, results).items() if p < 1 - statistics.CONFIDENCE}
     better = {figure.what: figure.better for figure in FIGURES}
 
     def said(key: tuple[str, What]) -> str:

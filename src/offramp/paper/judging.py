@@ -1,13 +1,14 @@
 """Claims and printed numbers, judged by what runs gave."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TypeVar
 
 from offramp.paper import statistics
 from offramp.paper.claims import Claim
 from offramp.paper.experiments import Experiment, Row
-from offramp.paper.predicates import Predicate
+from offramp.paper.predicates import Greater, Predicate
 from offramp.paper.published import PublishedRow, published_row, published_table
 from offramp.paper.results import (
     Figures,
@@ -18,6 +19,8 @@ from offramp.paper.results import (
     printed,
 )
 from offramp.paper.statistics import Estimate, Ruling
+
+Name = TypeVar("Name")
 
 CLOSE = 0.5
 """Points of mean accuracy over exits within which a published number is reproduced.
@@ -81,6 +84,15 @@ def judge(claims: Iterable[Claim], results: Results, *, papers: bool) -> list[Ju
         rows = dict.fromkeys((q.experiment, q.row) for part in claim.parts for q in part.asked())
         judged.append(Judged(claim, verdict, tuple(parts), tuple(rows)))
     return judged
+
+
+def corrected(contrasts: Mapping[Name, Greater], results: Results) -> dict[Name, float]:
+    """By contrast of two seeds or more: the p of Student's test that it is 0, corrected for all of them (Holm)."""
+    values = {name: list(contrast.contrasts(results).values()) for name, contrast in contrasts.items()}
+    p_values = {
+        name: statistics.p_value(of, contrasts[name].images(results)) for name, of in values.items() if len(of) > 1
+    }
+    return dict(zip(p_values, statistics.holm(list(p_values.values())), strict=True))
 
 
 def judge_numbers(experiments: Sequence[Experiment], results: Results) -> list[Judged]:

@@ -132,7 +132,7 @@ def _accuracy(experiment: Experiment, shown: Sequence[Row], results: Results) ->
     groups = GROUPS if experiment.shows in ("groups", "study") and num_exits >= 5 else ()  # of fewer exits they overlap
     against = [f"against {first.label}, paired", *(f"{name}, paired" for name, _ in groups)]
     against += ["pairs"] if groups else []
-    p_values = answer.corrected(experiment, results) if early_exits.shown(experiment) else {}
+    p_values = answer.p_values(experiment, results) if early_exits.shown(experiment) else {}
     against += ["p of the mean, Holm"] if p_values else []
     head = ("", *exit_names(num_exits), *means, *deltas, *against, "n", "training time")
     clocks = _clocks(experiment, results)
