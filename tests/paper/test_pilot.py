@@ -10,7 +10,7 @@ from offramp.errors import OfframpError, UsageError
 from offramp.paper import pilot
 from offramp.paper.identity import run_name
 from offramp.paper.page import write
-from offramp.paper.scales import PAIRS, PAIRS_FEW
+from offramp.paper.scales import PAIRS, PAIRS_FEW, PAIRS_SHORT
 from offramp.paper.study import Study
 
 FIRST_SIX = ("cross-entropy", "damping", "damping, λ/√K", "power-sqrt", "dynamic (R1)", "dynamic, tanh (R3)")
@@ -20,7 +20,7 @@ FIRST_SIX = ("cross-entropy", "damping", "damping, λ/√K", "power-sqrt", "dyna
 def piloted(tmp_path, manifest):
     """The pilot at a scale, done with two seeds: of each method the second candidate is best, if only on average."""
 
-    def make(scale=PAIRS, best=1):
+    def make(scale=PAIRS_SHORT, best=1):
         made = Study(names=("pilot",), scale=scale, seeds=(100, 101), out=tmp_path)
         for row in made.experiments[0].rows:
             family = next(of for of in pilot.CANDIDATES.values() if row.label in [each.label for each in of])
@@ -59,11 +59,14 @@ def test_the_study_trains_what_was_chosen(piloted, tmp_path) -> None:
 
 
 def test_other_budgets_go_by_the_same_pilot_and_nothing_else_by_none(piloted, tmp_path) -> None:
-    with pytest.raises(UsageError, match=r"needs a pilot.* pilot --scale pairs --first-seed 100"):
+    with pytest.raises(UsageError, match=r"needs a pilot.* pilot --scale pairs-short --first-seed 100"):
         Study(names=("study",), scale=PAIRS_FEW, seeds=(0,), out=tmp_path)
     piloted().decide()
     few = Study(names=("study",), scale=PAIRS_FEW, seeds=(0,), out=tmp_path)
     assert few.experiments[0].rows[1].run.objective.args == {"strength": 0.025}
+    piloted(PAIRS_FEW, best=2).decide()  # one of its own goes before
+    few = Study(names=("study",), scale=PAIRS_FEW, seeds=(0,), out=tmp_path)
+    assert few.experiments[0].rows[1].run.objective.args == {"strength": 0.075}
 
 
 def test_what_was_decided_stands(piloted, tmp_path) -> None:
@@ -86,7 +89,7 @@ def test_a_damaged_decision_is_refused(piloted, tmp_path, old, new) -> None:
     path = piloted().decide()
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
-    with pytest.raises(OfframpError, match=r"pilot-pairs\.json "):
+    with pytest.raises(OfframpError, match=r"pilot-pairs-short\.json "):
         Study(names=("study",), scale=PAIRS, seeds=(0,), out=tmp_path)
 
 

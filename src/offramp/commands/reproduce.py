@@ -40,9 +40,9 @@ class ReproduceOptions(OpensRuns):
     """table1 to table8, figure3, figure4, league and league-imagenet (all methods in the settings of Table 1 and of
     Figure 4), or all. pilot and study: our own comparison, and what decides on each method's number for it."""
     scale: Annotated[str, tyro.conf.arg(metavar="paper|pocket|pairs|...")] = "paper"
-    """paper (CIFAR and ImageNet, the recipe to the letter), pocket (Fashion-MNIST, minutes a run), pairs, pairs-few,
-    pairs-many or pairs-wide (fashion-pairs: 100 classes, minutes a run; wide: hours), or package.module:Name, a Scale
-    of your own."""
+    """paper (CIFAR and ImageNet, the recipe to the letter), pocket (Fashion-MNIST, minutes a run), pairs, pairs-short
+    (for its pilot), pairs-few, pairs-many or pairs-wide (fashion-pairs: 100 classes, minutes a run; wide: hours), or
+    package.module:Name, a Scale of your own."""
     seeds: Annotated[int, whole(1)] = 5
     """Number of seeds of every row."""
     first_seed: Annotated[int, whole(0)] = 0
