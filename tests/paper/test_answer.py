@@ -49,7 +49,7 @@ def test_what_is_told_apart_is_named_with_its_interval_and_one_seed_is_no_part_o
     assert first.startswith("Measured on fashion-mnist: of 3 methods, 3 to 4 seeds each, ")
     assert "better than cross-entropy: power-sqrt +1.10 [" in first
     assert "Worse: WPN -2.10 [" in first
-    assert "Not told apart: damping -0.05 [" in first
+    assert "No significant difference: damping -0.05 [" in first
     assert "DFS" not in first
     assert set(answer.p_values(league, results)) == {"damping", "power-sqrt", "WPN"}
 
@@ -57,7 +57,7 @@ def test_what_is_told_apart_is_named_with_its_interval_and_one_seed_is_no_part_o
 def test_where_none_is_told_apart_the_furthest_is_named(league) -> None:
     results = of_gains({"damping": [0.3, -0.4, 0.2, -0.3], "WPN": [0.9, -0.2, 0.8, -0.3]})
     first, *_ = answer.sentences(league, results)
-    assert "of 2 methods, 4 seeds each, none is told apart from cross-entropy" in first
+    assert "of 2 methods, 4 seeds each, none differs significantly from cross-entropy" in first
     assert "furthest is WPN, +0.30 [" in first
     assert "nothing can be said yet" in answer.sentences(league, of_gains({"damping": [0.3]}))[0]
 

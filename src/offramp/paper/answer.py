@@ -32,9 +32,9 @@ def sentences(experiment: Experiment, results: Results) -> tuple[str, ...]:
         if len(of) == most
     )
     answers.append(
-        f"What could be found: with {most} seeds and differences that spread like these, a method that truly gains or "
-        f"loses {detectable:.1f} points of top-1 is told apart in four of five such studies; a smaller difference "
-        "needs more seeds, and what holds of these data, this network and this budget may not hold of others."
+        f"What could be found: with {most} seeds and differences that spread like these, a true gain or loss of "
+        f"{detectable:.1f} points of top-1 would be significant in four of five such studies; a smaller one needs more "
+        "seeds, and what holds of these data, this network and this budget may not hold of others."
     )
     return tuple(answers)
 
@@ -58,10 +58,10 @@ def _top1(differences: Mapping[str, Greater], tested: Mapping[str, float], first
     estimates = {label: contrast.estimate(results) for label, contrast in differences.items()}
     of = {label: estimate for label, estimate in estimates.items() if estimate is not None}
     resolved = [label for label, p in tested.items() if p < 1 - statistics.CONFIDENCE]
-    by = "by top-1 averaged over exits (Student's test, 5 %, corrected for all of them by Holm)"
+    by = "in top-1 averaged over exits (Student's test, 5 %, corrected for all of them by Holm)"
     if not resolved:
         furthest = max(of, key=lambda label: abs(of[label].mean))
-        return f"none is told apart from {first.label} {by}; furthest is {furthest}, {of[furthest].text()}."
+        return f"none differs significantly from {first.label} {by}; furthest is {furthest}, {of[furthest].text()}."
 
     def listed(labels: Sequence[str]) -> str:
         return "; ".join(f"{label} {of[label].text()}" for label in labels) or "none"
@@ -69,7 +69,8 @@ def _top1(differences: Mapping[str, Greater], tested: Mapping[str, float], first
     better = listed([label for label in resolved if of[label].mean > 0])
     worse = listed([label for label in resolved if of[label].mean < 0])
     rest = listed([label for label in tested if label not in resolved])
-    return f"{by}: better than {first.label}: {better}. Worse: {worse}. Not told apart: {rest}."
+    significant = f"significantly better than {first.label}: {better}. Worse: {worse}."
+    return f"{by}: {significant} No significant difference: {rest}."
 
 
 def _mechanism(experiment: Experiment, labels: Iterable[str], results: Results) -> str:
