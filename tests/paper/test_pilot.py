@@ -69,6 +69,13 @@ def test_other_budgets_go_by_the_same_pilot_and_nothing_else_by_none(piloted, tm
     assert few.experiments[0].rows[1].run.objective.args == {"strength": 0.075}
 
 
+def test_a_decision_made_elsewhere_is_found_where_manifests_are(piloted, tmp_path) -> None:
+    """As in docs/results, which has its manifests in a folder below."""
+    piloted().decide()
+    study = Study(names=("study",), scale=PAIRS, seeds=(0,), out=tmp_path / "another", known=(tmp_path,))
+    assert study.experiments[0].rows[1].run.objective.args == {"strength": 0.025}
+
+
 def test_what_was_decided_stands(piloted, tmp_path) -> None:
     first = piloted().decide().read_text()
     assert piloted(best=2).decide().read_text() == first

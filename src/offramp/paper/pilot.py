@@ -47,9 +47,8 @@ CANDIDATES: Mapping[str, tuple[Method, ...]] = {
 """By method; the best rival is chosen among rivals as they are and with their own recipes, by the same rule."""
 
 
-def path_in(folder: Path, scale: str) -> Path:
-    """Where a study keeps what its pilot decided."""
-    return folder / f"pilot-{scale}.json"
+def _file_name(scale: str) -> str:
+    return f"pilot-{scale}.json"
 
 
 def decide(manifests: Mapping[str, Sequence[Manifest]], scale: str, seeds: Sequence[int]) -> dict[str, Any]:
@@ -82,7 +81,7 @@ class _Decision:
 
 def save(decision: Mapping[str, Any], folder: Path) -> Path:
     """Write what is decided; what was decided before stands."""
-    path = path_in(folder, decision["scale"])
+    path = folder / _file_name(decision["scale"])
     if not path.exists():
         write(path, decision)
     return path
@@ -91,12 +90,14 @@ def save(decision: Mapping[str, Any], folder: Path) -> Path:
 def chosen(scale: Scale, folders: Sequence[Path]) -> dict[str, str]:
     """The label of the candidate of each method that the pilot of a scale, or of the one it goes by, decided on.
 
+    It is looked for in these folders and below, as manifests are.
+
     Raises:
         UsageError: It is not done.
         OfframpError: Its file is damaged.
     """
-    paths = [path_in(folder, name) for name in (scale.name, scale.pilot) for folder in folders]
-    path = next(filter(Path.is_file, paths), None)
+    names = [_file_name(name) for name in (scale.name, scale.pilot)]
+    path = next((path for name in names for folder in folders for path in sorted(folder.rglob(name))), None)
     if path is None:
         raise UsageError(
             f"The study at the scale {scale.name} needs a pilot, which decides on each method's number: run "
