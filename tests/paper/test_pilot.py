@@ -108,9 +108,25 @@ def test_candidates_can_be_built_and_have_labels_of_their_own() -> None:
         rules.build(each.rule(PAIRS["cifar100"]))
 
 
-def test_pages_show_search_p_values_calibration_and_gradients(piloted, tmp_path, manifest) -> None:
+def test_the_page_of_a_pilot_says_what_is_chosen_by_how_much_and_nothing_of_test(piloted) -> None:
     made = piloted()
-    assert "Top-1 on `search`" in write(made)[1].read_text()
+    text = write(made)[1].read_text()
+    line = next(line for line in text.splitlines() if line.startswith("| damping |"))
+    assert "| damping 0.025 |" in line
+    assert "61.00 ±1.41" in line
+    assert "+0.50 [" in line
+    assert "over damping 0.005" in line
+    assert {"50.00", "**Accuracy.**"}.isdisjoint(text.split())
+    some = dataclasses.replace(made, only=("damping 0.005", "damping 0.075"))
+    text = write(some)[1].read_text()
+    line = next(line for line in text.splitlines() if line.startswith("| damping |"))
+    assert "| damping 0.005 |" in line
+    assert "| 1 not run |" in line
+    assert "| power-sqrt |" not in text
+
+
+def test_pages_show_p_values_calibration_and_gradients(piloted, tmp_path, manifest) -> None:
+    made = piloted()
     made.decide()
     study = Study(names=("study",), scale=PAIRS, seeds=(0, 1, 2), out=tmp_path)
     for number, row in enumerate(study.experiments[0].rows):

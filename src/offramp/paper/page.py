@@ -133,7 +133,7 @@ def _head(study: Study, manifests: Mapping[str, Manifest]) -> list[str]:
         f"{shown}{', some rows' if study.left_out else ''}, scale {study.scale.name}",
         study.scale.about,
         f"{done} of {wanted} runs are done; {_seeds(study.seeds)}. Reported is the last epoch, on the test set, "
-        "unless a row says otherwise.",
+        "unless a row or a table says otherwise.",
     ]
     whole = [name for name in study.left_out if name not in names]
     lines += [f"Left out of {name}: {'; '.join(study.left_out[name])}." for name in study.left_out if name in names]
