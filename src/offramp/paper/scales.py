@@ -267,17 +267,19 @@ def _pairs(name: str, about: str, **settings: Any) -> Scale:
     return Scale(name=name, about=about, papers=False, settings={"cifar100": setting}, pilot="pairs-short")
 
 
-def _repeated(name: str, what: str, images: int, epochs: int) -> Scale:
+def _repeated(name: str, what: str, images: int, epochs: int, **settings: Any) -> Scale:
     """As many steps as the others, on more or fewer images."""
     about = f"Fashion-pairs: images {_ARE}. {images:,} training images, {epochs} epochs, a narrow MSDNet: {what}."
-    return _pairs(name, about, data=Spec("fashion-pairs", {"limit": images}), images=images, epochs=epochs)
+    data = Spec("fashion-pairs", {"limit": images})
+    return _pairs(name, about, data=data, images=images, epochs=epochs, **settings)
 
 
 PAIRS = _repeated("pairs", "about 3,100 steps", 4000, 50)
 # For the pilot, whose 29 candidates would otherwise take longer than the study.
 PAIRS_SHORT = _repeated("pairs-short", "two fifths of the steps of pairs", 4000, 20)
 # The same number of steps: where gradients of fitted images should be many, and where there should be few.
-PAIRS_FEW = _repeated("pairs-few", "few images, seen often", 1250, 160)
+# Few are held out of few: half of them are watched after every epoch, of 4,000 by count a third of the work.
+PAIRS_FEW = _repeated("pairs-few", "few images, seen often", 1250, 160, held_out=1000)
 PAIRS_MANY = _repeated("pairs-many", "many images, seen seldom", 16_000, 12)
 PAIRS_WIDE = _pairs(
     "pairs-wide",
