@@ -147,6 +147,7 @@ def test_a_form_that_the_engine_cannot_be_run_in_is_named(run: Path, monkeypatch
         raise OfframpError("It cannot load stage-1.onnx.")
 
     monkeypatch.setattr("offramp.runtime.library.LibraryProgram._check", refuse)
+    monkeypatch.setattr("offramp.runtime.backends._alive", {})  # which may have one that another test loaded
     found = verdict(VerdictOptions(run, no_train=True, **{**QUICK, "backend": "auto"}))
     assert found.left_out == tuple(
         f"Nothing was run in the form {name}, float32: It cannot load stage-1.onnx."
