@@ -143,8 +143,14 @@ def test_the_committed_pages_can_be_written_anew(tmp_path: Path, monkeypatch: py
         assert said is not None
         assert said[0] in page
         assert " 0 of " not in page
-    assert "## Verdicts" not in pages["league-pocket.md"] + pages["league-pocket-x10.md"]
-    assert "**What the paper says.**" in pages["table1-table5-table8-pocket.md"]
+    league, longer, tables = (
+        pages[f"{name}.md"] for name in ("league-pocket", "league-pocket-x10", "table1-table5-table8-pocket")
+    )
+    assert league.startswith("# League, scale pocket\n")
+    assert longer.startswith("# League, some rows, scale pocket-x10\n")
+    assert "3 of 3 runs are done; seed 0." in longer
+    assert "## Verdicts" not in league + longer
+    assert "**What the paper says.**" in tables
 
 
 @pytest.mark.slow

@@ -61,11 +61,11 @@ def decide(manifests: Mapping[str, Sequence[Manifest]], scale: str, seeds: Seque
         family: {each.label: fmean(_on_search(manifest) for manifest in manifests[each.label]) for each in candidates}
         for family, candidates in CANDIDATES.items()
     }
-    chosen = {family: best(by_label)[0] for family, by_label in search.items()}
+    chosen = {family: ranked(by_label)[0] for family, by_label in search.items()}
     return {"scale": scale, "seeds": list(seeds), "search_top1": search, "chosen": chosen}
 
 
-def best(search_top1: Mapping[str, float]) -> list[str]:
+def ranked(search_top1: Mapping[str, float]) -> list[str]:
     """The rule: labels of candidates, the best on `search` first; of equals the one that is listed first."""
     return sorted(search_top1, key=search_top1.__getitem__, reverse=True)
 

@@ -200,13 +200,13 @@ def _chosen(experiment: Experiment, results: Results) -> Table:
     for family, candidates in pilot.CANDIDATES.items():
         asked = {each.label: Q(experiment.name, each.label, "search") for each in candidates}
         search = {label: list(q.by_seed(results).values()) for label, q in asked.items()}
-        found = pilot.best({label: fmean(values) for label, values in search.items() if values})
-        row = experiment.row(found[0]) if found else None
+        ranked = pilot.ranked({label: fmean(values) for label, values in search.items() if values})
+        row = experiment.row(ranked[0]) if ranked else None
         if row is None:
             continue
-        lead = Greater(asked[found[0]], asked[found[1]]).estimate(results) if len(found) > 1 else None
-        next_best = "" if lead is None else f"{lead.text()} over {found[1]}"
-        missing = len(candidates) - len(found)
+        lead = Greater(asked[ranked[0]], asked[ranked[1]]).estimate(results) if len(ranked) > 1 else None
+        next_best = "" if lead is None else f"{lead.text()} over {ranked[1]}"
+        missing = len(candidates) - len(ranked)
         cells = Cell(row.label, anchor(row)), number(row, search[row.label], 2), Cell(next_best)
         rows.append((Cell(family), *cells, Cell(f"{missing} not run" if missing else "")))
     note = (
