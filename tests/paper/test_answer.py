@@ -64,9 +64,9 @@ def test_where_none_is_told_apart_the_furthest_is_named(league) -> None:
 
 def test_whether_learned_images_push_less_is_said_where_it_was_recorded(league) -> None:
     gains = {"damping": [0.3, -0.4, 0.2, -0.3], "WPN": [0.9, -0.2, 0.8, -0.3]}
-    recorded = {"cross-entropy": {"learned": 0.4}, "damping": {"learned": 0.1}}
+    recorded = {"cross-entropy": {"learned": 0.4}, "damping": {"learned": 0.002}}
     (said,) = [s for s in answer.sentences(league, of_gains(gains, **recorded)) if "mechanism" in s]
-    assert said.endswith("cross-entropy 40 %; damping 10 %.")
+    assert said.endswith("cross-entropy 40.0 %; damping 0.2 %.")
     assert not [s for s in answer.sentences(league, of_gains(gains)) if "mechanism" in s]
 
 

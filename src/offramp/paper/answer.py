@@ -84,7 +84,7 @@ def _mechanism(experiment: Experiment, labels: Iterable[str], results: Results) 
     by_row = [(label, of) for label in (first, *labels) if (of := share(label)) is not None]
     if len(by_row) < 2 or by_row[0][0] != first:
         return ""
-    listed = "; ".join(f"{label} {100 * of:.0f} %" for label, of in by_row)
+    listed = "; ".join(f"{label} {100 * of:.1f} %" for label, of in by_row)
     return (
         f"Does the mechanism happen? Share of the push that comes from learned images, over exits and epochs: {listed}."
     )
