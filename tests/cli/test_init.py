@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import docstring_parser
 import pytest
 
 from offramp.cli import COMMANDS, main
@@ -145,6 +146,11 @@ def test_every_option_has_its_help(command: str, capsys: pytest.CaptureFixture[s
     words = " ".join(line.strip(" │|") for line in capsys.readouterr().out.splitlines())
     assert "--" in words
     assert not re.findall(r"--[a-z-]+(?: [A-Z{\[]\S*)* \((?:default|required)", words)
+    assert "(default: )" not in words, "of a positional that takes many: help_behavior_hint says so"
+    for options in COMMANDS[command].__mro__[:-1]:
+        for option in docstring_parser.parse_from_object(options).params:
+            *lines, _ = (option.description or "").splitlines() or [""]
+            assert all(line.endswith((".", ";", ":")) for line in lines), "tyro keeps line breaks: only after a clause"
 
 
 def test_json_is_one_object_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,8 +26,8 @@ class AuditOptions(Computes):
     """
 
     procedure: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROCEDURE")] = "certify"
-    """certify (ours), first-uncertified and quantile (known to be wrong), or package.module:Name, a function
-    (trials, promise) -> chosen candidates; see offramp.evaluation.audit."""
+    """certify (ours), first-uncertified and quantile (known to be wrong), or package.module:Name;
+    that is a function of trials and promise that chooses candidates: see offramp.evaluation.audit."""
     risk: float = 0.05
     """The promised risk; above 1/6 not all of the populations exist."""
     confidence: float = 0.9

@@ -34,13 +34,13 @@ class CertifyOptions(RecordsLogits):
     risk: float = 0.01
     """What the risk is to be at most, between 0 and 1."""
     ladder: Annotated[str | None, tyro.conf.arg(metavar="PERCENT,...")] = None
-    """In place of --risk: rising risks in percent, such as 0.5,1,2,5. Finds a policy for each, whose promises hold all
-    at once: what a server may slide along under load."""
+    """In place of --risk: rising risks in percent, such as 0.5,1,2,5.
+    Finds a policy for each, whose promises hold all at once: what a server may slide along under load."""
     confidence: float = 0.95
     """How sure the promise is to be, between 0 and 1."""
     loss: Loss = "regret"
-    """regret: share of images that leave early with a wrong answer though the full network is right; early-error: share
-    of wrong answers among images that leave early; drop: accuracy lost."""
+    """regret: share of images that leave early with a wrong answer though the full network is right;
+    early-error: share of wrong answers among images that leave early; drop: accuracy lost."""
     per_class: Flag = False
     """Promise it for the images of each class."""
     measure: MeasureName = "softmax"
@@ -48,8 +48,9 @@ class CertifyOptions(RecordsLogits):
     backend: Backend = "torch"
     """What runs the network on the images."""
     precision: Precision = "float32"
-    """In which precision. A promise in float32 is of every backend's answers in float32; one in bf16 or int8 is of what
-    this backend answers in it, and it is run so. Scales of int8 are found on the search images."""
+    """In which precision. A promise in float32 is of every backend's answers in float32;
+    one in bf16 or int8 is of what this backend answers in it, and it is run so.
+    Scales of int8 are found on the search images."""
     out: File = None
     """Write the policy, or the ladder, to FILE."""
 

@@ -30,7 +30,9 @@ class CompareOptions(OpensRuns, Computes):
     Differences to the first group are paired by seed.
     """
 
-    runs: Annotated[tyro.conf.Positional[Sequence[str | Path]], tyro.conf.arg(metavar="RUN")] = field(kw_only=False)
+    runs: Annotated[
+        tyro.conf.Positional[Sequence[str | Path]], tyro.conf.arg(metavar="RUN", help_behavior_hint="(one or more)")
+    ] = field(kw_only=False)
     """Folders of finished runs, or folders that hold several, such as `offramp train --seeds 5` makes."""
     out: File = None
     """Also write the tables to FILE: a page with a plot (.html), or Markdown (.md)."""

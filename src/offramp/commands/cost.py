@@ -26,7 +26,9 @@ class CostOptions(OpensRuns, Computes):
     Multiply-adds too, and by stage; for one image.
     """
 
-    preset: tyro.conf.Positional[SpecFlag] = field(kw_only=False)
+    preset: Annotated[tyro.conf.Positional[SpecFlag], tyro.conf.arg(help_behavior_hint="(required)")] = field(
+        kw_only=False
+    )
     """A preset such as msdnet7-cifar100, msdnet, ranet, auto, package.module:Name, or a run's folder."""
     damping: bool = False
     """With the damping neuron."""

@@ -28,8 +28,7 @@ class DemoOptions(OnRun, Computes):
     out: Annotated[str | Path, tyro.conf.arg(metavar="DIR")] = "site"
     """The folder to make."""
     policy: File = None
-    """Thresholds, as offramp policy and offramp certify write them. Default: RUN/ladder.json, then
-    RUN/policy.json."""
+    """Thresholds, as offramp policy and offramp certify write them. Default: RUN/ladder.json, then RUN/policy.json."""
     runtime: Folder = None
     """Folder with the files of onnxruntime-web (its dist), instead of a download."""
 

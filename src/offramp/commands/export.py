@@ -35,8 +35,8 @@ class ExportOptions(OnRun, Computes):
     """
 
     to: Annotated[str, tyro.conf.arg(metavar="{onnx,torch}")]
-    """onnx: one file for onnxruntime, or with --stages one for each stage and exit. torch: a package of torch.export
-    for each stage and exit."""
+    """onnx: one file for onnxruntime, or with --stages one for each stage and exit.
+    torch: a package of torch.export for each stage and exit."""
     policy: File = None
     """Thresholds, as offramp policy and offramp certify write them. Default: RUN/policy.json."""
     preprocess: Flag = False
@@ -49,8 +49,8 @@ class ExportOptions(OnRun, Computes):
     compiled: Flag = False
     """Compile packages ahead of time for this processor; needs a C++ compiler."""
     out: Annotated[str | Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """Where to. Default: RUN/export/network.onnx, RUN/export/stages or RUN/export/torch; with --int8 network-int8.onnx
-    or stages-int8."""
+    """Where to. Default: RUN/export/network.onnx, RUN/export/stages or RUN/export/torch;
+    with --int8 network-int8.onnx or stages-int8."""
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder that holds the data set's files; asked for only by --int8, and by runs that have no input.json."""
 

@@ -22,7 +22,9 @@ class LayersOptions(Computes):
     After which modules, at which share of operations, carrying what.
     """
 
-    model: tyro.conf.Positional[SpecFlag] = field(kw_only=False)
+    model: Annotated[tyro.conf.Positional[SpecFlag], tyro.conf.arg(help_behavior_hint="(required)")] = field(
+        kw_only=False
+    )
     """timm/NAME, torchvision/NAME, or package.module:Name, something that returns a torch.nn.Module."""
     image_size: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="SIDE or H W")] = None
     """Side of the images, or height and width (default: what the model says of itself)."""

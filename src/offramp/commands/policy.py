@@ -33,8 +33,8 @@ class PolicyOptions(RecordsLogits):
     latency: float | None = None
     """Expected milliseconds per image, by what offramp bench measured (RUN/bench.json)."""
     batch: str | None = None
-    """Batch size whose measured times count, or stream; 1 with --latency if not given. With --max-drop, cost is then
-    counted in milliseconds, not in operations."""
+    """Batch size whose measured times count, or stream; 1 with --latency if not given.
+    With --max-drop, cost is then counted in milliseconds, not in operations."""
     measure: MeasureName = "softmax"
     """How an exit's confidence is read off its logits."""
     temperature: Flag = False

@@ -44,11 +44,13 @@ class PredictOptions(OnDevice):
     Files that cannot be read are named on standard error and passed over; the status is then 1.
     """
 
-    images: Annotated[tyro.conf.Positional[Sequence[str | Path]], tyro.conf.arg(metavar="IMAGE")] = field(kw_only=False)
+    images: Annotated[
+        tyro.conf.Positional[Sequence[str | Path]], tyro.conf.arg(metavar="IMAGE", help_behavior_hint="(one or more)")
+    ] = field(kw_only=False)
     """Image files (JPEG, PNG, WebP), and folders, which are searched recursively."""
     policy: File = None
-    """Thresholds, as `offramp policy` and `offramp certify` write them. Default: RUN/policy.json; without one the last
-    exit answers every image."""
+    """Thresholds, as `offramp policy` and `offramp certify` write them.
+    Default: RUN/policy.json; without one the last exit answers every image."""
     format: Literal["table", "csv", "jsonl"] = "table"
     """table for people, csv with a header, jsonl: one JSON object a line. The latter two come line by line."""
     batch_size: Annotated[int, whole(1), tyro.conf.arg(aliases=["--batch"])] = 64

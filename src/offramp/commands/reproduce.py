@@ -36,13 +36,16 @@ class ReproduceOptions(OpensRuns):
     Runs that are finished are not run again, runs that were killed go on. Writes DIR/NAME.html and DIR/NAME.md.
     """
 
-    what: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TABLE|FIGURE")] = field(kw_only=False)
-    """table1 to table8, figure3, figure4, league and league-imagenet (all methods in the settings of Table 1 and of
-    Figure 4), or all. pilot and study: our own comparison, and what decides on each method's number for it."""
+    what: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TABLE|FIGURE", help_behavior_hint="(one or more)")
+    ] = field(kw_only=False)
+    """table1 to table8, figure3, figure4, league, league-imagenet, or all of these;
+    the leagues: all methods in the settings of Table 1 and of Figure 4;
+    study: our own comparison; pilot: what decides on each method's number for it."""
     scale: Annotated[str, tyro.conf.arg(metavar="paper|pocket|pairs|...")] = "paper"
-    """paper (CIFAR and ImageNet, the recipe to the letter), pocket (Fashion-MNIST, minutes a run), pairs, pairs-short
-    (for its pilot), pairs-few, pairs-many or pairs-wide (fashion-pairs: 100 classes, minutes a run; wide: hours), or
-    package.module:Name, a Scale of your own."""
+    """paper: CIFAR and ImageNet, the recipe to the letter; pocket: Fashion-MNIST, minutes a run;
+    pairs, pairs-short (for its pilot), pairs-few, pairs-many: fashion-pairs (100 classes), minutes a run;
+    pairs-wide: the same, hours a run; package.module:Name: a Scale of your own."""
     seeds: Annotated[int, whole(1)] = 5
     """Number of seeds of every row."""
     first_seed: Annotated[int, whole(0)] = 0
@@ -50,11 +53,11 @@ class ReproduceOptions(OpensRuns):
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("reproduce")
     """Folder of the study: runs, manifests, pages."""
     known: tyro.conf.UseAppendAction[Annotated[tuple[tuple[Path, ...], ...], tyro.conf.arg(metavar="DIR")]] = ()
-    """Folders with manifests of runs done elsewhere (default: docs/results, where it is there). Also repeated."""
+    """Folders with manifests of runs done elsewhere (default: docs/results, where it is there)."""
     only: tyro.conf.UseAppendAction[Annotated[tuple[tuple[str, ...], ...], tyro.conf.arg(metavar="ROW")]] = ()
-    """Only these rows, by the names that they have in the tables. May be repeated."""
+    """Only these rows, by the names that they have in the tables."""
     also: tyro.conf.UseAppendAction[tuple[SpecFlag, ...]] = ()
-    """A method of your own in every table: an objective or a rule, NAME [KEY=VALUE ...]. May be repeated."""
+    """A method of your own in every table: an objective or a rule, NAME [KEY=VALUE ...]."""
     times: int = 1
     """So many times the scale's epochs."""
     root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
@@ -66,8 +69,8 @@ class ReproduceOptions(OpensRuns):
     threads: Annotated[int | None, whole(1)] = None
     """CPU threads of each; by default the cores are shared out evenly."""
     form: FormName = "auto"
-    """How networks are run in training, as in `offramp train`. Runs of one network compile it once: compiled may pay
-    for many where it would not for one."""
+    """How networks are run in training, as in `offramp train`.
+    Runs of one network compile it once: compiled may pay for many where it would not for one."""
     on: Literal["here", "ray"] = "here"
     """here (processes of this machine), or ray (a Ray cluster; extra `ray`)."""
     dry_run: Flag = False

@@ -36,18 +36,18 @@ class ServeOptions(OnDevice):
     """Thresholds, as `offramp policy` and `offramp certify` write them. Default: RUN/ladder.json, then RUN/policy.json;
     without either the last exit answers every image."""
     backend: AnyBackend = "auto"
-    """What runs the network; auto: as `offramp bench` found here, else the first of openvino, onnxruntime and torch
-    that is installed."""
+    """What runs the network.
+    auto: as `offramp bench` found here, else the first of openvino, onnxruntime and torch that is installed."""
     host: str = "127.0.0.1"
     """Address to listen on. Any but this machine's own lets others in: set a token."""
     port: Annotated[int, whole(0, 65535)] = 8000
     """Port to listen on; 0: any that is free."""
     allow_host: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")]] = ()
-    """A name under which it may be asked (the Host header), such as that of a proxy before it. On 127.0.0.1 localhost
-    is allowed anyway and others are refused; elsewhere all are, unless one is named."""
+    """A name under which it may be asked (the Host header), such as that of a proxy before it.
+    On 127.0.0.1 localhost is allowed anyway and others are refused; elsewhere all are, unless one is named."""
     token_file: File = None
-    """A file with a token that requests have to bring (Authorization: Bearer). Or the variable OFFRAMP_TOKEN; there is
-    no option for the token itself, because other users see command lines."""
+    """A file with a token that requests have to bring (Authorization: Bearer).
+    Or the variable OFFRAMP_TOKEN; there is no option for the token itself, because other users see command lines."""
     max_wait_ms: Annotated[float, _NOT_NEGATIVE] = 2
     """Milliseconds that an image may wait, in all, for others to run with."""
     max_waiting: Annotated[int, whole(1, 10**6)] = 256

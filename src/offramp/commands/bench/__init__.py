@@ -38,26 +38,26 @@ class BenchOptions(RecordsLogits):
     """
 
     policy: File = None
-    """Thresholds, as offramp policy and offramp certify write them. Default: RUN/policy.json; without one they are
-    found as with --max-drop."""
+    """Thresholds, as offramp policy and offramp certify write them.
+    Default: RUN/policy.json; without one they are found as with --max-drop."""
     max_drop: float | None = None
-    """Find thresholds that lose at most so many percentage points of accuracy; 0.2 where there are none and it is not
-    given."""
+    """Find thresholds that lose at most so many percentage points of accuracy;
+    0.2 where there are none and it is not given."""
     batches: Annotated[tuple[int, ...], whole(1)] = (1, 32, 256)
     """Sizes of batches to measure, beside a stream."""
     limit: Annotated[int | None, whole(1)] = None
-    """Images timed in a round, at most (but one whole batch). Never more than 100 one at a time, 256 in batches, 4,096
-    in a stream, of large images fewer (512 MB)."""
+    """Images timed in a round, at most (but one whole batch).
+    Never more than 100 one at a time, 256 in batches, 4,096 in a stream, of large images fewer (512 MB)."""
     rounds: Annotated[int, whole(LEAST_ROUNDS)] = ROUNDS
     """How many times each variant takes its turn, at least 5."""
     seconds: Annotated[float, ABOVE_0] = 140
-    """About how long it may take, a fifth of it for tuning; reading data and setting libraries up aside. Rounds have as
-    many images as fit."""
+    """About how long it may take, a fifth of it for tuning; reading data and setting libraries up aside.
+    Rounds have as many images as fit."""
     bf16: Flag = False
     """Try bfloat16 too, for the engine and what it is compared with."""
     backend: AnyBackend = "auto"
-    """What may run the network; auto tries all that are installed. Under a policy that was certified in int8 or bf16,
-    only the form that it was certified in."""
+    """What may run the network; auto tries all that are installed.
+    Under a policy that was certified in int8 or bf16, only the form that it was certified in."""
     out: File = None
     """Write to FILE instead of RUN/bench.json, which offramp policy reads."""
     plots: Plots | None = None

@@ -37,8 +37,8 @@ class VerdictOptions(OnDevice):
     """
 
     policy: File = None
-    """Compare this policy too. Default: RUN/policy.json, or one found to lose at most 0.2 points. For the time of each
-    exit a policy is found anyway."""
+    """Compare this policy too. Default: RUN/policy.json, or one found to lose at most 0.2 points.
+    For the time of each exit a policy is found anyway."""
     exits: tuple[int, ...] | None = None
     """Train the smaller networks of these exits only, from 1; by default of all."""
     no_train: Flag = False
@@ -46,8 +46,8 @@ class VerdictOptions(OnDevice):
     runs: Folder = None
     """Folder of the smaller networks' runs. Default: RUN/verdict."""
     seeds: Annotated[int, whole(1)] = 1
-    """Train each smaller network so many times, from the run's seed on, and take the mean. The run itself stays one
-    training."""
+    """Train each smaller network so many times, from the run's seed on, and take the mean.
+    The run itself stays one training."""
     batch_size: Annotated[int, whole(1)] = 1
     """Images answered at a time."""
     images: Annotated[int | None, whole(1)] = None
