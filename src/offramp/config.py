@@ -172,6 +172,11 @@ _SPEC_FLAG = PrimitiveConstructorSpec(
 SpecFlag = Annotated[Spec, _SPEC_FLAG]
 
 
+def unset(metavar: str) -> Any:
+    """For an option that is None unless it is given: its help says what it takes, without `{None}` and a default."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
 def _names(known: Iterable[str], more: str = "") -> str:
     """The help of an option that takes a name."""
     return f"{', '.join(known)}, or package.module:Name{more and '; '}{more}."
@@ -200,11 +205,11 @@ class DataConfig:
     source: Annotated[SpecFlag, tyro.conf.arg(name="data", help=_names(registry.DATA, "arguments follow"))] = field(
         default_factory=lambda: Spec("digits")
     )
-    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = field(default=None, metadata=FREE)
+    root: Annotated[str | None, unset("DIR")] = field(default=None, metadata=FREE)
     """Folder that holds the data set's files (default: $OFFRAMP_DATA, else ~/.cache/offramp)."""
     batch_size: Annotated[int, whole(1)] = 64
     """Images per optimiser step, over all processes together."""
-    holdout: Annotated[int | None, whole(0)] = None
+    holdout: Annotated[int | None, whole(0), unset("INT")] = None
     """Training images held out, half for `search`, half for `certify`. Default: CIFAR 5000, ImageNet 50000; 0: none."""
     workers: Annotated[int, whole(0, _MOST_WORKERS)] = field(default=0, metadata=FREE)
     """Worker processes that decode images (data sets that do not fit in memory)."""
@@ -248,17 +253,18 @@ class TrainConfig:
     channels_last: bool = False
     """Memory layout of images and weights."""
     form: FormName = "auto"
-    """How the network is run in training. plain: module by module; compiled: by torch.compile, which takes minutes at
-    the start and on a CPU a C++ compiler; auto: compiled on a CPU where the run is long enough to earn that back."""
+    """How the network is run in training. plain: module by module;
+    compiled: by torch.compile, which takes minutes at the start and on a CPU a C++ compiler;
+    auto: compiled on a CPU where the run is long enough to earn that back."""
     deterministic: bool = True
     """On a GPU: deterministic kernels where there are any; else the fastest, found by trying."""
     device: str = "auto"
     """auto (a CUDA GPU where there is one), cpu, cuda, cuda:N."""
-    threads: Annotated[int | None, whole(1, _MOST_WORKERS)] = None
+    threads: Annotated[int | None, whole(1, _MOST_WORKERS), unset("INT")] = None
     """CPU threads of torch. Bit-exact resumption needs the same number."""
-    init: str | None = None
-    """Weights to start from: a run's folder, or a file (safetensors, pth, pt, bin) of the network or of the model that
-    exits were attached to."""
+    init: Annotated[str | None, unset("WEIGHTS")] = None
+    """Weights to start from: a run's folder, or a file (safetensors, pth, pt, bin);
+    it may be of the network, or of the model that exits were attached to."""
     freeze_trunk: bool = False
     """Train the exits alone: the stages keep their weights and statistics, and stay in evaluation mode."""
     trunk_lr: Annotated[float, SIZE] = 1.0
@@ -266,9 +272,9 @@ class TrainConfig:
     augment: bool = True
     """Crop and mirror training images at random, where the data set does so; else they get the test transforms."""
     keep_features: Literal["auto", "yes", "no"] = "auto"
-    """With a frozen trunk and without augmentation, compute what the exits read once and keep it. auto: where it fits
-    into 2 GiB of memory; yes: otherwise in a file in the run's folder, or say why not."""
-    save_every_steps: Annotated[int | None, whole(1)] = field(default=None, metadata=FREE)
+    """With a frozen trunk and without augmentation, compute what the exits read once and keep it.
+    auto: where it fits into 2 GiB of memory; yes: otherwise in a file in the run's folder, or say why not."""
+    save_every_steps: Annotated[int | None, whole(1), unset("INT")] = field(default=None, metadata=FREE)
     """Also save a checkpoint every so many steps."""
     save_every_minutes: Annotated[float, SIZE] = field(default=5.0, metadata=FREE)
     """Save a checkpoint when the last is older than this; one is always saved at the end of an epoch."""

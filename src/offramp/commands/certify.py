@@ -6,10 +6,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Unpack
 
-import tyro
-
 from offramp.choices import Backend, Loss, MeasureName, Precision
 from offramp.commands.options import ByHand, File, Flag, RecordsLogits, in_threads, target
+from offramp.config import unset
 from offramp.errors import UsageError
 from offramp.files import RunFolder
 from offramp.show.terminal import IN_TERMINAL, print_result
@@ -33,7 +32,7 @@ class CertifyOptions(RecordsLogits):
 
     risk: float = 0.01
     """What the risk is to be at most, between 0 and 1."""
-    ladder: Annotated[str | None, tyro.conf.arg(metavar="PERCENT,...")] = None
+    ladder: Annotated[str | None, unset("PERCENT,...")] = None
     """In place of --risk: rising risks in percent, such as 0.5,1,2,5.
     Finds a policy for each, whose promises hold all at once: what a server may slide along under load."""
     confidence: float = 0.95

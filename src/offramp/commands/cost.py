@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from offramp.commands.options import Computes, Flag, OpensRuns, in_threads
-from offramp.config import SpecFlag
+from offramp.config import SpecFlag, unset
 from offramp.errors import UsageError
 from offramp.files import RunFolder
 from offramp.terminal import Screen
@@ -32,9 +32,9 @@ class CostOptions(OpensRuns, Computes):
     """A preset such as msdnet7-cifar100, msdnet, ranet, auto, package.module:Name, or a run's folder."""
     damping: bool = False
     """With the damping neuron."""
-    num_classes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    num_classes: Annotated[int | None, unset("INT")] = None
     """Classes of the data."""
-    image_shape: Annotated[tuple[int, int, int] | None, tyro.conf.arg(metavar="C H W")] = None
+    image_shape: Annotated[tuple[int, int, int] | None, unset("C H W")] = None
     """Channels, height and width of the images."""
     json: Flag = False
     """Print JSON: exits (cumulative, with all heads on the way), path (with the last head alone), stages, heads."""

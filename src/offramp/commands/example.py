@@ -10,6 +10,7 @@ import tyro
 
 from offramp import shipped
 from offramp.commands.options import Flag, Options
+from offramp.config import unset
 from offramp.shipped import Card
 from offramp.terminal import escaped, short, with_error
 
@@ -22,7 +23,7 @@ class ExampleOptions(Options):
         default="fashion-mnist", kw_only=False
     )
     """Which one."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    out: Annotated[Path | None, unset("DIR")] = None
     """Folder to copy it to, a finished run's (default: runs/NAME)."""
     names: Annotated[Flag, tyro.conf.arg(name="list")] = False
     """List the networks instead, one a line."""

@@ -9,6 +9,7 @@ import tyro
 
 from offramp.checks import check_name
 from offramp.commands.options import Computes, File, Flag, OnRun, in_threads
+from offramp.config import unset
 from offramp.errors import UsageError
 from offramp.files import RunFolder
 from offramp.show.terminal import IN_TERMINAL
@@ -48,10 +49,10 @@ class ExportOptions(OnRun, Computes):
     accuracy, who leaves where, bytes. A certificate does not pass on."""
     compiled: Flag = False
     """Compile packages ahead of time for this processor; needs a C++ compiler."""
-    out: Annotated[str | Path | None, tyro.conf.arg(metavar="PATH")] = None
+    out: Annotated[str | Path | None, unset("PATH")] = None
     """Where to. Default: RUN/export/network.onnx, RUN/export/stages or RUN/export/torch;
     with --int8 network-int8.onnx or stages-int8."""
-    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    root: Annotated[str | None, unset("DIR")] = None
     """Folder that holds the data set's files; asked for only by --int8, and by runs that have no input.json."""
 
     def __post_init__(self) -> None:

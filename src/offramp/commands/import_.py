@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from offramp.commands.options import OpensRuns
-from offramp.config import SpecFlag
+from offramp.config import SpecFlag, unset
 from offramp.terminal import escaped
 
 
@@ -23,7 +23,7 @@ class ImportOptions(OpensRuns):
     """Checkpoint that the original program wrote (.pth.tar); nothing in it is run."""
     preset: SpecFlag
     """The network it belongs to, such as msdnet7-cifar100, msdnet5-imagenet or ranet6-cifar100."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="WEIGHTS")] = None
+    out: Annotated[Path | None, unset("WEIGHTS")] = None
     """Weights file to write (default: FILE with the ending .safetensors); its metadata say which network it is."""
     damping: bool = False
     """The checkpoint's exits have one more output than classes, the damping neuron."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from offramp.commands.options import Computes, Flag, in_threads
-from offramp.config import Spec, SpecFlag
+from offramp.config import Spec, SpecFlag, unset
 from offramp.errors import UsageError
 from offramp.terminal import Screen
 
@@ -26,9 +26,9 @@ class LayersOptions(Computes):
         kw_only=False
     )
     """timm/NAME, torchvision/NAME, or package.module:Name, something that returns a torch.nn.Module."""
-    image_size: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="SIDE or H W")] = None
+    image_size: Annotated[tuple[int, ...] | None, unset("SIDE or H W")] = None
     """Side of the images, or height and width (default: what the model says of itself)."""
-    in_channels: Annotated[int | None, tyro.conf.arg(metavar="C")] = None
+    in_channels: Annotated[int | None, unset("C")] = None
     """Channels of the images."""
     every: bool = False
     """List cuts that carry several tensors as well."""

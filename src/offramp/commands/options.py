@@ -15,6 +15,7 @@ import tyro
 
 from offramp.checks import check_fields, whole
 from offramp.choices import Backend
+from offramp.config import unset
 from offramp.storage import check_writable
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from offramp.network import EarlyExitNet
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
-File = Annotated[str | Path | None, tyro.conf.arg(metavar="FILE")]
-Folder = Annotated[str | Path | None, tyro.conf.arg(metavar="DIR")]
+File = Annotated[str | Path | None, unset("FILE")]
+Folder = Annotated[str | Path | None, unset("DIR")]
 AnyBackend = Literal["auto", Backend]
 
 
@@ -56,7 +57,7 @@ class OnRun(OpensRuns):
 
     run: Annotated[tyro.conf.Positional[str | Path], tyro.conf.arg(metavar="RUN")] = field(kw_only=False)
     """Folder of a finished run."""
-    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    root: Annotated[str | None, unset("DIR")] = None
     """Folder that holds the data set's files, if it is not where it was in training."""
 
 
@@ -64,7 +65,7 @@ class OnRun(OpensRuns):
 class Computes(Options):
     """Of a command that computes with torch."""
 
-    threads: Annotated[int | None, whole(1, 1024)] = None
+    threads: Annotated[int | None, whole(1, 1024), unset("INT")] = None
     """CPU threads of torch."""
 
 
@@ -80,7 +81,7 @@ class OnDevice(OnRun, Computes):
 class RecordsLogits(OnDevice):
     """Of a command that keeps the logits of a run's network in `records/`, and uses them again."""
 
-    batch_size: int | None = None
+    batch_size: Annotated[int | None, unset("INT")] = None
     """Largest number of images in one forward pass, below the run's own batch size."""
 
 

@@ -2,10 +2,11 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 from offramp.choices import MeasureName
 from offramp.commands.options import ByHand, File, Flag, RecordsLogits, in_threads, target
+from offramp.config import unset
 from offramp.errors import UsageError
 from offramp.show.terminal import IN_TERMINAL, print_result
 from offramp.show.watch import QUIET, Watch
@@ -26,13 +27,13 @@ class PolicyOptions(RecordsLogits):
     on other images a target is met on average, not surely: for a promise, use offramp certify. Writes RUN/policy.json.
     """
 
-    budget: float | None = None
+    budget: Annotated[float | None, unset("OPERATIONS")] = None
     """Expected operations per image; up to 1, as a share of the full network's."""
-    max_drop: float | None = None
+    max_drop: Annotated[float | None, unset("POINTS")] = None
     """Percentage points of accuracy that may be lost against the full network, at the lowest cost."""
-    latency: float | None = None
+    latency: Annotated[float | None, unset("MS")] = None
     """Expected milliseconds per image, by what offramp bench measured (RUN/bench.json)."""
-    batch: str | None = None
+    batch: Annotated[str | None, unset("INT")] = None
     """Batch size whose measured times count, or stream; 1 with --latency if not given.
     With --max-drop, cost is then counted in milliseconds, not in operations."""
     measure: MeasureName = "softmax"

@@ -15,6 +15,7 @@ import tyro
 
 from offramp.checks import whole
 from offramp.commands.options import File, OnDevice, in_threads
+from offramp.config import unset
 from offramp.errors import OfframpError, UsageError
 from offramp.files import RunFolder
 from offramp.results.prediction import Prediction
@@ -57,7 +58,7 @@ class PredictOptions(OnDevice):
     """Images read before the network goes on."""
     max_megapixels: float = 100
     """Million pixels that an image may have; one that has more is not decoded."""
-    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    root: Annotated[str | None, unset("DIR")] = None
     """Folder that holds the data set's files; asked for only by runs that have no input.json."""
 
     def __post_init__(self) -> None:

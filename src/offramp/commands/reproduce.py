@@ -16,7 +16,7 @@ import tyro
 
 from offramp.checks import ABOVE_0, whole
 from offramp.commands.options import Flag, OpensRuns
-from offramp.config import FormName, SpecFlag
+from offramp.config import FormName, SpecFlag, unset
 from offramp.terminal import duration_in_words, escaped, say, short
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ class ReproduceOptions(OpensRuns):
     """A method of your own in every table: an objective or a rule, NAME [KEY=VALUE ...]."""
     times: int = 1
     """So many times the scale's epochs."""
-    root: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
+    root: Annotated[str | None, unset("DIR")] = None
     """Folder that holds the data set's files."""
     workers: int = 0
     """Worker processes of each run that decode images."""
     jobs: Annotated[int, whole(1)] = 1
     """Runs side by side on this machine."""
-    threads: Annotated[int | None, whole(1)] = None
+    threads: Annotated[int | None, whole(1), unset("INT")] = None
     """CPU threads of each; by default the cores are shared out evenly."""
     form: FormName = "auto"
     """How networks are run in training, as in `offramp train`.
@@ -77,7 +77,7 @@ class ReproduceOptions(OpensRuns):
     """Train nothing; list tables and figures with the estimated hours, and their rows."""
     page_only: Flag = False
     """Train nothing; write the page of what is there."""
-    rate: Annotated[float | None, ABOVE_0, tyro.conf.arg(metavar="OPERATIONS")] = None
+    rate: Annotated[float | None, ABOVE_0, unset("OPERATIONS")] = None
     """Operations a second of training that the estimates go by; by default it is measured for a second."""
 
     def main(self) -> None:

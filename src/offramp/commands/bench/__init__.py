@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Unpack
 from offramp.checks import ABOVE_0, whole
 from offramp.choices import Plots
 from offramp.commands.options import AnyBackend, ByHand, File, Flag, RecordsLogits, in_threads, target
+from offramp.config import unset
 from offramp.errors import OfframpError, UsageError
 from offramp.json_files import encoded
 from offramp.show.terminal import IN_TERMINAL, print_result
@@ -40,12 +41,12 @@ class BenchOptions(RecordsLogits):
     policy: File = None
     """Thresholds, as offramp policy and offramp certify write them.
     Default: RUN/policy.json; without one they are found as with --max-drop."""
-    max_drop: float | None = None
+    max_drop: Annotated[float | None, unset("POINTS")] = None
     """Find thresholds that lose at most so many percentage points of accuracy;
     0.2 where there are none and it is not given."""
     batches: Annotated[tuple[int, ...], whole(1)] = (1, 32, 256)
     """Sizes of batches to measure, beside a stream."""
-    limit: Annotated[int | None, whole(1)] = None
+    limit: Annotated[int | None, whole(1), unset("INT")] = None
     """Images timed in a round, at most (but one whole batch).
     Never more than 100 one at a time, 256 in batches, 4,096 in a stream, of large images fewer (512 MB)."""
     rounds: Annotated[int, whole(LEAST_ROUNDS)] = ROUNDS
@@ -60,7 +61,7 @@ class BenchOptions(RecordsLogits):
     Under a policy that was certified in int8 or bf16, only the form that it was certified in."""
     out: File = None
     """Write to FILE instead of RUN/bench.json, which offramp policy reads."""
-    plots: Plots | None = None
+    plots: Annotated[Plots | None, unset("{svg,png}")] = None
     """Draw accuracy against operations and against time as files of this kind, to RUN/plots."""
 
     def __post_init__(self) -> None:

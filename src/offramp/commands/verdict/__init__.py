@@ -10,6 +10,7 @@ from offramp import trust
 from offramp.checks import ABOVE_0, SIZE, whole
 from offramp.commands.bench import LEAST_ROUNDS, ROUNDS
 from offramp.commands.options import AnyBackend, ByHand, File, Flag, Folder, OnDevice, in_threads
+from offramp.config import unset
 from offramp.errors import UsageError
 from offramp.files import CARD, RunConfig, RunFolder
 from offramp.json_files import encoded
@@ -39,7 +40,7 @@ class VerdictOptions(OnDevice):
     policy: File = None
     """Compare this policy too. Default: RUN/policy.json, or one found to lose at most 0.2 points.
     For the time of each exit a policy is found anyway."""
-    exits: tuple[int, ...] | None = None
+    exits: Annotated[tuple[int, ...] | None, unset("K ...")] = None
     """Train the smaller networks of these exits only, from 1; by default of all."""
     no_train: Flag = False
     """Train nothing: compare with what is there. The page says what is missing."""
@@ -50,7 +51,7 @@ class VerdictOptions(OnDevice):
     The run itself stays one training."""
     batch_size: Annotated[int, whole(1)] = 1
     """Images answered at a time."""
-    images: Annotated[int | None, whole(1)] = None
+    images: Annotated[int | None, whole(1), unset("INT")] = None
     """Images timed in a round, at most. Default: 100 one at a time, 256 in batches."""
     rounds: Annotated[int, whole(LEAST_ROUNDS)] = ROUNDS
     """How many times each contender takes its turn, at least 5."""
