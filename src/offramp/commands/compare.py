@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from offramp.commands.evaluate import EvaluateOptions, evaluate
-from offramp.commands.options import Computes, File, OpensRuns, in_threads
+from offramp.commands.options import Computes, File, OpensRuns, in_threads, several
 from offramp.errors import UsageError
 from offramp.files import RunFolder
 from offramp.show.terminal import IN_TERMINAL, print_result
@@ -30,9 +30,7 @@ class CompareOptions(OpensRuns, Computes):
     Differences to the first group are paired by seed.
     """
 
-    runs: Annotated[
-        tyro.conf.Positional[Sequence[str | Path]], tyro.conf.arg(metavar="RUN", help_behavior_hint="(one or more)")
-    ] = field(kw_only=False)
+    runs: Annotated[tyro.conf.Positional[Sequence[str | Path]], several("RUN")] = field(kw_only=False)
     """Folders of finished runs, or folders that hold several, such as `offramp train --seeds 5` makes."""
     out: File = None
     """Also write the tables to FILE: a page with a plot (.html), or Markdown (.md)."""

@@ -6,10 +6,8 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
-
-from offramp.commands.options import Computes, Flag, OpensRuns, in_threads
-from offramp.config import SpecFlag, unset
+from offramp.commands.options import Computes, Flag, NamedModel, OpensRuns, in_threads
+from offramp.config import unset
 from offramp.errors import UsageError
 from offramp.files import RunFolder
 from offramp.terminal import Screen
@@ -26,9 +24,7 @@ class CostOptions(OpensRuns, Computes):
     Multiply-adds too, and by stage; for one image.
     """
 
-    preset: Annotated[tyro.conf.Positional[SpecFlag], tyro.conf.arg(help_behavior_hint="(required)")] = field(
-        kw_only=False
-    )
+    preset: NamedModel = field(kw_only=False)
     """A preset such as msdnet7-cifar100, msdnet, ranet, auto, package.module:Name, or a run's folder."""
     damping: bool = False
     """With the damping neuron."""

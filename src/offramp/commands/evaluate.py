@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Unpack
 
 from offramp.checks import whole
-from offramp.choices import Plots
-from offramp.commands.options import ByHand, Flag, RecordsLogits, in_threads
-from offramp.config import unset
+from offramp.commands.options import ByHand, Flag, PlotFiles, RecordsLogits, in_threads
 from offramp.errors import UsageError
 from offramp.json_files import encoded
 from offramp.show.terminal import IN_TERMINAL, print_result
@@ -28,7 +26,7 @@ class EvaluateOptions(RecordsLogits):
     Writes RUN/evaluation.json and RUN/report.html. Logits are kept in RUN/records and used again.
     """
 
-    plots: Annotated[Plots | None, unset("{svg,png}")] = None
+    plots: PlotFiles = None
     """Also write the plots as files of this kind, to RUN/plots."""
     train_limit: Annotated[int, whole(0)] = 10_000
     """Training images, evenly spread, on which the exits are measured too; 0 for none."""

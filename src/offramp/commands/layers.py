@@ -4,10 +4,8 @@ from dataclasses import dataclass, field
 from json import dumps
 from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
-
-from offramp.commands.options import Computes, Flag, in_threads
-from offramp.config import Spec, SpecFlag, unset
+from offramp.commands.options import Computes, Flag, NamedModel, in_threads
+from offramp.config import Spec, unset
 from offramp.errors import UsageError
 from offramp.terminal import Screen
 
@@ -22,9 +20,7 @@ class LayersOptions(Computes):
     After which modules, at which share of operations, carrying what.
     """
 
-    model: Annotated[tyro.conf.Positional[SpecFlag], tyro.conf.arg(help_behavior_hint="(required)")] = field(
-        kw_only=False
-    )
+    model: NamedModel = field(kw_only=False)
     """timm/NAME, torchvision/NAME, or package.module:Name, something that returns a torch.nn.Module."""
     image_size: Annotated[tuple[int, ...] | None, unset("SIDE or H W")] = None
     """Side of the images, or height and width (default: what the model says of itself)."""

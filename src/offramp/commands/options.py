@@ -9,13 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Concatenate, Literal, ParamSpec, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Literal, ParamSpec, TypedDict, TypeVar, get_args
 
 import tyro
 
 from offramp.checks import check_fields, whole
-from offramp.choices import Backend
-from offramp.config import unset
+from offramp.choices import Backend, Plots
+from offramp.config import SpecFlag, unset
 from offramp.storage import check_writable
 
 if TYPE_CHECKING:
@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 File = Annotated[str | Path | None, unset("FILE")]
 Folder = Annotated[str | Path | None, unset("DIR")]
+PlotFiles = Annotated[Plots | None, unset(f"{{{','.join(get_args(Plots))}}}")]
+NamedModel = Annotated[tyro.conf.Positional[SpecFlag], tyro.conf.arg(help_behavior_hint="(required)")]
 AnyBackend = Literal["auto", Backend]
+
+
+def several(metavar: str) -> Any:
+    """For a positional that takes one METAVAR or more, which its help says."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="(one or more)")
 
 
 @dataclass(frozen=True, kw_only=True)

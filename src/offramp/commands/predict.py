@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from offramp.checks import whole
-from offramp.commands.options import File, OnDevice, in_threads
+from offramp.commands.options import File, OnDevice, in_threads, several
 from offramp.config import unset
 from offramp.errors import OfframpError, UsageError
 from offramp.files import RunFolder
@@ -45,9 +45,7 @@ class PredictOptions(OnDevice):
     Files that cannot be read are named on standard error and passed over; the status is then 1.
     """
 
-    images: Annotated[
-        tyro.conf.Positional[Sequence[str | Path]], tyro.conf.arg(metavar="IMAGE", help_behavior_hint="(one or more)")
-    ] = field(kw_only=False)
+    images: Annotated[tyro.conf.Positional[Sequence[str | Path]], several("IMAGE")] = field(kw_only=False)
     """Image files (JPEG, PNG, WebP), and folders, which are searched recursively."""
     policy: File = None
     """Thresholds, as `offramp policy` and `offramp certify` write them.

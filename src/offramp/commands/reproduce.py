@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from offramp.checks import ABOVE_0, whole
-from offramp.commands.options import Flag, OpensRuns
+from offramp.commands.options import Flag, OpensRuns, several
 from offramp.config import FormName, SpecFlag, unset
 from offramp.terminal import duration_in_words, escaped, say, short
 
@@ -36,9 +36,7 @@ class ReproduceOptions(OpensRuns):
     Runs that are finished are not run again, runs that were killed go on. Writes DIR/NAME.html and DIR/NAME.md.
     """
 
-    what: Annotated[
-        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TABLE|FIGURE", help_behavior_hint="(one or more)")
-    ] = field(kw_only=False)
+    what: Annotated[tyro.conf.Positional[tuple[str, ...]], several("TABLE|FIGURE")] = field(kw_only=False)
     """table1 to table8, figure3, figure4, league, league-imagenet, or all of these;
     the leagues: all methods in the settings of Table 1 and of Figure 4;
     study: our own comparison; pilot: what decides on each method's number for it."""

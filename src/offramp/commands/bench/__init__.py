@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Unpack
 
 from offramp.checks import ABOVE_0, whole
 from offramp.choices import Plots
-from offramp.commands.options import AnyBackend, ByHand, File, Flag, RecordsLogits, in_threads, target
+from offramp.commands.options import AnyBackend, ByHand, File, Flag, PlotFiles, RecordsLogits, in_threads, target
 from offramp.config import unset
 from offramp.errors import OfframpError, UsageError
 from offramp.json_files import encoded
@@ -61,7 +61,7 @@ class BenchOptions(RecordsLogits):
     Under a policy that was certified in int8 or bf16, only the form that it was certified in."""
     out: File = None
     """Write to FILE instead of RUN/bench.json, which offramp policy reads."""
-    plots: Annotated[Plots | None, unset("{svg,png}")] = None
+    plots: PlotFiles = None
     """Draw accuracy against operations and against time as files of this kind, to RUN/plots."""
 
     def __post_init__(self) -> None:
