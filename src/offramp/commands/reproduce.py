@@ -42,8 +42,8 @@ class ReproduceOptions(OpensRuns):
     study: our own comparison; pilot: what decides on each method's number for it."""
     scale: Annotated[str, tyro.conf.arg(metavar="paper|pocket|pairs|...")] = "paper"
     """paper: CIFAR and ImageNet, the recipe to the letter; pocket: Fashion-MNIST, minutes a run;
-    pairs, pairs-short (for its pilot), pairs-few, pairs-many: fashion-pairs (100 classes), minutes a run;
-    pairs-wide: the same, hours a run; package.module:Name: a Scale of your own."""
+    pairs, pairs-short (for its pilot), pairs-few: fashion-pairs (100 classes), minutes a run;
+    pairs-wide: the same, over an hour a run; package.module:Name: a Scale of your own."""
     seeds: Annotated[int, whole(1)] = 5
     """Number of seeds of every row."""
     first_seed: Annotated[int, whole(0)] = 0
