@@ -41,7 +41,8 @@ def test_three_kills(tmp_path: Path, more: tuple[str, ...]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [2, 3])
 def test_twenty_kills(tmp_path: Path, seed: int) -> None:
-    result = torture(tmp_path, 20, seed, "--epochs", "40", "--keep-best")
+    # Long enough that it is not finished before its kills on a machine that is twice as fast after the undisturbed run.
+    result = torture(tmp_path, 20, seed, "--epochs", "60", "--keep-best")
     assert result["kills"] == 20
     assert len(result["kinds"]) >= 4
     assert "best.safetensors" in result["compared"]
