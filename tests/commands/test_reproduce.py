@@ -31,16 +31,12 @@ class Focal(Objective):
 """
 
 
-def nothing_written(here: Path) -> bool:
-    """But Python's own, where a test is the first in its process to import the scale."""
-    return set(os.listdir(here)) - {"__pycache__"} == {"tiny.py"}
-
-
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder to work in, with a scale of one's own in it: `--scale tiny:SCALE`."""
     shutil.copy(TINY, tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # what stands there is what the command wrote
     yield tmp_path
     for name in ("tiny", "mine"):  # another test has others of that name
         sys.modules.pop(name, None)
@@ -59,7 +55,7 @@ def test_the_list_of_everything(here: Path, capsys) -> None:
     assert re.search(
         r"^league: .*; damping, λ rising with depth; .*; CGT, soft gate, its own recipe", said, re.MULTILINE
     )
-    assert nothing_written(here)
+    assert os.listdir(here) == ["tiny.py"]
 
 
 def without_clocks(page: str) -> str:
@@ -109,7 +105,7 @@ def test_without_ray_nothing_is_begun(here: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["reproduce", "table1", "--scale", "tiny:SCALE", "--on", "ray"]) == 2
     assert capsys.readouterr().err == "offramp: Ray is not installed: pip install 'offramp[ray]'.\n"
-    assert nothing_written(here)
+    assert os.listdir(here) == ["tiny.py"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])

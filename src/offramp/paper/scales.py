@@ -251,38 +251,34 @@ POCKET = Scale(
     },
 )
 
-_PAIRS = dataclasses.replace(
-    _POCKET,
-    data=Spec("fashion-pairs", {"limit": 4000}),
-    num_classes=100,
-    image_shape=(3, 32, 32),
-    images=4000,
-    epochs=50,
-)
 _ARE = "of 3 x 32 x 32 in 100 classes, two garments of Fashion-MNIST each. Not CIFAR-100, nor comparable with it"
 
 
-def _pairs(name: str, about: str, **settings: Any) -> Scale:
-    setting = dataclasses.replace(_PAIRS, **settings)
+def _pairs(name: str, what: str, images: int, epochs: int, **settings: Any) -> Scale:
+    setting = dataclasses.replace(
+        _POCKET,
+        data=Spec("fashion-pairs", {"limit": images}),
+        num_classes=100,
+        image_shape=(3, 32, 32),
+        images=images,
+        epochs=epochs,
+        **settings,
+    )
+    about = f"Fashion-pairs: images {_ARE}. {images:,} training images, {epochs} epochs, {what}."
     return Scale(name=name, about=about, papers=False, settings={"cifar100": setting}, pilot="pairs-short")
 
 
-def _repeated(name: str, what: str, images: int, epochs: int, **settings: Any) -> Scale:
-    """As many steps as the others, on more or fewer images."""
-    about = f"Fashion-pairs: images {_ARE}. {images:,} training images, {epochs} epochs, a narrow MSDNet: {what}."
-    data = Spec("fashion-pairs", {"limit": images})
-    return _pairs(name, about, data=data, images=images, epochs=epochs, **settings)
-
-
-PAIRS = _repeated("pairs", "about 3,100 steps", 4000, 50)
+PAIRS = _pairs("pairs", "a narrow MSDNet: about 3,100 steps", 4000, 50)
 # For the pilot, whose 29 candidates would otherwise take longer than the study.
-PAIRS_SHORT = _repeated("pairs-short", "two fifths of the steps of pairs", 4000, 20)
+PAIRS_SHORT = _pairs("pairs-short", "a narrow MSDNet: two fifths of the steps of pairs", 4000, 20)
 # As many steps, on fewer images: `pairs` has few gradients of fitted images (measured: 0.3 % of the push), here there
 # should be many. Few are held out of few: half of them are watched after every epoch, of 4,000 a third of the work.
-PAIRS_FEW = _repeated("pairs-few", "few images, seen often", 1250, 160, held_out=1000)
+PAIRS_FEW = _pairs("pairs-few", "a narrow MSDNet: few images, seen often", 1250, 160, held_out=1000)
 PAIRS_WIDE = _pairs(
     "pairs-wide",
-    f"Fashion-pairs: images {_ARE}. 4,000 training images, 50 epochs, the paper's MSDNet-7 for CIFAR-100.",
+    "the paper's MSDNet-7 for CIFAR-100",
+    4000,
+    50,
     network=_CIFAR.network,
     last_only=_CIFAR.last_only,
 )
