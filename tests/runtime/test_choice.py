@@ -56,7 +56,7 @@ def test_where_nobody_leaves_the_plan_is_straight(batch_size: int) -> None:
 
 def test_without_exits_that_may_answer_nothing_is_expected() -> None:
     nobody = replace(flow([0.0, 0.0]), open=())
-    for found in (choose(EVEN, nobody, 32), choose_stream(EVEN, nobody)):
+    for found in (choose(EVEN, nobody, 32), choose_stream(EVEN, nobody, 32)):
         assert found.adaptive == ()
         assert found.gain == 1
         assert found.plan.straight
@@ -174,15 +174,22 @@ def test_kernels_that_do_not_stay_are_paid_for_again() -> None:
 def test_a_stream_gains_what_its_rows_promise_where_rows_are_all_there_is() -> None:
     leave = flow([0.5, 0.5], images=1000)
     reach = [1.0, float((~leave.takes_KS[0]).mean()), float((~leave.takes_KS[:2].any(0)).mean())]
-    found = choose_stream(table([(0.0, 0.2)] * 3, [(0.0, 0.0)] * 3), leave)
+    found = choose_stream(table([(0.0, 0.2)] * 3, [(0.0, 0.0)] * 3), leave, 32)
     assert found.gain == pytest.approx(3 / sum(reach))
 
 
 def test_a_stream_takes_larger_chunks_where_calls_cost_most() -> None:
     calls, rows = (table([(call, row)] * 3, [(0.0, 0.001)] * 3) for call, row in ((1.0, 0.01), (0.0, 0.1)))
-    assert choose_stream(calls, flow([0.5, 0.5])).plan.chunk == max(CHUNKS)
+    assert choose_stream(calls, flow([0.5, 0.5]), 32).plan.chunk == max(CHUNKS)
     dear = replace(rows, stages_KR=tuple(tuple(0.1 * n if n < 64 else 0.2 * n for n in ROWS) for _ in range(3)))
-    assert (choose_stream(dear, flow([0.5, 0.5])).plan.chunk or 0) <= 32
+    assert (choose_stream(dear, flow([0.5, 0.5]), 32).plan.chunk or 0) <= 32
+
+
+def test_a_plain_loop_over_a_streams_batches_is_among_the_ways_straight_on_whatever_was_timed() -> None:
+    few = TimeTable(
+        (1, 8), (0.0, 0.0), ((0.3, 1.7),) * 3, ((0.1, 0.1),) * 3, ((0.0, 0.0),) * 3, (0.0, 0.0), (0.0,) * 3, (10,) * 3
+    )
+    assert {way.plan.chunk for way in choose_stream(few, flow([0.5, 0.5]), 32).straight} == {8, 32}
 
 
 @pytest.mark.parametrize("batch_size", [1, 16, 64])

@@ -399,4 +399,5 @@ def test_a_small_grid_is_never_slower(tmp_path: Path) -> None:
     cells = json.loads(out.read_text())["cells"]
     assert len(cells) == 16
     assert {cell["batch"] for cell in cells} == {1, 20, 32, "stream"}
-    assert all(cell["at_least"] <= 1.02 for cell in cells)
+    for cell in cells:
+        assert cell["at_least"] <= max(1.02, 1 + 0.003 / cell["straight_ms"])

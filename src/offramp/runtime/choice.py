@@ -255,15 +255,18 @@ def choose(table: TimeTable, flow: Flow, batch_size: int) -> RankedPlans:
     return RankedPlans(straight, tuple(sorted(best.values(), key=lambda e: e.ms)))
 
 
-def choose_stream(table: TimeTable, flow: Flow) -> RankedPlans:
-    """The same for a long stream; times are per image."""
-    model = Model(table, flow, max(CHUNKS))
+def choose_stream(table: TimeTable, flow: Flow, batch_size: int) -> RankedPlans:
+    """The same for a long stream of such batches; times are per image.
+
+    Straight on, a chunk of one batch is always among them, a plain loop, also where no time was taken of so many rows.
+    """
+    model = Model(table, flow, max(*CHUNKS, batch_size))
     chunks = [chunk for chunk in CHUNKS if chunk <= max(table.rows_R)] or [CHUNKS[0]]
 
     def ms(plan: Plan) -> float:
         return float(model.stream_ms(plan, flow.asked(plan)).sum())
 
-    straight = _fastest((Plan(straight=True, chunk=chunk) for chunk in chunks), ms)
+    straight = _fastest((Plan(straight=True, chunk=chunk) for chunk in sorted({*chunks, batch_size})), ms)
     adaptive = (_best_exits(_starts(flow, Plan(chunk=chunk)), flow, ms, compacting=False) for chunk in chunks)
     return RankedPlans(straight, tuple(sorted(filter(None, adaptive), key=lambda e: e.ms)))
 

@@ -25,19 +25,20 @@ def as_images(images: Any, network: EarlyExitNet) -> Tensor:
     Tensors stay what and where they are. What is not finite is let through: such an image has no confidence, and
     leaves at the last exit.
     """
-    if isinstance(images, (list, tuple)) and not images:
-        images = torch.empty(0, *(network.image_shape or ()))
-    images_BCHW = _tensor(images)
+    if not isinstance(images, Tensor):
+        none = isinstance(images, (list, tuple)) and not images
+        images = torch.empty(0, *(network.image_shape or ())) if none else _tensor(images)
+    images_BCHW: Tensor = images
     check_images(images_BCHW, network.image_shape)
     return images_BCHW
 
 
 def check_images(images_BCHW: Tensor, image_shape: Sequence[int] | None) -> None:
     """Refuse a tensor that is no batch of floats, or not of images `(channels, height, width)` where that is known."""
-    shape = list(images_BCHW.shape)
-    if not shape or (image_shape is not None and shape[1:] != list(image_shape)):
+    shape = images_BCHW.shape
+    if not shape or (image_shape is not None and shape[1:] != tuple(image_shape)):
         sides = ", ".join(map(str, image_shape or ("channels", "height", "width")))
-        raise UsageError(f"Images must be a batch [B, {sides}], not {shape}.")
+        raise UsageError(f"Images must be a batch [B, {sides}], not {[*shape]}.")
     if not images_BCHW.is_floating_point():
         raise UsageError(f"Images must be floats, normalised as in training, not {images_BCHW.dtype}.")
 

@@ -6,7 +6,8 @@ too long is fetched: the segments from where it is are run on what waits there. 
 shallowest first.
 
 Where the plan is to run straight on there is nothing to wait for between stages: images are gathered to a chunk, which
-runs right through. A batch that is a chunk or larger is not copied then, and not held back.
+runs right through. A batch that is a chunk or larger is not copied then, and not held back. Images stay in their order,
+so that nothing is spent on who is where: a small network would be slower than in a plain loop.
 """
 
 from collections import deque
@@ -15,32 +16,30 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from offramp.devices import borrowed
 from offramp.errors import UsageError
 from offramp.runtime.chunks import Queue, check_size
 from offramp.runtime.plan import Plan, Tally
-from offramp.runtime.program import quiet_torch
+from offramp.runtime.program import Program, quiet_torch
 from offramp.runtime.rows import Answers, Left, Rows
 from offramp.runtime.runner import Runner
 
 WINDOW = 32  # chunks
+CHUNK = 64  # images, where the plan has none
 
 
 class Queues:
-    """The images under way in a stream. Stages are run on the plan's chunk; on 64 where it has none.
+    """The images under way in a stream. Stages are run on the plan's chunk.
 
     An image is fetched when so many as the window have come in after it.
     """
 
     def __init__(self, runner: Runner, plan: Plan, window: int | None, tally: Tally | None) -> None:
         self.runner, self.plan, self.tally = runner, plan, tally
-        self.straight = runner.straight(None) if plan.straight else None
-        self.chunk = plan.chunk or 64
-        self.window = WINDOW * self.chunk if window is None else window
-        if self.window < 1:
-            raise UsageError(f"window must be at least 1, not {window}.")
+        self.chunk = plan.chunk or CHUNK
+        self.window = _window(window, self.chunk)
         self.segments = runner.segments(plan)
         self.waiting = [Queue(self.chunk) for _ in self.segments]  # before each segment
-        self.whole: Rows | None = None  # a batch that waits for nothing: straight on, and a chunk by itself
         self.seen = 0  # images that have come in
 
     @torch.inference_mode()
@@ -48,16 +47,11 @@ class Queues:
         """Take in images, before `run`; their ids go on from those before."""
         if len(images_BCHW) == 0:
             return
-        is_whole = self.straight is not None and len(images_BCHW) >= self.chunk
         with quiet_torch(self.runner.program):
-            carry = (images_BCHW,) if is_whole else self.runner.program.enter(images_BCHW)
+            carry = self.runner.program.enter(images_BCHW)
             ids_B = torch.arange(self.seen, self.seen + len(images_BCHW))
             self.seen += len(images_BCHW)
-            rows = Rows(ids_B.to(carry[0].device), carry)
-            if is_whole:
-                self.whole = rows
-            else:
-                self.waiting[0].put(rows)
+            self.waiting[0].put(Rows(ids_B.to(carry[0].device), carry))
 
     @torch.inference_mode()
     def run(self) -> Iterator[Left]:
@@ -70,10 +64,6 @@ class Queues:
                 yield from self._step(late)
             else:
                 break
-        if self.whole is not None:
-            whole, self.whole = self.whole, None
-            yield from self.drain()
-            yield self._through(whole)
 
     @torch.inference_mode()
     def drain(self) -> Iterator[Left]:
@@ -90,9 +80,6 @@ class Queues:
         return None
 
     def _step(self, number: int) -> Iterator[Left]:
-        if self.straight is not None:
-            yield self._through(self.waiting[number].take())
-            return
         with quiet_torch(self.runner.program):
             rows = self.waiting[number].take()
             rows = rows.compact(self.plan.rows(len(rows)))
@@ -104,30 +91,97 @@ class Queues:
                 self.tally.answer(left.answers.exits_B)
             yield left
 
-    def _through(self, rows: Rows) -> Left:
-        assert self.straight is not None
-        return Left(rows.ids_B, self.straight(rows.carry[0], self.tally))
+
+class _Gathered:
+    """The next images of a stream that is run straight on, in one piece of memory, at most `size` of them."""
+
+    def __init__(self, program: Program, size: int) -> None:
+        self.program, self.size = program, size
+        self.room_BCHW: Tensor | None = None
+        self.filled = 0
+
+    @torch.inference_mode()
+    def put(self, images_BCHW: Tensor) -> int:
+        """Copy images as far as there is room; how many that were."""
+        taken = min(self.size - self.filled, len(images_BCHW))
+        images_BCHW = borrowed(images_BCHW[:taken], self.program.device)
+        if self.room_BCHW is None:
+            shape = self.size, *images_BCHW.shape[1:]
+            self.room_BCHW = images_BCHW.new_empty(shape, dtype=self.program.dtype)
+        self.room_BCHW[self.filled : self.filled + taken] = images_BCHW
+        self.filled += taken
+        return taken
+
+    def take(self) -> Tensor:
+        """The images that are there, one or more; it is empty then."""
+        assert self.room_BCHW is not None
+        images_BCHW, self.room_BCHW, self.filled = self.room_BCHW[: self.filled], None, 0
+        return images_BCHW
+
+
+def _straight_on(
+    runner: Runner, batches: Iterable[Tensor], window: int | None, tally: Tally | None
+) -> Iterator[Answers]:
+    """The answers of some images at a time, all in order, on the CPU."""
+    straight, chunk = runner.straight(None), runner.stream_plan.chunk or CHUNK
+    window = _window(window, chunk)
+    gathered = _Gathered(runner.program, chunk)
+    for images_BCHW in batches:
+        if len(images_BCHW) >= chunk:
+            if gathered.filled:
+                yield _on_cpu(straight(gathered.take(), tally))
+            yield _on_cpu(straight(images_BCHW, tally))
+            continue
+        done = 0
+        while done < len(images_BCHW):
+            done += gathered.put(images_BCHW[done:])
+            if gathered.filled == chunk:
+                yield _on_cpu(straight(gathered.take(), tally))
+        if gathered.filled > window:
+            yield _on_cpu(straight(gathered.take(), tally))
+    if gathered.filled:
+        yield _on_cpu(straight(gathered.take(), tally))
+
+
+def _window(window: int | None, chunk: int) -> int:
+    if window is not None and window < 1:
+        raise UsageError(f"window must be at least 1, not {window}.")
+    return WINDOW * chunk if window is None else window
+
+
+def _of_one_size(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The batches, as long as their images have one size."""
+    size: torch.Size | None = None
+    for images_BCHW in batches:
+        if len(images_BCHW):
+            size = images_BCHW.shape[1:] if size is None else size
+            check_size(size, images_BCHW.shape[1:])
+        yield images_BCHW
+
+
+def _on_cpu(answers: Answers) -> Answers:
+    return Answers(*(column_B.cpu() for column_B in answers))
 
 
 def as_ready(
     runner: Runner, batches: Iterable[Tensor], *, window: int | None = None, tally: Tally | None = None
 ) -> Iterator[tuple[Tensor, Answers]]:
     """Positions `[B]` (int64, counted over the whole stream) and answers of images, as soon as they are there."""
+    if runner.program.image_shape is None:  # else the program looks
+        batches = _of_one_size(batches)
+    if runner.stream_plan.straight:
+        first = 0
+        for answers in _straight_on(runner, batches, window, tally):
+            yield torch.arange(first, first + len(answers.labels_B)), answers
+            first += len(answers.labels_B)
+        return
     queues = Queues(runner, runner.stream_plan, window, tally)
-    size: torch.Size | None = None
     for images_BCHW in batches:
-        if len(images_BCHW) and runner.program.image_shape is None:  # else the program looks
-            size = images_BCHW.shape[1:] if size is None else size
-            check_size(size, images_BCHW.shape[1:])
         queues.put(images_BCHW)
         for left in queues.run():
-            yield _on_cpu(left)
+            yield left.ids_B.cpu(), _on_cpu(left.answers)
     for left in queues.drain():
-        yield _on_cpu(left)
-
-
-def _on_cpu(left: Left) -> tuple[Tensor, Answers]:
-    return left.ids_B.cpu(), Answers(*(column_B.cpu() for column_B in left.answers))
+        yield left.ids_B.cpu(), _on_cpu(left.answers)
 
 
 def in_turn(
@@ -141,8 +195,8 @@ def in_turn(
             sizes.append(len(images_BCHW))
             yield images_BCHW
 
-    none = Answers(*(column_B.cpu() for column_B in runner.nothing()))
-    shelf = _Shelf(none)
+    none = _on_cpu(runner.nothing())
+    shelf = _InOrder(none) if runner.stream_plan.straight else _Shelf(none)
     for positions_B, answers in as_ready(runner, counted(), window=window, tally=tally):
         shelf.put(positions_B, answers)
         while sizes and shelf.holds(sizes[0]):
@@ -188,4 +242,23 @@ class _Shelf:
         taken = Answers(*(column_B[:size].clone() for column_B in self.columns))
         self.there_B, *self.columns = (column_B[size:].clone() for column_B in (self.there_B, *self.columns))
         self.first += size
+        return taken
+
+
+class _InOrder:
+    """The same for answers that come in the order of their images. Begins with `answers`, for no images."""
+
+    def __init__(self, answers: Answers) -> None:
+        self.answers = answers
+
+    def put(self, positions_B: Tensor, answers: Answers) -> None:
+        held = len(self.answers.labels_B)
+        self.answers = Answers(*map(torch.cat, zip(self.answers, answers, strict=True))) if held else answers
+
+    def holds(self, size: int) -> bool:
+        return size <= len(self.answers.labels_B)
+
+    def take(self, size: int) -> Answers:
+        taken = Answers(*(column_B[:size].clone() for column_B in self.answers))
+        self.answers = Answers(*(column_B[size:] for column_B in self.answers))
         return taken

@@ -71,7 +71,7 @@ def tuned(
         results[str(size)] = _proven(runner, choose(table, flow, size), feed, share, size)
     plans = {size: results[str(size)].plan for size in sorted(batch_sizes)}
     if streams:
-        choice = choose_stream(table, flow)
+        choice = choose_stream(table, flow, STREAM_BATCH)
         length = min(STREAMED[1], max(STREAMED[0], int(1000 * share / choice.straight[0].ms / 6)))
         results[STREAM] = _proven(runner, choice, batches_of(images_SCHW, length)[:1], share, None)
     tuning = Tuning(
