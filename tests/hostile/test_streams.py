@@ -45,6 +45,7 @@ def test_training_writes_the_same_bytes_without_its_display(folder: Path) -> Non
     found = []
     for stream in (None, "full error", "no stream at all"):
         shutil.rmtree(folder / "NEW", ignore_errors=True)
-        assert streams.run(streams.COMMANDS["train"], stream, folder).status == 0
+        ended = streams.run(streams.COMMANDS["train"], stream, folder)
+        assert ended.status == 0, (stream, ended)
         found.append([(folder / "NEW" / name).read_bytes() for name in ("weights.safetensors", "metrics.jsonl")])
     assert found[0] == found[1] == found[2]
