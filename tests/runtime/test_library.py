@@ -178,6 +178,16 @@ def test_as_ready_anytime_and_exit_by_exit(some, form) -> None:
     torch.testing.assert_close(first.confidence_B, wanted_B, rtol=0, atol=form.tolerance)
 
 
+@of_each
+def test_a_stream_straight_on_answers_as_one_call_does_to_the_last_bit(some, form) -> None:
+    network, images_BCHW, _, policy = some("by hand", False)
+    engine = Engine(network, policy, form=form, plan=Plan(straight=True, chunk=16))
+    wanted = engine(images_BCHW[:48])
+    found = joined(engine.stream(images_BCHW[:48].split(6)))
+    for found_B, wanted_B in zip(found, wanted, strict=True):
+        assert torch.equal(found_B, wanted_B)
+
+
 @mostly_float32
 def test_patience(some, form) -> None:
     network, images_BCHW, logits_KBC, _ = some("by hand", False)

@@ -320,6 +320,15 @@ def test_straight_on_a_stream_refuses_what_a_call_refuses(small, images_of) -> N
             list(engine.stream([good, bad]))
 
 
+def test_straight_on_images_of_several_types_lose_no_digits(recorded) -> None:
+    network = recorded(4, 2).double()
+    network.register_parameter("its_type", torch.nn.Parameter(torch.zeros(1, dtype=torch.float64)))
+    engine = Engine(network, POLICY, plan=Plan(straight=True, chunk=8))
+    batches = [logits(3), logits(5).double() / 3, logits(2)]
+    for answers, batch_BKC in zip(engine.stream(batches), batches, strict=True):
+        same(answers, engine(batch_BKC))
+
+
 def test_straight_on_needs_one_size_of_images_in_a_chunk(recorded) -> None:
     engine = Engine(recorded(3, 2), POLICY_3, plan=Plan(straight=True, chunk=8))
     with pytest.raises(UsageError, match="must all have one size"):

@@ -20,7 +20,7 @@ from offramp.devices import borrowed
 from offramp.errors import UsageError
 from offramp.runtime.chunks import Queue, check_size
 from offramp.runtime.plan import Plan, Tally
-from offramp.runtime.program import Program, quiet_torch
+from offramp.runtime.program import quiet_torch
 from offramp.runtime.rows import Answers, Left, Rows
 from offramp.runtime.runner import Runner
 
@@ -95,19 +95,22 @@ class Queues:
 class _Gathered:
     """The next images of a stream that is run straight on, in one piece of memory, at most `size` of them."""
 
-    def __init__(self, program: Program, size: int) -> None:
-        self.program, self.size = program, size
+    def __init__(self, device: torch.device, size: int) -> None:
+        self.device, self.size = device, size
         self.room_BCHW: Tensor | None = None
         self.filled = 0
+
+    def takes(self, images_BCHW: Tensor) -> bool:
+        """Whether they are of the type of those that are there; in another, their numbers would be rounded."""
+        return self.room_BCHW is None or self.room_BCHW.dtype == images_BCHW.dtype
 
     @torch.inference_mode()
     def put(self, images_BCHW: Tensor) -> int:
         """Copy images as far as there is room; how many that were."""
         taken = min(self.size - self.filled, len(images_BCHW))
-        images_BCHW = borrowed(images_BCHW[:taken], self.program.device)
+        images_BCHW = borrowed(images_BCHW[:taken], self.device)
         if self.room_BCHW is None:
-            shape = self.size, *images_BCHW.shape[1:]
-            self.room_BCHW = images_BCHW.new_empty(shape, dtype=self.program.dtype)
+            self.room_BCHW = images_BCHW.new_empty(self.size, *images_BCHW.shape[1:])
         self.room_BCHW[self.filled : self.filled + taken] = images_BCHW
         self.filled += taken
         return taken
@@ -125,11 +128,12 @@ def _straight_on(
     """The answers of some images at a time, all in order, on the CPU."""
     straight, chunk = runner.straight(None), runner.stream_plan.chunk or CHUNK
     window = _window(window, chunk)
-    gathered = _Gathered(runner.program, chunk)
+    gathered = _Gathered(runner.program.device, chunk)
     for images_BCHW in batches:
-        if len(images_BCHW) >= chunk:
-            if gathered.filled:
-                yield _on_cpu(straight(gathered.take(), tally))
+        is_whole = len(images_BCHW) >= chunk
+        if gathered.filled and (is_whole or not gathered.takes(images_BCHW)):
+            yield _on_cpu(straight(gathered.take(), tally))
+        if is_whole:
             yield _on_cpu(straight(images_BCHW, tally))
             continue
         done = 0
@@ -167,7 +171,7 @@ def as_ready(
     runner: Runner, batches: Iterable[Tensor], *, window: int | None = None, tally: Tally | None = None
 ) -> Iterator[tuple[Tensor, Answers]]:
     """Positions `[B]` (int64, counted over the whole stream) and answers of images, as soon as they are there."""
-    if runner.program.image_shape is None:  # else the program looks
+    if runner.program.image_shape is None:  # else the program checks
         batches = _of_one_size(batches)
     if runner.stream_plan.straight:
         first = 0
