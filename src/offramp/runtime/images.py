@@ -25,10 +25,12 @@ def as_images(images: Any, network: EarlyExitNet) -> Tensor:
     Tensors stay what and where they are. What is not finite is let through: such an image has no confidence, and
     leaves at the last exit.
     """
-    if not isinstance(images, Tensor):
-        none = isinstance(images, (list, tuple)) and not images
-        images = torch.empty(0, *(network.image_shape or ())) if none else _tensor(images)
-    images_BCHW: Tensor = images
+    if isinstance(images, Tensor):
+        images_BCHW = images
+    elif isinstance(images, (list, tuple)) and not images:
+        images_BCHW = torch.empty(0, *(network.image_shape or ()))
+    else:
+        images_BCHW = _tensor(images)
     check_images(images_BCHW, network.image_shape)
     return images_BCHW
 

@@ -20,8 +20,8 @@ from offramp.devices import borrowed
 from offramp.errors import UsageError
 from offramp.runtime.chunks import Queue, check_size
 from offramp.runtime.plan import Plan, Tally
-from offramp.runtime.program import quiet_torch
-from offramp.runtime.rows import Answers, Left, Rows
+from offramp.runtime.program import Program, quiet_torch
+from offramp.runtime.rows import Answers, Left, Rows, room
 from offramp.runtime.runner import Runner
 
 WINDOW = 32  # chunks
@@ -95,8 +95,8 @@ class Queues:
 class _Gathered:
     """The next images of a stream that is run straight on, in one piece of memory, at most `size` of them."""
 
-    def __init__(self, device: torch.device, size: int) -> None:
-        self.device, self.size = device, size
+    def __init__(self, program: Program, size: int) -> None:
+        self.program, self.size = program, size
         self.room_BCHW: Tensor | None = None
         self.filled = 0
 
@@ -108,10 +108,11 @@ class _Gathered:
     def put(self, images_BCHW: Tensor) -> int:
         """Copy images as far as there is room; how many that were."""
         taken = min(self.size - self.filled, len(images_BCHW))
-        images_BCHW = borrowed(images_BCHW[:taken], self.device)
-        if self.room_BCHW is None:
-            self.room_BCHW = images_BCHW.new_empty(self.size, *images_BCHW.shape[1:])
-        self.room_BCHW[self.filled : self.filled + taken] = images_BCHW
+        with quiet_torch(self.program):
+            images_BCHW = borrowed(images_BCHW[:taken], self.program.device)
+            if self.room_BCHW is None:
+                self.room_BCHW = room(images_BCHW, self.size)
+            self.room_BCHW[self.filled : self.filled + taken] = images_BCHW
         self.filled += taken
         return taken
 
@@ -128,23 +129,27 @@ def _straight_on(
     """The answers of some images at a time, all in order, on the CPU."""
     straight, chunk = runner.straight(None), runner.stream_plan.chunk or CHUNK
     window = _window(window, chunk)
-    gathered = _Gathered(runner.program.device, chunk)
+    gathered = _Gathered(runner.program, chunk)
+
+    def answered(images_BCHW: Tensor) -> Answers:
+        return _on_cpu(straight(images_BCHW, tally))
+
     for images_BCHW in batches:
         is_whole = len(images_BCHW) >= chunk
         if gathered.filled and (is_whole or not gathered.takes(images_BCHW)):
-            yield _on_cpu(straight(gathered.take(), tally))
+            yield answered(gathered.take())
         if is_whole:
-            yield _on_cpu(straight(images_BCHW, tally))
+            yield answered(images_BCHW)
             continue
         done = 0
         while done < len(images_BCHW):
             done += gathered.put(images_BCHW[done:])
             if gathered.filled == chunk:
-                yield _on_cpu(straight(gathered.take(), tally))
+                yield answered(gathered.take())
         if gathered.filled > window:
-            yield _on_cpu(straight(gathered.take(), tally))
+            yield answered(gathered.take())
     if gathered.filled:
-        yield _on_cpu(straight(gathered.take(), tally))
+        yield answered(gathered.take())
 
 
 def _window(window: int | None, chunk: int) -> int:
