@@ -105,16 +105,17 @@ class _Gathered:
         return self.room_BCHW is None or self.room_BCHW.dtype == images_BCHW.dtype
 
     @torch.inference_mode()
-    def put(self, images_BCHW: Tensor) -> int:
-        """Copy images as far as there is room; how many that were."""
-        taken = min(self.size - self.filled, len(images_BCHW))
+    def put(self, images_BCHW: Tensor, first: int) -> int:
+        """Copy images from the position `first` on, as far as there is room; the position of the next."""
+        end = min(first + self.size - self.filled, len(images_BCHW))
+        filled = self.filled + end - first
         with quiet_torch(self.program):
-            images_BCHW = borrowed(images_BCHW[:taken], self.program.device)
+            images_BCHW = borrowed(images_BCHW[first:end], self.program.device)
             if self.room_BCHW is None:
                 self.room_BCHW = room(images_BCHW, self.size)
-            self.room_BCHW[self.filled : self.filled + taken] = images_BCHW
-        self.filled += taken
-        return taken
+            self.room_BCHW[self.filled : filled] = images_BCHW
+        self.filled = filled
+        return end
 
     def take(self) -> Tensor:
         """The images that are there, one or more; it is empty then."""
@@ -143,7 +144,7 @@ def _straight_on(
             continue
         done = 0
         while done < len(images_BCHW):
-            done += gathered.put(images_BCHW[done:])
+            done = gathered.put(images_BCHW, done)
             if gathered.filled == chunk:
                 yield answered(gathered.take())
         if gathered.filled > window:
@@ -255,19 +256,22 @@ class _Shelf:
 
 
 class _InOrder:
-    """The same for answers that come in the order of their images. Begins with `answers`, for no images."""
+    """The same for answers that come in the order of their images: those from `first` on are not delivered yet."""
 
-    def __init__(self, answers: Answers) -> None:
-        self.answers = answers
+    def __init__(self, none: Answers) -> None:
+        self.answers, self.first = none, 0
 
     def put(self, positions_B: Tensor, answers: Answers) -> None:
-        held = len(self.answers.labels_B)
-        self.answers = Answers(*map(torch.cat, zip(self.answers, answers, strict=True))) if held else answers
+        if not self.holds(1):
+            self.answers = answers
+        else:
+            pairs = zip(self.answers, answers, strict=True)
+            self.answers = Answers(*(torch.cat([held_B[self.first :], new_B]) for held_B, new_B in pairs))
+        self.first = 0
 
     def holds(self, size: int) -> bool:
-        return size <= len(self.answers.labels_B)
+        return self.first + size <= len(self.answers.labels_B)
 
     def take(self, size: int) -> Answers:
-        taken = Answers(*(column_B[:size].clone() for column_B in self.answers))
-        self.answers = Answers(*(column_B[size:] for column_B in self.answers))
-        return taken
+        first, self.first = self.first, self.first + size
+        return Answers(*(column_B[first : self.first].clone() for column_B in self.answers))
